@@ -1,0 +1,3 @@
+//! Thin shells: each reads its input, calls one function of [`crate::logic`], sends what came out.
+
+pub mod supervisor;

@@ -1,0 +1,1 @@
+//! Kubernetes' REST API over actix-web. Speaks only messages to actors.

@@ -1,0 +1,3 @@
+//! The `troupe` program.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The command line. Speaks only HTTP to a cluster.

@@ -1,0 +1,14 @@
+//! Troupe: a container orchestrator whose every part is an actor.
+//!
+//! Layers, top to bottom: `cli` | `app` → `api`, [`actors`] → [`messages`] → [`logic`] → [`model`]; actors also use
+//! [`net`], [`store`] and [`runtime`].
+
+pub mod actors;
+pub mod api;
+pub mod cli;
+pub mod logic;
+pub mod messages;
+pub mod model;
+pub mod net;
+pub mod runtime;
+pub mod store;

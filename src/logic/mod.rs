@@ -1,0 +1,1 @@
+//! Every decision, pure: no actor, runtime, clock, randomness or I/O. Time, seeds and limits are arguments.

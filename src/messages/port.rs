@@ -1,0 +1,127 @@
+//! Addresses that survive restarts.
+//!
+//! Owns: [`Slot`], where a supervisor publishes the address of an actor's present incarnation, and [`Port`], what
+//! everybody else holds: it sends one type of message to whoever is published now. Between two incarnations a send
+//! fails at once with [`SendFailed::Down`]; nothing queues for the dead.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, Addr, Handler, Message, Recipient, dev::ToEnvelope};
+use arc_swap::ArcSwapOption;
+
+/// Why a message did not get an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SendFailed {
+    /// Nobody is published: not started yet, or being restarted.
+    #[error("the {0} is not running at the moment")]
+    Down(&'static str),
+    /// The receiver died before it answered.
+    #[error("the {0} died before it answered")]
+    Died(&'static str),
+    /// No answer in time.
+    #[error("the {0} did not answer in time")]
+    Timeout(&'static str),
+}
+
+/// Where a supervisor publishes the present address of an actor.
+pub struct Slot<A: Actor> {
+    name: &'static str,
+    current: Arc<ArcSwapOption<Addr<A>>>,
+}
+
+impl<A: Actor> Clone for Slot<A> {
+    fn clone(&self) -> Self {
+        Slot { name: self.name, current: self.current.clone() }
+    }
+}
+
+impl<A: Actor> Slot<A> {
+    /// An empty slot; `name` is how errors call the actor.
+    pub fn new(name: &'static str) -> Slot<A> {
+        Slot { name, current: Arc::default() }
+    }
+
+    /// Publishes a new incarnation's address, or withdraws it.
+    pub fn publish(&self, address: Option<Addr<A>>) {
+        self.current.store(address.map(Arc::new));
+    }
+
+    /// The present address.
+    pub fn address(&self) -> Option<Addr<A>> {
+        self.current.load_full().map(|a| (*a).clone())
+    }
+
+    /// A port for one type of message to this actor.
+    pub fn port<M>(&self) -> Port<M>
+    where
+        M: Message + Send + 'static,
+        M::Result: Send,
+        A: Handler<M>,
+        A::Context: ToEnvelope<A, M>,
+    {
+        let current = self.current.clone();
+        Port {
+            name: self.name,
+            resolve: Arc::new(move || current.load_full().map(|a| (*a).clone().recipient())),
+        }
+    }
+}
+
+type Resolve<M> = Arc<dyn Fn() -> Option<Recipient<M>> + Send + Sync>;
+
+/// Sends one type of message to an actor, whichever incarnation lives.
+pub struct Port<M>
+where
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    name: &'static str,
+    resolve: Resolve<M>,
+}
+
+impl<M> Clone for Port<M>
+where
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    fn clone(&self) -> Self {
+        Port { name: self.name, resolve: self.resolve.clone() }
+    }
+}
+
+impl<M> Port<M>
+where
+    M: Message + Send + 'static,
+    M::Result: Send,
+{
+    /// A port to a fixed recipient: for tests and embedders.
+    pub fn fixed(name: &'static str, recipient: Recipient<M>) -> Port<M> {
+        Port { name, resolve: Arc::new(move || Some(recipient.clone())) }
+    }
+
+    /// Sends without waiting for an answer.
+    ///
+    /// # Errors
+    /// [`SendFailed::Down`] when nobody is published.
+    pub fn tell(&self, message: M) -> Result<(), SendFailed> {
+        let recipient = (self.resolve)().ok_or(SendFailed::Down(self.name))?;
+        if !recipient.connected() {
+            return Err(SendFailed::Down(self.name));
+        }
+        recipient.do_send(message);
+        Ok(())
+    }
+
+    /// Sends and waits for the answer.
+    ///
+    /// # Errors
+    /// When nobody is published, the receiver dies, or `timeout` passes.
+    pub async fn ask(&self, message: M, timeout: Duration) -> Result<M::Result, SendFailed> {
+        let recipient = (self.resolve)().ok_or(SendFailed::Down(self.name))?;
+        match tokio::time::timeout(timeout, recipient.send(message)).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(SendFailed::Died(self.name)),
+            Err(_) => Err(SendFailed::Timeout(self.name)),
+        }
+    }
+}

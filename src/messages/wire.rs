@@ -1,0 +1,190 @@
+//! What crosses machines, as `serde` + `bincode` frames.
+//!
+//! Owns: every type that one machine sends another over a link. Enums are append-only and their encoding is pinned by
+//! golden bytes under test: a variant is never moved, removed or reused. Documents and statuses travel as JSON bytes,
+//! so a newer field of Kubernetes never changes a frame's layout.
+//! Invariant: messages are pictures, not deltas: a lost one heals with the next, a repeated one does nothing.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::model::{NodeName, Revision, Uid};
+
+/// master → node, on the control stream.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToNode {
+    /// Everything this node is to run.
+    Assignments(Assignments),
+    /// The node's place in the cluster.
+    Welcome(Welcome),
+}
+
+/// node → master: control and state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum ToMaster {
+    /// First on every connection: who the node is and what it runs.
+    Hello(Hello),
+    /// The node's own status; newest wins.
+    Node(NodeReport),
+    /// Statuses of pods; newest wins per pod.
+    Pods(Vec<PodReport>),
+    /// Events to record.
+    Events(Vec<EventReport>),
+    /// A planned end: pods run on, nothing is to be rescheduled.
+    Goodbye,
+}
+
+/// The full set of a node's pods. `documents` holds those not yet sent on this connection, or changed since.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Assignments {
+    /// The store's revision that this picture shows.
+    pub revision: Revision,
+    /// Every pod of the node.
+    pub pods: Vec<AssignedPod>,
+    /// New and changed documents.
+    pub documents: Vec<PodDocument>,
+}
+
+/// One pod of the set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AssignedPod {
+    /// Which life of the pod.
+    pub uid: Uid,
+    /// The revision of its document.
+    pub revision: Revision,
+}
+
+/// A pod's document.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PodDocument {
+    /// Which life of the pod.
+    pub uid: Uid,
+    /// The document's revision.
+    pub revision: Revision,
+    /// The pod as JSON.
+    pub json: Bytes,
+}
+
+/// What a node must know before it runs pods.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The subnet for the node's pods, `10.244.3.0/24`.
+    pub pod_cidr: String,
+    /// The cluster's name.
+    pub cluster: String,
+}
+
+/// A node's introduction.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Labels the node was started with.
+    pub labels: BTreeMap<String, String>,
+    /// Its first status.
+    pub report: NodeReport,
+}
+
+/// A node's status.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NodeReport {
+    /// Kubernetes' `NodeStatus` as JSON: addresses, capacity, allocatable, conditions, nodeInfo, images.
+    pub status: Bytes,
+}
+
+/// A pod's status.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PodReport {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// Which life of it: a report on an earlier one is ignored.
+    pub uid: Uid,
+    /// Ascends with every report on this pod while its kubelet lives; late ones are ignored.
+    pub sequence: u64,
+    /// Kubernetes' `PodStatus` as JSON.
+    pub status: Bytes,
+    /// Every container has ended and the sandbox is gone: a pod being deleted may vanish now.
+    pub terminated: bool,
+}
+
+/// Something a kubelet saw.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EventReport {
+    /// What it is about: a pod's namespace and name, or a node's name with an empty namespace.
+    pub namespace: String,
+    /// See `namespace`.
+    pub name: String,
+    /// The pod's uid; empty for a node.
+    pub uid: Uid,
+    /// `spec.containers{web}` for a container's event.
+    pub field_path: Option<String>,
+    /// `Warning` instead of `Normal`.
+    pub warning: bool,
+    /// One word, the kubelet's: `Pulled`, `Created`, `Started`, `Killing`, `BackOff`…
+    pub reason: String,
+    /// A sentence.
+    pub message: String,
+    /// Milliseconds since the epoch.
+    pub at_ms: i64,
+}
+
+/// First frame on a byte stream: what the bytes will be. The other side answers with [`Opened`], then bytes flow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub enum Open {
+    /// master → node: a container's log, as `GET pods/NAME/log` would have it.
+    Logs(LogRequest),
+    /// master → node: bytes of an image archive follow; the answer is a JSON list of the names loaded.
+    ImageLoad(ImageLoad),
+    /// master → node: a JSON list of the node's images comes back.
+    ImageList,
+    /// master → node: remove an image by name.
+    ImageRemove(String),
+}
+
+/// Answer to [`Open`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Opened {
+    /// Bytes follow.
+    Ok,
+    /// Refused: an HTTP status code and a sentence.
+    Refused(u16, String),
+}
+
+/// Which part of which log.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogRequest {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's uid.
+    pub uid: String,
+    /// The container's name.
+    pub container: String,
+    /// Go on as the log grows.
+    pub follow: bool,
+    /// The log of the container's previous life.
+    pub previous: bool,
+    /// Prefix each line with its RFC 3339 time.
+    pub timestamps: bool,
+    /// Only the last so many lines.
+    pub tail_lines: Option<u64>,
+    /// Only lines not older than this, milliseconds since the epoch.
+    pub since_ms: Option<i64>,
+    /// Stop after so many bytes.
+    pub limit_bytes: Option<u64>,
+}
+
+/// How to load an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageLoad {
+    /// A docker-archive or an OCI layout as a tar, maybe compressed; names are inside. `Some` renames it.
+    Archive(Option<String>),
+    /// A root file system as a tar, to be called by this name.
+    RootFs(String),
+}
+
+/// A peer's name as its certificate has it, handed up with every link.
+pub type Peer = NodeName;

@@ -1,0 +1,22 @@
+//! Nouns: kinds, keys, labels, quantities, documents and their facets.
+//!
+//! The bottom of the house: everything may use it, it uses nothing of ours. Pure data and pure functions.
+
+pub mod admit;
+mod facet;
+mod key;
+mod kind;
+mod object;
+pub mod quantity;
+pub mod registry;
+pub mod selector;
+mod snapshot;
+pub mod table;
+
+pub use facet::{
+    ControllerFacet, EventFacet, KindFacet, NodeFacet, Phase, PodFacet, Resources, ServiceFacet,
+};
+pub use key::{Key, NodeName, Revision, Uid};
+pub use kind::Kind;
+pub use object::{Deleting, Facet, Labels, Meta, Object, Owner, SealError, Sealed, Stored, seal, seal_json};
+pub use snapshot::Snapshot;

@@ -1,0 +1,249 @@
+//! Objects: the compact facet actors read, and the JSON document clients get.
+//!
+//! Owns: the path from a typed Kubernetes object to what the store keeps. A [`Sealed`] is an object ready to be stored
+//! (no revision yet); the store gives it a [`Revision`] and it becomes an [`Object`], for good.
+//! Invariant: `facet` and `json` of one object say the same; `json` is a whole document with `apiVersion`, `kind` and
+//! `metadata.resourceVersion`, ready to be sent. Validation and defaulting happen before, in [`crate::model::registry`].
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use bytes::Bytes;
+use k8s_openapi::{
+    api::core::v1,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+    jiff::Timestamp,
+};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Key, Kind, KindFacet, Revision, Uid};
+
+/// Labels, or a selector's equalities.
+pub type Labels = BTreeMap<String, String>;
+
+/// An object as the store keeps it. Immutable: a change is a new `Object` under a new revision.
+#[derive(Clone, Debug)]
+pub struct Object {
+    /// Kind, namespace and name.
+    pub key: Key,
+    /// The change that made this state of it.
+    pub revision: Revision,
+    /// What actors read.
+    pub facet: Facet,
+    /// What clients get: the whole document, `resourceVersion` included.
+    pub json: Bytes,
+}
+
+impl Object {
+    /// The object's uid.
+    pub fn uid(&self) -> &Uid {
+        &self.facet.meta.uid
+    }
+
+    /// Parses the document back into Kubernetes' type for it.
+    ///
+    /// # Errors
+    /// When `K` is not the document's type.
+    pub fn parse<K: DeserializeOwned>(&self) -> Result<K, serde_json::Error> {
+        serde_json::from_slice(&self.json)
+    }
+}
+
+/// An object that is complete (defaults, uid, creation time) and waits only for its revision.
+#[derive(Clone, Debug)]
+pub struct Sealed {
+    /// Kind, namespace and name.
+    pub key: Key,
+    /// What actors will read.
+    pub facet: Facet,
+    /// The document without `resourceVersion`.
+    json: Vec<u8>,
+    /// Where in `json` the first field of `metadata` begins.
+    splice: usize,
+}
+
+impl Sealed {
+    /// Puts the revision into the document.
+    pub fn at(self, revision: Revision) -> Object {
+        let field = format!("\"resourceVersion\":\"{revision}\",");
+        let mut json = Vec::with_capacity(self.json.len() + field.len());
+        json.extend_from_slice(&self.json[..self.splice]);
+        json.extend_from_slice(field.as_bytes());
+        json.extend_from_slice(&self.json[self.splice..]);
+        Object { key: self.key, revision, facet: self.facet, json: json.into() }
+    }
+
+    /// The document without `resourceVersion`: what is written to disk beside the revision.
+    pub fn document(&self) -> &[u8] {
+        &self.json
+    }
+}
+
+/// Kubernetes types that Troupe stores. `facet` draws the compact view from the typed object.
+pub trait Stored: Serialize + DeserializeOwned + Clone + Send + 'static {
+    /// Which kind it is.
+    const KIND: Kind;
+    /// The object's metadata.
+    fn meta(&self) -> &ObjectMeta;
+    /// The object's metadata, to change.
+    fn meta_mut(&mut self) -> &mut ObjectMeta;
+    /// What actors need to know of this kind.
+    fn kind_facet(&self) -> KindFacet;
+}
+
+/// Why a document could not be sealed.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The JSON is not an object of the kind.
+    #[error("document is not a valid {kind}: {source}")]
+    Parse {
+        /// The expected kind.
+        kind: Kind,
+        /// What serde says.
+        source: serde_json::Error,
+    },
+    /// `metadata.name` or `metadata.uid` is missing: a defect of the caller.
+    #[error("{kind} without metadata.{field}")]
+    Incomplete {
+        /// The kind.
+        kind: Kind,
+        /// The missing field.
+        field: &'static str,
+    },
+}
+
+/// Seals a typed object: draws its facet and writes its document. `resourceVersion` is dropped: the store sets it.
+///
+/// # Errors
+/// When name or uid are missing.
+pub fn seal<K: Stored>(object: &K) -> Result<Sealed, SealError> {
+    let kind = K::KIND;
+    let mut object = object.clone();
+    object.meta_mut().resource_version = None;
+    let meta = object.meta();
+    let name = meta.name.as_deref().ok_or(SealError::Incomplete { kind, field: "name" })?;
+    let uid = meta.uid.as_deref().ok_or(SealError::Incomplete { kind, field: "uid" })?;
+    let key = Key::new(
+        kind,
+        if kind.namespaced() { meta.namespace.as_deref().unwrap_or("default") } else { "" },
+        name,
+    );
+    let facet = Facet { meta: Meta::draw(meta, uid), of: object.kind_facet() };
+    let json = serde_json::to_vec(&object).map_err(|source| SealError::Parse { kind, source })?;
+    let marker = b"\"metadata\":{";
+    let splice = json
+        .windows(marker.len())
+        .position(|w| w == marker)
+        .map(|at| at + marker.len())
+        .ok_or(SealError::Incomplete { kind, field: "metadata" })?;
+    Ok(Sealed { key, facet, json, splice })
+}
+
+/// Parses a document of that kind and seals it: what recovery from disk and generic writers use.
+///
+/// # Errors
+/// When the document is not of that kind, or incomplete.
+pub fn seal_json(kind: Kind, json: &[u8]) -> Result<Sealed, SealError> {
+    fn go<K: Stored>(json: &[u8]) -> Result<Sealed, SealError> {
+        let object: K =
+            serde_json::from_slice(json).map_err(|source| SealError::Parse { kind: K::KIND, source })?;
+        seal(&object)
+    }
+    match kind {
+        Kind::Namespace => go::<v1::Namespace>(json),
+        Kind::Node => go::<v1::Node>(json),
+        Kind::Pod => go::<v1::Pod>(json),
+        Kind::ReplicationController => go::<v1::ReplicationController>(json),
+        Kind::Service => go::<v1::Service>(json),
+        Kind::Endpoints => go::<v1::Endpoints>(json),
+        Kind::Event => go::<v1::Event>(json),
+        Kind::ConfigMap => go::<v1::ConfigMap>(json),
+        Kind::Secret => go::<v1::Secret>(json),
+        Kind::ServiceAccount => go::<v1::ServiceAccount>(json),
+    }
+}
+
+/// What actors read of an object, without its document.
+#[derive(Clone, Debug)]
+pub struct Facet {
+    /// What every kind has.
+    pub meta: Meta,
+    /// What this kind has.
+    pub of: KindFacet,
+}
+
+/// The metadata actors read.
+#[derive(Clone, Debug)]
+pub struct Meta {
+    /// The uid.
+    pub uid: Uid,
+    /// The labels.
+    pub labels: Labels,
+    /// Owner references, in the document's order.
+    pub owners: Arc<[Owner]>,
+    /// When it was created.
+    pub created: Timestamp,
+    /// Set once deletion was asked for.
+    pub deleting: Option<Deleting>,
+    /// Who must act before the object may vanish.
+    pub finalizers: Arc<[String]>,
+    /// Counts changes of `spec`.
+    pub generation: i64,
+}
+
+/// Deletion in progress.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Deleting {
+    /// `metadata.deletionTimestamp`: when the grace ends.
+    pub at: Timestamp,
+    /// `metadata.deletionGracePeriodSeconds`.
+    pub grace_seconds: i64,
+}
+
+/// One owner reference.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Owner {
+    /// The owner's uid.
+    pub uid: Uid,
+    /// The owner's `kind` field.
+    pub kind: String,
+    /// The owner's name.
+    pub name: String,
+    /// Whether it is the managing controller: at most one is.
+    pub controller: bool,
+    /// Whether foreground deletion of the owner waits for this object.
+    pub block_owner_deletion: bool,
+}
+
+impl Meta {
+    fn draw(meta: &ObjectMeta, uid: &str) -> Meta {
+        Meta {
+            uid: uid.into(),
+            labels: meta.labels.clone().unwrap_or_default(),
+            owners: meta.owner_references.iter().flatten().map(Owner::draw).collect(),
+            created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
+            deleting: meta.deletion_timestamp.as_ref().map(|t| Deleting {
+                at: t.0,
+                grace_seconds: meta.deletion_grace_period_seconds.unwrap_or(0),
+            }),
+            finalizers: meta.finalizers.iter().flatten().cloned().collect(),
+            generation: meta.generation.unwrap_or(0),
+        }
+    }
+
+    /// The managing controller, if any.
+    pub fn controller(&self) -> Option<&Owner> {
+        self.owners.iter().find(|o| o.controller)
+    }
+}
+
+impl Owner {
+    fn draw(owner: &OwnerReference) -> Owner {
+        Owner {
+            uid: owner.uid.as_str().into(),
+            kind: owner.kind.clone(),
+            name: owner.name.clone(),
+            controller: owner.controller.unwrap_or(false),
+            block_owner_deletion: owner.block_owner_deletion.unwrap_or(false),
+        }
+    }
+}

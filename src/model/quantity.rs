@@ -1,0 +1,112 @@
+//! Kubernetes quantities: `100m`, `1.5`, `64Mi`, `2e3`.
+//!
+//! Owns: parsing of `resource.Quantity` texts to exact integers. Grammar as in apimachinery's `quantity.go`: a signed
+//! decimal number, then a binary suffix (Ki…Ei), a decimal suffix (n u m k M G T P E) or an exponent.
+
+/// Why a text is no quantity.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$', got {0:?}"
+)]
+pub struct QuantityError(pub String);
+
+/// Parses a quantity into thousandths, rounded up (away from zero), as Kubernetes rounds.
+///
+/// # Errors
+/// When the text is no quantity, or does not fit.
+pub fn parse_milli(text: &str) -> Result<i128, QuantityError> {
+    let bad = || QuantityError(text.to_owned());
+    let (negative, rest) = match text.as_bytes().first() {
+        Some(b'-') => (true, &text[1..]),
+        Some(b'+') => (false, &text[1..]),
+        _ => (false, text),
+    };
+    let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+    let (number, suffix) = rest.split_at(number_end);
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    // 30 digits are far beyond any quantity and keep every product below within i128.
+    if whole.len() + fraction.len() == 0 || whole.len() + fraction.len() > 30 || fraction.contains('.') {
+        return Err(bad());
+    }
+    let digits: i128 = format!("0{whole}{fraction}").parse().map_err(|_| bad())?;
+    // The value in thousandths is digits * scale * 10^power.
+    let (scale, power): (i128, i32) = match suffix {
+        "" => (1, 0),
+        "n" => (1, -9),
+        "u" => (1, -6),
+        "m" => (1, -3),
+        "k" => (1, 3),
+        "M" => (1, 6),
+        "G" => (1, 9),
+        "T" => (1, 12),
+        "P" => (1, 15),
+        "E" => (1, 18),
+        "Ki" => (1 << 10, 0),
+        "Mi" => (1 << 20, 0),
+        "Gi" => (1 << 30, 0),
+        "Ti" => (1 << 40, 0),
+        "Pi" => (1 << 50, 0),
+        "Ei" => (1 << 60, 0),
+        exponent if exponent.starts_with(['e', 'E']) => {
+            let power: i32 = exponent[1..].parse().map_err(|_| bad())?;
+            if power.abs() > 30 {
+                return Err(bad());
+            }
+            (1, power)
+        }
+        _ => return Err(bad()),
+    };
+    let power = power + 3 - i32::try_from(fraction.len()).map_err(|_| bad())?;
+    let scaled = digits.checked_mul(scale).ok_or_else(bad)?;
+    let ten = |n: i32| 10_i128.checked_pow(n.unsigned_abs());
+    let milli = if power >= 0 {
+        ten(power).and_then(|t| scaled.checked_mul(t)).ok_or_else(bad)?
+    } else {
+        // A divisor beyond i128 leaves less than one thousandth, which rounds up to one.
+        ten(power).map_or(i128::from(scaled > 0), |t| scaled / t + i128::from(scaled % t != 0))
+    };
+    Ok(if negative { -milli } else { milli })
+}
+
+/// Parses a quantity into whole units (bytes, pieces), rounded up; saturates at `i64`.
+///
+/// # Errors
+/// When the text is no quantity.
+pub fn parse_units(text: &str) -> Result<i64, QuantityError> {
+    let milli = parse_milli(text)?;
+    let units = milli / 1000 + if milli % 1000 == 0 { 0 } else { milli.signum() };
+    Ok(i64::try_from(units).unwrap_or(if units > 0 { i64::MAX } else { i64::MIN }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantities_parse_exactly_and_round_up() {
+        for (text, milli) in [
+            ("0", 0),
+            ("1", 1_000),
+            ("100m", 100),
+            ("1.5", 1_500),
+            (".5", 500),
+            ("1n", 1),
+            ("64Mi", 64 * 1024 * 1024 * 1000),
+            ("2e3", 2_000_000),
+            ("1E", 1_000_000_000_000_000_000_000),
+            ("-1", -1_000),
+            ("0.0005", 1),
+        ] {
+            assert_eq!(parse_milli(text), Ok(milli), "{text}");
+        }
+        assert_eq!(parse_units("1500m"), Ok(2));
+        assert_eq!(parse_units("9Ei"), Ok(i64::MAX));
+    }
+
+    #[test]
+    fn what_is_no_quantity_is_refused() {
+        for text in ["", "m", "1.2.3", "1mi", "1e", "e3", "1 ", "0x10", "1e99", "--1", "1Kii", "１"] {
+            assert!(parse_milli(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! QUIC between machines: identity, endpoint, link, codec, byte streams.

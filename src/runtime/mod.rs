@@ -1,0 +1,330 @@
+//! Container runtimes behind one trait, in the vocabulary of Kubernetes' CRI.
+//!
+//! Owns: the [`ContainerRuntime`] seam and its types. A runtime knows nothing of pods' policies: when to start, restart
+//! or give up is the kubelet's. Invariants every runtime keeps (one conformance suite checks them): containers outlive
+//! the process that drives the runtime and are found again by `list_*` after its restart; every operation that ends
+//! something is idempotent; an exit is told by an event *and* stays readable by `list_containers` until removed.
+
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, pin::Pin, time::Duration};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::{io::AsyncRead, sync::broadcast};
+
+use crate::model::Uid;
+
+/// Bytes being read, of an image archive for instance.
+pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
+
+/// What drives containers on one machine. Methods may be called concurrently.
+#[async_trait]
+pub trait ContainerRuntime: Send + Sync + 'static {
+    /// `native`, `docker`, `sim`: as in `containerRuntimeVersion` and container ids (`native://…`).
+    fn name(&self) -> &'static str;
+
+    /// The runtime's own version.
+    fn version(&self) -> String;
+
+    /// Tells the subnet from which pods on this node get their addresses (CIDR). Before the first sandbox, and again
+    /// after each restart.
+    async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError>;
+
+    /// Makes a pod's sandbox: its namespaces, its address, its cgroup. Repeating it for a uid whose sandbox is
+    /// ready returns that one.
+    async fn run_pod_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError>;
+
+    /// Kills whatever still runs in the sandbox and gives back its address. Idempotent, also for unknown uids.
+    async fn stop_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError>;
+
+    /// Stops and forgets the sandbox with all its containers, mounts and files (not the log directory). Idempotent.
+    async fn remove_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError>;
+
+    /// Every sandbox not yet removed, also those made by an earlier process.
+    async fn list_pod_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError>;
+
+    /// Prepares a container in a ready sandbox; it does not run yet. Its image must be present.
+    async fn create_container(&self, pod: &Uid, config: ContainerConfig)
+    -> Result<ContainerId, RuntimeError>;
+
+    /// Runs the container's program. When this returns `Ok`, its first instruction is about to run or has run.
+    async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError>;
+
+    /// SIGTERM (or the image's stop signal), then SIGKILL after `grace`. Returns once the container is dead. Idempotent.
+    async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError>;
+
+    /// Forgets an ended container and its root file system; kills it if it runs. Idempotent.
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError>;
+
+    /// Every container not yet removed, also those started by an earlier process.
+    async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError>;
+
+    /// What happens from now on. A receiver that lags must list again.
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent>;
+
+    /// The image of that name, if present. Names are normalised by the runtime (`busybox` = `docker.io/library/busybox:latest`).
+    async fn image(&self, name: &str) -> Result<Option<Image>, RuntimeError>;
+
+    /// Every image.
+    async fn list_images(&self) -> Result<Vec<Image>, RuntimeError>;
+
+    /// Loads images from a tar (docker-archive or OCI layout, maybe gzip): returns the names loaded. `rename` names
+    /// the only image in the archive.
+    async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError>;
+
+    /// Makes an image of one layer out of a root file system's tar.
+    async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError>;
+
+    /// Removes a name, and the image when that was its last.
+    async fn remove_image(&self, name: &str) -> Result<(), RuntimeError>;
+}
+
+/// A container's id: unique on its node, for ever.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
+pub struct ContainerId(pub String);
+
+impl std::fmt::Display for ContainerId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What a sandbox is to be like.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct SandboxConfig {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// The pod's uid: names the sandbox.
+    pub uid: String,
+    /// The host name inside.
+    pub hostname: String,
+    /// Share the node's network instead of an address of its own.
+    pub host_network: bool,
+    /// Share the node's pids.
+    pub host_pid: bool,
+    /// Share the node's IPC.
+    pub host_ipc: bool,
+    /// Lines for `/etc/hosts` beyond the usual: address and names.
+    pub host_aliases: Vec<(String, Vec<String>)>,
+    /// Limits for all of the pod's containers together; 0 = none.
+    pub memory_limit_bytes: i64,
+    /// Most processes and threads in the pod; 0 = the runtime's default.
+    pub pids_limit: i64,
+    /// Sysctls to set in the sandbox's namespaces.
+    pub sysctls: BTreeMap<String, String>,
+}
+
+/// A sandbox as found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SandboxStatus {
+    /// The pod's uid.
+    pub uid: Uid,
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub name: String,
+    /// Containers can be made and run in it. A sandbox whose shim or namespaces died is not ready.
+    pub ready: bool,
+    /// The pod's address; `None` with host network.
+    pub ip: Option<IpAddr>,
+    /// Milliseconds since the epoch.
+    pub created_ms: i64,
+}
+
+/// What a container is to be like. All expansion (`$(VAR)`, fieldRef…) is done.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ContainerConfig {
+    /// The container's name in its pod.
+    pub name: String,
+    /// How often it was started before: names the log file and tells lives apart.
+    pub attempt: u32,
+    /// The image's name.
+    pub image: String,
+    /// Replaces the image's entrypoint when not empty.
+    pub command: Vec<String>,
+    /// Replaces the image's cmd when not empty; when only `command` is given, the image's cmd is dropped.
+    pub args: Vec<String>,
+    /// Replaces the image's working directory when given.
+    pub working_dir: Option<String>,
+    /// Environment, later entries win over earlier ones and over the image's.
+    pub env: Vec<(String, String)>,
+    /// Files and directories from the node.
+    pub mounts: Vec<Mount>,
+    /// The log file to append to, in CRI format (`TIME stdout F LINE`); its directory exists.
+    pub log_path: PathBuf,
+    /// Limits.
+    pub resources: ContainerResources,
+    /// Security settings.
+    pub security: Security,
+    /// Keep standard input open.
+    pub stdin: bool,
+    /// Give it a terminal.
+    pub tty: bool,
+    /// Where the program may leave its last words (`terminationMessagePath`): a file on the node that is mounted there.
+    pub termination_message: Option<(PathBuf, String)>,
+}
+
+/// A bind mount.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Mount {
+    /// On the node; exists.
+    pub host_path: PathBuf,
+    /// In the container, absolute.
+    pub container_path: String,
+    /// Cannot be written through it.
+    pub read_only: bool,
+}
+
+/// Limits of one container; 0 = none.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct ContainerResources {
+    /// Requested thousandths of a core: its share under contention.
+    pub cpu_request_milli: i64,
+    /// Thousandths of a core at most.
+    pub cpu_limit_milli: i64,
+    /// Bytes at most; beyond it the container is killed (`OOMKilled`).
+    pub memory_limit_bytes: i64,
+}
+
+/// Security settings of one container.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Security {
+    /// User id; the image's user when absent.
+    pub user: Option<u32>,
+    /// Group id.
+    pub group: Option<u32>,
+    /// More group ids.
+    pub supplemental_groups: Vec<u32>,
+    /// Refuse to run as uid 0.
+    pub run_as_non_root: bool,
+    /// Capabilities beyond the default set, `NET_ADMIN`.
+    pub add_capabilities: Vec<String>,
+    /// Capabilities to take from the default set; `ALL` takes all.
+    pub drop_capabilities: Vec<String>,
+    /// Everything the node's root may.
+    pub privileged: bool,
+    /// The root file system cannot be written.
+    pub read_only_root: bool,
+    /// Programs may gain privileges (setuid): Kubernetes' `allowPrivilegeEscalation`, whose default is true there and
+    /// here false unless asked for.
+    pub allow_privilege_escalation: bool,
+    /// No system call filter.
+    pub seccomp_unconfined: bool,
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerState {
+    /// Made, not started.
+    Created,
+    /// Its program runs.
+    Running,
+    /// Its program ended.
+    Exited(Exit),
+}
+
+/// How a program ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Its exit code; 128 + signal when a signal ended it.
+    pub code: i32,
+    /// The signal, if one ended it.
+    pub signal: Option<i32>,
+    /// The memory limit ended it.
+    pub oom_killed: bool,
+    /// Milliseconds since the epoch.
+    pub finished_ms: i64,
+}
+
+/// A container as found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ContainerStatus {
+    /// Its id.
+    pub id: ContainerId,
+    /// The pod's uid.
+    pub pod: Uid,
+    /// Its name in the pod.
+    pub name: String,
+    /// See [`ContainerConfig::attempt`].
+    pub attempt: u32,
+    /// The image's name as asked for.
+    pub image: String,
+    /// The image's digest, `sha256:…`.
+    pub image_id: String,
+    /// Where it is.
+    pub state: ContainerState,
+    /// Milliseconds since the epoch; 0 before it started.
+    pub started_ms: i64,
+    /// The pid of its first process on the node, while it runs.
+    pub pid: Option<i32>,
+}
+
+/// What a runtime saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RuntimeEvent {
+    /// A container's program ended.
+    Exited {
+        /// The pod.
+        pod: Uid,
+        /// The container.
+        id: ContainerId,
+        /// How.
+        exit: Exit,
+    },
+    /// A sandbox died under its containers (its shim was killed, its namespaces are gone).
+    SandboxLost {
+        /// The pod.
+        pod: Uid,
+    },
+}
+
+/// An image as found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    /// `sha256:…` of its configuration.
+    pub id: String,
+    /// Full names, `docker.io/library/busybox:latest`.
+    pub names: Vec<String>,
+    /// Bytes of its layers, unpacked.
+    pub size_bytes: u64,
+    /// The numeric user it runs as when nothing else is said, if it names one.
+    pub user: String,
+}
+
+/// Why a runtime could not do something. The texts end in pods' statuses and events.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RuntimeError {
+    /// The image is not here.
+    #[error("image {0:?} not found")]
+    ImageNotFound(String),
+    /// The name is no image name.
+    #[error("invalid image name {0:?}: {1}")]
+    InvalidImageName(String, String),
+    /// An image archive is not what it should be.
+    #[error("image archive: {0}")]
+    BadImage(String),
+    /// The program cannot be started (not found, not executable…): `RunContainerError`.
+    #[error("failed to start: {0}")]
+    Start(String),
+    /// The container cannot be made as configured: `CreateContainerError`.
+    #[error("failed to create: {0}")]
+    Create(String),
+    /// The configuration asks for what is not allowed or known: `CreateContainerConfigError`.
+    #[error("{0}")]
+    Config(String),
+    /// No such sandbox or container.
+    #[error("{0} not found")]
+    NotFound(String),
+    /// The machine refuses (disk full, no privileges…).
+    #[error("{operation}: {cause}")]
+    System {
+        /// What was tried, on what.
+        operation: String,
+        /// The system's answer.
+        cause: String,
+    },
+    /// This runtime cannot do that.
+    #[error("the {0} runtime cannot {1}")]
+    Unsupported(&'static str, &'static str),
+}

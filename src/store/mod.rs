@@ -1,0 +1,1 @@
+//! The durable store: documents, revisions, watch, backends.
