@@ -1,1 +1,3 @@
 //! Every decision, pure: no actor, runtime, clock, randomness or I/O. Time, seeds and limits are arguments.
+
+pub mod supervision;
