@@ -1,7 +1,7 @@
 //! How the rest of the program speaks to a supervisor.
 //!
 //! Owns: [`SupervisorHandle`], [`Answer`] and what is answered. Every request is sent when it is called, in the order
-//! of the calls; the answer may be awaited or dropped, so handlers of actors can use all of it without waiting.
+//! of the calls; the answer may be awaited or detached, so handlers of actors can use all of it without waiting.
 
 use std::{
     pin::Pin,
@@ -64,10 +64,15 @@ impl SupervisorHandle {
     }
 }
 
-/// What a supervisor will answer. Dropping it takes nothing back.
+/// What a supervisor will answer. Dropping it takes nothing back; [`Answer::detach`] says so.
 pub struct Answer<T> {
     supervisor: &'static str,
     answer: oneshot::Receiver<Result<T, SupervisorError>>,
+}
+
+impl<T> Answer<T> {
+    /// Lets it happen without waiting for it.
+    pub fn detach(self) {}
 }
 
 impl<T> Future for Answer<T> {

@@ -27,7 +27,7 @@ use super::{
 use crate::logic::supervision::{Decision, End, History, Run, decide};
 
 /// A killed actor ends at its next turn. One that does not within this time blocks its thread: it is given up.
-const KILL_GRACE: Duration = Duration::from_secs(1);
+pub(super) const KILL_GRACE: Duration = Duration::from_secs(1);
 
 /// Starts the children of a nested supervisor.
 type Populate = Arc<dyn Fn(&SupervisorHandle) + Send + Sync>;
@@ -333,7 +333,7 @@ impl Supervisor {
 
     fn escalate(&mut self, order: Order, exit: Exit) {
         let Some(child) = self.children.get(&order) else { return };
-        let reason = format!("{} {exit}, too often", child.spec.name);
+        let reason = format!("{} {exit}", child.spec.name);
         error!(supervisor = self.spec.name, actor = &*child.spec.name, %exit, "escalated");
         metrics::escalated(self.spec.name);
         self.closing.get_or_insert_default().escalation.get_or_insert(reason);
