@@ -1,3 +1,5 @@
 //! Every decision, pure: no actor, runtime, clock, randomness or I/O. Time, seeds and limits are arguments.
 
+pub mod nodes;
+pub mod pod;
 pub mod supervision;

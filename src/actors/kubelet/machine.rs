@@ -1,0 +1,66 @@
+//! Reads what this machine is: cores, memory, disk, kernel, ids.
+
+use std::fs;
+
+use super::context::NodeContext;
+use crate::logic::nodes::MachineFacts;
+
+/// Fills what the machine and the runtime know into `base` (address, limits, version come from the configuration).
+pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>) -> MachineFacts {
+    let images = node.runtime.list_images().await.unwrap_or_default();
+    let read = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
+    let (disk_bytes, disk_free_bytes) = disk(&node.dir);
+    MachineFacts {
+        cpus: std::thread::available_parallelism()
+            .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+        memory_bytes: memory_bytes(&read("/proc/meminfo")),
+        disk_bytes,
+        disk_free_bytes,
+        kernel: read("/proc/sys/kernel/osrelease"),
+        os_image: os_image(&read("/etc/os-release")),
+        machine_id: read("/etc/machine-id"),
+        boot_id: read("/proc/sys/kernel/random/boot_id"),
+        architecture: if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }.into(),
+        runtime: format!("{}://{}", node.runtime.name(), node.runtime.version()),
+        runtime_fault: fault,
+        images: images.into_iter().map(|i| (i.names, i.size_bytes)).collect(),
+        ..base
+    }
+}
+
+fn disk(dir: &std::path::Path) -> (u64, u64) {
+    nix::sys::statvfs::statvfs(dir).map_or((0, 0), |s| {
+        let block = s.fragment_size();
+        (s.blocks().saturating_mul(block), s.blocks_available().saturating_mul(block))
+    })
+}
+
+fn memory_bytes(meminfo: &str) -> u64 {
+    meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("MemTotal:"))
+        .and_then(|rest| rest.trim().strip_suffix("kB"))
+        .and_then(|kib| kib.trim().parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
+}
+
+fn os_image(os_release: &str) -> String {
+    os_release
+        .lines()
+        .find_map(|l| l.strip_prefix("PRETTY_NAME="))
+        .map(|v| v.trim_matches('"').to_owned())
+        .unwrap_or_else(|| "Linux".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_machine_is_read_from_its_files() {
+        assert_eq!(memory_bytes("MemTotal:       24000 kB\nMemFree: 1 kB"), 24_576_000);
+        assert_eq!(memory_bytes("nonsense"), 0);
+        assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
+        assert_eq!(os_image(""), "Linux");
+    }
+}

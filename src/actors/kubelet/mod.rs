@@ -1,0 +1,425 @@
+//! The kubelet: makes this machine run what the master assigned to it, and tells the master how it goes.
+//!
+//! Owns: the set of pods (one supervised [`pod::PodActor`] each), their newest reports, the node's own status.
+//! Invariants: it acts only on a whole picture from the master, never on an empty start; a pod's containers are ended
+//! only when the picture says so. It keeps nothing on disk: a fresh kubelet lists the runtime and goes on.
+//! Leaves out: the link (it speaks through ports) and what a pod's next step is ([`crate::logic::pod`]).
+
+mod context;
+mod machine;
+mod pod;
+mod start;
+mod streams;
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::{
+    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, StreamHandler, WrapFuture as _,
+};
+use k8s_openapi::api::core::v1;
+
+pub use context::{NodeContext, now_ms};
+use pod::{Found, ImagesChanged, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw};
+pub use streams::StreamAsked;
+
+use crate::{
+    actors::supervisor::{ChildSpec, Life, Supervisor, SupervisorHandle, SupervisorSpec},
+    logic::nodes::{MachineFacts, node_status},
+    messages::{FromMaster, LinkUp, Port, Slot, TellMaster, wire},
+    model::{Revision, Uid},
+    runtime::{ContainerStatus, RuntimeEvent, SandboxStatus},
+};
+
+/// How often the node's own status is looked at again.
+const STATUS_PERIOD: Duration = Duration::from_secs(10);
+/// A container nobody owns any more gets this long to end.
+const ORPHAN_GRACE: Duration = Duration::from_secs(10);
+
+/// What a kubelet is made of.
+#[derive(Clone)]
+pub struct KubeletSeed {
+    /// The node.
+    pub node: Arc<NodeContext>,
+    /// Labels for the node object.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// The node's address and limits; the rest is read from the machine.
+    pub facts: MachineFacts,
+    /// To the master.
+    pub uplink: Port<TellMaster>,
+    /// The kubelet's own slot: its pods report here.
+    pub slot: Slot<Kubelet>,
+}
+
+struct Entry {
+    slot: Slot<PodActor>,
+    pod: Arc<v1::Pod>,
+    revision: Revision,
+    /// The master still wants it here.
+    assigned: bool,
+    report: Option<wire::PodReport>,
+}
+
+/// The actor.
+pub struct Kubelet {
+    life: Life,
+    seed: KubeletSeed,
+    pods: HashMap<Uid, Entry>,
+    supervisor: Option<SupervisorHandle>,
+    /// What the runtime had when this kubelet started; taken over or ended with the first picture.
+    found: HashMap<Uid, Found>,
+    listed: bool,
+    /// A picture that came before the runtime was listed.
+    early: Option<wire::Assignments>,
+    sequence: u64,
+    status: Option<v1::NodeStatus>,
+    runtime_fault: Option<String>,
+}
+
+impl Kubelet {
+    /// A kubelet that knows nothing yet.
+    pub fn new(life: Life, seed: KubeletSeed) -> Kubelet {
+        Kubelet {
+            life,
+            seed,
+            pods: HashMap::new(),
+            supervisor: None,
+            found: HashMap::new(),
+            listed: false,
+            early: None,
+            sequence: 0,
+            status: None,
+            runtime_fault: None,
+        }
+    }
+
+    fn tell(&self, key: Option<String>, message: wire::ToMaster) {
+        // While the link is down nothing is kept: each connection begins with the whole picture.
+        let _ = self.seed.uplink.tell(TellMaster { key, message });
+    }
+
+    fn list_runtime(&mut self, ctx: &mut Context<Self>) {
+        let runtime = self.seed.node.runtime.clone();
+        let work = async move {
+            let sandboxes = runtime.list_pod_sandboxes().await?;
+            Ok((sandboxes, runtime.list_containers().await?))
+        };
+        ctx.wait(work.into_actor(self).map(
+            |listed: Result<(Vec<SandboxStatus>, Vec<ContainerStatus>), crate::runtime::RuntimeError>,
+             kubelet,
+             ctx| match listed {
+                Ok((sandboxes, containers)) => {
+                    kubelet.found = group(sandboxes, containers);
+                    kubelet.listed = true;
+                    tracing::info!(pods = kubelet.found.len(), "kubelet listed its runtime");
+                    if let Some(picture) = kubelet.early.take() {
+                        kubelet.assign(picture, ctx);
+                    }
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the runtime cannot be listed; trying again");
+                    kubelet.runtime_fault = Some(error.to_string());
+                    ctx.run_later(STATUS_PERIOD, Kubelet::list_runtime);
+                }
+            },
+        ));
+    }
+
+    /// Makes the set of pods what the master's picture says.
+    fn assign(&mut self, picture: wire::Assignments, ctx: &mut Context<Self>) {
+        if !self.listed {
+            self.early = Some(picture);
+            return;
+        }
+        let mut documents: HashMap<Uid, (Revision, Arc<v1::Pod>)> = HashMap::new();
+        for document in picture.documents {
+            match serde_json::from_slice::<v1::Pod>(&document.json) {
+                Ok(pod) => {
+                    documents.insert(document.uid, (document.revision, Arc::new(pod)));
+                }
+                Err(error) => tracing::error!(pod = %document.uid, %error, "the master sent no pod"),
+            }
+        }
+        let wanted: HashSet<&Uid> = picture.pods.iter().map(|p| &p.uid).collect();
+        let gone: Vec<Uid> = self.pods.keys().filter(|uid| !wanted.contains(uid)).cloned().collect();
+        for assigned in &picture.pods {
+            if let Some((revision, pod)) = documents.remove(&assigned.uid) {
+                self.take(&assigned.uid, revision, pod);
+            }
+        }
+        for uid in gone {
+            self.unassign(&uid);
+        }
+        let orphans: Vec<(Uid, Found)> =
+            self.found.extract_if(|uid, _| !wanted.contains(uid)).collect();
+        for (uid, found) in orphans {
+            self.end_orphan(uid, found, ctx);
+        }
+    }
+
+    fn take(&mut self, uid: &Uid, revision: Revision, pod: Arc<v1::Pod>) {
+        if let Some(entry) = self.pods.get_mut(uid) {
+            entry.assigned = true;
+            if entry.revision < revision {
+                entry.revision = revision;
+                entry.pod = pod.clone();
+                if let Some(address) = entry.slot.address() {
+                    address.do_send(PodAssigned(pod));
+                }
+            }
+            return;
+        }
+        let Some(supervisor) = &self.supervisor else { return };
+        let slot = Slot::new("pod");
+        let seed = PodSeed {
+            node: self.seed.node.clone(),
+            pod: pod.clone(),
+            found: self.found.remove(uid),
+            report: self.seed.slot.port(),
+            notice: self.seed.slot.port(),
+        };
+        let child = ChildSpec::new(uid.as_str(), &slot, move |life| Ok(PodActor::new(life, seed.clone())));
+        supervisor.start_child(child);
+        self.pods.insert(uid.clone(), Entry { slot, pod, revision, assigned: true, report: None });
+    }
+
+    fn unassign(&mut self, uid: &Uid) {
+        let Some(entry) = self.pods.get_mut(uid) else { return };
+        entry.assigned = false;
+        if entry.report.as_ref().is_some_and(|r| r.terminated) {
+            self.forget(&uid.clone());
+        } else if let Some(address) = entry.slot.address() {
+            address.do_send(PodUnassigned);
+        }
+    }
+
+    /// A pod that is neither assigned nor on the machine any more leaves no trace.
+    fn forget(&mut self, uid: &Uid) {
+        let Some(entry) = self.pods.remove(uid) else { return };
+        if let Some(supervisor) = &self.supervisor {
+            supervisor.stop_child(uid.as_str());
+        }
+        let meta = &entry.pod.metadata;
+        let text = |t: &Option<String>| t.clone().unwrap_or_default();
+        let places = self.seed.node.places(&text(&meta.namespace), &text(&meta.name), uid.as_str());
+        remove_dirs(vec![places.pod_dir, places.log_dir]);
+    }
+
+    fn end_orphan(&mut self, uid: Uid, found: Found, ctx: &mut Context<Self>) {
+        tracing::info!(pod = %uid, "ending a pod that is not assigned to this node any more");
+        let runtime = self.seed.node.runtime.clone();
+        let sandbox = &found.sandbox;
+        let places = self.seed.node.places(&sandbox.namespace, &sandbox.name, uid.as_str());
+        let work = async move {
+            for container in &found.containers {
+                runtime.stop_container(&container.id, ORPHAN_GRACE).await?;
+            }
+            runtime.remove_pod_sandbox(&uid).await
+        };
+        ctx.spawn(work.into_actor(self).map(move |outcome, _, _| match outcome {
+            Ok(()) => remove_dirs(vec![places.pod_dir, places.log_dir]),
+            Err(error) => tracing::error!(%error, "an orphaned pod could not be ended"),
+        }));
+    }
+
+    /// Looks at the machine and tells the master if its status changed, or `always`.
+    fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
+        let (node, facts, fault) = (self.seed.node.clone(), self.seed.facts.clone(), self.runtime_fault.clone());
+        let look = async move { machine::facts(&node, facts, fault).await };
+        ctx.spawn(look.into_actor(self).map(move |facts, kubelet, _| {
+            kubelet.life.beat();
+            let status = node_status(&facts, kubelet.status.as_ref(), now_ms());
+            let changed = kubelet.status.as_ref().is_none_or(|before| !same_but_for_heartbeats(before, &status));
+            kubelet.status = Some(status.clone());
+            let Ok(json) = serde_json::to_vec(&status) else { return };
+            let report = wire::NodeReport { status: json.into() };
+            if always {
+                let labels = kubelet.seed.labels.clone();
+                kubelet.tell(None, wire::ToMaster::Hello(wire::Hello { labels, report }));
+                kubelet.report_all();
+            } else if changed {
+                kubelet.tell(Some("node".into()), wire::ToMaster::Node(report));
+            }
+        }));
+    }
+
+    fn report_all(&mut self) {
+        for (uid, entry) in &self.pods {
+            if let Some(report) = &entry.report {
+                self.tell(Some(uid.to_string()), wire::ToMaster::Pods(vec![report.clone()]));
+            }
+        }
+    }
+}
+
+fn same_but_for_heartbeats(a: &v1::NodeStatus, b: &v1::NodeStatus) -> bool {
+    let plain = |s: &v1::NodeStatus| {
+        let mut s = s.clone();
+        s.conditions.iter_mut().flatten().for_each(|c| c.last_heartbeat_time = None);
+        s
+    };
+    plain(a) == plain(b)
+}
+
+/// Removes directories off the actor's thread: a volume may hold much.
+fn remove_dirs(dirs: Vec<std::path::PathBuf>) {
+    tokio::task::spawn_blocking(move || {
+        for dir in dirs {
+            match std::fs::remove_dir_all(&dir) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    tracing::warn!(dir = %dir.display(), %error, "a pod's directory could not be removed");
+                }
+                _ => {}
+            }
+        }
+    });
+}
+
+fn group(sandboxes: Vec<SandboxStatus>, containers: Vec<ContainerStatus>) -> HashMap<Uid, Found> {
+    let mut found: HashMap<Uid, Found> = sandboxes
+        .into_iter()
+        .map(|sandbox| (sandbox.uid.clone(), Found { sandbox, containers: Vec::new() }))
+        .collect();
+    for container in containers {
+        if let Some(found) = found.get_mut(&container.pod) {
+            found.containers.push(container);
+        }
+    }
+    found
+}
+
+impl Actor for Kubelet {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.supervisor = Some(Supervisor::start(SupervisorSpec::one_for_one("pods")));
+        // Events first, the list after: an exit in between is told twice rather than never.
+        let events = tokio_stream(self.seed.node.runtime.events());
+        ctx.add_stream(events);
+        self.list_runtime(ctx);
+        ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
+    }
+}
+
+/// The runtime's events as a stream; `None` stands for events that were missed.
+fn tokio_stream(
+    receiver: tokio::sync::broadcast::Receiver<RuntimeEvent>,
+) -> impl futures_util::Stream<Item = Option<RuntimeEvent>> {
+    use tokio::sync::broadcast::error::RecvError;
+    futures_util::stream::unfold(receiver, |mut receiver| async move {
+        match receiver.recv().await {
+            Ok(event) => Some((Some(event), receiver)),
+            Err(RecvError::Lagged(missed)) => {
+                tracing::warn!(missed, "runtime events were missed");
+                Some((None, receiver))
+            }
+            Err(RecvError::Closed) => None,
+        }
+    })
+}
+
+impl StreamHandler<Option<RuntimeEvent>> for Kubelet {
+    fn handle(&mut self, event: Option<RuntimeEvent>, ctx: &mut Self::Context) {
+        let Some(event) = event else {
+            // Each pod asks the runtime itself once it is stepped; start them all over from what there is.
+            for entry in self.pods.values() {
+                if let Some(address) = entry.slot.address() {
+                    address.do_send(PodAssigned(entry.pod.clone()));
+                }
+            }
+            return;
+        };
+        let (RuntimeEvent::Exited { pod, .. } | RuntimeEvent::SandboxLost { pod }) = &event;
+        if let Some(address) = self.pods.get(pod).and_then(|e| e.slot.address()) {
+            address.do_send(RuntimeSaw(event));
+        }
+        let _ = ctx;
+    }
+
+    fn finished(&mut self, _: &mut Self::Context) {
+        // A runtime never ends its events while it lives; the default would stop the actor.
+        tracing::error!("the runtime ended its event stream");
+    }
+}
+
+impl Handler<LinkUp> for Kubelet {
+    type Result = ();
+
+    fn handle(&mut self, _: LinkUp, ctx: &mut Self::Context) {
+        self.report_node(true, ctx);
+    }
+}
+
+impl Handler<FromMaster> for Kubelet {
+    type Result = ();
+
+    fn handle(&mut self, message: FromMaster, ctx: &mut Self::Context) {
+        self.life.beat();
+        match message.0 {
+            wire::ToNode::Assignments(picture) => self.assign(picture, ctx),
+            wire::ToNode::Welcome(welcome) => {
+                let runtime = self.seed.node.runtime.clone();
+                let work = async move { runtime.set_pod_cidr(&welcome.pod_cidr).await };
+                ctx.wait(work.into_actor(self).map(|outcome, kubelet, ctx| {
+                    let fault = outcome.err().map(|e| e.to_string());
+                    if let Some(fault) = &fault {
+                        tracing::error!(%fault, "the pod network cannot be set up");
+                    }
+                    if kubelet.runtime_fault != fault {
+                        kubelet.runtime_fault = fault;
+                        kubelet.report_node(false, ctx);
+                    }
+                }));
+            }
+        }
+    }
+}
+
+impl Handler<PodReported> for Kubelet {
+    type Result = ();
+
+    fn handle(&mut self, message: PodReported, _: &mut Self::Context) {
+        let Some(entry) = self.pods.get_mut(&message.uid) else { return };
+        let Ok(json) = serde_json::to_vec(&message.status) else { return };
+        self.sequence += 1;
+        let meta = &entry.pod.metadata;
+        let report = wire::PodReport {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: message.uid.clone(),
+            sequence: self.sequence,
+            status: json.into(),
+            terminated: message.terminated,
+        };
+        entry.report = Some(report.clone());
+        let leaves = message.terminated && !entry.assigned;
+        self.tell(Some(message.uid.to_string()), wire::ToMaster::Pods(vec![report]));
+        if leaves {
+            self.forget(&message.uid);
+        }
+    }
+}
+
+impl Handler<PodNoticed> for Kubelet {
+    type Result = ();
+
+    fn handle(&mut self, message: PodNoticed, _: &mut Self::Context) {
+        let Some(entry) = self.pods.get(&message.uid) else { return };
+        let meta = &entry.pod.metadata;
+        let notice = message.notice;
+        let event = wire::EventReport {
+            namespace: meta.namespace.clone().unwrap_or_default(),
+            name: meta.name.clone().unwrap_or_default(),
+            uid: message.uid,
+            field_path: notice.container.map(|c| format!("spec.containers{{{c}}}")),
+            warning: notice.warning,
+            reason: notice.reason.into(),
+            message: notice.message,
+            at_ms: now_ms(),
+        };
+        self.tell(None, wire::ToMaster::Events(vec![event]));
+    }
+}

@@ -1,0 +1,392 @@
+//! One pod on this node: the supervisor of its containers.
+//!
+//! Owns: carrying out what [`Machine`] decides, through the runtime, and telling the kubelet how the pod is. Every
+//! action's outcome goes back into the machine, which is then stepped again; nothing else changes it.
+//! After a panic the supervisor makes a fresh actor, which takes over what the runtime still has of the pod.
+
+use std::{sync::Arc, time::Duration};
+
+use actix::{Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, WrapFuture as _};
+use k8s_openapi::api::core::v1;
+
+use super::{
+    context::{NodeContext, now_ms},
+    start::{Started, sandbox_config, start_container},
+};
+use crate::{
+    actors::supervisor::Life,
+    logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, status::pod_status},
+    messages::Port,
+    model::Uid,
+    runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeEvent, SandboxStatus},
+};
+
+/// kubelet → pod: the pod's document as it is now.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub struct PodAssigned(pub Arc<v1::Pod>);
+
+/// kubelet → pod: it is not assigned to this node any more; end it.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct PodUnassigned;
+
+/// kubelet → pod: the runtime saw something of this pod.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub struct RuntimeSaw(pub RuntimeEvent);
+
+/// kubelet → pod: images were loaded.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct ImagesChanged;
+
+/// pod → kubelet: how it is.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub struct PodReported {
+    /// Which pod.
+    pub uid: Uid,
+    /// Its status.
+    pub status: v1::PodStatus,
+    /// Nothing of it is left on the node.
+    pub terminated: bool,
+}
+
+/// pod → kubelet: something to record as an event of that pod.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub struct PodNoticed {
+    /// Which pod.
+    pub uid: Uid,
+    /// What.
+    pub notice: Notice,
+}
+
+/// What the runtime has of a pod.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Its sandbox.
+    pub sandbox: SandboxStatus,
+    /// Its containers' lives.
+    pub containers: Vec<ContainerStatus>,
+}
+
+/// What a pod actor is made of, again after each death.
+#[derive(Clone)]
+pub struct PodSeed {
+    /// The node.
+    pub node: Arc<NodeContext>,
+    /// The pod as last assigned.
+    pub pod: Arc<v1::Pod>,
+    /// What the kubelet found of it, for the first incarnation.
+    pub found: Option<Found>,
+    /// Where to report.
+    pub report: Port<PodReported>,
+    /// Where to tell events.
+    pub notice: Port<PodNoticed>,
+}
+
+/// The actor.
+pub struct PodActor {
+    life: Life,
+    seed: PodSeed,
+    uid: Uid,
+    machine: Machine,
+    reported: Option<(v1::PodStatus, bool)>,
+    wake: Option<SpawnHandle>,
+}
+
+impl PodActor {
+    /// A pod actor; it begins by taking over what is there.
+    pub fn new(life: Life, seed: PodSeed) -> PodActor {
+        let uid = Uid::from(seed.pod.metadata.uid.clone().unwrap_or_default());
+        let machine = Machine::new(seed.pod.clone(), seed.node.crash_loop, now_ms());
+        PodActor { life, uid, machine, reported: None, wake: None, seed }
+    }
+
+    fn adopt(&mut self, found: Found) {
+        let lives: Vec<Adopted> = found.containers.into_iter().map(adopted).collect();
+        self.machine.adopt(found.sandbox.ready, found.sandbox.ip, &lives);
+    }
+
+    /// Steps the machine, carries out what it wants, and reports what became of it.
+    fn advance(&mut self, ctx: &mut Context<Self>) {
+        self.life.beat();
+        let step = self.machine.step(now_ms());
+        for notice in step.notices {
+            self.tell_notice(notice);
+        }
+        for action in step.actions {
+            self.perform(action, ctx);
+        }
+        if let Some(handle) = self.wake.take() {
+            ctx.cancel_future(handle);
+        }
+        if let Some(at) = step.wake_at_ms {
+            let wait = Duration::from_millis(u64::try_from(at - now_ms()).unwrap_or(0));
+            self.wake = Some(ctx.run_later(wait, |pod, ctx| pod.advance(ctx)));
+        }
+        self.report();
+    }
+
+    fn tell_notice(&self, notice: Notice) {
+        // Events are best effort: the kubelet may be between two incarnations.
+        let _ = self.seed.notice.tell(PodNoticed { uid: self.uid.clone(), notice });
+    }
+
+    fn report(&mut self) {
+        let before = self.reported.as_ref().map(|(s, _)| s).or(self.machine.pod.status.as_ref());
+        let node = &self.seed.node;
+        let status = pod_status(&self.machine, before, node.runtime.name(), node.host_ip, now_ms());
+        let terminated = self.machine.is_removed();
+        if self.reported.as_ref().is_some_and(|(s, t)| *s == status && *t == terminated) {
+            return;
+        }
+        self.reported = Some((status.clone(), terminated));
+        // A kubelet that is being restarted asks every pod again.
+        let _ = self.seed.report.tell(PodReported { uid: self.uid.clone(), status, terminated });
+    }
+
+    fn perform(&mut self, action: Action, ctx: &mut Context<Self>) {
+        tracing::debug!(pod = %self.uid, ?action, "pod step");
+        let runtime = self.seed.node.runtime.clone();
+        let uid = self.uid.clone();
+        match action {
+            Action::RunSandbox => {
+                let config = sandbox_config(&self.machine.pod);
+                let work = async move { runtime.run_pod_sandbox(config).await };
+                ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
+                    match outcome {
+                        Ok(status) => pod.machine.sandbox_ready(status.ip),
+                        Err(error) => pod.machine.sandbox_failed(&error.to_string(), now_ms()),
+                    }
+                    pod.advance(ctx);
+                }));
+            }
+            Action::Start(index) => self.start(index, ctx),
+            Action::Stop { id, grace, .. } => {
+                let work = async move { runtime.stop_container(&ContainerId(id), grace).await };
+                ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
+                    if let Err(error) = outcome {
+                        tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
+                    }
+                    pod.check_exits(ctx);
+                }));
+            }
+            Action::Forget { id } => {
+                ctx.spawn(
+                    async move {
+                        if let Err(error) = runtime.remove_container(&ContainerId(id)).await {
+                            tracing::warn!(%error, "an ended container could not be removed");
+                        }
+                    }
+                    .into_actor(self),
+                );
+            }
+            Action::StopSandbox => {
+                let work = async move { runtime.stop_pod_sandbox(&uid).await };
+                ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
+                    pod.settled(outcome.map(|()| pod.machine.sandbox_stopped()), ctx);
+                }));
+            }
+            Action::RemoveSandbox => {
+                let work = async move { runtime.remove_pod_sandbox(&uid).await };
+                ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
+                    pod.settled(outcome.map(|()| pod.machine.sandbox_removed()), ctx);
+                }));
+            }
+        }
+    }
+
+    fn settled(&mut self, outcome: Result<(), crate::runtime::RuntimeError>, ctx: &mut Context<Self>) {
+        /// Giving back a sandbox is tried again at this pace.
+        const RETRY: Duration = Duration::from_secs(2);
+        match outcome {
+            Ok(()) => self.advance(ctx),
+            Err(error) => {
+                self.machine.sandbox_stuck(&error.to_string());
+                ctx.run_later(RETRY, |pod, ctx| pod.advance(ctx));
+            }
+        }
+    }
+
+    fn start(&mut self, index: usize, ctx: &mut Context<Self>) {
+        let Some(container) = self.machine.containers.get(index) else { return };
+        let work = start_container(
+            self.seed.node.clone(),
+            self.machine.pod.clone(),
+            index,
+            container.attempt,
+            self.machine.ip,
+        );
+        ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
+            match outcome {
+                Ok(started) => pod.started_one(index, started, ctx),
+                Err(failure) => pod.failed_one(index, failure),
+            }
+            pod.advance(ctx);
+        }));
+    }
+
+    fn started_one(&mut self, index: usize, started: Started, ctx: &mut Context<Self>) {
+        if let Some(container) = self.machine.containers.get(index) {
+            let image = self.machine.pod.spec.as_ref().and_then(|s| s.containers.get(index)?.image.clone());
+            let name = container.name.clone();
+            let pulled = format!("Container image \"{}\" already present on machine", image.unwrap_or_default());
+            self.machine.notice(Some(&name), false, "Pulled", pulled);
+            self.machine.notice(Some(&name), false, "Created", format!("Created container: {name}"));
+        }
+        self.machine.container_started(index, started.id, started.image_id, started.started_ms);
+        // Its exit may have been told before we knew its id.
+        self.check_exits(ctx);
+    }
+
+    fn failed_one(&mut self, index: usize, failure: StartFailure) {
+        self.machine.container_failed(index, failure, now_ms());
+    }
+
+    /// Asks the runtime which of this pod's containers have ended: heals events that were missed.
+    fn check_exits(&mut self, ctx: &mut Context<Self>) {
+        let runtime = self.seed.node.runtime.clone();
+        let uid = self.uid.clone();
+        let work = async move { runtime.list_containers().await.map(|all| (uid, all)) };
+        ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| match outcome {
+            Ok((uid, all)) => {
+                for status in all.into_iter().filter(|s| s.pod == uid) {
+                    if let ContainerState::Exited(exit) = status.state {
+                        pod.exited(status.id, &exit);
+                    }
+                }
+                pod.advance(ctx);
+            }
+            Err(error) => tracing::warn!(%error, "containers could not be listed"),
+        }));
+    }
+
+    fn exited(&mut self, id: ContainerId, exit: &Exit) {
+        let place = self.machine.containers.iter().find_map(|c| match &c.phase {
+            crate::logic::pod::ContainerPhase::Running { id: running, started_ms, .. } if *running == id.0 => {
+                Some((c.name.clone(), c.attempt, *started_ms))
+            }
+            _ => None,
+        });
+        let Some((name, attempt, started_ms)) = place else { return };
+        let meta = &self.machine.pod.metadata;
+        let text = |t: &Option<String>| t.clone().unwrap_or_default();
+        let places = self.seed.node.places(&text(&meta.namespace), &text(&meta.name), self.uid.as_str());
+        let message = last_words(&places.termination_message(&name, attempt));
+        self.machine.container_exited(ended(id.0, exit, started_ms, message));
+    }
+}
+
+/// Last words are cut here, as Kubernetes cuts them.
+const LAST_WORDS_BYTES: u64 = 4096;
+
+fn last_words(path: &std::path::Path) -> Option<String> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).ok()?.take(LAST_WORDS_BYTES).read_to_end(&mut bytes).ok()?;
+    (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> Ended {
+    let reason = match exit {
+        Exit { oom_killed: true, .. } => "OOMKilled",
+        Exit { code: 0, .. } => "Completed",
+        _ => "Error",
+    };
+    Ended {
+        id: Some(id),
+        code: exit.code,
+        signal: exit.signal,
+        reason: reason.into(),
+        message,
+        started_ms,
+        finished_ms: exit.finished_ms,
+    }
+}
+
+fn adopted(status: ContainerStatus) -> Adopted {
+    let ended = match &status.state {
+        ContainerState::Exited(exit) => Some(ended(status.id.0.clone(), exit, status.started_ms, None)),
+        ContainerState::Created | ContainerState::Running => None,
+    };
+    Adopted {
+        name: status.name,
+        id: status.id.0,
+        attempt: status.attempt,
+        image_id: status.image_id,
+        started_ms: status.started_ms,
+        ended,
+    }
+}
+
+/// What the runtime has of one pod.
+async fn find(node: &NodeContext, uid: &Uid) -> Option<Found> {
+    let sandboxes = node.runtime.list_pod_sandboxes().await.ok()?;
+    let sandbox = sandboxes.into_iter().find(|s| s.uid == *uid)?;
+    let containers = node.runtime.list_containers().await.ok()?;
+    Some(Found { sandbox, containers: containers.into_iter().filter(|c| c.pod == *uid).collect() })
+}
+
+impl Actor for PodActor {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        if self.life.incarnation() == 1 {
+            if let Some(found) = self.seed.found.take() {
+                self.adopt(found);
+            }
+            self.advance(ctx);
+            return;
+        }
+        let (node, uid) = (self.seed.node.clone(), self.uid.clone());
+        let look = async move { find(&node, &uid).await };
+        ctx.wait(look.into_actor(self).map(|found, pod, ctx| {
+            if let Some(found) = found {
+                pod.adopt(found);
+            }
+            pod.advance(ctx);
+        }));
+    }
+}
+
+impl Handler<PodAssigned> for PodActor {
+    type Result = ();
+
+    fn handle(&mut self, message: PodAssigned, ctx: &mut Self::Context) {
+        self.machine.assign(message.0);
+        self.advance(ctx);
+    }
+}
+
+impl Handler<PodUnassigned> for PodActor {
+    type Result = ();
+
+    fn handle(&mut self, _: PodUnassigned, ctx: &mut Self::Context) {
+        self.machine.evict();
+        self.advance(ctx);
+    }
+}
+
+impl Handler<ImagesChanged> for PodActor {
+    type Result = ();
+
+    fn handle(&mut self, _: ImagesChanged, ctx: &mut Self::Context) {
+        self.machine.images_changed();
+        self.advance(ctx);
+    }
+}
+
+impl Handler<RuntimeSaw> for PodActor {
+    type Result = ();
+
+    fn handle(&mut self, message: RuntimeSaw, ctx: &mut Self::Context) {
+        match message.0 {
+            RuntimeEvent::Exited { id, exit, .. } => self.exited(id, &exit),
+            RuntimeEvent::SandboxLost { .. } => self.machine.sandbox_lost(now_ms()),
+        }
+        self.advance(ctx);
+    }
+}

@@ -1,0 +1,278 @@
+//! Nodes as the master and as they themselves describe them.
+//!
+//! Owns: a node's status out of what its machine says, the node object made when it first appears, which pod subnet it
+//! gets, and what becomes of its conditions when it falls silent. Pure: facts and time are handed in.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use k8s_openapi::{
+    api::core::v1,
+    apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
+};
+
+use super::pod::status::time;
+
+/// What a machine says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MachineFacts {
+    /// Cores.
+    pub cpus: u32,
+    /// Bytes of memory.
+    pub memory_bytes: u64,
+    /// Bytes of the file system that holds the data directory.
+    pub disk_bytes: u64,
+    /// Bytes free on it.
+    pub disk_free_bytes: u64,
+    /// Most pods on the node.
+    pub max_pods: u32,
+    /// The node's host name.
+    pub hostname: String,
+    /// The address other machines reach it at.
+    pub address: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// From `/etc/os-release`.
+    pub os_image: String,
+    /// From `/etc/machine-id`.
+    pub machine_id: String,
+    /// From `/proc/sys/kernel/random/boot_id`.
+    pub boot_id: String,
+    /// `amd64`, `arm64`.
+    pub architecture: String,
+    /// `native://0.1.0`.
+    pub runtime: String,
+    /// The kubelet's version.
+    pub version: String,
+    /// Set when the runtime is not able to run pods, with what to do about it.
+    pub runtime_fault: Option<String>,
+    /// Names and sizes of the images.
+    pub images: Vec<(Vec<String>, u64)>,
+}
+
+/// Below this share of free disk the node reports `DiskPressure` (the kubelet's `nodefs.available<10%`).
+const DISK_PRESSURE_PERCENT: u64 = 10;
+/// Images named in a node's status, at most (the kubelet's `nodeStatusMaxImages`).
+const STATUS_IMAGES: usize = 50;
+
+/// The node's own status. `before` is the last one: its conditions' times stay where nothing changed.
+pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms: i64) -> v1::NodeStatus {
+    let amounts: BTreeMap<String, Quantity> = [
+        ("cpu", facts.cpus.to_string()),
+        ("memory", format!("{}Ki", facts.memory_bytes / 1024)),
+        ("ephemeral-storage", format!("{}Ki", facts.disk_bytes / 1024)),
+        ("pods", facts.max_pods.to_string()),
+    ]
+    .into_iter()
+    .map(|(k, v)| (k.to_owned(), Quantity(v)))
+    .collect();
+    let full = facts.disk_bytes > 0 && facts.disk_free_bytes * 100 / facts.disk_bytes < DISK_PRESSURE_PERCENT;
+    let (ready, reason, message) = match &facts.runtime_fault {
+        None => (true, "KubeletReady", "kubelet is posting ready status".to_owned()),
+        Some(fault) => (false, "ContainerRuntimeNotReady", fault.clone()),
+    };
+    let condition = |name: &str, holds: bool, reason: &str, message: String| {
+        node_condition(name, if holds { "True" } else { "False" }, reason, message, before, now_ms)
+    };
+    v1::NodeStatus {
+        capacity: Some(amounts.clone()),
+        allocatable: Some(amounts),
+        addresses: Some(vec![
+            v1::NodeAddress { type_: "InternalIP".into(), address: facts.address.clone() },
+            v1::NodeAddress { type_: "Hostname".into(), address: facts.hostname.clone() },
+        ]),
+        conditions: Some(vec![
+            condition(
+                "MemoryPressure",
+                false,
+                "KubeletHasSufficientMemory",
+                "kubelet has sufficient memory available".into(),
+            ),
+            if full {
+                condition("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure".into())
+            } else {
+                condition(
+                    "DiskPressure",
+                    false,
+                    "KubeletHasNoDiskPressure",
+                    "kubelet has no disk pressure".into(),
+                )
+            },
+            condition(
+                "PIDPressure",
+                false,
+                "KubeletHasSufficientPID",
+                "kubelet has sufficient PID available".into(),
+            ),
+            condition("Ready", ready, reason, message),
+        ]),
+        node_info: Some(v1::NodeSystemInfo {
+            architecture: facts.architecture.clone(),
+            boot_id: facts.boot_id.clone(),
+            container_runtime_version: facts.runtime.clone(),
+            kernel_version: facts.kernel.clone(),
+            kube_proxy_version: String::new(),
+            kubelet_version: facts.version.clone(),
+            machine_id: facts.machine_id.clone(),
+            operating_system: "linux".into(),
+            os_image: facts.os_image.clone(),
+            system_uuid: facts.machine_id.clone(),
+            ..v1::NodeSystemInfo::default()
+        }),
+        images: Some(
+            facts
+                .images
+                .iter()
+                .take(STATUS_IMAGES)
+                .map(|(names, size)| v1::ContainerImage {
+                    names: Some(names.clone()),
+                    size_bytes: i64::try_from(*size).ok(),
+                })
+                .collect(),
+        ),
+        ..v1::NodeStatus::default()
+    }
+}
+
+fn node_condition(
+    name: &str,
+    status: &str,
+    reason: &str,
+    message: String,
+    before: Option<&v1::NodeStatus>,
+    now_ms: i64,
+) -> v1::NodeCondition {
+    let since = before
+        .and_then(|b| b.conditions.as_ref())
+        .and_then(|c| c.iter().find(|c| c.type_ == name && c.status == status))
+        .and_then(|c| c.last_transition_time.clone());
+    v1::NodeCondition {
+        type_: name.into(),
+        status: status.into(),
+        reason: Some(reason.into()),
+        message: Some(message),
+        last_heartbeat_time: Some(time(now_ms)),
+        last_transition_time: Some(since.unwrap_or_else(|| time(now_ms))),
+    }
+}
+
+/// The node object for a node that appears for the first time.
+pub fn new_node(
+    name: &str,
+    labels: &BTreeMap<String, String>,
+    pod_cidr: &str,
+    status: v1::NodeStatus,
+    now_ms: i64,
+    uid: &str,
+) -> v1::Node {
+    let architecture = status.node_info.as_ref().map(|i| i.architecture.clone()).unwrap_or_default();
+    let mut all = BTreeMap::from([
+        ("kubernetes.io/hostname".to_owned(), name.to_owned()),
+        ("kubernetes.io/os".to_owned(), "linux".to_owned()),
+        ("kubernetes.io/arch".to_owned(), architecture),
+    ]);
+    all.extend(labels.clone());
+    v1::Node {
+        metadata: ObjectMeta {
+            name: Some(name.to_owned()),
+            uid: Some(uid.to_owned()),
+            creation_timestamp: Some(time(now_ms)),
+            labels: Some(all),
+            ..ObjectMeta::default()
+        },
+        spec: Some(v1::NodeSpec {
+            pod_cidr: Some(pod_cidr.to_owned()),
+            pod_cidrs: Some(vec![pod_cidr.to_owned()]),
+            ..v1::NodeSpec::default()
+        }),
+        status: Some(status),
+    }
+}
+
+/// A node's status after its link has been silent for too long: what it said of itself is unknown now.
+pub fn lost_status(before: &v1::NodeStatus, now_ms: i64) -> v1::NodeStatus {
+    let mut status = before.clone();
+    for condition in status.conditions.iter_mut().flatten() {
+        if condition.status != "Unknown" {
+            condition.status = "Unknown".into();
+            condition.reason = Some("NodeStatusUnknown".into());
+            condition.message = Some("Kubelet stopped posting node status.".into());
+            condition.last_transition_time = Some(time(now_ms));
+        }
+    }
+    status
+}
+
+/// Subnets of 254 pods each: `/24`s of the cluster's pod network.
+const NODE_PREFIX: u8 = 24;
+
+/// The first free node subnet of the cluster's pod network (`10.244.0.0/16`), or `None` when all are taken.
+///
+/// # Errors
+/// When `cluster` is no IPv4 network of at least one `/24`.
+pub fn free_subnet<'a>(
+    cluster: &str,
+    taken: impl IntoIterator<Item = &'a str>,
+) -> Result<Option<String>, String> {
+    let bad = || format!("pod network {cluster:?} must be an IPv4 network with a prefix of at most 24");
+    let (address, prefix) = cluster.split_once('/').ok_or_else(bad)?;
+    let address: Ipv4Addr = address.parse().map_err(|_| bad())?;
+    let prefix: u8 = prefix.parse().map_err(|_| bad())?;
+    if prefix > NODE_PREFIX {
+        return Err(bad());
+    }
+    let count: u64 = 1 << (NODE_PREFIX - prefix);
+    let mask = u32::MAX.checked_shl(u32::from(32 - prefix)).unwrap_or(0);
+    let base = u32::from(address) & mask;
+    let taken: BTreeSet<&str> = taken.into_iter().collect();
+    Ok((0..count)
+        .map(|n| {
+            let offset = u32::try_from(n << (32 - NODE_PREFIX)).unwrap_or(0);
+            format!("{}/{NODE_PREFIX}", Ipv4Addr::from(base | offset))
+        })
+        .find(|subnet| !taken.contains(subnet.as_str())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_are_handed_out_without_overlap_until_none_is_left() {
+        assert_eq!(free_subnet("10.244.0.0/16", []), Ok(Some("10.244.0.0/24".into())));
+        assert_eq!(
+            free_subnet("10.244.0.0/16", ["10.244.0.0/24", "10.244.2.0/24"]),
+            Ok(Some("10.244.1.0/24".into()))
+        );
+        assert_eq!(free_subnet("10.9.8.0/24", ["10.9.8.0/24"]), Ok(None));
+        assert_eq!(free_subnet("0.0.0.0/0", []), Ok(Some("0.0.0.0/24".into())));
+        for bad in ["", "10.0.0.0", "10.0.0.0/25", "x/8", "10.0.0.0/x", "fd00::/64"] {
+            assert!(free_subnet(bad, []).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_changes() {
+        let facts = MachineFacts { cpus: 2, disk_bytes: 100, disk_free_bytes: 50, ..MachineFacts::default() };
+        let first = node_status(&facts, None, 1_000_000);
+        let second = node_status(&facts, Some(&first), 2_000_000);
+        let full = node_status(&MachineFacts { disk_free_bytes: 5, ..facts }, Some(&second), 3_000_000);
+        let at = |s: &v1::NodeStatus, name: &str| {
+            let c = s.conditions.as_ref().unwrap().iter().find(|c| c.type_ == name).unwrap();
+            (c.status.clone(), c.last_transition_time.clone())
+        };
+        assert_eq!(at(&first, "DiskPressure"), at(&second, "DiskPressure"));
+        assert_eq!(at(&full, "DiskPressure"), ("True".into(), Some(time(3_000_000))));
+        assert_eq!(at(&full, "Ready"), at(&first, "Ready"));
+    }
+
+    #[test]
+    fn a_lost_node_is_unknown_and_stays_so_since_then() {
+        let first = node_status(&MachineFacts::default(), None, 1_000_000);
+        let lost = lost_status(&first, 5_000_000);
+        assert!(lost.conditions.as_ref().unwrap().iter().all(|c| c.status == "Unknown"));
+        assert_eq!(lost_status(&lost, 9_000_000), lost);
+    }
+}

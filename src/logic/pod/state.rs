@@ -1,0 +1,202 @@
+//! The words of the pod state machine: phases, actions, failures.
+
+use std::{net::IpAddr, time::Duration};
+
+use crate::logic::supervision::History;
+
+/// Where a sandbox is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SandboxPhase {
+    /// Not made, or to be made again no earlier than this.
+    Absent {
+        /// Milliseconds since the epoch.
+        not_before_ms: i64,
+    },
+    /// Being made.
+    Starting,
+    /// Containers can run in it.
+    Ready {
+        /// The pod's address; none with host network.
+        ip: Option<IpAddr>,
+    },
+    /// Its containers ended for good; its resources are being given back.
+    Stopping,
+    /// Stopped; what is left serves logs until the pod is deleted.
+    Stopped,
+    /// It died under its containers: to be removed, then made again.
+    Lost,
+    /// Being removed; `again` tells whether it is to be made again.
+    Removing {
+        /// Whether the pod goes on afterwards.
+        again: bool,
+    },
+    /// Nothing of the pod is left on the node.
+    Removed,
+}
+
+/// A container's life that is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// The runtime's id, if it came so far.
+    pub id: Option<String>,
+    /// The exit code.
+    pub code: i32,
+    /// The signal that ended it.
+    pub signal: Option<i32>,
+    /// `Completed`, `Error`, `OOMKilled`, `StartError`…
+    pub reason: String,
+    /// Its last words, or the runtime's error.
+    pub message: Option<String>,
+    /// Milliseconds since the epoch.
+    pub started_ms: i64,
+    /// Milliseconds since the epoch.
+    pub finished_ms: i64,
+}
+
+/// Why a container waits, in Kubernetes' words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WaitingReason {
+    /// `ContainerCreating`, `CrashLoopBackOff`, `ErrImagePull`…
+    pub reason: &'static str,
+    /// A sentence.
+    pub message: Option<String>,
+}
+
+/// Where a container is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ContainerPhase {
+    /// To be started no earlier than this.
+    Waiting {
+        /// Milliseconds since the epoch.
+        not_before_ms: i64,
+        /// What users are told meanwhile.
+        why: WaitingReason,
+    },
+    /// Being made and started.
+    Starting {
+        /// What users are told meanwhile.
+        why: WaitingReason,
+    },
+    /// Its program runs.
+    Running {
+        /// The runtime's id.
+        id: String,
+        /// Milliseconds since the epoch.
+        started_ms: i64,
+        /// It was told to end.
+        stopping: bool,
+    },
+    /// Ended, and not to be started again.
+    Exited(Ended),
+}
+
+/// One container of the pod.
+#[derive(Clone, Debug)]
+pub struct Container {
+    /// Its name.
+    pub name: String,
+    /// How often it was started again: its present (or next) life's number.
+    pub attempt: u32,
+    /// Where it is.
+    pub phase: ContainerPhase,
+    /// The life before the present one.
+    pub last: Option<Ended>,
+    /// The image's digest, once known.
+    pub image_id: Option<String>,
+    /// Its image's unsuccessful attempts in a row: they back off on their own.
+    pub(super) image_failures: u32,
+    pub(super) history: History,
+}
+
+/// What is to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Make the sandbox.
+    RunSandbox,
+    /// Make and start this container (index into [`Machine::containers`]).
+    Start(usize),
+    /// End this container.
+    Stop {
+        /// The container's index.
+        index: usize,
+        /// The runtime's id.
+        id: String,
+        /// SIGKILL after this.
+        grace: Duration,
+    },
+    /// Remove a life before the last one.
+    Forget {
+        /// The runtime's id.
+        id: String,
+    },
+    /// Stop the sandbox, keeping ended containers.
+    StopSandbox,
+    /// Remove everything of the pod from the node.
+    RemoveSandbox,
+}
+
+/// Something to record as an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Which container it is about, if one.
+    pub container: Option<String>,
+    /// `Warning` instead of `Normal`.
+    pub warning: bool,
+    /// One word.
+    pub reason: &'static str,
+    /// A sentence.
+    pub message: String,
+}
+
+/// What one call of [`Machine::step`] decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Step {
+    /// To be carried out, each answered by one of the machine's methods.
+    pub actions: Vec<Action>,
+    /// To be recorded.
+    pub notices: Vec<Notice>,
+    /// When to step again if nothing happens before; milliseconds since the epoch.
+    pub wake_at_ms: Option<i64>,
+}
+
+/// Why a container did not start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartFailure {
+    /// Its image is not there and may not (`never`) or cannot be got.
+    Image {
+        /// `imagePullPolicy: Never`.
+        never: bool,
+        /// A sentence.
+        message: String,
+    },
+    /// The image's name is none.
+    InvalidImageName(String),
+    /// Its configuration is refused (`CreateContainerConfigError`).
+    Config(String),
+    /// It cannot be made (`CreateContainerError`).
+    Create(String),
+    /// It was made, but its program cannot be started (`RunContainerError`).
+    Run {
+        /// The runtime's id.
+        id: String,
+        /// The runtime's error.
+        message: String,
+    },
+}
+
+/// A container's life found on the node after a restart of its kubelet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adopted {
+    /// The container's name.
+    pub name: String,
+    /// The runtime's id.
+    pub id: String,
+    /// Which life.
+    pub attempt: u32,
+    /// The image's digest.
+    pub image_id: String,
+    /// Milliseconds since the epoch; 0 when it never started.
+    pub started_ms: i64,
+    /// How it ended, if it did.
+    pub ended: Option<Ended>,
+}

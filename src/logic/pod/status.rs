@@ -1,0 +1,188 @@
+//! What is told about a pod: Kubernetes' `PodStatus` out of the pod's machine.
+//!
+//! Owns: phase, conditions (in Kubernetes' order) and container statuses. Invariant: a condition's
+//! `lastTransitionTime` changes only when its status does, so an unchanged pod yields an unchanged status.
+
+use std::net::IpAddr;
+
+use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
+use super::{Container, ContainerPhase, Ended, Machine, SandboxPhase};
+use crate::model::Phase;
+
+/// A point in time from milliseconds since the epoch, in whole seconds as Kubernetes writes them.
+pub fn time(ms: i64) -> Time {
+    Time(Timestamp::from_second(ms.div_euclid(1000)).unwrap_or(Timestamp::UNIX_EPOCH))
+}
+
+/// The pod's phase.
+pub fn phase(machine: &Machine) -> Phase {
+    let policy_always =
+        machine.pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).is_none_or(|p| p == "Always");
+    let (mut waiting_new, mut running, mut failed) = (false, false, false);
+    for container in &machine.containers {
+        match &container.phase {
+            ContainerPhase::Running { .. } => running = true,
+            ContainerPhase::Exited(ended) => failed |= ended.code != 0,
+            ContainerPhase::Waiting { .. } | ContainerPhase::Starting { .. } => match &container.last {
+                // It ran before and will again: the pod counts as running.
+                Some(_) => running = true,
+                None => waiting_new = true,
+            },
+        }
+    }
+    if waiting_new || machine.containers.is_empty() {
+        return if machine.is_ending() && !running && failed { Phase::Failed } else { Phase::Pending };
+    }
+    if running || (policy_always && !machine.is_ending()) {
+        Phase::Running
+    } else if failed {
+        Phase::Failed
+    } else {
+        Phase::Succeeded
+    }
+}
+
+/// The status to report. `before` is the last one reported (or the one in the pod's document).
+pub fn pod_status(
+    machine: &Machine,
+    before: Option<&v1::PodStatus>,
+    runtime: &str,
+    host_ip: Option<IpAddr>,
+    now_ms: i64,
+) -> v1::PodStatus {
+    let phase = phase(machine);
+    let statuses: Vec<v1::ContainerStatus> =
+        machine.containers.iter().map(|c| container_status(machine, c, runtime)).collect();
+    let not_ready: Vec<&str> = statuses.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
+    let ready = Verdict::of(not_ready.is_empty(), phase, &not_ready);
+    let sandbox_ready = matches!(machine.sandbox, SandboxPhase::Ready { .. });
+    let conditions = vec![
+        condition("PodReadyToStartContainers", Verdict::plain(sandbox_ready), before, now_ms),
+        condition("Initialized", Verdict::plain_or(true, phase), before, now_ms),
+        condition("Ready", ready.clone(), before, now_ms),
+        condition("ContainersReady", ready, before, now_ms),
+        condition("PodScheduled", Verdict::plain(true), before, now_ms),
+    ];
+    let ip = machine.ip.map(|ip| ip.to_string());
+    let host_network = machine.pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
+    let host = host_ip.map(|ip| ip.to_string());
+    let ip = ip.or_else(|| host.clone().filter(|_| host_network && sandbox_ready));
+    v1::PodStatus {
+        phase: Some(phase.as_str().to_owned()),
+        conditions: Some(conditions),
+        container_statuses: Some(statuses),
+        host_ip: host.clone(),
+        host_ips: host.map(|ip| vec![v1::HostIP { ip }]),
+        pod_ip: ip.clone(),
+        pod_ips: ip.map(|ip| vec![v1::PodIP { ip }]),
+        start_time: before.and_then(|b| b.start_time.clone()).or_else(|| Some(time(machine.accepted_ms))),
+        qos_class: before
+            .and_then(|b| b.qos_class.clone())
+            .or_else(|| machine.pod.status.as_ref().and_then(|s| s.qos_class.clone())),
+        ..v1::PodStatus::default()
+    }
+}
+
+/// A condition's status with its reason.
+#[derive(Clone)]
+struct Verdict {
+    holds: bool,
+    reason: Option<&'static str>,
+    message: Option<String>,
+}
+
+impl Verdict {
+    fn plain(holds: bool) -> Verdict {
+        Verdict { holds, reason: None, message: None }
+    }
+
+    fn plain_or(holds: bool, phase: Phase) -> Verdict {
+        Verdict { reason: (phase == Phase::Succeeded).then_some("PodCompleted"), ..Verdict::plain(holds) }
+    }
+
+    fn of(holds: bool, phase: Phase, not_ready: &[&str]) -> Verdict {
+        match phase {
+            Phase::Succeeded => Verdict { holds: false, reason: Some("PodCompleted"), message: None },
+            Phase::Failed => Verdict { holds: false, reason: Some("PodFailed"), message: None },
+            _ if holds => Verdict::plain(true),
+            _ => Verdict {
+                holds: false,
+                reason: Some("ContainersNotReady"),
+                message: Some(format!("containers with unready status: [{}]", not_ready.join(" "))),
+            },
+        }
+    }
+}
+
+fn condition(name: &str, verdict: Verdict, before: Option<&v1::PodStatus>, now_ms: i64) -> v1::PodCondition {
+    let status = if verdict.holds { "True" } else { "False" };
+    let since = before
+        .and_then(|b| b.conditions.as_ref())
+        .and_then(|c| c.iter().find(|c| c.type_ == name && c.status == status))
+        .and_then(|c| c.last_transition_time.clone());
+    v1::PodCondition {
+        type_: name.to_owned(),
+        status: status.to_owned(),
+        reason: verdict.reason.map(str::to_owned),
+        message: verdict.message,
+        last_transition_time: Some(since.unwrap_or_else(|| time(now_ms))),
+        ..v1::PodCondition::default()
+    }
+}
+
+fn container_status(machine: &Machine, container: &Container, runtime: &str) -> v1::ContainerStatus {
+    let image = machine
+        .pod
+        .spec
+        .iter()
+        .flat_map(|s| &s.containers)
+        .find(|c| c.name == container.name)
+        .and_then(|c| c.image.clone())
+        .unwrap_or_default();
+    let waiting = |reason: &str, message: Option<String>| v1::ContainerState {
+        waiting: Some(v1::ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
+        ..v1::ContainerState::default()
+    };
+    let running = matches!(container.phase, ContainerPhase::Running { .. });
+    let (state, id) = match &container.phase {
+        ContainerPhase::Waiting { why, .. } | ContainerPhase::Starting { why } => {
+            (waiting(why.reason, why.message.clone()), container.last.as_ref().and_then(|l| l.id.clone()))
+        }
+        ContainerPhase::Running { id, started_ms, .. } => (
+            v1::ContainerState {
+                running: Some(v1::ContainerStateRunning { started_at: Some(time(*started_ms)) }),
+                ..v1::ContainerState::default()
+            },
+            Some(id.clone()),
+        ),
+        ContainerPhase::Exited(ended) => (terminated(ended, runtime), ended.id.clone()),
+    };
+    v1::ContainerStatus {
+        name: container.name.clone(),
+        image,
+        image_id: container.image_id.clone().unwrap_or_default(),
+        container_id: id.map(|id| format!("{runtime}://{id}")),
+        ready: running,
+        started: Some(running),
+        restart_count: i32::try_from(container.attempt).unwrap_or(i32::MAX),
+        state: Some(state),
+        last_state: Some(container.last.as_ref().map(|l| terminated(l, runtime)).unwrap_or_default()),
+        ..v1::ContainerStatus::default()
+    }
+}
+
+fn terminated(ended: &Ended, runtime: &str) -> v1::ContainerState {
+    v1::ContainerState {
+        terminated: Some(v1::ContainerStateTerminated {
+            container_id: ended.id.as_ref().map(|id| format!("{runtime}://{id}")),
+            exit_code: ended.code,
+            signal: None,
+            reason: Some(ended.reason.clone()),
+            message: ended.message.clone(),
+            started_at: Some(time(ended.started_ms)),
+            finished_at: Some(time(ended.finished_ms)),
+        }),
+        ..v1::ContainerState::default()
+    }
+}
