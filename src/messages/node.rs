@@ -1,11 +1,9 @@
 //! What is said about nodes inside the master: byte streams to them, opened for the API.
 
-use std::pin::Pin;
-
 use actix::Message;
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::wire;
+pub use super::wire::ByteStream;
 use crate::model::NodeName;
 
 /// api → node registry: open a byte stream to a node.
@@ -16,14 +14,6 @@ pub struct OpenStream {
     pub node: NodeName,
     /// What the bytes will be.
     pub open: wire::Open,
-}
-
-/// A stream of bytes to and from another machine. Dropping it ends both directions.
-pub struct ByteStream {
-    /// Bytes from the other side.
-    pub read: Pin<Box<dyn AsyncRead + Send>>,
-    /// Bytes to the other side; shut it down to say that no more come.
-    pub write: Pin<Box<dyn AsyncWrite + Send>>,
 }
 
 /// Why a byte stream was not opened.

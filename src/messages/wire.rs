@@ -5,10 +5,11 @@
 //! so a newer field of Kubernetes never changes a frame's layout.
 //! Invariant: messages are pictures, not deltas: a lost one heals with the next, a repeated one does nothing.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, pin::Pin};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::model::{NodeName, Revision, Uid};
 
@@ -150,6 +151,14 @@ pub enum Opened {
     Ok,
     /// Refused: an HTTP status code and a sentence.
     Refused(u16, String),
+}
+
+/// A stream of bytes to and from another machine. Dropping it ends both directions.
+pub struct ByteStream {
+    /// Bytes from the other side.
+    pub read: Pin<Box<dyn AsyncRead + Send>>,
+    /// Bytes to the other side; shut it down to say that no more come.
+    pub write: Pin<Box<dyn AsyncWrite + Send>>,
 }
 
 /// Which part of which log.

@@ -1,1 +1,36 @@
 //! QUIC between machines: identity, endpoint, link, codec, byte streams.
+//!
+//! ```text
+//! Listener ─accept─┐                          ┌─ LinkHandle: send, send_keyed, open, close, stats
+//!                  ├─ Link (authenticated) ───┤
+//! Dialer ───next───┘                          └─ LinkEvents: Message, Opened, Closed
+//! ```
+//!
+//! Invariant: a [`Link`] exists only between peers that showed each other certificates of one cluster's authority.
+//! [`memory::Network`] makes the same links inside one process. What messages mean is left to the actors.
+
+pub mod codec;
+mod dial;
+mod endpoint;
+mod error;
+mod frame;
+pub mod identity;
+mod link;
+pub mod memory;
+pub mod metrics;
+mod outbox;
+mod stream;
+mod tls;
+mod transport;
+
+#[cfg(test)]
+mod tests;
+
+pub use dial::{Backoff, Dialer};
+pub use endpoint::{Connector, LinkConfig, Listener};
+pub use error::{CloseReason, NetError};
+pub use identity::{Authority, CaCertificate, Identity};
+pub use link::{Link, LinkEvent, LinkEvents, LinkHandle};
+pub use outbox::Class;
+pub use stream::Responder;
+pub use transport::LinkStats;

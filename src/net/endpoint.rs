@@ -1,0 +1,323 @@
+//! Where links begin: a UDP port that accepts them, and the side that dials.
+//!
+//! Owns: [`Listener`], [`Connector`] and the settings of connections. Invariants: only a peer with a node's certificate
+//! under the cluster's authority becomes a link on a listener, and only the one that was asked for on a connector;
+//! handshakes in progress are bounded, under load a peer must first prove its address (a retry), and a peer that
+//! keeps failing makes one log line an interval.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use quinn::{Endpoint, IdleTimeout, Incoming, TransportConfig, VarInt};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinSet},
+    time::Instant,
+};
+
+use super::{
+    CaCertificate, Identity, Link, NetError,
+    identity::{MASTER, Role, node_server_name, peer_role},
+    link::Session,
+    memory, stream, tls,
+    transport::Transport,
+};
+use crate::model::NodeName;
+
+/// The whole of a handshake, certificates and introduction included.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Handshakes at once: each costs a signature or two, so more would only wait for the processor.
+const HANDSHAKES: usize = 64;
+/// From here on a peer must prove its address before it costs a signature.
+const HANDSHAKES_UNPROVEN: usize = 16;
+/// Connection attempts that quinn keeps for us, before any handshake.
+const INCOMING: usize = 256;
+/// Finished handshakes that wait for the owner.
+const READY: usize = 64;
+/// Byte streams open at once on one link, in each direction, beside its two message streams.
+const STREAMS: u32 = 256;
+/// Bytes under way on one stream: fills 1 Gbit/s at 8 ms. A reader that stops costs this much and no more.
+const STREAM_WINDOW: u32 = 1 << 20;
+/// One log line per address in this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Addresses remembered for that; beyond, nothing is logged until some are old.
+const LOG_ADDRESSES: usize = 1024;
+
+/// How soon silence is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkConfig {
+    /// The dialing side sends something at least so often (and hears an acknowledgement).
+    pub keep_alive: Duration,
+    /// A peer silent for so long is gone. The smaller of both sides' values counts.
+    pub idle_timeout: Duration,
+}
+
+impl Default for LinkConfig {
+    /// Four chances to be heard before a second is over.
+    fn default() -> Self {
+        LinkConfig { keep_alive: Duration::from_millis(250), idle_timeout: Duration::from_secs(1) }
+    }
+}
+
+impl LinkConfig {
+    fn transport(self) -> Result<TransportConfig, NetError> {
+        let mut transport = TransportConfig::default();
+        let idle = IdleTimeout::try_from(self.idle_timeout).map_err(|_| NetError::Connect {
+            address: String::new(),
+            problem: "idle timeout too long".into(),
+        })?;
+        transport
+            .max_idle_timeout(Some(idle))
+            .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS + 2))
+            .max_concurrent_uni_streams(VarInt::from_u32(0))
+            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+            // Streams bind before the connection does, in both directions: a stuck one never starves another.
+            .receive_window(VarInt::from_u32((STREAMS + 2) * STREAM_WINDOW))
+            .send_window(u64::from(STREAMS + 2) * u64::from(STREAM_WINDOW))
+            .datagram_receive_buffer_size(None);
+        Ok(transport)
+    }
+}
+
+/// Accepts links from nodes.
+pub struct Listener {
+    sessions: mpsc::Receiver<Session>,
+    address: SocketAddr,
+    serving: Serving,
+}
+
+enum Serving {
+    Quic { endpoint: Endpoint, task: AbortHandle },
+    Memory(memory::Registration),
+}
+
+impl Listener {
+    /// Listens on a UDP address (port 0: any free one). Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`NetError::Bind`] when the port is taken, [`NetError::Certificate`] when the identity cannot be used.
+    pub fn bind(
+        address: SocketAddr,
+        identity: &Identity,
+        ca: &CaCertificate,
+        config: LinkConfig,
+    ) -> Result<Listener, NetError> {
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(identity, ca)?));
+        server.transport_config(Arc::new(config.transport()?)).max_incoming(INCOMING);
+        let bind = |source| NetError::Bind { address, source };
+        let endpoint = Endpoint::server(server, address).map_err(bind)?;
+        let address = endpoint.local_addr().map_err(bind)?;
+        let (ready, sessions) = mpsc::channel(READY);
+        let task = tokio::spawn(accept_all(endpoint.clone(), ready)).abort_handle();
+        Ok(Listener { sessions, address, serving: Serving::Quic { endpoint, task } })
+    }
+
+    pub(crate) fn in_memory(
+        sessions: mpsc::Receiver<Session>,
+        address: SocketAddr,
+        registration: memory::Registration,
+    ) -> Listener {
+        Listener { sessions, address, serving: Serving::Memory(registration) }
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The next link, authenticated and introduced. Its task runs on the caller's runtime. Cancel-safe. `None` only
+    /// when the port has failed.
+    pub async fn accept<Out: Serialize, In: DeserializeOwned>(&mut self) -> Option<Link<Out, In>> {
+        self.sessions.recv().await.map(Link::start)
+    }
+
+    /// Closes every link that came through this listener and waits until the peers were told and the port is free.
+    pub async fn shutdown(mut self) {
+        self.sessions.close();
+        while self.sessions.recv().await.is_some() {}
+        if let Serving::Quic { endpoint, task } = &self.serving {
+            task.abort();
+            endpoint.close(VarInt::from_u32(1), b"shutting down");
+            endpoint.wait_idle().await;
+        }
+    }
+}
+
+impl Drop for Listener {
+    /// Stops accepting. Links live on, and keep the port until the last one ends.
+    fn drop(&mut self) {
+        match &self.serving {
+            Serving::Quic { endpoint, task } => {
+                endpoint.set_server_config(None);
+                task.abort();
+            }
+            Serving::Memory(registration) => registration.withdraw(),
+        }
+    }
+}
+
+async fn accept_all(endpoint: Endpoint, ready: mpsc::Sender<Session>) {
+    let mut handshakes = JoinSet::new();
+    let log = Arc::new(LogLimit::default());
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            Some(_) = handshakes.join_next(), if !handshakes.is_empty() => continue,
+        };
+        let Some(incoming) = incoming else { return };
+        let running = handshakes.len();
+        if running >= HANDSHAKES {
+            log.failed(incoming.remote_address(), "too many handshakes at once");
+            incoming.refuse();
+        } else if running >= HANDSHAKES_UNPROVEN && !incoming.remote_address_validated() {
+            // Fails only for a validated address.
+            let _ = incoming.retry();
+        } else {
+            handshakes.spawn(handshake(incoming, ready.clone(), log.clone()));
+        }
+    }
+}
+
+async fn handshake(incoming: Incoming, ready: mpsc::Sender<Session>, log: Arc<LogLimit>) {
+    let address = incoming.remote_address();
+    let shake = async {
+        let connection = incoming.await.map_err(|error| error.to_string())?;
+        let peer = match role_of(&connection) {
+            Some(Role::Node(name)) => name,
+            _ => return Err(refused(&connection, "not a node's certificate")),
+        };
+        let transport = Transport::Quic(connection);
+        let streams = stream::await_introduction(&transport).await.map_err(|error| error.to_string())?;
+        Ok(Session { peer, transport, streams })
+    };
+    match tokio::time::timeout(HANDSHAKE, shake).await {
+        Ok(Ok(session)) => {
+            // Fails only when the listener has gone meanwhile; the peer hears its connection close.
+            let _ = ready.send(session).await;
+        }
+        Ok(Err(problem)) => log.failed(address, &problem),
+        Err(_) => log.failed(address, "the peer was too slow"),
+    }
+}
+
+/// Dials links. Cheap to clone.
+#[derive(Clone)]
+pub struct Connector(Dialing);
+
+#[derive(Clone)]
+enum Dialing {
+    Quic(quinn::ClientConfig),
+    Memory(memory::Host),
+}
+
+impl Connector {
+    /// A connector that shows `identity` and trusts `ca` alone.
+    ///
+    /// # Errors
+    /// [`NetError::Certificate`] when the identity cannot be used.
+    pub fn new(identity: &Identity, ca: &CaCertificate, config: LinkConfig) -> Result<Connector, NetError> {
+        let mut client = quinn::ClientConfig::new(Arc::new(tls::client(identity, ca)?));
+        let mut transport = config.transport()?;
+        transport.keep_alive_interval(Some(config.keep_alive));
+        client.transport_config(Arc::new(transport));
+        Ok(Connector(Dialing::Quic(client)))
+    }
+
+    pub(crate) fn in_memory(host: memory::Host) -> Connector {
+        Connector(Dialing::Memory(host))
+    }
+
+    /// Connects to the peer that calls itself `server_name` in its certificate: [`MASTER`], or what
+    /// [`node_server_name`] says. Returns once the peer has accepted this side's certificate too. Every link has a UDP
+    /// port of its own.
+    ///
+    /// # Errors
+    /// [`NetError::Connect`].
+    pub async fn connect<Out: Serialize, In: DeserializeOwned>(
+        &self,
+        address: SocketAddr,
+        server_name: &str,
+    ) -> Result<Link<Out, In>, NetError> {
+        let connect = async {
+            match &self.0 {
+                Dialing::Quic(config) => dial(config.clone(), address, server_name).await,
+                Dialing::Memory(host) => host.dial(address, server_name).await,
+            }
+        };
+        let problem = match tokio::time::timeout(HANDSHAKE, connect).await {
+            Ok(Ok(session)) => return Ok(Link::start(session)),
+            Ok(Err(problem)) => problem,
+            Err(_) => "no answer in time".into(),
+        };
+        Err(NetError::Connect { address: address.to_string(), problem })
+    }
+}
+
+async fn dial(
+    config: quinn::ClientConfig,
+    address: SocketAddr,
+    server_name: &str,
+) -> Result<Session, String> {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let endpoint = Endpoint::client(SocketAddr::new(any, 0)).map_err(|error: io::Error| error.to_string())?;
+    let connecting =
+        endpoint.connect_with(config, address, server_name).map_err(|error| error.to_string())?;
+    let connection = connecting.await.map_err(|error| error.to_string())?;
+    let peer = match role_of(&connection) {
+        Some(Role::Master) if server_name == MASTER => NodeName::from(MASTER),
+        Some(Role::Node(name)) if server_name == node_server_name(&name) => name,
+        _ => return Err(refused(&connection, "the certificate is not that of the expected peer")),
+    };
+    let transport = Transport::Quic(connection);
+    let streams = stream::introduce(&transport).await.map_err(|error| match transport.close_reason() {
+        Some(reason) => reason.to_string(),
+        None => error.to_string(),
+    })?;
+    Ok(Session { peer, transport, streams })
+}
+
+fn role_of(connection: &quinn::Connection) -> Option<Role> {
+    let chain = connection.peer_identity()?.downcast::<Vec<rustls::pki_types::CertificateDer>>().ok()?;
+    peer_role(chain.first()?)
+}
+
+fn refused(connection: &quinn::Connection, problem: &str) -> String {
+    connection.close(VarInt::from_u32(1), problem.as_bytes());
+    problem.to_owned()
+}
+
+/// Counts failed handshakes, and logs one per address and interval.
+#[derive(Default)]
+struct LogLimit {
+    logged: Mutex<HashMap<IpAddr, Instant>>,
+}
+
+impl LogLimit {
+    fn failed(&self, address: SocketAddr, problem: &str) {
+        metrics::counter!(super::metrics::HANDSHAKES_FAILED).increment(1);
+        if self.permits(address.ip(), Instant::now()) {
+            tracing::warn!(peer = %address, problem, "turned a peer away");
+        }
+    }
+
+    fn permits(&self, address: IpAddr, now: Instant) -> bool {
+        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        if logged.len() >= LOG_ADDRESSES {
+            logged.retain(|_, at| now.duration_since(*at) < LOG_INTERVAL);
+        }
+        if logged.get(&address).is_some_and(|at| now.duration_since(*at) < LOG_INTERVAL)
+            || logged.len() >= LOG_ADDRESSES
+        {
+            return false;
+        }
+        logged.insert(address, now);
+        true
+    }
+}

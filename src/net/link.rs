@@ -1,0 +1,441 @@
+//! A link: typed messages and byte streams between two machines that know each other.
+//!
+//! Owns: [`LinkHandle`] (sends; cloneable) and [`LinkEvents`] (receives; one owner), and the one task between them and
+//! the transport, which writes what waits in the outboxes. The link lives while a handle *and* its events live; then the
+//! task sends what waits (for a moment), closes and ends: nothing is left behind.
+//! Invariants: messages of one class arrive in order; whoever reads slowly slows its peer down, not its own memory;
+//! [`LinkEvent::Closed`] comes last, after every message that arrived before a peer's close, and comes again if asked.
+
+use std::{io, marker::PhantomData, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::{io::AsyncWriteExt as _, sync::watch, time::Instant};
+
+use super::{
+    Class, CloseReason, NetError, Responder, codec,
+    frame::{FrameReader, frame},
+    outbox::Outbox,
+    stream::{self, MessageStreams},
+    transport::{LinkStats, Reader, Transport, Writer},
+};
+use crate::{
+    messages::wire::{ByteStream, Open},
+    model::NodeName,
+};
+
+/// Bytes handed to the transport in one go: enough for full packets, little enough that a newer message can still
+/// replace an older one in the outbox.
+const WRITE_BATCH: usize = 64 << 10;
+/// How long a closing link tries to send what waits.
+const FLUSH: Duration = Duration::from_secs(1);
+/// Between a message stream's end and the connection's: longer, and the peer is broken.
+const STREAM_END: Duration = Duration::from_secs(2);
+/// Byte streams that have been opened but not yet introduced; more wait in the transport.
+const INTRODUCTIONS: usize = 32;
+
+/// A live connection to an authenticated peer, before it is split into its two halves. `Out` is what this side says.
+pub struct Link<Out, In> {
+    handle: LinkHandle<Out>,
+    events: LinkEvents<In>,
+}
+
+/// What a link is made of: an authenticated transport after the introduction.
+pub(crate) struct Session {
+    pub(crate) peer: NodeName,
+    pub(crate) transport: Transport,
+    pub(crate) streams: MessageStreams,
+}
+
+impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
+    /// Must be called within a tokio runtime, on which the link's task will run.
+    pub(crate) fn start(session: Session) -> Link<Out, In> {
+        metrics::counter!(super::metrics::LINKS_OPENED).increment(1);
+        let shared = Arc::new(Shared {
+            peer: session.peer,
+            transport: session.transport,
+            outboxes: Class::ALL.map(Outbox::new),
+            closing: watch::Sender::new(None),
+            closed: watch::Sender::new(None),
+        });
+        let (control_writer, control_reader) = session.streams.control;
+        let (state_writer, state_reader) = session.streams.state;
+        tokio::spawn(drive(shared.clone(), control_writer, state_writer));
+        Link {
+            handle: LinkHandle { alive: Arc::new(Alive(shared.clone())), out: PhantomData },
+            events: LinkEvents {
+                closed: shared.closed.subscribe(),
+                control: Some(FrameReader::new(control_reader, Class::Control.cap())),
+                state: Some(FrameReader::new(state_reader, Class::State.cap())),
+                introductions: FuturesUnordered::new(),
+                stream_ended: None,
+                shared,
+                message: PhantomData,
+            },
+        }
+    }
+
+    /// Who is at the other end, by its certificate.
+    pub fn peer(&self) -> &NodeName {
+        self.handle.peer()
+    }
+
+    /// The sending and the receiving half.
+    pub fn split(self) -> (LinkHandle<Out>, LinkEvents<In>) {
+        (self.handle, self.events)
+    }
+
+    /// Tells the link's end without keeping it alive.
+    pub(crate) fn end(&self) -> watch::Receiver<Option<CloseReason>> {
+        self.events.closed.clone()
+    }
+}
+
+struct Shared {
+    peer: NodeName,
+    transport: Transport,
+    outboxes: [Outbox; 2],
+    /// Set once this side wants to close, and why.
+    closing: watch::Sender<Option<String>>,
+    /// Set once the link has ended, and why.
+    closed: watch::Sender<Option<CloseReason>>,
+}
+
+impl Shared {
+    fn outbox(&self, class: Class) -> &Outbox {
+        match class {
+            Class::Control => &self.outboxes[0],
+            Class::State => &self.outboxes[1],
+        }
+    }
+
+    fn begin_close(&self, reason: &str) {
+        self.closing.send_if_modified(|closing| {
+            let first = closing.is_none();
+            closing.get_or_insert_with(|| reason.to_owned());
+            first
+        });
+    }
+
+    fn end(&self, reason: CloseReason) {
+        self.closed.send_if_modified(|closed| {
+            let first = closed.is_none();
+            closed.get_or_insert(reason);
+            first
+        });
+    }
+
+    /// Why nothing can be sent any more; `None` while it can.
+    fn over(&self) -> Option<CloseReason> {
+        let closed = self.closed.borrow().clone();
+        closed.or_else(|| self.closing.borrow().clone().map(CloseReason::Local))
+    }
+}
+
+/// Closes the link when the last handle goes.
+struct Alive(Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.begin_close("no longer needed");
+    }
+}
+
+/// The sending half of a link. Cloneable; the link closes when the last clone is dropped.
+pub struct LinkHandle<Out> {
+    alive: Arc<Alive>,
+    out: PhantomData<fn(&Out)>,
+}
+
+impl<Out> Clone for LinkHandle<Out> {
+    fn clone(&self) -> Self {
+        LinkHandle { alive: self.alive.clone(), out: PhantomData }
+    }
+}
+
+impl<Out: Serialize> LinkHandle<Out> {
+    /// Queues a message; never waits.
+    ///
+    /// # Errors
+    /// [`NetError::Full`] when the outbox of the class is full, [`NetError::TooLarge`] when the message exceeds
+    /// [`Class::cap`], [`NetError::Closed`]. Nothing was queued then.
+    pub fn send(&self, class: Class, message: &Out) -> Result<(), NetError> {
+        self.push(class, None, message)
+    }
+
+    /// Queues a message that replaces the one still waiting under the same key, in its place in the queue.
+    ///
+    /// # Errors
+    /// As [`LinkHandle::send`].
+    pub fn send_keyed(&self, class: Class, key: impl Into<String>, message: &Out) -> Result<(), NetError> {
+        self.push(class, Some(key.into()), message)
+    }
+
+    fn push(&self, class: Class, key: Option<String>, message: &Out) -> Result<(), NetError> {
+        if let Some(reason) = self.shared().over() {
+            return Err(NetError::Closed(reason));
+        }
+        match self.shared().outbox(class).push(key, frame(message, class.cap())?) {
+            Ok(false) => Ok(()),
+            Ok(true) => {
+                metrics::counter!(super::metrics::OUTBOX_REPLACED, "class" => class.label()).increment(1);
+                Ok(())
+            }
+            Err(_) => {
+                metrics::counter!(super::metrics::OUTBOX_REFUSED, "class" => class.label()).increment(1);
+                Err(NetError::Full)
+            }
+        }
+    }
+}
+
+impl<Out> LinkHandle<Out> {
+    /// Who is at the other end, by its certificate.
+    pub fn peer(&self) -> &NodeName {
+        &self.shared().peer
+    }
+
+    /// Opens a flow of bytes; the peer's owner decides within `timeout` whether it may be.
+    ///
+    /// # Errors
+    /// [`NetError::Refused`] by the peer, [`NetError::TimedOut`], [`NetError::Closed`], [`NetError::Stream`].
+    pub async fn open(&self, request: &Open, timeout: Duration) -> Result<ByteStream, NetError> {
+        let shared = self.shared();
+        if let Some(reason) = shared.over() {
+            return Err(NetError::Closed(reason));
+        }
+        match tokio::time::timeout(timeout, stream::open(&shared.transport, request)).await {
+            Ok(Err(NetError::Stream(error))) => Err(match shared.transport.close_reason() {
+                Some(reason) => NetError::Closed(reason),
+                None => NetError::Stream(error),
+            }),
+            Ok(outcome) => outcome,
+            Err(_) => Err(NetError::TimedOut("the opening of a byte stream")),
+        }
+    }
+
+    /// Sends what waits (for at most a second), then closes. Returns at once; see [`LinkHandle::closed`].
+    pub fn close(&self, reason: &str) {
+        self.shared().begin_close(reason);
+    }
+
+    /// Waits for the link's end.
+    pub async fn closed(&self) -> CloseReason {
+        wait_closed(&mut self.shared().closed.subscribe()).await
+    }
+
+    /// How the path is doing.
+    pub fn stats(&self) -> LinkStats {
+        self.shared().transport.stats()
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.alive.0
+    }
+}
+
+/// What happens on a link.
+pub enum LinkEvent<In> {
+    /// The peer said something.
+    Message(In),
+    /// The peer wants a flow of bytes: answer through the [`Responder`].
+    Opened(Open, Responder),
+    /// The link has ended. The last event.
+    Closed(CloseReason),
+}
+
+/// The receiving half of a link. Dropping it closes the link.
+pub struct LinkEvents<In> {
+    shared: Arc<Shared>,
+    closed: watch::Receiver<Option<CloseReason>>,
+    control: Option<FrameReader<Reader>>,
+    state: Option<FrameReader<Reader>>,
+    introductions: FuturesUnordered<BoxFuture<'static, Option<(Open, Responder)>>>,
+    stream_ended: Option<Instant>,
+    message: PhantomData<fn() -> In>,
+}
+
+impl<In> Drop for LinkEvents<In> {
+    fn drop(&mut self) {
+        self.shared.begin_close("nobody listens any more");
+    }
+}
+
+enum Step {
+    Frame(Class, io::Result<Option<bytes::Bytes>>),
+    Stream((Writer, Reader)),
+    Introduced(Option<(Open, Responder)>),
+    Overdue,
+    Closed(CloseReason),
+}
+
+impl<In: DeserializeOwned> LinkEvents<In> {
+    /// The next event. Cancel-safe. Not calling it holds the peer up once the windows are full.
+    pub async fn next(&mut self) -> LinkEvent<In> {
+        loop {
+            match self.step().await {
+                Step::Frame(class, Ok(Some(frame))) => {
+                    if let Some(message) = self.decoded(class, &frame) {
+                        return LinkEvent::Message(message);
+                    }
+                }
+                Step::Frame(class, outcome) => self.stream_over(class, outcome),
+                Step::Stream(halves) => self.introductions.push(Box::pin(stream::receive_open(halves))),
+                Step::Introduced(Some((open, responder))) => return LinkEvent::Opened(open, responder),
+                Step::Introduced(None) => {}
+                Step::Overdue => self.fail("the peer ended a message stream but not the link"),
+                Step::Closed(reason) => return self.last_words(reason).await,
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Step {
+        let overdue = self.stream_ended.map(|at| at + STREAM_END);
+        tokio::select! {
+            frame = next_frame(&mut self.control) => Step::Frame(Class::Control, frame),
+            frame = next_frame(&mut self.state) => Step::Frame(Class::State, frame),
+            Some(introduced) = self.introductions.next() => Step::Introduced(introduced),
+            Ok(halves) = self.shared.transport.accept(), if self.introductions.len() < INTRODUCTIONS => {
+                Step::Stream(halves)
+            }
+            reason = wait_closed(&mut self.closed) => Step::Closed(reason),
+            () = tokio::time::sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => Step::Overdue,
+        }
+    }
+
+    /// Hands out what had arrived before the peer closed, then the end.
+    async fn last_words(&mut self, reason: CloseReason) -> LinkEvent<In> {
+        if !matches!(reason, CloseReason::Local(_)) {
+            for class in Class::ALL {
+                // The connection is over: this yields what was received, then an error, and never waits.
+                while let Some(Ok(Some(frame))) = match self.reader(class) {
+                    Some(reader) => Some(reader.next().await),
+                    None => None,
+                } {
+                    if let Some(message) = self.decoded(class, &frame) {
+                        return LinkEvent::Message(message);
+                    }
+                }
+                *self.reader(class) = None;
+            }
+        }
+        LinkEvent::Closed(reason)
+    }
+
+    fn reader(&mut self, class: Class) -> &mut Option<FrameReader<Reader>> {
+        match class {
+            Class::Control => &mut self.control,
+            Class::State => &mut self.state,
+        }
+    }
+
+    fn decoded(&self, class: Class, frame: &[u8]) -> Option<In> {
+        match codec::decode(frame) {
+            Ok(message) => Some(message),
+            Err(error) => {
+                metrics::counter!(super::metrics::FRAMES_SKIPPED, "class" => class.label()).increment(1);
+                tracing::debug!(node = %self.shared.peer, class = class.label(), %error, "skipped a frame");
+                None
+            }
+        }
+    }
+
+    fn stream_over(&mut self, class: Class, outcome: io::Result<Option<bytes::Bytes>>) {
+        *self.reader(class) = None;
+        match outcome {
+            // A frame that breaks the protocol: what follows cannot be understood.
+            Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData) => self.fail(&error.to_string()),
+            // The end of the connection, of which the reason comes apart, or else is overdue soon.
+            _ => self.stream_ended = self.stream_ended.or_else(|| Some(Instant::now())),
+        }
+    }
+
+    fn fail(&mut self, problem: &str) {
+        self.stream_ended = None;
+        self.shared.end(CloseReason::Failed(problem.to_owned()));
+        self.shared.transport.close(problem);
+    }
+}
+
+async fn next_frame(reader: &mut Option<FrameReader<Reader>>) -> io::Result<Option<bytes::Bytes>> {
+    match reader {
+        Some(reader) => reader.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn wait_closed(closed: &mut watch::Receiver<Option<CloseReason>>) -> CloseReason {
+    match closed.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(reason)) => reason.clone(),
+        // The sender lives as long as the link; without it there is no link either.
+        _ => CloseReason::Failed("the link is gone".into()),
+    }
+}
+
+/// Ends the link whenever and however its task ends, even with its runtime.
+struct Ending(Arc<Shared>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.end(CloseReason::Failed("the link's task has ended".into()));
+        self.0.transport.close("task ended");
+    }
+}
+
+/// The link's one task: writes both outboxes until the link is closed from either side.
+async fn drive(shared: Arc<Shared>, control: Writer, state: Writer) {
+    let ending = Ending(shared.clone());
+    let flushed = async {
+        tokio::try_join!(
+            write_outbox(&shared, Class::Control, control),
+            write_outbox(&shared, Class::State, state)
+        )
+    };
+    let overdue = async {
+        wait_closing(&shared).await;
+        tokio::time::sleep(FLUSH).await;
+    };
+    let failure = tokio::select! {
+        biased;
+        _ = shared.transport.closed() => None,
+        outcome = flushed => outcome.err(),
+        () = overdue => None,
+    };
+    let reason =
+        shared.transport.close_reason().unwrap_or_else(|| match (&*shared.closing.borrow(), failure) {
+            (Some(reason), _) => CloseReason::Local(reason.clone()),
+            (None, Some(error)) => CloseReason::Failed(error.to_string()),
+            (None, None) => CloseReason::Failed("the link's task has ended".into()),
+        });
+    tracing::debug!(node = %shared.peer, %reason, "link ended");
+    let text = match &reason {
+        CloseReason::Local(text) | CloseReason::Failed(text) => text.clone(),
+        other => other.to_string(),
+    };
+    shared.transport.close(&text);
+    shared.end(reason);
+    drop(ending);
+}
+
+/// Writes one class's messages as they come; once the link is closing, writes the rest and waits for its arrival.
+async fn write_outbox(shared: &Shared, class: Class, mut writer: Writer) -> io::Result<()> {
+    let outbox = shared.outbox(class);
+    loop {
+        let closing = shared.closing.borrow().is_some();
+        let frames = outbox.take(WRITE_BATCH);
+        match frames.as_slice() {
+            [] if closing => return writer.finish().await,
+            [] => tokio::select! {
+                () = outbox.filled() => {}
+                () = wait_closing(shared) => {}
+            },
+            [frame] => writer.write_all(frame).await?,
+            frames => writer.write_all(&frames.concat()).await?,
+        }
+    }
+}
+
+async fn wait_closing(shared: &Shared) {
+    // The sender is part of `shared`, so this ends only when the link is closing.
+    let _ = shared.closing.subscribe().wait_for(Option::is_some).await;
+}

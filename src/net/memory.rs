@@ -1,0 +1,484 @@
+//! A network in one process, for tests and simulations: links as over QUIC, with every frame really encoded.
+//!
+//! Owns: [`Network`], whose hosts are called by name, and the imitation of connections and streams. As over QUIC, loss
+//! shows as delay, bytes of one stream stay in order while streams overtake one another, and silence ends a
+//! connection after the idle timeout. Time is tokio's (pausable); chance comes from the seed alone.
+//! Left out: bandwidth, handshakes, certificates: a host is whoever it was made as.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io,
+    net::SocketAddr,
+    ops::RangeInclusive,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf as _, Bytes};
+use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    sync::{mpsc, watch},
+    time::Instant,
+};
+use tokio_util::sync::PollSender;
+
+use super::{
+    CloseReason, Connector, LinkConfig, Listener,
+    identity::{MASTER, node_server_name},
+    link::Session,
+    stream,
+    transport::{LinkStats, Reader, Transport, Writer},
+};
+use crate::model::NodeName;
+
+/// Bytes under way on one stream: so many chunks of at most this size.
+const CHUNK: usize = 16 << 10;
+const CHUNKS: usize = 32;
+/// Streams that were opened and not yet accepted.
+const STREAMS: usize = 256;
+/// Links that wait for the listener's owner.
+const READY: usize = 64;
+/// A chunk that is lost so often arrives after all: QUIC would go on too.
+const LOSSES: u32 = 16;
+
+/// How good every path of a network is.
+#[derive(Clone, Debug)]
+pub struct Quality {
+    /// One way, drawn anew for each chunk of a stream.
+    pub delay: RangeInclusive<Duration>,
+    /// How likely a chunk must be sent again, which costs three times the longest delay.
+    pub loss: f64,
+}
+
+impl Default for Quality {
+    /// A switch between: 0.1 to 0.2 ms, no loss.
+    fn default() -> Self {
+        Quality { delay: Duration::from_micros(100)..=Duration::from_micros(200), loss: 0.0 }
+    }
+}
+
+/// A network in one process. Cheap to clone.
+#[derive(Clone)]
+pub struct Network(Arc<Inner>);
+
+struct Inner {
+    state: Mutex<State>,
+    config: LinkConfig,
+    /// Counts changes of paths, so that whoever waits for one looks again.
+    changes: watch::Sender<u64>,
+}
+
+struct State {
+    rng: StdRng,
+    quality: Quality,
+    cuts: HashSet<(NodeName, NodeName)>,
+    isolated: HashSet<NodeName>,
+    listeners: HashMap<SocketAddr, Registered>,
+    next_port: u16,
+}
+
+struct Registered {
+    host: NodeName,
+    sessions: mpsc::Sender<Session>,
+}
+
+impl Network {
+    /// A network whose chances all come from `seed`.
+    pub fn new(seed: u64) -> Network {
+        Network::with_config(seed, LinkConfig::default())
+    }
+
+    /// As [`Network::new`], with an idle timeout of one's own.
+    pub fn with_config(seed: u64, config: LinkConfig) -> Network {
+        let state = State {
+            rng: StdRng::seed_from_u64(seed),
+            quality: Quality::default(),
+            cuts: HashSet::new(),
+            isolated: HashSet::new(),
+            listeners: HashMap::new(),
+            next_port: 1,
+        };
+        Network(Arc::new(Inner { state: Mutex::new(state), config, changes: watch::Sender::new(0) }))
+    }
+
+    /// A listener on the host of that name ([`MASTER`] for the master).
+    pub fn listen(&self, host: &NodeName) -> Listener {
+        let (sender, sessions) = mpsc::channel(READY);
+        let mut state = self.state();
+        let address = SocketAddr::from(([127, 0, 0, 1], state.next_port));
+        state.next_port = state.next_port.wrapping_add(1);
+        state.listeners.insert(address, Registered { host: host.clone(), sessions: sender });
+        drop(state);
+        Listener::in_memory(sessions, address, Registration { network: self.clone(), address })
+    }
+
+    /// A connector of the host of that name.
+    pub fn connector(&self, host: &NodeName) -> Connector {
+        Connector::in_memory(Host { network: self.clone(), name: host.clone() })
+    }
+
+    /// Changes every path from now on.
+    pub fn set_quality(&self, quality: Quality) {
+        self.state().quality = quality;
+    }
+
+    /// Nothing passes between two hosts any more; they are not told.
+    pub fn cut(&self, a: &NodeName, b: &NodeName) {
+        self.change(|state| state.cuts.insert(pair(a, b)));
+    }
+
+    /// Undoes [`Network::cut`]. What was under way arrives, if the connection still lives.
+    pub fn heal(&self, a: &NodeName, b: &NodeName) {
+        self.change(|state| state.cuts.remove(&pair(a, b)));
+    }
+
+    /// Nothing passes to or from a host any more: it has lost power, as the others see it.
+    pub fn isolate(&self, host: &NodeName) {
+        self.change(|state| state.isolated.insert(host.clone()));
+    }
+
+    /// Undoes [`Network::isolate`].
+    pub fn rejoin(&self, host: &NodeName) {
+        self.change(|state| state.isolated.remove(host));
+    }
+
+    fn change(&self, change: impl FnOnce(&mut State) -> bool) {
+        change(&mut self.state());
+        self.0.changes.send_modify(|count| *count += 1);
+    }
+
+    fn is_cut(&self, a: &NodeName, b: &NodeName) -> bool {
+        let state = self.state();
+        state.isolated.contains(a) || state.isolated.contains(b) || state.cuts.contains(&pair(a, b))
+    }
+
+    async fn until_cut(&self, a: &NodeName, b: &NodeName, cut: bool) {
+        let mut changes = self.0.changes.subscribe();
+        while self.is_cut(a, b) != cut {
+            // The sender lives in `self`.
+            let _ = changes.changed().await;
+        }
+    }
+
+    fn delay(&self, rng: &mut StdRng) -> Duration {
+        let Quality { delay, loss } = self.state().quality.clone();
+        let mut sum = rng.random_range(delay.clone());
+        for _ in 0..LOSSES {
+            if !rng.random_bool(loss.clamp(0.0, 1.0)) {
+                break;
+            }
+            sum += *delay.end() * 3;
+        }
+        sum
+    }
+
+    fn new_rng(&self) -> StdRng {
+        StdRng::seed_from_u64(self.state().rng.next_u64())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn pair(a: &NodeName, b: &NodeName) -> (NodeName, NodeName) {
+    if a < b { (a.clone(), b.clone()) } else { (b.clone(), a.clone()) }
+}
+
+/// Keeps a listener findable.
+pub(crate) struct Registration {
+    network: Network,
+    address: SocketAddr,
+}
+
+impl Registration {
+    pub(crate) fn withdraw(&self) {
+        self.network.state().listeners.remove(&self.address);
+    }
+}
+
+/// A host that dials.
+#[derive(Clone)]
+pub(crate) struct Host {
+    network: Network,
+    name: NodeName,
+}
+
+impl Host {
+    pub(crate) async fn dial(&self, address: SocketAddr, server_name: &str) -> Result<Session, String> {
+        let found = {
+            let state = self.network.state();
+            state.listeners.get(&address).map(|l| (l.host.clone(), l.sessions.clone()))
+        };
+        let silent = self.network.0.config.idle_timeout;
+        let Some((peer, sessions)) = found.filter(|(peer, _)| !self.network.is_cut(&self.name, peer)) else {
+            tokio::time::sleep(silent).await;
+            return Err("no answer".into());
+        };
+        if server_name != (if peer.as_str() == MASTER { MASTER.into() } else { node_server_name(&peer) }) {
+            return Err("the certificate is not that of the expected peer".into());
+        }
+        let (here, there) = Side::pair(&self.network, &self.name, &peer);
+        let (here, there) = (Transport::Memory(here), Transport::Memory(there));
+        let (dialing, accepting) =
+            tokio::try_join!(stream::introduce(&here), stream::await_introduction(&there))
+                .map_err(|error| error.to_string())?;
+        let session = Session { peer: self.name.clone(), transport: there, streams: accepting };
+        sessions.send(session).await.map_err(|_| "nobody listens any more".to_owned())?;
+        Ok(Session { peer, transport: here, streams: dialing })
+    }
+}
+
+type Streams = mpsc::Receiver<(Writer, Reader)>;
+
+/// One side of a connection. The connection ends when all clones of a side are gone.
+#[derive(Clone)]
+pub(crate) struct Side(Arc<SideInner>);
+
+struct SideInner {
+    wire: Arc<Wire>,
+    index: usize,
+    incoming: tokio::sync::Mutex<Streams>,
+    outgoing: mpsc::Sender<(Writer, Reader)>,
+}
+
+impl Drop for SideInner {
+    fn drop(&mut self) {
+        self.wire.close(self.index, "dropped");
+    }
+}
+
+/// What both sides share.
+struct Wire {
+    network: Network,
+    ends: [NodeName; 2],
+    closed: [watch::Sender<Option<CloseReason>>; 2],
+}
+
+impl Side {
+    fn pair(network: &Network, here: &NodeName, there: &NodeName) -> (Side, Side) {
+        let wire = Arc::new(Wire {
+            network: network.clone(),
+            ends: [here.clone(), there.clone()],
+            closed: [watch::Sender::new(None), watch::Sender::new(None)],
+        });
+        let (to_there, from_here) = mpsc::channel(STREAMS);
+        let (to_here, from_there) = mpsc::channel(STREAMS);
+        tokio::spawn(watch_over(wire.clone(), network.new_rng()));
+        let side = |index, incoming: Streams, outgoing| {
+            let incoming = tokio::sync::Mutex::new(incoming);
+            Side(Arc::new(SideInner { wire: wire.clone(), index, incoming, outgoing }))
+        };
+        (side(0, from_there, to_there), side(1, from_here, to_here))
+    }
+
+    pub(crate) async fn open(&self) -> io::Result<(Writer, Reader)> {
+        let wire = &self.0.wire;
+        let (here_writes, there_reads) = pipe(wire);
+        let (there_writes, here_reads) = pipe(wire);
+        tokio::select! {
+            sent = self.0.outgoing.send((there_writes, there_reads)) => sent.map_err(|_| lost())?,
+            _ = self.closed() => return Err(lost()),
+        }
+        Ok((here_writes, here_reads))
+    }
+
+    pub(crate) async fn accept(&self) -> io::Result<(Writer, Reader)> {
+        let mut incoming = self.0.incoming.lock().await;
+        tokio::select! {
+            stream = incoming.recv() => stream.ok_or_else(lost),
+            _ = self.closed() => Err(lost()),
+        }
+    }
+
+    pub(crate) fn close(&self, reason: &str) {
+        self.0.wire.close(self.0.index, reason);
+    }
+
+    pub(crate) async fn closed(&self) -> CloseReason {
+        self.0.wire.closed(self.0.index).await
+    }
+
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        self.0.wire.closed[self.0.index].borrow().clone()
+    }
+
+    pub(crate) fn stats(&self) -> LinkStats {
+        let rtt = *self.0.wire.network.state().quality.delay.end() * 2;
+        LinkStats { rtt, ..LinkStats::default() }
+    }
+}
+
+impl Wire {
+    fn close(&self, side: usize, reason: &str) {
+        self.end(side, CloseReason::Local(reason.to_owned()));
+    }
+
+    fn end(&self, side: usize, reason: CloseReason) {
+        self.closed[side].send_if_modified(|closed| {
+            let first = closed.is_none();
+            closed.get_or_insert(reason);
+            first
+        });
+    }
+
+    async fn closed(&self, side: usize) -> CloseReason {
+        match self.closed[side].subscribe().wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(reason)) => reason.clone(),
+            // The sender lives in `self`.
+            _ => CloseReason::Silent,
+        }
+    }
+
+    async fn either_closed(&self) -> (usize, CloseReason) {
+        tokio::select! {
+            reason = self.closed(0) => (0, reason),
+            reason = self.closed(1) => (1, reason),
+        }
+    }
+
+    async fn until_cut(&self, cut: bool) {
+        self.network.until_cut(&self.ends[0], &self.ends[1], cut).await;
+    }
+}
+
+/// Carries a close to the other side, and silence to both.
+async fn watch_over(wire: Arc<Wire>, mut rng: StdRng) {
+    let idle = wire.network.0.config.idle_timeout;
+    loop {
+        let (side, reason) = tokio::select! {
+            closed = wire.either_closed() => closed,
+            () = async {
+                wire.until_cut(true).await;
+                // Silence that ends in time is none.
+                let _ = tokio::time::timeout(idle, wire.until_cut(false)).await;
+            } => {
+                if wire.network.is_cut(&wire.ends[0], &wire.ends[1]) {
+                    wire.end(0, CloseReason::Silent);
+                    wire.end(1, CloseReason::Silent);
+                    return;
+                }
+                continue;
+            }
+        };
+        let CloseReason::Local(text) = reason else { return };
+        tokio::time::sleep(wire.network.delay(&mut rng)).await;
+        if wire.network.is_cut(&wire.ends[0], &wire.ends[1]) {
+            tokio::time::sleep(idle).await;
+            wire.end(1 - side, CloseReason::Silent);
+        }
+        wire.end(1 - side, CloseReason::Peer(text));
+        return;
+    }
+}
+
+enum Chunk {
+    Data(Instant, Bytes),
+    End(Instant),
+}
+
+fn pipe(wire: &Arc<Wire>) -> (Writer, Reader) {
+    let (sender, sent) = mpsc::channel(CHUNKS);
+    let (deliver, delivered) = mpsc::channel(CHUNKS);
+    tokio::spawn(carry(wire.clone(), sent, deliver, wire.network.new_rng()));
+    let writer = PipeWriter { chunks: Some(PollSender::new(sender.clone())), sender };
+    let reader = PipeReader { chunks: delivered, rest: Bytes::new(), ended: false };
+    (Writer::Memory(writer), Reader::Memory(reader))
+}
+
+/// Carries chunks of one direction of one stream, each after its delay, until either end lets go.
+async fn carry(
+    wire: Arc<Wire>,
+    mut sent: mpsc::Receiver<Chunk>,
+    deliver: mpsc::Sender<Chunk>,
+    mut rng: StdRng,
+) {
+    let carry = async {
+        while let Some(chunk) = sent.recv().await {
+            let (Chunk::Data(at, _) | Chunk::End(at)) = &chunk;
+            tokio::time::sleep_until(*at + wire.network.delay(&mut rng)).await;
+            wire.until_cut(false).await;
+            let last = matches!(chunk, Chunk::End(_));
+            if deliver.send(chunk).await.is_err() || last {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = carry => {}
+        () = deliver.closed() => {}
+        _ = wire.either_closed() => {}
+    }
+}
+
+/// The sending half of a stream. Dropped before its end was said, it leaves the reader with an error.
+pub(crate) struct PipeWriter {
+    /// `None` once the end was said.
+    chunks: Option<PollSender<Chunk>>,
+    sender: mpsc::Sender<Chunk>,
+}
+
+impl PipeWriter {
+    /// Waits until the end has been delivered, or never will be.
+    pub(crate) async fn delivered(&self) {
+        self.sender.closed().await;
+    }
+}
+
+impl AsyncWrite for PipeWriter {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let Some(chunks) = &mut self.chunks else { return Poll::Ready(Err(lost())) };
+        ready!(chunks.poll_reserve(cx)).map_err(|_| lost())?;
+        let taken = buf.len().min(CHUNK);
+        let chunk = Chunk::Data(Instant::now(), Bytes::copy_from_slice(&buf[..taken]));
+        chunks.send_item(chunk).map_err(|_| lost())?;
+        Poll::Ready(Ok(taken))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if let Some(chunks) = &mut self.chunks {
+            ready!(chunks.poll_reserve(cx)).map_err(|_| lost())?;
+            chunks.send_item(Chunk::End(Instant::now())).map_err(|_| lost())?;
+            self.chunks = None;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The receiving half of a stream.
+pub(crate) struct PipeReader {
+    chunks: mpsc::Receiver<Chunk>,
+    rest: Bytes,
+    ended: bool,
+}
+
+impl AsyncRead for PipeReader {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        while self.rest.is_empty() && !self.ended {
+            match ready!(self.chunks.poll_recv(cx)) {
+                Some(Chunk::Data(_, data)) => self.rest = data,
+                Some(Chunk::End(_)) => self.ended = true,
+                None => return Poll::Ready(Err(lost())),
+            }
+        }
+        let taken = self.rest.len().min(buf.remaining());
+        buf.put_slice(&self.rest[..taken]);
+        self.rest.advance(taken);
+        Poll::Ready(Ok(()))
+    }
+}
+
+fn lost() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionReset, "the stream was broken off")
+}

@@ -1,0 +1,27 @@
+//! The room's metrics: names, units and help in one place. Labels come from closed sets, never from ids.
+
+use metrics::{Unit, describe_counter};
+
+/// Frames that did not decode and were skipped: a newer peer's messages, or a defect.
+pub(crate) const FRAMES_SKIPPED: &str = "troupe_link_frames_skipped_total";
+/// Queued messages replaced by a newer one under the same key.
+pub(crate) const OUTBOX_REPLACED: &str = "troupe_link_outbox_replaced_total";
+/// Messages refused because an outbox was full.
+pub(crate) const OUTBOX_REFUSED: &str = "troupe_link_outbox_refused_total";
+/// Links that came about.
+pub(crate) const LINKS_OPENED: &str = "troupe_links_opened_total";
+/// Handshakes that failed or were refused: no, foreign or wrong certificate, no time, too many at once.
+pub(crate) const HANDSHAKES_FAILED: &str = "troupe_link_handshakes_failed_total";
+
+/// Tells the installed recorder what the metrics mean. Call once after installing it.
+pub fn describe() {
+    for (name, help) in [
+        (FRAMES_SKIPPED, "frames that could not be decoded and were skipped"),
+        (OUTBOX_REPLACED, "queued messages replaced by newer ones before they were sent"),
+        (OUTBOX_REFUSED, "messages refused because a link's outbox was full"),
+        (LINKS_OPENED, "links established"),
+        (HANDSHAKES_FAILED, "incoming handshakes that failed or were refused"),
+    ] {
+        describe_counter!(name, Unit::Count, help);
+    }
+}

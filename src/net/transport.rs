@@ -1,0 +1,202 @@
+//! What lies below a link: a QUIC connection, or its imitation in one process.
+//!
+//! Owns: [`Transport`] and its stream halves. Invariant: a [`Writer`] dropped before it was shut down resets its
+//! direction, so a reader never takes a broken-off flow for a complete one; a dropped [`Reader`] stops the sender.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use quinn::{ConnectionError, VarInt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+
+use super::{CloseReason, memory};
+
+/// QUIC application error code of every close and reset; the reason is in the text.
+const CODE: VarInt = VarInt::from_u32(1);
+/// A reason's text travels in one packet beside everything else.
+const REASON_MAX: usize = 256;
+
+/// How a link's path is doing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkStats {
+    /// The present estimate of the round trip.
+    pub rtt: Duration,
+    /// Packets taken for lost.
+    pub lost_packets: u64,
+    /// Packets sent.
+    pub sent_packets: u64,
+    /// Bytes sent in UDP datagrams.
+    pub sent_bytes: u64,
+    /// Bytes received in UDP datagrams.
+    pub received_bytes: u64,
+}
+
+#[derive(Clone)]
+pub(crate) enum Transport {
+    Quic(quinn::Connection),
+    Memory(memory::Side),
+}
+
+impl Transport {
+    pub(crate) async fn open(&self) -> io::Result<(Writer, Reader)> {
+        match self {
+            Transport::Quic(connection) => connection.open_bi().await.map(quic_halves).map_err(Into::into),
+            Transport::Memory(side) => side.open().await,
+        }
+    }
+
+    /// The next stream that the peer opened. Cancel-safe.
+    pub(crate) async fn accept(&self) -> io::Result<(Writer, Reader)> {
+        match self {
+            Transport::Quic(connection) => connection.accept_bi().await.map(quic_halves).map_err(Into::into),
+            Transport::Memory(side) => side.accept().await,
+        }
+    }
+
+    /// Ends the connection at once; nothing that waits is sent.
+    pub(crate) fn close(&self, reason: &str) {
+        let reason = shortened(reason, REASON_MAX);
+        match self {
+            Transport::Quic(connection) => connection.close(CODE, reason.as_bytes()),
+            Transport::Memory(side) => side.close(reason),
+        }
+    }
+
+    pub(crate) async fn closed(&self) -> CloseReason {
+        match self {
+            Transport::Quic(connection) => close_reason(connection.closed().await),
+            Transport::Memory(side) => side.closed().await,
+        }
+    }
+
+    /// Why it has ended; `None` while it lives.
+    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
+        match self {
+            Transport::Quic(connection) => connection.close_reason().map(close_reason),
+            Transport::Memory(side) => side.close_reason(),
+        }
+    }
+
+    pub(crate) fn stats(&self) -> LinkStats {
+        match self {
+            Transport::Quic(connection) => {
+                let stats = connection.stats();
+                LinkStats {
+                    rtt: stats.path.rtt,
+                    lost_packets: stats.path.lost_packets,
+                    sent_packets: stats.path.sent_packets,
+                    sent_bytes: stats.udp_tx.bytes,
+                    received_bytes: stats.udp_rx.bytes,
+                }
+            }
+            Transport::Memory(side) => side.stats(),
+        }
+    }
+}
+
+/// At most `max` bytes of a text, cut between characters.
+pub(crate) fn shortened(text: &str, max: usize) -> &str {
+    &text[..text.floor_char_boundary(max)]
+}
+
+fn close_reason(error: ConnectionError) -> CloseReason {
+    match error {
+        ConnectionError::TimedOut => CloseReason::Silent,
+        ConnectionError::LocallyClosed => CloseReason::Local("connection closed".into()),
+        ConnectionError::ApplicationClosed(close) => {
+            CloseReason::Peer(String::from_utf8_lossy(&close.reason).into_owned())
+        }
+        other => CloseReason::Failed(other.to_string()),
+    }
+}
+
+fn quic_halves((send, receive): (quinn::SendStream, quinn::RecvStream)) -> (Writer, Reader) {
+    (Writer::Quic(QuicWriter { stream: send, finished: false }), Reader::Quic(receive))
+}
+
+/// The sending half of a stream.
+pub(crate) enum Writer {
+    Quic(QuicWriter),
+    Memory(memory::PipeWriter),
+}
+
+pub(crate) struct QuicWriter {
+    stream: quinn::SendStream,
+    finished: bool,
+}
+
+impl Drop for QuicWriter {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Fails only when the stream has ended already.
+            let _ = self.stream.reset(CODE);
+        }
+    }
+}
+
+impl Writer {
+    /// Bytes of a stream with a higher priority leave first.
+    pub(crate) fn set_priority(&self, priority: i32) {
+        if let Writer::Quic(writer) = self {
+            // Fails only when the stream has ended already.
+            let _ = writer.stream.set_priority(priority);
+        }
+    }
+
+    /// Says that no more comes, and waits until the peer has everything.
+    pub(crate) async fn finish(mut self) -> io::Result<()> {
+        self.shutdown().await?;
+        match &mut self {
+            Writer::Quic(writer) => writer.stream.stopped().await.map(drop).map_err(Into::into),
+            Writer::Memory(writer) => {
+                writer.delivered().await;
+                Ok(())
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Writer {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Writer::Quic(writer) => AsyncWrite::poll_write(Pin::new(&mut writer.stream), cx, buf),
+            Writer::Memory(writer) => Pin::new(writer).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Writer::Quic(writer) => Pin::new(&mut writer.stream).poll_flush(cx),
+            Writer::Memory(writer) => Pin::new(writer).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Writer::Quic(writer) => {
+                writer.finished = true;
+                Pin::new(&mut writer.stream).poll_shutdown(cx)
+            }
+            Writer::Memory(writer) => Pin::new(writer).poll_shutdown(cx),
+        }
+    }
+}
+
+/// The receiving half of a stream.
+pub(crate) enum Reader {
+    Quic(quinn::RecvStream),
+    Memory(memory::PipeReader),
+}
+
+impl AsyncRead for Reader {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Reader::Quic(reader) => AsyncRead::poll_read(Pin::new(reader), cx, buf),
+            Reader::Memory(reader) => Pin::new(reader).poll_read(cx, buf),
+        }
+    }
+}
