@@ -8,6 +8,7 @@ mod defaults;
 mod deletion;
 mod facet;
 mod fault;
+mod field_selector;
 mod key;
 mod kind;
 mod merge;

@@ -43,7 +43,7 @@ fn is_qualified(text: &str) -> bool {
 }
 
 fn too_long(text: &str, max: usize) -> Option<String> {
-    (text.len() > max).then(|| format!("must be no more than {max} characters"))
+    (text.len() > max).then(|| format!("must be no more than {max} bytes"))
 }
 
 fn regex_error(what: &str, fmt: &str, examples: &[&str]) -> String {
@@ -127,7 +127,7 @@ pub(crate) fn qualified_name(text: &str) -> Vec<String> {
     if name.is_empty() {
         faults.push("name part must be non-empty".into());
     } else if name.len() > LABEL_MAX {
-        faults.push(format!("name part must be no more than {LABEL_MAX} characters"));
+        faults.push(format!("name part must be no more than {LABEL_MAX} bytes"));
     }
     if !is_qualified(name) {
         faults.push(format!(
