@@ -1,6 +1,7 @@
 //! Every decision, pure: no actor, runtime, clock, randomness or I/O. Time, seeds and limits are arguments.
 
 pub mod edit;
+pub mod placement;
 pub mod replication;
 pub mod select;
 #[cfg(test)]
