@@ -4,5 +4,6 @@ pub mod edit;
 pub mod placement;
 pub mod replication;
 pub mod select;
+pub mod supervision;
 #[cfg(test)]
 pub(crate) mod testing;

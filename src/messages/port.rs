@@ -41,6 +41,11 @@ impl<A: Actor> Slot<A> {
         Slot { name, current: Arc::default() }
     }
 
+    /// How errors call the actor.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     /// Publishes a new incarnation's address, or withdraws it.
     pub fn publish(&self, address: Option<Addr<A>>) {
         self.current.store(address.map(Arc::new));

@@ -1,0 +1,172 @@
+//! What a supervisor remembers of one child.
+
+use std::sync::Arc;
+
+use actix::{Arbiter, ArbiterHandle};
+use tokio::{sync::mpsc, time::Instant};
+
+use super::{
+    ChildInfo, ChildSpec, ChildState, Exit, SupervisorError,
+    handle::Reply,
+    incarnation::{Birth, Report},
+    life::{Control, Vitals, next_incarnation},
+    spec::Place,
+};
+use crate::logic::supervision::{End, History};
+
+/// One child and, while it lives, its incarnation.
+pub(super) struct Child {
+    pub(super) spec: ChildSpec,
+    pub(super) state: State,
+    pub(super) history: History,
+    pub(super) current: Option<Current>,
+    /// To be stopped and started again, because an earlier child failed.
+    pub(super) doomed: bool,
+    incarnation: u64,
+    last_error: Option<String>,
+    /// Who waits for the first start.
+    started: Option<Reply<u64>>,
+}
+
+/// See [`ChildState`].
+pub(super) enum State {
+    Due,
+    Starting,
+    Running,
+    Stopping(Then),
+    Waiting,
+}
+
+/// What becomes of a child that is being stopped.
+pub(super) enum Then {
+    /// It is due again.
+    Restart,
+    /// It is forgotten, and these are told.
+    Forget(Vec<Reply<()>>),
+}
+
+/// A living incarnation, from the supervisor's side. Dropping it ends the incarnation.
+pub(super) struct Current {
+    pub(super) incarnation: u64,
+    pub(super) control: mpsc::UnboundedSender<Control>,
+    pub(super) vitals: Arc<Vitals>,
+    pub(super) since: Instant,
+    /// Its watchdog found it stuck, whatever it says when it ends.
+    pub(super) stuck: bool,
+    own_arbiter: Option<OwnArbiter>,
+}
+
+/// A thread of one incarnation's own: ends with it.
+struct OwnArbiter(Arbiter);
+
+impl Drop for OwnArbiter {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
+impl Child {
+    pub(super) fn new(spec: ChildSpec, started: Reply<u64>) -> Child {
+        Child {
+            spec,
+            state: State::Due,
+            history: History::default(),
+            current: None,
+            doomed: false,
+            incarnation: 0,
+            last_error: None,
+            started: Some(started),
+        }
+    }
+
+    /// Starts a new incarnation, which speaks through what `report` makes of its number.
+    pub(super) fn launch(&mut self, report: impl FnOnce(u64) -> Report) -> u64 {
+        let incarnation = next_incarnation();
+        let (sender, control) = mpsc::unbounded_channel();
+        let vitals = Arc::new(Vitals::default());
+        let birth = Birth {
+            name: self.spec.name.clone(),
+            incarnation,
+            vitals: vitals.clone(),
+            control,
+            control_of_life: sender.downgrade(),
+            report: report(incarnation),
+        };
+        let mut current = Current {
+            incarnation,
+            control: sender,
+            vitals,
+            since: Instant::now(),
+            stuck: false,
+            own_arbiter: None,
+        };
+        let arbiter = self.arbiter(&mut current);
+        self.incarnation = incarnation;
+        self.current = Some(current);
+        self.state = State::Starting;
+        self.doomed = false;
+        self.spec.launch.launch(birth, &arbiter);
+        incarnation
+    }
+
+    fn arbiter(&self, current: &mut Current) -> ArbiterHandle {
+        match &self.spec.place {
+            Place::Here => Arbiter::current(),
+            Place::There(arbiter) => arbiter.clone(),
+            Place::Own => {
+                let arbiter = Arbiter::new();
+                let handle = arbiter.handle();
+                current.own_arbiter = Some(OwnArbiter(arbiter));
+                handle
+            }
+        }
+    }
+
+    /// Sends control to the incarnation that lives, if one does.
+    pub(super) fn control(&self, control: Control) {
+        if let Some(current) = &self.current {
+            // A closed channel means that the news of its end is on the way.
+            let _ = current.control.send(control);
+        }
+    }
+
+    /// It runs: tells whoever waits for that.
+    pub(super) fn runs(&mut self) {
+        self.state = State::Running;
+        if let Some(started) = self.started.take() {
+            let _ = started.send(Ok(self.incarnation));
+        }
+    }
+
+    /// It ended: tells whoever waits for it to run, and remembers a failure.
+    pub(super) fn ended(&mut self, exit: &Exit) {
+        if exit.end() == End::Failed {
+            self.last_error = Some(exit.to_string());
+        }
+        if let Some(started) = self.started.take() {
+            let child = self.spec.name.clone();
+            let _ = started.send(Err(SupervisorError::NotStarted { child, exit: exit.clone() }));
+        }
+    }
+
+    pub(super) fn alive(&self) -> bool {
+        matches!(self.state, State::Starting | State::Running)
+    }
+
+    pub(super) fn info(&self) -> ChildInfo {
+        ChildInfo {
+            name: self.spec.name.clone(),
+            class: self.spec.class,
+            incarnation: self.incarnation,
+            restarts: self.history.total(),
+            state: match self.state {
+                State::Due => ChildState::Due,
+                State::Starting => ChildState::Starting,
+                State::Running => ChildState::Running,
+                State::Stopping(_) => ChildState::Stopping,
+                State::Waiting => ChildState::Waiting,
+            },
+            last_error: self.last_error.clone(),
+        }
+    }
+}
