@@ -3,11 +3,13 @@
 //! Owns: message types, the [`Port`] through which they are sent, and [`wire`], the part that crosses machines.
 //! Invariant: a message that would hurt when handled late carries a revision or an incarnation.
 
+mod events;
 mod node;
 mod port;
 mod store;
 pub mod wire;
 
+pub use events::RecordEvent;
 pub use node::*;
 pub use port::{Port, SendFailed, Slot};
 pub use store::{

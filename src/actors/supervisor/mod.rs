@@ -17,7 +17,6 @@ pub mod metrics;
 mod spec;
 mod tree;
 
-
 pub use handle::{Answer, ChildInfo, ChildState, SupervisorError, SupervisorHandle};
 pub use life::{Exit, Life};
 pub use spec::{BoxError, ChildSpec, Escalation, Strategy, SupervisorSpec};
