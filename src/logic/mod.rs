@@ -2,4 +2,10 @@
 
 pub mod nodes;
 pub mod pod;
+pub mod edit;
+pub mod placement;
+pub mod replication;
+pub mod select;
 pub mod supervision;
+#[cfg(test)]
+pub(crate) mod testing;

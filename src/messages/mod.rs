@@ -4,12 +4,14 @@
 //! Invariant: a message that would hurt when handled late carries a revision or an incarnation.
 
 mod kubelet;
+mod events;
 mod node;
 mod port;
 mod store;
 pub mod wire;
 
 pub use kubelet::*;
+pub use events::RecordEvent;
 pub use node::*;
 pub use port::{Port, SendFailed, Slot};
 pub use store::{

@@ -1,0 +1,86 @@
+//! Objects for the tests of this room: short to say, complete enough to be stored.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use crate::model::{Kind, Object, Revision, seal_json};
+
+/// A pod to make; what is not said is that of a pod just created.
+pub(crate) struct Pods<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) app: &'a str,
+    pub(crate) owner: Option<&'a str>,
+    pub(crate) node: Option<&'a str>,
+    pub(crate) phase: &'a str,
+    pub(crate) ready_since: Option<&'a str>,
+    pub(crate) restarts: i32,
+    pub(crate) deleting: bool,
+    pub(crate) created: &'a str,
+    pub(crate) revision: Revision,
+}
+
+impl Default for Pods<'_> {
+    fn default() -> Self {
+        Pods {
+            name: "p",
+            app: "web",
+            owner: None,
+            node: None,
+            phase: "Pending",
+            ready_since: None,
+            restarts: 0,
+            deleting: false,
+            created: "2026-01-01T00:00:00Z",
+            revision: Revision(1),
+        }
+    }
+}
+
+/// Makes it.
+pub(crate) fn pod(of: &Pods<'_>) -> Arc<Object> {
+    let mut value = json!({
+        "metadata": {
+            "name": of.name, "namespace": "default", "uid": format!("uid-{}", of.name),
+            "labels": {"app": of.app}, "creationTimestamp": of.created,
+        },
+        "spec": {"containers": [{"name": "c", "image": "i"}], "nodeName": of.node},
+        "status": {"phase": of.phase, "containerStatuses": [
+            {"name": "c", "image": "i", "imageID": "", "ready": of.ready_since.is_some(), "restartCount": of.restarts},
+        ]},
+    });
+    if let Some(owner) = of.owner {
+        value["metadata"]["ownerReferences"] = json!([{
+            "apiVersion": "v1", "kind": "ReplicationController", "name": owner.trim_start_matches("uid-"),
+            "uid": owner, "controller": true, "blockOwnerDeletion": true,
+        }]);
+    }
+    if let Some(since) = of.ready_since {
+        value["status"]["conditions"] =
+            json!([{"type": "Ready", "status": "True", "lastTransitionTime": since}]);
+    }
+    if of.deleting {
+        value["metadata"]["deletionTimestamp"] = "2026-01-01T01:00:00Z".into();
+    }
+    stored(Kind::Pod, &value, of.revision)
+}
+
+/// A controller with selector and template label `app`.
+pub(crate) fn controller(name: &str, app: &str, replicas: i32, revision: Revision) -> Arc<Object> {
+    let value = json!({
+        "metadata": {"name": name, "namespace": "default", "uid": format!("uid-{name}"), "generation": 1},
+        "spec": {
+            "replicas": replicas, "selector": {"app": app},
+            "template": {
+                "metadata": {"labels": {"app": app}},
+                "spec": {"containers": [{"name": "c", "image": "i"}]},
+            },
+        },
+    });
+    stored(Kind::ReplicationController, &value, revision)
+}
+
+/// Any document as the store would have it.
+pub(crate) fn stored(kind: Kind, value: &Value, revision: Revision) -> Arc<Object> {
+    Arc::new(seal_json(kind, value.to_string().as_bytes()).unwrap().at(revision))
+}
