@@ -1,12 +1,14 @@
 //! Thin shells: each reads its input, calls one function of [`crate::logic`], sends what came out.
 
-pub mod store;
 pub mod commit;
 pub mod follow;
+pub mod kubelet;
+pub mod nodes;
 pub mod outside;
 pub mod replication;
 pub mod scheduler;
-pub mod kubelet;
+pub mod store;
 pub mod supervisor;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod uplink;

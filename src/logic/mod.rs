@@ -1,9 +1,9 @@
 //! Every decision, pure: no actor, runtime, clock, randomness or I/O. Time, seeds and limits are arguments.
 
-pub mod nodes;
-pub mod pod;
 pub mod edit;
+pub mod nodes;
 pub mod placement;
+pub mod pod;
 pub mod replication;
 pub mod select;
 pub mod supervision;

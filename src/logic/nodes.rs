@@ -6,6 +6,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use k8s_openapi::{
@@ -13,7 +14,8 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 
-use super::pod::status::time;
+use super::{edit::Edit, pod::status::time};
+use crate::model::{KindFacet, NodeName, Object, SealError, Uid, seal};
 
 /// What a machine says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -233,6 +235,65 @@ pub fn free_subnet<'a>(
             format!("{}/{NODE_PREFIX}", Ipv4Addr::from(base | offset))
         })
         .find(|subnet| !taken.contains(subnet.as_str())))
+}
+
+/// What a pod's report comes to.
+#[derive(Debug)]
+pub enum Report {
+    /// A change of the pod's object.
+    Write(Box<Edit>),
+    /// It speaks of an earlier life, says nothing new, or is none of that node's business.
+    Ignore,
+}
+
+/// What a node says of one of its pods.
+#[derive(Clone, Copy, Debug)]
+pub struct Told<'a> {
+    /// Which life of the pod.
+    pub uid: &'a Uid,
+    /// Kubernetes' `PodStatus` as JSON.
+    pub status: &'a [u8],
+    /// Nothing of the pod is left on the node.
+    pub terminated: bool,
+}
+
+/// What to do about a node's report on a pod whose object is `current`.
+///
+/// # Errors
+/// When the report or the stored pod cannot be read.
+pub fn pod_reported(
+    current: Option<&Arc<Object>>,
+    node: &NodeName,
+    told: Told<'_>,
+) -> Result<Report, ReportError> {
+    let Some(object) = current.filter(|o| o.uid() == told.uid) else { return Ok(Report::Ignore) };
+    match &object.facet.of {
+        KindFacet::Pod(pod) if pod.node.as_ref() == Some(node) => {}
+        _ => return Ok(Report::Ignore),
+    }
+    let deleting = object.facet.meta.deleting.is_some();
+    if told.terminated && deleting && object.facet.meta.finalizers.is_empty() {
+        return Ok(Report::Write(Box::new(Edit::Remove(object.clone()))));
+    }
+    let status: v1::PodStatus = serde_json::from_slice(told.status)?;
+    let mut pod: v1::Pod = object.parse()?;
+    if pod.status.as_ref() == Some(&status) {
+        return Ok(Report::Ignore);
+    }
+    pod.status = Some(status);
+    let sealed = seal(&pod)?;
+    Ok(Report::Write(Box::new(Edit::Replace(sealed, object.clone()))))
+}
+
+/// Why a report could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ReportError {
+    /// Not what it should be.
+    #[error("it cannot be read: {0}")]
+    Read(#[from] serde_json::Error),
+    /// The pod's new state cannot be stored.
+    #[error("the pod cannot be written: {0}")]
+    Write(#[from] SealError),
 }
 
 #[cfg(test)]

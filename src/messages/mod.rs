@@ -3,15 +3,15 @@
 //! Owns: message types, the [`Port`] through which they are sent, and [`wire`], the part that crosses machines.
 //! Invariant: a message that would hurt when handled late carries a revision or an incarnation.
 
-mod kubelet;
 mod events;
+mod kubelet;
 mod node;
 mod port;
 mod store;
 pub mod wire;
 
-pub use kubelet::*;
 pub use events::RecordEvent;
+pub use kubelet::*;
 pub use node::*;
 pub use port::{Port, SendFailed, Slot};
 pub use store::{

@@ -153,6 +153,16 @@ pub enum Opened {
     Refused(u16, String),
 }
 
+/// What a node answers at the end of an image request's byte stream, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum ImageAnswer {
+    /// The names that were loaded or removed.
+    Done(Vec<String>),
+    /// The image was refused, and why.
+    Refused(String),
+}
+
 /// A stream of bytes to and from another machine. Dropping it ends both directions.
 pub struct ByteStream {
     /// Bytes from the other side.

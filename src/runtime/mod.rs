@@ -6,6 +6,7 @@
 //! something is idempotent; an exit is told by an event *and* stays readable by `list_containers` until removed.
 
 pub mod images;
+pub mod logs;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, pin::Pin, time::Duration};
 

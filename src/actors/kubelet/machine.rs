@@ -11,8 +11,7 @@ pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>
     let read = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
     let (disk_bytes, disk_free_bytes) = disk(&node.dir);
     MachineFacts {
-        cpus: std::thread::available_parallelism()
-            .map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
+        cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
         memory_bytes: memory_bytes(&read("/proc/meminfo")),
         disk_bytes,
         disk_free_bytes,

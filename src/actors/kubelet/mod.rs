@@ -21,14 +21,18 @@ use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, StreamHandler, WrapFuture as _,
 };
 use k8s_openapi::api::core::v1;
+use tokio::sync::watch;
 
 pub use context::{NodeContext, now_ms};
-use pod::{Found, ImagesChanged, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw};
+use pod::{Found, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw};
 pub use streams::StreamAsked;
 
 use crate::{
     actors::supervisor::{ChildSpec, Life, Supervisor, SupervisorHandle, SupervisorSpec},
-    logic::nodes::{MachineFacts, node_status},
+    logic::{
+        nodes::{MachineFacts, node_status},
+        supervision::Intensity,
+    },
     messages::{FromMaster, LinkUp, Port, Slot, TellMaster, wire},
     model::{Revision, Uid},
     runtime::{ContainerStatus, RuntimeEvent, SandboxStatus},
@@ -61,6 +65,22 @@ struct Entry {
     /// The master still wants it here.
     assigned: bool,
     report: Option<wire::PodReport>,
+    /// The containers as last reported: which log is which.
+    containers: Vec<v1::ContainerStatus>,
+    /// Tells those who follow a container's log whether it runs.
+    running: HashMap<String, watch::Sender<bool>>,
+}
+
+impl Entry {
+    fn note(&mut self, status: &v1::PodStatus) {
+        self.containers = status.container_statuses.clone().unwrap_or_default();
+        for container in &self.containers {
+            let runs = container.state.as_ref().is_some_and(|s| s.running.is_some());
+            let sender =
+                self.running.entry(container.name.clone()).or_insert_with(|| watch::channel(false).0);
+            sender.send_if_modified(|now| std::mem::replace(now, runs) != runs);
+        }
+    }
 }
 
 /// The actor.
@@ -153,8 +173,7 @@ impl Kubelet {
         for uid in gone {
             self.unassign(&uid);
         }
-        let orphans: Vec<(Uid, Found)> =
-            self.found.extract_if(|uid, _| !wanted.contains(uid)).collect();
+        let orphans: Vec<(Uid, Found)> = self.found.extract_if(|uid, _| !wanted.contains(uid)).collect();
         for (uid, found) in orphans {
             self.end_orphan(uid, found, ctx);
         }
@@ -182,8 +201,19 @@ impl Kubelet {
             notice: self.seed.slot.port(),
         };
         let child = ChildSpec::new(uid.as_str(), &slot, move |life| Ok(PodActor::new(life, seed.clone())));
-        supervisor.start_child(child);
-        self.pods.insert(uid.clone(), Entry { slot, pod, revision, assigned: true, report: None });
+        supervisor.start_child(child.never_escalate()).detach();
+        self.pods.insert(
+            uid.clone(),
+            Entry {
+                slot,
+                pod,
+                revision,
+                assigned: true,
+                report: None,
+                containers: Vec::new(),
+                running: HashMap::new(),
+            },
+        );
     }
 
     fn unassign(&mut self, uid: &Uid) {
@@ -200,7 +230,7 @@ impl Kubelet {
     fn forget(&mut self, uid: &Uid) {
         let Some(entry) = self.pods.remove(uid) else { return };
         if let Some(supervisor) = &self.supervisor {
-            supervisor.stop_child(uid.as_str());
+            supervisor.stop_child(uid.as_str()).detach();
         }
         let meta = &entry.pod.metadata;
         let text = |t: &Option<String>| t.clone().unwrap_or_default();
@@ -227,12 +257,14 @@ impl Kubelet {
 
     /// Looks at the machine and tells the master if its status changed, or `always`.
     fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
-        let (node, facts, fault) = (self.seed.node.clone(), self.seed.facts.clone(), self.runtime_fault.clone());
+        let (node, facts, fault) =
+            (self.seed.node.clone(), self.seed.facts.clone(), self.runtime_fault.clone());
         let look = async move { machine::facts(&node, facts, fault).await };
         ctx.spawn(look.into_actor(self).map(move |facts, kubelet, _| {
             kubelet.life.beat();
             let status = node_status(&facts, kubelet.status.as_ref(), now_ms());
-            let changed = kubelet.status.as_ref().is_none_or(|before| !same_but_for_heartbeats(before, &status));
+            let changed =
+                kubelet.status.as_ref().is_none_or(|before| !same_but_for_heartbeats(before, &status));
             kubelet.status = Some(status.clone());
             let Ok(json) = serde_json::to_vec(&status) else { return };
             let report = wire::NodeReport { status: json.into() };
@@ -253,6 +285,11 @@ impl Kubelet {
             }
         }
     }
+}
+
+/// Pods are many and independent: one that keeps failing is no reason to end the others.
+fn pods_supervisor() -> SupervisorSpec {
+    SupervisorSpec::new("pods").limit(Intensity::UNLIMITED).stop_together()
 }
 
 fn same_but_for_heartbeats(a: &v1::NodeStatus, b: &v1::NodeStatus) -> bool {
@@ -295,7 +332,7 @@ impl Actor for Kubelet {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.supervisor = Some(Supervisor::start(SupervisorSpec::one_for_one("pods")));
+        self.supervisor = Some(Supervisor::start(pods_supervisor()));
         // Events first, the list after: an exit in between is told twice rather than never.
         let events = tokio_stream(self.seed.node.runtime.events());
         ctx.add_stream(events);
@@ -384,6 +421,7 @@ impl Handler<PodReported> for Kubelet {
     fn handle(&mut self, message: PodReported, _: &mut Self::Context) {
         let Some(entry) = self.pods.get_mut(&message.uid) else { return };
         let Ok(json) = serde_json::to_vec(&message.status) else { return };
+        entry.note(&message.status);
         self.sequence += 1;
         let meta = &entry.pod.metadata;
         let report = wire::PodReport {

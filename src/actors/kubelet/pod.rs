@@ -6,7 +6,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, WrapFuture as _};
+use actix::{
+    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, WrapFuture as _,
+};
 use k8s_openapi::api::core::v1;
 
 use super::{
@@ -18,7 +20,9 @@ use crate::{
     logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, status::pod_status},
     messages::Port,
     model::Uid,
-    runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeEvent, SandboxStatus},
+    runtime::{
+        ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent, SandboxStatus,
+    },
 };
 
 /// kubelet → pod: the pod's document as it is now.
@@ -187,23 +191,31 @@ impl PodActor {
             Action::StopSandbox => {
                 let work = async move { runtime.stop_pod_sandbox(&uid).await };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
-                    pod.settled(outcome.map(|()| pod.machine.sandbox_stopped()), ctx);
+                    pod.settled(outcome, Machine::sandbox_stopped, ctx);
                 }));
             }
             Action::RemoveSandbox => {
                 let work = async move { runtime.remove_pod_sandbox(&uid).await };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
-                    pod.settled(outcome.map(|()| pod.machine.sandbox_removed()), ctx);
+                    pod.settled(outcome, Machine::sandbox_removed, ctx);
                 }));
             }
         }
     }
 
-    fn settled(&mut self, outcome: Result<(), crate::runtime::RuntimeError>, ctx: &mut Context<Self>) {
+    fn settled(
+        &mut self,
+        outcome: Result<(), RuntimeError>,
+        done: fn(&mut Machine),
+        ctx: &mut Context<Self>,
+    ) {
         /// Giving back a sandbox is tried again at this pace.
         const RETRY: Duration = Duration::from_secs(2);
         match outcome {
-            Ok(()) => self.advance(ctx),
+            Ok(()) => {
+                done(&mut self.machine);
+                self.advance(ctx);
+            }
             Err(error) => {
                 self.machine.sandbox_stuck(&error.to_string());
                 ctx.run_later(RETRY, |pod, ctx| pod.advance(ctx));
@@ -233,7 +245,8 @@ impl PodActor {
         if let Some(container) = self.machine.containers.get(index) {
             let image = self.machine.pod.spec.as_ref().and_then(|s| s.containers.get(index)?.image.clone());
             let name = container.name.clone();
-            let pulled = format!("Container image \"{}\" already present on machine", image.unwrap_or_default());
+            let pulled =
+                format!("Container image \"{}\" already present on machine", image.unwrap_or_default());
             self.machine.notice(Some(&name), false, "Pulled", pulled);
             self.machine.notice(Some(&name), false, "Created", format!("Created container: {name}"));
         }
@@ -266,7 +279,9 @@ impl PodActor {
 
     fn exited(&mut self, id: ContainerId, exit: &Exit) {
         let place = self.machine.containers.iter().find_map(|c| match &c.phase {
-            crate::logic::pod::ContainerPhase::Running { id: running, started_ms, .. } if *running == id.0 => {
+            crate::logic::pod::ContainerPhase::Running { id: running, started_ms, .. }
+                if *running == id.0 =>
+            {
                 Some((c.name.clone(), c.attempt, *started_ms))
             }
             _ => None,

@@ -1,10 +1,6 @@
 //! Starting one container: directories, image, create, start. What can go wrong is told in the pod machine's terms.
 
-use std::{
-    fs, io,
-    path::Path,
-    sync::Arc,
-};
+use std::{fs, io, path::Path, sync::Arc};
 
 use k8s_openapi::api::core::v1;
 
@@ -15,9 +11,7 @@ use crate::{
         config::{MountPlan, Places, Plan, plan},
     },
     model::Uid,
-    runtime::{
-        ContainerConfig, ContainerResources, Mount, RuntimeError, SandboxConfig, Security,
-    },
+    runtime::{ContainerConfig, ContainerResources, Mount, RuntimeError, SandboxConfig, Security},
 };
 
 /// A container that runs.
@@ -174,14 +168,18 @@ fn prepare_mount(mount: &MountPlan) -> Result<(), String> {
             permit(path, 0o777).map_err(cannot)
         }
         "FileOrCreate" if kind.is_none() => fs::File::create(path).map(|_| ()).map_err(cannot),
-        "Directory" | "DirectoryOrCreate" if !kind.as_ref().is_some_and(fs::Metadata::is_dir) => refuse("directory"),
+        "Directory" | "DirectoryOrCreate" if !kind.as_ref().is_some_and(fs::Metadata::is_dir) => {
+            refuse("directory")
+        }
         "File" | "FileOrCreate" if !kind.as_ref().is_some_and(fs::Metadata::is_file) => refuse("file"),
         "Socket" if !kind.as_ref().is_some_and(|k| k.file_type().is_socket()) => refuse("socket file"),
-        "CharDevice" if !kind.as_ref().is_some_and(|k| k.file_type().is_char_device()) => refuse("character device"),
-        "BlockDevice" if !kind.as_ref().is_some_and(|k| k.file_type().is_block_device()) => refuse("block device"),
-        "" if kind.is_none() => {
-            fs::create_dir_all(path).map_err(cannot)
+        "CharDevice" if !kind.as_ref().is_some_and(|k| k.file_type().is_char_device()) => {
+            refuse("character device")
         }
+        "BlockDevice" if !kind.as_ref().is_some_and(|k| k.file_type().is_block_device()) => {
+            refuse("block device")
+        }
+        "" if kind.is_none() => fs::create_dir_all(path).map_err(cannot),
         _ => Ok(()),
     }
 }
@@ -206,7 +204,11 @@ fn container_config(
         mounts: plan
             .mounts
             .into_iter()
-            .map(|m| Mount { host_path: m.host_path, container_path: m.container_path, read_only: m.read_only })
+            .map(|m| Mount {
+                host_path: m.host_path,
+                container_path: m.container_path,
+                read_only: m.read_only,
+            })
             .collect(),
         log_path: places.log(&container.name, attempt),
         resources: ContainerResources {

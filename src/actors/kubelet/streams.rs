@@ -1,0 +1,261 @@
+//! Byte streams that the master opens: logs and images.
+//!
+//! Owns: which file a log request means (Kubernetes' rules for running, waiting and previous containers) and the
+//! passage of image archives into the runtime. Each stream is a task of its own and never delays the kubelet.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, UNIX_EPOCH},
+};
+
+use actix::{Addr, AsyncContext as _, Context, Handler, Message};
+use k8s_openapi::api::core::v1;
+use tokio::{io::AsyncWriteExt as _, sync::watch};
+
+use super::{Kubelet, context::NodeContext, pod::ImagesChanged};
+use crate::{
+    messages::wire::{ByteStream, ImageAnswer, ImageLoad, LogRequest, Open},
+    net::{NetError, Responder},
+    runtime::{RuntimeError, logs},
+};
+
+/// link → kubelet: the master wants a flow of bytes.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct StreamAsked {
+    /// What the bytes are to be.
+    pub open: Open,
+    /// Where to answer.
+    pub responder: Responder,
+}
+
+/// kubelet's tasks → kubelet: the runtime's images are others now.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct ImagesMoved;
+
+/// A log to be read.
+#[derive(Debug, PartialEq, Eq)]
+struct LogFile {
+    path: PathBuf,
+    /// Whether the file may still grow.
+    running: bool,
+}
+
+impl Handler<StreamAsked> for Kubelet {
+    type Result = ();
+
+    fn handle(&mut self, message: StreamAsked, ctx: &mut Context<Self>) {
+        let StreamAsked { open, responder } = message;
+        match open {
+            Open::Logs(request) => match self.log_file(&request) {
+                Ok((file, running)) => {
+                    tokio::spawn(send_log(request, file, running, responder));
+                }
+                Err((code, text)) => refuse(responder, code, text),
+            },
+            Open::ImageLoad(load) => {
+                tokio::spawn(load_image(self.seed.node.clone(), load, responder, ctx.address()));
+            }
+            Open::ImageList => {
+                tokio::spawn(list_images(self.seed.node.clone(), responder));
+            }
+            Open::ImageRemove(name) => {
+                tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
+            }
+        }
+    }
+}
+
+impl Handler<ImagesMoved> for Kubelet {
+    type Result = ();
+
+    fn handle(&mut self, _: ImagesMoved, ctx: &mut Context<Self>) {
+        for address in self.pods.values().filter_map(|e| e.slot.address()) {
+            address.do_send(ImagesChanged);
+        }
+        self.report_node(false, ctx);
+    }
+}
+
+impl Kubelet {
+    fn log_file(&self, request: &LogRequest) -> Result<(LogFile, watch::Receiver<bool>), (u16, String)> {
+        let uid = request.uid.as_str().into();
+        let entry =
+            self.pods.get(&uid).ok_or_else(|| (404, format!("pod {} is not on this node", request.pod)))?;
+        let places = self.seed.node.places(&request.namespace, &request.pod, &request.uid);
+        let (attempt, running) = which_life(&entry.containers, request)?;
+        let file = LogFile { path: places.log(&request.container, attempt), running };
+        let alive = entry
+            .running
+            .get(&request.container)
+            .map_or_else(|| watch::channel(false).1, watch::Sender::subscribe);
+        Ok((file, alive))
+    }
+}
+
+/// Which of a container's lives a request means, and whether it is the one that runs.
+fn which_life(statuses: &[v1::ContainerStatus], request: &LogRequest) -> Result<(u32, bool), (u16, String)> {
+    let (name, pod) = (&request.container, &request.pod);
+    let waiting =
+        |reason: &str| (400, format!("container \"{name}\" in pod \"{pod}\" is waiting to start: {reason}"));
+    let status = statuses.iter().find(|s| s.name == *name).ok_or_else(|| waiting("ContainerCreating"))?;
+    let attempt = u32::try_from(status.restart_count).unwrap_or(0);
+    let had_last = status.last_state.as_ref().is_some_and(|s| s.terminated.is_some());
+    let state = status.state.clone().unwrap_or_default();
+    if request.previous {
+        return if had_last && attempt > 0 {
+            Ok((attempt - 1, false))
+        } else {
+            Err((400, format!("previous terminated container \"{name}\" in pod \"{pod}\" not found")))
+        };
+    }
+    match state.waiting {
+        Some(_) if had_last && attempt > 0 => Ok((attempt - 1, false)),
+        Some(w) => Err(waiting(w.reason.as_deref().unwrap_or("ContainerCreating"))),
+        None => Ok((attempt, state.running.is_some())),
+    }
+}
+
+fn refuse(responder: Responder, code: u16, text: String) {
+    tokio::spawn(async move {
+        if let Err(error) = responder.refuse(code, &text).await {
+            tracing::debug!(%error, "a refusal did not reach the master");
+        }
+    });
+}
+
+async fn send_log(request: LogRequest, file: LogFile, alive: watch::Receiver<bool>, responder: Responder) {
+    let Ok(stream) = responder.accept().await else { return };
+    let ByteStream { mut read, mut write } = stream;
+    let since = request.since_ms.map(|ms| UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
+    let options = logs::LogOptions {
+        follow: request.follow && file.running,
+        tail_lines: request.tail_lines,
+        since,
+        limit_bytes: request.limit_bytes,
+        timestamps: request.timestamps,
+        stream: None,
+    };
+    tokio::select! {
+        outcome = logs::read(&file.path, options, &mut write, alive) => {
+            if let Err(error) = outcome {
+                tracing::debug!(%error, path = %file.path.display(), "log not read to its end");
+            }
+        }
+        // The reader has gone: nobody needs the rest.
+        () = gone(&mut read) => {}
+    }
+    let _ = write.shutdown().await;
+}
+
+/// Waits for the other side to reset the stream; an orderly end of its direction is not a goodbye.
+async fn gone(read: &mut (impl tokio::io::AsyncRead + Unpin)) {
+    let mut byte = [0_u8; 1];
+    match tokio::io::AsyncReadExt::read(read, &mut byte).await {
+        Ok(_) => std::future::pending().await,
+        Err(_) => {}
+    }
+}
+
+async fn load_image(node: Arc<NodeContext>, load: ImageLoad, responder: Responder, kubelet: Addr<Kubelet>) {
+    let Ok(stream) = responder.accept().await else { return };
+    let ByteStream { read, write } = stream;
+    let loaded = match load {
+        ImageLoad::Archive(rename) => node.runtime.load_image(read, rename).await,
+        ImageLoad::RootFs(name) => node.runtime.import_image(read, &name).await.map(|n| vec![n]),
+    };
+    answer(write, loaded, &kubelet).await;
+}
+
+async fn remove_image(node: Arc<NodeContext>, name: String, responder: Responder, kubelet: Addr<Kubelet>) {
+    let known = match node.runtime.image(&name).await {
+        Ok(Some(_)) => true,
+        Ok(None) => false,
+        Err(error) => return refuse(responder, 400, error.to_string()),
+    };
+    if !known {
+        return refuse(responder, 404, format!("image \"{name}\" not found on node {}", node.name));
+    }
+    let Ok(stream) = responder.accept().await else { return };
+    let removed = node.runtime.remove_image(&name).await.map(|()| vec![name]);
+    answer(stream.write, removed, &kubelet).await;
+}
+
+async fn answer(
+    mut write: impl tokio::io::AsyncWrite + Unpin,
+    outcome: Result<Vec<String>, RuntimeError>,
+    kubelet: &Addr<Kubelet>,
+) {
+    let answer = match outcome {
+        Ok(names) => {
+            kubelet.do_send(ImagesMoved);
+            ImageAnswer::Done(names)
+        }
+        Err(error) => ImageAnswer::Refused(error.to_string()),
+    };
+    let json = serde_json::to_vec(&answer).unwrap_or_default();
+    let sent = async {
+        write.write_all(&json).await?;
+        write.shutdown().await
+    };
+    if let Err(error) = sent.await {
+        tracing::debug!(%error, "an image's outcome did not reach the master");
+    }
+}
+
+async fn list_images(node: Arc<NodeContext>, responder: Responder) {
+    let images = match node.runtime.list_images().await {
+        Ok(images) => images,
+        Err(error) => return refuse(responder, 500, error.to_string()),
+    };
+    let Ok(json) = serde_json::to_vec(&images) else { return };
+    let sent: Result<(), NetError> = async {
+        let mut stream = responder.accept().await?;
+        stream.write.write_all(&json).await.map_err(NetError::Stream)?;
+        stream.write.shutdown().await.map_err(NetError::Stream)
+    }
+    .await;
+    if let Err(error) = sent {
+        tracing::debug!(%error, "the list of images did not reach the master");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(restarts: i32, state: &str, had_last: bool) -> v1::ContainerStatus {
+        let last =
+            if had_last { serde_json::json!({"terminated": {"exitCode": 1}}) } else { serde_json::json!({}) };
+        let state = match state {
+            "waiting" => serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}}),
+            "running" => serde_json::json!({"running": {}}),
+            _ => serde_json::json!({"terminated": {"exitCode": 0}}),
+        };
+        serde_json::from_value(serde_json::json!({
+            "name": "web", "image": "i", "imageID": "", "ready": false, "restartCount": restarts,
+            "state": state, "lastState": last
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_log_request_finds_the_life_that_kubernetes_would_show() {
+        for (restarts, state, had_last, previous, expected) in [
+            (0, "running", false, false, Ok((0, true))),
+            (2, "running", true, false, Ok((2, true))),
+            (2, "running", true, true, Ok((1, false))),
+            (0, "running", false, true, Err(400)),
+            (2, "waiting", true, false, Ok((1, false))),
+            (0, "waiting", false, false, Err(400)),
+            (1, "terminated", true, false, Ok((1, false))),
+        ] {
+            let request =
+                LogRequest { container: "web".into(), pod: "p".into(), previous, ..LogRequest::default() };
+            let life = which_life(&[status(restarts, state, had_last)], &request).map_err(|(code, _)| code);
+            assert_eq!(life, expected, "{restarts} {state} {previous}");
+        }
+    }
+}

@@ -1,0 +1,418 @@
+//! One node, as the master sees it: the actor that stands for that machine.
+//!
+//! Owns: the link to the node while there is one, what was sent on it, and the writing of what the node reports into
+//! the store (soft: it can be told again). Invariants: reports on an earlier life of a pod are ignored, and of several
+//! on one pod only the newest is written; a node speaks of the pods bound to it and of itself, nothing else.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::{
+    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, StreamHandler,
+    WrapFuture as _,
+};
+use futures_util::stream;
+use k8s_openapi::{api::core::v1, jiff::Timestamp};
+
+use super::{Links, RegistrySeed};
+use crate::{
+    actors::{commit::commit, outside, supervisor::Life},
+    logic::{
+        edit::{Edit, edit},
+        nodes::{Report, Told, lost_status, new_node, pod_reported},
+    },
+    messages::{Durability, RecordEvent, wire},
+    model::{Key, Kind, NodeName, Object, Revision, Uid, seal},
+    net::{Class, Link, LinkEvent, LinkEvents, LinkHandle},
+};
+
+/// Writing a node's reports is tried again at this pace when the store cannot.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// registry → node: everything the node is to run.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct NodePods {
+    /// As of this revision.
+    pub(super) revision: Revision,
+    /// The pods bound to it.
+    pub(super) pods: Vec<Arc<Object>>,
+}
+
+/// registry → node: the node has connected.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Linked {
+    pub(super) link: Link<wire::ToNode, wire::ToMaster>,
+    /// The node's pod subnet.
+    pub(super) subnet: String,
+    pub(super) pods: NodePods,
+}
+
+/// The actor.
+pub(super) struct NodeHandle {
+    life: Life,
+    name: NodeName,
+    seed: RegistrySeed,
+    links: Links,
+    link: Option<LinkHandle<wire::ToNode>>,
+    /// Tells the present connection's events from late ones of an earlier.
+    connection: u64,
+    subnet: String,
+    /// The node has said hello on this connection, and may be told what to run.
+    greeted: bool,
+    revision: Revision,
+    pods: BTreeMap<Uid, Arc<Object>>,
+    /// The documents sent on this connection.
+    sent: HashMap<Uid, Revision>,
+    /// Reports not yet written, newest only.
+    pending: BTreeMap<Uid, wire::PodReport>,
+    writing: bool,
+    lost: Option<SpawnHandle>,
+}
+
+impl NodeHandle {
+    pub(super) fn new(life: Life, name: NodeName, seed: RegistrySeed, links: Links) -> NodeHandle {
+        NodeHandle {
+            life,
+            name,
+            seed,
+            links,
+            link: None,
+            connection: 0,
+            subnet: String::new(),
+            greeted: false,
+            revision: Revision::default(),
+            pods: BTreeMap::new(),
+            sent: HashMap::new(),
+            pending: BTreeMap::new(),
+            writing: false,
+            lost: None,
+        }
+    }
+
+    fn key(&self) -> Key {
+        Key::new(Kind::Node, "", self.name.0.clone())
+    }
+
+    fn take_pods(&mut self, pods: NodePods) {
+        self.revision = pods.revision;
+        self.pods = pods.pods.into_iter().map(|p| (p.uid().clone(), p)).collect();
+        self.send_assignments();
+    }
+
+    /// Sends the whole set, with the documents that this connection has not carried yet.
+    fn send_assignments(&mut self) {
+        let Some(link) = self.link.clone().filter(|_| self.greeted) else { return };
+        self.sent.retain(|uid, _| self.pods.contains_key(uid));
+        let fresh: Vec<&Arc<Object>> =
+            self.pods.values().filter(|p| self.sent.get(p.uid()) != Some(&spec_mark(p))).collect();
+        let picture = wire::Assignments {
+            revision: self.revision,
+            pods: self
+                .pods
+                .values()
+                .map(|p| wire::AssignedPod { uid: p.uid().clone(), revision: p.revision })
+                .collect(),
+            documents: fresh
+                .iter()
+                .map(|p| wire::PodDocument {
+                    uid: p.uid().clone(),
+                    revision: p.revision,
+                    json: p.json.clone(),
+                })
+                .collect(),
+        };
+        let marks: Vec<(Uid, Revision)> = fresh.iter().map(|p| (p.uid().clone(), spec_mark(p))).collect();
+        if let Err(error) = link.send(Class::Control, &wire::ToNode::Assignments(picture)) {
+            tracing::warn!(node = %self.name, %error, "assignments not sent; connecting anew");
+            link.close("outbox full");
+            return;
+        }
+        self.sent.extend(marks);
+    }
+
+    fn heard(&mut self, message: wire::ToMaster, ctx: &mut Context<Self>) {
+        self.life.beat();
+        match message {
+            wire::ToMaster::Hello(hello) => self.hello(hello, ctx),
+            wire::ToMaster::Node(report) => self.write_node(report, BTreeMap::new(), ctx),
+            wire::ToMaster::Pods(reports) => {
+                for report in reports {
+                    self.pending.insert(report.uid.clone(), report);
+                }
+                self.write_pods(ctx);
+            }
+            wire::ToMaster::Events(events) => {
+                for event in events {
+                    self.record(event);
+                }
+            }
+            wire::ToMaster::Goodbye => tracing::info!(node = %self.name, "node says goodbye"),
+        }
+    }
+
+    fn hello(&mut self, hello: wire::Hello, ctx: &mut Context<Self>) {
+        let welcome = wire::Welcome { pod_cidr: self.subnet.clone(), cluster: self.seed.cluster.clone() };
+        if let Some(link) = &self.link
+            && let Err(error) = link.send(Class::Control, &wire::ToNode::Welcome(welcome))
+        {
+            tracing::warn!(node = %self.name, %error, "no welcome sent");
+            return;
+        }
+        self.greeted = true;
+        self.sent.clear();
+        self.send_assignments();
+        self.write_node(hello.report, hello.labels, ctx);
+    }
+
+    /// Writes the node's own status; makes the node object when it is new.
+    fn write_node(
+        &mut self,
+        report: wire::NodeReport,
+        labels: BTreeMap<String, String>,
+        ctx: &mut Context<Self>,
+    ) {
+        let status: v1::NodeStatus = match serde_json::from_slice(&report.status) {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::error!(node = %self.name, %error, "the node sent no node status");
+                return;
+            }
+        };
+        let (name, subnet) = (self.name.clone(), self.subnet.clone());
+        self.change_node(ctx, move |current| match current {
+            Some(object) => edit::<v1::Node>(object, |node| {
+                node.status = Some(status.clone());
+                node.metadata.labels.get_or_insert_default().extend(labels.clone());
+                let spec = node.spec.get_or_insert_default();
+                if spec.pod_cidr.is_none() {
+                    spec.pod_cidr = Some(subnet.clone());
+                    spec.pod_cidrs = Some(vec![subnet.clone()]);
+                }
+            })
+            .ok(),
+            None => {
+                let uid = outside::uid();
+                let now_ms = outside::now().as_millisecond();
+                let node = new_node(name.as_str(), &labels, &subnet, status.clone(), now_ms, uid.as_str());
+                seal(&node).ok().map(Edit::Create)
+            }
+        });
+    }
+
+    /// Changes the node's object, again from its newest state when that was overtaken.
+    fn change_node(
+        &self,
+        ctx: &mut Context<Self>,
+        change: impl Fn(Option<&Arc<Object>>) -> Option<Edit> + 'static,
+    ) {
+        let (wiring, key) = (self.seed.wiring.clone(), self.key());
+        let work = async move {
+            loop {
+                let snapshot = wiring.view.snapshot();
+                let Some(edit) = change(snapshot.find(&key)) else { return };
+                let durability = match edit {
+                    Edit::Create(_) => Durability::Hard,
+                    _ => Durability::Soft,
+                };
+                match commit(&wiring, vec![edit], durability).await {
+                    Ok(outcome) if outcome.overtaken.is_empty() => return,
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!(node = %key.name, %error, "node status not written");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+        };
+        ctx.spawn(work.into_actor(self));
+    }
+
+    /// Writes the newest pending report of each pod, one batch at a time.
+    fn write_pods(&mut self, ctx: &mut Context<Self>) {
+        if self.writing || self.pending.is_empty() {
+            return;
+        }
+        self.writing = true;
+        let batch = std::mem::take(&mut self.pending);
+        let (wiring, node) = (self.seed.wiring.clone(), self.name.clone());
+        let work = async move {
+            let snapshot = wiring.view.snapshot();
+            let mut edits = Vec::new();
+            for report in batch.values() {
+                let key = Key::new(Kind::Pod, report.namespace.as_str(), report.name.as_str());
+                let told = Told { uid: &report.uid, status: &report.status, terminated: report.terminated };
+                match pod_reported(snapshot.find(&key), &node, told) {
+                    Ok(Report::Write(edit)) => edits.push(*edit),
+                    Ok(Report::Ignore) => {}
+                    Err(error) => tracing::error!(pod = %key, %error, "a report could not be used"),
+                }
+            }
+            let outcome = commit(&wiring, edits, Durability::Soft).await;
+            (batch, outcome)
+        };
+        ctx.spawn(work.into_actor(self).map(|(batch, outcome), node, ctx| {
+            node.writing = false;
+            let again: Box<dyn Fn(&wire::PodReport) -> bool> = match outcome {
+                Ok(outcome) if outcome.overtaken.is_empty() => return node.write_pods(ctx),
+                Ok(outcome) => Box::new(move |r| {
+                    let key = Key::new(Kind::Pod, r.namespace.as_str(), r.name.as_str());
+                    outcome.overtaken.contains(&key)
+                }),
+                Err(error) => {
+                    tracing::warn!(node = %node.name, %error, "pod statuses not written; trying again");
+                    Box::new(|_| true)
+                }
+            };
+            for (uid, report) in batch {
+                if again(&report) {
+                    node.pending.entry(uid).or_insert(report);
+                }
+            }
+            ctx.run_later(Duration::ZERO, |node, ctx| node.write_pods(ctx));
+        }));
+    }
+
+    fn record(&self, event: wire::EventReport) {
+        let kind = if event.namespace.is_empty() { Kind::Node } else { Kind::Pod };
+        let about = Key::new(kind, event.namespace, event.name);
+        let own = match kind {
+            Kind::Node => *about.name == *self.name.0,
+            _ => self.pods.contains_key(&event.uid),
+        };
+        if !own {
+            tracing::warn!(node = %self.name, about = %about, "a node told an event of what is not its own");
+            return;
+        }
+        self.seed.wiring.record(RecordEvent {
+            about,
+            uid: event.uid,
+            field_path: event.field_path,
+            warning: event.warning,
+            reason: event.reason.into(),
+            message: event.message,
+            component: "kubelet".into(),
+            host: Some(self.name.clone()),
+            at: Timestamp::from_second(event.at_ms.div_euclid(1000)).unwrap_or_else(|_| outside::now()),
+        });
+    }
+
+    fn expect_silence(&mut self, ctx: &mut Context<Self>) {
+        if let Some(handle) = self.lost.take() {
+            ctx.cancel_future(handle);
+        }
+        self.lost = Some(ctx.run_later(self.seed.lost_after, |node, ctx| node.mark_lost(ctx)));
+    }
+
+    /// The link has been down for too long.
+    fn mark_lost(&mut self, ctx: &mut Context<Self>) {
+        tracing::warn!(node = %self.name, "node is not ready: its link is down");
+        let snapshot = self.seed.wiring.view.snapshot();
+        if let Some(object) = snapshot.find(&self.key()) {
+            let message = format!("Node {} status is now: NodeNotReady", self.name);
+            let event =
+                RecordEvent::about(object, "node-controller", "NodeNotReady", message, outside::now());
+            self.seed.wiring.record(event);
+        }
+        self.change_node(ctx, |current| {
+            let object = current?;
+            let now_ms = outside::now().as_millisecond();
+            edit::<v1::Node>(object, |node| {
+                node.status = node.status.as_ref().map(|s| lost_status(s, now_ms));
+            })
+            .ok()
+        });
+    }
+}
+
+/// What of a document a node must hear of again when it changes. Its own status reports come back in every new state
+/// of a pod; they are no news to it, and without this each report would cause a picture, which would cause a report.
+fn spec_mark(pod: &Object) -> Revision {
+    pod.facet.meta.deleting.map_or(Revision(pod.facet.meta.generation.unsigned_abs()), |d| {
+        Revision(u64::MAX - d.grace_seconds.unsigned_abs())
+    })
+}
+
+/// One event of one connection.
+struct Heard(u64, LinkEvent<wire::ToMaster>);
+
+fn events_of(connection: u64, events: LinkEvents<wire::ToMaster>) -> impl futures_util::Stream<Item = Heard> {
+    stream::unfold(Some(events), move |events| async move {
+        let mut events = events?;
+        let event = events.next().await;
+        let rest = (!matches!(event, LinkEvent::Closed(_))).then_some(events);
+        Some((Heard(connection, event), rest))
+    })
+}
+
+impl Actor for NodeHandle {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        // A fresh incarnation has no link: whoever has one must dial again.
+        if let Some((_, link)) = self.links.remove(&self.name) {
+            link.close("the master begins anew");
+        }
+        self.expect_silence(ctx);
+    }
+}
+
+impl Handler<NodePods> for NodeHandle {
+    type Result = ();
+
+    fn handle(&mut self, pods: NodePods, _: &mut Self::Context) {
+        self.life.beat();
+        self.take_pods(pods);
+    }
+}
+
+impl Handler<Linked> for NodeHandle {
+    type Result = ();
+
+    fn handle(&mut self, linked: Linked, ctx: &mut Self::Context) {
+        tracing::info!(node = %self.name, "node linked");
+        if let Some(handle) = self.lost.take() {
+            ctx.cancel_future(handle);
+        }
+        let (handle, events) = linked.link.split();
+        if let Some(before) = self.link.replace(handle.clone()) {
+            before.close("the node has connected anew");
+        }
+        self.links.insert(self.name.clone(), handle);
+        self.connection += 1;
+        self.greeted = false;
+        self.sent.clear();
+        self.subnet = linked.subnet;
+        ctx.add_stream(events_of(self.connection, events));
+        self.take_pods(linked.pods);
+    }
+}
+
+impl StreamHandler<Heard> for NodeHandle {
+    fn handle(&mut self, heard: Heard, ctx: &mut Self::Context) {
+        let Heard(connection, event) = heard;
+        if connection != self.connection {
+            return;
+        }
+        match event {
+            LinkEvent::Message(message) => self.heard(message, ctx),
+            LinkEvent::Opened(_, responder) => {
+                tokio::spawn(async move { responder.refuse(405, "a master serves no byte streams").await });
+            }
+            LinkEvent::Closed(reason) => {
+                tracing::info!(node = %self.name, %reason, "node's link has ended");
+                self.link = None;
+                self.greeted = false;
+                self.links.remove(&self.name);
+                self.expect_silence(ctx);
+            }
+        }
+    }
+
+    /// One connection's events end with it; the actor goes on.
+    fn finished(&mut self, _: &mut Self::Context) {}
+}

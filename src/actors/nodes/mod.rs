@@ -1,0 +1,284 @@
+//! The node registry: which nodes there are, which pods each is to run, and who is linked.
+//!
+//! Owns: acceptance of links, node subnets, and one supervised [`handle::NodeHandle`] for each node, linked or not. It
+//! follows the store once for all nodes and hands each its own pods. Invariants: a link speaks for the node in its
+//! certificate only; no two nodes get one subnet (all are handed out here). Leaves out what a node says.
+
+mod handle;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use actix::{Actor, AsyncContext as _, Context, Handler, ResponseFuture, StreamHandler};
+use dashmap::DashMap;
+use futures_util::stream;
+use tokio::sync::Mutex;
+
+use self::handle::{Linked, NodeHandle, NodePods};
+use crate::{
+    actors::{
+        commit::Wiring,
+        follow::{Fed, follow, sides},
+        supervisor::{ChildSpec, Life, Supervisor, SupervisorHandle, SupervisorSpec},
+    },
+    logic::{nodes::free_subnet, supervision::Intensity},
+    messages::{OpenError, OpenStream, Slot, wire},
+    model::{Kind, KindFacet, NodeName, Object, Revision, Uid},
+    net::{Link, LinkHandle, Listener, NetError},
+};
+
+/// How long a node may take to open a byte stream.
+const OPEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// The links that are up, by node: read by whoever opens a byte stream.
+pub type Links = Arc<DashMap<NodeName, LinkHandle<wire::ToNode>>>;
+
+/// What a registry is made of.
+#[derive(Clone)]
+pub struct RegistrySeed {
+    /// The store and the event recorder.
+    pub wiring: Wiring,
+    /// Where nodes link to. It outlives the actor, so that no link waits for its restart.
+    pub listener: Arc<Mutex<Listener>>,
+    /// The cluster's pod network, `10.244.0.0/16`; each node gets a `/24` of it.
+    pub pod_network: String,
+    /// The cluster's name.
+    pub cluster: String,
+    /// A node silent for so long is not ready.
+    pub lost_after: Duration,
+}
+
+struct Known {
+    slot: Slot<NodeHandle>,
+    /// The node's pods, by uid.
+    pods: BTreeMap<Uid, Arc<Object>>,
+}
+
+/// The actor.
+pub struct NodeRegistry {
+    life: Life,
+    seed: RegistrySeed,
+    links: Links,
+    nodes: HashMap<NodeName, Known>,
+    subnets: HashMap<NodeName, String>,
+    revision: Revision,
+    handles: Option<SupervisorHandle>,
+}
+
+impl NodeRegistry {
+    /// A registry that has not looked into the store yet.
+    pub fn new(life: Life, seed: RegistrySeed) -> NodeRegistry {
+        NodeRegistry {
+            life,
+            seed,
+            links: Links::default(),
+            nodes: HashMap::new(),
+            subnets: HashMap::new(),
+            revision: Revision::default(),
+            handles: None,
+        }
+    }
+
+    fn node(&mut self, name: &NodeName) -> &mut Known {
+        let (seed, links, handles) = (&self.seed, &self.links, &self.handles);
+        self.nodes.entry(name.clone()).or_insert_with(|| {
+            let slot = Slot::new("node");
+            let (seed, links, node) = (seed.clone(), links.clone(), name.clone());
+            let child = ChildSpec::new(name.as_str(), &slot, move |life| {
+                Ok(NodeHandle::new(life, node.clone(), seed.clone(), links.clone()))
+            });
+            if let Some(handles) = handles {
+                handles.start_child(child.never_escalate()).detach();
+            }
+            Known { slot, pods: BTreeMap::new() }
+        })
+    }
+
+    fn begin_anew(&mut self, snapshot: &crate::model::Snapshot) {
+        for known in self.nodes.values_mut() {
+            known.pods.clear();
+        }
+        self.subnets.clear();
+        for object in snapshot.list(Kind::Node, None) {
+            self.note_node(object);
+        }
+        for object in snapshot.list(Kind::Pod, None) {
+            if let Some(node) = bound_to(object) {
+                self.node(&node).pods.insert(object.uid().clone(), object.clone());
+            }
+        }
+        self.revision = snapshot.revision;
+        let names: Vec<NodeName> = self.nodes.keys().cloned().collect();
+        for name in names {
+            self.tell_pods(&name);
+        }
+    }
+
+    fn note_node(&mut self, object: &Object) {
+        let name = NodeName(object.key.name.clone());
+        if let KindFacet::Node(facet) = &object.facet.of
+            && let Some(subnet) = &facet.pod_cidr
+        {
+            self.subnets.insert(name.clone(), subnet.clone());
+        }
+        self.node(&name);
+    }
+
+    fn note(&mut self, changes: &[crate::messages::Change]) {
+        let mut touched: Vec<NodeName> = Vec::new();
+        for change in changes {
+            let (before, after) = sides(change);
+            match change.object.key.kind {
+                Kind::Node => match after {
+                    Some(object) => self.note_node(object),
+                    None => self.node_deleted(&NodeName(change.object.key.name.clone())),
+                },
+                Kind::Pod => {
+                    if let Some((node, object)) = before.and_then(|o| Some((bound_to(o)?, o))) {
+                        self.node(&node).pods.remove(object.uid());
+                        touched.push(node);
+                    }
+                    if let Some((node, object)) = after.and_then(|o| Some((bound_to(o)?, o))) {
+                        self.node(&node).pods.insert(object.uid().clone(), object.clone());
+                        touched.push(node);
+                    }
+                }
+                _ => {}
+            }
+        }
+        self.revision = changes.last().map_or(self.revision, crate::messages::Change::revision);
+        touched.sort_unstable();
+        touched.dedup();
+        for name in touched {
+            self.tell_pods(&name);
+        }
+    }
+
+    /// A deleted node that is still linked registers itself again with its next connection.
+    fn node_deleted(&mut self, name: &NodeName) {
+        self.subnets.remove(name);
+        match self.links.remove(name) {
+            Some((_, link)) => link.close("the node was deleted"),
+            None => {
+                if self.nodes.get(name).is_some_and(|k| k.pods.is_empty()) {
+                    self.nodes.remove(name);
+                    if let Some(handles) = &self.handles {
+                        handles.stop_child(name.as_str()).detach();
+                    }
+                }
+            }
+        }
+    }
+
+    fn tell_pods(&self, name: &NodeName) {
+        let Some(known) = self.nodes.get(name) else { return };
+        if let Some(address) = known.slot.address() {
+            address
+                .do_send(NodePods { revision: self.revision, pods: known.pods.values().cloned().collect() });
+        }
+    }
+
+    fn linked(&mut self, link: Link<wire::ToNode, wire::ToMaster>) {
+        let name = link.peer().clone();
+        let subnet = match self.subnet_for(&name) {
+            Ok(subnet) => subnet,
+            Err(problem) => {
+                tracing::error!(node = %name, problem, "node refused");
+                let (handle, _events) = link.split();
+                handle.close(&problem);
+                return;
+            }
+        };
+        let revision = self.revision;
+        let known = self.node(&name);
+        let pods = NodePods { revision, pods: known.pods.values().cloned().collect() };
+        match known.slot.address() {
+            Some(address) => address.do_send(Linked { link, subnet, pods }),
+            // Between two incarnations: the node dials again at once.
+            None => drop(link),
+        }
+    }
+
+    fn subnet_for(&mut self, name: &NodeName) -> Result<String, String> {
+        if let Some(subnet) = self.subnets.get(name) {
+            return Ok(subnet.clone());
+        }
+        let free = free_subnet(&self.seed.pod_network, self.subnets.values().map(String::as_str))?
+            .ok_or_else(|| format!("the pod network {} has no free subnet left", self.seed.pod_network))?;
+        self.subnets.insert(name.clone(), free.clone());
+        Ok(free)
+    }
+}
+
+fn bound_to(object: &Object) -> Option<NodeName> {
+    match &object.facet.of {
+        KindFacet::Pod(pod) => pod.node.clone(),
+        _ => None,
+    }
+}
+
+/// A link that was accepted.
+struct Accepted(Link<wire::ToNode, wire::ToMaster>);
+
+fn accepted(listener: Arc<Mutex<Listener>>) -> impl futures_util::Stream<Item = Accepted> {
+    stream::unfold(listener, |listener| async move {
+        let link = listener.lock().await.accept().await;
+        match link {
+            Some(link) => Some((Accepted(link), listener)),
+            None => {
+                tracing::error!("the links' port has failed");
+                None
+            }
+        }
+    })
+}
+
+impl Actor for NodeRegistry {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let spec = SupervisorSpec::new("nodes").limit(Intensity::UNLIMITED).stop_together();
+        self.handles = Some(Supervisor::start(spec));
+        ctx.add_stream(follow(self.seed.wiring.view.clone()));
+        ctx.add_stream(accepted(self.seed.listener.clone()));
+    }
+}
+
+impl StreamHandler<Fed> for NodeRegistry {
+    fn handle(&mut self, fed: Fed, _: &mut Self::Context) {
+        self.life.beat();
+        match fed {
+            Fed::Anew(snapshot) => self.begin_anew(&snapshot),
+            Fed::Changes(changes) => self.note(&changes),
+        }
+    }
+}
+
+impl StreamHandler<Accepted> for NodeRegistry {
+    fn handle(&mut self, accepted: Accepted, _: &mut Self::Context) {
+        self.life.beat();
+        self.linked(accepted.0);
+    }
+
+    fn finished(&mut self, _: &mut Self::Context) {
+        self.life.fail("the links' port has failed");
+    }
+}
+
+impl Handler<OpenStream> for NodeRegistry {
+    type Result = ResponseFuture<Result<wire::ByteStream, OpenError>>;
+
+    fn handle(&mut self, request: OpenStream, _: &mut Self::Context) -> Self::Result {
+        let link = self.links.get(&request.node).map(|l| l.value().clone());
+        Box::pin(async move {
+            let link = link.ok_or_else(|| OpenError::NotConnected(request.node.clone()))?;
+            link.open(&request.open, OPEN_WITHIN).await.map_err(|error| match error {
+                NetError::Refused(code, text) => OpenError::Refused(code, text),
+                other => OpenError::Failed(request.node, other.to_string()),
+            })
+        })
+    }
+}
