@@ -10,7 +10,7 @@ use crate::model::NodeName;
 
 /// api → node registry: open a byte stream to a node.
 #[derive(Message)]
-#[rtype(result = "actix::ResponseFuture<Result<ByteStream, OpenError>>")]
+#[rtype(result = "Result<ByteStream, OpenError>")]
 pub struct OpenStream {
     /// To which node.
     pub node: NodeName,
