@@ -1,1 +1,34 @@
-//! Kubernetes' REST API over actix-web. Speaks only messages to actors.
+//! Kubernetes' REST API over actix-web and TLS. Speaks only messages to actors.
+//!
+//! The way of a request: [`server`] (TLS, workers) → [`door`] (who is it, limits, what is meant) → [`read`], [`watch`],
+//! [`write`], [`delete`], [`subresource`], [`log`], [`images`] → [`render`] or [`error`]. One set of handlers serves
+//! every kind: what differs between kinds is in [`crate::model::registry`] and [`crate::model::admit`].
+//! Invariant: reads never wait for the store's writer; every change is a compare-and-swap.
+
+mod auth;
+mod body;
+mod clock;
+mod config;
+mod delete;
+mod discovery;
+mod door;
+mod error;
+mod images;
+mod log;
+mod metrics;
+mod openapi;
+mod patch;
+mod query;
+mod read;
+mod render;
+mod server;
+mod services;
+mod strategic;
+mod subresource;
+mod target;
+mod watch;
+mod write;
+
+pub use config::{ApiConfig, ApiState, Limits, ServiceCidr, Tls, User};
+pub use error::ApiError;
+pub use server::{ServeError, Server, serve};

@@ -1,0 +1,83 @@
+//! Images of a node: `/api/v1/nodes/NODE/proxy/images…`.
+//!
+//! Owns: the four requests (load an archive, import a root file system, list, remove) and their passage through a byte
+//! stream to the node. A body is passed on as it comes, never held, and the node's answer is passed back.
+
+use std::{io, time::Duration};
+
+use actix_web::{HttpResponse, http::Method, web};
+use futures_util::StreamExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{error::ApiError, log::open, read::json_response, write::Call};
+use crate::{
+    messages::{ByteStream, wire},
+    model::NodeName,
+};
+
+/// The longest answer of a node: names of some thousand images.
+const ANSWER_BYTES: u64 = 1 << 20;
+/// How long a client may pause within an upload.
+const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
+/// How long a node may work on an image after its last byte: unpacking some gigabytes on a slow disk.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Serves a request below `nodes/NODE/proxy`.
+///
+/// # Errors
+/// 404 for paths other than images, 413 beyond the configured cap, and the node's.
+pub async fn proxy(call: &Call, method: &Method, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+    let rest: Vec<&str> = call.resource.rest.iter().map(String::as_str).collect();
+    let name = call.query.other("name").filter(|n| !n.is_empty()).map(str::to_owned);
+    let named = || {
+        name.clone().ok_or_else(|| ApiError::BadRequest("the query must say which image: ?name=NAME".into()))
+    };
+    let request = match (method, rest.as_slice()) {
+        (&Method::POST, ["images", "load"]) => wire::Open::ImageLoad(wire::ImageLoad::Archive(name)),
+        (&Method::POST, ["images", "import"]) => wire::Open::ImageLoad(wire::ImageLoad::RootFs(named()?)),
+        (&Method::GET, ["images"]) => wire::Open::ImageList,
+        (&Method::DELETE, ["images"]) => wire::Open::ImageRemove(named()?),
+        (_, ["images" | "load" | "import", ..]) => return Err(ApiError::MethodNotAllowed),
+        _ => return Err(ApiError::UnknownPath),
+    };
+    let key = call.key()?;
+    if call.shared.state.view.snapshot().find(&key).is_none() {
+        return Err(ApiError::not_found(&key));
+    }
+    let upload = matches!(request, wire::Open::ImageLoad(_));
+    let mut stream = open(call, &NodeName(key.name.clone()), request).await?;
+    if upload {
+        send(&mut stream, payload, call.shared.limits.image_bytes).await?;
+    }
+    // A node that refuses an image closes its receiving side early; its answer says why.
+    let _ = stream.write.shutdown().await;
+    let mut answer = Vec::new();
+    tokio::time::timeout(ANSWER_TIMEOUT, stream.read.take(ANSWER_BYTES).read_to_end(&mut answer))
+        .await
+        .map_err(|_| ApiError::Timeout(format!("node {} did not answer", key.name)))?
+        .map_err(|e| ApiError::Unavailable(format!("node {}: {e}", key.name)))?;
+    if answer.is_empty() {
+        return Ok(json_response(200, "{}"));
+    }
+    Ok(json_response(200, answer))
+}
+
+async fn send(stream: &mut ByteStream, mut payload: web::Payload, cap: Option<u64>) -> Result<(), ApiError> {
+    let mut sent = 0u64;
+    loop {
+        let chunk = tokio::time::timeout(UPLOAD_PAUSE, payload.next())
+            .await
+            .map_err(|_| ApiError::Timeout("the client stopped sending".into()))?;
+        let Some(chunk) = chunk else { return Ok(()) };
+        let chunk = chunk.map_err(|e| ApiError::BadRequest(format!("the upload broke off: {e}")))?;
+        sent += chunk.len() as u64;
+        if let Some(cap) = cap.filter(|cap| sent > *cap) {
+            return Err(ApiError::TooLarge(usize::try_from(cap).unwrap_or(usize::MAX)));
+        }
+        match stream.write.write_all(&chunk).await {
+            Ok(()) => {}
+            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(e) => return Err(ApiError::Unavailable(format!("the link to the node failed: {e}"))),
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! `GET pods/NAME/log`: a container's log, from the node that runs it.
+//!
+//! Owns: the request's options, the choice of the container and Kubernetes' refusals; the bytes come from the node and
+//! are passed on as the client takes them.
+
+use std::time::Duration;
+
+use actix_web::HttpResponse;
+use k8s_openapi::jiff::Timestamp;
+use serde_json::Value;
+use tokio_util::io::ReaderStream;
+
+use super::{
+    clock,
+    door::StreamPermit,
+    error::ApiError,
+    write::{Call, document},
+};
+use crate::{
+    messages::{ByteStream, OpenError, OpenStream, wire},
+    model::{KindFacet, NodeName, Object},
+};
+
+/// How long a node may take to open a stream.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes read from a node at once.
+const READ_BYTES: usize = 16 << 10;
+/// The annotation that names the container `kubectl logs` means.
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
+/// Opens a byte stream to a node.
+///
+/// # Errors
+/// What the node answers, 502-like texts as 503 when it is not connected.
+pub async fn open(call: &Call, node: &NodeName, open: wire::Open) -> Result<ByteStream, ApiError> {
+    let request = OpenStream { node: node.clone(), open };
+    call.shared.state.streams.ask(request, OPEN_TIMEOUT).await?.map_err(|error| match error {
+        OpenError::Refused(code, text) => ApiError::Node(code, text),
+        OpenError::NotConnected(_) | OpenError::Failed(..) => ApiError::Unavailable(error.to_string()),
+    })
+}
+
+/// GET of a log.
+///
+/// # Errors
+/// 404 for the pod, 400 for containers that cannot be chosen or have no log, and the node's.
+pub async fn log(call: &Call, permit: StreamPermit) -> Result<HttpResponse, ApiError> {
+    let key = call.key()?;
+    let snapshot = call.shared.state.view.snapshot();
+    let object = snapshot.find(&key).ok_or_else(|| ApiError::not_found(&key))?;
+    let KindFacet::Pod(pod) = &object.facet.of else { return Err(ApiError::UnknownPath) };
+    let request = request(call, object)?;
+    let Some(node) = &pod.node else {
+        // As Kubernetes: a pod that no node has yet has an empty log.
+        return Ok(HttpResponse::Ok().content_type("text/plain").body(""));
+    };
+    let stream = open(call, node, wire::Open::Logs(request)).await?;
+    Ok(HttpResponse::Ok()
+        .content_type("text/plain")
+        .insert_header(("Cache-Control", "no-cache, private"))
+        .streaming(pass_on(call, stream, permit)))
+}
+
+/// A node's bytes, until it ends, the client goes, or the server stops.
+pub fn pass_on(
+    call: &Call,
+    stream: ByteStream,
+    permit: StreamPermit,
+) -> impl futures_util::Stream<Item = std::io::Result<bytes::Bytes>> + use<> {
+    use futures_util::StreamExt;
+    let ByteStream { read, write } = stream;
+    let stop = call.shared.stop.clone();
+    let held = (permit, write);
+    ReaderStream::with_capacity(read, READ_BYTES)
+        .map(move |bytes| {
+            let _ = &held;
+            bytes
+        })
+        .take_until(async move { stop.cancelled().await })
+}
+
+fn request(call: &Call, object: &Object) -> Result<wire::LogRequest, ApiError> {
+    let query = &call.query;
+    let since = query.number::<i64>("sinceSeconds")?;
+    let since_time = query.other("sinceTime").filter(|t| !t.is_empty());
+    let tail_lines = query.number::<i64>("tailLines")?;
+    let limit_bytes = query.number::<i64>("limitBytes")?;
+    let invalid = |field: &str, text: &str| ApiError::Invalid {
+        kind: "PodLogOptions".into(),
+        name: object.key.name.to_string(),
+        causes: vec![crate::model::admit::Cause {
+            field: field.into(),
+            reason: "FieldValueInvalid",
+            message: format!("Invalid value: {text}"),
+        }],
+    };
+    if since.is_some() && since_time.is_some() {
+        return Err(ApiError::BadRequest(
+            "at most one of `sinceTime` or `sinceSeconds` may be specified".into(),
+        ));
+    }
+    if let Some(n) = since.filter(|n| *n < 1) {
+        return Err(invalid("sinceSeconds", &format!("{n}: must be greater than 0")));
+    }
+    if let Some(n) = limit_bytes.filter(|n| *n < 1) {
+        return Err(invalid("limitBytes", &format!("{n}: must be greater than 0")));
+    }
+    let tail_lines = tail_lines
+        .map(|n| {
+            u64::try_from(n)
+                .map_err(|_| invalid("tailLines", &format!("{n}: must be greater than or equal to 0")))
+        })
+        .transpose()?;
+    let since_time = since_time
+        .map(|t| {
+            t.parse::<Timestamp>()
+                .map_err(|_| invalid("sinceTime", &format!("\"{t}\": must be an RFC 3339 time")))
+        })
+        .transpose()?;
+    let since_ms = since
+        .map(|s| clock::now().as_millisecond().saturating_sub(s.saturating_mul(1000)))
+        .or_else(|| since_time.map(Timestamp::as_millisecond));
+    Ok(wire::LogRequest {
+        namespace: object.key.namespace.to_string(),
+        pod: object.key.name.to_string(),
+        uid: object.uid().to_string(),
+        container: container(&document(object)?, query.other("container").unwrap_or(""))?,
+        follow: query.switch("follow"),
+        previous: query.switch("previous"),
+        timestamps: query.switch("timestamps"),
+        tail_lines,
+        since_ms,
+        limit_bytes: limit_bytes.and_then(|n| u64::try_from(n).ok()),
+    })
+}
+
+/// The container that is meant, in a pod's document.
+///
+/// # Errors
+/// 400 when there are several and none is named, or the named one is not there.
+pub fn container(pod: &Value, asked: &str) -> Result<String, ApiError> {
+    let names = |field: &str| -> Vec<&str> {
+        pod["spec"][field].as_array().into_iter().flatten().filter_map(|c| c["name"].as_str()).collect()
+    };
+    let (main, init) = (names("containers"), names("initContainers"));
+    let pod_name = pod["metadata"]["name"].as_str().unwrap_or("");
+    if !asked.is_empty() {
+        let ephemeral = names("ephemeralContainers");
+        let known = main.iter().chain(&init).chain(&ephemeral).any(|n| *n == asked);
+        return known.then(|| asked.to_owned()).ok_or_else(|| {
+            ApiError::BadRequest(format!("container {asked} is not valid for pod {pod_name}"))
+        });
+    }
+    if let Some(default) = pod["metadata"]["annotations"][DEFAULT_CONTAINER].as_str()
+        && main.contains(&default)
+    {
+        return Ok(default.to_owned());
+    }
+    match main.as_slice() {
+        [only] => Ok((*only).to_owned()),
+        [] => Err(ApiError::BadRequest(format!("pod {pod_name} has no containers"))),
+        many => {
+            let mut text = format!(
+                "a container name must be specified for pod {pod_name}, choose one of: [{}]",
+                many.join(" ")
+            );
+            if !init.is_empty() {
+                text.push_str(&format!(" or one of the init containers: [{}]", init.join(" ")));
+            }
+            Err(ApiError::BadRequest(text))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_container_is_chosen_or_the_choice_is_offered() {
+        let pod = |names: &[&str]| {
+            let containers: Vec<Value> = names.iter().map(|n| json!({ "name": n })).collect();
+            json!({ "metadata": { "name": "web" }, "spec": { "containers": containers } })
+        };
+        assert_eq!(container(&pod(&["a"]), "").unwrap(), "a");
+        assert_eq!(container(&pod(&["a", "b"]), "b").unwrap(), "b");
+        assert_eq!(
+            container(&pod(&["a", "b"]), "").unwrap_err().to_string(),
+            "a container name must be specified for pod web, choose one of: [a b]"
+        );
+        assert_eq!(
+            container(&pod(&["a"]), "x").unwrap_err().to_string(),
+            "container x is not valid for pod web"
+        );
+        let mut annotated = pod(&["a", "b"]);
+        annotated["metadata"]["annotations"] = json!({ DEFAULT_CONTAINER: "b" });
+        assert_eq!(container(&annotated, "").unwrap(), "b");
+        assert_eq!(container(&json!({}), "").unwrap_err().code(), 400);
+    }
+}
