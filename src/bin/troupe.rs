@@ -1,3 +1,9 @@
 //! The `troupe` program.
 
-fn main() {}
+fn main() {
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "shim") {
+        // Before anything that could start a thread: a shim forks containers and has to be single-threaded.
+        std::process::exit(troupe::runtime::native::shim_main(arguments));
+    }
+}
