@@ -7,6 +7,7 @@
 
 pub mod images;
 pub mod logs;
+pub mod native;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, pin::Pin, time::Duration};
 

@@ -1,0 +1,231 @@
+//! The driver's part in a container's life: create, start, stop, remove.
+//!
+//! Owns: the order of steps between image, files, shim and memory. Invariant: what fails half-way is undone, and what
+//! ends something succeeds when it has ended already.
+
+use std::{fs, sync::Arc, time::Duration};
+
+use nix::sys::signal::Signal;
+
+use super::{
+    driver::{Driver, blocking},
+    image::ResolvedImage,
+    pod::Pod,
+    protocol::{Reply, Request},
+    spec,
+    state::{self, ContainerRecord, ImageRecord, system},
+    user,
+};
+use crate::{
+    model::Uid,
+    runtime::{ContainerConfig, ContainerId, ContainerState, RuntimeError},
+};
+
+impl Driver {
+    pub(super) async fn create_container(
+        self: &Arc<Driver>,
+        uid: &Uid,
+        config: ContainerConfig,
+    ) -> Result<ContainerId, RuntimeError> {
+        let pod = self.pod(uid).ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {uid}")))?;
+        let client = pod.client()?;
+        let id = ContainerId(uuid::Uuid::new_v4().simple().to_string());
+        let (driver, made_in, made) = (Arc::clone(self), Arc::clone(&pod), id.clone());
+        let record = blocking(move || driver.prepare(&made_in, made, config)).await;
+        let created = match &record {
+            Ok(_) => client.call(Request::Create { id: id.clone() }).await.map(drop),
+            Err(error) => Err(error.clone()),
+        };
+        match (record, created) {
+            (Ok(record), Ok(())) => {
+                self.own(&id, uid);
+                pod.add(record);
+                Ok(id)
+            }
+            (_, created) => {
+                let (driver, dir, unmade) = (Arc::clone(self), pod.dir.container(&id), id.clone());
+                blocking(move || {
+                    state::remove_tree(&dir.0).map_err(system(format!("remove {}", dir.0.display())))?;
+                    driver.config.images.unpin(&unmade)
+                })
+                .await?;
+                created.map(|()| id)
+            }
+        }
+    }
+
+    /// Checks the configuration against the image and writes the container's record.
+    fn prepare(
+        &self,
+        pod: &Pod,
+        id: ContainerId,
+        config: ContainerConfig,
+    ) -> Result<ContainerRecord, RuntimeError> {
+        let image = self
+            .config
+            .images
+            .pin(&config.image, &id)?
+            .ok_or_else(|| RuntimeError::ImageNotFound(config.image.clone()))?;
+        user::check_non_root(&config.security, &image.user).map_err(RuntimeError::Config)?;
+        let record = ContainerRecord { id, config, image: image_record(image), created_ms: state::now_ms() };
+        if spec::arguments(&record).is_none() {
+            return Err(RuntimeError::Create("no command specified".to_owned()));
+        }
+        if let Some(signal) = record.image.stop_signal.as_deref().filter(|name| parse_signal(name).is_none())
+        {
+            return Err(RuntimeError::Create(format!("the image's stop signal {signal:?} is unknown")));
+        }
+        let dir = pod.dir.container(&record.id);
+        fs::create_dir_all(&dir.0)
+            .and_then(|()| state::write(&dir.record(), &record))
+            .map_err(system(format!("record container {}", record.id)))?;
+        Ok(record)
+    }
+
+    pub(super) async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let pod = self.container_pod(id)?;
+        match pod.client()?.call(Request::Start { id: id.clone() }).await? {
+            Reply::Started { pid, started_ms } => pod.started(id, pid, started_ms),
+            Reply::Done | Reply::Ready { .. } => {}
+        }
+        Ok(())
+    }
+
+    pub(super) async fn stop_container(
+        self: &Arc<Driver>,
+        id: &ContainerId,
+        grace: Duration,
+    ) -> Result<(), RuntimeError> {
+        let Some(pod) = self.owner(id) else { return Ok(()) };
+        let (Some(ContainerState::Running), Some(record), Some(mut over)) =
+            (pod.state_of(id), pod.record_of(id), pod.over(id))
+        else {
+            return Ok(());
+        };
+        if let Ok(client) = pod.client() {
+            let signal = |signal, everyone| {
+                let (client, id) = (client.clone(), id.clone());
+                async move { client.call(Request::Signal { id, signal, everyone }).await }
+            };
+            if !grace.is_zero() {
+                let first = record.image.stop_signal.as_deref().and_then(parse_signal);
+                let sent = signal(first.unwrap_or(libc::SIGTERM), false).await;
+                if sent.is_ok() && tokio::time::timeout(grace, over.wait_for(|over| *over)).await.is_ok() {
+                    return self.reap_orphan(&pod, id).await;
+                }
+            }
+            // When the shim is gone, what follows the wait does its work.
+            let _ = signal(libc::SIGKILL, true).await;
+            if tokio::time::timeout(DEATH_WAIT, over.wait_for(|over| *over)).await.is_err() {
+                return Err(RuntimeError::System {
+                    operation: format!("kill container {id}"),
+                    cause: "it does not die".to_owned(),
+                });
+            }
+        }
+        self.reap_orphan(&pod, id).await
+    }
+
+    /// Makes sure that a container is dead whose shim can say no more.
+    async fn reap_orphan(self: &Arc<Driver>, pod: &Arc<Pod>, id: &ContainerId) -> Result<(), RuntimeError> {
+        if pod.state_of(id) != Some(ContainerState::Running) {
+            return Ok(());
+        }
+        let group = self.hierarchies.group(&pod.record.cgroup.join(&id.0));
+        let (pod, id) = (Arc::clone(pod), id.clone());
+        blocking(move || {
+            for _ in 0..ORPHAN_ATTEMPTS {
+                pod.kill_orphan(&id);
+                if group.kill() == 0 && pod.state_of(&id) != Some(ContainerState::Running) {
+                    return Ok(());
+                }
+                std::thread::sleep(ORPHAN_PAUSE);
+            }
+            Err(RuntimeError::System {
+                operation: format!("kill container {id}"),
+                cause: "it does not die".to_owned(),
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn remove_container(self: &Arc<Driver>, id: &ContainerId) -> Result<(), RuntimeError> {
+        let Some(pod) = self.owner(id) else { return Ok(()) };
+        self.stop_container(id, Duration::ZERO).await?;
+        if let Ok(client) = pod.client() {
+            client.call(Request::Remove { id: id.clone() }).await?;
+        }
+        let (driver, dir, removed) = (Arc::clone(self), pod.dir.container(id), id.clone());
+        let group = self.hierarchies.group(&pod.record.cgroup.join(&id.0));
+        blocking(move || {
+            group.remove().map_err(system(format!("remove the cgroup of container {removed}")))?;
+            state::remove_tree(&dir.0).map_err(system(format!("remove {}", dir.0.display())))?;
+            driver.config.images.unpin(&removed)
+        })
+        .await?;
+        pod.forget(id);
+        self.disown(id);
+        Ok(())
+    }
+
+    fn container_pod(&self, id: &ContainerId) -> Result<Arc<Pod>, RuntimeError> {
+        self.owner(id).ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))
+    }
+}
+
+/// SIGKILL works at once unless a process sits in the kernel waiting for a device; that is waited for this long.
+const DEATH_WAIT: Duration = Duration::from_secs(30);
+const ORPHAN_ATTEMPTS: u32 = 6000;
+const ORPHAN_PAUSE: Duration = Duration::from_millis(5);
+
+fn image_record(image: ResolvedImage) -> ImageRecord {
+    ImageRecord {
+        id: image.image.id,
+        layers: image.layers,
+        entrypoint: image.entrypoint,
+        cmd: image.cmd,
+        env: image.env,
+        working_dir: image.working_dir,
+        user: image.user,
+        stop_signal: image.stop_signal.filter(|signal| !signal.is_empty()),
+    }
+}
+
+/// `SIGTERM`, `term`, `15`, `SIGRTMIN+3`.
+fn parse_signal(name: &str) -> Option<i32> {
+    let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
+    if let Ok(number) = name.parse::<i32>() {
+        return (Signal::try_from(number).is_ok() || real_time.contains(&number)).then_some(number);
+    }
+    let upper = name.to_ascii_uppercase();
+    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some(offset) = bare.strip_prefix("RTMIN") {
+        let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse::<i32>().ok()? };
+        let number = libc::SIGRTMIN().checked_add(offset)?;
+        return real_time.contains(&number).then_some(number);
+    }
+    format!("SIG{bare}").parse::<Signal>().ok().map(|signal| signal as i32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_are_known_by_name_and_number() {
+        for (name, number) in [
+            ("SIGTERM", Some(15)),
+            ("quit", Some(3)),
+            ("9", Some(9)),
+            ("SIGRTMIN+3", Some(libc::SIGRTMIN() + 3)),
+            ("RTMIN", Some(libc::SIGRTMIN())),
+            ("SIGRTMIN+99", None),
+            ("SIGRTMIN+x", None),
+            ("0", None),
+            ("", None),
+            ("SIGNAL", None),
+        ] {
+            assert_eq!(parse_signal(name), number, "{name:?}");
+        }
+    }
+}

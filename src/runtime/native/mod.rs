@@ -1,0 +1,236 @@
+//! The native runtime: containers without a daemon, by the kernel's own means.
+//!
+//! Owns: [`NativeRuntime`], its configuration and its thread. The work is split between the driver (this process:
+//! images, addresses, life cycles) and one shim process a pod that owns the pod's namespaces and containers and lives
+//! on when the driver does not; see `docs/adr/0005-native-runtime.md`.
+//!
+//! ```text
+//! NativeRuntime ─▶ driver ─▶ pod ─▶ client ═══ shim.sock ═══ shim ─▶ libcontainer ─▶ container
+//! ```
+
+mod caps;
+mod cgroup;
+mod check;
+mod client;
+mod containers;
+mod driver;
+mod image;
+mod ipam;
+mod launch;
+mod netlink;
+mod pod;
+mod protocol;
+mod seccomp;
+mod seccomp_table;
+mod shim;
+mod spec;
+mod state;
+mod sys;
+mod user;
+
+use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
+
+use async_trait::async_trait;
+use tokio::{
+    runtime::{Builder, Handle},
+    sync::{broadcast, oneshot},
+};
+
+pub use self::{
+    check::check,
+    image::{ImageSource, ResolvedImage},
+    shim::shim_main,
+};
+use self::{
+    driver::{Driver, blocking},
+    state::system,
+};
+use super::{
+    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, Reader, RuntimeError,
+    RuntimeEvent, SandboxConfig, SandboxStatus,
+};
+use crate::model::Uid;
+
+/// How a native runtime is set up.
+#[derive(Clone)]
+pub struct NativeConfig {
+    /// Where sandboxes and containers are kept; one process at a time may use it.
+    pub root: PathBuf,
+    /// Where images come from.
+    pub images: Arc<dyn ImageSource>,
+    /// The bridge that pods are on, at most 15 bytes; made when needed.
+    pub bridge: String,
+    /// The program that runs [`shim_main`] when its first argument is `shim`.
+    pub shim: PathBuf,
+    /// The cgroup that pods' cgroups are in, relative to each hierarchy's root.
+    pub cgroup_parent: String,
+    /// The pods' MTU; that of the node's default route when absent.
+    pub mtu: Option<u32>,
+}
+
+impl NativeConfig {
+    /// The usual: this very program as shim, bridge `troupe0`, cgroup `troupe`.
+    pub fn new(root: PathBuf, images: Arc<dyn ImageSource>) -> NativeConfig {
+        NativeConfig {
+            root,
+            images,
+            bridge: "troupe0".to_owned(),
+            // Through /proc, so that it is this version even after the file was replaced.
+            shim: PathBuf::from("/proc/self/exe"),
+            cgroup_parent: "troupe".to_owned(),
+            mtu: None,
+        }
+    }
+}
+
+/// Runs containers on this machine.
+///
+/// Its work is done on a thread of its own, so its methods may be called from any tokio runtime, and a call goes on to
+/// its end even when its caller stops waiting.
+pub struct NativeRuntime {
+    driver: Arc<Driver>,
+    handle: Handle,
+    /// Dropped with the runtime, which ends the thread.
+    _stop: oneshot::Sender<()>,
+}
+
+/// Steps that block (files, mounts, waiting for a process) run on at most so many threads.
+const BLOCKING_THREADS: usize = 16;
+
+impl NativeRuntime {
+    /// Opens the runtime and finds the sandboxes and containers that an earlier process left under the same root. Blocks
+    /// for some milliseconds.
+    pub fn open(config: NativeConfig) -> Result<NativeRuntime, RuntimeError> {
+        let root = config.root.clone();
+        let fault = || system(format!("open the native runtime in {}", root.display()));
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .thread_name("native-blocking")
+            .max_blocking_threads(BLOCKING_THREADS)
+            .build()
+            .map_err(fault())?;
+        let handle = runtime.handle().clone();
+        let driver = Arc::new(Driver::new(config));
+        let (stop, stopped) = oneshot::channel();
+        let (opened, open) = std::sync::mpsc::channel();
+        let adopting = Arc::clone(&driver);
+        std::thread::Builder::new()
+            .name("native-runtime".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    // Receiving fails only when `open` below was abandoned.
+                    let _ = opened.send(adopting.adopt().await);
+                    drop(adopting);
+                    let _ = stopped.await;
+                });
+                runtime.shutdown_background();
+            })
+            .map_err(fault())?;
+        open.recv().unwrap_or_else(|_| Err(io::Error::other("its thread has died"))).map_err(fault())?;
+        Ok(NativeRuntime { driver, handle, _stop: stop })
+    }
+
+    /// Removes every sandbox, the bridge and the cgroups: nothing of this runtime is left on the machine but its
+    /// images and its root directory.
+    pub async fn destroy(&self) -> Result<(), RuntimeError> {
+        self.run(|driver| async move { driver.destroy().await }).await
+    }
+
+    /// Runs a step on the runtime's own thread.
+    async fn run<T, F>(&self, step: impl FnOnce(Arc<Driver>) -> F) -> Result<T, RuntimeError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, RuntimeError>> + Send + 'static,
+    {
+        self.handle.spawn(step(Arc::clone(&self.driver))).await.unwrap_or_else(|error| {
+            Err(RuntimeError::System { operation: "run a step".into(), cause: error.to_string() })
+        })
+    }
+}
+
+#[async_trait]
+impl ContainerRuntime for NativeRuntime {
+    fn name(&self) -> &'static str {
+        "native"
+    }
+
+    fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").to_owned()
+    }
+
+    async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
+        let cidr = cidr.to_owned();
+        self.run(|driver| async move { driver.set_pod_cidr(cidr).await }).await
+    }
+
+    async fn run_pod_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
+        self.run(|driver| async move { driver.run_sandbox(config).await }).await
+    }
+
+    async fn stop_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError> {
+        let pod = pod.clone();
+        self.run(|driver| async move { driver.stop_sandbox(&pod).await }).await
+    }
+
+    async fn remove_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError> {
+        let pod = pod.clone();
+        self.run(|driver| async move { driver.remove_sandbox(&pod).await }).await
+    }
+
+    async fn list_pod_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
+        Ok(self.driver.pods().iter().map(|pod| pod.status()).collect())
+    }
+
+    async fn create_container(
+        &self,
+        pod: &Uid,
+        config: ContainerConfig,
+    ) -> Result<ContainerId, RuntimeError> {
+        let pod = pod.clone();
+        self.run(|driver| async move { driver.create_container(&pod, config).await }).await
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let id = id.clone();
+        self.run(|driver| async move { driver.start_container(&id).await }).await
+    }
+
+    async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        let id = id.clone();
+        self.run(|driver| async move { driver.stop_container(&id, grace).await }).await
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let id = id.clone();
+        self.run(|driver| async move { driver.remove_container(&id).await }).await
+    }
+
+    async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        Ok(self.driver.pods().iter().flat_map(|pod| pod.container_statuses()).collect())
+    }
+
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
+        self.driver.events.subscribe()
+    }
+
+    async fn image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
+        let name = name.to_owned();
+        self.run(|driver| blocking(move || driver.config.images.find(&name))).await
+    }
+
+    async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {
+        self.driver.config.images.list().await
+    }
+
+    async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {
+        self.driver.config.images.load(archive, rename).await
+    }
+
+    async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
+        self.driver.config.images.import(rootfs, name).await
+    }
+
+    async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
+        self.driver.config.images.remove(name).await
+    }
+}

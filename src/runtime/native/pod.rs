@@ -1,0 +1,326 @@
+//! What the driver knows of one sandbox and its containers.
+//!
+//! Owns: the state in memory, fed by the shim's notices and, after a restart, by the files. Invariants: a state only
+//! goes forward (created, running, exited); an exit is broadcast once a process.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    process::Child,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use nix::unistd::Pid;
+use tokio::sync::{broadcast, watch};
+
+use super::{
+    client::{Client, Notice},
+    state::{self, ContainerDir, ContainerRecord, SandboxDir, SandboxRecord, Started},
+};
+use crate::{
+    model::Uid,
+    runtime::{
+        ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent, SandboxStatus,
+    },
+};
+
+/// One sandbox.
+pub(super) struct Pod {
+    pub uid: Uid,
+    pub dir: SandboxDir,
+    pub record: SandboxRecord,
+    inner: Mutex<Inner>,
+    events: broadcast::Sender<RuntimeEvent>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// The way to the shim while it lives.
+    client: Option<Client>,
+    shim: ShimProcess,
+    /// The end was asked for, so the shim's is no loss.
+    stopping: bool,
+    containers: BTreeMap<ContainerId, Container>,
+}
+
+/// The shim as a process.
+#[derive(Default)]
+struct ShimProcess {
+    /// To be reaped, if this process started it.
+    child: Option<Child>,
+    pid: i32,
+    ticks: u64,
+}
+
+struct Container {
+    record: Arc<ContainerRecord>,
+    started: Option<Started>,
+    exit: Option<Exit>,
+    /// Turns true when the container has ended, or when nobody will tell any more.
+    over: watch::Sender<bool>,
+}
+
+impl Pod {
+    pub(super) fn new(
+        dir: SandboxDir,
+        record: SandboxRecord,
+        events: broadcast::Sender<RuntimeEvent>,
+    ) -> Arc<Pod> {
+        let uid = Uid::from(record.config.uid.as_str());
+        Arc::new(Pod { uid, dir, record, inner: Mutex::default(), events })
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        // Every change below is one assignment or insertion, so a panic elsewhere leaves nothing half done.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins to hear the shim at the other end of `stream`. To be called on the driver's runtime.
+    pub(super) fn attach(self: &Arc<Pod>, stream: std::os::unix::net::UnixStream) -> io::Result<Client> {
+        let pod = Arc::downgrade(self);
+        let client = Client::start(stream, move |notice| {
+            if let Some(pod) = pod.upgrade() {
+                pod.hear(notice);
+            }
+        })?;
+        self.inner().client = Some(client.clone());
+        Ok(client)
+    }
+
+    fn hear(&self, notice: Notice) {
+        match notice {
+            Notice::Exited { id, exit } => self.exited(&id, exit),
+            Notice::Gone => {
+                let mut inner = self.inner();
+                inner.client = None;
+                let expected = inner.stopping;
+                let child = inner.shim.child.take();
+                for container in inner.containers.values() {
+                    container.over.send_replace(true);
+                }
+                drop(inner);
+                if let Some(mut child) = child {
+                    tokio::task::spawn_blocking(move || child.wait());
+                }
+                if !expected {
+                    tracing::warn!(pod = %self.uid, "a pod's shim has died");
+                    // Nobody may be listening.
+                    let _ = self.events.send(RuntimeEvent::SandboxLost { pod: self.uid.clone() });
+                }
+            }
+        }
+    }
+
+    fn exited(&self, id: &ContainerId, exit: Exit) {
+        let mut inner = self.inner();
+        let Some(container) = inner.containers.get_mut(id).filter(|container| container.exit.is_none())
+        else {
+            return;
+        };
+        container.exit = Some(exit.clone());
+        container.over.send_replace(true);
+        drop(inner);
+        let _ = self.events.send(RuntimeEvent::Exited { pod: self.uid.clone(), id: id.clone(), exit });
+    }
+
+    /// The way to the shim, or why there is none.
+    pub(super) fn client(&self) -> Result<Client, RuntimeError> {
+        let inner = self.inner();
+        inner.client.clone().filter(|_| !inner.stopping).ok_or_else(|| RuntimeError::System {
+            operation: format!("use the sandbox of pod {}", self.uid),
+            cause: "it is not ready".to_owned(),
+        })
+    }
+
+    pub(super) fn ready(&self) -> bool {
+        self.client().is_ok()
+    }
+
+    /// Says which process the shim is.
+    pub(super) fn set_shim(&self, pid: i32) {
+        let mut inner = self.inner();
+        inner.shim.pid = pid;
+        inner.shim.ticks = state::start_ticks(pid).unwrap_or_default();
+    }
+
+    /// Takes over the duty to reap a shim started by this process.
+    pub(super) fn set_child(&self, child: Child) {
+        let pid = child.id() as i32;
+        self.inner().shim.child = Some(child);
+        self.set_shim(pid);
+    }
+
+    /// Returns when the shim's process is gone, and with it its namespaces and mounts; helps it after a while. Blocks.
+    pub(super) fn end_shim(&self) {
+        let (child, pid, ticks) = {
+            let mut inner = self.inner();
+            inner.client = None;
+            (inner.shim.child.take(), inner.shim.pid, inner.shim.ticks)
+        };
+        let alive = || pid > 0 && state::start_ticks(pid) == Some(ticks);
+        let mut waited = Duration::ZERO;
+        while alive() && waited < SHIM_END {
+            std::thread::sleep(SHIM_PAUSE);
+            waited += SHIM_PAUSE;
+        }
+        if alive() {
+            tracing::warn!(pod = %self.uid, pid, "a shim does not end and is killed");
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        if let Some(mut child) = child {
+            let _ = child.wait();
+        }
+    }
+
+    /// From now on the shim's end is expected; gives the way to it if it lives.
+    pub(super) fn begin_stop(&self) -> Option<Client> {
+        let mut inner = self.inner();
+        inner.stopping = true;
+        inner.client.clone()
+    }
+
+    /// Takes the shim for dead.
+    pub(super) fn detach(&self) {
+        self.inner().client = None;
+    }
+
+    pub(super) fn add(&self, record: ContainerRecord) {
+        let container = Container {
+            started: None,
+            exit: None,
+            over: watch::Sender::new(false),
+            record: Arc::new(record),
+        };
+        self.inner().containers.insert(container.record.id.clone(), container);
+    }
+
+    /// Reads what is on disk about a container into memory.
+    pub(super) fn adopt(&self, dir: &ContainerDir) -> io::Result<ContainerId> {
+        let record: ContainerRecord = state::read(&dir.record())?;
+        let id = record.id.clone();
+        let (started, exit) = (dir.read_started(), dir.read_exit());
+        let mut inner = self.inner();
+        let orphaned = inner.client.is_none();
+        inner.containers.insert(
+            id.clone(),
+            Container {
+                record: Arc::new(record),
+                started,
+                over: watch::Sender::new(orphaned || exit.is_some()),
+                exit,
+            },
+        );
+        Ok(id)
+    }
+
+    pub(super) fn forget(&self, id: &ContainerId) {
+        self.inner().containers.remove(id);
+    }
+
+    pub(super) fn record_of(&self, id: &ContainerId) -> Option<Arc<ContainerRecord>> {
+        self.inner().containers.get(id).map(|container| Arc::clone(&container.record))
+    }
+
+    pub(super) fn container_ids(&self) -> Vec<ContainerId> {
+        self.inner().containers.keys().cloned().collect()
+    }
+
+    pub(super) fn started(&self, id: &ContainerId, pid: i32, started_ms: i64) {
+        if let Some(container) = self.inner().containers.get_mut(id) {
+            // The shim wrote the same, with the ticks; only a dead shim's containers need those.
+            let ticks = state::start_ticks(pid).unwrap_or_default();
+            container.started = Some(Started { pid, ticks, started_ms });
+        }
+    }
+
+    /// Turns true when the container is over; `None` when it is not known.
+    pub(super) fn over(&self, id: &ContainerId) -> Option<watch::Receiver<bool>> {
+        self.inner().containers.get(id).map(|container| container.over.subscribe())
+    }
+
+    pub(super) fn state_of(&self, id: &ContainerId) -> Option<ContainerState> {
+        let inner = self.inner();
+        inner.containers.get(id).map(|container| container.state(inner.client.is_none()))
+    }
+
+    pub(super) fn status(&self) -> SandboxStatus {
+        SandboxStatus {
+            uid: self.uid.clone(),
+            namespace: self.record.config.namespace.clone(),
+            name: self.record.config.name.clone(),
+            ready: self.ready(),
+            ip: self.record.network.as_ref().map(|network| network.address.into()),
+            created_ms: self.record.created_ms,
+        }
+    }
+
+    pub(super) fn container_statuses(&self) -> Vec<ContainerStatus> {
+        let inner = self.inner();
+        let orphaned = inner.client.is_none();
+        inner
+            .containers
+            .values()
+            .map(|container| {
+                let state = container.state(orphaned);
+                let record = &container.record;
+                ContainerStatus {
+                    id: record.id.clone(),
+                    pod: self.uid.clone(),
+                    name: record.config.name.clone(),
+                    attempt: record.config.attempt,
+                    image: record.config.image.clone(),
+                    image_id: record.image.id.clone(),
+                    started_ms: container.started.as_ref().map_or(0, |started| started.started_ms),
+                    pid: container
+                        .started
+                        .as_ref()
+                        .filter(|_| state == ContainerState::Running)
+                        .map(|started| started.pid),
+                    state,
+                }
+            })
+            .collect()
+    }
+
+    /// Kills the first process of an orphaned container; the rest of its pid namespace dies with it.
+    pub(super) fn kill_orphan(&self, id: &ContainerId) {
+        let inner = self.inner();
+        if let Some(started) = inner.containers.get(id).and_then(|container| container.started.as_ref())
+            && started.alive()
+        {
+            let _ = nix::sys::signal::kill(Pid::from_raw(started.pid), nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+impl Container {
+    /// `orphaned`: the shim is gone, so nobody reports this container's exit.
+    fn state(&self, orphaned: bool) -> ContainerState {
+        match (&self.exit, &self.started) {
+            (Some(exit), _) => ContainerState::Exited(exit.clone()),
+            (None, None) => ContainerState::Created,
+            (None, Some(started)) if !orphaned || started.alive() => ContainerState::Running,
+            (None, Some(started)) => ContainerState::Exited(Exit {
+                code: UNSEEN_EXIT,
+                signal: Some(libc::SIGKILL),
+                oom_killed: false,
+                finished_ms: started.started_ms,
+            }),
+        }
+    }
+}
+
+/// An ending shim needs milliseconds.
+const SHIM_END: Duration = Duration::from_secs(2);
+const SHIM_PAUSE: Duration = Duration::from_millis(1);
+
+/// Nobody saw it end; Kubernetes too reports such containers as killed.
+const UNSEEN_EXIT: i32 = 137;
+
+impl Started {
+    /// That very process still runs.
+    pub(super) fn alive(&self) -> bool {
+        state::start_ticks(self.pid) == Some(self.ticks)
+    }
+}

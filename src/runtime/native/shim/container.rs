@@ -1,0 +1,372 @@
+//! One container of the shim's: root file system, start, exit.
+//!
+//! Owns: the overlay mount and libcontainer's use. Invariants: libcontainer runs in this one thread only; what it says
+//! of a container's state is not asked (it guesses), `waitpid` is; the exit is on disk before anyone hears of it.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    io::Read,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{FileTypeExt, MetadataExt, symlink},
+    },
+    path::Path,
+    rc::Rc,
+};
+
+use libcontainer::{container::builder::ContainerBuilder, syscall::syscall::SyscallType};
+use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::{
+        resource::{Resource, getrlimit},
+        wait::WaitStatus,
+    },
+    unistd::{Gid, Uid, pipe2},
+};
+
+use super::{
+    super::{
+        caps,
+        cgroup::Hierarchies,
+        protocol::Fault,
+        seccomp, spec,
+        state::{self, ContainerDir, ContainerRecord, SandboxDir, SandboxRecord, Started},
+        sys, user,
+    },
+    executor::ProgramStart,
+    log::{LogFile, Pump},
+    sandbox::{make_dir_in_root, read_in_root},
+};
+use crate::runtime::{ContainerId, Exit};
+
+/// What all containers of the pod share.
+pub(super) struct Pod<'a> {
+    pub dir: &'a SandboxDir,
+    pub record: &'a SandboxRecord,
+    pub hierarchies: &'a Hierarchies,
+}
+
+/// A container whose program runs.
+pub(super) struct Running {
+    pub pid: i32,
+    pub log: LogFile,
+    pub pumps: Vec<Pump>,
+    /// Held open while the program may read from it; nobody writes yet.
+    _stdin: Option<OwnedFd>,
+}
+
+impl Pod<'_> {
+    /// Mounts the root file system and writes the spec.
+    pub(super) fn create(&self, id: &ContainerId) -> Result<(), Fault> {
+        let dir = self.dir.container(id);
+        let record = read_record(&dir)?;
+        mount_root(&dir, &record)?;
+        let plan = self.plan(&dir, &record);
+        if plan.is_err() {
+            unmount_root(&dir);
+        }
+        plan.map(drop)
+    }
+
+    /// Resolves everything that depends on the image's files and writes the OCI spec.
+    fn plan(&self, dir: &ContainerDir, record: &ContainerRecord) -> Result<Plan, Fault> {
+        let rootfs = dir.rootfs();
+        let arguments =
+            spec::arguments(record).ok_or_else(|| Fault::Create("no command specified".to_owned()))?;
+        let database =
+            |name| read_in_root(&rootfs, name).map_err(Fault::system(format!("read the image's /{name}")));
+        let identity = user::resolve(
+            &record.config.security,
+            &record.image.user,
+            &database("etc/passwd")?,
+            &database("etc/group")?,
+        )
+        .map_err(Fault::Create)?;
+        make_dir_in_root(&rootfs, &spec::working_dir(record)).map_err(|errno| {
+            Fault::Create(format!("working directory {:?}: {errno}", spec::working_dir(record)))
+        })?;
+
+        let security = &record.config.security;
+        let available = caps::available().map_err(Fault::system("read own capabilities"))?;
+        let guard_devices = self.hierarchies.guard_devices();
+        let capabilities = caps::for_container(
+            &security.add_capabilities,
+            &security.drop_capabilities,
+            security.privileged,
+            guard_devices,
+            &available,
+        )
+        .map_err(Fault::Config)?;
+        let filtered = !security.seccomp_unconfined && !security.privileged;
+        // A filter goes on either with no_new_privs or with CAP_SYS_ADMIN; in the latter case the capability has to
+        // stay until then, and one to take it off the bounding set.
+        let mut setup = capabilities.clone();
+        if filtered && !spec::no_new_privileges(record) {
+            setup.extend(["SYS_ADMIN".to_owned(), "SETPCAP".to_owned()]);
+        }
+        let hostname = nix::unistd::gethostname().unwrap_or_default();
+        let environment = spec::environment(record, &hostname.to_string_lossy(), &identity.home);
+        let devices = if security.privileged { node_devices() } else { Vec::new() };
+        let facts = spec::Facts {
+            identity: &identity,
+            capabilities: &setup,
+            devices: &devices,
+            unified_cgroups: self.hierarchies.unified(),
+            swap_limit: self.hierarchies.swap_limit(),
+            max_open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard),
+        };
+        spec::build(self.record, self.dir, record, &arguments, &environment, &facts)
+            .map_err(|error| error.to_string())
+            .and_then(|spec| spec.save(dir.spec()).map_err(|error| error.to_string()))
+            .map_err(|cause| Fault::System { operation: "write the OCI spec".to_owned(), cause })?;
+        let final_capabilities = (setup != capabilities)
+            .then(|| capabilities.iter().filter_map(|name| caps::parse(name)).collect());
+        Ok(Plan {
+            arguments,
+            environment,
+            uid: identity.uid,
+            gid: identity.gid,
+            filtered,
+            capabilities,
+            final_capabilities,
+        })
+    }
+
+    /// Runs the program; returns when its first instruction is next.
+    pub(super) fn start(&self, id: &ContainerId) -> Result<(Running, Started), Fault> {
+        let dir = self.dir.container(id);
+        let record = read_record(&dir)?;
+        let plan = self.plan(&dir, &record)?;
+        let filter = if plan.filtered {
+            let program = seccomp::default_filter(&plan.capabilities)
+                .map_err(Fault::system("compile the system call filter"))?;
+            Some(Rc::new(program))
+        } else {
+            None
+        };
+        let log = LogFile::open(&record.config.log_path)
+            .map_err(Fault::system(format!("open log {}", record.config.log_path.display())))?;
+        let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(Fault::system("make a pipe"));
+        let (out, out_end) = pipe()?;
+        let (err, err_end) = pipe()?;
+        let (verdict, failures) = pipe()?;
+        for end in [&out_end, &err_end] {
+            // So that a program that is not root can open /dev/stdout.
+            let owner = (Some(Uid::from_raw(plan.uid)), Some(Gid::from_raw(plan.gid)));
+            nix::unistd::fchown(end.as_raw_fd(), owner.0, owner.1).map_err(Fault::system("own a pipe"))?;
+        }
+        let failures = Rc::new(failures);
+        let executor = ProgramStart {
+            arguments: plan.arguments,
+            environment: plan.environment,
+            filter,
+            final_capabilities: plan.final_capabilities,
+            failures: Rc::clone(&failures),
+        };
+        let mut builder = ContainerBuilder::new(id.0.clone(), SyscallType::default())
+            .with_executor(executor)
+            .with_stdout(out_end)
+            .with_stderr(err_end);
+        let mut stdin = None;
+        if record.config.stdin {
+            let (read, write) = pipe()?;
+            builder = builder.with_stdin(read);
+            stdin = Some(write);
+        }
+        let built = builder
+            .with_root_path(self.dir.libcontainer())
+            .and_then(ContainerBuilder::validate_id)
+            .and_then(|builder| builder.as_init(&dir.0).with_systemd(false).with_detach(true).build());
+        // The container's process has its own copy; with ours gone, its exec ends the pipe.
+        drop(failures);
+        let mut container = match built {
+            Ok(container) => container,
+            Err(error) => {
+                let told = read_verdict(verdict);
+                let _ = state::remove_tree(&self.dir.libcontainer().join(&id.0));
+                // Until its program runs, a container's standard error carries libcontainer's own reports.
+                tracing::error!(container = %id, reports = %rest_of(err), "a container cannot be started");
+                return Err(Fault::Start(told.unwrap_or_else(|| chain(&error))));
+            }
+        };
+        let pid = container.pid().map_or(0, nix::unistd::Pid::as_raw);
+        let started = container.start().map_err(|error| chain(&error));
+        let told = read_verdict(verdict);
+        let _ = state::remove_tree(&self.dir.libcontainer().join(&id.0));
+        if let Some(failure) = told.or(started.err()) {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
+            self.forget(id);
+            return Err(Fault::Start(failure));
+        }
+        let started =
+            Started { pid, ticks: state::start_ticks(pid).unwrap_or_default(), started_ms: state::now_ms() };
+        state::write(&dir.started(), &started).map_err(Fault::system("record the start"))?;
+        for end in [&out, &err] {
+            fcntl(end.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+                .map_err(Fault::system("set up a pipe"))?;
+        }
+        let pumps = vec![Pump::new(out, "stdout"), Pump::new(err, "stderr")];
+        Ok((Running { pid, log, pumps, _stdin: stdin }, started))
+    }
+
+    /// Records how a container ended and clears what it leaves in the kernel, except its root file system.
+    pub(super) fn ended(&self, id: &ContainerId, mut running: Running, status: WaitStatus) -> Exit {
+        for pump in running.pumps.drain(..) {
+            pump.drain(&mut running.log);
+        }
+        let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
+        let (code, signal) = match status {
+            WaitStatus::Exited(_, code) => (code, None),
+            WaitStatus::Signaled(_, signal, _) => (SIGNAL_BASE + signal as i32, Some(signal as i32)),
+            _ => (UNKNOWN_CODE, None),
+        };
+        let exit = Exit {
+            code,
+            signal,
+            oom_killed: code != 0 && group.oom_kills() > 0,
+            finished_ms: state::now_ms(),
+        };
+        if let Err(error) = state::write(&self.dir.container(id).exit(), &exit) {
+            tracing::error!(container = %id, %error, "cannot record an exit; it is lost if this shim ends too");
+        }
+        self.forget(id);
+        exit
+    }
+
+    /// Removes a dead container's cgroup.
+    fn forget(&self, id: &ContainerId) {
+        let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
+        group.kill();
+        if let Err(error) = group.remove() {
+            tracing::error!(container = %id, %error, "cannot remove a cgroup");
+        }
+    }
+
+    /// Unmounts an ended container's root file system.
+    pub(super) fn remove(&self, id: &ContainerId) {
+        unmount_root(&self.dir.container(id));
+    }
+}
+
+/// Shells' convention for programs ended by a signal.
+const SIGNAL_BASE: i32 = 128;
+const UNKNOWN_CODE: i32 = 255;
+
+/// What a container's start needs beyond its spec.
+struct Plan {
+    arguments: Vec<String>,
+    environment: Vec<String>,
+    uid: u32,
+    gid: u32,
+    filtered: bool,
+    capabilities: BTreeSet<String>,
+    final_capabilities: Option<::caps::CapsHashSet>,
+}
+
+fn read_record(dir: &ContainerDir) -> Result<ContainerRecord, Fault> {
+    state::read(&dir.record()).map_err(Fault::system(format!("read {}", dir.record().display())))
+}
+
+/// Mounts the image's layers with a writable one on top. Layers go by short links, since the kernel takes no more than
+/// a page of options and none of their separators in names.
+fn mount_root(dir: &ContainerDir, record: &ContainerRecord) -> Result<(), Fault> {
+    let fault = |what: &str| Fault::system(format!("{what} of container {}", record.id));
+    for name in ["rootfs", "upper", "work", "layers"] {
+        fs::create_dir_all(dir.0.join(name)).map_err(fault("make the directories"))?;
+    }
+    let links: Vec<String> = (0..record.image.layers.len()).map(|layer| format!("layers/{layer}")).collect();
+    for (link, layer) in links.iter().zip(&record.image.layers) {
+        symlink(layer, dir.0.join(link)).map_err(fault("link the layers"))?;
+    }
+    // An image without layers is an empty one.
+    let lower = if links.is_empty() { "layers".to_owned() } else { links.join(":") };
+    // The shim has one thread, so its directory can be lent to the kernel for the look-up of relative paths.
+    std::env::set_current_dir(&dir.0).map_err(fault("enter the directory"))?;
+    let options = format!("lowerdir={lower},upperdir=upper,workdir=work");
+    // Device nodes of an image must not open the node's devices: those a container may have are in /dev. `volatile`
+    // spares a sync of the whole file system below at unmount; what is lost in a power cut would be thrown away anyway.
+    let flags = MsFlags::MS_NODEV;
+    let volatile = format!("{options},volatile");
+    let overlay = |options: &str| mount(Some("overlay"), "rootfs", Some("overlay"), flags, Some(options));
+    let mounted = overlay(&volatile).or_else(|_| overlay(&options));
+    let _ = std::env::set_current_dir("/");
+    mounted.map_err(Fault::system(format!("mount the root file system of container {}", record.id)))
+}
+
+fn unmount_root(dir: &ContainerDir) {
+    let _ = umount2(&dir.rootfs(), MntFlags::MNT_DETACH);
+}
+
+/// Device nodes in the node's `/dev`, without those below it.
+fn node_devices() -> Vec<spec::Device> {
+    let entries = fs::read_dir("/dev").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let metadata = entry.metadata().ok()?;
+            let kind = match metadata.file_type() {
+                kind if kind.is_char_device() => 'c',
+                kind if kind.is_block_device() => 'b',
+                _ => return None,
+            };
+            let path = entry.path();
+            if LIBCONTAINER_DEVICES.iter().any(|name| path == Path::new("/dev").join(name)) {
+                return None;
+            }
+            let device = metadata.rdev();
+            Some(spec::Device {
+                path,
+                kind,
+                major: nix::sys::stat::major(device),
+                minor: nix::sys::stat::minor(device),
+                mode: metadata.mode() & 0o7777,
+            })
+        })
+        .collect()
+}
+
+/// Nodes that every container gets from libcontainer.
+const LIBCONTAINER_DEVICES: &[&str] =
+    &["null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"];
+
+/// What the container's process said went wrong; `None` when exec closed the pipe.
+fn read_verdict(pipe: OwnedFd) -> Option<String> {
+    let mut poll = [libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+    match sys::poll(&mut poll, VERDICT_MS) {
+        Ok(0) | Err(_) => Some("the program did not start in time".to_owned()),
+        Ok(_) => {
+            let mut text = String::new();
+            let read = fs::File::from(pipe).take(VERDICT_BYTES).read_to_string(&mut text);
+            (read.is_ok() && !text.is_empty()).then_some(text)
+        }
+    }
+}
+
+/// What is in a pipe right now.
+fn rest_of(pipe: OwnedFd) -> String {
+    let mut text = vec![0; VERDICT_BYTES as usize];
+    let _ = fcntl(pipe.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK));
+    let count = fs::File::from(pipe).read(&mut text).unwrap_or(0);
+    String::from_utf8_lossy(&text[..count]).into_owned()
+}
+
+/// Between libcontainer's "go" and exec there are a dozen system calls; a machine that needs longer is stuck.
+const VERDICT_MS: i32 = 10_000;
+const VERDICT_BYTES: u64 = 4096;
+
+/// An error with its causes, each said once.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}

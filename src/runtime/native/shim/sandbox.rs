@@ -1,0 +1,200 @@
+//! The pod's namespaces, which the shim itself lives in, and what is in them.
+//!
+//! Owns: entering them and filling them: network, host name, shared memory, files for `/etc`. Invariant: all of it ends
+//! with the shim and its containers: mounts are made in a mount namespace of the shim's own and the veth pair dies with
+//! the network namespace, so not even a killed shim leaves anything on the node.
+
+use std::{
+    fs,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    fcntl::OFlag,
+    mount::{MsFlags, mount},
+    sched::{CloneFlags, unshare},
+    sys::stat::Mode,
+};
+
+use super::super::{
+    cgroup::Hierarchies,
+    netlink::{LinkIndex, Netlink},
+    protocol::Fault,
+    state::{SandboxDir, SandboxRecord},
+    sys,
+};
+
+/// The pod's end of its veth pair.
+const INTERFACE: &str = "eth0";
+
+/// Enters the pod's namespaces and makes everything its containers share.
+pub(super) fn enter(
+    dir: &SandboxDir,
+    record: &SandboxRecord,
+    hierarchies: &Hierarchies,
+) -> Result<(), Fault> {
+    let config = &record.config;
+    // Opened in the node's network namespace, where it stays.
+    let mut node = Netlink::open().map_err(Fault::system("open a netlink socket"))?;
+    let network = record.network.as_ref();
+    let bridge = network
+        .map(|network| LinkIndex::of(&network.bridge))
+        .transpose()
+        .map_err(Fault::system("find the node's bridge"))?;
+    let mut namespaces = CloneFlags::CLONE_NEWNS;
+    if !config.host_network {
+        namespaces |= CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
+    }
+    if !config.host_ipc {
+        namespaces |= CloneFlags::CLONE_NEWIPC;
+    }
+    unshare(namespaces).map_err(Fault::system("make the pod's namespaces"))?;
+    let everything = MsFlags::MS_REC | MsFlags::MS_SLAVE;
+    mount(None::<&str>, "/", None::<&str>, everything, None::<&str>)
+        .map_err(Fault::system("take the mounts apart from the node's"))?;
+    if !config.host_network {
+        nix::unistd::sethostname(&config.hostname).map_err(Fault::system("set the pod's host name"))?;
+    }
+    if let Some((network, bridge)) = network.zip(bridge) {
+        let own = std::process::id();
+        node.add_veth(&network.veth, INTERFACE, own, bridge, network.mtu)
+            .map_err(Fault::system("make the pod's veth pair"))?;
+        let mut pod = Netlink::open().map_err(Fault::system("open the pod's netlink socket"))?;
+        pod.configure_pod(INTERFACE, network.address, network.prefix, network.gateway)
+            .map_err(Fault::system("set up the pod's network"))?;
+    }
+    for (name, value) in &config.sysctls {
+        set_sysctl(name, value)?;
+    }
+    share_memory(dir, config.host_ipc)?;
+    write_files(dir, record).map_err(Fault::system("write the pod's files for /etc"))?;
+    if config.memory_limit_bytes > 0 || config.pids_limit > 1 {
+        hierarchies
+            .limit_pod(&record.cgroup, config.memory_limit_bytes, config.pids_limit)
+            .map_err(Fault::system("limit the pod's cgroup"))?;
+    }
+    Ok(())
+}
+
+/// Sysctls of the pod's own namespaces only: others would change the node.
+fn set_sysctl(name: &str, value: &str) -> Result<(), Fault> {
+    let namespaced = ["net.", "kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
+    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c)) && !name.contains("..");
+    if !plain || !namespaced.iter().any(|prefix| name.starts_with(prefix)) {
+        return Err(Fault::Config(format!("sysctl {name:?} is not one of a pod's own")));
+    }
+    let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+    fs::write(path, value).map_err(Fault::system(format!("set sysctl {name}")))
+}
+
+fn share_memory(dir: &SandboxDir, host_ipc: bool) -> Result<(), Fault> {
+    let shm = dir.shm();
+    fs::create_dir_all(&shm).map_err(Fault::system("make the pod's shared memory directory"))?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    if host_ipc {
+        mount(Some("/dev/shm"), &shm, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+    } else {
+        mount(Some("shm"), &shm, Some("tmpfs"), flags, Some(SHM_OPTIONS))
+    }
+    .map_err(Fault::system("mount the pod's shared memory"))
+}
+
+/// The size other runtimes give.
+const SHM_OPTIONS: &str = "mode=1777,size=65536k";
+
+fn write_files(dir: &SandboxDir, record: &SandboxRecord) -> std::io::Result<()> {
+    let file = |name: &str| -> PathBuf { dir.0.join(name) };
+    if record.config.host_network {
+        for name in ["hosts", "hostname"] {
+            let node = fs::read(Path::new("/etc").join(name)).unwrap_or_default();
+            fs::write(file(name), node)?;
+        }
+    } else {
+        fs::write(file("hosts"), hosts(record))?;
+        fs::write(file("hostname"), format!("{}\n", record.config.hostname))?;
+    }
+    fs::write(file("resolv.conf"), fs::read("/etc/resolv.conf").unwrap_or_default())
+}
+
+fn hosts(record: &SandboxRecord) -> String {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
+         fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
+    );
+    if let Some(network) = &record.network {
+        text.push_str(&format!("{}\t{}\n", network.address, record.config.hostname));
+    }
+    for (address, names) in &record.config.host_aliases {
+        text.push_str(&format!("{address}\t{}\n", names.join("\t")));
+    }
+    text
+}
+
+/// Makes a directory and its parents below `root`, which may hold symlinks made by a stranger.
+pub(super) fn make_dir_in_root(root: &Path, path: &Path) -> nix::Result<()> {
+    let root =
+        nix::dir::Dir::open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let dir = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let mut reached = PathBuf::new();
+    for component in path.components().filter(|part| matches!(part, std::path::Component::Normal(_))) {
+        let parent = if reached.as_os_str().is_empty() { Path::new(".") } else { &reached };
+        let parent = sys::open_in_root(&root, parent, dir)?;
+        let name: &Path = component.as_ref();
+        match nix::sys::stat::mkdirat(Some(parent.as_raw_fd()), name, Mode::from_bits_truncate(0o755)) {
+            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Err(errno) => return Err(errno),
+        }
+        reached.push(component);
+    }
+    sys::open_in_root(&root, if reached.as_os_str().is_empty() { Path::new(".") } else { &reached }, dir)
+        .map(drop)
+}
+
+/// Reads a small text file below `root`; empty when there is none.
+pub(super) fn read_in_root(root: &Path, path: &str) -> std::io::Result<String> {
+    use std::io::Read;
+    let root =
+        nix::dir::Dir::open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    // Non-blocking: a pipe in a user database's place must not hang the shim.
+    match sys::open_in_root(&root, Path::new(path), OFlag::O_RDONLY | OFlag::O_NONBLOCK) {
+        Ok(file) => {
+            let mut bytes = Vec::new();
+            fs::File::from(file).take(DATABASE_BYTES).read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        }
+        Err(nix::errno::Errno::ENOENT) => Ok(String::new()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// No user database of an image is larger.
+const DATABASE_BYTES: u64 = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_in_a_root_cannot_leave_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, outside) = (dir.path().join("root"), dir.path().join("outside"));
+        fs::create_dir_all(&root).unwrap();
+        fs::create_dir_all(&outside).unwrap();
+        fs::write(outside.join("passwd"), "secret").unwrap();
+        std::os::unix::fs::symlink(&outside, root.join("away")).unwrap();
+        assert!(make_dir_in_root(&root, Path::new("/away/made")).is_err());
+        assert!(!outside.join("made").exists());
+        assert_eq!(read_in_root(&root, "away/passwd").unwrap(), "");
+        make_dir_in_root(&root, Path::new("/a/b/c")).unwrap();
+        make_dir_in_root(&root, Path::new("/")).unwrap();
+        assert!(root.join("a/b/c").is_dir());
+    }
+
+    #[test]
+    fn sysctls_of_the_node_are_refused() {
+        for name in ["kernel.panic", "vm.swappiness", "net/../kernel/panic", "net.x y"] {
+            assert!(matches!(set_sysctl(name, "1"), Err(Fault::Config(_))), "{name}");
+        }
+    }
+}

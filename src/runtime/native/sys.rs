@@ -1,0 +1,86 @@
+//! The few kernel calls that have no safe wrapper among the crates in use.
+//!
+//! Owns: all `unsafe` of the native runtime. Each function is safe to call and says why its inside is sound.
+
+#![allow(unsafe_code)]
+
+use std::{
+    io,
+    os::fd::{FromRawFd, OwnedFd, RawFd},
+    path::Path,
+};
+
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
+use seccompiler::sock_filter;
+
+/// Waits until one of `fds` is ready, or `timeout_ms` passed (-1: for ever). Interruptions count as "nothing ready".
+pub(super) fn poll(fds: &mut [libc::pollfd], timeout_ms: i32) -> io::Result<usize> {
+    // SAFETY: the pointer and length come from one live, exclusively borrowed slice of the very type the kernel writes.
+    let ready = unsafe { libc::poll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, timeout_ms) };
+    if ready >= 0 {
+        return Ok(ready as usize);
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::Interrupted { Ok(0) } else { Err(error) }
+}
+
+/// Puts a system call filter on the calling thread; it cannot be taken off again.
+pub(super) fn install_seccomp_filter(program: &[sock_filter]) -> io::Result<()> {
+    let len = u16::try_from(program.len())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "seccomp program too long"))?;
+    let filter = libc::sock_fprog { len, filter: program.as_ptr() as *mut libc::sock_filter };
+    // SAFETY: seccompiler's `sock_filter` has the kernel's `repr(C)` layout, as libc's has; the kernel copies `len` of
+    // them from a slice that lives across the call and writes nothing back, so the cast to `*mut` is never used as such.
+    let result =
+        unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const filter, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives SIGPIPE its default action back, which Rust's start-up code replaced by "ignore".
+pub(super) fn reset_sigpipe() {
+    // SAFETY: `SIG_DFL` installs no handler, so no code of ours can run in signal context.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// Sends any signal, real-time ones too. A process that is gone is no error.
+pub(super) fn kill(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: takes plain integers and touches no memory of ours.
+    let result = unsafe { libc::kill(pid, signal) };
+    let error = io::Error::last_os_error();
+    if result == 0 || error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
+}
+
+/// Becomes the parent of orphaned descendants, so that they can be reaped.
+pub(super) fn become_subreaper() -> io::Result<()> {
+    // SAFETY: takes plain integers and touches no memory of ours.
+    let result = unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Moves what is open as standard input to a high descriptor and puts `/dev/null` in its place.
+///
+/// The shim gets its listening socket as standard input, because that is the one descriptor that can be handed to a
+/// child without running code between fork and exec.
+pub(super) fn take_stdin() -> io::Result<OwnedFd> {
+    let moved = nix::fcntl::fcntl(libc::STDIN_FILENO, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(FIRST_HIGH_FD))?;
+    // SAFETY: `fcntl` just made this descriptor and nobody else knows of it.
+    let moved = unsafe { OwnedFd::from_raw_fd(moved) };
+    let null = std::fs::File::open("/dev/null")?;
+    nix::unistd::dup2(std::os::fd::AsRawFd::as_raw_fd(&null), libc::STDIN_FILENO)?;
+    Ok(moved)
+}
+
+/// Descriptors below this one are left to libcontainer, which hands some on by number.
+const FIRST_HIGH_FD: RawFd = 10;
+
+/// Opens `path` as a process would that has `root` as its root directory: symlinks and `..` cannot leave it.
+pub(super) fn open_in_root(
+    root: &impl std::os::fd::AsRawFd,
+    path: &Path,
+    flags: OFlag,
+) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    let fd = nix::fcntl::openat2(root.as_raw_fd(), path, how)?;
+    // SAFETY: `openat2` just made this descriptor and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
