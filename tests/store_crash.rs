@@ -17,9 +17,13 @@ use std::{
 
 use actix::{Actor, Addr};
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use nix::sys::{
+    resource::{Resource, getrlimit, setrlimit},
+    signal::{SigSet, Signal},
+};
 use troupe::{
     actors::store::StoreActor,
-    messages::{Commit, Durability, Expected, Write},
+    messages::{Commit, CommitError, Durability, Expected, Write},
     model::{Key, Kind, Object, Revision, Sealed, Snapshot, seal},
     store::{DataDir, Durable, Recovered, recover},
 };
@@ -49,6 +53,22 @@ fn a_killed_store_loses_nothing_it_acknowledged_and_shows_no_half_commit() {
     }
     println!("{KILLS} kills, {commits} acknowledgements");
     assert!(commits > KILLS, "the writers hardly wrote: {commits} acknowledgements");
+}
+
+#[test]
+fn a_disk_that_takes_no_more_refuses_commits_keeps_reads_and_recovers_by_itself() {
+    let temp = tempfile::tempdir().unwrap();
+    // The limit that stands in for a full disk holds for a whole process, so it is a process of its own.
+    let status = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "writer_on_a_full_disk", "--nocapture"])
+        .env(DIR, temp.path())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let snapshot = reopen(temp.path()).snapshot;
+    let names: Vec<&str> = snapshot.all().map(|o| &*o.key.name).collect();
+    assert_eq!(names, ["after", "before", "small"]);
 }
 
 /// What the writer says on its standard output, a line each.
@@ -227,6 +247,42 @@ fn writer() {
         let tasks = (0..TASKS)
             .map(|task| actix::spawn(commit_for_ever(store.clone(), task, last_commit(&snapshot, task))));
         futures_util::future::join_all(tasks).await;
+    });
+}
+
+/// The life of the process that the test of a full disk starts; nothing otherwise.
+#[test]
+fn writer_on_a_full_disk() {
+    let Ok(dir) = std::env::var(DIR) else { return };
+    // Beyond the limit a write shall fail, not end the process; the store's thread inherits this.
+    SigSet::from(Signal::SIGXFSZ).thread_block().unwrap();
+    let dir = DataDir::open(dir.as_ref()).unwrap();
+    // A journal that was opened again has no preallocated space, so it must grow.
+    drop(Durable::open(&dir).unwrap());
+    actix::System::new().block_on(async {
+        let (actor, view) = StoreActor::open(Durable::open(&dir).unwrap()).unwrap();
+        let store = actor.start();
+        let commit = async |names: &[String]| {
+            let writes = names.iter().map(|name| Write::Create(sealed(name, 1))).collect();
+            store.send(Commit { writes, durability: Durability::Hard }).await.unwrap()
+        };
+        let many: Vec<String> = (0..200).map(|n| format!("large-{n}")).collect();
+        let count = || view.snapshot().len();
+        commit(&["before".to_owned()]).await.unwrap();
+
+        let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).unwrap();
+        setrlimit(Resource::RLIMIT_FSIZE, 100_000, hard).unwrap();
+        for _ in 0..3 {
+            let refused = commit(&many).await.unwrap_err();
+            let CommitError::Unavailable(text) = refused else { panic!("{refused:?}") };
+            assert!(text.contains("cannot write"), "{text}");
+            assert_eq!(count(), 1);
+        }
+        commit(&["small".to_owned()]).await.unwrap();
+        commit(&many).await.unwrap_err();
+        setrlimit(Resource::RLIMIT_FSIZE, hard, hard).unwrap();
+        commit(&["after".to_owned()]).await.unwrap();
+        assert_eq!(count(), 3);
     });
 }
 
