@@ -6,7 +6,9 @@
 //! The database is made under another name and renamed, so a start that was killed leaves none that cannot be opened.
 
 use std::{
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
+    os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -31,6 +33,8 @@ const CACHE_BYTES: u64 = 1 << 20;
 /// Every write also sits in a memtable until it is flushed. Small, because all objects are in memory already; large
 /// enough that thousands of changes of one pod become one record on disk.
 const MEMTABLE_BYTES: u64 = 8 << 20;
+/// The least that fjall accepts: what is older is flushed and its journals are removed.
+const JOURNAL_BYTES: u64 = 64 << 20;
 /// One thread flushes and compacts; the machine's other cores have better things to do.
 const WORKERS: usize = 1;
 /// How long to wait for a closed database's worker to let go of its files, and how often to look.
@@ -144,7 +148,11 @@ impl Backend for Durable {
 impl Open {
     fn at(path: &Path) -> Result<Open, StoreError> {
         let open = || {
-            let database = Database::builder(path).cache_size(CACHE_BYTES).worker_threads(WORKERS).open()?;
+            let database = Database::builder(path)
+                .cache_size(CACHE_BYTES)
+                .max_journaling_size(JOURNAL_BYTES)
+                .worker_threads(WORKERS)
+                .open()?;
             let options = || KeyspaceCreateOptions::default().max_memtable_size(MEMTABLE_BYTES);
             let objects = database.keyspace(KEYSPACE, options)?;
             Ok(Open { objects, database })
@@ -160,6 +168,8 @@ fn create(dir: &Path, path: &Path) -> Result<(), StoreError> {
         Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(refused("remove", &draft)(e)),
         _ => {}
     }
+    // Secrets lie in it, and the data directory may be an older one that others can enter.
+    DirBuilder::new().mode(0o700).create(&draft).map_err(refused("create", &draft))?;
     drop(Open::at(&draft)?);
     wait_until_closed(&draft);
     fs::rename(&draft, path).map_err(refused("create", path))?;
@@ -220,7 +230,7 @@ fn translate(doing: &'static str, path: &Path, error: fjall::Error) -> StoreErro
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::{collections::BTreeMap, os::unix::fs::PermissionsExt};
 
     use proptest::prelude::*;
 
@@ -261,6 +271,8 @@ mod tests {
         let mut backend = Durable::open(&dir).unwrap();
         assert_eq!(load(&mut backend), (BTreeMap::new(), Revision(0)));
         assert!(!temp.path().join(DRAFT).exists());
+        let mode = fs::metadata(temp.path().join(DATABASE)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
     }
 
     #[test]
