@@ -8,6 +8,7 @@
 pub mod images;
 pub mod logs;
 pub mod native;
+pub mod sim;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, pin::Pin, time::Duration};
 
