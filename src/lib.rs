@@ -6,6 +6,7 @@
 pub mod actors;
 pub mod api;
 pub mod cli;
+pub mod hello;
 pub mod logic;
 pub mod messages;
 pub mod model;

@@ -1,0 +1,317 @@
+//! What the store knows on disk: names, images, and who keeps which.
+//!
+//! Owns: `index.json`, the locks and the pins. Invariants: the index is replaced in one rename, so every reader finds
+//! a whole one; an image it names has all its layers. An image stays while it has a name or a pin; a layer stays while
+//! an image has it or a load is under way. Locks are `flock`s: they end with the process that held them.
+//!
+//! ```text
+//! DIR/index.json   DIR/layers/HEX/fs/…   DIR/pins/OWNER = image id   DIR/staging/UUID/… (locked while in use)
+//! ```
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::stream::system;
+use crate::runtime::{Image, RuntimeError};
+
+/// The index's format; another number is another program's.
+const VERSION: u32 = 1;
+
+/// All that is known of images.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Index {
+    version: u32,
+    /// Full name → image id.
+    pub(super) names: BTreeMap<String, String>,
+    /// By image id.
+    pub(super) images: BTreeMap<String, Record>,
+}
+
+impl Default for Index {
+    fn default() -> Index {
+        Index { version: VERSION, names: BTreeMap::new(), images: BTreeMap::new() }
+    }
+}
+
+/// One image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    /// Bottom first, as images list them.
+    pub(super) layers: Vec<LayerRecord>,
+    pub(super) entrypoint: Vec<String>,
+    pub(super) cmd: Vec<String>,
+    pub(super) env: Vec<String>,
+    pub(super) working_dir: String,
+    pub(super) user: String,
+    pub(super) stop_signal: Option<String>,
+}
+
+/// One layer of an image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LayerRecord {
+    /// `sha256:…` of its uncompressed tar.
+    pub(super) diff_id: String,
+    /// Bytes of its files.
+    pub(super) bytes: u64,
+}
+
+impl Index {
+    /// The image of an id with its names.
+    pub(super) fn image(&self, id: &str) -> Option<Image> {
+        let record = self.images.get(id)?;
+        Some(Image {
+            id: id.to_owned(),
+            names: self.names.iter().filter(|(_, of)| *of == id).map(|(name, _)| name.clone()).collect(),
+            size_bytes: record.layers.iter().map(|layer| layer.bytes).sum(),
+            user: record.user.clone(),
+        })
+    }
+}
+
+/// The store's directory.
+#[derive(Debug)]
+pub(super) struct Disk {
+    dir: PathBuf,
+}
+
+/// How a lock is shared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hold {
+    Shared,
+    Exclusive,
+}
+
+impl Disk {
+    /// Makes the directory ready and removes what crashed processes left.
+    pub(super) fn open(dir: &Path) -> Result<Disk, RuntimeError> {
+        let disk = Disk { dir: dir.to_owned() };
+        for sub in ["layers", "pins", "staging"] {
+            let path = dir.join(sub);
+            fs::create_dir_all(&path).map_err(system(format!("create {}", path.display())))?;
+        }
+        disk.read()?;
+        disk.clean_staging()?;
+        disk.sweep()?;
+        Ok(disk)
+    }
+
+    /// The index as it is now.
+    pub(super) fn read(&self) -> Result<Index, RuntimeError> {
+        let path = self.dir.join("index.json");
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Index::default()),
+            Err(e) => return Err(system(format!("read {}", path.display()))(e)),
+        };
+        let damaged =
+            |cause: String| RuntimeError::System { operation: format!("read {}", path.display()), cause };
+        let index: Index = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
+        if index.version != VERSION {
+            return Err(damaged(format!(
+                "it has version {}, this program knows {VERSION}; use the program that wrote it, or remove the directory",
+                index.version
+            )));
+        }
+        Ok(index)
+    }
+
+    /// Changes the index; nobody else changes it meanwhile. Nothing is written when `change` fails.
+    pub(super) fn update<T>(
+        &self,
+        change: impl FnOnce(&mut Index) -> Result<T, RuntimeError>,
+    ) -> Result<T, RuntimeError> {
+        let _lock = self.lock(Hold::Exclusive)?;
+        let mut index = self.read()?;
+        let result = change(&mut index)?;
+        self.write(&index)?;
+        Ok(result)
+    }
+
+    fn write(&self, index: &Index) -> Result<(), RuntimeError> {
+        let (path, new) = (self.dir.join("index.json"), self.dir.join("index.json.new"));
+        let put = || {
+            let mut file = File::create(&new)?;
+            serde_json::to_writer_pretty(io::BufWriter::new(&file), index)?;
+            file.flush()?;
+            file.sync_all()?;
+            fs::rename(&new, &path)?;
+            File::open(&self.dir)?.sync_all()
+        };
+        put().map_err(system(format!("write {}", path.display())))
+    }
+
+    /// Where a layer's files are, whether or not they are there.
+    pub(super) fn layer(&self, diff_id: &str) -> PathBuf {
+        self.layer_home(diff_id).join("fs")
+    }
+
+    /// The directory that stands for a layer: present = complete.
+    pub(super) fn layer_home(&self, diff_id: &str) -> PathBuf {
+        self.dir.join("layers").join(diff_id.trim_start_matches("sha256:"))
+    }
+
+    /// The size of a layer that is present.
+    pub(super) fn layer_bytes(&self, diff_id: &str) -> Option<u64> {
+        fs::read_to_string(self.layer_home(diff_id).join("bytes")).ok()?.trim().parse().ok()
+    }
+
+    /// Guards the index against change (shared) or use (exclusive) by others.
+    pub(super) fn lock(&self, hold: Hold) -> Result<File, RuntimeError> {
+        self.lock_file("lock", hold)
+    }
+
+    /// While held, no layer is removed.
+    pub(super) fn loading(&self) -> Result<File, RuntimeError> {
+        self.lock_file("loads.lock", Hold::Shared)
+    }
+
+    fn lock_file(&self, name: &str, hold: Hold) -> Result<File, RuntimeError> {
+        let path = self.dir.join(name);
+        let failed = || system(format!("lock {}", path.display()));
+        let file = lock_target(&path).map_err(failed())?;
+        match hold {
+            Hold::Shared => file.lock_shared(),
+            Hold::Exclusive => file.lock(),
+        }
+        .map_err(failed())?;
+        Ok(file)
+    }
+
+    /// A new directory to work in, removed when the guard drops.
+    pub(super) fn stage(&self) -> Result<Staging, RuntimeError> {
+        let path = self.dir.join("staging").join(uuid::Uuid::new_v4().to_string());
+        let make = || {
+            fs::create_dir(&path)?;
+            let lock = File::open(&path)?;
+            lock.lock()?;
+            Ok(lock)
+        };
+        // Between the two calls another process may take it for a leftover and remove it: then the next use fails with
+        // "not found", and the load can be repeated.
+        let lock = make().map_err(system(format!("create {}", path.display())))?;
+        Ok(Staging { path, _lock: lock })
+    }
+
+    fn clean_staging(&self) -> Result<(), RuntimeError> {
+        let staging = self.dir.join("staging");
+        let failed = || system(format!("clean {}", staging.display()));
+        for entry in fs::read_dir(&staging).map_err(failed())? {
+            let path = entry.map_err(failed())?.path();
+            // In use by another process, or gone meanwhile.
+            let Ok(lock) = File::open(&path) else { continue };
+            if lock.try_lock().is_ok() {
+                remove_tree(&path).map_err(failed())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps an image for an owner.
+    pub(super) fn pin(&self, owner: &str, image: &str) -> Result<(), RuntimeError> {
+        let path = self.pin_path(owner)?;
+        fs::write(&path, image).map_err(system(format!("write {}", path.display())))
+    }
+
+    /// Ends an owner's pin.
+    pub(super) fn unpin(&self, owner: &str) -> Result<(), RuntimeError> {
+        let path = self.pin_path(owner)?;
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                Err(system(format!("remove {}", path.display()))(e))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn pin_path(&self, owner: &str) -> Result<PathBuf, RuntimeError> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+        if owner.is_empty() || owner.starts_with('.') || owner.len() > 200 || !owner.bytes().all(plain) {
+            return Err(RuntimeError::Config(format!("{owner:?} cannot own an image: not a plain id")));
+        }
+        Ok(self.dir.join("pins").join(owner))
+    }
+
+    fn pinned(&self) -> io::Result<BTreeSet<String>> {
+        fs::read_dir(self.dir.join("pins"))?.map(|entry| fs::read_to_string(entry?.path())).collect()
+    }
+
+    /// Removes images without name and pin, and layers without image. While a load is under way nothing happens: it
+    /// sweeps when it ends.
+    pub(super) fn sweep(&self) -> Result<(), RuntimeError> {
+        let failed = || system(format!("sweep {}", self.dir.display()));
+        let loads = lock_target(&self.dir.join("loads.lock")).map_err(failed())?;
+        if loads.try_lock().is_err() {
+            return Ok(());
+        }
+        let trash = self.stage()?;
+        let _lock = self.lock(Hold::Exclusive)?;
+        let mut index = self.read()?;
+        let mut wanted = self.pinned().map_err(failed())?;
+        wanted.extend(index.names.values().cloned());
+        let before = index.images.len();
+        index.images.retain(|id, _| wanted.contains(id));
+        if index.images.len() != before {
+            self.write(&index)?;
+        }
+        let used: BTreeSet<PathBuf> = (index.images.values())
+            .flat_map(|record| &record.layers)
+            .map(|layer| self.layer_home(&layer.diff_id))
+            .collect();
+        for entry in fs::read_dir(self.dir.join("layers")).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            if !used.contains(&entry.path()) {
+                fs::rename(entry.path(), trash.path.join(entry.file_name())).map_err(failed())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn lock_target(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).write(true).open(path)
+}
+
+/// A directory to work in.
+pub(super) struct Staging {
+    pub(super) path: PathBuf,
+    _lock: File,
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if let Err(error) = remove_tree(&self.path) {
+            // The next open tries again.
+            tracing::warn!(path = %self.path.display(), %error, "left a staging directory behind");
+        }
+    }
+}
+
+/// Removes a tree, also one with directories that their owner may not change (as an unprivileged user).
+fn remove_tree(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            open_up(path)?;
+            fs::remove_dir_all(path)
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+fn open_up(directory: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(directory, fs::Permissions::from_mode(0o700))?;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            open_up(&entry.path())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,283 @@
+//! Archives become images of the store.
+//!
+//! Owns: `load` and `import`, the blocking part. Invariant: layers are complete, on disk and checked against their
+//! digests before they get their place, and the index names an image only after all its layers have theirs.
+
+use std::{
+    collections::HashMap,
+    fs::{self, File},
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Limits,
+    archive::{Blob, Found, Spread, architecture, parse},
+    index::{Disk, LayerRecord, Record, Staging},
+    name::normalize,
+    stream::{Hashing, Limited, bad, decompressed, digest_of, system},
+    unpack::unpack,
+};
+use crate::runtime::RuntimeError;
+
+/// Most layers of an image. Overlayfs takes 500, but its mount options have to fit in a page; Docker's own limit is 127.
+const MAX_LAYERS: usize = 127;
+
+/// Loads every image of an archive; returns their names.
+pub(super) fn load(
+    disk: &Disk,
+    limits: &Limits,
+    archive: impl Read,
+    rename: Option<&str>,
+) -> Result<Vec<String>, RuntimeError> {
+    let rename = rename.map(normalize).transpose()?;
+    let loading = disk.loading()?;
+    let staging = disk.stage()?;
+    let parts = staging.path.join("parts");
+    fs::create_dir(&parts).map_err(system(format!("create {}", parts.display())))?;
+    let spread = Spread::read(decompressed(archive)?, &parts, limits)?;
+    let found = spread.images()?;
+    let names = full_names(&found, rename)?;
+    let mut work = Work { disk, limits, staging: &staging, new: HashMap::new(), bytes: 0 };
+    let images = found
+        .iter()
+        .map(|image| work.image(image))
+        .collect::<Result<Vec<(String, Record)>, RuntimeError>>()?;
+    work.place()?;
+    commit(disk, names.iter().zip(images))?;
+    drop(loading);
+    disk.sweep()?;
+    Ok(names.into_iter().flatten().collect())
+}
+
+/// Makes an image of one layer; returns its name.
+pub(super) fn import(
+    disk: &Disk,
+    limits: &Limits,
+    rootfs: impl Read,
+    name: &str,
+) -> Result<String, RuntimeError> {
+    let name = normalize(name)?;
+    let loading = disk.loading()?;
+    let staging = disk.stage()?;
+    let mut work = Work { disk, limits, staging: &staging, new: HashMap::new(), bytes: 0 };
+    let layer = work.layer(rootfs, None)?;
+    let config = Configuration::of_layers(vec![layer.diff_id.clone()]);
+    let id = digest_of(&serde_json::to_vec(&config).map_err(bad)?);
+    work.place()?;
+    commit(disk, [(&vec![name.clone()], (id, config.record(vec![layer])))])?;
+    drop(loading);
+    disk.sweep()?;
+    Ok(name)
+}
+
+/// Each image's full names.
+fn full_names(found: &[Found], rename: Option<String>) -> Result<Vec<Vec<String>>, RuntimeError> {
+    match (found, rename) {
+        ([], _) => Err(bad("it holds no image")),
+        ([_], Some(name)) => Ok(vec![vec![name]]),
+        (many, Some(_)) => {
+            Err(bad(format!("it holds {} images, so they cannot all get one name", many.len())))
+        }
+        (many, None) => many
+            .iter()
+            .map(|image| match image.names.as_slice() {
+                [] => Err(bad("an image in it has no name; give it one with --name")),
+                names => names.iter().map(|name| normalize(name)).collect(),
+            })
+            .collect(),
+    }
+}
+
+fn commit<'a>(
+    disk: &Disk,
+    images: impl IntoIterator<Item = (&'a Vec<String>, (String, Record))>,
+) -> Result<(), RuntimeError> {
+    disk.update(|index| {
+        for (names, (id, record)) in images {
+            for name in names {
+                index.names.insert(name.clone(), id.clone());
+            }
+            index.images.insert(id, record);
+        }
+        Ok(())
+    })
+}
+
+/// A load under way.
+struct Work<'a> {
+    disk: &'a Disk,
+    limits: &'a Limits,
+    staging: &'a Staging,
+    /// Layers unpacked but not yet in their place, by diff id.
+    new: HashMap<String, Unplaced>,
+    /// Unpacked so far.
+    bytes: u64,
+}
+
+struct Unplaced {
+    home: PathBuf,
+    bytes: u64,
+}
+
+impl Work<'_> {
+    fn image(&mut self, found: &Found) -> Result<(String, Record), RuntimeError> {
+        let id = digest_of(&found.config);
+        let config: Configuration = parse("image configuration", &found.config)?;
+        config.check_platform()?;
+        let diff_ids = &config.rootfs.diff_ids;
+        if found.layers.len() != diff_ids.len() {
+            return Err(bad(format!(
+                "{} layers, but the configuration lists {}",
+                found.layers.len(),
+                diff_ids.len()
+            )));
+        }
+        if diff_ids.len() > MAX_LAYERS {
+            return Err(bad(format!("{} layers; {MAX_LAYERS} are possible", diff_ids.len())));
+        }
+        let layers = found
+            .layers
+            .iter()
+            .zip(diff_ids)
+            .map(|(blob, diff_id)| self.expected_layer(blob, diff_id))
+            .collect::<Result<_, _>>()?;
+        Ok((id, config.record(layers)))
+    }
+
+    /// A layer that the configuration names: unpacked only when it is not here yet.
+    fn expected_layer(&mut self, blob: &Blob, diff_id: &str) -> Result<LayerRecord, RuntimeError> {
+        if !diff_id.strip_prefix("sha256:").is_some_and(|hex| super::name::is_hex(hex, 64)) {
+            return Err(bad(format!("{diff_id:?} is not a sha256 digest")));
+        }
+        let here = self.new.get(diff_id).map(|new| new.bytes).or_else(|| self.disk.layer_bytes(diff_id));
+        if let Some(bytes) = here {
+            return Ok(LayerRecord { diff_id: diff_id.to_owned(), bytes });
+        }
+        let file = File::open(&blob.path).map_err(system(format!("open {}", blob.path.display())))?;
+        let layer = self.layer(file, blob.digest.as_deref())?;
+        if layer.diff_id != diff_id {
+            return Err(bad(format!("layer {diff_id}: the content's digest is {}", layer.diff_id)));
+        }
+        Ok(layer)
+    }
+
+    /// Unpacks a layer, maybe compressed; `digest` is that of the bytes as they come.
+    fn layer(&mut self, blob: impl Read, digest: Option<&str>) -> Result<LayerRecord, RuntimeError> {
+        let home = self.staging.path.join(uuid::Uuid::new_v4().to_string());
+        let target = home.join("fs");
+        fs::create_dir_all(&target).map_err(system(format!("create {}", target.display())))?;
+        let mut limits = *self.limits;
+        limits.unpacked_bytes = limits.unpacked_bytes.saturating_sub(self.bytes);
+        let mut blob = Hashing::new(blob);
+        let (unpacked, diff_id) = {
+            let mut tar = Hashing::new(Limited::new(decompressed(&mut blob)?, limits.tar_bytes()));
+            let unpacked = unpack(&mut tar, &target, &limits)?;
+            (unpacked, tar.finish().map_err(bad)?)
+        };
+        if let Some(digest) = digest {
+            let real = blob.finish().map_err(bad)?;
+            if real != digest {
+                return Err(bad(format!("layer {digest}: the content's digest is {real}")));
+            }
+        }
+        self.bytes += unpacked.bytes;
+        write_size(&home, unpacked.bytes)?;
+        self.new.insert(diff_id.clone(), Unplaced { home, bytes: unpacked.bytes });
+        Ok(LayerRecord { diff_id, bytes: unpacked.bytes })
+    }
+
+    /// Moves the new layers to their places, after they are on disk for sure.
+    fn place(&mut self) -> Result<(), RuntimeError> {
+        if self.new.is_empty() {
+            return Ok(());
+        }
+        let staging = &self.staging.path;
+        let sync = || -> std::io::Result<()> { Ok(rustix::fs::syncfs(File::open(staging)?)?) };
+        sync().map_err(system(format!("sync {}", staging.display())))?;
+        for (diff_id, new) in self.new.drain() {
+            place(&new.home, &self.disk.layer_home(&diff_id))?;
+        }
+        Ok(())
+    }
+}
+
+/// Notes a layer's size beside it.
+pub(super) fn write_size(home: &Path, bytes: u64) -> Result<(), RuntimeError> {
+    let path = home.join("bytes");
+    fs::write(&path, bytes.to_string()).map_err(system(format!("write {}", path.display())))
+}
+
+/// Moves a layer to its place; when another load was faster, its layer is as good.
+pub(super) fn place(home: &Path, place: &Path) -> Result<(), RuntimeError> {
+    match fs::rename(home, place) {
+        Err(e) if !place.join("bytes").exists() => Err(system(format!("create {}", place.display()))(e)),
+        _ => Ok(()),
+    }
+}
+
+/// An image's configuration, as far as it matters here (OCI image specification, `config.md`).
+#[derive(Serialize, Deserialize)]
+pub(super) struct Configuration {
+    #[serde(default)]
+    architecture: String,
+    #[serde(default)]
+    os: String,
+    #[serde(default)]
+    config: Option<Settings>,
+    rootfs: RootFs,
+}
+
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+struct Settings {
+    entrypoint: Option<Vec<String>>,
+    cmd: Option<Vec<String>>,
+    env: Option<Vec<String>>,
+    working_dir: Option<String>,
+    user: Option<String>,
+    stop_signal: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RootFs {
+    #[serde(default)]
+    diff_ids: Vec<String>,
+}
+
+impl Configuration {
+    /// An image of layers alone.
+    pub(super) fn of_layers(diff_ids: Vec<String>) -> Configuration {
+        Configuration {
+            architecture: architecture().to_owned(),
+            os: "linux".to_owned(),
+            config: None,
+            rootfs: RootFs { diff_ids },
+        }
+    }
+
+    fn check_platform(&self) -> Result<(), RuntimeError> {
+        let here = architecture();
+        if (self.os.is_empty() || self.os == "linux")
+            && (self.architecture.is_empty() || self.architecture == here)
+        {
+            return Ok(());
+        }
+        Err(bad(format!("the image is for {}/{}; this machine is linux/{here}", self.os, self.architecture)))
+    }
+
+    fn record(&self, layers: Vec<LayerRecord>) -> Record {
+        let settings = self.config.clone().unwrap_or_default();
+        Record {
+            layers,
+            entrypoint: settings.entrypoint.unwrap_or_default(),
+            cmd: settings.cmd.unwrap_or_default(),
+            env: settings.env.unwrap_or_default(),
+            working_dir: settings.working_dir.unwrap_or_default(),
+            user: settings.user.unwrap_or_default(),
+            stop_signal: settings.stop_signal.filter(|signal| !signal.is_empty()),
+        }
+    }
+}
