@@ -5,20 +5,7 @@
 
 mod native {
     pub mod bench;
-}
-
-use native::bench::{Bench, argv, config};
-
-#[tokio::test]
-async fn a_container_runs_exits_and_is_found_again() {
-    let mut bench = Bench::new();
-    let pod = bench.sandbox("p1").await;
-    let container = bench.start(&pod, config("c", &["sh", "-c", "echo hello; exit 3"])).await;
-    let exit = bench.exit(&container).await;
-    assert_eq!((exit.code, exit.signal), (3, None));
-    assert_eq!(bench.output("c"), ["stdout F hello"]);
-    bench.reopen();
-    let found = bench.status(&container).await;
-    assert_eq!(found.state, troupe::runtime::ContainerState::Exited(exit));
-    let _ = argv(&[]);
+    mod isolation;
+    mod life;
+    mod survival;
 }

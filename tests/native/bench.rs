@@ -10,15 +10,15 @@ use std::{
     time::Duration,
 };
 
-use async_trait::async_trait;
 use tempfile::TempDir;
 use tokio::sync::broadcast;
 use troupe::{
     model::Uid,
     runtime::{
-        ContainerConfig, ContainerId, ContainerRuntime, ContainerState, ContainerStatus, Exit, Image, Reader,
-        RuntimeError, RuntimeEvent, SandboxConfig,
-        native::{self, ImageSource, NativeConfig, NativeRuntime, ResolvedImage},
+        ContainerConfig, ContainerId, ContainerRuntime, ContainerState, ContainerStatus, Exit, RuntimeError,
+        RuntimeEvent, SandboxConfig,
+        images::ImageStore,
+        native::{self, NativeConfig, NativeRuntime},
     },
 };
 
@@ -36,7 +36,7 @@ pub struct Bench {
 }
 
 impl Bench {
-    pub fn new() -> Bench {
+    pub async fn new() -> Bench {
         if let Err(missing) = native::check() {
             panic!("these tests run real containers and cannot here:\n{}", missing.join("\n"));
         }
@@ -44,11 +44,13 @@ impl Bench {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let process = std::process::id();
         let dir = tempfile::Builder::new().prefix("troupe-native-").tempdir().unwrap();
+        let images = ImageStore::open(&dir.path().join("images")).unwrap();
+        images.import(Box::pin(busybox()), "busybox").await.unwrap();
         let config = NativeConfig {
             bridge: format!("tt{process:x}n{number}"),
             shim: PathBuf::from(env!("CARGO_BIN_EXE_troupe")),
             cgroup_parent: format!("troupe-test-{process}-{number}"),
-            ..NativeConfig::new(dir.path().join("root"), Arc::new(Busybox))
+            ..NativeConfig::new(dir.path().join("root"), images.clone())
         };
         fs::create_dir(dir.path().join("logs")).unwrap();
         let cidr = format!("10.{}.{number}.0/24", 130 + process % 100);
@@ -101,7 +103,7 @@ impl Bench {
         self.runtime().start_container(&id).await.map(|()| id)
     }
 
-    /// Runs a shell script to its end in a new container of a new pod; gives its lines and its exit.
+    /// Runs a shell script to its end in a new container of a new pod; gives what it said on standard output, and its exit.
     pub async fn script(
         &mut self,
         change: impl FnOnce(&mut ContainerConfig),
@@ -114,12 +116,9 @@ impl Bench {
         change(&mut config);
         let id = self.start(&pod, config).await;
         let exit = self.exit(&id).await;
-        let lines = self
-            .output(&name)
-            .iter()
-            .filter_map(|line| line.splitn(3, ' ').nth(2))
-            .map(str::to_owned)
-            .collect();
+        let output = self.output(&name);
+        let lines =
+            output.iter().filter_map(|line| line.strip_prefix("stdout F ")).map(str::to_owned).collect();
         (lines, exit)
     }
 
@@ -240,73 +239,39 @@ pub fn config(name: &str, words: &[&str]) -> ContainerConfig {
     }
 }
 
-/// One image, made of the machine's static busybox.
-struct Busybox;
-
-fn rootfs() -> &'static Path {
-    static ROOT: OnceLock<TempDir> = OnceLock::new();
-    let made = ROOT.get_or_init(|| {
-        let dir = tempfile::Builder::new().prefix("troupe-busybox-").tempdir().unwrap();
-        let root = dir.path();
-        for name in ["bin", "etc", "tmp", "root"] {
-            fs::create_dir(root.join(name)).unwrap();
+/// An archive of a root file system made of the machine's static busybox.
+fn busybox() -> &'static [u8] {
+    static TAR: OnceLock<Vec<u8>> = OnceLock::new();
+    TAR.get_or_init(|| {
+        let mut tar = tar::Builder::new(Vec::new());
+        let header = |kind, mode| {
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(kind);
+            header.set_mode(mode);
+            header.set_size(0);
+            header.set_uid(0);
+            header.set_gid(0);
+            header.set_mtime(0);
+            header
+        };
+        for (name, mode) in [("bin", 0o755), ("etc", 0o755), ("root", 0o700), ("tmp", 0o1777)] {
+            tar.append_data(&mut header(tar::EntryType::Directory, mode), name, std::io::empty()).unwrap();
         }
-        fs::copy("/bin/busybox", root.join("bin/busybox"))
+        tar.append_path_with_name("/bin/busybox", "bin/busybox")
             .expect("a static busybox is needed: apt install busybox-static");
         let applets = std::process::Command::new("/bin/busybox").arg("--list").output().unwrap();
         for applet in String::from_utf8(applets.stdout).unwrap().lines().filter(|name| *name != "busybox") {
-            std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+            let path = format!("bin/{applet}");
+            tar.append_link(&mut header(tar::EntryType::Symlink, 0o777), path, "busybox").unwrap();
         }
-        fs::write(root.join("etc/passwd"), "root:x:0:0::/root:/bin/sh\nwww:x:33:34::/srv:/bin/sh\n").unwrap();
-        fs::write(root.join("etc/group"), "root:x:0:\nwww:x:34:\naudio:x:29:www\n").unwrap();
-        dir
-    });
-    made.path()
-}
-
-#[async_trait]
-impl ImageSource for Busybox {
-    fn find(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
-        Ok((name != "absent").then(|| Image {
-            id: "sha256:busybox".to_owned(),
-            names: vec![name.to_owned()],
-            size_bytes: 0,
-            user: String::new(),
-        }))
-    }
-
-    /// `busybox`, or `busybox:USER` to run as that.
-    fn pin(&self, name: &str, _: &ContainerId) -> Result<Option<ResolvedImage>, RuntimeError> {
-        let user = name.split_once(':').map_or("", |(_, user)| user).to_owned();
-        Ok(self.find(name)?.map(|image| ResolvedImage {
-            image,
-            layers: vec![rootfs().to_owned()],
-            entrypoint: Vec::new(),
-            cmd: Vec::new(),
-            env: argv(&["FROM_IMAGE=1"]),
-            working_dir: String::new(),
-            user,
-            stop_signal: None,
-        }))
-    }
-
-    fn unpin(&self, _: &ContainerId) -> Result<(), RuntimeError> {
-        Ok(())
-    }
-
-    async fn list(&self) -> Result<Vec<Image>, RuntimeError> {
-        Ok(Vec::new())
-    }
-
-    async fn load(&self, _: Reader, _: Option<String>) -> Result<Vec<String>, RuntimeError> {
-        Err(RuntimeError::Unsupported("native", "load images here"))
-    }
-
-    async fn import(&self, _: Reader, _: &str) -> Result<String, RuntimeError> {
-        Err(RuntimeError::Unsupported("native", "import images here"))
-    }
-
-    async fn remove(&self, _: &str) -> Result<(), RuntimeError> {
-        Ok(())
-    }
+        for (name, text) in [
+            ("etc/passwd", "root:x:0:0::/root:/bin/sh\nwww:x:33:34::/srv:/bin/sh\n"),
+            ("etc/group", "root:x:0:\nwww:x:34:\naudio:x:29:www\n"),
+        ] {
+            let mut file = header(tar::EntryType::Regular, 0o644);
+            file.set_size(text.len() as u64);
+            tar.append_data(&mut file, name, text.as_bytes()).unwrap();
+        }
+        tar.into_inner().unwrap()
+    })
 }

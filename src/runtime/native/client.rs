@@ -60,7 +60,7 @@ impl Client {
         let (answer, wait) = oneshot::channel();
         self.calls.send((request.clone(), answer)).await.map_err(|_| gone())?;
         match tokio::time::timeout(CALL_TIMEOUT, wait).await {
-            Ok(Ok(result)) => Ok(result?),
+            Ok(Ok(result)) => result.map_err(Fault::into_error),
             Ok(Err(_)) => Err(gone()),
             Err(_) => Err(RuntimeError::System { operation: operation(), cause: "no answer in time".into() }),
         }

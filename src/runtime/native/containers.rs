@@ -9,7 +9,6 @@ use nix::sys::signal::Signal;
 
 use super::{
     driver::{Driver, blocking},
-    image::ResolvedImage,
     pod::Pod,
     protocol::{Reply, Request},
     spec,
@@ -18,7 +17,7 @@ use super::{
 };
 use crate::{
     model::Uid,
-    runtime::{ContainerConfig, ContainerId, ContainerState, RuntimeError},
+    runtime::{ContainerConfig, ContainerId, ContainerState, RuntimeError, images::ResolvedImage},
 };
 
 impl Driver {
@@ -46,7 +45,7 @@ impl Driver {
                 let (driver, dir, unmade) = (Arc::clone(self), pod.dir.container(&id), id.clone());
                 blocking(move || {
                     state::remove_tree(&dir.0).map_err(system(format!("remove {}", dir.0.display())))?;
-                    driver.config.images.unpin(&unmade)
+                    driver.config.images.unpin(&unmade.0)
                 })
                 .await?;
                 created.map(|()| id)
@@ -64,7 +63,7 @@ impl Driver {
         let image = self
             .config
             .images
-            .pin(&config.image, &id)?
+            .pin(&config.image, &id.0)?
             .ok_or_else(|| RuntimeError::ImageNotFound(config.image.clone()))?;
         user::check_non_root(&config.security, &image.user).map_err(RuntimeError::Config)?;
         let record = ContainerRecord { id, config, image: image_record(image), created_ms: state::now_ms() };
@@ -160,7 +159,7 @@ impl Driver {
         blocking(move || {
             group.remove().map_err(system(format!("remove the cgroup of container {removed}")))?;
             state::remove_tree(&dir.0).map_err(system(format!("remove {}", dir.0.display())))?;
-            driver.config.images.unpin(&removed)
+            driver.config.images.unpin(&removed.0)
         })
         .await?;
         pod.forget(id);

@@ -335,7 +335,7 @@ impl Driver {
         self.stop_locked(&pod).await?;
         self.clear(&pod).await?;
         for id in pod.container_ids() {
-            self.config.images.unpin(&id)?;
+            self.config.images.unpin(&id.0)?;
         }
         let mut tables = self.tables();
         for id in pod.container_ids() {

@@ -14,7 +14,6 @@ mod check;
 mod client;
 mod containers;
 mod driver;
-mod image;
 mod ipam;
 mod launch;
 mod netlink;
@@ -36,11 +35,7 @@ use tokio::{
     sync::{broadcast, oneshot},
 };
 
-pub use self::{
-    check::check,
-    image::{ImageSource, ResolvedImage},
-    shim::shim_main,
-};
+pub use self::{check::check, shim::shim_main};
 use self::{
     driver::{Driver, blocking},
     state::system,
@@ -49,7 +44,7 @@ use super::{
     ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, Reader, RuntimeError,
     RuntimeEvent, SandboxConfig, SandboxStatus,
 };
-use crate::model::Uid;
+use crate::{model::Uid, runtime::images::ImageStore};
 
 /// How a native runtime is set up.
 #[derive(Clone)]
@@ -57,7 +52,7 @@ pub struct NativeConfig {
     /// Where sandboxes and containers are kept; one process at a time may use it.
     pub root: PathBuf,
     /// Where images come from.
-    pub images: Arc<dyn ImageSource>,
+    pub images: ImageStore,
     /// The bridge that pods are on, at most 15 bytes; made when needed.
     pub bridge: String,
     /// The program that runs [`shim_main`] when its first argument is `shim`.
@@ -70,7 +65,7 @@ pub struct NativeConfig {
 
 impl NativeConfig {
     /// The usual: this very program as shim, bridge `troupe0`, cgroup `troupe`.
-    pub fn new(root: PathBuf, images: Arc<dyn ImageSource>) -> NativeConfig {
+    pub fn new(root: PathBuf, images: ImageStore) -> NativeConfig {
         NativeConfig {
             root,
             images,
@@ -215,22 +210,27 @@ impl ContainerRuntime for NativeRuntime {
 
     async fn image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
         let name = name.to_owned();
-        self.run(|driver| blocking(move || driver.config.images.find(&name))).await
+        self.run(|driver| {
+            blocking(move || driver.config.images.resolve(&name).map(|found| found.map(|found| found.image)))
+        })
+        .await
     }
 
     async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {
-        self.driver.config.images.list().await
+        self.run(|driver| blocking(move || driver.config.images.list())).await
     }
 
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {
-        self.driver.config.images.load(archive, rename).await
+        self.run(|driver| async move { driver.config.images.load(archive, rename).await }).await
     }
 
     async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
-        self.driver.config.images.import(rootfs, name).await
+        let name = name.to_owned();
+        self.run(|driver| async move { driver.config.images.import(rootfs, &name).await }).await
     }
 
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
-        self.driver.config.images.remove(name).await
+        let name = name.to_owned();
+        self.run(|driver| async move { driver.config.images.remove(&name).await }).await
     }
 }

@@ -77,11 +77,10 @@ impl Fault {
         let operation = operation.into();
         move |cause| Fault::System { operation, cause: cause.to_string() }
     }
-}
 
-impl From<Fault> for RuntimeError {
-    fn from(fault: Fault) -> RuntimeError {
-        match fault {
+    /// In the trait's words.
+    pub(super) fn into_error(self) -> RuntimeError {
+        match self {
             Fault::Start(text) => RuntimeError::Start(text),
             Fault::Create(text) => RuntimeError::Create(text),
             Fault::Config(text) => RuntimeError::Config(text),

@@ -242,6 +242,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
         #[test]
         fn no_byte_is_lost_or_made_up(parts in proptest::collection::vec(
             proptest::collection::vec(prop_oneof![9 => Just(b'x'), 1 => Just(b'\n')], 0..40_000), 0..4,

@@ -1,0 +1,140 @@
+//! What a container may not do, and what it may.
+
+use super::bench::{Bench, config};
+use troupe::runtime::{ContainerConfig, Mount, RuntimeError};
+
+/// `unshare` is refused by the filter and needs no capability for a user namespace, so only the filter can refuse it.
+const UNSHARE: &str = "unshare -U true && echo allowed || echo denied";
+
+#[tokio::test]
+async fn the_system_call_filter_denies_unless_unconfined() {
+    let mut bench = Bench::new().await;
+    let (lines, _) = bench.script(|_| (), UNSHARE).await;
+    assert_eq!(lines.last().unwrap(), "denied");
+    let (lines, _) = bench.script(|config| config.security.seccomp_unconfined = true, UNSHARE).await;
+    assert_eq!(lines.last().unwrap(), "allowed");
+}
+
+#[tokio::test]
+async fn escalation_allowed_or_not_the_filter_is_on_and_capabilities_are_few() {
+    let mut bench = Bench::new().await;
+    let script = "grep -E '^(CapBnd|CapPrm|CapEff|CapInh|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status";
+    let own = ["CapInh:\t0000000000000000", "CapPrm:\t00000000a80425fb", "CapEff:\t00000000a80425fb"];
+    let rest = ["CapBnd:\t00000000a80425fb", "CapAmb:\t0000000000000000"];
+    for (escalate, no_new_privs) in [(false, "NoNewPrivs:\t1"), (true, "NoNewPrivs:\t0")] {
+        let (lines, _) =
+            bench.script(|config| config.security.allow_privilege_escalation = escalate, script).await;
+        let expected: Vec<&str> =
+            own.iter().chain(&rest).copied().chain([no_new_privs, "Seccomp:\t2"]).collect();
+        assert_eq!(lines, expected, "escalation {escalate}");
+        let (lines, _) =
+            bench.script(|config| config.security.allow_privilege_escalation = escalate, UNSHARE).await;
+        assert_eq!(lines.last().unwrap(), "denied", "escalation {escalate}");
+    }
+}
+
+#[tokio::test]
+async fn another_user_has_no_capabilities_and_its_groups() {
+    let mut bench = Bench::new().await;
+    for escalate in [false, true] {
+        let as_www = |config: &mut ContainerConfig| {
+            config.security.user = Some(33);
+            config.security.supplemental_groups = vec![4242];
+            config.security.allow_privilege_escalation = escalate;
+        };
+        let (lines, exit) = bench
+            .script(as_www, "id -u; id -g; id -G; grep CapEff /proc/self/status; echo x > /dev/stderr")
+            .await;
+        assert_eq!(
+            lines[..4],
+            ["33", "34", "34 29 4242", "CapEff:\t0000000000000000"],
+            "escalation {escalate}"
+        );
+        assert_eq!(exit.code, 0, "{lines:?}");
+    }
+}
+
+#[tokio::test]
+async fn capabilities_are_added_and_dropped() {
+    let mut bench = Bench::new().await;
+    let only = |config: &mut ContainerConfig| {
+        config.security.drop_capabilities = vec!["ALL".into()];
+        config.security.add_capabilities = vec!["CHOWN".into()];
+    };
+    let (lines, _) = bench.script(only, "grep -E 'Cap(Eff|Bnd)' /proc/self/status").await;
+    assert_eq!(lines, ["CapEff:\t0000000000000001", "CapBnd:\t0000000000000001"]);
+    let pod = bench.sandbox("bad").await;
+    let mut unknown = config("bad", &["true"]);
+    unknown.security.add_capabilities = vec!["FLY".into()];
+    let refused = bench.create(&pod, unknown).await;
+    assert!(matches!(&refused, Err(RuntimeError::Config(text)) if text.contains("FLY")), "{refused:?}");
+}
+
+#[tokio::test]
+async fn kernel_interfaces_are_masked_or_read_only() {
+    let mut bench = Bench::new().await;
+    let script = "wc -c < /proc/kcore; wc -c < /proc/keys; find /proc/acpi /sys/firmware -type f | wc -l
+        echo 1 > /proc/sys/kernel/panic || echo sys refused
+        echo 1 > /sys/kernel/mm/ksm/run || echo sysfs refused
+        mknod /d b 1 0 && cat /d || echo device refused";
+    let (lines, _) = bench.script(|_| (), script).await;
+    assert_eq!(lines, ["0", "0", "0", "sys refused", "sysfs refused", "device refused"]);
+}
+
+#[tokio::test]
+async fn a_privileged_container_may_do_all_that() {
+    let mut bench = Bench::new().await;
+    let script = "unshare -m true && mount -t tmpfs none /tmp && [ -w /proc/sys/kernel/panic ] && echo yes";
+    let (lines, exit) = bench.script(|config| config.security.privileged = true, script).await;
+    assert_eq!((lines.last().map(String::as_str), exit.code), (Some("yes"), 0), "{lines:?}");
+}
+
+#[tokio::test]
+async fn a_read_only_root_cannot_be_written_but_volumes_can() {
+    let mut bench = Bench::new().await;
+    let volumes = [("rw", false), ("ro", true)].map(|(name, read_only)| {
+        let host_path = bench.path().join(name);
+        std::fs::create_dir(&host_path).unwrap();
+        Mount { host_path, container_path: format!("/{name}"), read_only }
+    });
+    let written = bench.path().join("rw/file");
+    let change = |config: &mut ContainerConfig| {
+        config.security.read_only_root = true;
+        config.mounts = volumes.into();
+    };
+    let (lines, _) =
+        bench.script(change, "for d in / /ro /rw; do touch $d/file 2>/dev/null && echo $d; done").await;
+    assert_eq!(lines, ["/rw"]);
+    assert!(written.exists());
+}
+
+#[tokio::test]
+async fn environment_directory_and_identity_are_set() {
+    let mut bench = Bench::new().await;
+    let change = |config: &mut ContainerConfig| {
+        config.working_dir = Some("/made/for/it".into());
+        config.env = vec![("A".into(), "1".into()), ("A".into(), "2 3".into())];
+    };
+    let script = "pwd; echo $A; echo $HOME; hostname; echo $HOSTNAME; cat /etc/hostname; echo $$; ulimit -n";
+    let (lines, _) = bench.script(change, script).await;
+    assert_eq!(lines, ["/made/for/it", "2 3", "/root", "web", "web", "web", "1", "1024"]);
+}
+
+#[tokio::test]
+async fn no_descriptor_of_the_runtime_leaks_into_a_container() {
+    let mut bench = Bench::new().await;
+    // The directory being listed is the one descriptor beyond the standard three.
+    let (lines, _) = bench.script(|_| (), "exec ls /proc/self/fd").await;
+    assert_eq!(lines, ["0", "1", "2", "3"]);
+}
+
+#[tokio::test]
+async fn running_as_root_is_refused_when_asked_to() {
+    let bench = Bench::new().await;
+    let pod = bench.sandbox("p").await;
+    let mut root = config("c", &["true"]);
+    root.security.run_as_non_root = true;
+    let refused = bench.create(&pod, root).await;
+    let expected = "container has runAsNonRoot and image will run as root";
+    assert!(matches!(&refused, Err(RuntimeError::Config(text)) if text == expected), "{refused:?}");
+}
