@@ -28,13 +28,17 @@ use pod::{Found, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUna
 pub use streams::StreamAsked;
 
 use crate::{
-    actors::supervisor::{ChildSpec, Life, Supervisor, SupervisorHandle, SupervisorSpec},
+    actors::{
+        supervisor::{ChildSpec, Life, Strategy, SupervisorHandle, SupervisorSpec},
+        uplink::{Uplink, UplinkSeed},
+    },
     logic::{
         nodes::{MachineFacts, node_status},
         supervision::Intensity,
     },
     messages::{FromMaster, LinkUp, Port, Slot, TellMaster, wire},
     model::{Revision, Uid},
+    net::Dialer,
     runtime::{ContainerStatus, RuntimeEvent, SandboxStatus},
 };
 
@@ -56,7 +60,49 @@ pub struct KubeletSeed {
     pub uplink: Port<TellMaster>,
     /// The kubelet's own slot: its pods report here.
     pub slot: Slot<Kubelet>,
+    /// Where its pods are children.
+    pub pods: SupervisorHandle,
 }
+
+/// What a node consists of, in the order of dependence: its kubelet, the pods' supervisor, the link to the master. When
+/// the kubelet or a later part fails, those after it begin anew with it; containers are not touched by that.
+pub fn child(
+    seed: impl Fn(&Slot<Kubelet>, &SupervisorHandle, Port<TellMaster>) -> KubeletSeed + Send + Sync + 'static,
+    dialer: impl Fn() -> Dialer + Send + Sync + 'static,
+) -> ChildSpec {
+    let dialer = Arc::new(dialer);
+    let spec = SupervisorSpec::new("node").strategy(Strategy::RestForOne);
+    let node = SupervisorHandle::new("node");
+    ChildSpec::supervisor(spec, &node, move |node| {
+        let (slot, uplink) = (Slot::new("kubelet"), Slot::new("uplink"));
+        let pods = SupervisorHandle::new("pods");
+        let made = seed(&slot, &pods, uplink.port());
+        node.start_child(ChildSpec::new("kubelet", &slot, move |life| Ok(Kubelet::new(life, made.clone()))))
+            .detach();
+        // Pods are many and independent: one that keeps failing is no reason to end the others.
+        let spec = SupervisorSpec::new("pods").limit(Intensity::UNLIMITED).stop_together();
+        let kubelet = slot.port::<PodsBegin>();
+        node.start_child(ChildSpec::supervisor(spec, &pods, move |_| {
+            if let Err(error) = kubelet.tell(PodsBegin) {
+                tracing::error!(%error, "pods without a kubelet");
+            }
+        }))
+        .detach();
+        let seed = Arc::new(UplinkSeed {
+            dialer: dialer.clone(),
+            up: slot.port(),
+            messages: slot.port(),
+            streams: slot.port(),
+        });
+        node.start_child(ChildSpec::new("uplink", &uplink, move |life| Ok(Uplink::new(life, seed.clone()))))
+            .detach();
+    })
+}
+
+/// pods' supervisor → kubelet: it has begun, without children.
+#[derive(actix::Message)]
+#[rtype(result = "()")]
+struct PodsBegin;
 
 struct Entry {
     slot: Slot<PodActor>,
@@ -88,7 +134,6 @@ pub struct Kubelet {
     life: Life,
     seed: KubeletSeed,
     pods: HashMap<Uid, Entry>,
-    supervisor: Option<SupervisorHandle>,
     /// What the runtime had when this kubelet started; taken over or ended with the first picture.
     found: HashMap<Uid, Found>,
     listed: bool,
@@ -106,7 +151,6 @@ impl Kubelet {
             life,
             seed,
             pods: HashMap::new(),
-            supervisor: None,
             found: HashMap::new(),
             listed: false,
             early: None,
@@ -191,7 +235,6 @@ impl Kubelet {
             }
             return;
         }
-        let Some(supervisor) = &self.supervisor else { return };
         let slot = Slot::new("pod");
         let seed = PodSeed {
             node: self.seed.node.clone(),
@@ -201,7 +244,7 @@ impl Kubelet {
             notice: self.seed.slot.port(),
         };
         let child = ChildSpec::new(uid.as_str(), &slot, move |life| Ok(PodActor::new(life, seed.clone())));
-        supervisor.start_child(child.never_escalate()).detach();
+        self.seed.pods.start_child(child.never_escalate()).detach();
         self.pods.insert(
             uid.clone(),
             Entry {
@@ -229,9 +272,7 @@ impl Kubelet {
     /// A pod that is neither assigned nor on the machine any more leaves no trace.
     fn forget(&mut self, uid: &Uid) {
         let Some(entry) = self.pods.remove(uid) else { return };
-        if let Some(supervisor) = &self.supervisor {
-            supervisor.stop_child(uid.as_str()).detach();
-        }
+        self.seed.pods.stop_child(uid.as_str()).detach();
         let meta = &entry.pod.metadata;
         let text = |t: &Option<String>| t.clone().unwrap_or_default();
         let places = self.seed.node.places(&text(&meta.namespace), &text(&meta.name), uid.as_str());
@@ -287,11 +328,6 @@ impl Kubelet {
     }
 }
 
-/// Pods are many and independent: one that keeps failing is no reason to end the others.
-fn pods_supervisor() -> SupervisorSpec {
-    SupervisorSpec::new("pods").limit(Intensity::UNLIMITED).stop_together()
-}
-
 fn same_but_for_heartbeats(a: &v1::NodeStatus, b: &v1::NodeStatus) -> bool {
     let plain = |s: &v1::NodeStatus| {
         let mut s = s.clone();
@@ -332,11 +368,9 @@ impl Actor for Kubelet {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.supervisor = Some(Supervisor::start(pods_supervisor()));
         // Events first, the list after: an exit in between is told twice rather than never.
         let events = tokio_stream(self.seed.node.runtime.events());
         ctx.add_stream(events);
-        self.list_runtime(ctx);
         ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
     }
 }
@@ -379,6 +413,17 @@ impl StreamHandler<Option<RuntimeEvent>> for Kubelet {
     fn finished(&mut self, _: &mut Self::Context) {
         // A runtime never ends its events while it lives; the default would stop the actor.
         tracing::error!("the runtime ended its event stream");
+    }
+}
+
+impl Handler<PodsBegin> for Kubelet {
+    type Result = ();
+
+    /// No pod has an actor: what there is on this machine is to be taken over.
+    fn handle(&mut self, _: PodsBegin, ctx: &mut Self::Context) {
+        self.pods.clear();
+        self.listed = false;
+        self.list_runtime(ctx);
     }
 }
 

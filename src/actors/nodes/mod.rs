@@ -22,7 +22,7 @@ use crate::{
     actors::{
         commit::Wiring,
         follow::{Fed, follow, sides},
-        supervisor::{ChildSpec, Life, Supervisor, SupervisorHandle, SupervisorSpec},
+        supervisor::{ChildSpec, Life, Strategy, SupervisorHandle, SupervisorSpec},
     },
     logic::{nodes::free_subnet, supervision::Intensity},
     messages::{OpenError, OpenStream, Slot, wire},
@@ -35,6 +35,28 @@ const OPEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// The links that are up, by node: read by whoever opens a byte stream.
 pub type Links = Arc<DashMap<NodeName, LinkHandle<wire::ToNode>>>;
+
+/// Where each node's actor is. It outlives the registry, whose restart is then no matter to the nodes.
+type Handles = Arc<DashMap<NodeName, Slot<NodeHandle>>>;
+
+/// The nodes' supervisor and, after it, their registry, which is published in `slot`.
+pub fn child(seed: RegistrySeed, slot: &Slot<NodeRegistry>) -> ChildSpec {
+    let spec = SupervisorSpec::new("nodes").strategy(Strategy::RestForOne);
+    let (nodes, slot) = (SupervisorHandle::new("nodes"), slot.clone());
+    ChildSpec::supervisor(spec, &nodes, move |nodes| {
+        let (handles, links) = (Handles::default(), Links::default());
+        let supervisor = SupervisorHandle::new("node handles");
+        let spec = SupervisorSpec::new("node handles").limit(Intensity::UNLIMITED).stop_together();
+        let fresh = handles.clone();
+        nodes.start_child(ChildSpec::supervisor(spec, &supervisor, move |_| fresh.clear())).detach();
+        let seed = seed.clone();
+        let registry = ChildSpec::new("node registry", &slot, move |life| {
+            let shared = (supervisor.clone(), handles.clone(), links.clone());
+            Ok(NodeRegistry::new(life, seed.clone(), shared))
+        });
+        nodes.start_child(registry).detach();
+    })
+}
 
 /// What a registry is made of.
 #[derive(Clone)]
@@ -65,34 +87,41 @@ pub struct NodeRegistry {
     nodes: HashMap<NodeName, Known>,
     subnets: HashMap<NodeName, String>,
     revision: Revision,
-    handles: Option<SupervisorHandle>,
+    supervisor: SupervisorHandle,
+    handles: Handles,
 }
 
 impl NodeRegistry {
-    /// A registry that has not looked into the store yet.
-    pub fn new(life: Life, seed: RegistrySeed) -> NodeRegistry {
+    fn new(
+        life: Life,
+        seed: RegistrySeed,
+        (supervisor, handles, links): (SupervisorHandle, Handles, Links),
+    ) -> NodeRegistry {
         NodeRegistry {
             life,
             seed,
-            links: Links::default(),
+            links,
             nodes: HashMap::new(),
             subnets: HashMap::new(),
             revision: Revision::default(),
-            handles: None,
+            supervisor,
+            handles,
         }
     }
 
     fn node(&mut self, name: &NodeName) -> &mut Known {
-        let (seed, links, handles) = (&self.seed, &self.links, &self.handles);
+        let (seed, links, handles, supervisor) = (&self.seed, &self.links, &self.handles, &self.supervisor);
         self.nodes.entry(name.clone()).or_insert_with(|| {
+            if let Some(slot) = handles.get(name) {
+                return Known { slot: slot.clone(), pods: BTreeMap::new() };
+            }
             let slot = Slot::new("node");
+            handles.insert(name.clone(), slot.clone());
             let (seed, links, node) = (seed.clone(), links.clone(), name.clone());
             let child = ChildSpec::new(name.as_str(), &slot, move |life| {
                 Ok(NodeHandle::new(life, node.clone(), seed.clone(), links.clone()))
             });
-            if let Some(handles) = handles {
-                handles.start_child(child.never_escalate()).detach();
-            }
+            supervisor.start_child(child.never_escalate()).detach();
             Known { slot, pods: BTreeMap::new() }
         })
     }
@@ -165,9 +194,8 @@ impl NodeRegistry {
             None => {
                 if self.nodes.get(name).is_some_and(|k| k.pods.is_empty()) {
                     self.nodes.remove(name);
-                    if let Some(handles) = &self.handles {
-                        handles.stop_child(name.as_str()).detach();
-                    }
+                    self.handles.remove(name);
+                    self.supervisor.stop_child(name.as_str()).detach();
                 }
             }
         }
@@ -240,8 +268,6 @@ impl Actor for NodeRegistry {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let spec = SupervisorSpec::new("nodes").limit(Intensity::UNLIMITED).stop_together();
-        self.handles = Some(Supervisor::start(spec));
         ctx.add_stream(follow(self.seed.wiring.view.clone()));
         ctx.add_stream(accepted(self.seed.listener.clone()));
     }

@@ -19,7 +19,7 @@ use crate::{
 /// What an uplink is made of.
 pub struct UplinkSeed {
     /// Makes the dialer; each incarnation has its own.
-    pub dialer: Box<dyn Fn() -> Dialer + Send + Sync>,
+    pub dialer: std::sync::Arc<dyn Fn() -> Dialer + Send + Sync>,
     /// The kubelet hears of connections…
     pub up: Port<LinkUp>,
     /// …of messages…

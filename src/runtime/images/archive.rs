@@ -114,7 +114,9 @@ impl Spread {
     fn docker_images(&self) -> Result<Vec<Found>, RuntimeError> {
         let manifests: Vec<DockerManifest> = parse("manifest.json", &self.document("manifest.json")?)?;
         let image = |manifest: DockerManifest| {
-            let layer = |name: &String| Ok::<_, RuntimeError>(Blob { path: self.file(name)?.to_owned(), digest: None });
+            let layer = |name: &String| {
+                Ok::<_, RuntimeError>(Blob { path: self.file(name)?.to_owned(), digest: None })
+            };
             Ok(Found {
                 names: manifest.repo_tags.unwrap_or_default(),
                 config: self.document(&manifest.config)?,
@@ -158,8 +160,12 @@ impl Spread {
             return self.oci_image(names, nested, depth + 1);
         }
         let config = manifest.config.ok_or_else(|| bad(format!("{}: no configuration", chosen.digest)))?;
-        let layer =
-            |d: Descriptor| Ok::<_, RuntimeError>(Blob { path: self.blob_file(&d.digest)?.to_owned(), digest: Some(d.digest) });
+        let layer = |d: Descriptor| {
+            Ok::<_, RuntimeError>(Blob {
+                path: self.blob_file(&d.digest)?.to_owned(),
+                digest: Some(d.digest),
+            })
+        };
         Ok(Found {
             names,
             config: self.blob(&config.digest)?,

@@ -1,0 +1,278 @@
+//! A master: store, API, controllers, and the port that nodes link to.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use super::{Persistence, StartError, kubeconfig};
+use crate::{
+    actors::{
+        commit::Wiring,
+        nodes::{self, NodeRegistry, RegistrySeed},
+        replication, scheduler,
+        store::StoreActor,
+        supervisor::{ChildSpec, Escalation, Supervisor, SupervisorHandle, SupervisorSpec},
+    },
+    api::{ApiConfig, ApiState, Server, Tls, serve},
+    messages::{Commit, OpenStream, Port, Slot, View},
+    model::NodeName,
+    net::{Authority, CaCertificate, Identity, LinkConfig, Listener},
+    store::{DataDir, Durable, Memory},
+};
+
+/// What a master is to be like.
+pub struct MasterConfig {
+    /// Where objects are kept.
+    pub persistence: Persistence,
+    /// Where the API listens.
+    pub api: SocketAddr,
+    /// Where nodes link to (UDP).
+    pub links: SocketAddr,
+    /// The cluster's name, in kubeconfigs.
+    pub cluster: String,
+    /// The pods' network, of which each node gets a `/24`.
+    pub pod_network: String,
+    /// More names and addresses for the API's certificate.
+    pub api_names: Vec<String>,
+    /// A node silent for so long is not ready.
+    pub lost_after: Duration,
+    /// Renders `/metrics`, when metrics are recorded.
+    pub metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
+    /// Called when the root supervisor gives up. The master is of no use after that.
+    pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
+}
+
+impl MasterConfig {
+    /// A master on free loopback ports.
+    pub fn new(persistence: Persistence) -> MasterConfig {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        MasterConfig {
+            persistence,
+            api: loopback,
+            links: loopback,
+            cluster: "troupe".into(),
+            pod_network: "10.244.0.0/16".into(),
+            api_names: Vec::new(),
+            lost_after: Duration::from_secs(2),
+            metrics: None,
+            on_escalate: Arc::new(|_| {}),
+        }
+    }
+}
+
+/// A running master.
+pub struct Master {
+    view: View,
+    commits: Port<Commit>,
+    streams: Port<OpenStream>,
+    authority: Authority,
+    admin: Identity,
+    cluster: String,
+    links: SocketAddr,
+    listener: Arc<tokio::sync::Mutex<Listener>>,
+    root: SupervisorHandle,
+    server: Server,
+    directory: Option<PathBuf>,
+    /// Held for as long as the master lives: nobody else may use the directory.
+    _lock: Option<Arc<DataDir>>,
+}
+
+impl Master {
+    /// Starts a master inside the present actix system. When this returns, the API serves.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing is left running then.
+    pub async fn start(config: MasterConfig) -> Result<Master, StartError> {
+        let (store, view, authority, lock) = open_store(&config.persistence)?;
+        let admin = authority.issue_admin()?;
+        let identity = authority.issue_master()?;
+        let listener =
+            Listener::bind(config.links, &identity, authority.certificate(), LinkConfig::default())?;
+        let links = listener.local_addr();
+        let listener = Arc::new(tokio::sync::Mutex::new(listener));
+
+        let on_escalate = config.on_escalate.clone();
+        let root = Supervisor::start(
+            SupervisorSpec::new("master").on_escalate(move |escalation| on_escalate(escalation)),
+        );
+        let commits = start_store(&root, store);
+        let events = crate::actors::events::start(&root, &view, &commits);
+        let wiring = Wiring { view: view.clone(), commits: commits.clone(), events };
+        let registry: Slot<NodeRegistry> = Slot::new("node registry");
+        let seed = RegistrySeed {
+            wiring: wiring.clone(),
+            listener: listener.clone(),
+            pod_network: config.pod_network.clone(),
+            cluster: config.cluster.clone(),
+            lost_after: config.lost_after,
+        };
+        root.start_child(replication::child(&wiring)).detach();
+        root.start_child(scheduler::child(&wiring)).detach();
+        root.start_child(nodes::child(seed, &registry)).detach();
+
+        let streams = registry.port();
+        let state = ApiState {
+            view: view.clone(),
+            commit: commits.clone(),
+            streams: streams.clone(),
+            metrics: config.metrics.clone(),
+        };
+        let server = serve(api_config(&config, &authority)?, state)?;
+        for child in crate::actors::housekeeping::children(&wiring, authority.certificate().pem(), server.address()) {
+            root.start_child(child).detach();
+        }
+        let directory = match &config.persistence {
+            Persistence::Directory(path) => Some(path.clone()),
+            Persistence::Memory => None,
+        };
+        let master = Master {
+            view,
+            commits,
+            streams,
+            authority,
+            admin,
+            cluster: config.cluster,
+            links,
+            listener,
+            root,
+            server,
+            directory,
+            _lock: lock,
+        };
+        if let Some(directory) = &master.directory {
+            kubeconfig::write_private(&directory.join("admin.kubeconfig"), &master.kubeconfig())?;
+        }
+        Ok(master)
+    }
+
+    /// Where the API listens.
+    pub fn api(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// Where nodes link to.
+    pub fn links(&self) -> SocketAddr {
+        self.links
+    }
+
+    /// The store's read side: snapshots and watches.
+    pub fn view(&self) -> &View {
+        &self.view
+    }
+
+    /// The store's write side.
+    pub fn commits(&self) -> &Port<Commit> {
+        &self.commits
+    }
+
+    /// Byte streams to nodes.
+    pub fn streams(&self) -> &Port<OpenStream> {
+        &self.streams
+    }
+
+    /// The root of the supervision tree.
+    pub fn supervisor(&self) -> &SupervisorHandle {
+        &self.root
+    }
+
+    /// The cluster's authority certificate.
+    pub fn ca(&self) -> &CaCertificate {
+        self.authority.certificate()
+    }
+
+    /// The administrator's kubeconfig.
+    pub fn kubeconfig(&self) -> String {
+        kubeconfig::text(&self.cluster, self.api(), self.authority.certificate(), &self.admin)
+    }
+
+    /// What a node of that name needs to link to this master.
+    ///
+    /// # Errors
+    /// When the name is no node name.
+    pub fn admit_node(&self, name: &NodeName) -> Result<super::NodeLogin, StartError> {
+        Ok(super::NodeLogin {
+            name: name.clone(),
+            master: kubeconfig::reachable(self.links),
+            identity: self.authority.issue_node(name)?,
+            ca: self.authority.certificate().clone(),
+        })
+    }
+
+    /// Stops serving, then the actors, the store last.
+    pub async fn stop(self) {
+        if let Some(directory) = &self.directory {
+            // It may never have been there.
+            let _ = std::fs::remove_file(directory.join("ready"));
+        }
+        self.server.stop().await;
+        if let Err(error) = self.root.shutdown().await {
+            tracing::warn!(%error, "the master's actors did not stop in order");
+        }
+        match Arc::try_unwrap(self.listener) {
+            Ok(listener) => listener.into_inner().shutdown().await,
+            Err(_) => tracing::warn!("the links' port is still in use"),
+        }
+    }
+}
+
+type OpenedStore = (StoreActor, View, Authority, Option<Arc<DataDir>>);
+
+fn open_store(persistence: &Persistence) -> Result<OpenedStore, StartError> {
+    match persistence {
+        Persistence::Memory => {
+            let (store, view) = StoreActor::open(Memory::new())?;
+            Ok((store, view, Authority::ephemeral()?, None))
+        }
+        Persistence::Directory(path) => {
+            let dir = Arc::new(DataDir::open(path)?);
+            let pki = path.join("pki");
+            std::fs::create_dir_all(&pki).map_err(|source| StartError::File { path: pki.clone(), source })?;
+            let authority = Authority::open(&pki)?;
+            let (store, view) = StoreActor::open(Durable::open(&dir)?)?;
+            Ok((store, view, authority, Some(dir)))
+        }
+    }
+}
+
+/// The store is the one actor that cannot be made again: what it has not yet written would be lost unseen. Its death
+/// escalates at once, and with it ends the process; the next one recovers from disk.
+fn start_store(root: &SupervisorHandle, store: StoreActor) -> Port<Commit> {
+    let slot: Slot<StoreActor> = Slot::new("store");
+    let store = Mutex::new(Some(store));
+    let child = ChildSpec::new("store", &slot, move |_life| {
+        let mut store = store.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        store.take().ok_or_else(|| "the store cannot be restarted within a process".into())
+    });
+    root.start_child(child.intensity(0, Duration::from_secs(1)).own_arbiter()).detach();
+    slot.port()
+}
+
+fn api_config(config: &MasterConfig, authority: &Authority) -> Result<ApiConfig, StartError> {
+    let mut names: Vec<String> =
+        ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(String::from).into();
+    let mut ips: Vec<IpAddr> = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([10, 96, 0, 1])];
+    if !config.api.ip().is_unspecified() {
+        ips.push(config.api.ip());
+    }
+    if let Ok(host) = hostname::get() {
+        names.push(host.to_string_lossy().to_lowercase());
+    }
+    for name in &config.api_names {
+        match name.parse() {
+            Ok(ip) => ips.push(ip),
+            Err(_) => names.push(name.clone()),
+        }
+    }
+    ips.sort_unstable();
+    ips.dedup();
+    let identity = authority.issue_api_server(&names, &ips)?;
+    let tls = Tls {
+        chain: identity.chain().to_vec(),
+        key: identity.key(),
+        client_ca: vec![authority.certificate().der().clone()],
+    };
+    Ok(ApiConfig::new(config.api, tls))
+}

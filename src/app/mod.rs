@@ -1,0 +1,55 @@
+//! The composition root: the only place that starts actors.
+//!
+//! Owns: which actors make a [`Master`], a [`Node`] and a whole [`Cluster`], in which order they start and stop, and the
+//! data directory's layout. Leaves out every decision: it only wires.
+//!
+//! ```text
+//! DIR/lock format …      the store            DIR/images         images, shared by this machine's nodes
+//! DIR/pki/ca.crt ca.key  the authority        DIR/nodes/NAME     a node's containers, pods and logs
+//! DIR/admin.kubeconfig   for kubectl          DIR/ready          exists while the API serves
+//! ```
+
+mod cluster;
+mod config;
+mod kubeconfig;
+mod master;
+mod network;
+mod node;
+
+pub use cluster::{Cluster, ClusterConfig};
+pub use config::{Persistence, RuntimeChoice};
+pub use master::{Master, MasterConfig};
+pub use network::free_pod_network;
+pub use node::{Node, NodeConfig, NodeLogin};
+
+use crate::{
+    api::ServeError, net::NetError, runtime::RuntimeError, store::StoreError,
+};
+
+/// Why something did not start. The text names what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Certificates or the links' port.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The API.
+    #[error(transparent)]
+    Api(#[from] ServeError),
+    /// The container runtime.
+    #[error("the container runtime cannot be used: {0}")]
+    Runtime(#[from] RuntimeError),
+    /// What this process may not or cannot do, line by line.
+    #[error("{0}")]
+    Refused(String),
+    /// A file of the data directory.
+    #[error("cannot write {path}: {source}")]
+    File {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,161 @@
+//! A node: a kubelet with its runtime, linked to a master.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use super::{StartError, network};
+use crate::{
+    actors::{
+        kubelet::{self, KubeletSeed, NodeContext},
+        supervisor::{Escalation, Supervisor, SupervisorHandle, SupervisorSpec},
+    },
+    logic::{nodes::MachineFacts, supervision::Backoff},
+    model::NodeName,
+    net::{self, CaCertificate, Connector, Dialer, Identity, LinkConfig, identity::MASTER},
+    runtime::{
+        ContainerRuntime,
+        images::ImageStore,
+        native::{self, NativeConfig, NativeRuntime},
+    },
+};
+
+/// The kubelet's version, as in `kubectl get nodes`.
+const KUBELET_VERSION: &str = concat!("v1.33.1+troupe", env!("CARGO_PKG_VERSION"));
+
+/// What a node needs to link to its master.
+#[derive(Clone)]
+pub struct NodeLogin {
+    /// The node's name, as in its certificate.
+    pub name: NodeName,
+    /// The master's links port.
+    pub master: SocketAddr,
+    /// The node's certificate and key.
+    pub identity: Identity,
+    /// The cluster's authority.
+    pub ca: CaCertificate,
+}
+
+/// What a node is to be like.
+pub struct NodeConfig {
+    /// Who it is and whose.
+    pub login: NodeLogin,
+    /// Holds the node's pods and logs.
+    pub directory: PathBuf,
+    /// What drives its containers.
+    pub runtime: Arc<dyn ContainerRuntime>,
+    /// Labels for the node object.
+    pub labels: BTreeMap<String, String>,
+    /// The address other machines reach it at.
+    pub address: IpAddr,
+    /// Most pods on the node.
+    pub max_pods: u32,
+    /// CrashLoopBackOff.
+    pub crash_loop: Backoff,
+    /// Called when the node's supervisor gives up.
+    pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
+}
+
+/// Kubernetes' default.
+pub const MAX_PODS: u32 = 110;
+
+/// A running node.
+pub struct Node {
+    name: NodeName,
+    root: SupervisorHandle,
+}
+
+impl Node {
+    /// Starts a node inside the present actix system; it links to its master as soon as it can.
+    ///
+    /// # Errors
+    /// When its directory or identity cannot be used.
+    pub async fn start(config: NodeConfig) -> Result<Node, StartError> {
+        for dir in ["pods", "logs"] {
+            let path = config.directory.join(dir);
+            std::fs::create_dir_all(&path).map_err(|source| StartError::File { path, source })?;
+        }
+        let NodeConfig { login, runtime, labels, address, max_pods, .. } = config;
+        let connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
+        let context = Arc::new(NodeContext {
+            name: login.name.to_string(),
+            runtime,
+            dir: config.directory,
+            host_ip: Some(address),
+            crash_loop: config.crash_loop,
+        });
+        let facts = MachineFacts {
+            hostname: login.name.to_string(),
+            address: address.to_string(),
+            max_pods,
+            version: KUBELET_VERSION.into(),
+            ..MachineFacts::default()
+        };
+        let on_escalate = config.on_escalate;
+        let root = Supervisor::start(
+            SupervisorSpec::new("node root").on_escalate(move |escalation| on_escalate(escalation)),
+        );
+        let master = login.master.to_string();
+        let child = kubelet::child(
+            move |slot, pods, uplink| KubeletSeed {
+                node: context.clone(),
+                labels: labels.clone(),
+                facts: facts.clone(),
+                uplink,
+                slot: slot.clone(),
+                pods: pods.clone(),
+            },
+            move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
+        );
+        root.start_child(child).detach();
+        Ok(Node { name: login.name, root })
+    }
+
+    /// The node's name.
+    pub fn name(&self) -> &NodeName {
+        &self.name
+    }
+
+    /// The root of the node's supervision tree.
+    pub fn supervisor(&self) -> &SupervisorHandle {
+        &self.root
+    }
+
+    /// Stops the node's actors. Its containers run on.
+    pub async fn stop(self) {
+        if let Err(error) = self.root.shutdown().await {
+            tracing::warn!(%error, "the node's actors did not stop in order");
+        }
+    }
+}
+
+/// Opens the native runtime for node number `index` of a data directory.
+///
+/// # Errors
+/// When this process may not run containers: line by line what is missing and what to do.
+pub async fn native_runtime(
+    data: &std::path::Path,
+    name: &NodeName,
+    index: usize,
+) -> Result<Arc<dyn ContainerRuntime>, StartError> {
+    if let Err(missing) = native::check() {
+        let lines: Vec<String> = missing.iter().map(|m| format!("  - {m}")).collect();
+        return Err(StartError::Refused(format!(
+            "this machine cannot run containers natively:\n{}\n(or try it with simulated containers: --runtime sim)",
+            lines.join("\n")
+        )));
+    }
+    let images = ImageStore::open(&data.join("images"))?;
+    let program = std::env::current_exe()
+        .map_err(|source| StartError::File { path: "/proc/self/exe".into(), source })?;
+    images.ensure_builtin(&program).await?;
+    let mut config =
+        NativeConfig::new(data.join("nodes").join(name.as_str()).join("runtime"), Arc::new(images));
+    let (bridge, cgroup) = network::names(data, index);
+    config.bridge = bridge;
+    config.cgroup_parent = cgroup;
+    Ok(Arc::new(NativeRuntime::open(config)?))
+}
