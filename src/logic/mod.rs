@@ -1,7 +1,11 @@
 //! Every decision, pure: no actor, runtime, clock, randomness or I/O. Time, seeds and limits are arguments.
 
 pub mod edit;
+pub mod endpoints;
+pub mod garbage;
+pub mod namespaces;
 pub mod placement;
+pub mod reconcile;
 pub mod replication;
 pub mod select;
 pub mod supervision;
