@@ -1,8 +1,10 @@
 //! Thin shells: each reads its input, calls one function of [`crate::logic`], sends what came out.
 
 pub mod commit;
+pub mod events;
 pub mod follow;
 pub mod outside;
+pub mod reconciler;
 pub mod replication;
 pub mod scheduler;
 pub mod supervisor;

@@ -174,7 +174,7 @@ struct Wanted {
     truncated: bool,
 }
 
-/// Ports, as text to sort by, and the addresses that have them: ready ones, then those that are not.
+/// Ports, and the addresses that have them: ready ones, then those that are not.
 type Group =
     (Option<Vec<EndpointPort>>, BTreeMap<String, EndpointAddress>, BTreeMap<String, EndpointAddress>);
 

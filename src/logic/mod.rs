@@ -2,6 +2,7 @@
 
 pub mod edit;
 pub mod endpoints;
+pub mod events;
 pub mod garbage;
 pub mod namespaces;
 pub mod placement;
