@@ -7,7 +7,7 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{Actor, Addr, Handler, Message, Recipient, dev::ToEnvelope};
-use arc_swap::ArcSwapOption;
+use arc_swap::ArcSwap;
 
 /// Why a message did not get an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +26,13 @@ pub enum SendFailed {
 /// Where a supervisor publishes the present address of an actor.
 pub struct Slot<A: Actor> {
     name: &'static str,
-    current: Arc<ArcSwapOption<Addr<A>>>,
+    current: Arc<ArcSwap<Published<A>>>,
+}
+
+struct Published<A: Actor> {
+    /// On whose behalf: never goes back.
+    incarnation: u64,
+    address: Option<Addr<A>>,
 }
 
 impl<A: Actor> Clone for Slot<A> {
@@ -38,7 +44,8 @@ impl<A: Actor> Clone for Slot<A> {
 impl<A: Actor> Slot<A> {
     /// An empty slot; `name` is how errors call the actor.
     pub fn new(name: &'static str) -> Slot<A> {
-        Slot { name, current: Arc::default() }
+        let nobody = Published { incarnation: 0, address: None };
+        Slot { name, current: Arc::new(ArcSwap::from_pointee(nobody)) }
     }
 
     /// How errors call the actor.
@@ -46,14 +53,25 @@ impl<A: Actor> Slot<A> {
         self.name
     }
 
-    /// Publishes a new incarnation's address, or withdraws it.
+    /// Publishes an address, or withdraws it: for tests and embedders, whose actors nobody restarts.
     pub fn publish(&self, address: Option<Addr<A>>) {
-        self.current.store(address.map(Arc::new));
+        self.current.rcu(|now| Published { incarnation: now.incarnation, address: address.clone() });
+    }
+
+    /// Publishes or withdraws on behalf of an incarnation. Once a later one has spoken, it changes nothing: so what is
+    /// late, stuck or abandoned cannot hide its successor.
+    pub fn publish_as(&self, incarnation: u64, address: Option<Addr<A>>) {
+        self.current.rcu(|now| {
+            if now.incarnation > incarnation {
+                return now.clone();
+            }
+            Arc::new(Published { incarnation, address: address.clone() })
+        });
     }
 
     /// The present address.
     pub fn address(&self) -> Option<Addr<A>> {
-        self.current.load_full().map(|a| (*a).clone())
+        self.current.load().address.clone()
     }
 
     /// A port for one type of message to this actor.
@@ -67,7 +85,7 @@ impl<A: Actor> Slot<A> {
         let current = self.current.clone();
         Port {
             name: self.name,
-            resolve: Arc::new(move || current.load_full().map(|a| (*a).clone().recipient())),
+            resolve: Arc::new(move || current.load().address.clone().map(Addr::recipient)),
         }
     }
 }
@@ -128,5 +146,32 @@ where
             Ok(Err(_)) => Err(SendFailed::Died(self.name)),
             Err(_) => Err(SendFailed::Timeout(self.name)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix::{Actor, Context, System};
+
+    use super::*;
+
+    struct Nobody;
+
+    impl Actor for Nobody {
+        type Context = Context<Self>;
+    }
+
+    #[test]
+    fn a_late_word_of_an_earlier_incarnation_changes_nothing() {
+        System::new().block_on(async {
+            let (slot, first, second) = (Slot::new("nobody"), Nobody.start(), Nobody.start());
+            slot.publish_as(1, Some(first.clone()));
+            slot.publish_as(2, Some(second.clone()));
+            slot.publish_as(1, None);
+            assert_eq!(slot.address(), Some(second));
+            slot.publish_as(2, None);
+            slot.publish_as(1, Some(first));
+            assert_eq!(slot.address(), None);
+        });
     }
 }

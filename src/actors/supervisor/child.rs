@@ -1,9 +1,10 @@
 //! What a supervisor remembers of one child.
 
-use std::sync::Arc;
+use std::{io, sync::Arc};
 
 use actix::{Arbiter, ArbiterHandle};
 use tokio::{sync::mpsc, time::Instant};
+use tracing::error;
 
 use super::{
     ChildInfo, ChildSpec, ChildState, Exit, SupervisorError,
@@ -100,26 +101,24 @@ impl Child {
             stuck: false,
             own_arbiter: None,
         };
-        let arbiter = self.arbiter(&mut current);
+        match self.arbiter(&mut current) {
+            Ok(arbiter) => self.spec.launch.launch(birth, &arbiter),
+            // The report dies with the birth, and thereby tells that the child is lost.
+            Err(error) => error!(actor = &*self.spec.name, %error, "cannot start a thread"),
+        }
         self.incarnation = incarnation;
         self.current = Some(current);
         self.state = State::Starting;
         self.doomed = false;
-        self.spec.launch.launch(birth, &arbiter);
         incarnation
     }
 
-    fn arbiter(&self, current: &mut Current) -> ArbiterHandle {
-        match &self.spec.place {
+    fn arbiter(&self, current: &mut Current) -> io::Result<ArbiterHandle> {
+        Ok(match &self.spec.place {
             Place::Here => Arbiter::current(),
             Place::There(arbiter) => arbiter.clone(),
-            Place::Own => {
-                let arbiter = Arbiter::new();
-                let handle = arbiter.handle();
-                current.own_arbiter = Some(OwnArbiter(arbiter));
-                handle
-            }
-        }
+            Place::Own => current.own_arbiter.insert(OwnArbiter(Arbiter::try_new()?)).0.handle(),
+        })
     }
 
     /// Sends control to the incarnation that lives, if one does.

@@ -13,7 +13,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     rc::Rc,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context as TaskContext, Poll},
 };
 
@@ -29,13 +29,14 @@ use tokio::sync::mpsc;
 use tracing::Span;
 
 use super::{
-    life::{Control, Exit, Life, Vitals},
+    life::{Control, Exit, Life, Vitals, next_incarnation},
     spec::BoxError,
 };
 use crate::messages::Slot;
 
-/// Messages an actor may handle before control is looked at again: at some µs each, a stop waits well under 1 ms.
-const MESSAGES_PER_TURN: u32 = 64;
+/// Messages an actor may handle before control, and the other actors of its thread, are looked at again. tokio's local
+/// set does 61 turns before it looks at sockets and timers: some 1,000 messages of a few µs, so some ms.
+const MESSAGES_PER_TURN: u32 = 16;
 
 /// Senders that wait (`Addr::send`) park beyond so many queued messages; `do_send` never does.
 const MAILBOX_CAPACITY: usize = 256;
@@ -103,7 +104,7 @@ impl Drop for Report {
 /// The [`Launch`] of an actor type.
 pub(super) struct Launcher<A: Actor, F> {
     factory: Arc<F>,
-    publication: Arc<Publication<A>>,
+    slot: Slot<A>,
 }
 
 impl<A, F> Launcher<A, F>
@@ -112,14 +113,13 @@ where
     F: Fn(Life) -> Result<A, BoxError> + Send + Sync + 'static,
 {
     pub(super) fn new(slot: Slot<A>, factory: F) -> Launcher<A, F> {
-        let publication = Publication { slot, current: Mutex::new(0) };
-        Launcher { factory: Arc::new(factory), publication: Arc::new(publication) }
+        Launcher { factory: Arc::new(factory), slot }
     }
 
     fn prepare(&self, birth: Birth) -> impl FnOnce() + Send + use<A, F> {
-        self.publication.admit(birth.incarnation);
-        let (factory, publication) = (self.factory.clone(), self.publication.clone());
-        move || be_born(&*factory, publication, birth)
+        self.slot.publish_as(birth.incarnation, None);
+        let (factory, slot) = (self.factory.clone(), self.slot.clone());
+        move || be_born(&*factory, slot, birth)
     }
 }
 
@@ -138,11 +138,11 @@ where
     }
 
     fn revoke(&self) {
-        self.publication.admit(0);
+        self.slot.publish_as(next_incarnation(), None);
     }
 }
 
-fn be_born<A>(factory: &dyn Fn(Life) -> Result<A, BoxError>, publication: Arc<Publication<A>>, birth: Birth)
+fn be_born<A>(factory: &dyn Fn(Life) -> Result<A, BoxError>, slot: Slot<A>, birth: Birth)
 where
     A: Actor<Context = Context<A>>,
 {
@@ -162,7 +162,7 @@ where
     let turn = Rc::new(Turn { left: Cell::new(0), heartbeat: Cell::new(false), vitals });
     context.spawn(Mailbox { receiver, turn: turn.clone() });
 
-    publication.publish(incarnation, Addr::new(sender));
+    slot.publish_as(incarnation, Some(Addr::new(sender)));
     actix_rt::spawn(Incarnation {
         body: Some(context.into_future(actor)),
         control,
@@ -170,7 +170,7 @@ where
         started: false,
         stop_asked: false,
         panic: None,
-        publication,
+        slot,
         incarnation,
         report: Some(report),
         span,
@@ -186,7 +186,7 @@ struct Incarnation<A: Actor<Context = Context<A>>> {
     stop_asked: bool,
     /// Panic with this text at the next turn.
     panic: Option<String>,
-    publication: Arc<Publication<A>>,
+    slot: Slot<A>,
     incarnation: u64,
     report: Option<Report>,
     span: Span,
@@ -205,7 +205,9 @@ impl<A: Actor<Context = Context<A>>> Future for Incarnation<A> {
         }
         match this.take_turn(cx) {
             Poll::Ready(exit) => {
-                this.bury(exit);
+                // An actor may say that it fails and stop in one go: the reason is still in the channel.
+                let failed = this.turn.vitals.failed().then(|| this.obey(cx)).flatten();
+                this.bury(failed.unwrap_or(exit));
                 Poll::Ready(())
             }
             Poll::Pending => {
@@ -266,7 +268,7 @@ impl<A: Actor<Context = Context<A>>> Incarnation<A> {
     /// Withdraws the address and drops the actor's state. `Some` when dropping it panicked.
     fn drop_body(&mut self) -> Option<Exit> {
         let mut body = self.body.take()?;
-        self.publication.withdraw(self.incarnation);
+        self.slot.publish_as(self.incarnation, None);
         // Otherwise its Drop polls the actor once more, in whatever state that is.
         body.ctx().terminate();
         let dropped = catch_unwind(AssertUnwindSafe(|| drop(body)));
@@ -321,36 +323,6 @@ impl<A: Actor<Context = Context<A>>> ActorFuture<A> for Mailbox<A> {
         }
         // Never ready: a supervised actor ends when it says so or is told to, not when nobody knows its address.
         Poll::Pending
-    }
-}
-
-/// Who may publish in a child's slot: one incarnation at a time, so that an abandoned one cannot come back.
-struct Publication<A: Actor> {
-    slot: Slot<A>,
-    current: Mutex<u64>,
-}
-
-impl<A: Actor> Publication<A> {
-    /// Gives the slot to `incarnation`, empty.
-    fn admit(&self, incarnation: u64) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        *current = incarnation;
-        self.slot.publish(None);
-    }
-
-    fn publish(&self, incarnation: u64, address: Addr<A>) {
-        self.set(incarnation, Some(address));
-    }
-
-    fn withdraw(&self, incarnation: u64) {
-        self.set(incarnation, None);
-    }
-
-    fn set(&self, incarnation: u64, address: Option<Addr<A>>) {
-        let current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
-        if *current == incarnation {
-            self.slot.publish(address);
-        }
     }
 }
 

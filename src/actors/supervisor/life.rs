@@ -55,6 +55,11 @@ impl Life {
         self.vitals.beat();
     }
 
+    /// Beats from where the actor is not at hand: a future it waits for, a thread that works for it.
+    pub fn pulse(&self) -> Pulse {
+        Pulse(self.vitals.clone())
+    }
+
     /// Ends this incarnation as failed: nothing more is handled, and the supervisor decides on a restart. `stopping`
     /// and `stopped` do not run.
     pub fn fail(&self, reason: impl fmt::Display) {
@@ -72,6 +77,17 @@ impl fmt::Debug for Life {
             .field("name", &self.name)
             .field("incarnation", &self.incarnation)
             .finish_non_exhaustive()
+    }
+}
+
+/// [`Life::beat`] for others than the actor itself.
+#[derive(Clone, Debug)]
+pub struct Pulse(Arc<Vitals>);
+
+impl Pulse {
+    /// Tells the watchdog that work goes on.
+    pub fn beat(&self) {
+        self.0.beat();
     }
 }
 

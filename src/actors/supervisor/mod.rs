@@ -6,8 +6,9 @@
 //! ```text
 //! Due ──launch──▶ Starting ──▶ Running ──end──▶ Waiting (backoff) ──▶ Due      any ──stop──▶ Stopping ──▶ forgotten
 //! ```
-//! Invariants: a child's next incarnation is made only after the state of the one before is dropped (unless that is
-//! stuck and was abandoned); a dead child's address is withdrawn before its supervisor hears of the death.
+//! Invariants: a child's next incarnation is made only after the state of the one before is dropped (unless that was
+//! stuck and abandoned, or the supervisor itself panicked); a dead child's address is withdrawn before its supervisor
+//! hears of the death.
 
 mod child;
 mod handle;
@@ -17,7 +18,10 @@ pub mod metrics;
 mod spec;
 mod tree;
 
+#[cfg(test)]
+mod tests;
+
 pub use handle::{Answer, ChildInfo, ChildState, SupervisorError, SupervisorHandle};
-pub use life::{Exit, Life};
+pub use life::{Exit, Life, Pulse};
 pub use spec::{BoxError, ChildSpec, Escalation, Strategy, SupervisorSpec};
 pub use tree::Supervisor;
