@@ -93,13 +93,26 @@ pub(crate) fn replication_controller_status(rc: &ReplicationController, faults: 
 pub(crate) fn namespace(namespace: &Namespace, faults: &mut Faults) {
     let at = Path::Root("spec");
     let at = at.field("finalizers");
-    for (index, finalizer) in namespace.spec.iter().flat_map(|s| s.finalizers.iter().flatten()).enumerate() {
-        let item = at.index(index);
-        faults.invalid_each(&item, finalizer, names::qualified_name(finalizer));
+    for finalizer in namespace.spec.iter().flat_map(|s| s.finalizers.iter().flatten()) {
+        faults.invalid_each(&at, finalizer, names::qualified_name(finalizer));
         if !finalizer.contains('/') && finalizer != "kubernetes" {
             let detail = "name is neither a standard finalizer name nor is it fully qualified";
-            faults.invalid(&item, finalizer, detail);
+            faults.invalid(&at, finalizer, detail);
         }
+    }
+}
+
+/// Validates a namespace's status: its phase says whether it is being deleted, and nothing else.
+pub(crate) fn namespace_status(namespace: &Namespace, faults: &mut Faults) {
+    let phase = namespace.status.as_ref().and_then(|s| s.phase.as_deref()).unwrap_or_default();
+    let (expected, detail) = if namespace.metadata.deletion_timestamp.is_none() {
+        ("Active", "may only be 'Active' if `deletionTimestamp` is empty")
+    } else {
+        ("Terminating", "may only be 'Terminating' if `deletionTimestamp` is not empty")
+    };
+    if phase != expected {
+        let at = Path::Root("status");
+        faults.invalid(&at.field("Phase"), phase, detail);
     }
 }
 

@@ -11,7 +11,7 @@ use k8s_openapi::{
 };
 
 use super::{
-    pod::{Volumes, ids, ip},
+    pod::{Around, Volumes, ids, ip},
     probe, volume,
 };
 use crate::model::{
@@ -41,24 +41,18 @@ const RESOURCE_FIELDS: &[&str] = &[
 ];
 
 /// Validates a pod's containers.
-pub(super) fn containers(
-    list: &[Container],
-    volumes: &Volumes<'_>,
-    host_network: bool,
-    at: &Path<'_>,
-    faults: &mut Faults,
-) {
+pub(super) fn containers(list: &[Container], around: &Around<'_>, at: &Path<'_>, faults: &mut Faults) {
     if list.is_empty() {
         return faults.required(at, "");
     }
     let mut seen = HashSet::new();
     for (index, c) in list.iter().enumerate() {
         let at = at.index(index);
-        container(c, volumes, host_network, &at, faults);
+        container(c, around, &at, faults);
         if !seen.insert(c.name.as_str()) {
             faults.duplicate(&at.field("name"), &c.name);
         }
-        lifecycle_and_probes(c, &at, faults);
+        lifecycle_and_probes(c, around, &at, faults);
         if c.restart_policy.as_deref().is_some_and(|p| !p.is_empty()) {
             faults.forbidden(&at.field("restartPolicy"), "may not be set for non-init containers");
         }
@@ -66,22 +60,16 @@ pub(super) fn containers(
 }
 
 /// Validates a pod's init containers, whose names may not be the others' either.
-pub(super) fn init_containers(
-    spec: &PodSpec,
-    volumes: &Volumes<'_>,
-    host_network: bool,
-    at: &Path<'_>,
-    faults: &mut Faults,
-) {
+pub(super) fn init_containers(spec: &PodSpec, around: &Around<'_>, at: &Path<'_>, faults: &mut Faults) {
     let mut seen: HashSet<&str> = spec.containers.iter().map(|c| c.name.as_str()).collect();
     for (index, c) in spec.init_containers.iter().flatten().enumerate() {
         let at = at.index(index);
-        container(c, volumes, host_network, &at, faults);
+        container(c, around, &at, faults);
         if !seen.insert(c.name.as_str()) {
             faults.duplicate(&at.field("name"), &c.name);
         }
         match c.restart_policy.as_deref().unwrap_or_default() {
-            "Always" => lifecycle_and_probes(c, &at, faults),
+            "Always" => lifecycle_and_probes(c, around, &at, faults),
             other => {
                 if !other.is_empty() {
                     faults.unsupported(&at.field("restartPolicy"), other, &["Always"]);
@@ -102,9 +90,9 @@ pub(super) fn init_containers(
     }
 }
 
-fn lifecycle_and_probes(c: &Container, at: &Path<'_>, faults: &mut Faults) {
+fn lifecycle_and_probes(c: &Container, around: &Around<'_>, at: &Path<'_>, faults: &mut Faults) {
     if let Some(lifecycle) = &c.lifecycle {
-        probe::lifecycle(lifecycle, &at.field("lifecycle"), faults);
+        probe::lifecycle(lifecycle, around.grace_seconds, &at.field("lifecycle"), faults);
     }
     for (field, value, must_be_one) in [
         ("livenessProbe", &c.liveness_probe, true),
@@ -124,7 +112,7 @@ fn lifecycle_and_probes(c: &Container, at: &Path<'_>, faults: &mut Faults) {
 }
 
 /// What holds for every container.
-fn container(c: &Container, volumes: &Volumes<'_>, host_network: bool, at: &Path<'_>, faults: &mut Faults) {
+fn container(c: &Container, around: &Around<'_>, at: &Path<'_>, faults: &mut Faults) {
     if c.name.is_empty() {
         faults.required(&at.field("name"), "");
     } else {
@@ -137,12 +125,17 @@ fn container(c: &Container, volumes: &Volumes<'_>, host_network: bool, at: &Path
     match c.termination_message_policy.as_deref().unwrap_or_default() {
         "File" | "FallbackToLogsOnError" => {}
         "" => faults.required(&policy, ""),
-        other => faults.unsupported(&policy, other, &["FallbackToLogsOnError", "File"]),
+        other => faults.unsupported(&policy, other, &["File", "FallbackToLogsOnError"]),
     }
-    ports(c.ports.as_deref().unwrap_or_default(), host_network, &at.field("ports"), faults);
+    ports(c.ports.as_deref().unwrap_or_default(), &at.field("ports"), faults);
     env(c.env.as_deref().unwrap_or_default(), &at.field("env"), faults);
     env_from(c.env_from.as_deref().unwrap_or_default(), &at.field("envFrom"), faults);
-    mounts(c.volume_mounts.as_deref().unwrap_or_default(), volumes, &at.field("volumeMounts"), faults);
+    mounts(
+        c.volume_mounts.as_deref().unwrap_or_default(),
+        &around.volumes,
+        &at.field("volumeMounts"),
+        faults,
+    );
     one_of(
         faults,
         &at.field("imagePullPolicy"),
@@ -157,7 +150,7 @@ fn container(c: &Container, volumes: &Volumes<'_>, host_network: bool, at: &Path
     }
 }
 
-fn ports(list: &[ContainerPort], host_network: bool, at: &Path<'_>, faults: &mut Faults) {
+fn ports(list: &[ContainerPort], at: &Path<'_>, faults: &mut Faults) {
     let mut seen = HashSet::new();
     for (index, port) in list.iter().enumerate() {
         let at = at.index(index);
@@ -180,10 +173,6 @@ fn ports(list: &[ContainerPort], host_network: bool, at: &Path<'_>, faults: &mut
         }
         if let Some(host) = port.host_port.filter(|p| *p != 0) {
             number("hostPort", host, faults);
-            if host_network && host != port.container_port {
-                let detail = "must match `hostPort` when `hostNetwork` is true";
-                faults.invalid(&at.field("containerPort"), &port.container_port, detail);
-            }
         }
         if let Some(host) = port.host_ip.as_deref().filter(|ip| !ip.is_empty()) {
             ip(host, &at.field("hostIP"), faults);
@@ -417,7 +406,7 @@ fn security_context(context: &SecurityContext, at: &Path<'_>, faults: &mut Fault
             let detail = "cannot set `allowPrivilegeEscalation` to false and `privileged` to true";
             faults.invalid(at, &Raw(shown(context)), detail);
         }
-        if added.into_iter().any(|c| c == "CAP_SYS_ADMIN" || c == "SYS_ADMIN") {
+        if added.into_iter().any(|c| c == "CAP_SYS_ADMIN") {
             let detail =
                 "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN";
             faults.invalid(at, &Raw(shown(context)), detail);

@@ -93,10 +93,8 @@ pub(crate) fn secret(secret: &Secret, faults: &mut Faults) {
         "kubernetes.io/basic-auth" if value("username").is_none() && value("password").is_none() => {
             need(&["username", "password"]);
         }
-        "kubernetes.io/ssh-auth" => {
-            if value("ssh-privatekey").is_none_or(|v| v.0.is_empty()) {
-                faults.required(&at.key("ssh-privatekey"), "");
-            }
+        "kubernetes.io/ssh-auth" if value("ssh-privatekey").is_none_or(|v| v.0.is_empty()) => {
+            faults.required(&at.key("ssh-privatekey"), "");
         }
         "kubernetes.io/tls" => need(&["tls.crt", "tls.key"]),
         _ => {}

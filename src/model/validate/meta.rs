@@ -74,7 +74,7 @@ fn finalizers(list: &[String], at: &Path<'_>, faults: &mut Faults) {
     let has = |name: &str| list.iter().any(|f| f == name);
     for (index, name) in list.iter().enumerate() {
         let item = at.index(index);
-        faults.invalid_each(&item, name, names::qualified_name(name));
+        faults.invalid_each(at, name, names::qualified_name(name));
         if !name.contains('/') && !["kubernetes", "orphan", "foregroundDeletion"].contains(&name.as_str()) {
             faults.invalid(
                 &item,

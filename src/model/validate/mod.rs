@@ -16,7 +16,8 @@ mod update;
 mod volume;
 
 pub(crate) use cluster::{
-    event, namespace, node, node_update, replication_controller, replication_controller_status,
+    event, namespace, namespace_status, node, node_update, replication_controller,
+    replication_controller_status,
 };
 pub(crate) use data::{config_map, config_map_update, secret, secret_update};
 pub(crate) use meta::{meta, meta_update};

@@ -23,13 +23,34 @@ const ID_MAX: i64 = 2_147_483_647;
 /// The volumes of a pod by name.
 pub(super) type Volumes<'a> = BTreeMap<&'a str, &'a Volume>;
 
-/// Validates a pod (metadata excepted).
+/// What a container's validity depends on beside itself.
+pub(super) struct Around<'a> {
+    /// What it can mount.
+    pub(super) volumes: Volumes<'a>,
+    /// How long it has to end.
+    pub(super) grace_seconds: i64,
+}
+
+/// Validates a new pod (metadata excepted).
 pub(crate) fn pod(pod: &Pod, faults: &mut Faults) {
     let at = Path::Root("spec");
     let Some(spec) = &pod.spec else {
         return faults.required(&at, "");
     };
-    pod_spec(spec, &at, faults);
+    any_pod(spec, &at, faults);
+    if spec.ephemeral_containers.iter().flatten().next().is_some() {
+        faults.forbidden(&at.field("ephemeralContainers"), "cannot be set on create");
+    }
+    if !spec.scheduling_gates.as_deref().unwrap_or_default().is_empty()
+        && spec.node_name.as_deref().is_some_and(|n| !n.is_empty())
+    {
+        faults.forbidden(&at.field("nodeName"), "cannot be set until all schedulingGates have been cleared");
+    }
+}
+
+/// What holds for pods, new or not, and not for templates.
+pub(super) fn any_pod(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
+    pod_spec(spec, at, faults);
     // Templates have always been allowed what follows, pods have not.
     for (field, list) in
         [("containers", Some(&spec.containers)), ("initContainers", spec.init_containers.as_ref())]
@@ -42,9 +63,6 @@ pub(crate) fn pod(pod: &Pod, faults: &mut Faults) {
                 faults.invalid(&at.index(index).field("image"), image, detail);
             }
         }
-    }
-    if spec.ephemeral_containers.iter().flatten().next().is_some() {
-        faults.forbidden(&at.field("ephemeralContainers"), "cannot be set on create");
     }
     let class = spec.priority_class_name.as_deref().unwrap_or_default();
     match defaults::priority_of(class) {
@@ -59,19 +77,14 @@ pub(crate) fn pod(pod: &Pod, faults: &mut Faults) {
         ),
         Some(_) => {}
     }
-    if !spec.scheduling_gates.as_deref().unwrap_or_default().is_empty()
-        && spec.node_name.as_deref().is_some_and(|n| !n.is_empty())
-    {
-        faults.forbidden(&at.field("nodeName"), "cannot be set until all schedulingGates have been cleared");
-    }
 }
 
 /// Validates a pod's spec, or a template's, that lies at `at`.
 pub(crate) fn pod_spec(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
     let volumes = volume::volumes(spec.volumes.as_deref().unwrap_or_default(), &at.field("volumes"), faults);
-    let host_network = spec.host_network == Some(true);
-    container::containers(&spec.containers, &volumes, host_network, &at.field("containers"), faults);
-    container::init_containers(spec, &volumes, host_network, &at.field("initContainers"), faults);
+    let around = Around { volumes, grace_seconds: spec.termination_grace_period_seconds.unwrap_or(0).max(0) };
+    container::containers(&spec.containers, &around, &at.field("containers"), faults);
+    container::init_containers(spec, &around, &at.field("initContainers"), faults);
     one_of(
         faults,
         &at.field("restartPolicy"),
@@ -152,26 +165,43 @@ pub(crate) fn pod_spec(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
         container::amounts(overhead, &at.field("overhead"), faults);
     }
     host_ports(spec, at, faults);
+    if spec.host_users == Some(false) {
+        for (field, set) in
+            [("hostNetwork", spec.host_network), ("HostPID", spec.host_pid), ("HostIPC", spec.host_ipc)]
+        {
+            if set == Some(true) {
+                faults.forbidden(&at.field(field), "when `pod.Spec.HostUsers` is false");
+            }
+        }
+    }
 }
 
 /// Every port of the node at most once, over all of a pod's containers.
 fn host_ports(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
+    let host_network = spec.host_network == Some(true);
     let mut taken = HashSet::new();
     for (field, list) in
         [("containers", Some(&spec.containers)), ("initContainers", spec.init_containers.as_ref())]
     {
-        // Init containers are done before the others begin, so they may use the same ports.
-        if field == "initContainers" {
-            taken.clear();
-        }
         let at = at.field(field);
         for (c, container) in list.into_iter().flatten().enumerate() {
+            // Init containers run one by one, so each may use any port.
+            if field == "initContainers" {
+                taken.clear();
+            }
             for (p, port) in container.ports.iter().flatten().enumerate() {
                 let Some(number) = port.host_port.filter(|n| *n != 0) else { continue };
                 let protocol = port.protocol.as_deref().unwrap_or_default();
                 let text = format!("{protocol}/{}/{number}", port.host_ip.as_deref().unwrap_or_default());
+                let at = at.index(c);
+                let at = at.field("ports");
+                let at = at.index(p);
                 if !taken.insert(text.clone()) {
-                    faults.duplicate(&at.index(c).field("ports").index(p).field("hostPort"), &text);
+                    faults.duplicate(&at.field("hostPort"), &text);
+                }
+                if host_network && number != port.container_port && field == "containers" {
+                    let detail = "must match `containerPort` when `hostNetwork` is true";
+                    faults.invalid(&at.field("hostPort"), &number, detail);
                 }
             }
         }
@@ -288,9 +318,10 @@ fn dns_config(config: Option<&PodDNSConfig>, policy: Option<&str>, at: &Path<'_>
     }
     for (index, search) in searches.iter().enumerate() {
         if search != "." {
-            let name = search.strip_suffix('.').unwrap_or(search);
+            // Underscores are allowed here, as some resolvers' zones have them.
+            let name = search.strip_suffix('.').unwrap_or(search).replace('_', "a");
             let at = at.field("searches");
-            faults.invalid_each(&at.index(index), search, names::dns1123_subdomain(name));
+            faults.invalid_each(&at.index(index), search, names::dns1123_subdomain(&name));
         }
     }
     for (index, option) in config.options.iter().flatten().enumerate() {
@@ -312,8 +343,8 @@ fn host_aliases(aliases: &[HostAlias], at: &Path<'_>, faults: &mut Faults) {
         let item = at.index(index);
         ip(&alias.ip, &item.field("ip"), faults);
         let hostnames = item.field("hostnames");
-        for name in alias.hostnames.iter().flatten() {
-            faults.invalid_each(&hostnames, name, names::dns1123_subdomain(name));
+        for (index, name) in alias.hostnames.iter().flatten().enumerate() {
+            faults.invalid_each(&hostnames.index(index), name, names::dns1123_subdomain(name));
         }
     }
 }

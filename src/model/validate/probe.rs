@@ -43,14 +43,14 @@ pub(super) fn probe(probe: &Probe, must_be_one: bool, at: &Path<'_>, faults: &mu
 }
 
 /// Validates what happens around a container's life.
-pub(super) fn lifecycle(lifecycle: &Lifecycle, at: &Path<'_>, faults: &mut Faults) {
+pub(super) fn lifecycle(lifecycle: &Lifecycle, grace_seconds: i64, at: &Path<'_>, faults: &mut Faults) {
     let mut hook = |field: &str, hook: Option<&LifecycleHandler>| {
         let Some(hook) = hook else { return };
         let actions = [
             ("exec", hook.exec.as_ref().map(Action::Exec)),
             ("httpGet", hook.http_get.as_ref().map(Action::Get)),
             ("tcpSocket", hook.tcp_socket.as_ref().map(|t| Action::Port(&t.port))),
-            ("sleep", hook.sleep.as_ref().map(|s| Action::Sleep(s.seconds))),
+            ("sleep", hook.sleep.as_ref().map(|s| Action::Sleep(s.seconds, grace_seconds))),
         ];
         handler(&actions, &at.field(field), faults);
     };
@@ -63,7 +63,8 @@ enum Action<'a> {
     Get(&'a HTTPGetAction),
     Port(&'a IntOrString),
     Grpc(i32),
-    Sleep(i64),
+    /// How long, and how long there is.
+    Sleep(i64, i64),
 }
 
 /// Exactly one action, and that one valid.
@@ -86,9 +87,11 @@ fn handler(actions: &[(&str, Option<Action<'_>>)], at: &Path<'_>, faults: &mut F
             Action::Get(get) => http_get(get, &at, faults),
             Action::Port(number) => port(number, &at.field("port"), faults),
             Action::Grpc(number) => port(&IntOrString::Int(*number), &at.field("port"), faults),
-            Action::Sleep(seconds) => {
-                if *seconds < 0 {
-                    faults.invalid(&at.field("seconds"), seconds, NOT_NEGATIVE);
+            Action::Sleep(seconds, grace) => {
+                if !(0..=*grace).contains(seconds) {
+                    let detail =
+                        format!("must be non-negative and less than terminationGracePeriodSeconds ({grace})");
+                    faults.invalid(&at, seconds, &detail);
                 }
             }
         }

@@ -12,7 +12,7 @@ use k8s_openapi::{
 
 use super::meta;
 use crate::model::{
-    fault::{Faults, Path, Raw},
+    fault::{Faults, Path},
     names,
 };
 
@@ -49,12 +49,8 @@ pub(super) fn tolerations(list: &[Toleration], at: &Path<'_>, faults: &mut Fault
             }
             "Exists" if value.is_empty() => {}
             "Exists" => {
-                let shown = Raw(serde_json::to_string(toleration).unwrap_or_default());
-                faults.invalid(
-                    &at.field("operator"),
-                    &shown,
-                    "value must be empty when `operator` is 'Exists'",
-                );
+                let detail = "value must be empty when `operator` is 'Exists'";
+                faults.invalid(&at.field("operator"), &value, detail);
             }
             other => faults.unsupported(&at.field("operator"), other, &["Equal", "Exists"]),
         }
@@ -130,13 +126,22 @@ fn node_term(term: &NodeSelectorTerm, at: &Path<'_>, faults: &mut Faults) {
         let at = expressions.index(index);
         node_requirement(requirement, &at, faults);
         faults.invalid_each(&at.field("key"), &requirement.key, names::qualified_name(&requirement.key));
+        let values = at.field("values");
+        for (index, value) in requirement.values.iter().flatten().enumerate() {
+            faults.invalid_each(&values.index(index), value, names::label_value(value));
+        }
     }
     let fields = at.field("matchFields");
     for (index, requirement) in term.match_fields.iter().flatten().enumerate() {
         let at = fields.index(index);
-        if requirement.values.as_ref().is_none_or(|v| v.len() != 1) {
-            let detail = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
-            faults.required(&at.field("values"), detail);
+        match requirement.operator.as_str() {
+            "In" | "NotIn" if requirement.values.as_ref().is_none_or(|v| v.len() != 1) => {
+                let detail =
+                    "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
+                faults.required(&at.field("values"), detail);
+            }
+            "In" | "NotIn" => {}
+            other => faults.invalid(&at.field("operator"), other, NO_OPERATOR),
         }
         if requirement.key != "metadata.name" {
             faults.invalid(&at.field("key"), &requirement.key, "not a valid field selector key");

@@ -48,13 +48,7 @@ pub(crate) fn service(service: &Service, faults: &mut Faults) {
         }
         _ => {}
     }
-    one_of(
-        faults,
-        &at.field("type"),
-        spec.type_.as_deref(),
-        &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
-    );
-    service_ports(ports, type_, &at.field("ports"), faults);
+    service_ports(ports, &at.field("ports"), faults);
     meta::labels(spec.selector.as_ref(), &at.field("selector"), faults);
     affinity(spec, &at, faults);
     let addresses = at.field("clusterIPs");
@@ -73,8 +67,15 @@ pub(crate) fn service(service: &Service, faults: &mut Faults) {
     }
     let outside = at.field("externalIPs");
     for (index, address) in spec.external_ips.iter().flatten().enumerate() {
-        ip(address, &outside.index(index), faults);
+        ordinary_ip(address, &outside.index(index), faults);
     }
+    one_of(
+        faults,
+        &at.field("type"),
+        spec.type_.as_deref(),
+        &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"],
+    );
+    node_ports(ports, type_, &at.field("ports"), faults);
     one_of_if_set(
         faults,
         &at.field("externalTrafficPolicy"),
@@ -108,8 +109,8 @@ fn affinity(spec: &ServiceSpec, at: &Path<'_>, faults: &mut Faults) {
     }
 }
 
-fn service_ports(list: &[ServicePort], type_: &str, at: &Path<'_>, faults: &mut Faults) {
-    let (mut by_name, mut by_number, mut by_node) = (HashSet::new(), HashSet::new(), HashSet::new());
+fn service_ports(list: &[ServicePort], at: &Path<'_>, faults: &mut Faults) {
+    let (mut by_name, mut by_number) = (HashSet::new(), HashSet::new());
     for (index, port) in list.iter().enumerate() {
         let item = at.index(index);
         let name = port.name.as_deref().unwrap_or_default();
@@ -133,19 +134,25 @@ fn service_ports(list: &[ServicePort], type_: &str, at: &Path<'_>, faults: &mut 
         if let Some(protocol) = port.app_protocol.as_deref() {
             faults.invalid_each(&item.field("appProtocol"), protocol, names::qualified_name(protocol));
         }
-        if let Some(node) = port.node_port.filter(|n| *n != 0) {
-            if type_ == "ClusterIP" {
-                faults.forbidden(&item.field("nodePort"), "may not be used when `type` is 'ClusterIP'");
-            }
-            for detail in names::port_number(node) {
-                faults.invalid(&item.field("nodePort"), &node, &detail);
-            }
-            if !by_node.insert((port.protocol.as_deref(), node)) {
-                faults.duplicate(&item.field("nodePort"), &node);
-            }
-        }
         if !by_number.insert((port.protocol.as_deref(), port.port)) {
             faults.duplicate(&item, &Raw(serde_json::to_string(port).unwrap_or_default()));
+        }
+    }
+}
+
+fn node_ports(list: &[ServicePort], type_: &str, at: &Path<'_>, faults: &mut Faults) {
+    let mut seen = HashSet::new();
+    for (index, port) in list.iter().enumerate() {
+        let Some(node) = port.node_port.filter(|n| *n != 0) else { continue };
+        let item = at.index(index);
+        if type_ == "ClusterIP" {
+            faults.forbidden(&item.field("nodePort"), "may not be used when `type` is 'ClusterIP'");
+        }
+        for detail in names::port_number(node) {
+            faults.invalid(&item.field("nodePort"), &node, &detail);
+        }
+        if !seen.insert((port.protocol.as_deref(), node)) {
+            faults.duplicate(&item.field("nodePort"), &node);
         }
     }
 }
@@ -178,7 +185,7 @@ pub(crate) fn endpoints(endpoints: &Endpoints, faults: &mut Faults) {
             let at = at.field(field);
             for (index, address) in list.iter().flatten().enumerate() {
                 let at = at.index(index);
-                endpoint_ip(&address.ip, &at.field("ip"), faults);
+                ordinary_ip(&address.ip, &at.field("ip"), faults);
                 if let Some(host) = address.hostname.as_deref().filter(|h| !h.is_empty()) {
                     faults.invalid_each(&at.field("hostname"), host, names::dns1123_label(host));
                 }
@@ -199,11 +206,12 @@ pub(crate) fn endpoints(endpoints: &Endpoints, faults: &mut Faults) {
     }
 }
 
-fn endpoint_ip(text: &str, at: &Path<'_>, faults: &mut Faults) {
+/// An address that names one machine from anywhere.
+fn ordinary_ip(text: &str, at: &Path<'_>, faults: &mut Faults) {
     let Ok(address) = text.parse::<std::net::IpAddr>() else { return ip(text, at, faults) };
-    let link_local = match address {
-        std::net::IpAddr::V4(v4) => v4.is_link_local(),
-        std::net::IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    let (link_local, multicast) = match address {
+        std::net::IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),
+        std::net::IpAddr::V6(v6) => (v6.is_unicast_link_local(), v6.segments()[0] & 0xff0f == 0xff02),
     };
     let detail = if address.is_unspecified() {
         format!("may not be unspecified ({text})")
@@ -211,8 +219,8 @@ fn endpoint_ip(text: &str, at: &Path<'_>, faults: &mut Faults) {
         "may not be in the loopback range (127.0.0.0/8, ::1/128)".to_owned()
     } else if link_local {
         "may not be in the link-local range (169.254.0.0/16, fe80::/10)".to_owned()
-    } else if address.is_multicast() {
-        "may not be in the multicast range (224.0.0.0/4, ff00::/8)".to_owned()
+    } else if multicast {
+        "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)".to_owned()
     } else {
         return;
     };

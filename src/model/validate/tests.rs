@@ -65,7 +65,7 @@ fn check(kind: Kind, rows: Vec<(Value, Vec<&str>)>) {
 #[test]
 fn pods_are_validated_as_kubernetes_does() {
     const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and \
-                         must start and end with an alphanumeric character (e.g. 'my-name', or '123-abc', regex \
+                         must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex \
                          used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
     let bad_name = format!("spec.containers[0].name: Invalid value: \"A_b\": {LABEL}");
     check(
@@ -197,7 +197,7 @@ fn pods_are_validated_as_kubernetes_does() {
                      Invalid value: \"\": name part must be non-empty",
                     "spec.affinity.podAntiAffinity.requiredDuringSchedulingIgnoredDuringExecution[0].topologyKey: \
                      Invalid value: \"\": name part must consist of alphanumeric characters, '-', '_' or '.', and \
-                     must start and end with an alphanumeric character (e.g. 'MyName', or 'my.name', or '123-abc', \
+                     must start and end with an alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', \
                      regex used for validation is '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')",
                 ],
             ),
@@ -283,9 +283,9 @@ fn services_are_validated_as_kubernetes_does() {
             (
                 service(json!({"type": "X", "ports": [{"port": 80, "protocol": "tcp"}]})),
                 vec![
+                    "spec.ports[0].protocol: Unsupported value: \"tcp\": supported values: \"SCTP\", \"TCP\", \"UDP\"",
                     "spec.type: Unsupported value: \"X\": supported values: \"ClusterIP\", \"ExternalName\", \
                      \"LoadBalancer\", \"NodePort\"",
-                    "spec.ports[0].protocol: Unsupported value: \"tcp\": supported values: \"SCTP\", \"TCP\", \"UDP\"",
                 ],
             ),
             (service(json!({"type": "ExternalName"})), vec!["spec.externalName: Required value"]),

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec};
 
-use super::scheduling;
+use super::pod;
 use crate::model::{
     fault::{Faults, Path, Raw},
     names,
@@ -18,17 +18,15 @@ const NAMED_MAX: usize = 5;
 pub(crate) fn pod_update(new: &Pod, old: &Pod, faults: &mut Faults) {
     let (Some(new), Some(old)) = (&new.spec, &old.spec) else { return };
     let at = Path::Root("spec");
-    let before = faults.len();
-    let empty = Vec::new();
-    containers(&new.containers, &old.containers, &at.field("containers"), faults);
-    containers(
-        new.init_containers.as_ref().unwrap_or(&empty),
-        old.init_containers.as_ref().unwrap_or(&empty),
-        &at.field("initContainers"),
-        faults,
-    );
-    if faults.len() > before {
-        return;
+    pod::any_pod(new, &at, faults);
+    let count = |list: &Option<Vec<Container>>| list.as_ref().map_or(0, Vec::len);
+    for (field, same) in [
+        ("containers", new.containers.len() == old.containers.len()),
+        ("initContainers", count(&new.init_containers) == count(&old.init_containers)),
+    ] {
+        if !same {
+            return faults.forbidden(&at.field(field), "pod updates may not add or remove containers");
+        }
     }
     deadline(new, old, &at, faults);
     added_tolerations(new, old, &at.field("tolerations"), faults);
@@ -76,22 +74,6 @@ fn changed_fields(new: &PodSpec, old: &PodSpec) -> Vec<String> {
     names.filter(|k| new.get(*k) != old.get(*k)).take(NAMED_MAX).map(|k| format!("spec.{k}")).collect()
 }
 
-fn containers(new: &[Container], old: &[Container], at: &Path<'_>, faults: &mut Faults) {
-    if new.len() != old.len() {
-        return faults.forbidden(at, "pod updates may not add or remove containers");
-    }
-    for (index, container) in new.iter().enumerate() {
-        let item = at.index(index);
-        match container.image.as_deref().unwrap_or_default() {
-            "" => faults.required(&item.field("image"), ""),
-            image if image.trim() != image => {
-                faults.invalid(&item.field("image"), image, "must not have leading or trailing whitespace");
-            }
-            _ => {}
-        }
-    }
-}
-
 fn deadline(new: &PodSpec, old: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
     let at = at.field("activeDeadlineSeconds");
     match (new.active_deadline_seconds, old.active_deadline_seconds) {
@@ -119,26 +101,18 @@ fn added_tolerations(new: &PodSpec, old: &PodSpec, at: &Path<'_>, faults: &mut F
     });
     if !kept {
         faults.forbidden(at, "existing toleration can not be modified except its tolerationSeconds");
-    } else {
-        scheduling::tolerations(list, at, faults);
     }
 }
 
 /// Gates may be taken away, not added.
 fn gates(new: &PodSpec, old: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
     let before = old.scheduling_gates.as_deref().unwrap_or_default();
-    let mut added: Vec<&str> = new
-        .scheduling_gates
-        .iter()
-        .flatten()
-        .filter(|g| !before.contains(g))
-        .map(|g| g.name.as_str())
-        .collect();
-    added.sort_unstable();
-    if !added.is_empty() {
-        let detail =
-            format!("only deletion is allowed, but found new scheduling gates '{}'", added.join(","));
-        faults.forbidden(&at.field("schedulingGates"), &detail);
+    let at = at.field("schedulingGates");
+    for (index, gate) in new.scheduling_gates.iter().flatten().enumerate() {
+        if !before.contains(gate) {
+            let detail = format!("only deletion is allowed, but found new scheduling gate '{}'", gate.name);
+            faults.forbidden(&at.index(index).field("name"), &detail);
+        }
     }
 }
 

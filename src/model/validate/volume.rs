@@ -16,14 +16,12 @@ const FILE_FIELDS: &[&str] =
     &["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
 /// Further fields of pods that exist but cannot be shown everywhere.
 const POD_FIELDS: &[&str] = &[
-    "spec.hostNetwork",
     "spec.nodeName",
     "spec.restartPolicy",
     "spec.schedulerName",
     "spec.serviceAccountName",
     "status.hostIP",
     "status.hostIPs",
-    "status.nominatedNodeName",
     "status.phase",
     "status.podIP",
     "status.podIPs",
@@ -122,10 +120,8 @@ fn source(v: &Volume, at: &Path<'_>, faults: &mut Faults) {
             }
         }
         "csi" => required("driver", v.csi.as_ref().map(|c| c.driver.as_str()), &at.field("csi"), faults),
-        "ephemeral" => {
-            if v.ephemeral.as_ref().is_some_and(|e| e.volume_claim_template.is_none()) {
-                faults.required(&at.field("ephemeral").field("volumeClaimTemplate"), "");
-            }
+        "ephemeral" if v.ephemeral.as_ref().is_some_and(|e| e.volume_claim_template.is_none()) => {
+            faults.required(&at.field("ephemeral").field("volumeClaimTemplate"), "");
         }
         "image" => {
             let reference = v.image.as_ref().and_then(|i| i.reference.as_deref());
@@ -263,18 +259,23 @@ pub(super) fn field_ref(
     if api_version.is_none_or(str::is_empty) {
         return faults.required(&at.field("apiVersion"), "");
     }
+    let outer = at;
     let at = at.field("fieldPath");
     if path.is_empty() {
         return faults.required(&at, "");
     }
-    if let Some((map, rest)) = path.split_once("['") {
-        let key = rest.strip_suffix("']").unwrap_or_default();
+    if let Some((map, key)) = path.strip_suffix("']").and_then(|p| p.split_once("['")) {
         match map {
             "metadata.annotations" => {
-                faults.invalid_each(&at, path, names::qualified_name(&key.to_lowercase()));
+                let key = key.to_lowercase();
+                faults.invalid_each(outer, &key, names::qualified_name(&key));
             }
-            "metadata.labels" => faults.invalid_each(&at, path, names::qualified_name(key)),
-            _ => faults.invalid(&at, path, "does not support subscript"),
+            "metadata.labels" => faults.invalid_each(outer, key, names::qualified_name(key)),
+            _ => {
+                let detail =
+                    format!("error converting fieldPath: field label does not support subscript: {path}");
+                faults.invalid(&at, path, &detail);
+            }
         }
     } else if !known.contains(&path) {
         if FILE_FIELDS.contains(&path) || POD_FIELDS.contains(&path) {
