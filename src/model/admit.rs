@@ -1,11 +1,25 @@
 //! The door: how a document from outside becomes a [`Sealed`] object.
 //!
 //! Owns the order of steps: parse (typed, unknown and duplicate fields found) → identity (name, namespace, uid,
-//! creation time, generation, immutable metadata) → defaults → validation → seal.
+//! creation time, generation, immutable metadata) → defaults → validation → seal. What a kind adds to it is in
+//! `rules.rs`. Invariant: what passes is complete and valid; admitting it again changes nothing.
 
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::{
+    api::core::v1,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    jiff::Timestamp,
+};
 
-use super::{Kind, Object, Sealed, Uid, seal_json};
+use super::{
+    Kind, Object, Sealed, Uid, decode::decode, fault::Faults, object::seal_owned, rules::Rules, validate,
+};
+pub use super::{
+    deletion::{mark_deleting, remove_finalizer},
+    unsupported::unsupported,
+};
+
+/// The longest name that `generateName` makes, suffix included.
+const GENERATED_NAME_MAX: usize = 63;
 
 /// What to do about unknown and duplicate fields (`fieldValidation=`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -72,16 +86,18 @@ pub struct Cause {
 /// # Errors
 /// See [`Rejection`].
 pub fn admit_create(kind: Kind, json: &[u8], how: &Admission<'_>) -> Result<Admitted, Rejection> {
-    let mut value: serde_json::Value =
-        serde_json::from_slice(json).map_err(|e| Rejection::BadRequest(e.to_string()))?;
-    value["metadata"]["uid"] = how.uid.as_str().into();
-    value["metadata"]["creationTimestamp"] = how.now.to_string().into();
-    if kind.namespaced() {
-        value["metadata"]["namespace"] = how.namespace.into();
+    match kind {
+        Kind::Namespace => create::<v1::Namespace>(json, how),
+        Kind::Node => create::<v1::Node>(json, how),
+        Kind::Pod => create::<v1::Pod>(json, how),
+        Kind::ReplicationController => create::<v1::ReplicationController>(json, how),
+        Kind::Service => create::<v1::Service>(json, how),
+        Kind::Endpoints => create::<v1::Endpoints>(json, how),
+        Kind::Event => create::<v1::Event>(json, how),
+        Kind::ConfigMap => create::<v1::ConfigMap>(json, how),
+        Kind::Secret => create::<v1::Secret>(json, how),
+        Kind::ServiceAccount => create::<v1::ServiceAccount>(json, how),
     }
-    let bytes = value.to_string();
-    let sealed = seal_json(kind, bytes.as_bytes()).map_err(|e| Rejection::BadRequest(e.to_string()))?;
-    Ok(Admitted { sealed, warnings: Vec::new(), unchanged: false })
 }
 
 /// Which part of an object an update may change.
@@ -105,7 +121,131 @@ pub fn admit_update(
     part: Part,
     how: &Admission<'_>,
 ) -> Result<Admitted, Rejection> {
-    let _ = (current, part, how);
-    let sealed = seal_json(kind, json).map_err(|e| Rejection::BadRequest(e.to_string()))?;
-    Ok(Admitted { sealed, warnings: Vec::new(), unchanged: false })
+    match kind {
+        Kind::Namespace => update::<v1::Namespace>(current, json, part, how),
+        Kind::Node => update::<v1::Node>(current, json, part, how),
+        Kind::Pod => update::<v1::Pod>(current, json, part, how),
+        Kind::ReplicationController => update::<v1::ReplicationController>(current, json, part, how),
+        Kind::Service => update::<v1::Service>(current, json, part, how),
+        Kind::Endpoints => update::<v1::Endpoints>(current, json, part, how),
+        Kind::Event => update::<v1::Event>(current, json, part, how),
+        Kind::ConfigMap => update::<v1::ConfigMap>(current, json, part, how),
+        Kind::Secret => update::<v1::Secret>(current, json, part, how),
+        Kind::ServiceAccount => update::<v1::ServiceAccount>(current, json, part, how),
+    }
 }
+
+fn create<K: Rules>(json: &[u8], how: &Admission<'_>) -> Result<Admitted, Rejection> {
+    let (mut object, mut warnings) = decode::<K>(json, how.fields)?;
+    // Documents carry whole seconds; the facet must say the same.
+    let now = Time(Timestamp::from_second(how.now.as_second()).unwrap_or(how.now));
+    let meta = object.meta_mut();
+    home(K::KIND, meta, how)?;
+    if meta.name.as_deref().is_none_or(str::is_empty) {
+        meta.name = meta.generate_name.as_deref().filter(|p| !p.is_empty()).map(|p| generated(p, how.suffix));
+    }
+    meta.uid = Some(how.uid.to_string());
+    meta.creation_timestamp = Some(now.clone());
+    meta.deletion_timestamp = None;
+    meta.deletion_grace_period_seconds = None;
+    meta.generation = None;
+    forget_bookkeeping(meta);
+    object.prepare_create(&now);
+    object.fill_in();
+    let mut faults = Faults::default();
+    validate::meta(K::KIND, object.meta(), &mut faults);
+    object.validate(&mut faults);
+    faults.into_result().map_err(Rejection::Invalid)?;
+    warnings.extend(object.warnings());
+    let sealed = seal_owned(object).map_err(|e| Rejection::BadRequest(e.to_string()))?;
+    Ok(Admitted { sealed, warnings, unchanged: false })
+}
+
+fn update<K: Rules>(
+    current: &Object,
+    json: &[u8],
+    part: Part,
+    how: &Admission<'_>,
+) -> Result<Admitted, Rejection> {
+    let (mut object, mut warnings) = decode::<K>(json, how.fields)?;
+    let old: K = current
+        .parse()
+        .map_err(|e| Rejection::BadRequest(format!("the stored {} cannot be read: {e}", current.key)))?;
+    let meta = object.meta_mut();
+    home(K::KIND, meta, how)?;
+    let name = how.name.unwrap_or(&current.key.name);
+    let given = meta.name.as_deref().unwrap_or_default();
+    if given != name {
+        return Err(Rejection::BadRequest(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        )));
+    }
+    keep_identity(meta, old.meta());
+    forget_bookkeeping(meta);
+    object.fill_in();
+    object.prepare_update(&old, part);
+    let mut faults = Faults::default();
+    validate::meta(K::KIND, object.meta(), &mut faults);
+    validate::meta_update(object.meta(), old.meta(), &mut faults);
+    object.validate_update(&old, part, &mut faults);
+    faults.into_result().map_err(Rejection::Invalid)?;
+    if part == Part::Main {
+        warnings.extend(object.warnings());
+    }
+    let sealed = seal_owned(object).map_err(|e| Rejection::BadRequest(e.to_string()))?;
+    let unchanged = sealed.same_as(current);
+    Ok(Admitted { sealed, warnings, unchanged })
+}
+
+/// The object lives where the URL says.
+fn home(kind: Kind, meta: &mut ObjectMeta, how: &Admission<'_>) -> Result<(), Rejection> {
+    if !kind.namespaced() {
+        meta.namespace = None;
+        return Ok(());
+    }
+    match meta.namespace.as_deref() {
+        None | Some("") => meta.namespace = Some(how.namespace.to_owned()),
+        Some(given) if given == how.namespace => {}
+        Some(_) => {
+            return Err(Rejection::BadRequest(
+                "the namespace of the provided object does not match the namespace sent on the request"
+                    .into(),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn generated(prefix: &str, suffix: &str) -> String {
+    let mut end = prefix.len().min(GENERATED_NAME_MAX.saturating_sub(suffix.len()));
+    while !prefix.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{suffix}", &prefix[..end])
+}
+
+/// Fields that others keep (the store the revision) or that nobody keeps.
+fn forget_bookkeeping(meta: &mut ObjectMeta) {
+    meta.resource_version = None;
+    meta.self_link = None;
+    meta.managed_fields = None;
+}
+
+/// Takes over what the client may leave out of an update and may not change.
+fn keep_identity(meta: &mut ObjectMeta, old: &ObjectMeta) {
+    if meta.uid.as_deref().is_none_or(str::is_empty) {
+        meta.uid.clone_from(&old.uid);
+    }
+    if meta.creation_timestamp.is_none() {
+        meta.creation_timestamp.clone_from(&old.creation_timestamp);
+    }
+    if old.deletion_timestamp.is_some() {
+        meta.deletion_timestamp.clone_from(&old.deletion_timestamp);
+        meta.deletion_grace_period_seconds = old.deletion_grace_period_seconds;
+    }
+    meta.generation = old.generation;
+}
+
+#[cfg(test)]
+#[path = "admit_tests.rs"]
+mod tests;

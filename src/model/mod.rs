@@ -3,15 +3,26 @@
 //! The bottom of the house: everything may use it, it uses nothing of ours. Pure data and pure functions.
 
 pub mod admit;
+mod decode;
+mod defaults;
+mod deletion;
 mod facet;
+mod fault;
+mod field_selector;
 mod key;
 mod kind;
+mod merge;
+mod names;
 mod object;
 pub mod quantity;
 pub mod registry;
+mod rules;
 pub mod selector;
 mod snapshot;
 pub mod table;
+mod table_pod;
+mod unsupported;
+mod validate;
 
 pub use facet::{
     ControllerFacet, EventFacet, KindFacet, NodeFacet, Phase, PodFacet, Resources, ServiceFacet,

@@ -72,6 +72,17 @@ impl Sealed {
         Object { key: self.key, revision, facet: self.facet, json: json.into() }
     }
 
+    /// Whether this is the same document as the object's, but for `resourceVersion`.
+    pub fn same_as(&self, object: &Object) -> bool {
+        let (head, tail) = self.json.split_at(self.splice);
+        let field = format!("\"resourceVersion\":\"{}\",", object.revision);
+        object
+            .json
+            .strip_prefix(head)
+            .and_then(|rest| rest.strip_prefix(field.as_bytes()))
+            .is_some_and(|rest| rest == tail)
+    }
+
     /// The document without `resourceVersion`: what is written to disk beside the revision.
     pub fn document(&self) -> &[u8] {
         &self.json
@@ -116,8 +127,15 @@ pub enum SealError {
 /// # Errors
 /// When name or uid are missing.
 pub fn seal<K: Stored>(object: &K) -> Result<Sealed, SealError> {
+    seal_owned(object.clone())
+}
+
+/// As [`seal`], for an object that is not needed any more.
+///
+/// # Errors
+/// As [`seal`].
+pub fn seal_owned<K: Stored>(mut object: K) -> Result<Sealed, SealError> {
     let kind = K::KIND;
-    let mut object = object.clone();
     object.meta_mut().resource_version = None;
     let meta = object.meta();
     let name = meta.name.as_deref().ok_or(SealError::Incomplete { kind, field: "name" })?;
@@ -146,7 +164,7 @@ pub fn seal_json(kind: Kind, json: &[u8]) -> Result<Sealed, SealError> {
     fn go<K: Stored>(json: &[u8]) -> Result<Sealed, SealError> {
         let object: K =
             serde_json::from_slice(json).map_err(|source| SealError::Parse { kind: K::KIND, source })?;
-        seal(&object)
+        seal_owned(object)
     }
     match kind {
         Kind::Namespace => go::<v1::Namespace>(json),

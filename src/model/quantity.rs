@@ -1,6 +1,6 @@
 //! Kubernetes quantities: `100m`, `1.5`, `64Mi`, `2e3`.
 //!
-//! Owns: parsing of `resource.Quantity` texts to exact integers. Grammar as in apimachinery's `quantity.go`: a signed
+//! Owns: parsing of `resource.Quantity` texts to exact integers, and their canonical form. Grammar as in apimachinery's `quantity.go`: a signed
 //! decimal number, then a binary suffix (Ki…Ei), a decimal suffix (n u m k M G T P E) or an exponent.
 
 /// Why a text is no quantity.
@@ -15,6 +15,11 @@ pub struct QuantityError(pub String);
 /// # Errors
 /// When the text is no quantity, or does not fit.
 pub fn parse_milli(text: &str) -> Result<i128, QuantityError> {
+    parse_scaled(text, 3)
+}
+
+/// Parses a quantity into units of `10^-decimals`, rounded up.
+fn parse_scaled(text: &str, decimals: i32) -> Result<i128, QuantityError> {
     let bad = || QuantityError(text.to_owned());
     let (negative, rest) = match text.as_bytes().first() {
         Some(b'-') => (true, &text[1..]),
@@ -29,7 +34,7 @@ pub fn parse_milli(text: &str) -> Result<i128, QuantityError> {
         return Err(bad());
     }
     let digits: i128 = format!("0{whole}{fraction}").parse().map_err(|_| bad())?;
-    // The value in thousandths is digits * scale * 10^power.
+    // The value is digits * scale * 10^power.
     let (scale, power): (i128, i32) = match suffix {
         "" => (1, 0),
         "n" => (1, -9),
@@ -56,16 +61,47 @@ pub fn parse_milli(text: &str) -> Result<i128, QuantityError> {
         }
         _ => return Err(bad()),
     };
-    let power = power + 3 - i32::try_from(fraction.len()).map_err(|_| bad())?;
+    let power = power + decimals - i32::try_from(fraction.len()).map_err(|_| bad())?;
     let scaled = digits.checked_mul(scale).ok_or_else(bad)?;
     let ten = |n: i32| 10_i128.checked_pow(n.unsigned_abs());
-    let milli = if power >= 0 {
+    let value = if power >= 0 {
         ten(power).and_then(|t| scaled.checked_mul(t)).ok_or_else(bad)?
     } else {
         // A divisor beyond i128 leaves less than one thousandth, which rounds up to one.
         ten(power).map_or(i128::from(scaled > 0), |t| scaled / t + i128::from(scaled % t != 0))
     };
-    Ok(if negative { -milli } else { milli })
+    Ok(if negative { -value } else { value })
+}
+
+/// The form in which Kubernetes writes a quantity: the largest suffix of its family that needs no fraction (`1000m` →
+/// `1`, `0.5` → `500m`, `1024Mi` → `1Gi`). What is no quantity, or too large to compute with, comes back as it is.
+pub fn canonical(text: &str) -> String {
+    const DECIMAL: [&str; 10] = ["n", "u", "m", "", "k", "M", "G", "T", "P", "E"];
+    const BINARY: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    const NANO: i128 = 1_000_000_000;
+    let Ok(nano) = parse_scaled(text, 9) else { return text.to_owned() };
+    if nano == 0 {
+        return "0".to_owned();
+    }
+    // As Kubernetes does, small or broken binary amounts are written in decimals.
+    if text.ends_with('i') && nano % NANO == 0 && nano.abs() >= 1024 * NANO {
+        let (mut value, mut step) = (nano / NANO, 0);
+        while value % 1024 == 0 && step + 1 < BINARY.len() {
+            value /= 1024;
+            step += 1;
+        }
+        return format!("{value}{}", BINARY[step]);
+    }
+    let (mut value, mut step) = (nano, 0);
+    while value % 1000 == 0 && step + 1 < DECIMAL.len() {
+        value /= 1000;
+        step += 1;
+    }
+    let exponent = text.find(['e', 'E']).is_some_and(|at| at + 1 < text.len());
+    match DECIMAL[step] {
+        suffix if !exponent || suffix.is_empty() => format!("{value}{suffix}"),
+        _ => format!("{value}e{}", 3 * i32::try_from(step).unwrap_or_default() - 9),
+    }
 }
 
 /// Parses a quantity into whole units (bytes, pieces), rounded up; saturates at `i64`.
@@ -101,6 +137,42 @@ mod tests {
         }
         assert_eq!(parse_units("1500m"), Ok(2));
         assert_eq!(parse_units("9Ei"), Ok(i64::MAX));
+    }
+
+    #[test]
+    fn the_canonical_form_is_kubernetes() {
+        for (text, canonical_text) in [
+            ("1000m", "1"),
+            ("0.5", "500m"),
+            ("1024Mi", "1Gi"),
+            ("1.5Gi", "1536Mi"),
+            ("1Ki", "1Ki"),
+            ("0.5Ki", "512"),
+            ("1000", "1k"),
+            ("1500", "1500"),
+            ("2e3", "2e3"),
+            ("2000e0", "2e3"),
+            ("1E", "1E"),
+            ("-1000m", "-1"),
+            ("0.0", "0"),
+            ("1n", "1n"),
+            ("abc", "abc"),
+        ] {
+            assert_eq!(canonical(text), canonical_text, "{text}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_text_panics_and_the_canonical_form_says_the_same(
+            text in "[+-]?[0-9]{0,12}(\\.[0-9]{0,6})?(n|u|m|k|M|G|T|P|E|Ki|Mi|Gi|e3|e-3)?|.{0,12}"
+        ) {
+            let once = canonical(&text);
+            proptest::prop_assert_eq!(canonical(&once), once.clone());
+            if let Ok(value) = parse_scaled(&text, 9) {
+                proptest::prop_assert_eq!(parse_scaled(&once, 9), Ok(value));
+            }
+        }
     }
 
     #[test]

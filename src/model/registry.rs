@@ -1,6 +1,10 @@
 //! The registry of kinds: what a kind means to the API, one row each.
+//!
+//! Owns: names, verbs and subresources as discovery tells them. How lists merge under a strategic merge patch is in
+//! [`merge_key`]; columns are in [`crate::model::table`], defaults and validation in [`crate::model::admit`].
 
 use super::Kind;
+pub use super::merge::{MergeStrategy, merge_key};
 
 /// What the API must know of a kind beyond its name.
 #[derive(Debug)]
@@ -32,18 +36,156 @@ pub struct Subresource {
     pub verbs: &'static [&'static str],
 }
 
-/// The row of a kind.
-pub fn row(kind: Kind) -> &'static Row {
-    const VERBS: &[&str] =
-        &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
-    static POD: Row = Row {
+const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+/// Namespaces go one by one.
+const NAMESPACE_VERBS: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
+const READ_WRITE: &[&str] = &["get", "patch", "update"];
+
+const fn status(kind: &'static str) -> Subresource {
+    Subresource { name: "status", kind, group_version: None, verbs: READ_WRITE }
+}
+
+static ROWS: [Row; Kind::ALL.len()] = [
+    Row {
+        kind: Kind::Namespace,
+        singular: "namespace",
+        short_names: &["ns"],
+        categories: &[],
+        verbs: NAMESPACE_VERBS,
+        subresources: &[
+            Subresource { name: "finalize", kind: "Namespace", group_version: None, verbs: &["update"] },
+            status("Namespace"),
+        ],
+    },
+    Row {
+        kind: Kind::Node,
+        singular: "node",
+        short_names: &["no"],
+        categories: &[],
+        verbs: VERBS,
+        subresources: &[status("Node")],
+    },
+    Row {
         kind: Kind::Pod,
         singular: "pod",
         short_names: &["po"],
         categories: &["all"],
         verbs: VERBS,
+        subresources: &[
+            Subresource { name: "binding", kind: "Binding", group_version: None, verbs: &["create"] },
+            Subresource {
+                name: "eviction",
+                kind: "Eviction",
+                group_version: Some(("policy", "v1")),
+                verbs: &["create"],
+            },
+            Subresource { name: "log", kind: "Pod", group_version: None, verbs: &["get"] },
+            status("Pod"),
+        ],
+    },
+    Row {
+        kind: Kind::ReplicationController,
+        singular: "replicationcontroller",
+        short_names: &["rc"],
+        categories: &["all"],
+        verbs: VERBS,
+        subresources: &[
+            Subresource {
+                name: "scale",
+                kind: "Scale",
+                group_version: Some(("autoscaling", "v1")),
+                verbs: READ_WRITE,
+            },
+            status("ReplicationController"),
+        ],
+    },
+    Row {
+        kind: Kind::Service,
+        singular: "service",
+        short_names: &["svc"],
+        categories: &["all"],
+        verbs: VERBS,
+        subresources: &[status("Service")],
+    },
+    Row {
+        kind: Kind::Endpoints,
+        singular: "endpoints",
+        short_names: &["ep"],
+        categories: &[],
+        verbs: VERBS,
         subresources: &[],
-    };
-    let _ = kind;
-    &POD
+    },
+    Row {
+        kind: Kind::Event,
+        singular: "event",
+        short_names: &["ev"],
+        categories: &[],
+        verbs: VERBS,
+        subresources: &[],
+    },
+    Row {
+        kind: Kind::ConfigMap,
+        singular: "configmap",
+        short_names: &["cm"],
+        categories: &[],
+        verbs: VERBS,
+        subresources: &[],
+    },
+    Row {
+        kind: Kind::Secret,
+        singular: "secret",
+        short_names: &[],
+        categories: &[],
+        verbs: VERBS,
+        subresources: &[],
+    },
+    Row {
+        kind: Kind::ServiceAccount,
+        singular: "serviceaccount",
+        short_names: &["sa"],
+        categories: &[],
+        verbs: VERBS,
+        subresources: &[],
+    },
+];
+
+/// The row of a kind.
+pub fn row(kind: Kind) -> &'static Row {
+    // The rows lie in the order of the kinds, which a test checks.
+    &ROWS[kind as usize]
+}
+
+/// The kind that a URL's group (`""` for the core group), version and plural name.
+pub fn find(group: &str, version: &str, plural: &str) -> Option<Kind> {
+    Kind::ALL.into_iter().find(|kind| {
+        let (g, v) = kind.api_version().split_once('/').unwrap_or(("", kind.api_version()));
+        g == group && v == version && kind.plural() == plural
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_has_its_own_row() {
+        for kind in Kind::ALL {
+            assert_eq!(row(kind).kind, kind);
+            assert_eq!(find("", "v1", kind.plural()), Some(kind));
+        }
+    }
+
+    #[test]
+    fn what_is_not_served_is_not_found() {
+        assert_eq!(find("apps", "v1", "pods"), None);
+        assert_eq!(find("", "v2", "pods"), None);
+        assert_eq!(find("", "v1", "pod"), None);
+    }
+
+    #[test]
+    fn subresources_are_told_in_the_order_of_their_names() {
+        for kind in Kind::ALL {
+            assert!(row(kind).subresources.is_sorted_by_key(|s| s.name), "{kind}");
+        }
+    }
 }

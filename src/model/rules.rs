@@ -1,0 +1,384 @@
+//! What each kind adds to admission: who owns which part, what is filled in, what is refused.
+//!
+//! Owns: [`Rules`], the kind's side of [`crate::model::admit`], after Kubernetes' registry strategies
+//! (`PrepareForCreate`, `PrepareForUpdate`, defaults, validation). Invariant: all of it is pure, and `fill_in` is
+//! idempotent, so an object that is sent back as it was received is unchanged.
+
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::{
+        ConfigMap, Endpoints, Event, LoadBalancerStatus, Namespace, Node, Pod, PodCondition, PodStatus,
+        ReplicationController, ReplicationControllerStatus, Secret, Service, ServiceAccount, ServiceStatus,
+    },
+    apimachinery::pkg::{apis::meta::v1::Time, util::intstr::IntOrString},
+};
+
+use super::{
+    Stored,
+    admit::Part,
+    defaults::{self, text},
+    fault::Faults,
+    unsupported, validate,
+};
+
+/// The label that carries a namespace's own name.
+const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
+/// The finalizer that keeps a namespace until its content is gone.
+const NAMESPACE_FINALIZER: &str = "kubernetes";
+/// How long a client stays with its pod under `ClientIP` affinity.
+const AFFINITY_SECONDS: i32 = 10_800;
+
+/// A kind's part of admission.
+pub(crate) trait Rules: Stored + PartialEq {
+    /// Takes away what a client may not set on a new object. `now` is the creation's time.
+    fn prepare_create(&mut self, now: &Time) {
+        let _ = now;
+    }
+
+    /// Fills in defaults.
+    fn fill_in(&mut self) {}
+
+    /// Takes over from `old` what this part of an update does not own.
+    fn prepare_update(&mut self, old: &Self, part: Part) {
+        let _ = (old, part);
+    }
+
+    /// Finds what is wrong (metadata excepted).
+    fn validate(&self, faults: &mut Faults);
+
+    /// Finds what is wrong with a new state, also compared with the old one (metadata excepted).
+    fn validate_update(&self, old: &Self, part: Part, faults: &mut Faults) {
+        let _ = (old, part);
+        self.validate(faults);
+    }
+
+    /// What is accepted and yet worth a warning.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
+}
+
+impl Rules for Pod {
+    fn prepare_create(&mut self, now: &Time) {
+        let gated = self.spec.as_ref().is_some_and(|s| s.scheduling_gates.iter().flatten().next().is_some());
+        let gate = PodCondition {
+            type_: "PodScheduled".into(),
+            status: "False".into(),
+            reason: Some("SchedulingGated".into()),
+            message: Some("Scheduling is blocked due to non-empty scheduling gates".into()),
+            last_transition_time: Some(now.clone()),
+            ..PodCondition::default()
+        };
+        self.status = Some(PodStatus {
+            phase: Some("Pending".into()),
+            conditions: gated.then(|| vec![gate]),
+            ..PodStatus::default()
+        });
+    }
+
+    fn fill_in(&mut self) {
+        defaults::pod(self);
+        let class = self.spec.as_ref().map(defaults::qos_class);
+        let status = self.status.get_or_insert_default();
+        text(&mut status.phase, "Pending");
+        // The class is decided once: it is a property of what was asked for at creation.
+        if let Some(class) = class {
+            text(&mut status.qos_class, class);
+        }
+    }
+
+    fn prepare_update(&mut self, old: &Self, part: Part) {
+        match part {
+            Part::Main => self.status.clone_from(&old.status),
+            Part::Status => {
+                self.spec.clone_from(&old.spec);
+                self.metadata.owner_references.clone_from(&old.metadata.owner_references);
+            }
+        }
+    }
+
+    fn validate(&self, faults: &mut Faults) {
+        validate::pod(self, faults);
+    }
+
+    fn validate_update(&self, old: &Self, part: Part, faults: &mut Faults) {
+        match part {
+            Part::Main => validate::pod_update(self, old, faults),
+            Part::Status => validate::pod_status_update(self, old, faults),
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        unsupported::unsupported(self)
+    }
+}
+
+impl Rules for ReplicationController {
+    fn prepare_create(&mut self, _now: &Time) {
+        self.status = Some(ReplicationControllerStatus::default());
+        self.metadata.generation = Some(1);
+    }
+
+    fn fill_in(&mut self) {
+        let spec = self.spec.get_or_insert_default();
+        spec.replicas.get_or_insert(1);
+        if let Some(template) = &mut spec.template {
+            let labels = template.metadata.as_ref().and_then(|m| m.labels.as_ref()).filter(|l| !l.is_empty());
+            if let Some(labels) = labels {
+                if spec.selector.as_ref().is_none_or(|s| s.is_empty()) {
+                    spec.selector = Some(labels.clone());
+                }
+                if self.metadata.labels.as_ref().is_none_or(|l| l.is_empty()) {
+                    self.metadata.labels = Some(labels.clone());
+                }
+            }
+            template.metadata.get_or_insert_default();
+            defaults::pod_spec(template.spec.get_or_insert_default());
+        }
+        self.status.get_or_insert_default();
+    }
+
+    fn prepare_update(&mut self, old: &Self, part: Part) {
+        match part {
+            Part::Main => {
+                self.status.clone_from(&old.status);
+                if self.spec != old.spec {
+                    self.metadata.generation = Some(old.metadata.generation.unwrap_or(0) + 1);
+                }
+            }
+            Part::Status => self.spec.clone_from(&old.spec),
+        }
+    }
+
+    fn validate(&self, faults: &mut Faults) {
+        validate::replication_controller(self, faults);
+    }
+
+    fn validate_update(&self, _old: &Self, part: Part, faults: &mut Faults) {
+        match part {
+            Part::Main => self.validate(faults),
+            Part::Status => validate::replication_controller_status(self, faults),
+        }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let template = self.spec.as_ref().and_then(|s| s.template.as_ref()).and_then(|t| t.spec.as_ref());
+        template.map(|spec| unsupported::unsupported_spec(spec, "spec.template.spec")).unwrap_or_default()
+    }
+}
+
+impl Rules for Service {
+    fn prepare_create(&mut self, _now: &Time) {
+        self.status = Some(ServiceStatus {
+            load_balancer: Some(LoadBalancerStatus::default()),
+            ..ServiceStatus::default()
+        });
+    }
+
+    fn fill_in(&mut self) {
+        let spec = self.spec.get_or_insert_default();
+        text(&mut spec.type_, "ClusterIP");
+        text(&mut spec.session_affinity, "None");
+        let type_ = spec.type_.clone().unwrap_or_default();
+        if spec.session_affinity.as_deref() == Some("None") {
+            spec.session_affinity_config = None;
+        } else if spec.session_affinity.as_deref() == Some("ClientIP") {
+            let config = spec.session_affinity_config.get_or_insert_default();
+            config.client_ip.get_or_insert_default().timeout_seconds.get_or_insert(AFFINITY_SECONDS);
+        }
+        for port in spec.ports.iter_mut().flatten() {
+            text(&mut port.protocol, "TCP");
+            let missing = match &port.target_port {
+                None | Some(IntOrString::Int(0)) => true,
+                Some(IntOrString::String(name)) => name.is_empty(),
+                Some(IntOrString::Int(_)) => false,
+            };
+            if missing {
+                port.target_port = Some(IntOrString::Int(port.port));
+            }
+        }
+        let outside = type_ == "NodePort" || type_ == "LoadBalancer";
+        if outside || (type_ == "ClusterIP" && spec.external_ips.iter().flatten().next().is_some()) {
+            text(&mut spec.external_traffic_policy, "Cluster");
+        }
+        if outside || type_ == "ClusterIP" {
+            text(&mut spec.internal_traffic_policy, "Cluster");
+            text(&mut spec.ip_family_policy, "SingleStack");
+            if spec.ip_families.as_ref().is_none_or(Vec::is_empty) {
+                spec.ip_families = Some(vec!["IPv4".into()]);
+            }
+            let ip = spec.cluster_ip.as_ref().filter(|ip| !ip.is_empty());
+            if let (Some(ip), true) = (ip, spec.cluster_ips.as_ref().is_none_or(Vec::is_empty)) {
+                spec.cluster_ips = Some(vec![ip.clone()]);
+            }
+        }
+        if type_ == "LoadBalancer" {
+            spec.allocate_load_balancer_node_ports.get_or_insert(true);
+        }
+        let status = self.status.get_or_insert_default();
+        status.load_balancer.get_or_insert_default();
+    }
+
+    fn prepare_update(&mut self, old: &Self, part: Part) {
+        if part == Part::Status {
+            self.spec.clone_from(&old.spec);
+            return;
+        }
+        self.status.clone_from(&old.status);
+        let (Some(new), Some(old)) = (&mut self.spec, &old.spec) else { return };
+        let external = |type_: &Option<String>| type_.as_deref() == Some("ExternalName");
+        if external(&new.type_) || external(&old.type_) {
+            return;
+        }
+        // What the cluster has given out stays given out when the client does not name it again.
+        if new.cluster_ip.as_deref().is_none_or(str::is_empty) {
+            new.cluster_ip.clone_from(&old.cluster_ip);
+            new.cluster_ips.clone_from(&old.cluster_ips);
+        }
+        let keeps_ports = |t: &Option<String>| matches!(t.as_deref(), Some("NodePort" | "LoadBalancer"));
+        if keeps_ports(&new.type_) && keeps_ports(&old.type_) {
+            for port in new.ports.iter_mut().flatten().filter(|p| p.node_port.unwrap_or(0) == 0) {
+                let before = old
+                    .ports
+                    .iter()
+                    .flatten()
+                    .find(|p| p.name == port.name && p.protocol == port.protocol && p.port == port.port);
+                port.node_port = before.and_then(|p| p.node_port);
+            }
+            if new.health_check_node_port.unwrap_or(0) == 0 {
+                new.health_check_node_port = old.health_check_node_port;
+            }
+        }
+    }
+
+    fn validate(&self, faults: &mut Faults) {
+        validate::service(self, faults);
+    }
+
+    fn validate_update(&self, old: &Self, part: Part, faults: &mut Faults) {
+        if part == Part::Main {
+            validate::service_update(self, old, faults);
+        }
+    }
+}
+
+impl Rules for Namespace {
+    fn prepare_create(&mut self, _now: &Time) {
+        self.status = None;
+    }
+
+    fn fill_in(&mut self) {
+        if let Some(name) = self.metadata.name.clone().filter(|n| !n.is_empty()) {
+            self.metadata.labels.get_or_insert_default().insert(NAMESPACE_NAME_LABEL.into(), name);
+        }
+        text(&mut self.status.get_or_insert_default().phase, "Active");
+        // A namespace on its way out loses its finalizer in the end, and must not get it back.
+        if self.metadata.deletion_timestamp.is_none() {
+            let finalizers = self.spec.get_or_insert_default().finalizers.get_or_insert_default();
+            if !finalizers.iter().any(|f| f == NAMESPACE_FINALIZER) {
+                finalizers.push(NAMESPACE_FINALIZER.into());
+            }
+        }
+    }
+
+    fn prepare_update(&mut self, old: &Self, part: Part) {
+        self.spec.clone_from(&old.spec);
+        if part == Part::Main {
+            self.status.clone_from(&old.status);
+        }
+    }
+
+    fn validate(&self, faults: &mut Faults) {
+        validate::namespace(self, faults);
+    }
+
+    fn validate_update(&self, _old: &Self, part: Part, faults: &mut Faults) {
+        if part == Part::Status {
+            validate::namespace_status(self, faults);
+        }
+    }
+}
+
+impl Rules for Node {
+    fn fill_in(&mut self) {
+        self.spec.get_or_insert_default();
+        let status = self.status.get_or_insert_default();
+        for list in [&mut status.capacity, &mut status.allocatable].into_iter().flatten() {
+            defaults::canonical(list);
+        }
+        if status.allocatable.is_none() {
+            status.allocatable.clone_from(&status.capacity);
+        }
+    }
+
+    fn prepare_update(&mut self, old: &Self, part: Part) {
+        match part {
+            Part::Main => self.status.clone_from(&old.status),
+            Part::Status => self.spec.clone_from(&old.spec),
+        }
+    }
+
+    fn validate(&self, faults: &mut Faults) {
+        validate::node(self, faults);
+    }
+
+    fn validate_update(&self, old: &Self, _part: Part, faults: &mut Faults) {
+        validate::node_update(self, old, faults);
+    }
+}
+
+impl Rules for ConfigMap {
+    fn validate(&self, faults: &mut Faults) {
+        validate::config_map(self, faults);
+    }
+
+    fn validate_update(&self, old: &Self, _part: Part, faults: &mut Faults) {
+        validate::config_map_update(self, old, faults);
+    }
+}
+
+impl Rules for Secret {
+    fn fill_in(&mut self) {
+        for (key, value) in self.string_data.take().into_iter().flatten() {
+            self.data.get_or_insert_default().insert(key, ByteString(value.into_bytes()));
+        }
+        text(&mut self.type_, "Opaque");
+    }
+
+    fn prepare_update(&mut self, old: &Self, _part: Part) {
+        // An update need not say the type again.
+        if let Some(type_) = old.type_.as_ref().filter(|_| self.type_.as_deref() == Some("Opaque")) {
+            self.type_ = Some(type_.clone());
+        }
+    }
+
+    fn validate(&self, faults: &mut Faults) {
+        validate::secret(self, faults);
+    }
+
+    fn validate_update(&self, old: &Self, _part: Part, faults: &mut Faults) {
+        validate::secret_update(self, old, faults);
+    }
+}
+
+impl Rules for ServiceAccount {
+    fn validate(&self, _faults: &mut Faults) {}
+}
+
+impl Rules for Endpoints {
+    fn fill_in(&mut self) {
+        for port in self.subsets.iter_mut().flatten().flat_map(|s| s.ports.iter_mut().flatten()) {
+            text(&mut port.protocol, "TCP");
+        }
+    }
+
+    fn validate(&self, faults: &mut Faults) {
+        validate::endpoints(self, faults);
+    }
+}
+
+impl Rules for Event {
+    fn validate(&self, faults: &mut Faults) {
+        validate::event(self, faults);
+    }
+}
