@@ -7,6 +7,7 @@ pub mod outside;
 pub mod reconciler;
 pub mod replication;
 pub mod scheduler;
+pub mod store;
 pub mod supervisor;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -39,6 +39,17 @@ impl Object {
         &self.facet.meta.uid
     }
 
+    /// The same state under a later revision: how the end of an object is told.
+    pub fn restamped(&self, revision: Revision) -> Object {
+        let old = format!("\"metadata\":{{\"resourceVersion\":\"{}\"", self.revision);
+        let new = format!("\"metadata\":{{\"resourceVersion\":\"{revision}\"");
+        let json = match self.json.windows(old.len()).position(|w| w == old.as_bytes()) {
+            Some(at) => [&self.json[..at], new.as_bytes(), &self.json[at + old.len()..]].concat().into(),
+            None => self.json.clone(),
+        };
+        Object { key: self.key.clone(), revision, facet: self.facet.clone(), json }
+    }
+
     /// Parses the document back into Kubernetes' type for it.
     ///
     /// # Errors
