@@ -67,37 +67,37 @@ const MAX_HEADER_LINES: usize = 10;
 
 #[test]
 fn every_arrow_between_rooms_points_down() {
-    each_source(|path, source| layers(path, source));
+    each_source(layers);
 }
 
 #[test]
 fn decisions_and_nouns_are_pure() {
-    each_source(|path, source| purity(path, source));
+    each_source(purity);
 }
 
 #[test]
 fn every_file_opens_with_a_short_header() {
-    each_source(|path, source| header(path, source));
+    each_source(header);
 }
 
 #[test]
 fn no_file_is_long() {
-    each_source(|path, source| size(path, source));
+    each_source(size);
 }
 
 #[test]
 fn words_stay_where_they_belong() {
-    each_source(|path, source| words(path, source));
+    each_source(words);
 }
 
 #[test]
 fn the_tree_speaks_of_the_product_alone() {
-    each_text(|path, text| machine(path, text));
+    each_text(machine);
 }
 
 #[test]
 fn links_in_documents_lead_somewhere() {
-    each_text(|path, text| links(path, text));
+    each_text(links);
 }
 
 #[test]
@@ -263,7 +263,10 @@ fn is_file_of_ours(name: &str) -> bool {
 
 /// Files that are compiled for tests only, by their names.
 fn is_test_code(path: &str) -> bool {
-    path.ends_with("/tests.rs") || path.ends_with("/testing.rs") || path.ends_with("_tests.rs")
+    path.contains("/tests/")
+        || path.ends_with("/tests.rs")
+        || path.ends_with("/testing.rs")
+        || path.ends_with("_tests.rs")
 }
 
 /// The room of a source file: `src/net/codec.rs` is in `net`, `src/app.rs` and what is under `src/app/` in `app`.

@@ -1,10 +1,12 @@
 //! Thin shells: each reads its input, calls one function of [`crate::logic`], sends what came out.
 
 pub mod commit;
+pub mod events;
 pub mod follow;
 pub mod kubelet;
 pub mod nodes;
 pub mod outside;
+pub mod reconciler;
 pub mod replication;
 pub mod scheduler;
 pub mod store;

@@ -184,6 +184,6 @@ impl Bench {
 
     /// The reasons of all events so far.
     pub(crate) fn reasons(&self) -> Vec<String> {
-        self.recorded.lock().unwrap().iter().map(|e| e.reason.to_string()).collect()
+        self.recorded.lock().unwrap().iter().map(|e| e.0.reason.to_string()).collect()
     }
 }

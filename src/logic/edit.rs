@@ -8,11 +8,15 @@ use std::sync::Arc;
 
 use k8s_openapi::{
     api::core::v1,
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
     jiff::{SignedDuration, Timestamp},
 };
 
-use crate::model::{Key, Kind, KindFacet, Object, SealError, Sealed, Stored, seal};
+use crate::model::{
+    Key, Kind, KindFacet, Object, SealError, Sealed, Stored,
+    admit::{mark_deleting, remove_finalizer},
+    seal,
+};
 
 /// Grace of a pod whose spec names none, in seconds: Kubernetes' default.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
@@ -98,14 +102,8 @@ macro_rules! with_type {
 ///
 /// # Errors
 /// When the document is not of its kind.
-pub fn edit_meta(
-    object: &Arc<Object>,
-    change: impl FnOnce(&mut k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta),
-) -> Result<Edit, EditError> {
-    fn go<K: Stored>(
-        object: &Arc<Object>,
-        change: impl FnOnce(&mut k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta),
-    ) -> Result<Edit, EditError> {
+pub fn edit_meta(object: &Arc<Object>, change: impl FnOnce(&mut ObjectMeta)) -> Result<Edit, EditError> {
+    fn go<K: Stored>(object: &Arc<Object>, change: impl FnOnce(&mut ObjectMeta)) -> Result<Edit, EditError> {
         edit::<K>(object, |typed| change(typed.meta_mut()))
     }
     with_type!(object.key.kind, go(object, change))
@@ -138,12 +136,9 @@ fn grace_of(pod: &Arc<Object>) -> Result<i64, EditError> {
 
 fn mark(object: &Arc<Object>, now: Timestamp, grace_seconds: i64) -> Result<Edit, EditError> {
     let at = now.checked_add(SignedDuration::from_secs(grace_seconds)).unwrap_or(now);
-    edit_meta(object, |meta| {
-        meta.deletion_timestamp = Some(Time(at));
-        meta.deletion_grace_period_seconds = Some(grace_seconds);
-        // Kubernetes counts the mark as a change of the desired state.
-        meta.generation = meta.generation.map(|g| g.saturating_add(1));
-    })
+    let sealed = mark_deleting(object, at, grace_seconds, &[]);
+    let sealed = sealed.map_err(|source| EditError::Write { key: object.key.clone(), source })?;
+    Ok(Edit::Replace(sealed, object.clone()))
 }
 
 /// Ends an object without asking its node: for pods whose node is gone. Finalizers still hold it; `None` when they do
@@ -175,13 +170,9 @@ pub fn drop_finalizer(object: &Arc<Object>, finalizer: &str) -> Result<Option<Ed
     if last && meta.deleting.is_some() && !node_runs_it && !waits_for_content {
         return Ok(Some(Edit::Remove(object.clone())));
     }
-    edit_meta(object, |meta| {
-        if let Some(finalizers) = &mut meta.finalizers {
-            finalizers.retain(|f| f != finalizer);
-        }
-        meta.finalizers = meta.finalizers.take().filter(|f| !f.is_empty());
-    })
-    .map(Some)
+    let sealed = remove_finalizer(object, finalizer);
+    let sealed = sealed.map_err(|source| EditError::Write { key: object.key.clone(), source })?;
+    Ok(Some(Edit::Replace(sealed, object.clone())))
 }
 
 #[cfg(test)]

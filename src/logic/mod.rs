@@ -1,9 +1,14 @@
 //! Every decision, pure: no actor, runtime, clock, randomness or I/O. Time, seeds and limits are arguments.
 
 pub mod edit;
+pub mod endpoints;
+pub mod events;
+pub mod garbage;
+pub mod namespaces;
 pub mod nodes;
 pub mod placement;
 pub mod pod;
+pub mod reconcile;
 pub mod replication;
 pub mod select;
 pub mod supervision;

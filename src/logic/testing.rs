@@ -2,9 +2,14 @@
 
 use std::sync::Arc;
 
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::model::{Kind, Object, Revision, seal_json};
+use super::{
+    edit::Edit,
+    reconcile::{Means, Reconcile},
+};
+use crate::model::{Key, Kind, Object, Revision, Snapshot, Uid, seal_json};
 
 /// A pod to make; what is not said is that of a pod just created.
 pub(crate) struct Pods<'a> {
@@ -83,4 +88,72 @@ pub(crate) fn controller(name: &str, app: &str, replicas: i32, revision: Revisio
 /// Any document as the store would have it.
 pub(crate) fn stored(kind: Kind, value: &Value, revision: Revision) -> Arc<Object> {
     Arc::new(seal_json(kind, value.to_string().as_bytes()).unwrap().at(revision))
+}
+
+/// A store and one controller that follows it.
+pub(crate) struct World<R: Reconcile> {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) controller: R,
+    now: Timestamp,
+    uids: u64,
+}
+
+impl<R: Reconcile> World<R> {
+    pub(crate) fn new(controller: R) -> World<R> {
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        World { snapshot: Snapshot::default(), controller, now, uids: 0 }
+    }
+
+    fn set(&mut self, key: &Key, after: impl FnOnce(Revision) -> Option<Arc<Object>>) {
+        let before = self.snapshot.find(key).cloned();
+        self.snapshot.revision = Revision(self.snapshot.revision.0 + 1);
+        let after = after(self.snapshot.revision);
+        match &after {
+            Some(after) => self.snapshot.insert(after.clone()),
+            None => drop(self.snapshot.remove(key)),
+        }
+        self.controller.apply(before.as_ref(), after.as_ref(), &self.snapshot, self.now);
+    }
+
+    /// Creates an object or replaces it.
+    pub(crate) fn put(&mut self, kind: Kind, value: &Value) {
+        let sealed = seal_json(kind, value.to_string().as_bytes()).unwrap();
+        let key = sealed.key.clone();
+        self.set(&key, |revision| Some(Arc::new(sealed.at(revision))));
+    }
+
+    /// Removes an object.
+    pub(crate) fn remove(&mut self, key: &Key) {
+        self.set(key, |_| None);
+    }
+
+    /// The controller acts until it has nothing more to do.
+    pub(crate) fn settle(&mut self) {
+        let mut rounds = 0;
+        while let Some(item) = self.controller.next_due(self.now) {
+            rounds += 1;
+            assert!(rounds < 1_000, "does not settle");
+            let uids = &mut self.uids;
+            let mut uid = || {
+                *uids += 1;
+                Uid::from(format!("made-{uids}"))
+            };
+            let mut means = Means { snapshot: &self.snapshot, now: self.now, uid: &mut uid, max: 2 };
+            for edit in self.controller.decide(&item, &mut means).unwrap() {
+                match edit {
+                    Edit::Create(sealed) | Edit::Replace(sealed, _) => {
+                        let key = sealed.key.clone();
+                        self.set(&key, |revision| Some(Arc::new(sealed.at(revision))));
+                    }
+                    Edit::Remove(base) => self.remove(&base.key),
+                }
+            }
+        }
+    }
+
+    /// Time passes, and the controller acts.
+    pub(crate) fn advance(&mut self, seconds: i64) {
+        self.now = self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+        self.settle();
+    }
 }

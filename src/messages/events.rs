@@ -1,36 +1,15 @@
 //! What is told to the event recorder.
 
-use std::borrow::Cow;
-
 use actix::Message;
 use k8s_openapi::jiff::Timestamp;
 
-use crate::model::{Key, NodeName, Object, Uid};
+use crate::{logic::events::Happening, model::Object};
 
 /// anyone → event recorder: something happened that people may want to read (`kubectl get events`). Not answered: under
 /// pressure events are dropped, never their sender held up.
 #[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
-pub struct RecordEvent {
-    /// The object it is about.
-    pub about: Key,
-    /// Its uid; empty when not known.
-    pub uid: Uid,
-    /// `spec.containers{web}` for a container's event.
-    pub field_path: Option<String>,
-    /// `Warning` instead of `Normal`.
-    pub warning: bool,
-    /// One word: `Scheduled`, `FailedCreate`, `Pulled`…
-    pub reason: Cow<'static, str>,
-    /// A sentence.
-    pub message: String,
-    /// Who saw it: `default-scheduler`, `replication-controller`, `kubelet`…
-    pub component: Cow<'static, str>,
-    /// On which node, for kubelets.
-    pub host: Option<NodeName>,
-    /// When.
-    pub at: Timestamp,
-}
+pub struct RecordEvent(pub Happening);
 
 impl RecordEvent {
     /// A `Normal` event about an object.
@@ -41,7 +20,7 @@ impl RecordEvent {
         message: String,
         at: Timestamp,
     ) -> RecordEvent {
-        RecordEvent {
+        RecordEvent(Happening {
             about: object.key.clone(),
             uid: object.uid().clone(),
             field_path: None,
@@ -51,12 +30,13 @@ impl RecordEvent {
             component: component.into(),
             host: None,
             at,
-        }
+        })
     }
 
     /// The same as a `Warning`.
     #[must_use]
-    pub fn warning(self) -> RecordEvent {
-        RecordEvent { warning: true, ..self }
+    pub fn warning(mut self) -> RecordEvent {
+        self.0.warning = true;
+        self
     }
 }

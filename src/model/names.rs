@@ -43,12 +43,12 @@ fn is_qualified(text: &str) -> bool {
 }
 
 fn too_long(text: &str, max: usize) -> Option<String> {
-    (text.len() > max).then(|| format!("must be no more than {max} bytes"))
+    (text.len() > max).then(|| format!("must be no more than {max} characters"))
 }
 
 fn regex_error(what: &str, fmt: &str, examples: &[&str]) -> String {
     let examples: Vec<String> = examples.iter().map(|e| format!("'{e}'")).collect();
-    format!("{what} (e.g. {}, regex used for validation is '{fmt}')", examples.join(", or "))
+    format!("{what} (e.g. {}, regex used for validation is '{fmt}')", examples.join(",  or "))
 }
 
 /// A DNS label: names of containers, volumes, namespaces.
@@ -127,7 +127,7 @@ pub(crate) fn qualified_name(text: &str) -> Vec<String> {
     if name.is_empty() {
         faults.push("name part must be non-empty".into());
     } else if name.len() > LABEL_MAX {
-        faults.push(format!("name part must be no more than {LABEL_MAX} bytes"));
+        faults.push(format!("name part must be no more than {LABEL_MAX} characters"));
     }
     if !is_qualified(name) {
         faults.push(format!(
@@ -272,7 +272,7 @@ mod tests {
             label_value("a b"),
             [
                 "a valid label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must \
-              start and end with an alphanumeric character (e.g. 'MyValue', or 'my_value', or '12345', regex used \
+              start and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used \
               for validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
             ]
         );

@@ -291,6 +291,12 @@ impl Rules for Namespace {
     fn validate(&self, faults: &mut Faults) {
         validate::namespace(self, faults);
     }
+
+    fn validate_update(&self, _old: &Self, part: Part, faults: &mut Faults) {
+        if part == Part::Status {
+            validate::namespace_status(self, faults);
+        }
+    }
 }
 
 impl Rules for Node {

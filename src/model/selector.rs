@@ -80,14 +80,14 @@ impl Requirement {
                         .to_owned(),
                 );
             }
-            Operator::GreaterThan | Operator::LessThan => {
-                if values.iter().any(|v| v.parse::<i64>().is_err()) {
-                    let shown: Vec<&str> = values.iter().map(String::as_str).collect();
-                    return Err(format!(
-                        "values[0]: Invalid value: {:?}: for 'Gt', 'Lt' operators, the value must be an integer",
-                        shown.join(",")
-                    ));
-                }
+            Operator::GreaterThan | Operator::LessThan
+                if values.iter().any(|v| v.parse::<i64>().is_err()) =>
+            {
+                let shown: Vec<&str> = values.iter().map(String::as_str).collect();
+                return Err(format!(
+                    "values[0]: Invalid value: {:?}: for 'Gt', 'Lt' operators, the value must be an integer",
+                    shown.join(",")
+                ));
             }
             _ => {}
         }

@@ -43,7 +43,25 @@ impl SupervisorHandle {
         self.request(Request::Children)
     }
 
-    /// Makes the child panic in its own task, before its next message: fault injection for tests.
+    /// All descendants, depth first, children in the order of their starts; names are paths, `branch/leaf`. What is
+    /// down at the moment has none.
+    pub fn tree(&self) -> Pin<Box<dyn Future<Output = Vec<ChildInfo>> + Send>> {
+        let children = self.request(Request::Tree);
+        Box::pin(async move {
+            let mut tree = Vec::new();
+            for (child, subtree) in children.await.unwrap_or_default() {
+                let name = child.name.clone();
+                tree.push(child);
+                let Some(subtree) = subtree else { continue };
+                let below = subtree.tree().await.into_iter();
+                tree.extend(below.map(|c| ChildInfo { name: format!("{name}/{}", c.name).into(), ..c }));
+            }
+            tree
+        })
+    }
+
+    /// Makes a child, or a descendant by its path in the [`tree`](Self::tree), panic in its own task before its next
+    /// message: fault injection for tests.
     pub fn inject_panic(&self, name: &str) -> Answer<()> {
         self.request(|answer| Request::InjectPanic(name.into(), answer))
     }
@@ -162,6 +180,7 @@ pub(super) enum Request {
     Start(Box<ChildSpec>, Reply<u64>),
     Stop(Arc<str>, Reply<()>),
     Children(Reply<Vec<ChildInfo>>),
+    Tree(Reply<Vec<(ChildInfo, Option<SupervisorHandle>)>>),
     InjectPanic(Arc<str>, Reply<()>),
     Shutdown(Reply<()>),
 }

@@ -104,6 +104,8 @@ pub struct ChildSpec {
     pub(super) watchdog: Option<Duration>,
     pub(super) shutdown: Duration,
     pub(super) on_end: Option<Box<dyn FnOnce(Exit) + Send>>,
+    /// Leads to it, when it is a supervisor.
+    pub(super) subtree: Option<SupervisorHandle>,
     pub(super) launch: Box<dyn Launch>,
 }
 
@@ -140,6 +142,7 @@ impl ChildSpec {
             watchdog: None,
             shutdown: SHUTDOWN,
             on_end: None,
+            subtree: None,
             launch: Box::new(Launcher::new(slot.clone(), factory)),
         }
     }
@@ -151,9 +154,11 @@ impl ChildSpec {
         F: Fn(&SupervisorHandle) + Send + Sync + 'static,
     {
         let populate = Arc::new(populate);
-        let (name, slot, handle) = (spec.name, handle.slot.clone(), handle.clone());
-        let factory = move |life| Ok(Supervisor::nested(spec.clone(), life, &handle, populate.clone()));
-        ChildSpec::new(name, &slot, factory).shutdown(Duration::MAX)
+        let (name, of_factory) = (spec.name, handle.clone());
+        let factory = move |life| Ok(Supervisor::nested(spec.clone(), life, &of_factory, populate.clone()));
+        let mut child = ChildSpec::new(name, &handle.slot, factory).shutdown(Duration::MAX);
+        child.subtree = Some(handle.clone());
+        child
     }
 
     /// After which ends it is started again.

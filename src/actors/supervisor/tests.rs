@@ -1,9 +1,10 @@
 //! Each feature of supervision, on a paused clock: hours pass in milliseconds, and times can be compared exactly.
 
 use std::{
+    collections::HashMap,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
@@ -18,6 +19,8 @@ use crate::{
     logic::supervision::{Backoff, Restart},
     messages::{SendFailed, Slot},
 };
+
+mod walk;
 
 /// Longer than anything here takes on the paused clock.
 const PATIENCE: Duration = Duration::from_secs(24 * 3600);
@@ -41,16 +44,29 @@ fn unpaused<F: Future<Output = ()>>(test: impl FnOnce(Journal) -> F) {
 #[derive(Clone)]
 struct Journal {
     lines: Arc<watch::Sender<Vec<String>>>,
+    /// How many structs of each name exist, and the most there ever were.
+    alive: Arc<Mutex<HashMap<String, (i32, i32)>>>,
     origin: Instant,
 }
 
 impl Journal {
     fn new() -> Journal {
-        Journal { lines: Arc::new(watch::channel(Vec::new()).0), origin: Instant::now() }
+        Journal {
+            lines: Arc::new(watch::channel(Vec::new()).0),
+            alive: Arc::default(),
+            origin: Instant::now(),
+        }
     }
 
     fn note(&self, line: impl Into<String>) {
         self.lines.send_modify(|lines| lines.push(line.into()));
+    }
+
+    fn alive(&self, name: &str, change: i32) {
+        let mut alive = self.alive.lock().unwrap();
+        let (now, most) = alive.entry(name.to_owned()).or_default();
+        *now += change;
+        *most = (*now).max(*most);
     }
 
     fn lines(&self) -> Vec<String> {
@@ -86,6 +102,11 @@ struct Subject {
 }
 
 impl Subject {
+    fn new(life: Life, journal: &Journal) -> Subject {
+        journal.alive(life.name(), 1);
+        Subject { life, journal: journal.clone(), handled: 0, panic_when_dropped: false }
+    }
+
     fn note(&self, what: &str) {
         self.journal.note(format!("{} {what}", self.life.name()));
     }
@@ -100,11 +121,15 @@ impl Actor for Subject {
 
     fn stopped(&mut self, _: &mut Self::Context) {
         self.note("stopped");
+        if self.handled > 0 {
+            self.journal.note(self.handled.to_string());
+        }
     }
 }
 
 impl Drop for Subject {
     fn drop(&mut self) {
+        self.journal.alive(self.life.name(), -1);
         self.note("dropped");
         assert!(!self.panic_when_dropped, "in drop");
     }
@@ -186,10 +211,7 @@ impl Handler<Handled> for Subject {
 
 fn subject(name: &str, slot: &Slot<Subject>, journal: &Journal) -> ChildSpec {
     let journal = journal.clone();
-    ChildSpec::new(name, slot, move |life| {
-        Ok(Subject { life, journal: journal.clone(), handled: 0, panic_when_dropped: false })
-    })
-    .backoff(Backoff::NONE)
+    ChildSpec::new(name, slot, move |life| Ok(Subject::new(life, &journal))).backoff(Backoff::NONE)
 }
 
 fn tell(slot: &Slot<Subject>, order: Do) {
@@ -295,7 +317,7 @@ fn a_factory_error_is_answered_and_tried_again_after_the_backoff() {
             if tries.fetch_add(1, Ordering::Relaxed) < 2 {
                 return Err(std::io::Error::other("disk is on fire").into());
             }
-            Ok(Subject { life, journal: of_factory.clone(), handled: 0, panic_when_dropped: false })
+            Ok(Subject::new(life, &of_factory))
         });
         let spec = spec.backoff(Backoff { immediate: 0, jitter: 0.0, ..Backoff::ACTOR });
         let error = root.start_child(spec).await.unwrap_err();
@@ -445,7 +467,7 @@ fn rest_for_one_starts_no_child_before_the_earlier_ones_run() {
             if tries.fetch_add(1, Ordering::Relaxed) < 2 {
                 return Err("not yet".into());
             }
-            Ok(Subject { life, journal: of_factory.clone(), handled: 0, panic_when_dropped: false })
+            Ok(Subject::new(life, &of_factory))
         });
         root.start_child(slow).detach();
         root.start_child(subject("b", &second, &journal)).await.unwrap();
@@ -660,16 +682,19 @@ fn children_stop_one_after_the_other_unless_they_may_stop_together() {
 fn a_stop_does_not_queue_behind_a_full_mailbox() {
     paused(|journal| async move {
         let root = root(&journal, SupervisorSpec::new("root"));
-        let slots = start(&root, &journal, &["a"]).await;
-        let stopped = root.stop_child("a");
-        tell(&slots[0], Do::Count);
-        let mut last = pin!(slots[0].address().unwrap().send(Handled));
-        for _ in 0..100_000 {
-            tell(&slots[0], Do::Panic);
-        }
+        let slot = start(&root, &journal, &["a"]).await.remove(0);
+        (0..100_000).for_each(|_| tell(&slot, Do::Count));
+        let answered = slot.port::<Handled>();
+        let mut last = pin!(answered.ask(Handled, PATIENCE));
         assert!((&mut last).now_or_never().is_none());
-        stopped.await.unwrap();
-        assert_eq!(journal.take(), ["a started", "a stopped", "a dropped"]);
+        // Let it begin with what is queued, and only then ask it to stop.
+        tokio::task::yield_now().await;
+        root.stop_child("a").await.unwrap();
+        let journal = journal.take();
+        assert_eq!(journal[..2], ["a started", "a stopped"]);
+        let handled: u32 = journal[2].parse().unwrap();
+        assert!((1..2_000).contains(&handled), "{handled}");
+        assert_eq!(last.await, Err(SendFailed::Died("a")));
         root.shutdown().await.unwrap();
     });
 }
@@ -747,5 +772,38 @@ fn a_supervisor_that_panics_takes_its_children_down_and_comes_back() {
         journal.take();
         root.shutdown().await.unwrap();
         assert_eq!(journal.take(), ["leaf stopped", "leaf dropped"]);
+    });
+}
+
+#[test]
+fn descendants_are_listed_and_reached_by_their_paths() {
+    paused(|journal| async move {
+        let (root, _branch, _slot) = tree(&journal).await;
+        let names =
+            |tree: Vec<ChildInfo>| tree.iter().map(|child| child.name.to_string()).collect::<Vec<_>>();
+        assert_eq!(names(root.tree().await), ["branch", "branch/leaf"]);
+        root.inject_panic("branch/leaf").await.unwrap();
+        journal.saw("leaf started", 2).await;
+        assert_eq!(root.tree().await[1].restarts, 1);
+        let error = root.inject_panic("branch/twig").await.unwrap_err();
+        assert_eq!(error.to_string(), "branch has no child twig");
+        root.shutdown().await.unwrap();
+    });
+}
+
+#[test]
+fn a_child_that_waits_for_its_restart_can_be_stopped() {
+    paused(|journal| async move {
+        let root = root(&journal, SupervisorSpec::new("root"));
+        let slot = Slot::new("a");
+        let backoff = Backoff { immediate: 0, ..Backoff::CRASH_LOOP };
+        root.start_child(subject("a", &slot, &journal).backoff(backoff)).await.unwrap();
+        tell(&slot, Do::Panic);
+        journal.saw("a dropped", 1).await;
+        assert_eq!(info(&root, "a").await.state, ChildState::Waiting);
+        root.stop_child("a").await.unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!(journal.take(), ["a started", "a dropped"]);
+        root.shutdown().await.unwrap();
     });
 }

@@ -142,11 +142,20 @@ impl Supervisor {
         self.advance(ctx);
     }
 
-    fn inject_panic(&mut self, name: &Arc<str>) -> Result<(), SupervisorError> {
-        let unknown = self.unknown(name);
-        let (_, child) = self.named(name).ok_or(unknown)?;
-        child.control(Control::Panic("injected".to_owned()));
-        Ok(())
+    fn inject_panic(&mut self, name: &Arc<str>, reply: Reply<()>) {
+        if let Some((_, child)) = self.named(name) {
+            child.control(Control::Panic("injected".to_owned()));
+            let _ = reply.send(Ok(()));
+            return;
+        }
+        let below = self.children.values().find_map(|child| {
+            let rest = name.strip_prefix(&*child.spec.name)?.strip_prefix('/')?;
+            Some((child.spec.subtree.as_ref()?.slot.address()?, rest))
+        });
+        match below {
+            Some((supervisor, rest)) => supervisor.do_send(Request::InjectPanic(rest.into(), reply)),
+            None => drop(reply.send(Err(self.unknown(name)))),
+        }
     }
 
     /// A child's time has come.
@@ -387,9 +396,11 @@ impl Handler<Request> for Supervisor {
             Request::Children(reply) => {
                 let _ = reply.send(Ok(self.children.values().map(Child::info).collect()));
             }
-            Request::InjectPanic(name, reply) => {
-                let _ = reply.send(self.inject_panic(&name));
+            Request::Tree(reply) => {
+                let infos = self.children.values().map(|child| (child.info(), child.spec.subtree.clone()));
+                let _ = reply.send(Ok(infos.collect()));
             }
+            Request::InjectPanic(name, reply) => self.inject_panic(&name, reply),
             Request::Shutdown(reply) => {
                 self.closing.get_or_insert_default().waiting.push(reply);
                 self.advance(ctx);

@@ -14,7 +14,7 @@ use crate::model::{
 const ANNOTATIONS_MAX: usize = 256 << 10;
 
 /// The check for names of that kind.
-pub(crate) fn name_check(kind: Kind) -> fn(&str) -> Vec<String> {
+fn name_check(kind: Kind) -> fn(&str) -> Vec<String> {
     match kind {
         Kind::Namespace => names::dns1123_label,
         Kind::Service => names::dns1035_label,
@@ -74,7 +74,7 @@ fn finalizers(list: &[String], at: &Path<'_>, faults: &mut Faults) {
     let has = |name: &str| list.iter().any(|f| f == name);
     for (index, name) in list.iter().enumerate() {
         let item = at.index(index);
-        faults.invalid_each(&item, name, names::qualified_name(name));
+        faults.invalid_each(at, name, names::qualified_name(name));
         if !name.contains('/') && !["kubernetes", "orphan", "foregroundDeletion"].contains(&name.as_str()) {
             faults.invalid(
                 &item,

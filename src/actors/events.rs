@@ -1,0 +1,161 @@
+//! The event recorder: writes what others tell as `Event` objects, and removes old ones.
+//!
+//! Owns: the batching of writes (soft: an event is never worth waiting for a disk) and the regular sweep. What is
+//! counted, combined or dropped is decided by [`crate::logic::events`].
+
+use std::time::Duration;
+
+use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
+
+use super::{
+    commit::{Wiring, commit},
+    outside,
+    supervisor::{ChildSpec, Life},
+};
+use crate::{
+    logic::{
+        edit::Edit,
+        events::{Recorder, expired},
+        namespaces,
+    },
+    messages::{Durability, RecordEvent, Slot},
+    model::Kind,
+};
+
+/// Repetitions within this time become one write; nobody reads events faster.
+const GATHER: Duration = Duration::from_millis(50);
+/// Events in one commit: few enough that whoever commits next hardly waits.
+const BATCH: usize = 256;
+/// How often old events are looked for. With the recorder's rate this bounds how far limits are exceeded meanwhile.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// The child to put under a supervisor; `slot` is where [`Wiring::events`] leads.
+pub fn child(slot: &Slot<EventRecorder>, wiring: &Wiring) -> ChildSpec {
+    let wiring = wiring.clone();
+    ChildSpec::new("events", slot, move |life| Ok(EventRecorder::new(life, wiring.clone())))
+}
+
+/// See the file.
+pub struct EventRecorder {
+    _life: Life,
+    wiring: Wiring,
+    recorder: Recorder,
+    writing: bool,
+}
+
+impl EventRecorder {
+    /// A recorder that has heard nothing yet.
+    pub fn new(life: Life, wiring: Wiring) -> EventRecorder {
+        EventRecorder { _life: life, wiring, recorder: Recorder::default(), writing: false }
+    }
+
+    fn write_soon(&mut self, ctx: &mut Context<Self>) {
+        if !self.writing && self.recorder.has_pending() {
+            self.writing = true;
+            ctx.run_later(GATHER, Self::write);
+        }
+    }
+
+    fn write(&mut self, ctx: &mut Context<Self>) {
+        let snapshot = self.wiring.view.snapshot();
+        let mut edits = self.recorder.take(BATCH).unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot write events");
+            Vec::new()
+        });
+        // As with the API: nothing new in a namespace that is terminating.
+        edits.retain(|e| namespaces::is_open(&snapshot, &e.key().namespace));
+        let wiring = self.wiring.clone();
+        let work = async move { (commit(&wiring, edits.clone(), Durability::Soft).await, edits) };
+        ctx.spawn(work.into_actor(self).map(|(outcome, edits), this, ctx| {
+            this.writing = false;
+            match outcome {
+                Ok(outcome) => {
+                    outcome.made.iter().for_each(|o| this.recorder.stored(o));
+                    outcome.overtaken.iter().for_each(|k| this.recorder.forget(k));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, events = edits.len(), "events lost");
+                    edits.iter().for_each(|e| this.recorder.forget(e.key()));
+                }
+            }
+            this.write_soon(ctx);
+        }));
+    }
+
+    fn sweep(&mut self, ctx: &mut Context<Self>) {
+        let snapshot = self.wiring.view.snapshot();
+        let gone = expired(snapshot.list(Kind::Event, None), outside::now());
+        let wiring = self.wiring.clone();
+        let work = async move {
+            for batch in gone.chunks(BATCH) {
+                let edits = batch.iter().cloned().map(Edit::Remove).collect();
+                if let Err(error) = commit(&wiring, edits, Durability::Soft).await {
+                    tracing::warn!(%error, "old events not removed");
+                    break;
+                }
+            }
+        };
+        ctx.spawn(work.into_actor(self));
+    }
+}
+
+impl Actor for EventRecorder {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.run_interval(SWEEP_EVERY, Self::sweep);
+    }
+}
+
+impl Handler<RecordEvent> for EventRecorder {
+    type Result = ();
+
+    fn handle(&mut self, RecordEvent(happening): RecordEvent, ctx: &mut Context<Self>) {
+        let reason = happening.reason.clone();
+        if !self.recorder.record(happening, outside::uid) {
+            tracing::debug!(%reason, "event dropped");
+        }
+        self.write_soon(ctx);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::Event;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        actors::testing::{Bench, system},
+        model::Key,
+    };
+
+    #[test]
+    fn events_are_written_counted_and_swept() {
+        system(async {
+            let bench = Bench::new();
+            let map = json!({"metadata": {"name": "m", "namespace": "default"}});
+            let about = bench.create(Kind::ConfigMap, map).await;
+            let old = json!({"metadata": {"name": "old", "namespace": "default"}, "involvedObject": {},
+                "lastTimestamp": "2020-01-01T00:00:00Z"});
+            let mut old = bench.create(Kind::Event, old).await;
+            old = bench
+                .change(&old.key.clone(), |e| {
+                    e["metadata"]["creationTimestamp"] = "2020-01-01T00:00:00Z".into();
+                })
+                .await;
+            let recorder = EventRecorder::new(Life::detached("events"), bench.wiring()).start();
+            let event = || RecordEvent::about(&about, "test", "Tested", "a text".into(), outside::now());
+            recorder.send(event()).await.unwrap();
+            recorder.send(event()).await.unwrap();
+            bench.until_all(|s| s.list(Kind::Event, None).count() == 2).await;
+            recorder.send(event()).await.unwrap();
+            let counted = |o: &crate::model::Object| o.parse::<Event>().is_ok_and(|e| e.count == Some(3));
+            bench.until_all(|s| s.list(Kind::Event, None).any(|o| counted(o))).await;
+            bench.until_all(|s| s.find(&old.key).is_none()).await;
+            let left: Vec<Key> = bench.list(Kind::Event).iter().map(|o| o.key.clone()).collect();
+            assert_eq!(left.len(), 1);
+            assert!(left[0].name.starts_with("m."), "{left:?}");
+        });
+    }
+}

@@ -1,0 +1,467 @@
+//! Events: what happened, told once however often it happens.
+//!
+//! Owns: [`Recorder`], which counts repeated events instead of storing each, combines many similar ones, and holds talkative
+//! sources back, all as client-go's `EventCorrelator` does; and [`expired`], which bounds what is kept.
+//! Invariant: everything it remembers is bounded, and under pressure events are dropped, warnings last.
+
+use std::{
+    borrow::Cow,
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    hash::Hash,
+    sync::Arc,
+};
+
+use k8s_openapi::{
+    api::core::v1::{Event, EventSource, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
+    jiff::Timestamp,
+};
+
+use super::edit::Edit;
+use crate::model::{Key, Kind, KindFacet, NodeName, Object, SealError, Uid, seal};
+
+/// Kubernetes keeps events for an hour.
+const TTL_SECONDS: i64 = 3_600;
+/// Events kept in one namespace: more than anybody reads, some 5 MB.
+const MAX_PER_NAMESPACE: usize = 5_000;
+/// Events kept in all: some 20 MB, whatever happens in however many namespaces.
+const MAX_IN_ALL: usize = 20_000;
+/// Events, groups and sources remembered, each (client-go's cache has the same size).
+const MAX_REMEMBERED: usize = 4_096;
+/// Events that wait to be written. Beyond it `Normal` ones are dropped, beyond twice as many all are.
+const MAX_PENDING: usize = 2_048;
+/// What one source may tell about one object in a burst, and how often again (client-go's values).
+const SOURCE_BURST: f64 = 25.0;
+/// See [`SOURCE_BURST`].
+const SOURCE_SECONDS_PER_EVENT: f64 = 300.0;
+/// New events a second in the long run, and in a burst: what keeps the store free for those who ask for something.
+const NEW_PER_SECOND: f64 = 200.0;
+/// See [`NEW_PER_SECOND`].
+const NEW_BURST: f64 = 5_000.0;
+/// So many different texts of otherwise equal events are told apart, within so many seconds (client-go's values).
+const MAX_SIMILAR: usize = 10;
+/// See [`MAX_SIMILAR`].
+const SIMILAR_SECONDS: i64 = 600;
+/// Longest message: Kubernetes' limit.
+const MAX_MESSAGE: usize = 1_024;
+
+/// Something that happened.
+#[derive(Clone, Debug)]
+pub struct Happening {
+    /// The object it is about.
+    pub about: Key,
+    /// Its uid; empty when not known.
+    pub uid: Uid,
+    /// `spec.containers{web}` for a container's event.
+    pub field_path: Option<String>,
+    /// `Warning` instead of `Normal`.
+    pub warning: bool,
+    /// One word: `Scheduled`, `FailedCreate`, `Pulled`…
+    pub reason: Cow<'static, str>,
+    /// A sentence.
+    pub message: String,
+    /// Who saw it: `default-scheduler`, `replication-controller`, `kubelet`…
+    pub component: Cow<'static, str>,
+    /// On which node, for kubelets.
+    pub host: Option<NodeName>,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A map that forgets its oldest entries.
+#[derive(Debug)]
+struct Recent<K, V> {
+    entries: HashMap<K, V>,
+    order: VecDeque<K>,
+}
+
+impl<K, V> Default for Recent<K, V> {
+    fn default() -> Self {
+        Recent { entries: HashMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<K: Hash + Eq + Clone, V> Recent<K, V> {
+    fn entry(&mut self, key: K, new: impl FnOnce() -> V) -> &mut V {
+        if !self.entries.contains_key(&key) {
+            self.order.push_back(key.clone());
+            if self.order.len() > MAX_REMEMBERED
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.entries.remove(&oldest);
+            }
+        }
+        self.entries.entry(key).or_insert_with(new)
+    }
+}
+
+/// Tokens that come back with time.
+#[derive(Debug)]
+struct Bucket {
+    tokens: f64,
+    at: i64,
+}
+
+impl Bucket {
+    fn take(&mut self, burst: f64, per_second: f64, now: i64) -> bool {
+        #[expect(clippy::cast_precision_loss, reason = "seconds since the last event are far below 2^52")]
+        let passed = now.saturating_sub(self.at).max(0) as f64;
+        self.tokens = (self.tokens + passed * per_second).min(burst);
+        self.at = self.at.max(now);
+        let granted = self.tokens >= 1.0;
+        if granted {
+            self.tokens -= 1.0;
+        }
+        granted
+    }
+}
+
+/// Otherwise equal events with different texts.
+#[derive(Debug)]
+struct Similar {
+    texts: HashSet<String>,
+    since: i64,
+}
+
+/// What makes two events the same.
+type Mark = String;
+
+/// An event as it is to be, and the state of it that is stored.
+#[derive(Clone, Debug)]
+struct Told {
+    event: Event,
+    stored: Option<Arc<Object>>,
+}
+
+/// What was told lately, and what of it is still to be written.
+#[derive(Debug, Default)]
+pub struct Recorder {
+    known: Recent<Mark, Told>,
+    marks: Recent<Key, Mark>,
+    sources: Recent<(String, Key), Bucket>,
+    similar: Recent<Mark, Similar>,
+    new: Option<Bucket>,
+    pending: BTreeMap<Key, Told>,
+}
+
+impl Recorder {
+    /// Takes in something that happened. Whether it will be written; `false` when it is dropped.
+    pub fn record(&mut self, mut happening: Happening, uid: impl FnOnce() -> Uid) -> bool {
+        let now = happening.at.as_second();
+        let room = if happening.warning { 2 * MAX_PENDING } else { MAX_PENDING };
+        let source = (format!("{}/{:?}", happening.component, happening.host), happening.about.clone());
+        let bucket = self.sources.entry(source, || Bucket { tokens: SOURCE_BURST, at: now });
+        if !bucket.take(SOURCE_BURST, 1.0 / SOURCE_SECONDS_PER_EVENT, now) || self.pending.len() >= room {
+            return false;
+        }
+        truncate(&mut happening.message);
+        let mark = self.mark_of(&mut happening, now);
+        let fresh = |k: &Told| last_seen(&k.event).is_some_and(|l| now.saturating_sub(l) < TTL_SECONDS);
+        let known = self.known.entries.get_mut(&mark).filter(|k| fresh(k));
+        let told = if let Some(known) = known {
+            known.event.count = Some(known.event.count.unwrap_or(1).saturating_add(1));
+            known.event.last_timestamp = Some(Time(happening.at));
+            known.event.message = Some(happening.message);
+            known.clone()
+        } else {
+            let all = self.new.get_or_insert(Bucket { tokens: NEW_BURST, at: now });
+            if !all.take(NEW_BURST, NEW_PER_SECOND, now) {
+                return false;
+            }
+            let told = Told { event: event(happening, &uid()), stored: None };
+            *self.known.entry(mark.clone(), || told.clone()) = told.clone();
+            told
+        };
+        let key = key(&told.event);
+        *self.marks.entry(key.clone(), Mark::new) = mark;
+        self.pending.insert(key, told);
+        true
+    }
+
+    /// Whether anything waits to be written.
+    pub fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The edits that write at most `max` waiting events.
+    ///
+    /// # Errors
+    /// When an event cannot be sealed: a defect.
+    pub fn take(&mut self, max: usize) -> Result<Vec<Edit>, SealError> {
+        let mut edits = Vec::new();
+        while edits.len() < max
+            && let Some((_, pending)) = self.pending.pop_first()
+        {
+            let sealed = seal(&pending.event)?;
+            edits.push(match pending.stored {
+                Some(stored) => Edit::Replace(sealed, stored),
+                None => Edit::Create(sealed),
+            });
+        }
+        Ok(edits)
+    }
+
+    /// An event is stored now: its next repetition replaces this state.
+    pub fn stored(&mut self, object: &Arc<Object>) {
+        if let Some(pending) = self.pending.get_mut(&object.key) {
+            pending.stored = Some(object.clone());
+        }
+        if let Some(known) = self.marks.entries.get(&object.key).and_then(|m| self.known.entries.get_mut(m)) {
+            known.stored = Some(object.clone());
+        }
+    }
+
+    /// An event could not be written, or is no longer what we wrote: its next repetition is a new one.
+    pub fn forget(&mut self, key: &Key) {
+        self.pending.remove(key);
+        if let Some(mark) = self.marks.entries.get(key)
+            && let Some(known) = self.known.entries.get_mut(mark)
+        {
+            known.event.last_timestamp = None;
+        }
+    }
+
+    /// What makes the event the same as others; combines it with similar ones when those are many.
+    fn mark_of(&mut self, happening: &mut Happening, now: i64) -> Mark {
+        let h = &*happening;
+        let group = format!(
+            "{}|{:?}|{}|{}|{:?}|{}|{}",
+            h.component, h.host, h.about, h.uid, h.field_path, h.warning, h.reason
+        );
+        let similar = self.similar.entry(group.clone(), || Similar { texts: HashSet::new(), since: now });
+        if now.saturating_sub(similar.since) > SIMILAR_SECONDS {
+            similar.texts.clear();
+        }
+        similar.since = now;
+        if !similar.texts.contains(&happening.message) {
+            if similar.texts.len() >= MAX_SIMILAR {
+                happening.message.insert_str(0, "(combined from similar events): ");
+                truncate(&mut happening.message);
+                return group;
+            }
+            similar.texts.insert(happening.message.clone());
+        }
+        format!("{group}|{}", happening.message)
+    }
+}
+
+fn truncate(message: &mut String) {
+    if message.len() > MAX_MESSAGE {
+        let mut end = MAX_MESSAGE;
+        while !message.is_char_boundary(end) {
+            end -= 1;
+        }
+        message.truncate(end);
+    }
+}
+
+fn last_seen(event: &Event) -> Option<i64> {
+    event.last_timestamp.as_ref().map(|t| t.0.as_second())
+}
+
+fn key(event: &Event) -> Key {
+    let meta = &event.metadata;
+    Key::new(
+        Kind::Event,
+        meta.namespace.as_deref().unwrap_or("default"),
+        meta.name.as_deref().unwrap_or_default(),
+    )
+}
+
+fn event(happening: Happening, uid: &Uid) -> Event {
+    let about = &happening.about;
+    let text = |s: &str| Some(s.to_owned()).filter(|s| !s.is_empty());
+    // Events about objects outside namespaces are kept in `default`, as in Kubernetes.
+    let namespace = text(&about.namespace).unwrap_or_else(|| "default".into());
+    let hash: String = uid.as_str().chars().filter(|c| *c != '-').take(16).collect();
+    let time = Some(Time(happening.at));
+    Event {
+        metadata: ObjectMeta {
+            name: Some(format!("{}.{hash}", about.name)),
+            namespace: Some(namespace),
+            uid: Some(uid.to_string()),
+            creation_timestamp: time.clone(),
+            ..ObjectMeta::default()
+        },
+        involved_object: ObjectReference {
+            api_version: Some(about.kind.api_version().into()),
+            kind: Some(about.kind.name().into()),
+            namespace: text(&about.namespace),
+            name: text(&about.name),
+            uid: text(happening.uid.as_str()),
+            field_path: happening.field_path,
+            resource_version: None,
+        },
+        reason: Some(happening.reason.into_owned()),
+        message: Some(happening.message),
+        type_: Some(if happening.warning { "Warning" } else { "Normal" }.into()),
+        source: Some(EventSource {
+            component: text(&happening.component),
+            host: happening.host.as_ref().map(ToString::to_string),
+        }),
+        reporting_component: text(&happening.component),
+        reporting_instance: happening.host.as_ref().map(ToString::to_string),
+        first_timestamp: time.clone(),
+        last_timestamp: time,
+        count: Some(1),
+        ..Event::default()
+    }
+}
+
+/// The events that are kept no longer: too old, or the oldest of too many.
+pub fn expired<'a>(events: impl Iterator<Item = &'a Arc<Object>>, now: Timestamp) -> Vec<Arc<Object>> {
+    let mut gone = Vec::new();
+    let mut kept: HashMap<&str, BTreeSet<(i64, &Key)>> = HashMap::new();
+    let mut by_key = HashMap::new();
+    for object in events {
+        let last = match &object.facet.of {
+            KindFacet::Event(event) => event.last_seen.max(object.facet.meta.created.as_second()),
+            _ => continue,
+        };
+        if now.as_second().saturating_sub(last) >= TTL_SECONDS {
+            gone.push(object.clone());
+        } else {
+            kept.entry(&object.key.namespace).or_default().insert((last, &object.key));
+            by_key.insert(&object.key, object);
+        }
+    }
+    let mut all = BTreeSet::new();
+    for mut events in kept.into_values() {
+        while events.len() > MAX_PER_NAMESPACE
+            && let Some((_, oldest)) = events.pop_first()
+        {
+            gone.extend(by_key.get(oldest).map(|o| (*o).clone()));
+        }
+        all.append(&mut events);
+    }
+    while all.len() > MAX_IN_ALL
+        && let Some((_, oldest)) = all.pop_first()
+    {
+        gone.extend(by_key.get(oldest).map(|o| (*o).clone()));
+    }
+    gone
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Revision;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_000_000 + second).unwrap()
+    }
+
+    fn happening(message: &str, second: i64) -> Happening {
+        Happening {
+            about: Key::new(Kind::Pod, "default", "p"),
+            uid: "uid-p".into(),
+            field_path: None,
+            warning: false,
+            reason: "BackOff".into(),
+            message: message.into(),
+            component: "kubelet".into(),
+            host: Some("n".into()),
+            at: at(second),
+        }
+    }
+
+    /// Records, writes at once, and answers the event's name, count and text as stored.
+    fn tell(recorder: &mut Recorder, happening: Happening, revision: u64) -> Option<(String, i32, String)> {
+        let written = recorder.record(happening, || Uid::from(format!("{revision:016}-rest")));
+        let edit = recorder.take(10).unwrap().pop();
+        assert_eq!(written, edit.is_some());
+        let (Edit::Create(sealed) | Edit::Replace(sealed, _)) = edit? else { panic!() };
+        let object = Arc::new(sealed.at(Revision(revision)));
+        recorder.stored(&object);
+        let event: Event = object.parse().unwrap();
+        Some((object.key.name.to_string(), event.count.unwrap(), event.message.unwrap()))
+    }
+
+    #[test]
+    fn a_repeated_event_is_counted() {
+        let mut recorder = Recorder::default();
+        let first = tell(&mut recorder, happening("no", 0), 1).unwrap();
+        assert_eq!(first, ("p.0000000000000001".into(), 1, "no".into()));
+        let second = tell(&mut recorder, happening("no", 10), 2).unwrap();
+        assert_eq!((second.0, second.1), (first.0.clone(), 2));
+        let other = tell(&mut recorder, happening("yes", 20), 3).unwrap();
+        assert_eq!((other.0 != first.0, other.1), (true, 1));
+        let later = tell(&mut recorder, happening("no", 10 + TTL_SECONDS), 4).unwrap();
+        assert_eq!((later.0 != first.0, later.1), (true, 1), "the old one is no longer kept");
+    }
+
+    #[test]
+    fn repetitions_before_the_first_write_are_one_write() {
+        let mut recorder = Recorder::default();
+        for second in 0..3 {
+            assert!(recorder.record(happening("no", second), || "u".into()));
+        }
+        let edits = recorder.take(10).unwrap();
+        let [Edit::Create(sealed)] = &edits[..] else { panic!("{edits:?}") };
+        let KindFacet::Event(facet) = &sealed.facet.of else { panic!() };
+        assert_eq!((facet.count, facet.last_seen), (3, at(2).as_second()));
+    }
+
+    #[test]
+    fn an_event_that_was_removed_meanwhile_is_told_anew() {
+        let mut recorder = Recorder::default();
+        let first = tell(&mut recorder, happening("no", 0), 1).unwrap();
+        recorder.forget(&Key::new(Kind::Event, "default", first.0.as_str()));
+        assert_eq!(tell(&mut recorder, happening("no", 1), 2).unwrap().1, 1);
+    }
+
+    #[test]
+    fn many_similar_events_are_combined() {
+        let mut recorder = Recorder::default();
+        for n in 0..10 {
+            assert_eq!(tell(&mut recorder, happening(&format!("text {n}"), 0), n).unwrap().1, 1);
+        }
+        let combined = tell(&mut recorder, happening("text 10", 0), 10).unwrap();
+        assert_eq!(combined.2, "(combined from similar events): text 10");
+        let again = tell(&mut recorder, happening("text 11", 0), 11).unwrap();
+        assert_eq!((again.0, again.1), (combined.0, 2));
+        assert_eq!(again.2, "(combined from similar events): text 11");
+    }
+
+    #[test]
+    fn a_talkative_source_is_held_back_for_a_while() {
+        let mut recorder = Recorder::default();
+        let told = (0..100).filter(|n| tell(&mut recorder, happening("no", 0), *n).is_some()).count();
+        assert_eq!(told, 25);
+        assert!(tell(&mut recorder, happening("no", 299), 200).is_none());
+        assert!(tell(&mut recorder, happening("no", 301), 201).is_some());
+    }
+
+    #[test]
+    fn under_pressure_normal_events_are_dropped_before_warnings() {
+        let mut recorder = Recorder::default();
+        let about = |n: usize, warning| Happening {
+            about: Key::new(Kind::Pod, "default", format!("p{n}")),
+            warning,
+            ..happening("no", 0)
+        };
+        let mut uids = 0;
+        let mut uid = || {
+            uids += 1;
+            Uid::from(format!("{uids}"))
+        };
+        let normal = (0..10_000).filter(|n| recorder.record(about(*n, false), &mut uid)).count();
+        assert_eq!(normal, MAX_PENDING);
+        assert!(recorder.record(about(20_000, true), &mut uid));
+    }
+
+    #[test]
+    fn old_events_expire_and_the_oldest_of_too_many() {
+        let stored = |n: usize, second: i64| {
+            let mut h = happening("no", second);
+            h.about = Key::new(Kind::Pod, "default", format!("p{n}"));
+            Arc::new(seal(&event(h, &Uid::from("u"))).unwrap().at(Revision(1)))
+        };
+        let events: Vec<_> = (0..MAX_PER_NAMESPACE + 3)
+            .map(|n| stored(n, if n == 7 { 0 } else { 1_000 + n as i64 }))
+            .collect();
+        let gone = expired(events.iter(), at(TTL_SECONDS));
+        let names: Vec<_> = gone.iter().map(|o| &*o.key.name).collect();
+        assert_eq!(names, ["p7.u", "p0.u", "p1.u"]);
+    }
+}
