@@ -579,6 +579,7 @@ fn an_actor_that_blocks_its_own_thread_is_replaced_on_another() {
         let blocked_for = super::tree::KILL_GRACE * 2;
         tell(&slot, Do::Block(blocked_for));
         journal.saw("a started", 2).await;
+        assert!(journal.elapsed() >= super::tree::KILL_GRACE, "it was given the time to end");
         assert_eq!(info(&root, "a").await.last_error.as_deref(), Some("stuck"));
         assert_eq!(journal.take(), ["a started", "a started"]);
         let second = slot.address().unwrap();
