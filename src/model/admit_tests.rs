@@ -174,6 +174,28 @@ fn each_part_of_an_update_keeps_the_other() {
 }
 
 #[test]
+fn a_service_keeps_what_it_was_given_and_drops_what_its_type_has_no_use_for() {
+    let json = json!({"metadata": {"name": "a"}, "spec": {"type": "NodePort", "clusterIP": "10.0.0.1",
+                      "ports": [{"port": 80, "nodePort": 30080}]}});
+    let object = stored(Kind::Service, &json);
+    let spec =
+        |change: fn(&mut Value)| document(&update(&object, Part::Main, change).unwrap())["spec"].clone();
+    let kept = spec(|o| o["spec"] = json!({"type": "NodePort", "ports": [{"port": 80}]}));
+    assert_eq!((&kept["clusterIP"], &kept["ports"][0]["nodePort"]), (&json!("10.0.0.1"), &json!(30080)));
+    let inner = spec(|o| o["spec"]["type"] = "ClusterIP".into());
+    assert_eq!(inner["clusterIP"], "10.0.0.1");
+    assert!(
+        inner["ports"][0].get("nodePort").is_none() && inner.get("externalTrafficPolicy").is_none(),
+        "{inner}"
+    );
+    let alias = spec(|o| {
+        o["spec"]["type"] = "ExternalName".into();
+        o["spec"]["externalName"] = "example.com".into();
+    });
+    assert!(alias.get("clusterIP").is_none() && alias.get("ipFamilies").is_none(), "{alias}");
+}
+
+#[test]
 fn identity_does_not_change() {
     let object = stored(Kind::ConfigMap, &json!({"metadata": {"name": "a"}}));
     let causes = |change: fn(&mut Value)| match update(&object, Part::Main, change) {

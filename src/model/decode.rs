@@ -262,6 +262,13 @@ fn explain<K: Stored>(json: &[u8], error: &serde_json::Error) -> Rejection {
     // serde_json ends each text with the place, which the path replaces.
     let what = text.split(" at line ").next().unwrap_or(&text);
     let why = match what.strip_prefix("invalid type: ").and_then(|w| w.split_once(", expected ")) {
+        Some((found, expected)) if at.is_empty() => {
+            format!(
+                "json: cannot unmarshal {} into Go value of type v1.{}",
+                json_type(found),
+                go_type(expected)
+            )
+        }
         Some((found, expected)) => format!(
             "json: cannot unmarshal {} into Go struct field {kind}.{at} of type {}",
             json_type(found),
@@ -434,6 +441,14 @@ mod tests {
         );
         assert_eq!(strict::<v1::Pod>(r#"{"metadata":{"name":"a"}}"#), "passed");
         assert!(strict::<v1::Pod>("{} x").contains("json parse error"));
+        assert!(strict::<v1::Pod>("").contains("json parse error"));
+        assert_eq!(
+            strict::<v1::Pod>("[]"),
+            "Pod in version \"v1\" cannot be handled as a Pod: json: cannot unmarshal array into Go value of type \
+             v1.Pod"
+        );
+        let deep = format!("{{\"spec\":{}1{}}}", "[".repeat(500), "]".repeat(500));
+        assert!(strict::<v1::Pod>(&deep).starts_with("Pod in version"));
     }
 
     #[test]

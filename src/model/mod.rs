@@ -17,6 +17,7 @@ mod object;
 pub mod quantity;
 pub mod registry;
 mod rules;
+mod rules_service;
 pub mod selector;
 mod snapshot;
 pub mod table;

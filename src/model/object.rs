@@ -3,7 +3,7 @@
 //! Owns: the path from a typed Kubernetes object to what the store keeps. A [`Sealed`] is an object ready to be stored
 //! (no revision yet); the store gives it a [`Revision`] and it becomes an [`Object`], for good.
 //! Invariant: `facet` and `json` of one object say the same; `json` is a whole document with `apiVersion`, `kind` and
-//! `metadata.resourceVersion`, ready to be sent. Validation and defaulting happen before, in [`crate::model::registry`].
+//! `metadata.resourceVersion`, ready to be sent. Validation and defaulting happen before, in [`crate::model::admit`].
 
 use std::{collections::BTreeMap, sync::Arc};
 

@@ -1,16 +1,16 @@
 //! What each kind adds to admission: who owns which part, what is filled in, what is refused.
 //!
 //! Owns: [`Rules`], the kind's side of [`crate::model::admit`], after Kubernetes' registry strategies
-//! (`PrepareForCreate`, `PrepareForUpdate`, defaults, validation). Invariant: all of it is pure, and `fill_in` is
+//! (`PrepareForCreate`, `PrepareForUpdate`, defaults, validation); services have theirs in `rules_service.rs`. Invariant: all of it is pure, and `fill_in` is
 //! idempotent, so an object that is sent back as it was received is unchanged.
 
 use k8s_openapi::{
     ByteString,
     api::core::v1::{
-        ConfigMap, Endpoints, Event, LoadBalancerStatus, Namespace, Node, Pod, PodCondition, PodStatus,
-        ReplicationController, ReplicationControllerStatus, Secret, Service, ServiceAccount, ServiceStatus,
+        ConfigMap, Endpoints, Event, Namespace, Node, Pod, PodCondition, PodStatus, ReplicationController,
+        ReplicationControllerStatus, Secret, ServiceAccount,
     },
-    apimachinery::pkg::{apis::meta::v1::Time, util::intstr::IntOrString},
+    apimachinery::pkg::apis::meta::v1::Time,
 };
 
 use super::{
@@ -25,11 +25,9 @@ use super::{
 const NAMESPACE_NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// The finalizer that keeps a namespace until its content is gone.
 const NAMESPACE_FINALIZER: &str = "kubernetes";
-/// How long a client stays with its pod under `ClientIP` affinity.
-const AFFINITY_SECONDS: i32 = 10_800;
 
 /// A kind's part of admission.
-pub(crate) trait Rules: Stored + PartialEq {
+pub(crate) trait Rules: Stored {
     /// Takes away what a client may not set on a new object. `now` is the creation's time.
     fn prepare_create(&mut self, now: &Time) {
         let _ = now;
@@ -167,101 +165,6 @@ impl Rules for ReplicationController {
     }
 }
 
-impl Rules for Service {
-    fn prepare_create(&mut self, _now: &Time) {
-        self.status = Some(ServiceStatus {
-            load_balancer: Some(LoadBalancerStatus::default()),
-            ..ServiceStatus::default()
-        });
-    }
-
-    fn fill_in(&mut self) {
-        let spec = self.spec.get_or_insert_default();
-        text(&mut spec.type_, "ClusterIP");
-        text(&mut spec.session_affinity, "None");
-        let type_ = spec.type_.clone().unwrap_or_default();
-        if spec.session_affinity.as_deref() == Some("None") {
-            spec.session_affinity_config = None;
-        } else if spec.session_affinity.as_deref() == Some("ClientIP") {
-            let config = spec.session_affinity_config.get_or_insert_default();
-            config.client_ip.get_or_insert_default().timeout_seconds.get_or_insert(AFFINITY_SECONDS);
-        }
-        for port in spec.ports.iter_mut().flatten() {
-            text(&mut port.protocol, "TCP");
-            let missing = match &port.target_port {
-                None | Some(IntOrString::Int(0)) => true,
-                Some(IntOrString::String(name)) => name.is_empty(),
-                Some(IntOrString::Int(_)) => false,
-            };
-            if missing {
-                port.target_port = Some(IntOrString::Int(port.port));
-            }
-        }
-        let outside = type_ == "NodePort" || type_ == "LoadBalancer";
-        if outside || (type_ == "ClusterIP" && spec.external_ips.iter().flatten().next().is_some()) {
-            text(&mut spec.external_traffic_policy, "Cluster");
-        }
-        if outside || type_ == "ClusterIP" {
-            text(&mut spec.internal_traffic_policy, "Cluster");
-            text(&mut spec.ip_family_policy, "SingleStack");
-            if spec.ip_families.as_ref().is_none_or(Vec::is_empty) {
-                spec.ip_families = Some(vec!["IPv4".into()]);
-            }
-            let ip = spec.cluster_ip.as_ref().filter(|ip| !ip.is_empty());
-            if let (Some(ip), true) = (ip, spec.cluster_ips.as_ref().is_none_or(Vec::is_empty)) {
-                spec.cluster_ips = Some(vec![ip.clone()]);
-            }
-        }
-        if type_ == "LoadBalancer" {
-            spec.allocate_load_balancer_node_ports.get_or_insert(true);
-        }
-        let status = self.status.get_or_insert_default();
-        status.load_balancer.get_or_insert_default();
-    }
-
-    fn prepare_update(&mut self, old: &Self, part: Part) {
-        if part == Part::Status {
-            self.spec.clone_from(&old.spec);
-            return;
-        }
-        self.status.clone_from(&old.status);
-        let (Some(new), Some(old)) = (&mut self.spec, &old.spec) else { return };
-        let external = |type_: &Option<String>| type_.as_deref() == Some("ExternalName");
-        if external(&new.type_) || external(&old.type_) {
-            return;
-        }
-        // What the cluster has given out stays given out when the client does not name it again.
-        if new.cluster_ip.as_deref().is_none_or(str::is_empty) {
-            new.cluster_ip.clone_from(&old.cluster_ip);
-            new.cluster_ips.clone_from(&old.cluster_ips);
-        }
-        let keeps_ports = |t: &Option<String>| matches!(t.as_deref(), Some("NodePort" | "LoadBalancer"));
-        if keeps_ports(&new.type_) && keeps_ports(&old.type_) {
-            for port in new.ports.iter_mut().flatten().filter(|p| p.node_port.unwrap_or(0) == 0) {
-                let before = old
-                    .ports
-                    .iter()
-                    .flatten()
-                    .find(|p| p.name == port.name && p.protocol == port.protocol && p.port == port.port);
-                port.node_port = before.and_then(|p| p.node_port);
-            }
-            if new.health_check_node_port.unwrap_or(0) == 0 {
-                new.health_check_node_port = old.health_check_node_port;
-            }
-        }
-    }
-
-    fn validate(&self, faults: &mut Faults) {
-        validate::service(self, faults);
-    }
-
-    fn validate_update(&self, old: &Self, part: Part, faults: &mut Faults) {
-        if part == Part::Main {
-            validate::service_update(self, old, faults);
-        }
-    }
-}
-
 impl Rules for Namespace {
     fn prepare_create(&mut self, _now: &Time) {
         self.status = None;
@@ -343,13 +246,6 @@ impl Rules for Secret {
             self.data.get_or_insert_default().insert(key, ByteString(value.into_bytes()));
         }
         text(&mut self.type_, "Opaque");
-    }
-
-    fn prepare_update(&mut self, old: &Self, _part: Part) {
-        // An update need not say the type again.
-        if let Some(type_) = old.type_.as_ref().filter(|_| self.type_.as_deref() == Some("Opaque")) {
-            self.type_ = Some(type_.clone());
-        }
     }
 
     fn validate(&self, faults: &mut Faults) {
