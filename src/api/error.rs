@@ -50,7 +50,7 @@ pub enum ApiError {
     #[error("the server does not allow this method on the requested resource")]
     MethodNotAllowed,
     /// 406.
-    #[error("only the following media types are accepted: application/json, application/yaml")]
+    #[error("only the following media types are accepted: application/json")]
     NotAcceptable,
     /// 409 for a name that is taken.
     #[error("{resource} \"{name}\" already exists")]

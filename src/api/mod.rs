@@ -17,6 +17,7 @@ mod images;
 mod log;
 mod metrics;
 mod openapi;
+mod openapi_v2;
 mod patch;
 mod query;
 mod read;
