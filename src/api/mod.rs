@@ -19,6 +19,7 @@ mod metrics;
 mod openapi;
 mod openapi_v2;
 mod patch;
+mod protobuf;
 mod query;
 mod read;
 mod render;

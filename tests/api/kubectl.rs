@@ -195,7 +195,7 @@ fn kubectl_lists_resources_and_explains_them() {
 fn kubectl_waits_watches_and_reads_logs() {
     each(|cluster, kubectl| {
         let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web1, labels: {app: solo}}\n\
-                   spec: {nodeName: n1, containers: [{name: c, image: x}, {name: d, image: y}]}\n";
+                   spec: {nodeName: n1, containers: [{name: c, image: x}, {name: d, image: x}]}\n";
         std::fs::write(cluster.file("pod.yaml"), pod).unwrap();
         kubectl(&["create", "-f", "pod.yaml"]).ok();
         assert_eq!(kubectl(&["logs", "web1", "-c", "d", "--tail=2"]).ok(), "log of d in web1 tail Some(2)\n");
@@ -230,5 +230,29 @@ fn kubectl_exposes_services_with_addresses() {
         let ports = kubectl(&["get", "svc", "np", "-o", "jsonpath={.spec.ports[0].nodePort}"]).ok();
         assert!(ports.parse::<u16>().is_ok_and(|p| p >= 30_000), "{ports}");
         assert!(kubectl(&["delete", "rc,svc", "-l", "app=web"]).ok().contains("service \"web\" deleted"));
+    });
+}
+
+#[test]
+fn kubectl_creates_without_files() {
+    each(|_, kubectl| {
+        assert!(kubectl(&["create", "namespace", "team"]).ok().contains("namespace/team created"));
+        kubectl(&["create", "configmap", "c", "--from-literal=a=b", "-n", "team"]).ok();
+        assert_eq!(kubectl(&["get", "cm", "c", "-n", "team", "-o", "jsonpath={.data.a}"]).ok(), "b");
+        kubectl(&["create", "secret", "generic", "s", "--from-literal=a=b"]).ok();
+        assert_eq!(kubectl(&["get", "secret", "s", "-o", "jsonpath={.data.a}"]).ok(), "Yg==");
+        kubectl(&["create", "serviceaccount", "robot"]).ok();
+        kubectl(&["create", "service", "clusterip", "svc", "--tcp=80:8080"]).ok();
+        assert_eq!(
+            kubectl(&["get", "svc", "svc", "-o", "jsonpath={.spec.ports[0].targetPort}"]).ok(),
+            "8080"
+        );
+        kubectl(&["run", "one", "--image=x"]).ok();
+        assert!(kubectl(&["get", "pods"]).ok().contains("Pending"));
+        kubectl(&["delete", "namespace", "team", "--wait=false"]).ok();
+        let phase = kubectl(&["get", "ns", "team", "-o", "jsonpath={.status.phase}"]).ok();
+        assert_eq!(phase, "Terminating");
+        let late = kubectl(&["create", "configmap", "late", "-n", "team"]).fails();
+        assert!(late.contains("namespace team because it is being terminated"), "{late}");
     });
 }
