@@ -245,3 +245,7 @@ fn keep_identity(meta: &mut ObjectMeta, old: &ObjectMeta) {
     }
     meta.generation = old.generation;
 }
+
+#[cfg(test)]
+#[path = "admit_tests.rs"]
+mod tests;

@@ -12,7 +12,7 @@ use k8s_openapi::{
 use super::{Kind, Object, SealError, Sealed, Stored, object::seal_owned};
 
 /// Marks an object for deletion: `at` is when its grace of `grace_seconds` ends; `finalizers_extra` are added (such as
-/// `foregroundDeletion`). A mark that is there already is only ever brought forward.
+/// `foregroundDeletion`). A mark that is there already is only ever brought forward. A namespace becomes `Terminating`.
 ///
 /// # Errors
 /// When the stored document cannot be read.
@@ -22,7 +22,7 @@ pub fn mark_deleting(
     grace_seconds: i64,
     finalizers_extra: &[&str],
 ) -> Result<Sealed, SealError> {
-    edit(object, |meta| {
+    let mark = |meta: &mut ObjectMeta| {
         let at = Timestamp::from_second(at.as_second()).unwrap_or(at);
         let sooner = meta.deletion_timestamp.as_ref().is_none_or(|present| at < present.0);
         if meta.deletion_timestamp.is_none() {
@@ -39,30 +39,49 @@ pub fn mark_deleting(
                 list.push((*extra).to_owned());
             }
         }
-    })
+    };
+    if object.key.kind == Kind::Namespace {
+        return edit_as::<v1::Namespace>(object, |namespace| {
+            mark(&mut namespace.metadata);
+            namespace.status.get_or_insert_default().phase = Some("Terminating".to_owned());
+        });
+    }
+    edit(object, mark)
 }
 
-/// Takes a finalizer away; without effect when it is not there.
+/// Takes a finalizer away, from a namespace also in its `spec`; without effect when it is not there.
 ///
 /// # Errors
 /// When the stored document cannot be read.
 pub fn remove_finalizer(object: &Object, finalizer: &str) -> Result<Sealed, SealError> {
-    edit(object, |meta| {
-        if let Some(list) = &mut meta.finalizers {
+    let strike = |finalizers: &mut Option<Vec<String>>| {
+        if let Some(list) = finalizers {
             list.retain(|f| f != finalizer);
             if list.is_empty() {
-                meta.finalizers = None;
+                *finalizers = None;
             }
         }
-    })
+    };
+    if object.key.kind == Kind::Namespace {
+        return edit_as::<v1::Namespace>(object, |namespace| {
+            strike(&mut namespace.metadata.finalizers);
+            strike(&mut namespace.spec.get_or_insert_default().finalizers);
+        });
+    }
+    edit(object, |meta| strike(&mut meta.finalizers))
 }
 
-/// Parses an object, changes its metadata, seals it again.
+/// Parses an object, changes it, seals it again.
+fn edit_as<K: Stored>(object: &Object, change: impl FnOnce(&mut K)) -> Result<Sealed, SealError> {
+    let mut typed: K = object.parse().map_err(|source| SealError::Parse { kind: K::KIND, source })?;
+    change(&mut typed);
+    seal_owned(typed)
+}
+
+/// As [`edit_as`], for a change of metadata, whatever the kind.
 fn edit(object: &Object, change: impl FnOnce(&mut ObjectMeta)) -> Result<Sealed, SealError> {
     fn go<K: Stored>(object: &Object, change: impl FnOnce(&mut ObjectMeta)) -> Result<Sealed, SealError> {
-        let mut typed: K = object.parse().map_err(|source| SealError::Parse { kind: K::KIND, source })?;
-        change(typed.meta_mut());
-        seal_owned(typed)
+        edit_as::<K>(object, |typed| change(typed.meta_mut()))
     }
     match object.key.kind {
         Kind::Namespace => go::<v1::Namespace>(object, change),

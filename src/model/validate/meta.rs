@@ -14,7 +14,7 @@ use crate::model::{
 const ANNOTATIONS_MAX: usize = 256 << 10;
 
 /// The check for names of that kind.
-pub(crate) fn name_check(kind: Kind) -> fn(&str) -> Vec<String> {
+fn name_check(kind: Kind) -> fn(&str) -> Vec<String> {
     match kind {
         Kind::Namespace => names::dns1123_label,
         Kind::Service => names::dns1035_label,

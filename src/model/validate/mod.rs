@@ -4,11 +4,30 @@
 //! and sentences. Invariant: pure and total; runs after defaults have been filled in, so what is still missing was
 //! asked for and not given.
 
+mod cluster;
+mod container;
+mod data;
 mod meta;
+mod pod;
+mod probe;
+mod scheduling;
+mod service;
+mod update;
+mod volume;
 
-pub(crate) use meta::{meta, meta_update, name_check};
+pub(crate) use cluster::{
+    event, namespace, node, node_update, replication_controller, replication_controller_status,
+};
+pub(crate) use data::{config_map, config_map_update, secret, secret_update};
+pub(crate) use meta::{meta, meta_update};
+pub(crate) use pod::pod;
+pub(crate) use service::{endpoints, service, service_update};
+pub(crate) use update::{pod_status_update, pod_update};
 
 use k8s_openapi::api::core::v1::Volume;
+
+/// For numbers that count something.
+const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 
 /// Which sources a volume names (its fields' names); exactly one is right.
 pub(crate) fn volume_sources(v: &Volume) -> Vec<&'static str> {
@@ -46,26 +65,6 @@ pub(crate) fn volume_sources(v: &Volume) -> Vec<&'static str> {
     ];
     set.into_iter().filter(|(_, is)| *is).map(|(name, _)| name).collect()
 }
-macro_rules! todo_stub { ($($n:ident($t:ty)),*) => {$( pub(crate) fn $n(_o: &$t, _f: &mut crate::model::fault::Faults) {} )*} }
-macro_rules! todo_stub2 { ($($n:ident($t:ty)),*) => {$( pub(crate) fn $n(_o: &$t, _old: &$t, _f: &mut crate::model::fault::Faults) {} )*} }
-use k8s_openapi::api::core::v1;
-todo_stub!(
-    pod(v1::Pod),
-    replication_controller(v1::ReplicationController),
-    replication_controller_status(v1::ReplicationController),
-    service(v1::Service),
-    namespace(v1::Namespace),
-    node(v1::Node),
-    config_map(v1::ConfigMap),
-    secret(v1::Secret),
-    endpoints(v1::Endpoints),
-    event(v1::Event)
-);
-todo_stub2!(
-    pod_update(v1::Pod),
-    pod_status_update(v1::Pod),
-    service_update(v1::Service),
-    node_update(v1::Node),
-    config_map_update(v1::ConfigMap),
-    secret_update(v1::Secret)
-);
+
+#[cfg(test)]
+mod tests;
