@@ -1,12 +1,15 @@
 //! How bodies come in: bounded, and as JSON whatever they were written in.
 //!
-//! Owns: the size limit while reading and the conversion of YAML to JSON.
+//! Owns: the size limit while reading and the conversion of YAML and Kubernetes' protobuf to JSON.
 
 use actix_web::{HttpRequest, web};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 
-use super::error::ApiError;
+use super::{
+    error::ApiError,
+    protobuf::{self, DecodeError},
+};
 
 /// Most bodies fit here, so that reading does not grow the buffer.
 const USUAL_BODY_BYTES: usize = 4 << 10;
@@ -49,9 +52,16 @@ pub fn to_json(media: &str, body: Bytes) -> Result<Bytes, ApiError> {
     match media {
         "" | "application/json" | "*/*" => Ok(body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => yaml(&body),
+        "application/vnd.kubernetes.protobuf" => match protobuf::to_json(&body) {
+            Ok(value) => Ok(value.to_string().into()),
+            Err(e @ (DecodeError::UnknownKind(..) | DecodeError::UnknownField(..))) => {
+                Err(ApiError::UnsupportedMediaType(e.to_string()))
+            }
+            Err(e) => Err(ApiError::BadRequest(format!("the protobuf body is malformed: {e}"))),
+        },
         other => Err(ApiError::UnsupportedMediaType(format!(
             "the body of the request was in an unknown format - accepted media types include: application/json, \
-             application/yaml (got \"{other}\")"
+             application/yaml, application/vnd.kubernetes.protobuf (got \"{other}\")"
         ))),
     }
 }

@@ -28,7 +28,11 @@ pub struct Document {
 impl Document {
     /// A document that does not change while the server runs.
     pub fn new(value: &Value, content_type: &'static str) -> Document {
-        let body = Bytes::from(value.to_string());
+        Document::raw(Bytes::from(value.to_string()), content_type)
+    }
+
+    /// As [`Document::new`], of bytes.
+    pub fn raw(body: Bytes, content_type: &'static str) -> Document {
         let digest = Sha256::digest(&body);
         let etag = format!("\"{}\"", digest.iter().map(|b| format!("{b:02x}")).collect::<String>());
         Document { body, etag, content_type }

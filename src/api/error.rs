@@ -50,7 +50,7 @@ pub enum ApiError {
     #[error("the server does not allow this method on the requested resource")]
     MethodNotAllowed,
     /// 406.
-    #[error("only the following media types are accepted: application/json, application/yaml")]
+    #[error("only the following media types are accepted: application/json")]
     NotAcceptable,
     /// 409 for a name that is taken.
     #[error("{resource} \"{name}\" already exists")]
@@ -90,15 +90,8 @@ pub enum ApiError {
         causes: Vec<Cause>,
     },
     /// 422 without fields: a JSON patch that does not hold.
-    #[error("{why}")]
-    Unprocessable {
-        /// The kind's name.
-        kind: String,
-        /// The object.
-        name: String,
-        /// Why.
-        why: String,
-    },
+    #[error("the server rejected our request due to an error in our request")]
+    Unprocessable(String),
     /// 400.
     #[error("{0}")]
     BadRequest(String),
@@ -189,7 +182,7 @@ impl ApiError {
             ApiError::Expired(_) => 410,
             ApiError::TooLarge(_) => 413,
             ApiError::UnsupportedMediaType(_) => 415,
-            ApiError::Invalid { .. } | ApiError::Unprocessable { .. } => 422,
+            ApiError::Invalid { .. } | ApiError::Unprocessable(_) => 422,
             ApiError::TooManyRequests => 429,
             ApiError::Internal(_) => 500,
             ApiError::Unavailable(_) => 503,
@@ -239,7 +232,9 @@ impl ApiError {
                     "reason": c.reason, "message": c.message, "field": c.field,
                 })).collect::<Vec<_>>(),
             }),
-            ApiError::Unprocessable { kind, name, .. } => json!({ "name": name, "kind": kind }),
+            ApiError::Unprocessable(why) => json!({
+                "causes": [{ "reason": "UnexpectedServerResponse", "message": why }],
+            }),
             ApiError::TooManyRequests | ApiError::Unavailable(_) => {
                 json!({ "retryAfterSeconds": RETRY_AFTER_SECONDS })
             }

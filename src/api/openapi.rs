@@ -1,6 +1,6 @@
-//! OpenAPI v3, as far as kubectl reads it before it sends a document.
+//! OpenAPI, as far as kubectl reads it before it sends a document.
 //!
-//! Owns: `/openapi/v3` and one document a group and version, built once. Paths carry each verb's parameters, so that
+//! Owns: `/openapi/v3`, one document a group and version, and `/openapi/v2` for older clients; all built once. Paths carry each verb's parameters, so that
 //! clients leave validation to the server.
 
 use std::collections::BTreeMap;
@@ -8,7 +8,11 @@ use std::collections::BTreeMap;
 use actix_web::{HttpRequest, HttpResponse};
 use serde_json::{Map, Value, json};
 
-use super::discovery::{Document, KUBERNETES_VERSION};
+use super::{
+    discovery::{Document, KUBERNETES_VERSION},
+    error::ApiError,
+    openapi_v2,
+};
 use crate::model::Kind;
 
 /// Every OpenAPI document.
@@ -16,6 +20,7 @@ pub struct Documents {
     index: Document,
     /// By group and version: `api/v1`, `apis/GROUP/VERSION`.
     groups: BTreeMap<String, Document>,
+    v2: Document,
 }
 
 impl Documents {
@@ -36,15 +41,29 @@ impl Documents {
                 (path.clone(), json!({ "serverRelativeURL": url }))
             })
             .collect();
-        Documents { index: Document::new(&json!({ "paths": paths }), "application/json"), groups }
+        let v2 = Document::raw(openapi_v2::document().into(), openapi_v2::MEDIA_TYPE);
+        Documents { index: Document::new(&json!({ "paths": paths }), "application/json"), groups, v2 }
     }
 
     /// The answer to a path, if it is one of ours.
     pub fn answer(&self, request: &HttpRequest, segments: &[&str]) -> Option<HttpResponse> {
         match segments {
+            ["openapi", "v2"] => Some(self.v2(request)),
             ["openapi", "v3"] => Some(self.index.answer(request)),
             ["openapi", "v3", rest @ ..] => self.groups.get(&rest.join("/")).map(|d| d.answer(request)),
             _ => None,
+        }
+    }
+}
+
+impl Documents {
+    /// OpenAPI v2 is there for those who read protobuf; others are told to take v3.
+    fn v2(&self, request: &HttpRequest) -> HttpResponse {
+        let accept = request.headers().get("accept").and_then(|h| h.to_str().ok()).unwrap_or("");
+        if accept.contains("proto-openapi") {
+            self.v2.answer(request)
+        } else {
+            ApiError::NotAcceptable.response()
         }
     }
 }

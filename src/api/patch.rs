@@ -88,15 +88,11 @@ impl Patch {
     ///
     /// # Errors
     /// 422 when an operation of a JSON patch does not hold, 400 when a strategic patch contradicts itself.
-    pub fn apply(&self, kind: Kind, name: &str, document: &Value) -> Result<Value, ApiError> {
+    pub fn apply(&self, kind: Kind, document: &Value) -> Result<Value, ApiError> {
         let mut patched = document.clone();
         match &self.0 {
             Parsed::Json(patch) => {
-                json_patch::patch(&mut patched, patch).map_err(|e| ApiError::Unprocessable {
-                    kind: kind.name().into(),
-                    name: name.into(),
-                    why: format!("the server rejected our request due to an error in our request: {e}"),
-                })?;
+                json_patch::patch(&mut patched, patch).map_err(|e| ApiError::Unprocessable(e.to_string()))?;
             }
             Parsed::Merge(patch) => json_patch::merge(&mut patched, patch),
             Parsed::Strategic(patch) => {
@@ -116,7 +112,7 @@ mod tests {
 
     fn check(format: Format, before: Value, patch: Value, after: Value) {
         let patch = Patch::parse(format, patch.to_string().as_bytes()).unwrap();
-        assert_eq!(patch.apply(Kind::Pod, "p", &before).unwrap(), after);
+        assert_eq!(patch.apply(Kind::Pod, &before).unwrap(), after);
     }
 
     #[test]
@@ -134,7 +130,7 @@ mod tests {
     fn a_failing_operation_is_the_clients_fault_and_changes_nothing() {
         let patch = Patch::parse(Format::Json, br#"[{"op":"remove","path":"/x"}]"#).unwrap();
         let before = json!({"a": 1});
-        assert_eq!(patch.apply(Kind::Pod, "p", &before).unwrap_err().code(), 422);
+        assert_eq!(patch.apply(Kind::Pod, &before).unwrap_err().code(), 422);
         for (format, body) in [(Format::Json, "{}"), (Format::Merge, "[]"), (Format::Strategic, "nope")] {
             assert_eq!(Patch::parse(format, body.as_bytes()).unwrap_err().code(), 400, "{body}");
         }

@@ -1,12 +1,12 @@
 //! Strategic merge patch: Kubernetes' merge patch that knows which lists are maps in disguise.
 //!
 //! Owns: the merge itself with its directives (`$patch`, `$deleteFromPrimitiveList`, `$setElementOrder`,
-//! `$retainKeys`). Which list merges by which key is asked of [`merge_key`]. Pure: a document and a patch in, a document
+//! `$retainKeys`). Which list merges by which key is asked of [`registry::merge_key`]. Pure: a document and a patch in, a document
 //! out; arbitrary JSON never panics, and depth is bounded by serde_json's own limit of 128.
 
 use serde_json::{Map, Value};
 
-use crate::model::Kind;
+use crate::model::{Kind, registry};
 
 const PATCH: &str = "$patch";
 const RETAIN: &str = "$retainKeys";
@@ -101,9 +101,9 @@ impl Merger {
                 && let Some(Value::Array(values)) = target.get_mut(field)
             {
                 path.0.push(field.to_owned());
-                let merge_by = merge_key(self.kind, &path.0);
+                let by = merge_by(self.kind, &path.0);
                 path.0.pop();
-                let key = match merge_by {
+                let key = match by {
                     Some(MergeBy::Key(key)) => Some(key),
                     _ => None,
                 };
@@ -149,7 +149,7 @@ impl Merger {
         path: &mut Path,
     ) -> Result<Vec<Value>, StrategicError> {
         let replaces = patch.iter().any(|e| e.get(PATCH).and_then(Value::as_str) == Some("replace"));
-        let by = merge_key(self.kind, &path.0);
+        let by = merge_by(self.kind, &path.0);
         if replaces || by.is_none() {
             return Ok(patch.iter().filter(|e| e.get(PATCH).is_none()).cloned().collect());
         }
@@ -208,7 +208,7 @@ fn reorder(values: &mut Vec<Value>, order: &[Value], key: Option<&str>) {
     values.extend(ranked.into_iter().map(|(_, value)| value));
 }
 
-/// How a list merges; lists that are not named here are replaced.
+/// How a list merges; lists that the registry does not name are replaced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum MergeBy {
     /// Objects, by this field.
@@ -217,34 +217,10 @@ enum MergeBy {
     Value,
 }
 
-/// How the list at that path merges. In the core group a field's name (and for `ports` its surroundings) decides.
-fn merge_key(kind: Kind, path: &[String]) -> Option<MergeBy> {
-    let field = path.last()?.as_str();
-    let inside = |name: &str| path.iter().rev().skip(1).any(|p| p == name);
-    Some(match field {
-        "containers"
-        | "initContainers"
-        | "ephemeralContainers"
-        | "volumes"
-        | "env"
-        | "imagePullSecrets"
-        | "schedulingGates" => MergeBy::Key("name"),
-        "secrets" if kind == Kind::ServiceAccount => MergeBy::Key("name"),
-        "resourceClaims" if !inside("containers") => MergeBy::Key("name"),
-        "volumeMounts" => MergeBy::Key("mountPath"),
-        "volumeDevices" => MergeBy::Key("devicePath"),
-        "ports" if kind == Kind::Service => MergeBy::Key("port"),
-        "ports" if inside("containers") || inside("initContainers") || inside("ephemeralContainers") => {
-            MergeBy::Key("containerPort")
-        }
-        "hostAliases" | "podIPs" | "hostIPs" => MergeBy::Key("ip"),
-        "topologySpreadConstraints" => MergeBy::Key("topologyKey"),
-        "conditions" | "addresses" => MergeBy::Key("type"),
-        "taints" => MergeBy::Key("key"),
-        "ownerReferences" => MergeBy::Key("uid"),
-        "finalizers" | "podCIDRs" => MergeBy::Value,
-        _ => return None,
-    })
+fn merge_by(kind: Kind, path: &[String]) -> Option<MergeBy> {
+    let path: Vec<&str> = path.iter().map(String::as_str).collect();
+    let strategy = registry::merge_key(kind, &path)?;
+    Some(strategy.key.map_or(MergeBy::Value, MergeBy::Key))
 }
 
 #[cfg(test)]

@@ -104,7 +104,7 @@ pub fn put_scale(body: &Bytes) -> Result<impl Fn(Value) -> Result<Value, ApiErro
 
 /// The change a PATCH of a scale makes.
 pub fn patch_scale(patch: &Patch) -> impl Fn(Value) -> Result<Value, ApiError> {
-    move |present| patch.apply(Kind::ReplicationController, "scale", &present)
+    move |present| patch.apply(Kind::ReplicationController, &present)
 }
 
 /// POST of a binding: gives a pod its node, once.

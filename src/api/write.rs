@@ -330,7 +330,7 @@ pub async fn patch(call: &Call, part: Part, patch: &Patch) -> Result<HttpRespons
 /// The state a patch makes of an object. A patch that sets `resourceVersion` or `uid` makes them conditions.
 fn patched(current: &Object, patch: &Patch) -> Result<Wanted, ApiError> {
     let document = document(current)?;
-    let patched = patch.apply(current.key.kind, &current.key.name, &document)?;
+    let patched = patch.apply(current.key.kind, &document)?;
     let mut wanted = Wanted::from_body(current.key.kind, patched.to_string().into())?;
     // What the patch did not touch is no condition: the change may be made again on a newer state.
     wanted.revision = wanted.revision.filter(|r| *r != current.revision);

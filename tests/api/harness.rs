@@ -260,7 +260,14 @@ impl Ran {
         err
     }
 
-    fn texts(&self) -> (String, String) {
+    /// Both outputs together, whatever it did: for commands whose exit code differs between versions.
+    pub fn fails_or_empty(&self) -> String {
+        let (out, err) = self.texts();
+        out + &err
+    }
+
+    /// Its standard output and standard error.
+    pub fn texts(&self) -> (String, String) {
         (
             String::from_utf8_lossy(&self.output.stdout).into_owned(),
             String::from_utf8_lossy(&self.output.stderr).into_owned(),

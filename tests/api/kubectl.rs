@@ -53,19 +53,206 @@ fn kubectl_creates_reads_and_deletes() {
         assert!(kubectl(&["version"]).ok().contains("v1.33.1+troupe"));
         assert!(kubectl(&["create", "-f", "rc.yaml"]).ok().contains("replicationcontroller/web created"));
         let again = kubectl(&["create", "-f", "rc.yaml"]).fails();
+        let expected =
+            "(AlreadyExists): error when creating \"rc.yaml\": replicationcontrollers \"web\" already exists";
+        assert!(again.contains(expected), "{again}");
+        let table = kubectl(&["get", "rc"]).ok();
         assert!(
-            again.contains("(AlreadyExists)")
-                && again.contains("replicationcontrollers \"web\" already exists")
+            table.starts_with("NAME   DESIRED   CURRENT   READY   AGE\nweb    2         0         0"),
+            "{table}"
         );
-        assert!(kubectl(&["get", "replicationcontrollers"]).ok().contains("web"));
-        assert!(
-            kubectl(&["get", "replicationcontrollers", "web", "-o", "json"]).ok().contains("nginx:local")
-        );
+        assert!(kubectl(&["get", "rc", "web", "-o", "wide"]).ok().contains("nginx:local"));
+        assert!(kubectl(&["get", "rc", "web", "-o", "json"]).ok().contains("nginx:local"));
+        assert!(kubectl(&["get", "rc", "-A", "-o", "yaml"]).ok().contains("nginx:local"));
+        assert_eq!(kubectl(&["get", "rc", "-o", "name"]).ok(), "replicationcontroller/web\n");
+        assert_eq!(kubectl(&["get", "rc", "-o", "jsonpath={.items[*].spec.replicas}"]).ok(), "2");
+        assert!(kubectl(&["get", "rc", "-l", "app=other"]).fails_or_empty().contains("No resources found"));
+        assert!(kubectl(&["get", "all", "--show-labels"]).ok().contains("app=web"));
         assert!(kubectl(&["delete", "-f", "rc.yaml"]).ok().contains("deleted"));
-        let gone = kubectl(&["get", "replicationcontrollers", "web"]).fails();
+        let gone = kubectl(&["get", "rc", "web"]).fails();
         assert!(
             gone.contains("Error from server (NotFound): replicationcontrollers \"web\" not found"),
             "{gone}"
         );
+        let unknown = kubectl(&["get", "frobs"]).fails();
+        assert!(unknown.contains("the server doesn't have a resource type \"frobs\""), "{unknown}");
+    });
+}
+
+#[test]
+fn kubectl_applies_edits_patches_and_scales() {
+    each(|cluster, kubectl| {
+        let replicas = || kubectl(&["get", "rc", "web", "-o", "jsonpath={.spec.replicas}"]).ok();
+        let label = |name: &str| {
+            kubectl(&["get", "rc", "web", "-o", &format!("jsonpath={{.metadata.labels.{name}}}")]).ok()
+        };
+        assert!(kubectl(&["apply", "-f", "rc.yaml"]).ok().contains("created"));
+        assert!(kubectl(&["apply", "-f", "rc.yaml"]).ok().contains("unchanged"));
+        std::fs::write(
+            cluster.file("rc2.yaml"),
+            RC.replace("replicas: 2", "replicas: 5").replace("nginx:local", "nginx:2"),
+        )
+        .unwrap();
+        assert!(kubectl(&["apply", "-f", "rc2.yaml"]).ok().contains("configured"));
+        assert_eq!(replicas(), "5");
+        let containers =
+            kubectl(&["get", "rc", "web", "-o", "jsonpath={.spec.template.spec.containers[*].image}"]);
+        assert_eq!(containers.ok(), "nginx:2");
+        kubectl(&["patch", "rc", "web", "-p", r#"{"spec":{"replicas":3}}"#]).ok();
+        assert_eq!(replicas(), "3");
+        kubectl(&["patch", "rc", "web", "--type=merge", "-p", r#"{"metadata":{"labels":{"p":"m"}}}"#]).ok();
+        assert_eq!(label("p"), "m");
+        kubectl(&[
+            "patch",
+            "rc",
+            "web",
+            "--type=json",
+            "-p",
+            r#"[{"op":"remove","path":"/metadata/labels/p"}]"#,
+        ])
+        .ok();
+        assert_eq!(label("p"), "");
+        let bad = [r#"[{"op":"remove","path":"/metadata/labels/p"}]"#];
+        assert!(
+            kubectl(&["patch", "rc", "web", "--type=json", "-p", bad[0]])
+                .fails()
+                .contains("The request is invalid")
+        );
+        kubectl(&["label", "rc", "web", "tier=x"]).ok();
+        kubectl(&["label", "rc", "web", "tier=y", "--overwrite"]).ok();
+        assert_eq!(label("tier"), "y");
+        kubectl(&["annotate", "rc", "web", "note=hello"]).ok();
+        assert!(kubectl(&["scale", "rc", "web", "--replicas=4"]).ok().contains("scaled"));
+        assert_eq!(replicas(), "4");
+        let mismatch = kubectl(&["scale", "rc", "web", "--current-replicas=9", "--replicas=1"]).fails();
+        assert!(mismatch.contains("xpected replicas to be 9, was 4"), "{mismatch}");
+        assert!(kubectl(&["replace", "-f", "rc.yaml"]).ok().contains("replaced"));
+        assert_eq!(replicas(), "2");
+        assert!(kubectl(&["delete", "rc", "web", "--cascade=background"]).ok().contains("deleted"));
+    });
+}
+
+#[test]
+fn kubectl_edits_with_an_editor() {
+    for kubectl in kubectls() {
+        let cluster = Cluster::start();
+        std::fs::write(cluster.file("rc.yaml"), RC).unwrap();
+        cluster.kubectl(&kubectl, &["create", "-f", "rc.yaml"]).ok();
+        let editor = [("KUBE_EDITOR", "sed -i s/replicas:\\ 2/replicas:\\ 7/")];
+        assert!(cluster.kubectl_with(&kubectl, &["edit", "rc/web"], &editor).ok().contains("edited"));
+        let replicas =
+            cluster.kubectl(&kubectl, &["get", "rc", "web", "-o", "jsonpath={.spec.replicas}"]).ok();
+        assert_eq!(replicas, "7");
+    }
+}
+
+#[test]
+fn kubectl_refuses_what_the_server_refuses() {
+    each(|cluster, kubectl| {
+        std::fs::write(cluster.file("typo.yaml"), RC.replace("replicas:", "replicaz:")).unwrap();
+        let typo = kubectl(&["create", "-f", "typo.yaml"]).fails();
+        assert!(typo.contains("strict decoding error: unknown field \"spec.replicaz\""), "{typo}");
+        std::fs::write(
+            cluster.file("bad.yaml"),
+            RC.replace("{app: web}\n  template", "{app: other}\n  template"),
+        )
+        .unwrap();
+        let bad = kubectl(&["create", "-f", "bad.yaml"]).fails();
+        assert!(bad.contains("is invalid: spec.template.metadata.labels"), "{bad}");
+        let nowhere = kubectl(&["create", "-n", "nowhere", "-f", "rc.yaml"]).fails();
+        assert!(nowhere.contains("namespaces \"nowhere\" not found"), "{nowhere}");
+        assert!(
+            kubectl(&["create", "-f", "rc.yaml", "--dry-run=server"])
+                .ok()
+                .contains("created (server dry run)")
+        );
+        kubectl(&["get", "rc", "web"]).fails();
+        let immortal = kubectl(&["delete", "ns", "default"]).fails();
+        assert!(
+            immortal.contains("namespaces \"default\" is forbidden: this namespace may not be deleted"),
+            "{immortal}"
+        );
+    });
+}
+
+#[test]
+fn kubectl_lists_resources_and_explains_them() {
+    each(|_, kubectl| {
+        let resources = kubectl(&["api-resources"]).ok();
+        assert!(resources.contains("replicationcontrollers   rc"), "{resources}");
+        assert!(resources.lines().count() > 9, "{resources}");
+        assert_eq!(kubectl(&["api-versions"]).ok(), "v1\n");
+        assert!(kubectl(&["explain", "pods"]).ok().contains("Pod"));
+        assert!(kubectl(&["get", "--raw", "/healthz"]).ok().contains("ok"));
+        assert!(kubectl(&["cluster-info"]).ok().contains("is running at"));
+        assert!(kubectl(&["get", "nodes"]).ok().contains("n1"));
+        assert!(kubectl(&["describe", "node", "n1"]).ok().contains("n1"));
+        assert!(kubectl(&["get", "events"]).fails_or_empty().contains("No resources found"));
+    });
+}
+
+#[test]
+fn kubectl_waits_watches_and_reads_logs() {
+    each(|cluster, kubectl| {
+        let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: web1, labels: {app: solo}}\n\
+                   spec: {nodeName: n1, containers: [{name: c, image: x}, {name: d, image: x}]}\n";
+        std::fs::write(cluster.file("pod.yaml"), pod).unwrap();
+        kubectl(&["create", "-f", "pod.yaml"]).ok();
+        assert_eq!(kubectl(&["logs", "web1", "-c", "d", "--tail=2"]).ok(), "log of d in web1 tail Some(2)\n");
+        assert!(kubectl(&["describe", "pod", "web1"]).ok().contains("solo"));
+        let watched = kubectl(&["get", "pods", "-w", "--request-timeout=1s"]).texts().0;
+        assert!(watched.contains("web1"), "{watched}");
+        let timeout = kubectl(&["wait", "pod/web1", "--for=condition=Ready", "--timeout=1s"]).fails();
+        assert!(timeout.contains("timed out waiting for the condition"), "{timeout}");
+        assert!(
+            kubectl(&["wait", "pod/web1", "--for=jsonpath={.metadata.name}=web1"])
+                .ok()
+                .contains("condition met")
+        );
+        assert!(kubectl(&["delete", "pod", "web1", "--grace-period=0", "--force"]).ok().contains("deleted"));
+        kubectl(&["wait", "pod/web1", "--for=delete", "--timeout=5s"]).ok();
+        let nope = kubectl(&["delete", "pod", "nope"]).fails();
+        assert!(nope.contains("pods \"nope\" not found"), "{nope}");
+        kubectl(&["delete", "pod", "nope", "--ignore-not-found"]).ok();
+    });
+}
+
+#[test]
+fn kubectl_exposes_services_with_addresses() {
+    each(|_, kubectl| {
+        kubectl(&["create", "-f", "rc.yaml"]).ok();
+        assert!(kubectl(&["expose", "rc", "web", "--port=80"]).ok().contains("service/web exposed"));
+        kubectl(&["expose", "rc", "web", "--name=np", "--port=80", "--type=NodePort"]).ok();
+        let ip = kubectl(&["get", "svc", "web", "-o", "jsonpath={.spec.clusterIP}"]).ok();
+        assert!(ip.starts_with("10.96."), "{ip}");
+        kubectl(&["label", "svc", "web", "a=b"]).ok();
+        assert_eq!(kubectl(&["get", "svc", "web", "-o", "jsonpath={.spec.clusterIP}"]).ok(), ip);
+        let ports = kubectl(&["get", "svc", "np", "-o", "jsonpath={.spec.ports[0].nodePort}"]).ok();
+        assert!(ports.parse::<u16>().is_ok_and(|p| p >= 30_000), "{ports}");
+        assert!(kubectl(&["delete", "rc,svc", "-l", "app=web"]).ok().contains("service \"web\" deleted"));
+    });
+}
+
+#[test]
+fn kubectl_creates_without_files() {
+    each(|_, kubectl| {
+        assert!(kubectl(&["create", "namespace", "team"]).ok().contains("namespace/team created"));
+        kubectl(&["create", "configmap", "c", "--from-literal=a=b", "-n", "team"]).ok();
+        assert_eq!(kubectl(&["get", "cm", "c", "-n", "team", "-o", "jsonpath={.data.a}"]).ok(), "b");
+        kubectl(&["create", "secret", "generic", "s", "--from-literal=a=b"]).ok();
+        assert_eq!(kubectl(&["get", "secret", "s", "-o", "jsonpath={.data.a}"]).ok(), "Yg==");
+        kubectl(&["create", "serviceaccount", "robot"]).ok();
+        kubectl(&["create", "service", "clusterip", "svc", "--tcp=80:8080"]).ok();
+        assert_eq!(
+            kubectl(&["get", "svc", "svc", "-o", "jsonpath={.spec.ports[0].targetPort}"]).ok(),
+            "8080"
+        );
+        kubectl(&["run", "one", "--image=x"]).ok();
+        assert!(kubectl(&["get", "pods"]).ok().contains("Pending"));
+        kubectl(&["delete", "namespace", "team", "--wait=false"]).ok();
+        let phase = kubectl(&["get", "ns", "team", "-o", "jsonpath={.status.phase}"]).ok();
+        assert_eq!(phase, "Terminating");
+        let late = kubectl(&["create", "configmap", "late", "-n", "team"]).fails();
+        assert!(late.contains("namespace team because it is being terminated"), "{late}");
     });
 }
