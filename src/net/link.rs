@@ -199,12 +199,12 @@ impl<Out> LinkHandle<Out> {
     ///
     /// # Errors
     /// [`NetError::Refused`] by the peer, [`NetError::TimedOut`], [`NetError::Closed`], [`NetError::Stream`].
-    pub async fn open(&self, request: &Open, timeout: Duration) -> Result<ByteStream, NetError> {
+    pub async fn open(&self, request: Open, timeout: Duration) -> Result<ByteStream, NetError> {
         let shared = self.shared();
         if let Some(reason) = shared.over() {
             return Err(NetError::Closed(reason));
         }
-        match tokio::time::timeout(timeout, stream::open(&shared.transport, request)).await {
+        match tokio::time::timeout(timeout, stream::open(&shared.transport, &request)).await {
             Ok(Err(NetError::Stream(error))) => Err(match shared.transport.close_reason() {
                 Some(reason) => NetError::Closed(reason),
                 None => NetError::Stream(error),
