@@ -6,6 +6,8 @@
 //! something is idempotent; an exit is told by an event *and* stays readable by `list_containers` until removed.
 
 pub mod images;
+pub mod logs;
+pub mod sim;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, pin::Pin, time::Duration};
 

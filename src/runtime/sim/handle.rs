@@ -1,0 +1,328 @@
+//! A process's handle to a simulated machine: the runtime's methods, with their delays.
+//!
+//! Owns: [`SimRuntime`] and its clock, a task that runs while the handle is open and anything is due. Invariant: the
+//! machine's lock is never held across an `await`.
+
+use std::{
+    io::Write,
+    path::PathBuf,
+    sync::{
+        Arc, MutexGuard, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, SystemTime},
+};
+
+use async_trait::async_trait;
+use sha2::{Digest, Sha256};
+use tokio::{
+    io::AsyncReadExt,
+    sync::broadcast,
+    time::{Instant, sleep, timeout_at},
+};
+
+use super::{
+    Behaviour, Operation, SimMachine,
+    machine::{State, digest, draw, image_of, seeded},
+};
+use crate::{
+    model::Uid,
+    runtime::{
+        ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, Reader, RuntimeError,
+        RuntimeEvent, SandboxConfig, SandboxStatus,
+        images::normalize,
+        logs::{self, Stream},
+    },
+};
+
+/// A process's handle to a simulated machine.
+#[derive(Clone)]
+pub struct SimRuntime {
+    open: Arc<Open>,
+}
+
+struct Open {
+    machine: Arc<SimMachine>,
+    clock_runs: AtomicBool,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.machine.wake.notify_waiters();
+    }
+}
+
+impl SimRuntime {
+    /// Opens a machine; within a tokio runtime. What runs there goes on and is found by the `list_*` methods.
+    pub fn open(machine: Arc<SimMachine>) -> SimRuntime {
+        let runtime = SimRuntime { open: Arc::new(Open { machine, clock_runs: AtomicBool::new(false) }) };
+        if runtime.machine().look().next_due().is_some() {
+            runtime.run_clock();
+        }
+        runtime
+    }
+
+    /// The machine behind it.
+    pub fn machine(&self) -> &Arc<SimMachine> {
+        &self.open.machine
+    }
+
+    /// Sees to it that a task lets things happen in time.
+    fn run_clock(&self) {
+        if self.open.clock_runs.swap(true, Ordering::AcqRel) {
+            self.machine().wake.notify_waiters();
+            return;
+        }
+        tokio::spawn(clock(ClockGuard(Arc::downgrade(&self.open)), Arc::clone(self.machine())));
+    }
+
+    fn ready_for(&self, operation: Operation) -> Result<MutexGuard<'_, State>, RuntimeError> {
+        let mut state = self.machine().look();
+        state.ordered_failure(operation)?;
+        Ok(state)
+    }
+
+    fn find_image(&self, state: &State, name: &str) -> Result<Option<(String, Image)>, RuntimeError> {
+        let full = normalize(name)?;
+        let found = match state.images.get(&full) {
+            Some(image) => Some(image.clone()),
+            None => self.machine().config.any_image.then(|| image_of(&full)),
+        };
+        Ok(found.map(|image| (full, image)))
+    }
+
+    /// Reads an archive to its end without keeping it: the image is its digest and its size.
+    async fn take_image(&self, mut archive: Reader, name: String) -> Result<String, RuntimeError> {
+        let mut buf = vec![0; 64 * 1024];
+        let (mut hash, mut size_bytes) = (Sha256::new(), 0);
+        loop {
+            match archive.read(&mut buf).await.map_err(|e| RuntimeError::BadImage(e.to_string()))? {
+                0 => break,
+                n => {
+                    hash.update(&buf[..n]);
+                    size_bytes += n as u64;
+                }
+            }
+        }
+        let image =
+            Image { id: digest(hash.finalize()), names: vec![name.clone()], size_bytes, user: String::new() };
+        self.machine().look().images.insert(name.clone(), image);
+        Ok(name)
+    }
+
+    /// Whether a seeded start fails.
+    fn draws_failure(&self, subject: &str) -> bool {
+        let config = &self.machine().config;
+        draw(config.seed.wrapping_add(1), subject) % 1000 < u64::from(config.start_failures_per_mille)
+    }
+}
+
+/// Notes that the clock stopped, also when its executor was dropped under it.
+struct ClockGuard(Weak<Open>);
+
+impl Drop for ClockGuard {
+    fn drop(&mut self) {
+        if let Some(open) = self.0.upgrade() {
+            open.clock_runs.store(false, Ordering::Release);
+        }
+    }
+}
+
+async fn clock(guard: ClockGuard, machine: Arc<SimMachine>) {
+    loop {
+        let woken = machine.wake.notified();
+        tokio::pin!(woken);
+        // From here on no wake-up is missed.
+        woken.as_mut().enable();
+        let next = machine.look().next_due();
+        if guard.0.strong_count() == 0 {
+            return;
+        }
+        match next {
+            // Woken for something earlier, or the time has come.
+            Some(at) => drop(timeout_at(at, woken).await),
+            None => woken.await,
+        }
+    }
+}
+
+/// Lets time pass. No time is none: tokio's shortest sleep is a millisecond.
+async fn pass(time: Duration) {
+    if !time.is_zero() {
+        sleep(time).await;
+    }
+}
+
+#[async_trait]
+impl ContainerRuntime for SimRuntime {
+    fn name(&self) -> &'static str {
+        "sim"
+    }
+
+    fn version(&self) -> String {
+        env!("CARGO_PKG_VERSION").to_owned()
+    }
+
+    async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
+        self.ready_for(Operation::SetPodCidr)?.addresses.set(cidr)
+    }
+
+    async fn run_pod_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
+        drop(self.ready_for(Operation::RunPodSandbox)?);
+        let of_machine = &self.machine().config;
+        pass(seeded(of_machine.seed, &config.uid, &of_machine.sandbox_delay)).await;
+        self.machine().look().run_sandbox(&config)
+    }
+
+    async fn stop_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError> {
+        self.ready_for(Operation::StopPodSandbox)?.stop_sandbox(pod);
+        Ok(())
+    }
+
+    async fn remove_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError> {
+        self.ready_for(Operation::RemovePodSandbox)?.remove_sandbox(pod);
+        Ok(())
+    }
+
+    async fn list_pod_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
+        let state = self.ready_for(Operation::ListPodSandboxes)?;
+        Ok(state.sandboxes.keys().filter_map(|uid| state.sandbox_status(uid)).collect())
+    }
+
+    async fn create_container(
+        &self,
+        pod: &Uid,
+        config: ContainerConfig,
+    ) -> Result<ContainerId, RuntimeError> {
+        let mut state = self.ready_for(Operation::CreateContainer)?;
+        let (full, image) = self
+            .find_image(&state, &config.image)?
+            .ok_or_else(|| RuntimeError::ImageNotFound(config.image.clone()))?;
+        let user = config.security.user.map_or(image.user, |user| user.to_string());
+        if config.security.run_as_non_root && matches!(user.as_str(), "" | "0" | "root") {
+            return Err(RuntimeError::Config(
+                "container has runAsNonRoot and image will run as root".to_owned(),
+            ));
+        }
+        let hostname = state.sandboxes.get(pod).map(|sandbox| sandbox.hostname.clone()).unwrap_or_default();
+        let of_image = self.machine().config.images.get(&full);
+        let mut behaviour = Behaviour::foretell(of_image, &full, &config, &hostname);
+        if self.draws_failure(&format!("{pod}/{}/{}", config.name, config.attempt)) {
+            behaviour.fail_start = Some("simulated failure".to_owned());
+        }
+        state.create(pod, &config, image.id, behaviour)
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        drop(self.ready_for(Operation::StartContainer)?);
+        let of_machine = &self.machine().config;
+        pass(seeded(of_machine.seed, &id.0, &of_machine.start_delay)).await;
+        let (output, ends) = {
+            let mut state = self.machine().look();
+            state.start(id)?;
+            let container = state.container_mut(id)?;
+            (
+                Output::of(container.log_path.clone(), &container.behaviour),
+                container.behaviour.exit_after.is_some(),
+            )
+        };
+        if let Some(output) = output {
+            output.write().await?;
+        }
+        if ends {
+            self.run_clock();
+        }
+        Ok(())
+    }
+
+    async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        let mut events = {
+            let mut state = self.ready_for(Operation::StopContainer)?;
+            let events = state.events.subscribe();
+            state.signal(id, nix::libc::SIGTERM);
+            events
+        };
+        let deadline = Instant::now() + grace;
+        while !self.machine().look().stopped_by(id, deadline) {
+            // Whatever happened, the state tells.
+            let _ = timeout_at(deadline, events.recv()).await;
+        }
+        Ok(())
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.ready_for(Operation::RemoveContainer)?.forget_container(id);
+        Ok(())
+    }
+
+    async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        Ok(self.ready_for(Operation::ListContainers)?.container_statuses())
+    }
+
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
+        self.machine().look().events.subscribe()
+    }
+
+    async fn image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
+        let state = self.ready_for(Operation::Image)?;
+        Ok(self.find_image(&state, name)?.map(|(_, image)| image))
+    }
+
+    async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {
+        Ok(self.ready_for(Operation::ListImages)?.images.values().cloned().collect())
+    }
+
+    async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {
+        drop(self.ready_for(Operation::LoadImage)?);
+        match rename {
+            Some(name) => Ok(vec![self.take_image(archive, normalize(&name)?).await?]),
+            None => Err(RuntimeError::Unsupported("sim", "read image archives: give the image a name")),
+        }
+    }
+
+    async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
+        drop(self.ready_for(Operation::ImportImage)?);
+        self.take_image(rootfs, normalize(name)?).await
+    }
+
+    async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
+        let mut state = self.ready_for(Operation::RemoveImage)?;
+        let full = normalize(name)?;
+        state.images.remove(&full).map(drop).ok_or_else(|| RuntimeError::ImageNotFound(name.to_owned()))
+    }
+}
+
+/// What a container prints when it starts.
+struct Output {
+    path: PathBuf,
+    bytes: Vec<u8>,
+}
+
+impl Output {
+    fn of(path: PathBuf, behaviour: &Behaviour) -> Option<Output> {
+        let (out, err) = (&behaviour.stdout, &behaviour.stderr);
+        if path.as_os_str().is_empty() || (out.is_empty() && err.is_empty()) {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        for (stream, lines) in [(Stream::Stdout, out), (Stream::Stderr, err)] {
+            for line in lines {
+                logs::encode(&mut bytes, SystemTime::now(), stream, true, line.as_bytes());
+            }
+        }
+        Some(Output { path, bytes })
+    }
+
+    async fn write(self) -> Result<(), RuntimeError> {
+        let failed =
+            |cause: String| RuntimeError::System { operation: "write the container's log".into(), cause };
+        let append = move || {
+            let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&self.path)?;
+            file.write_all(&self.bytes)
+        };
+        match tokio::task::spawn_blocking(append).await {
+            Ok(done) => done.map_err(|e| failed(e.to_string())),
+            Err(e) => Err(failed(e.to_string())),
+        }
+    }
+}
