@@ -5,6 +5,7 @@
 
 pub mod actors;
 pub mod api;
+pub mod app;
 pub mod cli;
 pub mod hello;
 pub mod logic;

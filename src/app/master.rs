@@ -1,7 +1,7 @@
 //! A master: store, API, controllers, and the port that nodes link to.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -12,16 +12,20 @@ use crate::{
     actors::{
         commit::Wiring,
         nodes::{self, NodeRegistry, RegistrySeed},
-        replication, scheduler,
+        events, reconciler, replication, scheduler,
         store::StoreActor,
         supervisor::{ChildSpec, Escalation, Supervisor, SupervisorHandle, SupervisorSpec},
     },
     api::{ApiConfig, ApiState, Server, Tls, serve},
+    logic::namespaces::Bootstrap,
     messages::{Commit, OpenStream, Port, Slot, View},
     model::NodeName,
     net::{Authority, CaCertificate, Identity, LinkConfig, Listener},
     store::{DataDir, Durable, Memory},
 };
+
+/// The `kubernetes` service's address: the first of the service network, as everywhere.
+const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 /// What a master is to be like.
 pub struct MasterConfig {
@@ -99,8 +103,8 @@ impl Master {
             SupervisorSpec::new("master").on_escalate(move |escalation| on_escalate(escalation)),
         );
         let commits = start_store(&root, store);
-        let events = crate::actors::events::start(&root, &view, &commits);
-        let wiring = Wiring { view: view.clone(), commits: commits.clone(), events };
+        let recorder = Slot::new("events");
+        let wiring = Wiring { view: view.clone(), commits: commits.clone(), events: recorder.port() };
         let registry: Slot<NodeRegistry> = Slot::new("node registry");
         let seed = RegistrySeed {
             wiring: wiring.clone(),
@@ -109,10 +113,6 @@ impl Master {
             cluster: config.cluster.clone(),
             lost_after: config.lost_after,
         };
-        root.start_child(replication::child(&wiring)).detach();
-        root.start_child(scheduler::child(&wiring)).detach();
-        root.start_child(nodes::child(seed, &registry)).detach();
-
         let streams = registry.port();
         let state = ApiState {
             view: view.clone(),
@@ -121,7 +121,21 @@ impl Master {
             metrics: config.metrics.clone(),
         };
         let server = serve(api_config(&config, &authority)?, state)?;
-        for child in crate::actors::housekeeping::children(&wiring, authority.certificate().pem(), server.address()) {
+        let bootstrap = Bootstrap {
+            ca_pem: authority.certificate().pem().to_owned(),
+            api_address: server.address().ip().to_string(),
+            api_port: server.address().port(),
+            service_address: Some(SERVICE_ADDRESS.to_string()),
+        };
+        for child in [
+            events::child(&recorder, &wiring),
+            reconciler::namespaces(&wiring, bootstrap),
+            reconciler::garbage(&wiring),
+            reconciler::endpoints(&wiring),
+            replication::child(&wiring),
+            scheduler::child(&wiring),
+            nodes::child(seed, &registry),
+        ] {
             root.start_child(child).detach();
         }
         let directory = match &config.persistence {
@@ -253,7 +267,7 @@ fn start_store(root: &SupervisorHandle, store: StoreActor) -> Port<Commit> {
 fn api_config(config: &MasterConfig, authority: &Authority) -> Result<ApiConfig, StartError> {
     let mut names: Vec<String> =
         ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(String::from).into();
-    let mut ips: Vec<IpAddr> = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::from([10, 96, 0, 1])];
+    let mut ips: Vec<IpAddr> = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::V4(SERVICE_ADDRESS)];
     if !config.api.ip().is_unspecified() {
         ips.push(config.api.ip());
     }

@@ -551,9 +551,8 @@ mod tests {
     #[tokio::test]
     async fn following_ends_when_the_reader_leaves() {
         let (_dir, path) = sample();
-        let Following { reader, running, done } = Following::start(&path, Some(0));
+        let Following { reader, running, done } = Following::start(&path, None);
         drop(reader);
-        append(&path, Stream::Stdout, true, 9, "for nobody");
         assert!(done.await.unwrap().is_err());
         drop(running);
     }

@@ -146,6 +146,13 @@ async fn clock(guard: ClockGuard, machine: Arc<SimMachine>) {
     }
 }
 
+/// Lets time pass. No time is none: tokio's shortest sleep is a millisecond.
+async fn pass(time: Duration) {
+    if !time.is_zero() {
+        sleep(time).await;
+    }
+}
+
 #[async_trait]
 impl ContainerRuntime for SimRuntime {
     fn name(&self) -> &'static str {
@@ -163,7 +170,7 @@ impl ContainerRuntime for SimRuntime {
     async fn run_pod_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
         drop(self.ready_for(Operation::RunPodSandbox)?);
         let of_machine = &self.machine().config;
-        sleep(seeded(of_machine.seed, &config.uid, &of_machine.sandbox_delay)).await;
+        pass(seeded(of_machine.seed, &config.uid, &of_machine.sandbox_delay)).await;
         self.machine().look().run_sandbox(&config)
     }
 
@@ -209,7 +216,7 @@ impl ContainerRuntime for SimRuntime {
     async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         drop(self.ready_for(Operation::StartContainer)?);
         let of_machine = &self.machine().config;
-        sleep(seeded(of_machine.seed, &id.0, &of_machine.start_delay)).await;
+        pass(seeded(of_machine.seed, &id.0, &of_machine.start_delay)).await;
         let (output, ends) = {
             let mut state = self.machine().look();
             state.start(id)?;

@@ -150,10 +150,4 @@ impl SimMachine {
         state.settle();
         state
     }
-
-    fn ready_for(&self, operation: Operation) -> Result<MutexGuard<'_, State>, RuntimeError> {
-        let mut state = self.look();
-        state.ordered_failure(operation)?;
-        Ok(state)
-    }
 }
