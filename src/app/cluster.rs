@@ -67,8 +67,10 @@ impl ClusterConfig {
 /// This machine's name as a node name: lower case, as Kubernetes wants it.
 pub fn this_machine() -> NodeName {
     let host = hostname::get().map(|h| h.to_string_lossy().to_lowercase()).unwrap_or_default();
-    let name: String =
-        host.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '-' }).collect();
+    let name: String = host
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || c == '-' || c == '.' { c } else { '-' })
+        .collect();
     let name = name.trim_matches(['-', '.']);
     NodeName::from(if name.is_empty() { "node" } else { name })
 }
@@ -85,7 +87,8 @@ impl Cluster {
     /// # Errors
     /// See [`StartError`].
     pub async fn start(config: ClusterConfig) -> Result<Cluster, StartError> {
-        let ClusterConfig { master, nodes: names, runtime, runtimes, directory, crash_loop, max_pods } = config;
+        let ClusterConfig { master, nodes: names, runtime, runtimes, directory, crash_loop, max_pods } =
+            config;
         let on_escalate: Arc<dyn Fn(Escalation) + Send + Sync> = master.on_escalate.clone();
         let master = Master::start(master).await?;
         let mut nodes = Vec::new();

@@ -23,7 +23,9 @@ pub fn reachable(listen: SocketAddr) -> SocketAddr {
 
 /// A kubeconfig with everything inside: server, authority, certificate and key. JSON, which is YAML too.
 pub fn text(cluster: &str, api: SocketAddr, ca: &CaCertificate, admin: &Identity) -> String {
-    let base64 = |pem: &str| serde_json::to_value(k8s_openapi::ByteString(pem.as_bytes().to_vec())).unwrap_or_default();
+    let base64 = |pem: &str| {
+        serde_json::to_value(k8s_openapi::ByteString(pem.as_bytes().to_vec())).unwrap_or_default()
+    };
     let config = serde_json::json!({
         "apiVersion": "v1",
         "kind": "Config",

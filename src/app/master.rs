@@ -11,8 +11,9 @@ use super::{Persistence, StartError, kubeconfig};
 use crate::{
     actors::{
         commit::Wiring,
+        events,
         nodes::{self, NodeRegistry, RegistrySeed},
-        events, reconciler, replication, scheduler,
+        reconciler, replication, scheduler,
         store::StoreActor,
         supervisor::{ChildSpec, Escalation, Supervisor, SupervisorHandle, SupervisorSpec},
     },

@@ -15,16 +15,16 @@ mod kubeconfig;
 mod master;
 mod network;
 mod node;
+mod up;
 
 pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RuntimeChoice};
 pub use master::{Master, MasterConfig};
 pub use network::free_pod_network;
 pub use node::{Node, NodeConfig, NodeLogin};
+pub use up::{UpOptions, init_tracing, up};
 
-use crate::{
-    api::ServeError, net::NetError, runtime::RuntimeError, store::StoreError,
-};
+use crate::{api::ServeError, net::NetError, runtime::RuntimeError, store::StoreError};
 
 /// Why something did not start. The text names what to do about it.
 #[derive(Debug, thiserror::Error)]

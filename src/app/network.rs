@@ -33,7 +33,9 @@ fn pick(routes: &str, seed: u32) -> Option<String> {
     let taken: Vec<(u32, u32)> = routes.lines().skip(1).filter_map(route).collect();
     let count = u32::from(CHOICES.end - CHOICES.start);
     (0..count)
-        .map(|n| Ipv4Addr::new(10, CHOICES.start + u8::try_from((seed.wrapping_add(n)) % count).unwrap_or(0), 0, 0))
+        .map(|n| {
+            Ipv4Addr::new(10, CHOICES.start + u8::try_from((seed.wrapping_add(n)) % count).unwrap_or(0), 0, 0)
+        })
         .find(|network| {
             let network = u32::from(*network);
             taken.iter().all(|(to, mask)| {

@@ -27,7 +27,6 @@ use crate::{
 const KUBELET_VERSION: &str = concat!("v1.33.1+troupe", env!("CARGO_PKG_VERSION"));
 
 /// What a node needs to link to its master.
-#[derive(Clone)]
 pub struct NodeLogin {
     /// The node's name, as in its certificate.
     pub name: NodeName,
@@ -152,8 +151,7 @@ pub async fn native_runtime(
     let program = std::env::current_exe()
         .map_err(|source| StartError::File { path: "/proc/self/exe".into(), source })?;
     images.ensure_builtin(&program).await?;
-    let mut config =
-        NativeConfig::new(data.join("nodes").join(name.as_str()).join("runtime"), Arc::new(images));
+    let mut config = NativeConfig::new(data.join("nodes").join(name.as_str()).join("runtime"), images);
     let (bridge, cgroup) = network::names(data, index);
     config.bridge = bridge;
     config.cgroup_parent = cgroup;

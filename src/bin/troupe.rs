@@ -1,6 +1,14 @@
 //! The `troupe` program: one file that is master, node, client, container shim and the built-in image's program.
 
-fn main() {
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use troupe::{
+    app::{self, RuntimeChoice, UpOptions},
+    cli::{Cli, Command, RuntimeArg, UpArgs},
+};
+
+fn main() -> ExitCode {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_some_and(|first| first == "shim") {
         // Before anything that could start a thread: a shim forks containers and has to be single-threaded.
@@ -10,4 +18,31 @@ fn main() {
     if troupe::hello::is_meant(&args) {
         std::process::exit(troupe::hello::main(&args));
     }
+    match Cli::parse().command {
+        Command::Up(args) => up(args),
+    }
+}
+
+fn up(args: UpArgs) -> ExitCode {
+    let runtime = match args.runtime {
+        RuntimeArg::Auto => RuntimeChoice::Auto,
+        RuntimeArg::Native => RuntimeChoice::Native,
+        RuntimeArg::Sim => RuntimeChoice::Sim,
+        RuntimeArg::Docker => {
+            eprintln!("troupe: the docker runtime is not built yet; use --runtime native (as root) or sim");
+            return ExitCode::from(2);
+        }
+    };
+    app::up(UpOptions {
+        data_dir: args.data_dir(),
+        api: args.api,
+        links: args.listen,
+        nodes: args.nodes,
+        node_name: args.node_name,
+        runtime,
+        pod_network: args.pod_network,
+        max_pods: args.max_pods,
+        api_names: args.api_names,
+        crash_loop_initial: args.crash_loop_backoff,
+    })
 }

@@ -1,1 +1,8 @@
-//! The command line. Speaks only HTTP to a cluster.
+//! The command line: what a person types, turned into requests to a cluster.
+//!
+//! Owns: the grammar of `troupe` and every client verb. Speaks only HTTP to a cluster; what starts one (`up`) is handed
+//! back to the program, which owns the processes. Exit codes: 0 ok, 1 failed, 2 wrong usage.
+
+mod args;
+
+pub use args::{Cli, Command, RuntimeArg, UpArgs};

@@ -22,6 +22,7 @@ use crate::{
     actors::{commit::commit, outside, supervisor::Life},
     logic::{
         edit::{Edit, edit},
+        events::Happening,
         nodes::{Report, Told, lost_status, new_node, pod_reported},
     },
     messages::{Durability, RecordEvent, wire},
@@ -288,7 +289,7 @@ impl NodeHandle {
             tracing::warn!(node = %self.name, about = %about, "a node told an event of what is not its own");
             return;
         }
-        self.seed.wiring.record(RecordEvent {
+        self.seed.wiring.record(RecordEvent(Happening {
             about,
             uid: event.uid,
             field_path: event.field_path,
@@ -298,7 +299,7 @@ impl NodeHandle {
             component: "kubelet".into(),
             host: Some(self.name.clone()),
             at: Timestamp::from_second(event.at_ms.div_euclid(1000)).unwrap_or_else(|_| outside::now()),
-        });
+        }));
     }
 
     fn expect_silence(&mut self, ctx: &mut Context<Self>) {

@@ -301,7 +301,7 @@ impl Handler<OpenStream> for NodeRegistry {
         let link = self.links.get(&request.node).map(|l| l.value().clone());
         Box::pin(async move {
             let link = link.ok_or_else(|| OpenError::NotConnected(request.node.clone()))?;
-            link.open(&request.open, OPEN_WITHIN).await.map_err(|error| match error {
+            link.open(request.open, OPEN_WITHIN).await.map_err(|error| match error {
                 NetError::Refused(code, text) => OpenError::Refused(code, text),
                 other => OpenError::Failed(request.node, other.to_string()),
             })

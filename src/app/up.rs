@@ -1,0 +1,158 @@
+//! `troupe up`: a cluster in the foreground, until a signal.
+//!
+//! Owns: the process around a [`Cluster`]: logging, the ready line and file, signals, the exit code.
+
+use std::{
+    io::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Cluster, ClusterConfig, RuntimeChoice, StartError, cluster::this_machine};
+use crate::{actors::supervisor::Escalation, model::NodeName};
+
+/// A node that is not ready by then will not be soon: the process says so and goes on.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// What `troupe up` was asked for.
+#[derive(Clone, Debug)]
+pub struct UpOptions {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// Where the API listens.
+    pub api: SocketAddr,
+    /// Where nodes link to; `None` takes a free loopback port.
+    pub links: Option<SocketAddr>,
+    /// How many nodes.
+    pub nodes: usize,
+    /// The first node's name; this machine's when absent. Further ones get `-2`, `-3`…
+    pub node_name: Option<String>,
+    /// Which runtime.
+    pub runtime: RuntimeChoice,
+    /// The pods' network.
+    pub pod_network: String,
+    /// Most pods on each node.
+    pub max_pods: u32,
+    /// More names and addresses for the API's certificate.
+    pub api_names: Vec<String>,
+    /// The first delay of CrashLoopBackOff; Kubernetes' 10 s unless given.
+    pub crash_loop_initial: Option<Duration>,
+}
+
+/// Runs until a signal or until the cluster cannot go on; says why on standard error.
+pub fn up(options: UpOptions) -> ExitCode {
+    init_tracing();
+    let system = actix::System::new();
+    let outcome = system.block_on(run(options));
+    match outcome {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("troupe: {}", with_causes(&error));
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Logs to standard error, `info` and above unless `TROUPE_LOG` says otherwise; colour only on a terminal.
+pub fn init_tracing() {
+    use std::io::IsTerminal as _;
+    let filter = tracing_subscriber::EnvFilter::try_from_env("TROUPE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,troupe=info"));
+    // A second call, as in an embedding program, changes nothing.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .try_init();
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        let inner_text = inner.to_string();
+        if !text.contains(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        cause = inner.source();
+    }
+    text
+}
+
+async fn run(options: UpOptions) -> Result<ExitCode, StartError> {
+    let ready_file = options.data_dir.join("ready");
+    // Left by a process that was killed.
+    let _ = std::fs::remove_file(&ready_file);
+    let (escalated, mut escalation) = tokio::sync::mpsc::unbounded_channel::<Escalation>();
+    let cluster = Cluster::start(config(&options, escalated)).await?;
+    if let Err(error) = cluster.ready(READY_WITHIN).await {
+        tracing::warn!(%error, "not every node is ready; see: kubectl describe nodes");
+    }
+    announce(&cluster, &options.data_dir, &ready_file)?;
+    let fault = |source| StartError::File { path: "signals".into(), source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(fault)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(fault)?;
+    let code = tokio::select! {
+        _ = terminate.recv() => ExitCode::SUCCESS,
+        _ = interrupt.recv() => ExitCode::SUCCESS,
+        Some(escalation) = escalation.recv() => {
+            eprintln!("troupe: {} gave up: {}", escalation.supervisor, escalation.reason);
+            ExitCode::from(1)
+        }
+    };
+    let pods = cluster.master().view().snapshot().list(crate::model::Kind::Pod, None).count();
+    cluster.stop().await;
+    if pods > 0 && options.runtime != RuntimeChoice::Sim {
+        eprintln!(
+            "troupe: {pods} pods run on; `troupe up` on the same data directory takes them over, `troupe reset` ends them"
+        );
+    }
+    Ok(code)
+}
+
+fn config(options: &UpOptions, escalated: tokio::sync::mpsc::UnboundedSender<Escalation>) -> ClusterConfig {
+    let mut config = ClusterConfig::new(options.data_dir.clone());
+    config.master.api = options.api;
+    if let Some(links) = options.links {
+        config.master.links = links;
+    }
+    config.master.pod_network.clone_from(&options.pod_network);
+    config.master.api_names.clone_from(&options.api_names);
+    config.master.on_escalate = Arc::new(move |escalation| {
+        // The process is about to end anyway when nobody listens.
+        let _ = escalated.send(escalation);
+    });
+    let first = options.node_name.clone().map_or_else(this_machine, NodeName::from);
+    config.nodes = (0..options.nodes)
+        .map(|n| if n == 0 { first.clone() } else { NodeName::from(format!("{first}-{}", n + 1)) })
+        .collect();
+    config.runtime = options.runtime;
+    config.max_pods = options.max_pods;
+    if let Some(initial) = options.crash_loop_initial {
+        config.crash_loop.initial = initial;
+        config.crash_loop.cap = config.crash_loop.cap.max(initial);
+    }
+    config
+}
+
+fn announce(cluster: &Cluster, data_dir: &Path, ready_file: &Path) -> Result<(), StartError> {
+    let file = |source| StartError::File { path: ready_file.into(), source };
+    std::fs::write(ready_file, format!("{}\n", cluster.master().api())).map_err(file)?;
+    let mut out = std::io::stdout();
+    // Nobody may read standard output; the file says the same.
+    let _ = writeln!(
+        out,
+        "ready: API https://{}, {} node(s); try: kubectl --kubeconfig {} get nodes",
+        super::kubeconfig::reachable(cluster.master().api()),
+        cluster.nodes().len(),
+        data_dir.join("admin.kubeconfig").display()
+    );
+    let _ = out.flush();
+    Ok(())
+}
