@@ -7,6 +7,7 @@ use std::{io, time::Duration};
 
 use actix_web::{HttpResponse, http::Method, web};
 use futures_util::StreamExt;
+use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{error::ApiError, log::open, read::json_response, write::Call};
@@ -56,10 +57,19 @@ pub async fn proxy(call: &Call, method: &Method, payload: web::Payload) -> Resul
         .await
         .map_err(|_| ApiError::Timeout(format!("node {} did not answer", key.name)))?
         .map_err(|e| ApiError::Unavailable(format!("node {}: {e}", key.name)))?;
-    if answer.is_empty() {
-        return Ok(json_response(200, "{}"));
+    answered(&key.name, upload || method == Method::DELETE, answer)
+}
+
+/// The client's answer to what a node said at the end of its stream: names, or the reason it refused the image.
+fn answered(node: &str, changes: bool, answer: Vec<u8>) -> Result<HttpResponse, ApiError> {
+    if !changes {
+        return Ok(json_response(200, answer));
     }
-    Ok(json_response(200, answer))
+    match serde_json::from_slice(&answer) {
+        Ok(wire::ImageAnswer::Done(names)) => Ok(json_response(200, json!(names).to_string())),
+        Ok(wire::ImageAnswer::Refused(why)) => Err(ApiError::BadRequest(why)),
+        Err(_) => Err(ApiError::Unavailable(format!("node {node} broke off; see its log, then try again"))),
+    }
 }
 
 async fn send(stream: &mut ByteStream, mut payload: web::Payload, cap: Option<u64>) -> Result<(), ApiError> {
@@ -79,5 +89,20 @@ async fn send(stream: &mut ByteStream, mut payload: web::Payload, cap: Option<u6
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
             Err(e) => return Err(ApiError::Unavailable(format!("the link to the node failed: {e}"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_image_is_a_bad_request_with_the_nodes_reason() {
+        let refused = serde_json::to_vec(&wire::ImageAnswer::Refused("no manifest".into())).unwrap();
+        let error = answered("n", true, refused).unwrap_err();
+        assert!(matches!(error, ApiError::BadRequest(why) if why == "no manifest"));
+        let done = serde_json::to_vec(&wire::ImageAnswer::Done(vec!["a:1".into()])).unwrap();
+        assert_eq!(answered("n", true, done).unwrap().status(), 200);
+        assert!(matches!(answered("n", true, Vec::new()), Err(ApiError::Unavailable(_))));
     }
 }
