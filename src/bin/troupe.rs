@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use troupe::{
     app::{self, RuntimeChoice, UpOptions},
-    cli::{Cli, Command, RuntimeArg, UpArgs},
+    cli::{self, Command, RuntimeArg, UpArgs},
 };
 
 fn main() -> ExitCode {
@@ -18,8 +17,10 @@ fn main() -> ExitCode {
     if troupe::hello::is_meant(&args) {
         std::process::exit(troupe::hello::main(&args));
     }
-    match Cli::parse().command {
-        Command::Up(args) => up(args),
+    match cli::parse(std::env::args_os()) {
+        Ok(Command::Up(args)) => up(args),
+        Ok(Command::Client(verb)) => cli::run(&verb),
+        Err(code) => code,
     }
 }
 

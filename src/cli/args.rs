@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::verbs::Verb;
+
 /// A container orchestrator in one file: Kubernetes' API without the weight.
 #[derive(Debug, Parser)]
 #[command(name = "troupe", version, disable_help_subcommand = true)]
@@ -18,6 +20,21 @@ pub struct Cli {
 pub enum Command {
     /// Run a cluster on this machine, in the foreground
     Up(UpArgs),
+    #[command(flatten)]
+    Client(Verb),
+}
+
+/// The same program under the name of `kubectl`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kubectl",
+    disable_help_subcommand = true,
+    about = "Kubernetes' command line, as Troupe speaks it"
+)]
+pub struct Kubectl {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
 }
 
 /// Options of `troupe up`.

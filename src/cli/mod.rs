@@ -8,9 +8,16 @@ pub mod client;
 mod discovery;
 mod dry_run;
 mod error;
+mod get;
+mod invocation;
 mod kubeconfig;
 mod manifest;
+mod output;
 mod session;
+mod target;
+mod verbs;
 
 pub use args::{Cli, Command, RuntimeArg, UpArgs};
 pub use error::CliError;
+pub use invocation::parse;
+pub use verbs::{Verb, run};
