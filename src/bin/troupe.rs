@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use troupe::{
     app::{self, RuntimeChoice, UpOptions},
-    cli::{self, Command, RuntimeArg, UpArgs},
+    cli::{self, Invocation, RuntimeArg, UpArgs},
 };
 
 fn main() -> ExitCode {
@@ -18,8 +18,8 @@ fn main() -> ExitCode {
         std::process::exit(troupe::hello::main(&args));
     }
     match cli::parse(std::env::args_os()) {
-        Ok(Command::Up(args)) => up(args),
-        Ok(Command::Client(verb)) => cli::run(&verb),
+        Ok(Invocation::Up(args)) => up(args),
+        Ok(Invocation::Client(client)) => cli::run(&client),
         Err(code) => code,
     }
 }

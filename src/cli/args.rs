@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::verbs::Verb;
+use super::verbs::{Own, Verb};
 
 /// A container orchestrator in one file: Kubernetes' API without the weight.
 #[derive(Debug, Parser)]
@@ -20,8 +20,12 @@ pub struct Cli {
 pub enum Command {
     /// Run a cluster on this machine, in the foreground
     Up(UpArgs),
+    /// kubectl's verbs.
     #[command(flatten)]
     Client(Verb),
+    /// What only we can.
+    #[command(flatten)]
+    Own(Own),
 }
 
 /// The same program under the name of `kubectl`.

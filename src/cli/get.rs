@@ -120,16 +120,10 @@ fn show(args: &GetArgs, resource: &Resource, several: bool) -> Show {
     }
 }
 
-fn several_kinds(targets: &[Target]) -> bool {
-    targets.iter().any(|t| t.resource != targets[0].resource)
-}
-
 async fn tables(session: &Session, args: &GetArgs, targets: &[Target]) -> Outcome {
-    let several = several_kinds(targets);
-    let (mut errors, mut written) = (Vec::new(), false);
+    let (mut errors, mut tables) = (Vec::new(), Vec::new());
     // Consecutive targets of one kind share a table.
     for group in targets.chunk_by(|a, b| a.resource == b.resource) {
-        let resource = &group[0].resource;
         let mut table: Option<Value> = None;
         for target in group {
             match fetch_table(session, args, target).await {
@@ -141,7 +135,11 @@ async fn tables(session: &Session, args: &GetArgs, targets: &[Target]) -> Outcom
                 Err(error) => errors.push(error),
             }
         }
-        let Some(mut table) = table else { continue };
+        tables.extend(table.map(|t| (&group[0].resource, t)));
+    }
+    let several = tables.iter().any(|(resource, _)| resource != &tables[0].0);
+    let mut written = false;
+    for (resource, mut table) in tables {
         if let Some(path) = &args.sort_by {
             sort(&mut table, path)?;
         }

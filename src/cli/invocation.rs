@@ -8,18 +8,31 @@ use std::{ffi::OsString, path::Path, process::ExitCode};
 use clap::Parser as _;
 
 use super::{
-    args::{Cli, Command, Kubectl},
-    verbs::NOT_BUILT,
+    args::{Cli, Command, Kubectl, UpArgs},
+    verbs::{ClientCommand, NOT_BUILT, Verb},
 };
 
 /// Options with a value that may stand before the verb, as people write them to kubectl.
 const EARLY: &[&str] = &["-n", "--namespace", "--kubeconfig", "--context"];
 
+/// What the program is to do.
+#[derive(Debug)]
+pub enum Invocation {
+    /// Run a cluster.
+    Up(UpArgs),
+    /// Ask one.
+    Client(ClientCommand),
+}
+
+fn client(verb: Verb, kubectl: bool) -> Invocation {
+    Invocation::Client(ClientCommand::Verb(Box::new(verb), kubectl))
+}
+
 /// Parses the command line of this process; an exit code when there is nothing to run.
 ///
 /// # Errors
 /// The exit code: 0 after `--help`, 1 for verbs that are not built, 2 for wrong usage.
-pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, ExitCode> {
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, ExitCode> {
     let mut words: Vec<OsString> = words.into_iter().collect();
     let program =
         words.first().and_then(|p| Path::new(p).file_name()).map(|n| n.to_string_lossy().into_owned());
@@ -32,8 +45,12 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Command, ExitC
         return Err(ExitCode::from(1));
     }
     let parsed = match kubectl {
-        true => Kubectl::try_parse_from(words).map(|k| Command::Client(k.verb)),
-        false => Cli::try_parse_from(words).map(|c| c.command),
+        true => Kubectl::try_parse_from(words).map(|k| client(k.verb, true)),
+        false => Cli::try_parse_from(words).map(|c| match c.command {
+            Command::Up(args) => Invocation::Up(args),
+            Command::Client(verb) => client(verb, false),
+            Command::Own(own) => Invocation::Client(ClientCommand::Own(Box::new(own))),
+        }),
     };
     parsed.map_err(|error| {
         // Nobody may read it; the exit code says the same.
@@ -89,8 +106,10 @@ mod tests {
     #[test]
     fn kubectl_knows_only_the_clients_verbs() {
         let parse = |text: &str| parse(text.split(' ').map(OsString::from));
-        assert!(matches!(parse("/usr/bin/kubectl get pods"), Ok(Command::Client(_))));
+        assert!(matches!(parse("/usr/bin/kubectl get pods"), Ok(Invocation::Client(_))));
         assert!(parse("kubectl up").is_err());
+        assert!(parse("kubectl image ls").is_err());
+        assert!(matches!(parse("troupe image ls"), Ok(Invocation::Client(_))));
         assert!(parse("troupe exec web -- sh").is_err());
     }
 }
