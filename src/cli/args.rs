@@ -41,9 +41,9 @@ pub struct UpArgs {
     /// What runs the containers
     #[arg(long, value_enum, default_value_t = RuntimeArg::Auto)]
     pub runtime: RuntimeArg,
-    /// The pods' network; each node gets a /24 of it
-    #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
-    pub pod_network: String,
+    /// The pods' network, of which each node gets a /24 [default: 10.244.0.0/16, or one that is free here]
+    #[arg(long, value_name = "CIDR")]
+    pub pod_network: Option<String>,
     /// Most pods on each node
     #[arg(long, value_name = "N", default_value_t = 110)]
     pub max_pods: u32,
