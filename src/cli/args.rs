@@ -16,8 +16,28 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the whole story on a throw-away cluster, in a minute
+    Demo(DemoArgs),
     /// Run a cluster on this machine, in the foreground
     Up(UpArgs),
+}
+
+/// Options of `troupe demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Do not pause between acts
+    #[arg(long)]
+    pub fast: bool,
+    /// Simulate containers, as without root
+    #[arg(long)]
+    pub simulate: bool,
+}
+
+impl DemoArgs {
+    /// Whether containers are to be real ones: they need root.
+    pub fn real(&self) -> bool {
+        !self.simulate && nix::unistd::geteuid().is_root()
+    }
 }
 
 /// Options of `troupe up`.

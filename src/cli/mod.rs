@@ -5,6 +5,7 @@
 
 mod args;
 pub mod client;
+pub mod demo;
 mod discovery;
 mod dry_run;
 mod error;
@@ -12,5 +13,5 @@ mod kubeconfig;
 mod manifest;
 mod session;
 
-pub use args::{Cli, Command, RuntimeArg, UpArgs};
+pub use args::{Cli, Command, DemoArgs, RuntimeArg, UpArgs};
 pub use error::CliError;
