@@ -72,6 +72,8 @@ pub(super) struct NodeHandle {
     /// Reports not yet written, newest only.
     pending: BTreeMap<Uid, wire::PodReport>,
     writing: bool,
+    /// The store could not write a moment ago.
+    paused: bool,
     lost: Option<SpawnHandle>,
 }
 
@@ -91,6 +93,7 @@ impl NodeHandle {
             sent: HashMap::new(),
             pending: BTreeMap::new(),
             writing: false,
+            paused: false,
             lost: None,
         }
     }
@@ -235,7 +238,7 @@ impl NodeHandle {
 
     /// Writes the newest pending report of each pod, one batch at a time.
     fn write_pods(&mut self, ctx: &mut Context<Self>) {
-        if self.writing || self.pending.is_empty() {
+        if self.writing || self.paused || self.pending.is_empty() {
             return;
         }
         self.writing = true;
@@ -259,13 +262,17 @@ impl NodeHandle {
         ctx.spawn(work.into_actor(self).map(|(batch, outcome), node, ctx| {
             node.writing = false;
             let again: Box<dyn Fn(&wire::PodReport) -> bool> = match outcome {
-                Ok(outcome) if outcome.overtaken.is_empty() => return node.write_pods(ctx),
                 Ok(outcome) => Box::new(move |r| {
                     let key = Key::new(Kind::Pod, r.namespace.as_str(), r.name.as_str());
                     outcome.overtaken.contains(&key)
                 }),
                 Err(error) => {
                     tracing::warn!(node = %node.name, %error, "pod statuses not written; trying again");
+                    node.paused = true;
+                    ctx.run_later(RETRY, |node, ctx| {
+                        node.paused = false;
+                        node.write_pods(ctx);
+                    });
                     Box::new(|_| true)
                 }
             };
@@ -274,7 +281,7 @@ impl NodeHandle {
                     node.pending.entry(uid).or_insert(report);
                 }
             }
-            ctx.run_later(Duration::ZERO, |node, ctx| node.write_pods(ctx));
+            node.write_pods(ctx);
         }));
     }
 
