@@ -24,7 +24,9 @@ use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
 pub use context::{NodeContext, now_ms};
-use pod::{Found, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw};
+use pod::{
+    EventsMissed, Found, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
+};
 pub use streams::StreamAsked;
 
 use crate::{
@@ -393,13 +395,10 @@ fn tokio_stream(
 }
 
 impl StreamHandler<Option<RuntimeEvent>> for Kubelet {
-    fn handle(&mut self, event: Option<RuntimeEvent>, ctx: &mut Self::Context) {
+    fn handle(&mut self, event: Option<RuntimeEvent>, _: &mut Self::Context) {
         let Some(event) = event else {
-            // Each pod asks the runtime itself once it is stepped; start them all over from what there is.
-            for entry in self.pods.values() {
-                if let Some(address) = entry.slot.address() {
-                    address.do_send(PodAssigned(entry.pod.clone()));
-                }
+            for address in self.pods.values().filter_map(|e| e.slot.address()) {
+                address.do_send(EventsMissed);
             }
             return;
         };
@@ -407,7 +406,6 @@ impl StreamHandler<Option<RuntimeEvent>> for Kubelet {
         if let Some(address) = self.pods.get(pod).and_then(|e| e.slot.address()) {
             address.do_send(RuntimeSaw(event));
         }
-        let _ = ctx;
     }
 
     fn finished(&mut self, _: &mut Self::Context) {

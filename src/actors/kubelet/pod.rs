@@ -40,6 +40,11 @@ pub struct PodUnassigned;
 #[rtype(result = "()")]
 pub struct RuntimeSaw(pub RuntimeEvent);
 
+/// kubelet → pod: events of the runtime were missed, maybe this pod's; ask it how the pod is.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct EventsMissed;
+
 /// kubelet → pod: images were loaded.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
@@ -391,6 +396,26 @@ impl Handler<ImagesChanged> for PodActor {
     fn handle(&mut self, _: ImagesChanged, ctx: &mut Self::Context) {
         self.machine.images_changed();
         self.advance(ctx);
+    }
+}
+
+impl Handler<EventsMissed> for PodActor {
+    type Result = ();
+
+    fn handle(&mut self, _: EventsMissed, ctx: &mut Self::Context) {
+        let (runtime, uid) = (self.seed.node.runtime.clone(), self.uid.clone());
+        let look = async move {
+            let sandboxes = runtime.list_pod_sandboxes().await?;
+            Ok(sandboxes.iter().any(|s| s.uid == uid && !s.ready))
+        };
+        ctx.spawn(look.into_actor(self).map(|lost: Result<bool, RuntimeError>, pod, ctx| {
+            match lost {
+                Ok(true) => pod.machine.sandbox_lost(now_ms()),
+                Ok(false) => {}
+                Err(error) => tracing::warn!(pod = %pod.uid, %error, "sandboxes could not be listed"),
+            }
+            pod.check_exits(ctx);
+        }));
     }
 }
 
