@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// The kubelet's version, as in `kubectl get nodes`.
-const KUBELET_VERSION: &str = concat!("v1.33.1+troupe", env!("CARGO_PKG_VERSION"));
+/// The kubelet's version, as in `kubectl get nodes`; written as the API writes its own.
+const KUBELET_VERSION: &str = concat!("v1.33.1+troupe-", env!("CARGO_PKG_VERSION"));
 
 /// What a node needs to link to its master.
 pub struct NodeLogin {
