@@ -15,13 +15,15 @@ mod kubeconfig;
 mod master;
 mod network;
 mod node;
+mod telemetry;
 mod up;
 
 pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RuntimeChoice};
 pub use master::{Master, MasterConfig};
 pub use node::{Node, NodeConfig, NodeLogin};
-pub use up::{UpOptions, init_tracing, up};
+pub use telemetry::{Render, init_metrics, init_tracing};
+pub use up::{UpOptions, up};
 
 use crate::{api::ServeError, net::NetError, runtime::RuntimeError, store::StoreError};
 

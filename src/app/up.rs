@@ -13,7 +13,12 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Cluster, ClusterConfig, RuntimeChoice, StartError, cluster::this_machine, network::pod_network};
+use super::{
+    Cluster, ClusterConfig, RuntimeChoice, StartError,
+    cluster::this_machine,
+    network::pod_network,
+    telemetry::{init_metrics, init_tracing},
+};
 use crate::{actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName};
 
 /// A node that is not ready by then will not be soon: the process says so and goes on.
@@ -56,19 +61,6 @@ pub fn up(options: UpOptions) -> ExitCode {
             ExitCode::from(1)
         }
     }
-}
-
-/// Logs to standard error, `info` and above unless `TROUPE_LOG` says otherwise; colour only on a terminal.
-pub fn init_tracing() {
-    use std::io::IsTerminal as _;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TROUPE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,troupe=info"));
-    // A second call, as in an embedding program, changes nothing.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .try_init();
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {
@@ -122,6 +114,7 @@ fn config(
 ) -> Result<ClusterConfig, StartError> {
     let mut config = ClusterConfig::new(options.data_dir.clone());
     config.master.api = options.api;
+    config.master.metrics = init_metrics();
     if let Some(links) = options.links {
         config.master.links = links;
     }
