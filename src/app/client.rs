@@ -72,6 +72,17 @@ pub enum ClientError {
     Timeout(Duration),
 }
 
+impl From<CommitError> for ClientError {
+    fn from(error: CommitError) -> ClientError {
+        match error {
+            CommitError::AlreadyExists(key) => ClientError::AlreadyExists(key),
+            CommitError::NotFound(key) => ClientError::NotFound(key),
+            CommitError::Conflict { key, .. } => ClientError::Conflict(key),
+            CommitError::Unavailable(text) => ClientError::Unavailable(text),
+        }
+    }
+}
+
 /// Typed access to a cluster's objects. Cheap to clone; usable from any thread with a tokio runtime.
 #[derive(Clone)]
 pub struct Client {
@@ -162,8 +173,7 @@ impl Client {
     pub fn list<K: Stored>(&self, namespace: Option<&str>, selector: &str) -> Result<Vec<K>, ClientError> {
         let selector = LabelSelector::parse(selector).map_err(ClientError::Refused)?;
         let snapshot = self.view.snapshot();
-        let matching =
-            snapshot.list(K::KIND, namespace).filter(|o| selector.matches(&o.facet.meta.labels));
+        let matching = snapshot.list(K::KIND, namespace).filter(|o| selector.matches(&o.facet.meta.labels));
         matching.map(|o| typed(o)).collect()
     }
 
@@ -297,7 +307,9 @@ impl Client {
         mut request: LogRequest,
     ) -> Result<ByteStream, ClientError> {
         let object = self.find(&key::<v1::Pod>(namespace, pod))?;
-        let KindFacet::Pod(facet) = &object.facet.of else { return Err(ClientError::NotFound(object.key.clone())) };
+        let KindFacet::Pod(facet) = &object.facet.of else {
+            return Err(ClientError::NotFound(object.key.clone()));
+        };
         let node = facet.node.clone();
         let node = node.ok_or_else(|| ClientError::Refused(format!("{} has no node yet", object.key)))?;
         if request.container.is_empty() {
@@ -343,7 +355,7 @@ impl Client {
 
     async fn commit(&self, write: Write) -> Result<Arc<Object>, ClientError> {
         let commit = Commit { writes: vec![write], durability: Durability::Hard };
-        let mut committed = self.commits.ask(commit, COMMIT_WITHIN).await?.map_err(refused)?;
+        let mut committed = self.commits.ask(commit, COMMIT_WITHIN).await??;
         let nothing = || ClientError::Unavailable("it answered a write with nothing".into());
         committed.objects.pop().ok_or_else(nothing)
     }
@@ -441,15 +453,6 @@ fn invalid(kind: Kind, name: &str, rejection: Rejection) -> ClientError {
         }
     };
     ClientError::Invalid { kind, name: name.into(), why }
-}
-
-fn refused(error: CommitError) -> ClientError {
-    match error {
-        CommitError::AlreadyExists(key) => ClientError::AlreadyExists(key),
-        CommitError::NotFound(key) => ClientError::NotFound(key),
-        CommitError::Conflict { key, .. } => ClientError::Conflict(key),
-        CommitError::Unavailable(text) => ClientError::Unavailable(text),
-    }
 }
 
 /// Whether a service's document asks for a cluster address.

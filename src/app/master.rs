@@ -100,9 +100,8 @@ impl Master {
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
 
         let on_escalate = config.on_escalate.clone();
-        let root = Root::start(
-            SupervisorSpec::new("master").on_escalate(move |escalation| on_escalate(escalation)),
-        );
+        let root =
+            Root::start(SupervisorSpec::new("master").on_escalate(move |escalation| on_escalate(escalation)));
         let commits = start_store(root.handle(), store);
         let recorder = Slot::new("events");
         let wiring = Wiring { view: view.clone(), commits: commits.clone(), events: recorder.port() };

@@ -23,9 +23,11 @@ use actix::{
 use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
-pub use context::{NodeContext, now_ms};
 use arc_swap::ArcSwap;
-use pod::{Desired, Found, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw};
+pub use context::{NodeContext, now_ms};
+use pod::{
+    Desired, Found, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
+};
 pub use streams::StreamAsked;
 
 use crate::{
@@ -344,8 +346,7 @@ impl Kubelet {
 
     /// Looks at the machine and tells the master if its status changed, or `always`.
     fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
-        let (node, facts, fault) =
-            (self.seed.node.clone(), self.seed.facts.clone(), self.fault());
+        let (node, facts, fault) = (self.seed.node.clone(), self.seed.facts.clone(), self.fault());
         let look = async move { machine::facts(&node, facts, fault).await };
         ctx.spawn(look.into_actor(self).map(move |facts, kubelet, _| {
             kubelet.life.beat();
