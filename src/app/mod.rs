@@ -9,8 +9,10 @@
 //! DIR/admin.kubeconfig   for kubectl          DIR/ready          exists while the API serves
 //! ```
 
+mod client;
 mod cluster;
 mod config;
+mod guard;
 mod kubeconfig;
 mod master;
 mod network;
@@ -18,6 +20,7 @@ mod node;
 mod telemetry;
 mod up;
 
+pub use client::{Client, ClientError, WatchEvent, Watcher};
 pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RuntimeChoice};
 pub use master::{Master, MasterConfig};
