@@ -24,7 +24,7 @@ pub async fn running_containers_are_found_with_the_same_process<H: Harness>(benc
 pub async fn what_ended_while_nobody_drove_is_found_with_its_code<H: Harness>(bench: &mut Bench<H>) {
     bench.sandbox("a").await;
     let id = bench.start("a", bench.hello("c", &["--exit-after", "500ms", "--exit-code", "9"])).await;
-    let long = bench.start("a", bench.hello("long", &[])).await;
+    let long = bench.start("a", bench.hello("long", &["--listen", "127.0.0.1:0"])).await;
     bench.restart(tokio::time::sleep(Duration::from_millis(700))).await;
     let exit = bench.exit(&id).await;
     assert_eq!((exit.code, exit.signal), (9, None));
