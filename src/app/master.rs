@@ -45,7 +45,7 @@ pub struct MasterConfig {
     /// A node silent for so long is not ready.
     pub lost_after: Duration,
     /// Renders `/metrics`, when metrics are recorded.
-    pub metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
+    pub metrics: Option<super::Render>,
     /// Called when the root supervisor gives up. The master is of no use after that.
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }

@@ -15,14 +15,15 @@ mod kubeconfig;
 mod master;
 mod network;
 mod node;
+mod telemetry;
 mod up;
 
 pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RuntimeChoice};
 pub use master::{Master, MasterConfig};
-pub use network::free_pod_network;
 pub use node::{Node, NodeConfig, NodeLogin};
-pub use up::{UpOptions, init_tracing, up};
+pub use telemetry::{Render, init_metrics, init_tracing};
+pub use up::{UpOptions, up};
 
 use crate::{api::ServeError, net::NetError, runtime::RuntimeError, store::StoreError};
 
