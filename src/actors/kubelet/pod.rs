@@ -22,9 +22,7 @@ use crate::{
     logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, status::pod_status},
     messages::Port,
     model::Uid,
-    runtime::{
-        ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent, SandboxStatus,
-    },
+    runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent},
 };
 
 /// kubelet → pod: the pod's document as it is now.

@@ -4,6 +4,7 @@
 //! answers ([`Ran`]) and waiting for observed state ([`until`]). No test sleeps for a fixed time.
 
 mod cluster;
+mod documents;
 mod shared;
 mod sweep;
 
@@ -13,7 +14,8 @@ use std::{
     time::{Duration, Instant},
 };
 
-pub use cluster::{Cluster, Options, Up, troupe};
+pub use cluster::{Cluster, Options};
+pub use documents::{bare_pod, controller, hello, is_deleting, is_ready, kill9, text};
 pub use shared::shared;
 
 /// Far beyond what anything takes on an idle machine: a test that waits so long has failed.
