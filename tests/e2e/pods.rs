@@ -211,6 +211,9 @@ fn rootfs(busybox: &std::path::Path, tar: &std::path::Path) {
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
         header.set_mode(0o777);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_mtime(0);
         archive.append_link(&mut header, format!("bin/{name}"), "busybox").unwrap();
     }
     archive.into_inner().unwrap().sync_all().unwrap();

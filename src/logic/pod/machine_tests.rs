@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::logic::pod::{Adopted, StartFailure};
 use crate::{logic::pod::status, model::Phase};
 
 fn pod(policy: &str, containers: usize) -> Arc<v1::Pod> {

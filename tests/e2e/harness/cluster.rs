@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use super::{DEADLINE, Ran, check, is_deleting, is_ready, sweep, text, until};
 
 /// The binary under test.
-pub fn troupe() -> Command {
+fn troupe() -> Command {
     Command::new(env!("CARGO_BIN_EXE_troupe"))
 }
 
@@ -41,10 +41,10 @@ impl Default for Options {
 }
 
 /// A running `troupe up`.
-pub struct Up {
+struct Up {
     child: Child,
     /// Where its API listens.
-    pub api: SocketAddr,
+    api: SocketAddr,
 }
 
 impl Up {
@@ -114,9 +114,14 @@ impl Cluster {
 
     /// The command line of this cluster's `troupe up`.
     pub fn command(&self) -> Command {
+        self.command_at("127.0.0.1:0")
+    }
+
+    /// The same with an address for the API.
+    pub fn command_at(&self, api: &str) -> Command {
         let mut command = troupe();
         command.arg("up").arg("--data-dir").arg(&self.data);
-        command.args(["--api", "127.0.0.1:0", "--node-name", "n1", "--pod-network", &self.network]);
+        command.args(["--api", api, "--node-name", "n1", "--pod-network", &self.network]);
         command.args(["--crash-loop-backoff", self.options.backoff]).args(&self.options.arguments);
         command.env("TROUPE_LOG", "warn,troupe=debug").stdin(Stdio::null());
         command
