@@ -20,7 +20,6 @@ mod up;
 pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RuntimeChoice};
 pub use master::{Master, MasterConfig};
-pub use network::free_pod_network;
 pub use node::{Node, NodeConfig, NodeLogin};
 pub use up::{UpOptions, init_tracing, up};
 

@@ -13,8 +13,8 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Cluster, ClusterConfig, RuntimeChoice, StartError, cluster::this_machine};
-use crate::{actors::supervisor::Escalation, model::NodeName};
+use super::{Cluster, ClusterConfig, RuntimeChoice, StartError, cluster::this_machine, network::pod_network};
+use crate::{actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName};
 
 /// A node that is not ready by then will not be soon: the process says so and goes on.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -34,8 +34,8 @@ pub struct UpOptions {
     pub node_name: Option<String>,
     /// Which runtime.
     pub runtime: RuntimeChoice,
-    /// The pods' network.
-    pub pod_network: String,
+    /// The pods' network; `None` takes the one it had, or one that is free on this machine.
+    pub pod_network: Option<String>,
     /// Most pods on each node.
     pub max_pods: u32,
     /// More names and addresses for the API's certificate.
@@ -90,7 +90,7 @@ async fn run(options: UpOptions) -> Result<ExitCode, StartError> {
     // Left by a process that was killed.
     let _ = std::fs::remove_file(&ready_file);
     let (escalated, mut escalation) = tokio::sync::mpsc::unbounded_channel::<Escalation>();
-    let cluster = Cluster::start(config(&options, escalated)).await?;
+    let cluster = Cluster::start(config(&options, escalated)?).await?;
     if let Err(error) = cluster.ready(READY_WITHIN).await {
         tracing::warn!(%error, "not every node is ready; see: kubectl describe nodes");
     }
@@ -116,13 +116,21 @@ async fn run(options: UpOptions) -> Result<ExitCode, StartError> {
     Ok(code)
 }
 
-fn config(options: &UpOptions, escalated: tokio::sync::mpsc::UnboundedSender<Escalation>) -> ClusterConfig {
+fn config(
+    options: &UpOptions,
+    escalated: tokio::sync::mpsc::UnboundedSender<Escalation>,
+) -> Result<ClusterConfig, StartError> {
     let mut config = ClusterConfig::new(options.data_dir.clone());
     config.master.api = options.api;
     if let Some(links) = options.links {
         config.master.links = links;
     }
-    config.master.pod_network.clone_from(&options.pod_network);
+    if let Some(network) = &options.pod_network {
+        free_subnet(network, std::iter::empty())
+            .map_err(|why| StartError::Refused(format!("--pod-network: {why}")))?;
+    }
+    config.master.pod_network = pod_network(&options.data_dir, options.pod_network.as_deref())
+        .map_err(|source| StartError::File { path: options.data_dir.clone(), source })?;
     config.master.api_names.clone_from(&options.api_names);
     config.master.on_escalate = Arc::new(move |escalation| {
         // The process is about to end anyway when nobody listens.
@@ -138,7 +146,7 @@ fn config(options: &UpOptions, escalated: tokio::sync::mpsc::UnboundedSender<Esc
         config.crash_loop.initial = initial;
         config.crash_loop.cap = config.crash_loop.cap.max(initial);
     }
-    config
+    Ok(config)
 }
 
 fn announce(cluster: &Cluster, data_dir: &Path, ready_file: &Path) -> Result<(), StartError> {

@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         std::process::exit(troupe::hello::main(&args));
     }
     match Cli::parse().command {
+        Command::Demo(args) => troupe::cli::demo::demo(&args),
         Command::Up(args) => up(args),
     }
 }

@@ -16,8 +16,28 @@ pub struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the whole story on a throw-away cluster, in a minute
+    Demo(DemoArgs),
     /// Run a cluster on this machine, in the foreground
     Up(UpArgs),
+}
+
+/// Options of `troupe demo`.
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Do not pause between acts
+    #[arg(long)]
+    pub fast: bool,
+    /// Simulate containers, as without root
+    #[arg(long)]
+    pub simulate: bool,
+}
+
+impl DemoArgs {
+    /// Whether containers are to be real ones: they need root.
+    pub fn real(&self) -> bool {
+        !self.simulate && nix::unistd::geteuid().is_root()
+    }
 }
 
 /// Options of `troupe up`.
@@ -41,9 +61,9 @@ pub struct UpArgs {
     /// What runs the containers
     #[arg(long, value_enum, default_value_t = RuntimeArg::Auto)]
     pub runtime: RuntimeArg,
-    /// The pods' network; each node gets a /24 of it
-    #[arg(long, value_name = "CIDR", default_value = "10.244.0.0/16")]
-    pub pod_network: String,
+    /// The pods' network, of which each node gets a /24 [default: 10.244.0.0/16, or one that is free here]
+    #[arg(long, value_name = "CIDR")]
+    pub pod_network: Option<String>,
     /// Most pods on each node
     #[arg(long, value_name = "N", default_value_t = 110)]
     pub max_pods: u32,

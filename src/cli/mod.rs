@@ -4,5 +4,14 @@
 //! back to the program, which owns the processes. Exit codes: 0 ok, 1 failed, 2 wrong usage.
 
 mod args;
+pub mod client;
+pub mod demo;
+mod discovery;
+mod dry_run;
+mod error;
+mod kubeconfig;
+mod manifest;
+mod session;
 
-pub use args::{Cli, Command, RuntimeArg, UpArgs};
+pub use args::{Cli, Command, DemoArgs, RuntimeArg, UpArgs};
+pub use error::CliError;
