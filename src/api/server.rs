@@ -22,7 +22,7 @@ pub enum ServeError {
     #[error("cannot set up TLS for the API")]
     Tls(#[from] TlsError),
     /// The address is taken or not ours.
-    #[error("cannot listen on {address} for the API: {source}")]
+    #[error("cannot listen on {address} for the API; choose another address with --api: {source}")]
     Listen {
         /// The address.
         address: SocketAddr,

@@ -6,6 +6,7 @@
 //! Leaves out: the link (it speaks through ports) and what a pod's next step is ([`crate::logic::pod`]).
 
 mod context;
+mod found;
 mod machine;
 mod pod;
 mod start;
@@ -13,20 +14,21 @@ mod streams;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, atomic::AtomicBool},
+    sync::Arc,
     time::Duration,
 };
 
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, StreamHandler, WrapFuture as _,
 };
+use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
-use arc_swap::ArcSwap;
 pub use context::{NodeContext, now_ms};
+use found::{Found, group, remove_dirs, stream_of};
 use pod::{
-    Desired, Found, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
+    LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw, Wanted,
 };
 pub use streams::StreamAsked;
 
@@ -47,8 +49,6 @@ use crate::{
 
 /// How often the node's own status is looked at again.
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
-/// How soon the runtime is asked again after it refused what a kubelet cannot do without.
-const RUNTIME_RETRY: Duration = Duration::from_secs(2);
 /// A container nobody owns any more gets this long to end.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
@@ -111,12 +111,9 @@ struct PodsBegin;
 
 struct Entry {
     slot: Slot<PodActor>,
-    /// What its actor is to do, also its next incarnation.
-    desired: Arc<ArcSwap<Desired>>,
-    pod: Arc<v1::Pod>,
+    /// What the pod's next incarnation begins with.
+    wanted: Arc<ArcSwap<Wanted>>,
     revision: Revision,
-    /// The master still wants it here.
-    assigned: bool,
     report: Option<wire::PodReport>,
     /// The containers as last reported: which log is which.
     containers: Vec<v1::ContainerStatus>,
@@ -125,6 +122,14 @@ struct Entry {
 }
 
 impl Entry {
+    fn pod(&self) -> Arc<v1::Pod> {
+        self.wanted.load().pod.clone()
+    }
+
+    fn assigned(&self) -> bool {
+        self.wanted.load().assigned
+    }
+
     fn note(&mut self, status: &v1::PodStatus) {
         self.containers = status.container_statuses.clone().unwrap_or_default();
         for container in &self.containers {
@@ -148,11 +153,7 @@ pub struct Kubelet {
     early: Option<wire::Assignments>,
     sequence: u64,
     status: Option<v1::NodeStatus>,
-    /// Why the runtime cannot be listed.
-    list_fault: Option<String>,
-    /// Why the pod network cannot be set up.
-    network_fault: Option<String>,
-    pod_cidr: String,
+    runtime_fault: Option<String>,
 }
 
 impl Kubelet {
@@ -167,9 +168,7 @@ impl Kubelet {
             early: None,
             sequence: 0,
             status: None,
-            list_fault: None,
-            network_fault: None,
-            pod_cidr: String::new(),
+            runtime_fault: None,
         }
     }
 
@@ -191,9 +190,6 @@ impl Kubelet {
                 Ok((sandboxes, containers)) => {
                     kubelet.found = group(sandboxes, containers);
                     kubelet.listed = true;
-                    if kubelet.list_fault.take().is_some() {
-                        kubelet.report_node(false, ctx);
-                    }
                     tracing::info!(pods = kubelet.found.len(), "kubelet listed its runtime");
                     if let Some(picture) = kubelet.early.take() {
                         kubelet.assign(picture, ctx);
@@ -201,34 +197,11 @@ impl Kubelet {
                 }
                 Err(error) => {
                     tracing::error!(%error, "the runtime cannot be listed; trying again");
-                    kubelet.list_fault = Some(error.to_string());
-                    kubelet.report_node(false, ctx);
-                    ctx.run_later(RUNTIME_RETRY, Kubelet::list_runtime);
+                    kubelet.runtime_fault = Some(error.to_string());
+                    ctx.run_later(STATUS_PERIOD, Kubelet::list_runtime);
                 }
             },
         ));
-    }
-
-    /// Tells the runtime the pods' subnet, until it takes it.
-    fn set_pod_cidr(&mut self, ctx: &mut Context<Self>) {
-        let (runtime, cidr) = (self.seed.node.runtime.clone(), self.pod_cidr.clone());
-        let work = async move { (runtime.set_pod_cidr(&cidr).await, cidr) };
-        ctx.wait(work.into_actor(self).map(|(outcome, cidr), kubelet, ctx| {
-            let fault = outcome.err().map(|e| e.to_string());
-            if let Some(fault) = &fault {
-                tracing::error!(%fault, "the pod network cannot be set up; trying again");
-                ctx.run_later(RUNTIME_RETRY, move |kubelet, ctx| {
-                    // A later welcome has seen to it otherwise.
-                    if kubelet.network_fault.is_some() && kubelet.pod_cidr == cidr {
-                        kubelet.set_pod_cidr(ctx);
-                    }
-                });
-            }
-            if kubelet.network_fault != fault {
-                kubelet.network_fault = fault;
-                kubelet.report_node(false, ctx);
-            }
-        }));
     }
 
     /// Makes the set of pods what the master's picture says.
@@ -264,11 +237,9 @@ impl Kubelet {
 
     fn take(&mut self, uid: &Uid, revision: Revision, pod: Arc<v1::Pod>) {
         if let Some(entry) = self.pods.get_mut(uid) {
-            entry.assigned = true;
             if entry.revision < revision {
                 entry.revision = revision;
-                entry.pod = pod.clone();
-                entry.desired.store(Arc::new(Desired { pod: pod.clone(), assigned: true }));
+                entry.wanted.store(Arc::new(Wanted { pod: pod.clone(), assigned: true }));
                 if let Some(address) = entry.slot.address() {
                     address.do_send(PodAssigned(pod));
                 }
@@ -276,11 +247,11 @@ impl Kubelet {
             return;
         }
         let slot = Slot::new("pod");
-        let desired = Arc::new(ArcSwap::from_pointee(Desired { pod: pod.clone(), assigned: true }));
+        let wanted = Arc::new(ArcSwap::from_pointee(Wanted { pod, assigned: true }));
         let seed = PodSeed {
             node: self.seed.node.clone(),
-            desired: desired.clone(),
-            new: Arc::new(AtomicBool::new(self.found.remove(uid).is_none())),
+            wanted: wanted.clone(),
+            found: self.found.remove(uid),
             report: self.seed.slot.port(),
             notice: self.seed.slot.port(),
         };
@@ -288,23 +259,13 @@ impl Kubelet {
         self.seed.pods.start_child(child.never_escalate()).detach();
         self.pods.insert(
             uid.clone(),
-            Entry {
-                slot,
-                desired,
-                pod,
-                revision,
-                assigned: true,
-                report: None,
-                containers: Vec::new(),
-                running: HashMap::new(),
-            },
+            Entry { slot, wanted, revision, report: None, containers: Vec::new(), running: HashMap::new() },
         );
     }
 
     fn unassign(&mut self, uid: &Uid) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
-        entry.assigned = false;
-        entry.desired.store(Arc::new(Desired { pod: entry.pod.clone(), assigned: false }));
+        entry.wanted.store(Arc::new(Wanted { pod: entry.pod(), assigned: false }));
         if entry.report.as_ref().is_some_and(|r| r.terminated) {
             self.forget(&uid.clone());
         } else if let Some(address) = entry.slot.address() {
@@ -316,7 +277,8 @@ impl Kubelet {
     fn forget(&mut self, uid: &Uid) {
         let Some(entry) = self.pods.remove(uid) else { return };
         self.seed.pods.stop_child(uid.as_str()).detach();
-        let meta = &entry.pod.metadata;
+        let pod = entry.pod();
+        let meta = &pod.metadata;
         let text = |t: &Option<String>| t.clone().unwrap_or_default();
         let places = self.seed.node.places(&text(&meta.namespace), &text(&meta.name), uid.as_str());
         remove_dirs(vec![places.pod_dir, places.log_dir]);
@@ -327,26 +289,26 @@ impl Kubelet {
         let runtime = self.seed.node.runtime.clone();
         let sandbox = &found.sandbox;
         let places = self.seed.node.places(&sandbox.namespace, &sandbox.name, uid.as_str());
+        let (orphan, containers) = (uid.clone(), found.containers.clone());
         let work = async move {
-            for container in &found.containers {
-                runtime.stop_container(&container.id, ORPHAN_GRACE).await?;
-            }
-            runtime.remove_pod_sandbox(&uid).await
+            // All at once: none of them is to use up the others' time.
+            let stops = containers.iter().map(|c| runtime.stop_container(&c.id, ORPHAN_GRACE));
+            futures_util::future::try_join_all(stops).await?;
+            runtime.remove_pod_sandbox(&orphan).await
         };
-        ctx.spawn(work.into_actor(self).map(move |outcome, _, _| match outcome {
+        ctx.spawn(work.into_actor(self).map(move |outcome, _, ctx| match outcome {
             Ok(()) => remove_dirs(vec![places.pod_dir, places.log_dir]),
-            Err(error) => tracing::error!(%error, "an orphaned pod could not be ended"),
+            Err(error) => {
+                tracing::error!(pod = %uid, %error, "an orphaned pod could not be ended; trying again");
+                ctx.run_later(STATUS_PERIOD, move |kubelet, ctx| kubelet.end_orphan(uid, found, ctx));
+            }
         }));
-    }
-
-    /// Why the node can run no pods.
-    fn fault(&self) -> Option<String> {
-        self.list_fault.clone().or_else(|| self.network_fault.clone())
     }
 
     /// Looks at the machine and tells the master if its status changed, or `always`.
     fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
-        let (node, facts, fault) = (self.seed.node.clone(), self.seed.facts.clone(), self.fault());
+        let (node, facts, fault) =
+            (self.seed.node.clone(), self.seed.facts.clone(), self.runtime_fault.clone());
         let look = async move { machine::facts(&node, facts, fault).await };
         ctx.spawn(look.into_actor(self).map(move |facts, kubelet, _| {
             kubelet.life.beat();
@@ -384,69 +346,22 @@ fn same_but_for_heartbeats(a: &v1::NodeStatus, b: &v1::NodeStatus) -> bool {
     plain(a) == plain(b)
 }
 
-/// Removes directories off the actor's thread: a volume may hold much.
-fn remove_dirs(dirs: Vec<std::path::PathBuf>) {
-    tokio::task::spawn_blocking(move || {
-        for dir in dirs {
-            match std::fs::remove_dir_all(&dir) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(dir = %dir.display(), %error, "a pod's directory could not be removed");
-                }
-                _ => {}
-            }
-        }
-    });
-}
-
-fn group(sandboxes: Vec<SandboxStatus>, containers: Vec<ContainerStatus>) -> HashMap<Uid, Found> {
-    let mut found: HashMap<Uid, Found> = sandboxes
-        .into_iter()
-        .map(|sandbox| (sandbox.uid.clone(), Found { sandbox, containers: Vec::new() }))
-        .collect();
-    for container in containers {
-        if let Some(found) = found.get_mut(&container.pod) {
-            found.containers.push(container);
-        }
-    }
-    found
-}
-
 impl Actor for Kubelet {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
         // Events first, the list after: an exit in between is told twice rather than never.
-        let events = tokio_stream(self.seed.node.runtime.events());
+        let events = stream_of(self.seed.node.runtime.events());
         ctx.add_stream(events);
         ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
     }
 }
 
-/// The runtime's events as a stream; `None` stands for events that were missed.
-fn tokio_stream(
-    receiver: tokio::sync::broadcast::Receiver<RuntimeEvent>,
-) -> impl futures_util::Stream<Item = Option<RuntimeEvent>> {
-    use tokio::sync::broadcast::error::RecvError;
-    futures_util::stream::unfold(receiver, |mut receiver| async move {
-        match receiver.recv().await {
-            Ok(event) => Some((Some(event), receiver)),
-            Err(RecvError::Lagged(missed)) => {
-                tracing::warn!(missed, "runtime events were missed");
-                Some((None, receiver))
-            }
-            Err(RecvError::Closed) => None,
-        }
-    })
-}
-
 impl StreamHandler<Option<RuntimeEvent>> for Kubelet {
-    fn handle(&mut self, event: Option<RuntimeEvent>, ctx: &mut Self::Context) {
+    fn handle(&mut self, event: Option<RuntimeEvent>, _: &mut Self::Context) {
         let Some(event) = event else {
-            // Each pod asks the runtime itself once it is stepped; start them all over from what there is.
-            for entry in self.pods.values() {
-                if let Some(address) = entry.slot.address() {
-                    address.do_send(PodAssigned(entry.pod.clone()));
-                }
+            for address in self.pods.values().filter_map(|e| e.slot.address()) {
+                address.do_send(LookAgain);
             }
             return;
         };
@@ -454,7 +369,6 @@ impl StreamHandler<Option<RuntimeEvent>> for Kubelet {
         if let Some(address) = self.pods.get(pod).and_then(|e| e.slot.address()) {
             address.do_send(RuntimeSaw(event));
         }
-        let _ = ctx;
     }
 
     fn finished(&mut self, _: &mut Self::Context) {
@@ -490,8 +404,18 @@ impl Handler<FromMaster> for Kubelet {
         match message.0 {
             wire::ToNode::Assignments(picture) => self.assign(picture, ctx),
             wire::ToNode::Welcome(welcome) => {
-                self.pod_cidr = welcome.pod_cidr;
-                self.set_pod_cidr(ctx);
+                let runtime = self.seed.node.runtime.clone();
+                let work = async move { runtime.set_pod_cidr(&welcome.pod_cidr).await };
+                ctx.wait(work.into_actor(self).map(|outcome, kubelet, ctx| {
+                    let fault = outcome.err().map(|e| e.to_string());
+                    if let Some(fault) = &fault {
+                        tracing::error!(%fault, "the pod network cannot be set up");
+                    }
+                    if kubelet.runtime_fault != fault {
+                        kubelet.runtime_fault = fault;
+                        kubelet.report_node(false, ctx);
+                    }
+                }));
             }
         }
     }
@@ -505,7 +429,8 @@ impl Handler<PodReported> for Kubelet {
         let Ok(json) = serde_json::to_vec(&message.status) else { return };
         entry.note(&message.status);
         self.sequence += 1;
-        let meta = &entry.pod.metadata;
+        let pod = entry.pod();
+        let meta = &pod.metadata;
         let report = wire::PodReport {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
@@ -515,7 +440,7 @@ impl Handler<PodReported> for Kubelet {
             terminated: message.terminated,
         };
         entry.report = Some(report.clone());
-        let leaves = message.terminated && !entry.assigned;
+        let leaves = message.terminated && !entry.assigned();
         self.tell(Some(message.uid.to_string()), wire::ToMaster::Pods(vec![report]));
         if leaves {
             self.forget(&message.uid);
@@ -528,7 +453,8 @@ impl Handler<PodNoticed> for Kubelet {
 
     fn handle(&mut self, message: PodNoticed, _: &mut Self::Context) {
         let Some(entry) = self.pods.get(&message.uid) else { return };
-        let meta = &entry.pod.metadata;
+        let pod = entry.pod();
+        let meta = &pod.metadata;
         let notice = message.notice;
         let event = wire::EventReport {
             namespace: meta.namespace.clone().unwrap_or_default(),
