@@ -106,7 +106,6 @@ impl Cluster {
 
     /// A cluster that is not up yet, on a data directory of the caller's choice below `dir`.
     pub fn prepared(options: Options, dir: TempDir, data: PathBuf) -> Cluster {
-        let tag = u32::from_str_radix(&sweep::tag(&data), 16).unwrap_or(0);
         Cluster { up: None, options, data, dir }
     }
 
