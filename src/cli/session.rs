@@ -11,11 +11,11 @@ use clap::Args;
 use serde_json::Value;
 
 use super::{
-    args::default_data_dir,
     client::Client,
     discovery::Discovery,
     error::{CliError, Outcome},
     kubeconfig,
+    up::default_data_dir,
 };
 
 /// Which cluster, and where in it.

@@ -98,7 +98,10 @@ pub async fn start_container(
         }
     }
     let image_id = found.map(|i| i.id).unwrap_or_default();
-    Ok(Started { id: id.0, image_id, started_ms: now_ms() })
+    // The runtime's word on when: a later kubelet that takes the container over is told the same.
+    let all = node.runtime.list_containers().await.unwrap_or_default();
+    let started_ms = all.iter().find(|c| c.id == id).map(|c| c.started_ms).filter(|ms| *ms > 0);
+    Ok(Started { id: id.0, image_id, started_ms: started_ms.unwrap_or_else(now_ms) })
 }
 
 fn missing_image(container: &v1::Container, image: &str) -> StartFailure {
