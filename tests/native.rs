@@ -2,6 +2,7 @@
 //!
 //! Needs root and a static busybox (`apt install busybox-static`). Each test has a bridge, a subnet, a cgroup and a
 //! directory of its own, removed when it ends however it ends.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod native {
     pub mod bench;

@@ -7,11 +7,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{StartError, network};
+use super::{StartError, guard::Root, network};
 use crate::{
     actors::{
         kubelet::{self, KubeletSeed, NodeContext},
-        supervisor::{Escalation, Supervisor, SupervisorHandle, SupervisorSpec},
+        supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
     model::NodeName,
@@ -61,10 +61,10 @@ pub struct NodeConfig {
 /// Kubernetes' default.
 pub const MAX_PODS: u32 = 110;
 
-/// A running node.
+/// A running node. Dropping it without [`Node::stop`] begins its stop too, and waits for nothing.
 pub struct Node {
     name: NodeName,
-    root: SupervisorHandle,
+    root: Root,
 }
 
 impl Node {
@@ -94,7 +94,7 @@ impl Node {
             ..MachineFacts::default()
         };
         let on_escalate = config.on_escalate;
-        let root = Supervisor::start(
+        let root = Root::start(
             SupervisorSpec::new("node root").on_escalate(move |escalation| on_escalate(escalation)),
         );
         let master = login.master.to_string();
@@ -109,7 +109,7 @@ impl Node {
             },
             move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
         );
-        root.start_child(child).detach();
+        root.handle().start_child(child).detach();
         Ok(Node { name: login.name, root })
     }
 
@@ -120,14 +120,12 @@ impl Node {
 
     /// The root of the node's supervision tree.
     pub fn supervisor(&self) -> &SupervisorHandle {
-        &self.root
+        self.root.handle()
     }
 
     /// Stops the node's actors. Its containers run on.
     pub async fn stop(self) {
-        if let Err(error) = self.root.shutdown().await {
-            tracing::warn!(%error, "the node's actors did not stop in order");
-        }
+        self.root.stop().await;
     }
 }
 

@@ -4,5 +4,16 @@
 //! back to the program, which owns the processes. Exit codes: 0 ok, 1 failed, 2 wrong usage.
 
 mod args;
+pub mod client;
+pub mod demo;
+mod discovery;
+mod dry_run;
+mod error;
+mod kubeconfig;
+mod manifest;
+mod session;
+mod up;
 
-pub use args::{Cli, Command, RuntimeArg, UpArgs};
+pub use args::{Cli, Command, DemoArgs};
+pub use error::CliError;
+pub use up::{RuntimeArg, UpArgs, default_data_dir};

@@ -13,7 +13,7 @@ mod streams;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -23,8 +23,11 @@ use actix::{
 use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
+use arc_swap::ArcSwap;
 pub use context::{NodeContext, now_ms};
-use pod::{Found, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw};
+use pod::{
+    Desired, Found, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
+};
 pub use streams::StreamAsked;
 
 use crate::{
@@ -44,6 +47,8 @@ use crate::{
 
 /// How often the node's own status is looked at again.
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
+/// How soon the runtime is asked again after it refused what a kubelet cannot do without.
+const RUNTIME_RETRY: Duration = Duration::from_secs(2);
 /// A container nobody owns any more gets this long to end.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
@@ -106,6 +111,8 @@ struct PodsBegin;
 
 struct Entry {
     slot: Slot<PodActor>,
+    /// What its actor is to do, also its next incarnation.
+    desired: Arc<ArcSwap<Desired>>,
     pod: Arc<v1::Pod>,
     revision: Revision,
     /// The master still wants it here.
@@ -141,7 +148,11 @@ pub struct Kubelet {
     early: Option<wire::Assignments>,
     sequence: u64,
     status: Option<v1::NodeStatus>,
-    runtime_fault: Option<String>,
+    /// Why the runtime cannot be listed.
+    list_fault: Option<String>,
+    /// Why the pod network cannot be set up.
+    network_fault: Option<String>,
+    pod_cidr: String,
 }
 
 impl Kubelet {
@@ -156,7 +167,9 @@ impl Kubelet {
             early: None,
             sequence: 0,
             status: None,
-            runtime_fault: None,
+            list_fault: None,
+            network_fault: None,
+            pod_cidr: String::new(),
         }
     }
 
@@ -178,6 +191,9 @@ impl Kubelet {
                 Ok((sandboxes, containers)) => {
                     kubelet.found = group(sandboxes, containers);
                     kubelet.listed = true;
+                    if kubelet.list_fault.take().is_some() {
+                        kubelet.report_node(false, ctx);
+                    }
                     tracing::info!(pods = kubelet.found.len(), "kubelet listed its runtime");
                     if let Some(picture) = kubelet.early.take() {
                         kubelet.assign(picture, ctx);
@@ -185,11 +201,34 @@ impl Kubelet {
                 }
                 Err(error) => {
                     tracing::error!(%error, "the runtime cannot be listed; trying again");
-                    kubelet.runtime_fault = Some(error.to_string());
-                    ctx.run_later(STATUS_PERIOD, Kubelet::list_runtime);
+                    kubelet.list_fault = Some(error.to_string());
+                    kubelet.report_node(false, ctx);
+                    ctx.run_later(RUNTIME_RETRY, Kubelet::list_runtime);
                 }
             },
         ));
+    }
+
+    /// Tells the runtime the pods' subnet, until it takes it.
+    fn set_pod_cidr(&mut self, ctx: &mut Context<Self>) {
+        let (runtime, cidr) = (self.seed.node.runtime.clone(), self.pod_cidr.clone());
+        let work = async move { (runtime.set_pod_cidr(&cidr).await, cidr) };
+        ctx.wait(work.into_actor(self).map(|(outcome, cidr), kubelet, ctx| {
+            let fault = outcome.err().map(|e| e.to_string());
+            if let Some(fault) = &fault {
+                tracing::error!(%fault, "the pod network cannot be set up; trying again");
+                ctx.run_later(RUNTIME_RETRY, move |kubelet, ctx| {
+                    // A later welcome has seen to it otherwise.
+                    if kubelet.network_fault.is_some() && kubelet.pod_cidr == cidr {
+                        kubelet.set_pod_cidr(ctx);
+                    }
+                });
+            }
+            if kubelet.network_fault != fault {
+                kubelet.network_fault = fault;
+                kubelet.report_node(false, ctx);
+            }
+        }));
     }
 
     /// Makes the set of pods what the master's picture says.
@@ -229,6 +268,7 @@ impl Kubelet {
             if entry.revision < revision {
                 entry.revision = revision;
                 entry.pod = pod.clone();
+                entry.desired.store(Arc::new(Desired { pod: pod.clone(), assigned: true }));
                 if let Some(address) = entry.slot.address() {
                     address.do_send(PodAssigned(pod));
                 }
@@ -236,10 +276,11 @@ impl Kubelet {
             return;
         }
         let slot = Slot::new("pod");
+        let desired = Arc::new(ArcSwap::from_pointee(Desired { pod: pod.clone(), assigned: true }));
         let seed = PodSeed {
             node: self.seed.node.clone(),
-            pod: pod.clone(),
-            found: self.found.remove(uid),
+            desired: desired.clone(),
+            new: Arc::new(AtomicBool::new(self.found.remove(uid).is_none())),
             report: self.seed.slot.port(),
             notice: self.seed.slot.port(),
         };
@@ -249,6 +290,7 @@ impl Kubelet {
             uid.clone(),
             Entry {
                 slot,
+                desired,
                 pod,
                 revision,
                 assigned: true,
@@ -262,6 +304,7 @@ impl Kubelet {
     fn unassign(&mut self, uid: &Uid) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
         entry.assigned = false;
+        entry.desired.store(Arc::new(Desired { pod: entry.pod.clone(), assigned: false }));
         if entry.report.as_ref().is_some_and(|r| r.terminated) {
             self.forget(&uid.clone());
         } else if let Some(address) = entry.slot.address() {
@@ -296,10 +339,14 @@ impl Kubelet {
         }));
     }
 
+    /// Why the node can run no pods.
+    fn fault(&self) -> Option<String> {
+        self.list_fault.clone().or_else(|| self.network_fault.clone())
+    }
+
     /// Looks at the machine and tells the master if its status changed, or `always`.
     fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
-        let (node, facts, fault) =
-            (self.seed.node.clone(), self.seed.facts.clone(), self.runtime_fault.clone());
+        let (node, facts, fault) = (self.seed.node.clone(), self.seed.facts.clone(), self.fault());
         let look = async move { machine::facts(&node, facts, fault).await };
         ctx.spawn(look.into_actor(self).map(move |facts, kubelet, _| {
             kubelet.life.beat();
@@ -443,18 +490,8 @@ impl Handler<FromMaster> for Kubelet {
         match message.0 {
             wire::ToNode::Assignments(picture) => self.assign(picture, ctx),
             wire::ToNode::Welcome(welcome) => {
-                let runtime = self.seed.node.runtime.clone();
-                let work = async move { runtime.set_pod_cidr(&welcome.pod_cidr).await };
-                ctx.wait(work.into_actor(self).map(|outcome, kubelet, ctx| {
-                    let fault = outcome.err().map(|e| e.to_string());
-                    if let Some(fault) = &fault {
-                        tracing::error!(%fault, "the pod network cannot be set up");
-                    }
-                    if kubelet.runtime_fault != fault {
-                        kubelet.runtime_fault = fault;
-                        kubelet.report_node(false, ctx);
-                    }
-                }));
+                self.pod_cidr = welcome.pod_cidr;
+                self.set_pod_cidr(ctx);
             }
         }
     }

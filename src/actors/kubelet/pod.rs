@@ -4,11 +4,18 @@
 //! action's outcome goes back into the machine, which is then stepped again; nothing else changes it.
 //! After a panic the supervisor makes a fresh actor, which takes over what the runtime still has of the pod.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, WrapFuture as _,
 };
+use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
 
 use super::{
@@ -76,15 +83,24 @@ pub struct Found {
     pub containers: Vec<ContainerStatus>,
 }
 
+/// What a node's master wants of a pod, as last told.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    /// The pod's document.
+    pub pod: Arc<v1::Pod>,
+    /// It is to be on this node.
+    pub assigned: bool,
+}
+
 /// What a pod actor is made of, again after each death.
 #[derive(Clone)]
 pub struct PodSeed {
     /// The node.
     pub node: Arc<NodeContext>,
-    /// The pod as last assigned.
-    pub pod: Arc<v1::Pod>,
-    /// What the kubelet found of it, for the first incarnation.
-    pub found: Option<Found>,
+    /// What is wanted of it now.
+    pub desired: Arc<ArcSwap<Desired>>,
+    /// The runtime has nothing of it yet. Only the first incarnation may believe that.
+    pub new: Arc<AtomicBool>,
     /// Where to report.
     pub report: Port<PodReported>,
     /// Where to tell events.
@@ -98,15 +114,49 @@ pub struct PodActor {
     uid: Uid,
     machine: Machine,
     reported: Option<(v1::PodStatus, bool)>,
+    /// What the runtime has of it is known: before that nothing is done.
+    known: bool,
     wake: Option<SpawnHandle>,
 }
 
 impl PodActor {
     /// A pod actor; it begins by taking over what is there.
     pub fn new(life: Life, seed: PodSeed) -> PodActor {
-        let uid = Uid::from(seed.pod.metadata.uid.clone().unwrap_or_default());
-        let machine = Machine::new(seed.pod.clone(), seed.node.crash_loop, now_ms());
-        PodActor { life, uid, machine, reported: None, wake: None, seed }
+        let pod = seed.desired.load().pod.clone();
+        let uid = Uid::from(pod.metadata.uid.clone().unwrap_or_default());
+        let machine = Machine::new(pod, seed.node.crash_loop, now_ms());
+        PodActor { life, uid, machine, reported: None, known: false, wake: None, seed }
+    }
+
+    /// Takes over what the runtime has of it, and begins.
+    fn look(&mut self, ctx: &mut Context<Self>) {
+        /// A runtime that cannot be listed is asked again at this pace.
+        const RETRY: Duration = Duration::from_secs(2);
+        let (node, uid) = (self.seed.node.clone(), self.uid.clone());
+        let look = async move { find(&node, &uid).await };
+        ctx.wait(look.into_actor(self).map(|found, pod, ctx| match found {
+            Ok(found) => {
+                if let Some(found) = found {
+                    pod.adopt(found);
+                }
+                pod.begin(ctx);
+            }
+            Err(error) => {
+                tracing::warn!(pod = %pod.uid, %error, "the runtime cannot be listed; trying again");
+                ctx.run_later(RETRY, PodActor::look);
+            }
+        }));
+    }
+
+    fn begin(&mut self, ctx: &mut Context<Self>) {
+        self.known = true;
+        // What was told while nobody was here to hear it.
+        let desired = self.seed.desired.load_full();
+        self.machine.assign(desired.pod.clone());
+        if !desired.assigned {
+            self.machine.evict();
+        }
+        self.advance(ctx);
     }
 
     fn adopt(&mut self, found: Found) {
@@ -117,6 +167,9 @@ impl PodActor {
     /// Steps the machine, carries out what it wants, and reports what became of it.
     fn advance(&mut self, ctx: &mut Context<Self>) {
         self.life.beat();
+        if !self.known {
+            return;
+        }
         let step = self.machine.step(now_ms());
         for notice in step.notices {
             self.tell_notice(notice);
@@ -338,32 +391,22 @@ fn adopted(status: ContainerStatus) -> Adopted {
 }
 
 /// What the runtime has of one pod.
-async fn find(node: &NodeContext, uid: &Uid) -> Option<Found> {
-    let sandboxes = node.runtime.list_pod_sandboxes().await.ok()?;
-    let sandbox = sandboxes.into_iter().find(|s| s.uid == *uid)?;
-    let containers = node.runtime.list_containers().await.ok()?;
-    Some(Found { sandbox, containers: containers.into_iter().filter(|c| c.pod == *uid).collect() })
+async fn find(node: &NodeContext, uid: &Uid) -> Result<Option<Found>, RuntimeError> {
+    let sandboxes = node.runtime.list_pod_sandboxes().await?;
+    let Some(sandbox) = sandboxes.into_iter().find(|s| s.uid == *uid) else { return Ok(None) };
+    let containers = node.runtime.list_containers().await?;
+    Ok(Some(Found { sandbox, containers: containers.into_iter().filter(|c| c.pod == *uid).collect() }))
 }
 
 impl Actor for PodActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        if self.life.incarnation() == 1 {
-            if let Some(found) = self.seed.found.take() {
-                self.adopt(found);
-            }
-            self.advance(ctx);
-            return;
+        if self.seed.new.swap(false, Ordering::Relaxed) {
+            self.begin(ctx);
+        } else {
+            self.look(ctx);
         }
-        let (node, uid) = (self.seed.node.clone(), self.uid.clone());
-        let look = async move { find(&node, &uid).await };
-        ctx.wait(look.into_actor(self).map(|found, pod, ctx| {
-            if let Some(found) = found {
-                pod.adopt(found);
-            }
-            pod.advance(ctx);
-        }));
     }
 }
 

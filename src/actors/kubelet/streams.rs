@@ -153,9 +153,8 @@ async fn send_log(request: LogRequest, file: LogFile, alive: watch::Receiver<boo
 /// Waits for the other side to reset the stream; an orderly end of its direction is not a goodbye.
 async fn gone(read: &mut (impl tokio::io::AsyncRead + Unpin)) {
     let mut byte = [0_u8; 1];
-    match tokio::io::AsyncReadExt::read(read, &mut byte).await {
-        Ok(_) => std::future::pending().await,
-        Err(_) => {}
+    if tokio::io::AsyncReadExt::read(read, &mut byte).await.is_ok() {
+        std::future::pending::<()>().await;
     }
 }
 

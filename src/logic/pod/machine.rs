@@ -777,8 +777,8 @@ mod tests {
                     SandboxPhase::Removing { .. } => m.sandbox_removed(),
                     _ => {}
                 }
-                for index in 0..2 {
-                    if std::mem::take(&mut starting[index]) {
+                for (index, starting) in starting.iter_mut().enumerate() {
+                    if std::mem::take(starting) {
                         m.container_failed(index, StartFailure::Create("x".into()), now);
                     }
                     if let ContainerPhase::Running { id, .. } = m.containers[index].phase.clone() {

@@ -113,7 +113,7 @@ pub struct Container {
 pub enum Action {
     /// Make the sandbox.
     RunSandbox,
-    /// Make and start this container (index into [`Machine::containers`]).
+    /// Make and start this container (index into [`containers`](super::machine::Machine::containers)).
     Start(usize),
     /// End this container.
     Stop {
@@ -148,7 +148,7 @@ pub struct Notice {
     pub message: String,
 }
 
-/// What one call of [`Machine::step`] decided.
+/// What one call of [`step`](super::machine::Machine::step) decided.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Step {
     /// To be carried out, each answered by one of the machine's methods.
