@@ -34,7 +34,6 @@ pub const NODE: &str = "n1";
 pub struct Cluster {
     program: PathBuf,
     dir: TempDir,
-    network: String,
     child: Option<Child>,
     /// Where its containers write their marks.
     pub marks: Marks,
@@ -50,7 +49,6 @@ impl Cluster {
         let dir = tempfile::Builder::new().prefix("troupe-bench-").tempdir().expect("a new directory");
         let mut cluster = Cluster {
             program: options.program.clone(),
-            network: troupe::app::free_pod_network(std::process::id()).expect("a free network"),
             marks: Marks::new(&dir.path().join("marks")),
             dir,
             child: None,
@@ -71,7 +69,7 @@ impl Cluster {
         let log = File::options().create(true).append(true).open(self.log()).expect("a log");
         let mut command = Command::new(&self.program);
         command.arg("up").arg("--data-dir").arg(self.data()).args(["--api", "127.0.0.1:0"]);
-        command.args(["--runtime", "native", "--node-name", NODE, "--pod-network", &self.network]);
+        command.args(["--runtime", "native", "--node-name", NODE]);
         command.args(["--max-pods", "250"]);
         self.begun = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn();

@@ -24,7 +24,7 @@ pub use client::{Client, ClientError, WatchEvent, Watcher};
 pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RuntimeChoice};
 pub use master::{Master, MasterConfig};
-pub use network::{free_pod_network, names as network_names};
+pub use network::names as network_names;
 pub use node::{Node, NodeConfig, NodeLogin};
 pub use telemetry::{Render, init_metrics, init_tracing};
 pub use up::{UpOptions, up};
