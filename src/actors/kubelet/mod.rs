@@ -24,7 +24,7 @@ use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
 use arc_swap::ArcSwap;
-pub use context::{NodeContext, now_ms};
+pub use context::{NodeContext, Starts, now_ms};
 use pod::{
     Desired, Found, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
 };
