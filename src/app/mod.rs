@@ -15,6 +15,7 @@ mod kubeconfig;
 mod master;
 mod network;
 mod node;
+mod reset;
 mod telemetry;
 mod up;
 
@@ -22,6 +23,7 @@ pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RuntimeChoice};
 pub use master::{Master, MasterConfig};
 pub use node::{Node, NodeConfig, NodeLogin};
+pub use reset::{ResetOptions, reset};
 pub use telemetry::{Render, init_metrics, init_tracing};
 pub use up::{UpOptions, up};
 

@@ -20,6 +20,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Run a cluster on this machine, in the foreground
     Up(UpArgs),
+    /// End every container of a cluster on this machine and remove its data directory
+    Reset(ResetArgs),
 }
 
 /// Options of `troupe demo`.
@@ -80,6 +82,17 @@ impl UpArgs {
     pub fn data_dir(&self) -> PathBuf {
         self.data_dir.clone().unwrap_or_else(default_data_dir)
     }
+}
+
+/// Options of `troupe reset`.
+#[derive(Debug, Clone, Args)]
+pub struct ResetArgs {
+    /// Whose cluster [default: /var/lib/troupe for root, else the user's data directory]
+    #[arg(long, value_name = "DIR", env = "TROUPE_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
 }
 
 /// `/var/lib/troupe` for root, else `$XDG_DATA_HOME/troupe` or `~/.local/share/troupe`.

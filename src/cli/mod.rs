@@ -13,5 +13,5 @@ mod kubeconfig;
 mod manifest;
 mod session;
 
-pub use args::{Cli, Command, DemoArgs, RuntimeArg, UpArgs};
+pub use args::{Cli, Command, DemoArgs, ResetArgs, RuntimeArg, UpArgs, default_data_dir};
 pub use error::CliError;

@@ -95,14 +95,12 @@ impl Pod {
                 let mut inner = self.inner();
                 inner.client = None;
                 let expected = inner.stopping;
-                let child = inner.shim.child.take();
+                let (child, pid) = (inner.shim.child.take(), inner.shim.pid);
                 for container in inner.containers.values() {
                     container.over.send_replace(true);
                 }
                 drop(inner);
-                if let Some(mut child) = child {
-                    tokio::task::spawn_blocking(move || child.wait());
-                }
+                tokio::task::spawn_blocking(move || bury(child, pid));
                 if !expected {
                     tracing::warn!(pod = %self.uid, "a pod's shim has died");
                     // Nobody may be listening.
@@ -168,9 +166,7 @@ impl Pod {
             tracing::warn!(pod = %self.uid, pid, "a shim does not end and is killed");
             let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
-        if let Some(mut child) = child {
-            let _ = child.wait();
-        }
+        bury(child, pid);
     }
 
     /// From now on the shim's end is expected; gives the way to it if it lives.
@@ -308,6 +304,16 @@ impl Container {
                 finished_ms: started.started_ms,
             }),
         }
+    }
+}
+
+/// Takes the status of a shim that is ending. One adopted from an earlier driver may be this process' own child, too, when
+/// both lived in it; it then has no handle here, and is mostly someone else's to reap.
+fn bury(child: Option<Child>, pid: i32) {
+    match child {
+        Some(mut child) => drop(child.wait()),
+        None if pid > 0 => drop(nix::sys::wait::waitpid(Pid::from_raw(pid), None)),
+        None => {}
     }
 }
 
