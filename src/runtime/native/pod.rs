@@ -95,12 +95,14 @@ impl Pod {
                 let mut inner = self.inner();
                 inner.client = None;
                 let expected = inner.stopping;
-                let (child, pid) = (inner.shim.child.take(), inner.shim.pid);
+                let child = inner.shim.child.take();
                 for container in inner.containers.values() {
                     container.over.send_replace(true);
                 }
                 drop(inner);
-                tokio::task::spawn_blocking(move || bury(child, pid));
+                if let Some(mut child) = child {
+                    tokio::task::spawn_blocking(move || child.wait());
+                }
                 if !expected {
                     tracing::warn!(pod = %self.uid, "a pod's shim has died");
                     // Nobody may be listening.
@@ -135,18 +137,10 @@ impl Pod {
         self.client().is_ok()
     }
 
-    /// Says which process the shim is.
-    pub(super) fn set_shim(&self, pid: i32) {
-        let mut inner = self.inner();
-        inner.shim.pid = pid;
-        inner.shim.ticks = state::start_ticks(pid).unwrap_or_default();
-    }
-
-    /// Takes over the duty to reap a shim started by this process.
-    pub(super) fn set_child(&self, child: Child) {
-        let pid = child.id() as i32;
-        self.inner().shim.child = Some(child);
-        self.set_shim(pid);
+    /// Says which process the shim is; takes over the duty to reap it when it is this process' own child.
+    pub(super) fn set_shim(&self, pid: i32, child: Option<Child>) {
+        let ticks = state::start_ticks(pid).unwrap_or_default();
+        self.inner().shim = ShimProcess { child, pid, ticks };
     }
 
     /// Returns when the shim's process is gone, and with it its namespaces and mounts; helps it after a while. Blocks.
@@ -166,7 +160,9 @@ impl Pod {
             tracing::warn!(pod = %self.uid, pid, "a shim does not end and is killed");
             let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
-        bury(child, pid);
+        if let Some(mut child) = child {
+            let _ = child.wait();
+        }
     }
 
     /// From now on the shim's end is expected; gives the way to it if it lives.
@@ -304,16 +300,6 @@ impl Container {
                 finished_ms: started.started_ms,
             }),
         }
-    }
-}
-
-/// Takes the status of a shim that is ending. One adopted from an earlier driver may be this process' own child, too, when
-/// both lived in it; it then has no handle here, and is mostly someone else's to reap.
-fn bury(child: Option<Child>, pid: i32) {
-    match child {
-        Some(mut child) => drop(child.wait()),
-        None if pid > 0 => drop(nix::sys::wait::waitpid(Pid::from_raw(pid), None)),
-        None => {}
     }
 }
 
