@@ -15,6 +15,8 @@ fn held() -> (Vec<String>, Vec<String>) {
     // The directory that is being read is open too, but gone before its link can be followed.
     let mut files: Vec<String> =
         open.filter_map(|f| Some(fs::read_link(f.path()).ok()?.to_string_lossy().into())).collect();
+    // The generator of random numbers opens this once and for all.
+    files.retain(|file| file != "/dev/urandom");
     threads.sort();
     files.sort();
     (threads, files)
@@ -45,12 +47,18 @@ fn five_clusters_one_after_the_other_leave_no_thread_and_no_file() {
         .output()
         .unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && told.contains("1 passed"), "{told}\n{:?}", output.stderr);
+    assert!(
+        output.status.success() && told.contains("1 passed"),
+        "{told}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
 #[ignore = "run by the test above, alone in its process"]
 fn counted() {
+    // The first system of a process opens what all later ones share.
+    system(async {});
     let outside = held();
     system(async {
         let inside = held();

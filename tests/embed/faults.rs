@@ -31,7 +31,9 @@ fn a_runtime_that_refuses_everything_once_is_asked_again() {
             let error = RuntimeError::System { operation: format!("{what:?}"), cause: "on request".into() };
             machine.fail_next(what, error);
         };
-        [Operation::SetPodCidr, Operation::ListPodSandboxes, Operation::RunPodSandbox].into_iter().for_each(refusal);
+        [Operation::SetPodCidr, Operation::ListPodSandboxes, Operation::RunPodSandbox]
+            .into_iter()
+            .for_each(refusal);
         let mut config = ClusterConfig::simulated(directory.path()).nodes(["own"]);
         config = config.runtime_of("own", Arc::new(SimRuntime::open(machine.clone())));
         config.crash_loop.initial = std::time::Duration::from_millis(50);
@@ -50,7 +52,9 @@ fn a_runtime_that_refuses_everything_once_is_asked_again() {
         node.inject_panic(&format!("node/pods/{}", uids[0])).await.unwrap();
         assert_eq!(running(&client, 3).await, uids);
 
-        [Operation::StopContainer, Operation::StopPodSandbox, Operation::RemovePodSandbox].into_iter().for_each(refusal);
+        [Operation::StopContainer, Operation::StopPodSandbox, Operation::RemovePodSandbox]
+            .into_iter()
+            .for_each(refusal);
         client.scale("default", "a", 0).await.unwrap();
         running(&client, 0).await;
         assert!(

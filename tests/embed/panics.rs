@@ -34,18 +34,25 @@ async fn restarted(root: &SupervisorHandle, before: &ChildInfo) {
     }
 }
 
-async fn survives(cluster: &Cluster, root: &SupervisorHandle, victim: &ChildInfo, uids: &[String]) {
+/// A panic of an actor ends nothing and restarts nothing but itself, and the controller goes on.
+async fn survives(cluster: &Cluster, root: &SupervisorHandle, victim: &ChildInfo, uids: &mut Vec<String>) {
     let client = cluster.client();
     root.inject_panic(&victim.name).await.unwrap();
     restarted(root, victim).await;
     cluster.ready(WITHIN).await.unwrap();
-    assert_eq!(running(&client, 5).await, uids, "other pods after a panic of {}", victim.name);
+    assert_eq!(running(&client, 5).await, *uids, "other pods after a panic of {}", victim.name);
 
     client.scale("default", "five", 6).await.unwrap();
     let six = running(&client, 6).await;
     assert!(uids.iter().all(|uid| six.contains(uid)), "pods were replaced after a panic of {}", victim.name);
     client.scale("default", "five", 5).await.unwrap();
-    assert_eq!(running(&client, 5).await, uids, "an older pod went after a panic of {}", victim.name);
+    // Of pods that became ready within one second any may go.
+    *uids = running(&client, 5).await;
+    assert!(
+        uids.iter().all(|uid| six.contains(uid)),
+        "a scale down made pods after a panic of {}",
+        victim.name
+    );
     for pod in client.list::<Pod>(None, "app=five").unwrap() {
         let statuses = pod.status.and_then(|s| s.container_statuses).unwrap_or_default();
         let restarts: i32 = statuses.iter().map(|s| s.restart_count).sum();
@@ -59,7 +66,7 @@ fn a_panic_of_any_actor_of_the_master_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let cluster = simulated(directory.path()).await;
         cluster.client().create(&controller("five", 5)).await.unwrap();
-        let uids = running(&cluster.client(), 5).await;
+        let mut uids = running(&cluster.client(), 5).await;
         let root = cluster.master().supervisor();
         let victims = one_of_each(root).await;
         let classes: BTreeSet<&str> = victims.iter().map(|v| v.class).collect();
@@ -83,7 +90,8 @@ fn a_panic_of_any_actor_of_the_master_changes_nothing() {
         }
         // The store's death ends the cluster, as another test shows.
         for victim in victims.iter().filter(|v| v.class != "store") {
-            survives(&cluster, root, victim, &uids).await;
+            let now = root.tree().await.into_iter().find(|now| now.name == victim.name).unwrap();
+            survives(&cluster, root, &now, &mut uids).await;
         }
         cluster.stop().await;
     });
@@ -95,13 +103,15 @@ fn a_panic_of_any_actor_of_a_node_changes_nothing() {
         let directory = tempfile::tempdir().unwrap();
         let cluster = simulated(directory.path()).await;
         cluster.client().create(&controller("five", 5)).await.unwrap();
-        let uids = running(&cluster.client(), 5).await;
+        let mut uids = running(&cluster.client(), 5).await;
         let root = cluster.nodes()[0].supervisor();
         let victims = one_of_each(root).await;
         let classes: BTreeSet<&str> = victims.iter().map(|v| v.class).collect();
         assert_eq!(classes, BTreeSet::from(["kubelet", "node", "pod", "pods", "uplink"]));
-        for victim in &victims {
-            survives(&cluster, root, victim, &uids).await;
+        for victim in victims {
+            // The first pod may have been scaled away meanwhile.
+            let again = one_of_each(root).await.into_iter().find(|now| now.class == victim.class);
+            survives(&cluster, root, &again.unwrap(), &mut uids).await;
         }
         cluster.stop().await;
     });

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     actors::supervisor::Life,
-    logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, status::pod_status},
+    logic::pod::{Action, Adopted, ContainerPhase, Ended, Machine, Notice, StartFailure, status::pod_status},
     messages::Port,
     model::Uid,
     runtime::{
@@ -222,15 +222,7 @@ impl PodActor {
                 }));
             }
             Action::Start(index) => self.start(index, ctx),
-            Action::Stop { id, grace, .. } => {
-                let work = async move { runtime.stop_container(&ContainerId(id), grace).await };
-                ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
-                    if let Err(error) = outcome {
-                        tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
-                    }
-                    pod.check_exits(ctx);
-                }));
-            }
+            Action::Stop { id, grace, .. } => self.stop(ContainerId(id), grace, ctx),
             Action::Forget { id } => {
                 ctx.spawn(
                     async move {
@@ -254,6 +246,31 @@ impl PodActor {
                 }));
             }
         }
+    }
+
+    /// Stops a container, again until the runtime says that it has ended.
+    fn stop(&mut self, id: ContainerId, grace: Duration, ctx: &mut Context<Self>) {
+        /// A stop that the runtime refused is tried again at this pace.
+        const RETRY: Duration = Duration::from_secs(1);
+        let (runtime, asked) = (self.seed.node.runtime.clone(), id.clone());
+        let work = async move { runtime.stop_container(&asked, grace).await };
+        ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
+            if let Err(error) = outcome {
+                tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped; trying again");
+                ctx.run_later(RETRY, move |pod, ctx| {
+                    if pod.runs(&id) {
+                        pod.stop(id, grace, ctx);
+                    }
+                });
+            }
+            pod.check_exits(ctx);
+        }));
+    }
+
+    fn runs(&self, id: &ContainerId) -> bool {
+        let running =
+            |c: &ContainerPhase| matches!(c, ContainerPhase::Running { id: running, .. } if *running == id.0);
+        self.machine.containers.iter().any(|c| running(&c.phase))
     }
 
     fn settled(
@@ -332,9 +349,7 @@ impl PodActor {
 
     fn exited(&mut self, id: ContainerId, exit: &Exit) {
         let place = self.machine.containers.iter().find_map(|c| match &c.phase {
-            crate::logic::pod::ContainerPhase::Running { id: running, started_ms, .. }
-                if *running == id.0 =>
-            {
+            ContainerPhase::Running { id: running, started_ms, .. } if *running == id.0 => {
                 Some((c.name.clone(), c.attempt, *started_ms))
             }
             _ => None,
