@@ -92,7 +92,7 @@ fn programs_that_fail_or_panic_or_do_not_listen_are_containers_that_do() {
             client.create(&pod(image, image)).await.unwrap();
         }
         let status = |name: &str| client.get::<Pod>("default", name).unwrap().and_then(|p| p.status);
-        let state = |name: &str| Some(status(name)?.container_statuses?.into_iter().next()?.state?);
+        let state = |name: &str| status(name)?.container_statuses?.into_iter().next()?.state;
         for (name, code) in [("fails", 3), ("panics", 134)] {
             let code_of = || state(name)?.terminated.map(|t| t.exit_code);
             assert_eq!(client.until(WITHIN, |_| code_of()).await.unwrap(), code, "{name}");
