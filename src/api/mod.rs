@@ -6,7 +6,7 @@
 //! Invariant: reads never wait for the store's writer; every change is a compare-and-swap.
 
 mod auth;
-mod body;
+pub(crate) mod body;
 mod clock;
 mod config;
 mod delete;
@@ -18,7 +18,7 @@ mod log;
 mod metrics;
 mod openapi;
 mod openapi_v2;
-mod patch;
+pub(crate) mod patch;
 mod protobuf;
 mod query;
 mod read;
