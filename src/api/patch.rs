@@ -3,6 +3,7 @@
 //! Owns: the choice by media type and the two standard formats (by `json-patch`); the third is [`super::strategic`].
 //! Invariant: a patch that fails leaves the document as it was, because it is applied to a copy.
 
+use json_patch::PatchOperation;
 use serde_json::Value;
 
 use super::{error::ApiError, strategic};
@@ -10,6 +11,9 @@ use crate::model::Kind;
 
 /// Operations of one JSON patch: Kubernetes' limit.
 const MAX_OPERATIONS: usize = 10_000;
+
+/// What all `copy` operations of one JSON patch may copy: Kubernetes' limit. Without one, each could double the document.
+const MAX_COPIED_BYTES: usize = 3 << 20;
 
 /// The three formats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,9 +95,7 @@ impl Patch {
     pub fn apply(&self, kind: Kind, document: &Value) -> Result<Value, ApiError> {
         let mut patched = document.clone();
         match &self.0 {
-            Parsed::Json(patch) => {
-                json_patch::patch(&mut patched, patch).map_err(|e| ApiError::Unprocessable(e.to_string()))?;
-            }
+            Parsed::Json(patch) => operations(&mut patched, patch)?,
             Parsed::Merge(patch) => json_patch::merge(&mut patched, patch),
             Parsed::Strategic(patch) => {
                 patched = strategic::merge(kind, patched, patch)
@@ -101,6 +103,34 @@ impl Patch {
             }
         }
         Ok(patched)
+    }
+}
+
+/// Applies a JSON patch's operations in order.
+fn operations(document: &mut Value, patch: &json_patch::Patch) -> Result<(), ApiError> {
+    let mut copied = 0usize;
+    for (index, operation) in patch.0.iter().enumerate() {
+        if let PatchOperation::Copy(copy) = operation {
+            copied += document.pointer(copy.from.as_str()).map_or(0, bytes);
+            if copied > MAX_COPIED_BYTES {
+                return Err(ApiError::TooLarge(MAX_COPIED_BYTES));
+            }
+        }
+        json_patch::patch(document, std::slice::from_ref(operation)).map_err(|mut error| {
+            error.operation = index;
+            ApiError::Unprocessable(error.to_string())
+        })?;
+    }
+    Ok(())
+}
+
+/// About how many bytes a value is as JSON.
+fn bytes(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => 4,
+        Value::String(text) => text.len() + 2,
+        Value::Array(values) => 2 + values.iter().map(|v| bytes(v) + 1).sum::<usize>(),
+        Value::Object(fields) => 2 + fields.iter().map(|(k, v)| k.len() + 4 + bytes(v)).sum::<usize>(),
     }
 }
 
@@ -135,5 +165,26 @@ mod tests {
             assert_eq!(Patch::parse(format, body.as_bytes()).unwrap_err().code(), 400, "{body}");
         }
         assert_eq!(Format::of("application/apply-patch+yaml").unwrap_err().code(), 415);
+    }
+
+    #[test]
+    fn copies_cannot_double_a_document_until_memory_is_full() {
+        let twice =
+            json!([{"op": "copy", "from": "/a", "path": "/b"}, {"op": "move", "from": "/b", "path": "/a/-"}]);
+        let bomb: Vec<Value> = (0..64).flat_map(|_| twice.as_array().unwrap().clone()).collect();
+        let patch = Patch::parse(Format::Json, json!(bomb).to_string().as_bytes()).unwrap();
+        assert_eq!(patch.apply(Kind::Pod, &json!({"a": ["x"]})).unwrap_err().code(), 413);
+        check(Format::Json, json!({"a": ["x"]}), twice, json!({"a": ["x", ["x"]]}));
+    }
+
+    #[test]
+    fn a_failing_operation_is_named_by_its_place() {
+        let patch = Patch::parse(
+            Format::Json,
+            br#"[{"op":"add","path":"/x","value":1},{"op":"remove","path":"/y"}]"#,
+        );
+        let error = patch.unwrap().apply(Kind::Pod, &json!({})).unwrap_err();
+        let ApiError::Unprocessable(why) = error else { panic!("{error:?}") };
+        assert!(why.contains("'/1'"), "{why}");
     }
 }
