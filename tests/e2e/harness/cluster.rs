@@ -90,7 +90,6 @@ pub struct Cluster {
     options: Options,
     /// The data directory.
     pub data: PathBuf,
-    network: String,
     dir: TempDir,
 }
 
@@ -107,9 +106,7 @@ impl Cluster {
 
     /// A cluster that is not up yet, on a data directory of the caller's choice below `dir`.
     pub fn prepared(options: Options, dir: TempDir, data: PathBuf) -> Cluster {
-        let tag = u32::from_str_radix(&sweep::tag(&data), 16).unwrap_or(0);
-        let network = troupe::app::free_pod_network(tag).expect("a free pod network");
-        Cluster { up: None, options, data, network, dir }
+        Cluster { up: None, options, data, dir }
     }
 
     /// The command line of this cluster's `troupe up`.
@@ -121,7 +118,7 @@ impl Cluster {
     pub fn command_at(&self, api: &str) -> Command {
         let mut command = troupe();
         command.arg("up").arg("--data-dir").arg(&self.data);
-        command.args(["--api", api, "--node-name", "n1", "--pod-network", &self.network]);
+        command.args(["--api", api, "--node-name", "n1"]);
         command.args(["--crash-loop-backoff", self.options.backoff]).args(&self.options.arguments);
         command.env("TROUPE_LOG", "warn,troupe=debug").stdin(Stdio::null());
         command
