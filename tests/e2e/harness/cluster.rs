@@ -324,6 +324,12 @@ impl Cluster {
         sweep::processes(&self.data)
     }
 
+    /// Ends every process of this cluster on the machine and removes what else it has there, except its files.
+    pub fn lose_processes(&self) {
+        assert!(self.up.is_none(), "troupe is up");
+        sweep::sweep(&self.data);
+    }
+
     /// How many shims there are.
     pub fn shims(&self) -> usize {
         sweep::shims(&self.data).len()
