@@ -282,14 +282,16 @@ impl PodActor {
         self.machine.container_failed(index, failure, now_ms());
     }
 
-    /// Asks the runtime which of this pod's containers have ended: heals events that were missed.
+    /// Asks the runtime which of this pod's containers there are and have ended: heals what was missed.
     fn check_exits(&mut self, ctx: &mut Context<Self>) {
         let runtime = self.seed.node.runtime.clone();
         let uid = self.uid.clone();
         let work = async move { runtime.list_containers().await.map(|all| (uid, all)) };
         ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| match outcome {
             Ok((uid, all)) => {
-                for status in all.into_iter().filter(|s| s.pod == uid) {
+                let own: Vec<ContainerStatus> = all.into_iter().filter(|s| s.pod == uid).collect();
+                pod.machine.remove_strays(own.iter().map(|s| s.id.0.as_str()));
+                for status in own {
                     if let ContainerState::Exited(exit) = status.state {
                         pod.exited(status.id, &exit);
                     }

@@ -98,7 +98,10 @@ impl Bench {
                 .collect(),
         };
         self.until("the kubelet is there", |b| b.slot.address().is_some()).await;
-        self.slot.address().unwrap().do_send(FromMaster(wire::ToNode::Assignments(picture)));
+        let kubelet = self.slot.address().unwrap();
+        let welcome = wire::Welcome { pod_cidr: "10.9.0.0/24".into(), cluster: "test".into() };
+        kubelet.do_send(FromMaster(wire::ToNode::Welcome(welcome)));
+        kubelet.do_send(FromMaster(wire::ToNode::Assignments(picture)));
     }
 
     /// Waits until it holds; the paused clock moves meanwhile.

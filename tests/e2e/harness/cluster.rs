@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
+    time::Duration,
 };
 
 use nix::{
@@ -138,6 +139,16 @@ impl Cluster {
                 panic!("troupe up: {problem}");
             }
         }
+    }
+
+    /// Starts `troupe up` and kills it again, however far it has come by then.
+    pub fn flash(&self, after: Duration) {
+        assert!(self.up.is_none(), "it is up already");
+        let log = fs::File::options().create(true).append(true).open(self.log()).expect("a log file");
+        let child = self.command().stdout(Stdio::null()).stderr(log).spawn().expect("troupe starts");
+        let up = Up { child, api: ([127, 0, 0, 1], 0).into() };
+        std::thread::sleep(after);
+        drop(up);
     }
 
     /// `kill -9` of `troupe up`.
