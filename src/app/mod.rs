@@ -9,8 +9,10 @@
 //! DIR/admin.kubeconfig   for kubectl          DIR/ready          exists while the API serves
 //! ```
 
+mod client;
 mod cluster;
 mod config;
+mod guard;
 mod kubeconfig;
 mod master;
 mod network;
@@ -19,9 +21,11 @@ mod reset;
 mod telemetry;
 mod up;
 
+pub use client::{Client, ClientError, WatchEvent, Watcher};
 pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RuntimeChoice};
 pub use master::{Master, MasterConfig};
+pub use network::names as network_names;
 pub use node::{Node, NodeConfig, NodeLogin};
 pub use reset::{ResetOptions, reset};
 pub use telemetry::{Render, init_metrics, init_tracing};

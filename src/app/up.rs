@@ -17,6 +17,7 @@ use super::{
     Cluster, ClusterConfig, RuntimeChoice, StartError,
     cluster::this_machine,
     network::pod_network,
+    node::MAX_PODS,
     telemetry::{init_metrics, init_tracing},
 };
 use crate::{actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName};
@@ -47,6 +48,24 @@ pub struct UpOptions {
     pub api_names: Vec<String>,
     /// The first delay of CrashLoopBackOff; Kubernetes' 10 s unless given.
     pub crash_loop_initial: Option<Duration>,
+}
+
+impl UpOptions {
+    /// One node on this directory, with what is usual: the API on `127.0.0.1:6443`, the pods' network one that is free.
+    pub fn new(data_dir: PathBuf) -> UpOptions {
+        UpOptions {
+            data_dir,
+            api: SocketAddr::from(([127, 0, 0, 1], 6443)),
+            links: None,
+            nodes: 1,
+            node_name: None,
+            runtime: RuntimeChoice::Auto,
+            pod_network: None,
+            max_pods: MAX_PODS,
+            api_names: Vec::new(),
+            crash_loop_initial: None,
+        }
+    }
 }
 
 /// Runs until a signal or until the cluster cannot go on; says why on standard error.

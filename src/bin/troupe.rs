@@ -29,7 +29,14 @@ fn main() -> ExitCode {
 }
 
 fn up(args: UpArgs) -> ExitCode {
-    let runtime = match args.runtime {
+    let args = match args.complete() {
+        Ok(args) => args,
+        Err(error) => {
+            eprintln!("troupe: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match args.runtime.unwrap_or_default() {
         RuntimeArg::Auto => RuntimeChoice::Auto,
         RuntimeArg::Native => RuntimeChoice::Native,
         RuntimeArg::Sim => RuntimeChoice::Sim,
@@ -38,16 +45,17 @@ fn up(args: UpArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let usual = UpOptions::new(args.data_dir());
     app::up(UpOptions {
-        data_dir: args.data_dir(),
-        api: args.api,
+        api: args.api.unwrap_or(usual.api),
         links: args.listen,
-        nodes: args.nodes,
+        nodes: args.nodes.unwrap_or(usual.nodes),
         node_name: args.node_name,
         runtime,
         pod_network: args.pod_network,
-        max_pods: args.max_pods,
+        max_pods: args.max_pods.unwrap_or(usual.max_pods),
         api_names: args.api_names,
         crash_loop_initial: args.crash_loop_backoff,
+        ..usual
     })
 }

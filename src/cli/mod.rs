@@ -12,6 +12,8 @@ mod error;
 mod kubeconfig;
 mod manifest;
 mod session;
+mod up;
 
-pub use args::{Cli, Command, DemoArgs, ResetArgs, RuntimeArg, UpArgs, default_data_dir};
+pub use args::{Cli, Command, DemoArgs, ResetArgs};
 pub use error::CliError;
+pub use up::{RuntimeArg, UpArgs, default_data_dir};

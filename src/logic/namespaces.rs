@@ -5,7 +5,7 @@
 //! and `kube-root-ca.crt`, and the `kubernetes` service. Invariant: a namespace vanishes only when a snapshot shows it
 //! empty; what is missing is made again, and never in a namespace that is terminating.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use k8s_openapi::{api::core::v1, jiff::Timestamp};
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ const FINALIZER: &str = "kubernetes";
 pub struct Bootstrap {
     /// The certificate of the cluster's authority, PEM.
     pub ca_pem: String,
-    /// Where pods reach the API: an address of this machine.
+    /// Where the API listens. Endpoints name it only if pods can reach it: not a loopback or unspecified address.
     pub api_address: String,
     /// And its port.
     pub api_port: u16,
@@ -194,21 +194,24 @@ impl Namespaces {
             edits.extend(made(&service, &document, means));
         }
         let key = Key::new(Kind::Endpoints, INITIAL[0], API);
-        let subsets = json!([{
-            "addresses": [{"ip": b.api_address}],
-            "ports": [{"name": "https", "port": b.api_port, "protocol": "TCP"}],
-        }]);
+        let subsets = match reachable(&b.api_address) {
+            true => json!([{
+                "addresses": [{"ip": b.api_address}],
+                "ports": [{"name": "https", "port": b.api_port, "protocol": "TCP"}],
+            }]),
+            false => json!([]),
+        };
         match means.snapshot.find(&key) {
             None => {
                 let labels = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
                 edits.extend(made(&key, &json!({"metadata": {"labels": labels}, "subsets": subsets}), means));
             }
             Some(present) => {
-                let wanted = serde_json::from_value(subsets)
+                let wanted: Vec<v1::EndpointSubset> = serde_json::from_value(subsets)
                     .map_err(|source| EditError::Read { key: key.clone(), source })?;
                 let mut differs = false;
                 let edit = edit::edit::<v1::Endpoints>(present, |endpoints| {
-                    differs = endpoints.subsets.as_ref() != Some(&wanted);
+                    differs = endpoints.subsets.as_deref().unwrap_or_default() != wanted;
                     endpoints.subsets = Some(wanted);
                 })?;
                 edits.extend(differs.then_some(edit));
@@ -216,6 +219,11 @@ impl Namespaces {
         }
         Ok(edits)
     }
+}
+
+/// Whether a pod, which has a network of its own, may find something at an address of its node.
+fn reachable(address: &str) -> bool {
+    address.parse::<IpAddr>().is_ok_and(|ip| !ip.is_loopback() && !ip.is_unspecified())
 }
 
 /// A new object through the door that every object passes; `None`, and a line in the log, when it is refused.
@@ -276,6 +284,26 @@ mod tests {
         world.remove(&Key::new(Kind::Namespace, "", "kube-public"));
         world.settle();
         assert_eq!(counts.map(|k| count(&world, k)), [4, 4, 4, 1, 1]);
+    }
+
+    #[test]
+    fn an_api_that_pods_cannot_reach_has_a_service_without_endpoints() {
+        let mut world = world();
+        let key = Key::new(Kind::Endpoints, "default", "kubernetes");
+        let named = |world: &World<Namespaces>| {
+            let endpoints: v1::Endpoints = world.snapshot.find(&key).unwrap().parse().unwrap();
+            endpoints.subsets.unwrap_or_default().len()
+        };
+        for (address, expected) in [("127.0.0.1", 0), ("192.0.2.7", 1), ("::", 0)] {
+            world.controller.bootstrap.api_address = address.into();
+            let snapshot = world.snapshot.clone();
+            world.controller.anew(&snapshot, Timestamp::UNIX_EPOCH);
+            world.settle();
+            assert_eq!(named(&world), expected, "{address}");
+        }
+        world.remove(&key);
+        world.settle();
+        assert_eq!(named(&world), 0, "made anew");
     }
 
     #[test]

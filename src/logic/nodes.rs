@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::Ipv4Addr,
     sync::Arc,
 };
@@ -13,6 +14,8 @@ use k8s_openapi::{
     api::core::v1,
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{edit::Edit, pod::status::time};
 use crate::model::{KindFacet, NodeName, Object, SealError, Uid, seal};
@@ -237,6 +240,34 @@ pub fn free_subnet<'a>(
         .find(|subnet| !taken.contains(subnet.as_str())))
 }
 
+/// What of a pod's document its node acts on: another mark means that the node must hear of it again. A node's own
+/// status reports come back to it in every new state of a pod; without this each report would cause a picture, which
+/// would cause a report.
+pub fn wanted_mark(document: &[u8]) -> u64 {
+    #[derive(Deserialize, Default, Hash)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Meta {
+        deletion_timestamp: Option<String>,
+        deletion_grace_period_seconds: Option<i64>,
+        labels: BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
+    }
+    #[derive(Deserialize)]
+    struct Wanted<'a> {
+        #[serde(default)]
+        metadata: Meta,
+        #[serde(borrow)]
+        spec: Option<&'a RawValue>,
+    }
+    let mut hasher = DefaultHasher::new();
+    match serde_json::from_slice::<Wanted<'_>>(document) {
+        Ok(wanted) => (wanted.metadata, wanted.spec.map(RawValue::get)).hash(&mut hasher),
+        // No pod: the node will say so.
+        Err(_) => document.hash(&mut hasher),
+    }
+    hasher.finish()
+}
+
 /// What a pod's report comes to.
 #[derive(Debug)]
 pub enum Report {
@@ -312,6 +343,32 @@ mod tests {
         for bad in ["", "10.0.0.0", "10.0.0.0/25", "x/8", "10.0.0.0/x", "fd00::/64"] {
             assert!(free_subnet(bad, []).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_node_hears_again_of_what_it_acts_on_and_of_nothing_else() {
+        let pod = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut pod = serde_json::json!({
+                "metadata": {"name": "web", "uid": "u", "resourceVersion": "5", "labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "c", "image": "one"}]},
+                "status": {"phase": "Pending"}
+            });
+            change(&mut pod);
+            wanted_mark(pod.to_string().as_bytes())
+        };
+        let first = pod(&|_| {});
+        let news: [&dyn Fn(&mut serde_json::Value); 4] = [
+            &|p| p["spec"]["containers"][0]["image"] = "two".into(),
+            &|p| p["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into(),
+            &|p| p["metadata"]["deletionGracePeriodSeconds"] = 3.into(),
+            &|p| p["metadata"]["labels"]["a"] = "c".into(),
+        ];
+        for (row, change) in news.iter().enumerate() {
+            assert_ne!(pod(change), first, "{row}");
+        }
+        assert_eq!(pod(&|p| p["status"]["phase"] = "Running".into()), first);
+        assert_eq!(pod(&|p| p["metadata"]["resourceVersion"] = "6".into()), first);
+        assert_ne!(wanted_mark(b"no pod"), first);
     }
 
     #[test]

@@ -9,20 +9,20 @@ use std::{sync::Arc, time::Duration};
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, WrapFuture as _,
 };
+use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
 
 use super::{
     context::{NodeContext, now_ms},
+    found::Found,
     start::{Started, sandbox_config, start_container},
 };
 use crate::{
     actors::supervisor::Life,
-    logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, status::pod_status},
+    logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, status::pod_status},
     messages::Port,
     model::Uid,
-    runtime::{
-        ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent, SandboxStatus,
-    },
+    runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent},
 };
 
 /// kubelet → pod: the pod's document as it is now.
@@ -39,6 +39,11 @@ pub struct PodUnassigned;
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
 pub struct RuntimeSaw(pub RuntimeEvent);
+
+/// kubelet → pod: what the runtime told may have been missed; ask it.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct LookAgain;
 
 /// kubelet → pod: images were loaded.
 #[derive(Message, Clone, Copy)]
@@ -67,13 +72,13 @@ pub struct PodNoticed {
     pub notice: Notice,
 }
 
-/// What the runtime has of a pod.
+/// What the master wants of a pod.
 #[derive(Clone, Debug)]
-pub struct Found {
-    /// Its sandbox.
-    pub sandbox: SandboxStatus,
-    /// Its containers' lives.
-    pub containers: Vec<ContainerStatus>,
+pub struct Wanted {
+    /// The pod as last assigned.
+    pub pod: Arc<v1::Pod>,
+    /// Whether it is still assigned to this node.
+    pub assigned: bool,
 }
 
 /// What a pod actor is made of, again after each death.
@@ -81,8 +86,8 @@ pub struct Found {
 pub struct PodSeed {
     /// The node.
     pub node: Arc<NodeContext>,
-    /// The pod as last assigned.
-    pub pod: Arc<v1::Pod>,
+    /// What the master wants of the pod, kept up to date by the kubelet: messages to a dead actor are lost.
+    pub wanted: Arc<ArcSwap<Wanted>>,
     /// What the kubelet found of it, for the first incarnation.
     pub found: Option<Found>,
     /// Where to report.
@@ -104,14 +109,27 @@ pub struct PodActor {
 impl PodActor {
     /// A pod actor; it begins by taking over what is there.
     pub fn new(life: Life, seed: PodSeed) -> PodActor {
-        let uid = Uid::from(seed.pod.metadata.uid.clone().unwrap_or_default());
-        let machine = Machine::new(seed.pod.clone(), seed.node.crash_loop, now_ms());
+        let wanted = seed.wanted.load_full();
+        let uid = Uid::from(wanted.pod.metadata.uid.clone().unwrap_or_default());
+        let mut machine = Machine::new(wanted.pod.clone(), seed.node.crash_loop, now_ms());
+        if !wanted.assigned {
+            machine.evict();
+        }
         PodActor { life, uid, machine, reported: None, wake: None, seed }
     }
 
-    fn adopt(&mut self, found: Found) {
-        let lives: Vec<Adopted> = found.containers.into_iter().map(adopted).collect();
+    /// Takes over what the node has of the pod, else what is told of it.
+    fn adopt(&mut self, found: Option<Found>) {
+        let Some(found) = found else { return self.machine.recall() };
+        let places = self.places();
+        let lives: Vec<Adopted> = found.containers.into_iter().map(|life| adopted(life, &places)).collect();
         self.machine.adopt(found.sandbox.ready, found.sandbox.ip, &lives);
+    }
+
+    fn places(&self) -> Places {
+        let meta = &self.machine.pod.metadata;
+        let text = |t: &Option<String>| t.clone().unwrap_or_default();
+        self.seed.node.places(&text(&meta.namespace), &text(&meta.name), self.uid.as_str())
     }
 
     /// Steps the machine, carries out what it wants, and reports what became of it.
@@ -159,7 +177,11 @@ impl PodActor {
         match action {
             Action::RunSandbox => {
                 let config = sandbox_config(&self.machine.pod);
-                let work = async move { runtime.run_pod_sandbox(config).await };
+                let node = self.seed.node.clone();
+                let work = async move {
+                    let _turn = node.starts.sandbox().await;
+                    runtime.run_pod_sandbox(config).await
+                };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
                     match outcome {
                         Ok(status) => pod.machine.sandbox_ready(status.ip),
@@ -170,12 +192,13 @@ impl PodActor {
             }
             Action::Start(index) => self.start(index, ctx),
             Action::Stop { id, grace, .. } => {
-                let work = async move { runtime.stop_container(&ContainerId(id), grace).await };
-                ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
-                    if let Err(error) = outcome {
-                        tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
-                    }
-                    pod.check_exits(ctx);
+                let container = ContainerId(id.clone());
+                let work = async move { runtime.stop_container(&container, grace).await };
+                ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
+                    let Err(error) = outcome else { return pod.check_exits(ctx) };
+                    tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
+                    pod.machine.container_stuck(&id);
+                    ctx.run_later(RETRY, |pod, ctx| pod.check_exits(ctx));
                 }));
             }
             Action::Forget { id } => {
@@ -209,8 +232,6 @@ impl PodActor {
         done: fn(&mut Machine),
         ctx: &mut Context<Self>,
     ) {
-        /// Giving back a sandbox is tried again at this pace.
-        const RETRY: Duration = Duration::from_secs(2);
         match outcome {
             Ok(()) => {
                 done(&mut self.machine);
@@ -287,14 +308,13 @@ impl PodActor {
             _ => None,
         });
         let Some((name, attempt, started_ms)) = place else { return };
-        let meta = &self.machine.pod.metadata;
-        let text = |t: &Option<String>| t.clone().unwrap_or_default();
-        let places = self.seed.node.places(&text(&meta.namespace), &text(&meta.name), self.uid.as_str());
-        let message = last_words(&places.termination_message(&name, attempt));
+        let message = last_words(&self.places().termination_message(&name, attempt));
         self.machine.container_exited(ended(id.0, exit, started_ms, message));
     }
 }
 
+/// What the runtime could not end is tried again at this pace.
+const RETRY: Duration = Duration::from_secs(2);
 /// Last words are cut here, as Kubernetes cuts them.
 const LAST_WORDS_BYTES: u64 = 4096;
 
@@ -322,15 +342,19 @@ fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> E
     }
 }
 
-fn adopted(status: ContainerStatus) -> Adopted {
+fn adopted(status: ContainerStatus, places: &Places) -> Adopted {
     let ended = match &status.state {
-        ContainerState::Exited(exit) => Some(ended(status.id.0.clone(), exit, status.started_ms, None)),
+        ContainerState::Exited(exit) => {
+            let message = last_words(&places.termination_message(&status.name, status.attempt));
+            Some(ended(status.id.0.clone(), exit, status.started_ms, message))
+        }
         ContainerState::Created | ContainerState::Running => None,
     };
     Adopted {
         name: status.name,
         id: status.id.0,
         attempt: status.attempt,
+        image: status.image,
         image_id: status.image_id,
         started_ms: status.started_ms,
         ended,
@@ -350,18 +374,15 @@ impl Actor for PodActor {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         if self.life.incarnation() == 1 {
-            if let Some(found) = self.seed.found.take() {
-                self.adopt(found);
-            }
+            let found = self.seed.found.take();
+            self.adopt(found);
             self.advance(ctx);
             return;
         }
         let (node, uid) = (self.seed.node.clone(), self.uid.clone());
         let look = async move { find(&node, &uid).await };
         ctx.wait(look.into_actor(self).map(|found, pod, ctx| {
-            if let Some(found) = found {
-                pod.adopt(found);
-            }
+            pod.adopt(found);
             pod.advance(ctx);
         }));
     }
@@ -372,6 +393,10 @@ impl Handler<PodAssigned> for PodActor {
 
     fn handle(&mut self, message: PodAssigned, ctx: &mut Self::Context) {
         self.machine.assign(message.0);
+        if self.machine.is_removed() {
+            // The master heard of its end when that was no news to it; now it may wait for it.
+            self.reported = None;
+        }
         self.advance(ctx);
     }
 }
@@ -382,6 +407,21 @@ impl Handler<PodUnassigned> for PodActor {
     fn handle(&mut self, _: PodUnassigned, ctx: &mut Self::Context) {
         self.machine.evict();
         self.advance(ctx);
+    }
+}
+
+impl Handler<LookAgain> for PodActor {
+    type Result = ();
+
+    fn handle(&mut self, _: LookAgain, ctx: &mut Self::Context) {
+        let (node, uid) = (self.seed.node.clone(), self.uid.clone());
+        let look = async move { find(&node, &uid).await };
+        ctx.wait(look.into_actor(self).map(|found, pod, ctx| {
+            if found.is_some_and(|f| !f.sandbox.ready) {
+                pod.machine.sandbox_lost(now_ms());
+            }
+            pod.check_exits(ctx);
+        }));
     }
 }
 
