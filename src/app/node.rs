@@ -10,7 +10,7 @@ use std::{
 use super::{StartError, guard::Root, network};
 use crate::{
     actors::{
-        kubelet::{self, KubeletSeed, NodeContext},
+        kubelet::{self, KubeletSeed, NodeContext, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
@@ -85,6 +85,7 @@ impl Node {
             dir: config.directory,
             host_ip: Some(address),
             crash_loop: config.crash_loop,
+            starts: Starts::default(),
         });
         let facts = MachineFacts {
             hostname: login.name.to_string(),

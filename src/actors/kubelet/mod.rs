@@ -25,7 +25,7 @@ use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
-pub use context::{NodeContext, now_ms};
+pub use context::{NodeContext, Starts, now_ms};
 use found::{Found, group, remove_dirs, stream_of};
 use pod::{
     LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw, Wanted,

@@ -177,7 +177,11 @@ impl PodActor {
         match action {
             Action::RunSandbox => {
                 let config = sandbox_config(&self.machine.pod);
-                let work = async move { runtime.run_pod_sandbox(config).await };
+                let node = self.seed.node.clone();
+                let work = async move {
+                    let _turn = node.starts.sandbox().await;
+                    runtime.run_pod_sandbox(config).await
+                };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
                     match outcome {
                         Ok(status) => pod.machine.sandbox_ready(status.ip),

@@ -68,6 +68,7 @@ pub async fn start_container(
     attempt: u32,
     pod_ip: Option<std::net::IpAddr>,
 ) -> Result<Started, StartFailure> {
+    let _turn = node.starts.container().await;
     let meta = &pod.metadata;
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
     let places = node.places(&text(&meta.namespace), &text(&meta.name), &text(&meta.uid));

@@ -33,6 +33,10 @@ use crate::{
 /// How long a node may take to open a byte stream.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
 
+/// A link waits so long, and so often, for its node's actor to be there: less than a node waits for a welcome.
+const HANDLE_PAUSE: Duration = Duration::from_millis(2);
+const HANDLE_TRIES: u32 = 250;
+
 /// The links that are up, by node: read by whoever opens a byte stream.
 pub type Links = Arc<DashMap<NodeName, LinkHandle<wire::ToNode>>>;
 
@@ -209,7 +213,7 @@ impl NodeRegistry {
         }
     }
 
-    fn linked(&mut self, link: Link<wire::ToNode, wire::ToMaster>) {
+    fn linked(&mut self, link: Link<wire::ToNode, wire::ToMaster>, tries: u32, ctx: &mut Context<Self>) {
         let name = link.peer().clone();
         let subnet = match self.subnet_for(&name) {
             Ok(subnet) => subnet,
@@ -225,7 +229,11 @@ impl NodeRegistry {
         let pods = NodePods { revision, pods: known.pods.values().cloned().collect() };
         match known.slot.address() {
             Some(address) => address.do_send(Linked { link, subnet, pods }),
-            // Between two incarnations: the node dials again at once.
+            // A moment before its first incarnation, or between two.
+            None if tries < HANDLE_TRIES => {
+                ctx.run_later(HANDLE_PAUSE, move |registry, ctx| registry.linked(link, tries + 1, ctx));
+            }
+            // The node dials again.
             None => drop(link),
         }
     }
@@ -284,9 +292,9 @@ impl StreamHandler<Fed> for NodeRegistry {
 }
 
 impl StreamHandler<Accepted> for NodeRegistry {
-    fn handle(&mut self, accepted: Accepted, _: &mut Self::Context) {
+    fn handle(&mut self, accepted: Accepted, ctx: &mut Self::Context) {
         self.life.beat();
-        self.linked(accepted.0);
+        self.linked(accepted.0, 0, ctx);
     }
 
     fn finished(&mut self, _: &mut Self::Context) {

@@ -27,7 +27,6 @@ pub(super) fn launch(executable: &Path, dir: &SandboxDir) -> io::Result<(Child, 
         .arg("shim")
         .arg(&dir.0)
         .env_clear()
-        .current_dir("/")
         .stdin(Stdio::from(OwnedFd::from(listener)))
         .stdout(log.try_clone()?)
         .stderr(log)
