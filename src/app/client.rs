@@ -409,7 +409,7 @@ impl<K: Stored> Watcher<K> {
         let key = &change.object.key;
         let ours = key.kind == K::KIND && self.namespace.as_deref().is_none_or(|n| n == &*key.namespace);
         // The store took it as a `K`, so it is one.
-        let object = typed(&*change.object).ok().filter(|_| ours)?;
+        let object = typed(&change.object).ok().filter(|_| ours)?;
         Some(match change.kind {
             ChangeKind::Deleted => WatchEvent::Deleted(object),
             ChangeKind::Added | ChangeKind::Modified => WatchEvent::Applied(object),

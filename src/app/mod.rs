@@ -17,6 +17,7 @@ mod kubeconfig;
 mod master;
 mod network;
 mod node;
+mod reset;
 mod telemetry;
 mod up;
 
@@ -26,6 +27,7 @@ pub use config::{Persistence, RuntimeChoice};
 pub use master::{Master, MasterConfig};
 pub use network::names as network_names;
 pub use node::{Node, NodeConfig, NodeLogin};
+pub use reset::{ResetOptions, reset};
 pub use telemetry::{Render, init_metrics, init_tracing};
 pub use up::{UpOptions, up};
 

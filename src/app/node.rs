@@ -146,6 +146,9 @@ pub async fn native_runtime(
             lines.join("\n")
         )));
     }
+    // Shims run elsewhere, and names of bridges follow from the path: it has to be one for however it was typed.
+    let data =
+        &std::fs::canonicalize(data).map_err(|source| StartError::File { path: data.to_owned(), source })?;
     let images = ImageStore::open(&data.join("images"))?;
     let program = std::env::current_exe()
         .map_err(|source| StartError::File { path: "/proc/self/exe".into(), source })?;

@@ -118,7 +118,11 @@ async fn run(options: UpOptions) -> Result<ExitCode, StartError> {
         }
     };
     let pods = cluster.master().view().snapshot().list(crate::model::Kind::Pod, None).count();
+    let nodes: Vec<NodeName> = cluster.nodes().iter().map(|node| node.name().clone()).collect();
     cluster.stop().await;
+    if pods == 0 && options.runtime != RuntimeChoice::Sim {
+        super::reset::tidy(&options.data_dir, &nodes).await;
+    }
     if pods > 0 && options.runtime != RuntimeChoice::Sim {
         eprintln!(
             "troupe: {pods} pods run on; `troupe up` on the same data directory takes them over, `troupe reset` ends them"

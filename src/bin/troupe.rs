@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use troupe::{
-    app::{self, RuntimeChoice, UpOptions},
-    cli::{Cli, Command, RuntimeArg, UpArgs},
+    app::{self, ResetOptions, RuntimeChoice, UpOptions},
+    cli::{Cli, Command, RuntimeArg, UpArgs, default_data_dir},
 };
 
 fn main() -> ExitCode {
@@ -21,6 +21,10 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Demo(args) => troupe::cli::demo::demo(&args),
         Command::Up(args) => up(args),
+        Command::Reset(args) => app::reset(&ResetOptions {
+            data_dir: args.data_dir.unwrap_or_else(default_data_dir),
+            yes: args.yes,
+        }),
     }
 }
 

@@ -1,5 +1,7 @@
 //! The grammar.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand};
 
 use super::up::UpArgs;
@@ -20,6 +22,8 @@ pub enum Command {
     Demo(DemoArgs),
     /// Run a cluster on this machine, in the foreground
     Up(UpArgs),
+    /// End every container of a cluster on this machine and remove its data directory
+    Reset(ResetArgs),
 }
 
 /// Options of `troupe demo`.
@@ -38,4 +42,15 @@ impl DemoArgs {
     pub fn real(&self) -> bool {
         !self.simulate && nix::unistd::geteuid().is_root()
     }
+}
+
+/// Options of `troupe reset`.
+#[derive(Debug, Clone, Args)]
+pub struct ResetArgs {
+    /// Whose cluster [default: /var/lib/troupe for root, else the user's data directory]
+    #[arg(long, value_name = "DIR", env = "TROUPE_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Do not ask
+    #[arg(long, short)]
+    pub yes: bool,
 }

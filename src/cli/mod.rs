@@ -14,6 +14,6 @@ mod manifest;
 mod session;
 mod up;
 
-pub use args::{Cli, Command, DemoArgs};
+pub use args::{Cli, Command, DemoArgs, ResetArgs};
 pub use error::CliError;
 pub use up::{RuntimeArg, UpArgs, default_data_dir};

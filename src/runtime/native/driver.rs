@@ -19,7 +19,7 @@ use super::{
     NativeConfig,
     cgroup::Hierarchies,
     ipam::{Ipam, Subnet},
-    launch,
+    launch::{self, Launcher},
     netlink::{self, Netlink},
     pod::Pod,
     protocol::{Reply, Request},
@@ -38,6 +38,7 @@ pub(super) struct Driver {
     pub hierarchies: Hierarchies,
     pub events: broadcast::Sender<RuntimeEvent>,
     tables: Mutex<Tables>,
+    launcher: Launcher,
 }
 
 #[derive(Default)]
@@ -57,6 +58,7 @@ impl Driver {
             hierarchies: Hierarchies::detect(),
             events: broadcast::channel(EVENTS).0,
             tables: Mutex::default(),
+            launcher: Launcher::default(),
         }
     }
 
@@ -91,7 +93,7 @@ impl Driver {
             let alive = match pod.attach(stream) {
                 Ok(client) => match client.call(Request::Hello).await {
                     Ok(Reply::Ready { pid }) => {
-                        pod.set_shim(pid);
+                        pod.set_shim(pid, None);
                         true
                     }
                     _ => false,
@@ -269,18 +271,18 @@ impl Driver {
     }
 
     /// Starts the shim and waits until its sandbox is ready.
-    async fn begin(&self, pod: &Arc<Pod>) -> Result<(), RuntimeError> {
-        let (shim, begun) = (self.config.shim.clone(), Arc::clone(pod));
-        let (child, stream) = blocking(move || {
+    async fn begin(self: &Arc<Driver>, pod: &Arc<Pod>) -> Result<(), RuntimeError> {
+        let (driver, begun) = (Arc::clone(self), Arc::clone(pod));
+        let launched = blocking(move || {
             let fault = || system(format!("start the shim of pod {}", begun.uid));
             state::remove_tree(&begun.dir.0).map_err(fault())?;
             fs::create_dir_all(begun.dir.containers()).map_err(fault())?;
             state::write(&begun.dir.record(), &begun.record).map_err(fault())?;
-            launch::launch(&shim, &begun.dir).map_err(fault())
+            driver.launcher.launch(&driver.config.shim, &begun.dir).map_err(fault())
         })
         .await?;
-        pod.set_child(child);
-        let client = pod.attach(stream).map_err(system("talk to a shim"))?;
+        pod.set_shim(launched.pid, launched.child);
+        let client = pod.attach(launched.stream).map_err(system("talk to a shim"))?;
         client.call(Request::Hello).await.map(drop)
     }
 
@@ -374,6 +376,7 @@ impl Driver {
         removals.join_all().await.into_iter().collect::<Result<Vec<()>, _>>()?;
         let driver = Arc::clone(self);
         blocking(move || {
+            driver.launcher.end();
             let bridge = &driver.config.bridge;
             Netlink::open()
                 .and_then(|mut netlink| netlink.remove_link(bridge))

@@ -41,19 +41,27 @@ use nix::{
 use self::container::{Pod, Running};
 use super::{
     cgroup::Hierarchies,
+    launch,
     protocol::{self, Call, Fault, Message, Reply, Request},
     state::{self, SandboxDir, SandboxRecord},
     sys,
 };
 use crate::runtime::ContainerId;
 
-/// Runs a shim: `troupe shim SANDBOX-DIR`, with the listening socket as standard input. To be called before the process
-/// has a second thread. Returns the process' exit code.
+/// Runs a shim: `troupe shim SANDBOX-DIR`, with the listening socket as standard input; or a seed of shims, `troupe shim
+/// --seed`. To be called before the process has a second thread. Returns the process' exit code.
 pub fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> i32 {
-    let Some(dir) = arguments.next().map(PathBuf::from) else {
+    let Some(mut dir) = arguments.next().map(PathBuf::from) else {
         eprintln!("the shim is started by troupe itself");
         return EXIT_USAGE;
     };
+    if dir.as_os_str() == launch::SEED {
+        match launch::seed() {
+            Ok(Some(of_shim)) => dir = of_shim,
+            Ok(None) => return 0,
+            Err(_) => return 1,
+        }
+    }
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::ERROR)
         .with_ansi(false)
