@@ -4,6 +4,7 @@
 //! reports each acknowledgement on a pipe. After each death the directory is opened: every acknowledged commit is
 //! there, every commit is there whole or not at all, soft ones too, and no revision was ever given twice.
 //! `TROUPE_TEST_SEED` repeats a run's choices (not its timing).
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::{
     collections::BTreeMap,

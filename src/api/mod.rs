@@ -1,30 +1,34 @@
 //! Kubernetes' REST API over actix-web and TLS. Speaks only messages to actors.
 //!
 //! The way of a request: [`server`] (TLS, workers) → [`door`] (who is it, limits, what is meant) → [`read`], [`watch`],
-//! [`write`], [`delete`], [`subresource`], [`log`], [`images`] → [`render`] or [`error`]. One set of handlers serves
+//! [`mod@write`], [`delete`], [`subresource`], [`log`], [`images`] → [`render`] or [`error`]. One set of handlers serves
 //! every kind: what differs between kinds is in [`crate::model::registry`] and [`crate::model::admit`].
 //! Invariant: reads never wait for the store's writer; every change is a compare-and-swap.
 
 mod auth;
-mod body;
+pub(crate) mod body;
 mod clock;
 mod config;
 mod delete;
 mod discovery;
 mod door;
 mod error;
+mod fixed;
+mod health;
 mod images;
 mod log;
 mod metrics;
 mod openapi;
 mod openapi_v2;
-mod patch;
+pub(crate) mod patch;
 mod protobuf;
 mod query;
 mod read;
 mod render;
+mod review;
 mod server;
 mod services;
+mod slices;
 mod strategic;
 mod subresource;
 mod target;

@@ -1,20 +1,58 @@
-//! Which networks this machine already uses.
+//! What clusters on one machine must not share: the pods' network, and the names of bridges and cgroups.
+//!
+//! Invariant: a data directory keeps its network for good, since its pods have addresses in it.
 
-use std::{fs, net::Ipv4Addr, path::Path};
+use std::{fs, io, net::Ipv4Addr, os::unix::fs::DirBuilderExt as _, path::Path};
 
 use sha2::Digest as _;
 
 /// Where root's cluster lives unless told otherwise.
 const DEFAULT_DATA: &str = "/var/lib/troupe";
 
-/// Pod networks to choose from when the usual one is taken: `10.200.0.0/16` to `10.249.0.0/16`.
-const CHOICES: std::ops::Range<u8> = 200..250;
+/// The usual network of pods, as with kubeadm and flannel.
+const USUAL: Ipv4Addr = Ipv4Addr::new(10, 244, 0, 0);
 
-/// A `/16` for pods that no route of this machine touches, beginning the search at `seed`: for throw-away clusters
-/// beside another.
-pub fn free_pod_network(seed: u32) -> Option<String> {
-    let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-    pick(&routes, seed)
+/// Pod networks to choose from when the usual one is not ours to take: `10.128.0.0/16` to `10.243.0.0/16`.
+const CHOICES: std::ops::Range<u8> = 128..244;
+
+/// The file of a data directory that remembers its network.
+const REMEMBERED: &str = "pod-network";
+
+/// The pods' network of a data directory: the one it has, else the one asked for, else one that no route of this
+/// machine touches. Root's usual directory tries the usual network first; others, which may be many at once, begin
+/// at a place of their own. Remembers it.
+///
+/// # Errors
+/// When the directory cannot be read or written.
+pub fn pod_network(data: &Path, wanted: Option<&str>) -> io::Result<String> {
+    match (fs::read_to_string(data.join(REMEMBERED)), wanted) {
+        (_, Some(wanted)) => {
+            remember(data, wanted)?;
+            Ok(wanted.to_owned())
+        }
+        (Ok(remembered), None) => Ok(remembered.trim().to_owned()),
+        (Err(error), None) if error.kind() == io::ErrorKind::NotFound => {
+            let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
+            let network = choose(&routes, data);
+            remember(data, &network)?;
+            Ok(network)
+        }
+        (Err(error), None) => Err(error),
+    }
+}
+
+fn remember(data: &Path, network: &str) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(data)?;
+    fs::write(data.join(REMEMBERED), network)
+}
+
+fn choose(routes: &str, data: &Path) -> String {
+    let usual = format!("{USUAL}/16");
+    if data == Path::new(DEFAULT_DATA) && is_free(&taken(routes), USUAL) {
+        return usual;
+    }
+    let digest = sha2::Sha256::digest(data.as_os_str().as_encoded_bytes());
+    pick(routes, u32::from_be_bytes([0, 0, digest[0], digest[1]])).unwrap_or(usual)
 }
 
 /// The bridge and the cgroup of node number `index` of a data directory: `troupe0` and `troupe` where it is the only
@@ -30,20 +68,28 @@ pub fn names(data: &Path, index: usize) -> (String, String) {
 }
 
 fn pick(routes: &str, seed: u32) -> Option<String> {
-    let taken: Vec<(u32, u32)> = routes.lines().skip(1).filter_map(route).collect();
+    let taken = taken(routes);
     let count = u32::from(CHOICES.end - CHOICES.start);
     (0..count)
         .map(|n| {
             Ipv4Addr::new(10, CHOICES.start + u8::try_from((seed.wrapping_add(n)) % count).unwrap_or(0), 0, 0)
         })
-        .find(|network| {
-            let network = u32::from(*network);
-            taken.iter().all(|(to, mask)| {
-                let common = mask & 0xffff_0000;
-                *mask == 0 || (to & common) != (network & common)
-            })
-        })
+        .find(|network| is_free(&taken, *network))
         .map(|network| format!("{network}/16"))
+}
+
+/// Destinations and masks of the routes, the default one aside.
+fn taken(routes: &str) -> Vec<(u32, u32)> {
+    routes.lines().skip(1).filter_map(route).filter(|(_, mask)| *mask != 0).collect()
+}
+
+/// Whether none of the routes shares an address with this `/16`.
+fn is_free(taken: &[(u32, u32)], network: Ipv4Addr) -> bool {
+    let network = u32::from(network);
+    taken.iter().all(|(to, mask)| {
+        let common = mask & 0xffff_0000;
+        (to & common) != (network & common)
+    })
 }
 
 /// Destination and mask of a line of `/proc/net/route`, which has both in the machine's (little-endian) order.
@@ -58,15 +104,33 @@ fn route(line: &str) -> Option<(u32, u32)> {
 mod tests {
     use super::*;
 
+    const HEADER: &str = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n";
+
     #[test]
     fn a_network_that_a_route_touches_is_passed_over() {
-        let header = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n";
-        // 10.200.3.0/24 and a default route.
+        // 10.128.3.0/24 and a default route.
         let routes = format!(
-            "{header}b0\t0003C80A\t0\t1\t0\t0\t0\t00FFFFFF\neth0\t00000000\t0\t1\t0\t0\t0\t00000000\n"
+            "{HEADER}b0\t0003800A\t0\t1\t0\t0\t0\t00FFFFFF\neth0\t00000000\t0\t1\t0\t0\t0\t00000000\n"
         );
-        assert_eq!(pick(&routes, 0).as_deref(), Some("10.201.0.0/16"));
-        assert_eq!(pick(header, 0).as_deref(), Some("10.200.0.0/16"));
-        assert_eq!(pick(header, 51).as_deref(), Some("10.201.0.0/16"));
+        assert_eq!(pick(&routes, 0).as_deref(), Some("10.129.0.0/16"));
+        assert_eq!(pick(HEADER, 0).as_deref(), Some("10.128.0.0/16"));
+        assert_eq!(pick(HEADER, 117).as_deref(), Some("10.129.0.0/16"));
+    }
+
+    #[test]
+    fn the_usual_network_is_for_the_usual_directory_when_it_is_free() {
+        assert_eq!(choose(HEADER, Path::new(DEFAULT_DATA)), "10.244.0.0/16");
+        let routes = format!("{HEADER}cni0\t0000F40A\t0\t1\t0\t0\t0\t00FFFFFF\n");
+        assert_ne!(choose(&routes, Path::new(DEFAULT_DATA)), "10.244.0.0/16");
+        assert_ne!(choose(HEADER, Path::new("/tmp/other")), "10.244.0.0/16");
+    }
+
+    #[test]
+    fn a_directory_keeps_its_network_unless_told_otherwise() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = pod_network(dir.path(), None).unwrap();
+        assert_eq!(pod_network(dir.path(), None).unwrap(), first);
+        assert_eq!(pod_network(dir.path(), Some("10.9.0.0/16")).unwrap(), "10.9.0.0/16");
+        assert_eq!(pod_network(dir.path(), None).unwrap(), "10.9.0.0/16");
     }
 }

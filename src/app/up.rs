@@ -13,8 +13,14 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Cluster, ClusterConfig, RuntimeChoice, StartError, cluster::this_machine};
-use crate::{actors::supervisor::Escalation, model::NodeName};
+use super::{
+    Cluster, ClusterConfig, RuntimeChoice, StartError,
+    cluster::this_machine,
+    network::pod_network,
+    node::MAX_PODS,
+    telemetry::{init_metrics, init_tracing},
+};
+use crate::{actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName, store::DataDir};
 
 /// A node that is not ready by then will not be soon: the process says so and goes on.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -34,14 +40,32 @@ pub struct UpOptions {
     pub node_name: Option<String>,
     /// Which runtime.
     pub runtime: RuntimeChoice,
-    /// The pods' network.
-    pub pod_network: String,
+    /// The pods' network; `None` takes the one it had, or one that is free on this machine.
+    pub pod_network: Option<String>,
     /// Most pods on each node.
     pub max_pods: u32,
     /// More names and addresses for the API's certificate.
     pub api_names: Vec<String>,
     /// The first delay of CrashLoopBackOff; Kubernetes' 10 s unless given.
     pub crash_loop_initial: Option<Duration>,
+}
+
+impl UpOptions {
+    /// One node on this directory, with what is usual: the API on `127.0.0.1:6443`, the pods' network one that is free.
+    pub fn new(data_dir: PathBuf) -> UpOptions {
+        UpOptions {
+            data_dir,
+            api: SocketAddr::from(([127, 0, 0, 1], 6443)),
+            links: None,
+            nodes: 1,
+            node_name: None,
+            runtime: RuntimeChoice::Auto,
+            pod_network: None,
+            max_pods: MAX_PODS,
+            api_names: Vec::new(),
+            crash_loop_initial: None,
+        }
+    }
 }
 
 /// Runs until a signal or until the cluster cannot go on; says why on standard error.
@@ -56,19 +80,6 @@ pub fn up(options: UpOptions) -> ExitCode {
             ExitCode::from(1)
         }
     }
-}
-
-/// Logs to standard error, `info` and above unless `TROUPE_LOG` says otherwise; colour only on a terminal.
-pub fn init_tracing() {
-    use std::io::IsTerminal as _;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TROUPE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,troupe=info"));
-    // A second call, as in an embedding program, changes nothing.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .try_init();
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {
@@ -90,7 +101,7 @@ async fn run(options: UpOptions) -> Result<ExitCode, StartError> {
     // Left by a process that was killed.
     let _ = std::fs::remove_file(&ready_file);
     let (escalated, mut escalation) = tokio::sync::mpsc::unbounded_channel::<Escalation>();
-    let cluster = Cluster::start(config(&options, escalated)).await?;
+    let cluster = Cluster::start(config(&options, escalated)?).await?;
     if let Err(error) = cluster.ready(READY_WITHIN).await {
         tracing::warn!(%error, "not every node is ready; see: kubectl describe nodes");
     }
@@ -107,7 +118,11 @@ async fn run(options: UpOptions) -> Result<ExitCode, StartError> {
         }
     };
     let pods = cluster.master().view().snapshot().list(crate::model::Kind::Pod, None).count();
+    let nodes: Vec<NodeName> = cluster.nodes().iter().map(|node| node.name().clone()).collect();
     cluster.stop().await;
+    if pods == 0 && options.runtime != RuntimeChoice::Sim {
+        super::reset::tidy(&options.data_dir, &nodes).await;
+    }
     if pods > 0 && options.runtime != RuntimeChoice::Sim {
         eprintln!(
             "troupe: {pods} pods run on; `troupe up` on the same data directory takes them over, `troupe reset` ends them"
@@ -116,13 +131,24 @@ async fn run(options: UpOptions) -> Result<ExitCode, StartError> {
     Ok(code)
 }
 
-fn config(options: &UpOptions, escalated: tokio::sync::mpsc::UnboundedSender<Escalation>) -> ClusterConfig {
+fn config(
+    options: &UpOptions,
+    escalated: tokio::sync::mpsc::UnboundedSender<Escalation>,
+) -> Result<ClusterConfig, StartError> {
     let mut config = ClusterConfig::new(options.data_dir.clone());
     config.master.api = options.api;
+    config.master.metrics = init_metrics();
     if let Some(links) = options.links {
         config.master.links = links;
     }
-    config.master.pod_network.clone_from(&options.pod_network);
+    if let Some(network) = &options.pod_network {
+        free_subnet(network, std::iter::empty())
+            .map_err(|why| StartError::Refused(format!("--pod-network: {why}")))?;
+    }
+    // One that is not ours to use is refused before anything is written into it.
+    drop(DataDir::open(&options.data_dir)?);
+    config.master.pod_network = pod_network(&options.data_dir, options.pod_network.as_deref())
+        .map_err(|source| StartError::File { path: options.data_dir.clone(), source })?;
     config.master.api_names.clone_from(&options.api_names);
     config.master.on_escalate = Arc::new(move |escalation| {
         // The process is about to end anyway when nobody listens.
@@ -138,7 +164,7 @@ fn config(options: &UpOptions, escalated: tokio::sync::mpsc::UnboundedSender<Esc
         config.crash_loop.initial = initial;
         config.crash_loop.cap = config.crash_loop.cap.max(initial);
     }
-    config
+    Ok(config)
 }
 
 fn announce(cluster: &Cluster, data_dir: &Path, ready_file: &Path) -> Result<(), StartError> {

@@ -8,7 +8,8 @@ use std::{ffi::OsString, path::Path, process::ExitCode};
 use clap::Parser as _;
 
 use super::{
-    args::{Cli, Command, Kubectl, UpArgs},
+    args::{Cli, Command, DemoArgs, Kubectl, ResetArgs},
+    up::UpArgs,
     verbs::{ClientCommand, NOT_BUILT, Verb},
 };
 
@@ -18,8 +19,12 @@ const EARLY: &[&str] = &["-n", "--namespace", "--kubeconfig", "--context"];
 /// What the program is to do.
 #[derive(Debug)]
 pub enum Invocation {
+    /// Tell the story.
+    Demo(DemoArgs),
     /// Run a cluster.
     Up(UpArgs),
+    /// End one for good.
+    Reset(ResetArgs),
     /// Ask one.
     Client(ClientCommand),
 }
@@ -47,7 +52,9 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, Ex
     let parsed = match kubectl {
         true => Kubectl::try_parse_from(words).map(|k| client(k.verb, true)),
         false => Cli::try_parse_from(words).map(|c| match c.command {
+            Command::Demo(args) => Invocation::Demo(args),
             Command::Up(args) => Invocation::Up(args),
+            Command::Reset(args) => Invocation::Reset(args),
             Command::Client(verb) => client(verb, false),
             Command::Own(own) => Invocation::Client(ClientCommand::Own(Box::new(own))),
         }),

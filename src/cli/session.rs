@@ -12,11 +12,11 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
-    args::default_data_dir,
     client::Client,
     discovery::Discovery,
     error::{CliError, Outcome},
     kubeconfig,
+    up::default_data_dir,
 };
 
 /// Which cluster, and where in it.
@@ -91,7 +91,7 @@ pub fn line(text: impl AsRef<str>) -> Outcome {
 /// Prints as it is.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub fn raw(bytes: impl AsRef<[u8]>) -> Outcome {
     let mut out = io::stdout().lock();
     written(out.write_all(bytes.as_ref()).and_then(|()| out.flush()))
@@ -100,7 +100,7 @@ pub fn raw(bytes: impl AsRef<[u8]>) -> Outcome {
 /// The outcome of writing to standard output.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub fn written(result: io::Result<()>) -> Outcome {
     match result {
         Ok(()) => Ok(()),

@@ -14,11 +14,13 @@ pub fn matches(selector: &Labels, labels: &Labels) -> bool {
 }
 
 type Filed<T> = Vec<(T, Labels)>;
+/// Label name, then its value.
+type ByPair<T> = HashMap<String, HashMap<String, Filed<T>>>;
 
 /// Equality selectors of many owners, by namespace and first pair.
 #[derive(Debug)]
 pub struct SelectorIndex<T> {
-    namespaces: HashMap<Arc<str>, HashMap<String, HashMap<String, Filed<T>>>>,
+    namespaces: HashMap<Arc<str>, ByPair<T>>,
 }
 
 impl<T> Default for SelectorIndex<T> {

@@ -1,3 +1,5 @@
+//! Rows and properties of admission: what the door lets in, fills in and refuses.
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

@@ -1,3 +1,5 @@
+//! Cells of each kind, as kubectl prints them.
+
 use serde_json::json;
 
 use super::*;

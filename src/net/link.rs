@@ -235,6 +235,7 @@ impl<Out> LinkHandle<Out> {
 }
 
 /// What happens on a link.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time, for as long as it is being handled")]
 pub enum LinkEvent<In> {
     /// The peer said something.
     Message(In),

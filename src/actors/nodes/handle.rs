@@ -17,15 +17,18 @@ use actix::{
 use futures_util::stream;
 use k8s_openapi::{api::core::v1, jiff::Timestamp};
 
-use super::{Links, RegistrySeed};
+use super::{
+    Links, RegistrySeed, bound_to,
+    refusals::{Refusals, Refused},
+};
 use crate::{
     actors::{commit::commit, outside, supervisor::Life},
     logic::{
         edit::{Edit, edit},
         events::Happening,
-        nodes::{Report, Told, lost_status, new_node, pod_reported},
+        nodes::{Report, Told, lost_status, new_node, pod_reported, wanted_mark},
     },
-    messages::{Durability, RecordEvent, wire},
+    messages::{Durability, Port, RecordEvent, wire},
     model::{Key, Kind, NodeName, Object, Revision, Uid, seal},
     net::{Class, Link, LinkEvent, LinkEvents, LinkHandle},
 };
@@ -53,12 +56,18 @@ pub(super) struct Linked {
     pub(super) pods: NodePods,
 }
 
+/// node → registry: an incarnation has begun, and takes a link.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Begun(pub(super) NodeName);
+
 /// The actor.
 pub(super) struct NodeHandle {
     life: Life,
     name: NodeName,
     seed: RegistrySeed,
     links: Links,
+    begun: Port<Begun>,
     link: Option<LinkHandle<wire::ToNode>>,
     /// Tells the present connection's events from late ones of an earlier.
     connection: u64,
@@ -67,21 +76,31 @@ pub(super) struct NodeHandle {
     greeted: bool,
     revision: Revision,
     pods: BTreeMap<Uid, Arc<Object>>,
-    /// The documents sent on this connection.
-    sent: HashMap<Uid, Revision>,
+    /// The documents sent on this connection, by their marks.
+    sent: HashMap<Uid, u64>,
+    /// Each pod's [`wanted_mark`] as of a revision.
+    marks: HashMap<Uid, (Revision, u64)>,
     /// Reports not yet written, newest only.
     pending: BTreeMap<Uid, wire::PodReport>,
     writing: bool,
     lost: Option<SpawnHandle>,
+    refusals: Refusals,
 }
 
 impl NodeHandle {
-    pub(super) fn new(life: Life, name: NodeName, seed: RegistrySeed, links: Links) -> NodeHandle {
+    pub(super) fn new(
+        life: Life,
+        name: NodeName,
+        seed: RegistrySeed,
+        links: Links,
+        begun: Port<Begun>,
+    ) -> NodeHandle {
         NodeHandle {
             life,
             name,
             seed,
             links,
+            begun,
             link: None,
             connection: 0,
             subnet: String::new(),
@@ -89,9 +108,11 @@ impl NodeHandle {
             revision: Revision::default(),
             pods: BTreeMap::new(),
             sent: HashMap::new(),
+            marks: HashMap::new(),
             pending: BTreeMap::new(),
             writing: false,
             lost: None,
+            refusals: Refusals::default(),
         }
     }
 
@@ -109,8 +130,16 @@ impl NodeHandle {
     fn send_assignments(&mut self) {
         let Some(link) = self.link.clone().filter(|_| self.greeted) else { return };
         self.sent.retain(|uid, _| self.pods.contains_key(uid));
+        self.marks.retain(|uid, _| self.pods.contains_key(uid));
+        for pod in self.pods.values() {
+            let known = self.marks.get(pod.uid()).is_some_and(|(revision, _)| *revision == pod.revision);
+            if !known {
+                self.marks.insert(pod.uid().clone(), (pod.revision, wanted_mark(&pod.json)));
+            }
+        }
+        let mark = |pod: &Object| self.marks.get(pod.uid()).map(|(_, mark)| *mark);
         let fresh: Vec<&Arc<Object>> =
-            self.pods.values().filter(|p| self.sent.get(p.uid()) != Some(&spec_mark(p))).collect();
+            self.pods.values().filter(|p| self.sent.get(p.uid()).copied() != mark(p)).collect();
         let picture = wire::Assignments {
             revision: self.revision,
             pods: self
@@ -127,7 +156,7 @@ impl NodeHandle {
                 })
                 .collect(),
         };
-        let marks: Vec<(Uid, Revision)> = fresh.iter().map(|p| (p.uid().clone(), spec_mark(p))).collect();
+        let marks: Vec<(Uid, u64)> = fresh.iter().filter_map(|p| Some((p.uid().clone(), mark(p)?))).collect();
         if let Err(error) = link.send(Class::Control, &wire::ToNode::Assignments(picture)) {
             tracing::warn!(node = %self.name, %error, "assignments not sent; connecting anew");
             link.close("outbox full");
@@ -143,7 +172,10 @@ impl NodeHandle {
             wire::ToMaster::Node(report) => self.write_node(report, BTreeMap::new(), ctx),
             wire::ToMaster::Pods(reports) => {
                 for report in reports {
-                    self.pending.insert(report.uid.clone(), report);
+                    let about = Key::new(Kind::Pod, report.namespace.as_str(), report.name.as_str());
+                    if self.owns(&about, &report.uid, Refused::Pod) {
+                        self.pending.insert(report.uid.clone(), report);
+                    }
                 }
                 self.write_pods(ctx);
             }
@@ -258,6 +290,8 @@ impl NodeHandle {
         };
         ctx.spawn(work.into_actor(self).map(|(batch, outcome), node, ctx| {
             node.writing = false;
+            // The store needs time to recover; a pod that changed meanwhile does not.
+            let pause = if outcome.is_err() { RETRY } else { Duration::ZERO };
             let again: Box<dyn Fn(&wire::PodReport) -> bool> = match outcome {
                 Ok(outcome) if outcome.overtaken.is_empty() => return node.write_pods(ctx),
                 Ok(outcome) => Box::new(move |r| {
@@ -274,19 +308,34 @@ impl NodeHandle {
                     node.pending.entry(uid).or_insert(report);
                 }
             }
-            ctx.run_later(Duration::ZERO, |node, ctx| node.write_pods(ctx));
+            ctx.run_later(pause, |node, ctx| node.write_pods(ctx));
         }));
     }
 
-    fn record(&self, event: wire::EventReport) {
+    /// Whether the node may speak of this. What was its own until a moment ago is ignored; anything else is refused.
+    fn owns(&mut self, about: &Key, uid: &Uid, what: Refused) -> bool {
+        let foreign = match about.kind {
+            Kind::Node if *about.name == *self.name.0 => return true,
+            Kind::Node => true,
+            _ if self.pods.get(uid).is_some_and(|pod| pod.key == *about) => return true,
+            _ => self
+                .seed
+                .wiring
+                .view
+                .snapshot()
+                .find(about)
+                .is_some_and(|pod| pod.uid() == uid && bound_to(pod).as_ref() != Some(&self.name)),
+        };
+        if foreign {
+            self.refusals.note(&self.name, what, about);
+        }
+        false
+    }
+
+    fn record(&mut self, event: wire::EventReport) {
         let kind = if event.namespace.is_empty() { Kind::Node } else { Kind::Pod };
         let about = Key::new(kind, event.namespace, event.name);
-        let own = match kind {
-            Kind::Node => *about.name == *self.name.0,
-            _ => self.pods.contains_key(&event.uid),
-        };
-        if !own {
-            tracing::warn!(node = %self.name, about = %about, "a node told an event of what is not its own");
+        if !self.owns(&about, &event.uid, Refused::Event) {
             return;
         }
         self.seed.wiring.record(RecordEvent(Happening {
@@ -330,14 +379,6 @@ impl NodeHandle {
     }
 }
 
-/// What of a document a node must hear of again when it changes. Its own status reports come back in every new state
-/// of a pod; they are no news to it, and without this each report would cause a picture, which would cause a report.
-fn spec_mark(pod: &Object) -> Revision {
-    pod.facet.meta.deleting.map_or(Revision(pod.facet.meta.generation.unsigned_abs()), |d| {
-        Revision(u64::MAX - d.grace_seconds.unsigned_abs())
-    })
-}
-
 /// One event of one connection.
 struct Heard(u64, LinkEvent<wire::ToMaster>);
 
@@ -359,6 +400,8 @@ impl Actor for NodeHandle {
             link.close("the master begins anew");
         }
         self.expect_silence(ctx);
+        // A registry that is down has nothing waiting, and finds this incarnation published.
+        let _ = self.begun.tell(Begun(self.name.clone()));
     }
 }
 

@@ -44,7 +44,7 @@ fn the_garbage_collector_removes_thousands_of_dependents_and_their_dependents() 
         bench.remove(&owner.key).await;
         bench.quiet().await;
         let left: Vec<Key> = bench.list(Kind::ConfigMap).iter().map(|o| o.key.clone()).collect();
-        assert_eq!(left, [kept.key.clone()]);
+        assert_eq!(left, std::slice::from_ref(&kept.key));
         root.shutdown().await.unwrap();
     });
 }

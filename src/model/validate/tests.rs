@@ -1,3 +1,5 @@
+//! Rows of validation: a document, and the fields and reasons of its refusal.
+
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
