@@ -46,13 +46,20 @@ fn a_cluster_that_does_not_answer_is_told_in_kubectls_words() {
     let ran = troupe(&["get", "pods", "--kubeconfig", path.to_str().unwrap()]);
     assert_eq!(
         ran.fails(1),
-        format!("The connection to the server {address} was refused - did you specify the right host or port?\n")
+        format!(
+            "The connection to the server {address} was refused - did you specify the right host or port?\n"
+        )
     );
 }
 
 #[test]
 fn wrong_usage_has_exit_code_two() {
-    for words in [&["frobnicate"][..], &["get", "pods", "--frob"], &["scale", "rc", "web"], &["get", "pods", "-o", "frob"]] {
+    for words in [
+        &["frobnicate"][..],
+        &["get", "pods", "--frob"],
+        &["scale", "rc", "web"],
+        &["get", "pods", "-o", "frob"],
+    ] {
         troupe(words).fails(2);
     }
 }

@@ -135,7 +135,16 @@ fn objects_are_shown_as_kubectl_shows_them() {
     ] {
         same(&cluster, &kubectl, line);
     }
-    same_words(&cluster, &kubectl, &["get", "pods", "-o", "jsonpath={range .items[*]}{.metadata.name}{\"\\t\"}{.status.phase}{\"\\n\"}{end}"]);
+    same_words(
+        &cluster,
+        &kubectl,
+        &[
+            "get",
+            "pods",
+            "-o",
+            "jsonpath={range .items[*]}{.metadata.name}{\"\\t\"}{.status.phase}{\"\\n\"}{end}",
+        ],
+    );
 }
 
 #[test]
@@ -171,7 +180,10 @@ fn changes_are_told_as_kubectl_tells_them() {
         cluster.troupe(&["create", "namespace", namespace]).ok();
     }
     cluster.write("rc.yaml", RC);
-    cluster.write("rc3.yaml", &RC.replace("replicas: 2", "replicas: 3").replace(", annotations: {note: 'a: b'}", ""));
+    cluster.write(
+        "rc3.yaml",
+        &RC.replace("replicas: 2", "replicas: 3").replace(", annotations: {note: 'a: b'}", ""),
+    );
     cluster.write("pod.yaml", POD);
     cluster.write("bad.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec: {containers: []}\n");
     cluster.write("odd.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: odd}\nspec: {frob: 1, containers: [{name: c, image: x}]}\n");
@@ -237,7 +249,9 @@ fn changes_are_told_as_kubectl_tells_them() {
     ] {
         alike(&cluster, &kubectl, line);
     }
-    for line in ["create namespace theirs", "create namespace third --dry-run=client", "cordon n1", "uncordon n1"] {
+    for line in
+        ["create namespace theirs", "create namespace third --dry-run=client", "cordon n1", "uncordon n1"]
+    {
         let words: Vec<&str> = line.split(' ').collect();
         let theirs = cluster.run(&kubectl, &words, "");
         if line.starts_with("cordon") {

@@ -93,15 +93,14 @@ fn conditions(text: &mut Text, status: &Value) {
         text.line(
             1,
             format!(
-                "{} \t{} \t{} \t{} \t{} \t{} ",
+                "{} \t{} \t{} \t{} \t{} \t{}",
                 plain(&c["type"]),
                 plain(&c["status"]),
                 time(&c["lastHeartbeatTime"]),
                 time(&c["lastTransitionTime"]),
                 plain(&c["reason"]),
                 plain(&c["message"])
-            )
-            .trim_end(),
+            ),
         );
     }
 }
