@@ -470,7 +470,7 @@ mod tests {
         let stored = |n: usize, second: i64| {
             let mut h = happening("no", second);
             h.about = Key::new(Kind::Pod, "default", format!("p{n}"));
-            Arc::new(seal(&event(h, &Uid::from("u"))).unwrap().at(Revision(1)))
+            Arc::new(seal(&event(h, 0, &Uid::from("u"))).unwrap().at(Revision(1)))
         };
         let events: Vec<_> = (0..MAX_PER_NAMESPACE + 3)
             .map(|n| stored(n, if n == 7 { 0 } else { 1_000 + n as i64 }))
