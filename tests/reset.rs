@@ -76,6 +76,16 @@ impl Up {
         found
     }
 
+    /// The processes of its pods' containers.
+    fn programs(&self) -> Vec<String> {
+        let group = self.names().1;
+        let within = |process: &String| {
+            let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).unwrap_or_default();
+            groups.contains(&group)
+        };
+        names("/proc").into_iter().filter(|name| name.parse::<u32>().is_ok()).filter(within).collect()
+    }
+
     /// Makes a pod and waits until it runs.
     fn run_pod(&self) {
         let pod = json!({
@@ -150,8 +160,9 @@ fn reset_ends_all_containers_and_removes_the_cluster_but_only_when_agreed_to_and
     }
     let mut up = Up::start("native");
     up.run_pod();
-    let traces = up.traces();
+    let (traces, programs) = (up.traces(), up.programs());
     assert!(traces.iter().any(|trace| trace.contains("shim")) && traces.len() > 2, "{traces:?}");
+    assert_eq!(programs.len(), 1, "the container's program");
 
     let refused = reset(&["--yes"], &up.data);
     let pid = format!("pid {}", up.child.id());
@@ -162,12 +173,12 @@ fn reset_ends_all_containers_and_removes_the_cluster_but_only_when_agreed_to_and
     let unasked = reset(&[], &up.data);
     assert_eq!(unasked.status.code(), Some(2));
     assert!(said(&unasked).contains("--yes") && said(&unasked).contains("1 pods"), "{}", said(&unasked));
-    assert_eq!(up.traces(), traces, "the pod runs on");
+    assert_eq!(up.programs(), programs, "the pod runs on");
 
     let done = reset(&["--yes"], &up.data);
     assert_eq!(done.status.code(), Some(0), "{}", said(&done));
     assert!(!up.data.exists());
-    assert_eq!(up.traces(), [""; 0]);
+    assert_eq!([up.traces(), up.programs()].concat(), [""; 0]);
 
     let again = reset(&["--yes"], &up.data);
     assert_eq!(again.status.code(), Some(0));
@@ -206,5 +217,5 @@ fn a_clean_end_without_pods_leaves_no_bridge_and_one_with_pods_leaves_them_runni
     up.run_pod();
     up.end(Signal::SIGTERM);
     assert!(up.names().0.exists());
-    assert!(up.traces().iter().any(|trace| trace.contains("shim")), "{:?}", up.traces());
+    assert_eq!(up.programs().len(), 1);
 }

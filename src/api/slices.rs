@@ -76,7 +76,7 @@ impl Slices {
             return Err(ApiError::BadRequest(format!("{PLURAL} have no field selectors: use labels")));
         }
         let labels = query.labels.as_deref().map(LabelSelector::parse).transpose();
-        let labels = labels.map_err(ApiError::BadRequest)?;
+        let labels = labels.map_err(|e| ApiError::BadRequest(format!("labelSelector: {e}")))?;
         let form = render::negotiate(request, query.include_object.as_deref())?;
         let mut slices = self.read(snapshot)?;
         slices.retain(|s| labels.as_ref().is_none_or(|l| l.matches(&s.labels)));

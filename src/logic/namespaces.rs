@@ -206,7 +206,11 @@ impl Namespaces {
         match means.snapshot.find(&key) {
             None => {
                 let labels = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
-                edits.extend(made(&key, &json!({"metadata": {"labels": labels}, "subsets": subsets}), means));
+                let mut document = json!({"metadata": {"labels": labels}});
+                if subsets != json!([]) {
+                    document["subsets"] = subsets;
+                }
+                edits.extend(made(&key, &document, means));
             }
             Some(present) => {
                 let wanted: Vec<v1::EndpointSubset> = serde_json::from_value(subsets)
@@ -303,7 +307,7 @@ mod tests {
         let key = Key::new(Kind::Endpoints, INITIAL[0], API);
         let subsets = |world: &World<Namespaces>| {
             let endpoints: v1::Endpoints = world.snapshot.find(&key).unwrap().parse().unwrap();
-            endpoints.subsets.unwrap_or_default().len()
+            endpoints.subsets.map_or(0, |s| s.len().max(1))
         };
         for (address, expected) in [
             ("192.0.2.1", 1),

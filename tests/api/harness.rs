@@ -191,7 +191,8 @@ impl Cluster {
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
             actix_rt::System::new().block_on(async move {
-                let snapshot = Snapshot { revision: FIRST_REVISION, ..Snapshot::default() };
+                let mut snapshot = Snapshot::default();
+                snapshot.revision = FIRST_REVISION;
                 let (view, publisher) = View::new(snapshot.clone());
                 let mut memory = Memory { snapshot, publisher };
                 seed(&mut memory);

@@ -140,7 +140,7 @@ fn documents_of_another_kind_or_shape_are_refused_by_name() {
             bad,
             "namespace",
         ),
-        ("POST", PODS, JSON, &memory("many"), 400, bad, "quantit"),
+        ("POST", PODS, JSON, &memory("many"), 422, invalid, "quantities must match the regular expression"),
         ("POST", PODS, JSON, &memory("-1"), 422, invalid, "spec.containers[0].resources.requests[memory]"),
         ("POST", PODS, JSON, &pod(json!({ "name": "c" })), 422, invalid, "spec.containers[0].image"),
         ("POST", PODS, JSON, &pod(json!({ "name": "c", "image": 7 })), 400, bad, "spec.containers[0].image"),
@@ -219,7 +219,7 @@ fn options_that_cannot_be_are_named() {
     for (query, code, reason, part) in [
         ("limit=x", 400, "BadRequest", "limit"),
         ("limit=-1", 400, "BadRequest", "limit"),
-        ("labelSelector=((", 400, "BadRequest", "label"),
+        ("labelSelector=((", 400, "BadRequest", "labelSelector: found '('"),
         ("fieldSelector=frob%3Dx", 400, "BadRequest", "frob"),
         ("resourceVersion=x", 400, "BadRequest", "resourceVersion"),
         ("resourceVersion=99999999", 504, "Timeout", "Too large resource version"),

@@ -11,10 +11,12 @@ mod machine;
 mod pod;
 mod start;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -251,7 +253,7 @@ impl Kubelet {
         let seed = PodSeed {
             node: self.seed.node.clone(),
             wanted: wanted.clone(),
-            found: self.found.remove(uid),
+            fresh: Arc::new(AtomicBool::new(self.found.remove(uid).is_none())),
             report: self.seed.slot.port(),
             notice: self.seed.slot.port(),
         };

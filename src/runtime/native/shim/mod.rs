@@ -38,7 +38,7 @@ use nix::{
     unistd::Pid,
 };
 
-use self::container::{Pod, Running};
+use self::container::{Plan, Pod, Running};
 use super::{
     cgroup::Hierarchies,
     launch,
@@ -87,6 +87,8 @@ struct Shim {
     listener: UnixListener,
     signals: SignalFd,
     clients: BTreeMap<RawFd, Client>,
+    /// Containers created and not yet started.
+    planned: BTreeMap<ContainerId, Plan>,
     running: BTreeMap<ContainerId, Running>,
     /// Who asked for the end, once someone has.
     ending: Option<(RawFd, u64)>,
@@ -130,6 +132,7 @@ impl Shim {
             listener,
             signals,
             clients: BTreeMap::new(),
+            planned: BTreeMap::new(),
             running: BTreeMap::new(),
             ending: None,
         })
@@ -244,7 +247,7 @@ impl Shim {
         }
         Some(match &call.request {
             Request::Hello => Ok(Reply::Ready { pid: std::process::id() as i32 }),
-            Request::Create { id } => self.pod().create(id).map(|()| Reply::Done),
+            Request::Create { id } => self.create(id),
             Request::Start { id } => self.start(id),
             Request::Signal { id, signal, everyone } => self.signal(id, *signal, *everyone),
             Request::Remove { id } => self.remove(id),
@@ -257,11 +260,19 @@ impl Shim {
         })
     }
 
+    fn create(&mut self, id: &ContainerId) -> Result<Reply, Fault> {
+        let plan = self.pod().create(id)?;
+        self.planned.insert(id.clone(), plan);
+        Ok(Reply::Done)
+    }
+
     fn start(&mut self, id: &ContainerId) -> Result<Reply, Fault> {
-        if self.running.contains_key(id) || self.dir.container(id).read_exit().is_some() {
+        // Kept until the program runs, so that a start that failed can be tried again.
+        let Some(plan) = self.planned.get(id).cloned() else {
             return Err(Fault::Start("container was started before".to_owned()));
-        }
-        let (running, started) = self.pod().start(id)?;
+        };
+        let (running, started) = self.pod().start(id, plan)?;
+        self.planned.remove(id);
         self.running.insert(id.clone(), running);
         Ok(Reply::Started { pid: started.pid, started_ms: started.started_ms })
     }
@@ -293,6 +304,7 @@ impl Shim {
                 cause: "it is running".to_owned(),
             });
         }
+        self.planned.remove(id);
         self.pod().remove(id);
         Ok(Reply::Done)
     }
