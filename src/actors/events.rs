@@ -10,7 +10,7 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
 use super::{
     commit::{Wiring, commit},
     outside,
-    supervisor::{ChildSpec, Life},
+    supervisor::{ChildSpec, Life, STUCK_AFTER},
 };
 use crate::{
     logic::{
@@ -33,6 +33,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(30);
 pub fn child(slot: &Slot<EventRecorder>, wiring: &Wiring) -> ChildSpec {
     let wiring = wiring.clone();
     ChildSpec::new("events", slot, move |life| Ok(EventRecorder::new(life, wiring.clone())))
+        .watchdog(STUCK_AFTER)
 }
 
 /// See the file.

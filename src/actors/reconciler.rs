@@ -15,7 +15,7 @@ use super::{
     commit::{CommitFailed, Outcome, Wiring, commit},
     follow::{Fed, follow, sides},
     outside,
-    supervisor::{ChildSpec, Life},
+    supervisor::{ChildSpec, Life, STUCK_AFTER},
 };
 use crate::{
     logic::{
@@ -61,6 +61,7 @@ where
 {
     let (slot, wiring) = (Slot::new(name), wiring.clone());
     ChildSpec::new(name, &slot, move |life| Ok(Reconciler::new(life, wiring.clone(), durability, make())))
+        .watchdog(STUCK_AFTER)
 }
 
 /// See the file.

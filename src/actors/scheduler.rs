@@ -13,7 +13,7 @@ use super::{
     commit::{CommitFailed, Outcome, Wiring, commit, settled},
     follow::{Fed, follow, sides},
     outside,
-    supervisor::{ChildSpec, Life},
+    supervisor::{ChildSpec, Life, STUCK_AFTER},
 };
 use crate::{
     logic::{
@@ -35,7 +35,9 @@ const COMPONENT: &str = "default-scheduler";
 pub fn child(wiring: &Wiring) -> ChildSpec {
     let wiring = wiring.clone();
     let slot = Slot::new("scheduler");
-    ChildSpec::new("scheduler", &slot, move |life| Ok(Scheduler::new(life, wiring.clone()))).own_arbiter()
+    ChildSpec::new("scheduler", &slot, move |life| Ok(Scheduler::new(life, wiring.clone())))
+        .own_arbiter()
+        .watchdog(STUCK_AFTER)
 }
 
 /// See the file.

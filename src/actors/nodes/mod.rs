@@ -29,7 +29,7 @@ use crate::{
     actors::{
         commit::Wiring,
         follow::{Fed, follow, sides},
-        supervisor::{ChildSpec, Life, Strategy, SupervisorHandle, SupervisorSpec},
+        supervisor::{ChildSpec, Life, STUCK_AFTER, Strategy, SupervisorHandle, SupervisorSpec},
     },
     logic::{nodes::free_subnet, supervision::Intensity},
     messages::{OpenError, OpenStream, Port, Slot, wire},
@@ -61,7 +61,7 @@ pub fn child(seed: RegistrySeed, slot: &Slot<NodeRegistry>) -> ChildSpec {
             let shared = (supervisor.clone(), handles.clone(), links.clone());
             Ok(NodeRegistry::new(life, seed.clone(), shared, begun.clone()))
         });
-        nodes.start_child(registry).detach();
+        nodes.start_child(registry.watchdog(STUCK_AFTER)).detach();
     })
 }
 

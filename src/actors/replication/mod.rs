@@ -17,7 +17,7 @@ use dashmap::DashMap;
 use self::{controller::ReplicationController, manager::ReplicationManager};
 use super::{
     commit::Wiring,
-    supervisor::{ChildSpec, Strategy, SupervisorHandle, SupervisorSpec},
+    supervisor::{ChildSpec, STUCK_AFTER, Strategy, SupervisorHandle, SupervisorSpec},
 };
 use crate::{logic::supervision::Intensity, messages::Slot, model::Uid};
 
@@ -48,6 +48,6 @@ fn child_at(wiring: &Wiring, handle: &SupervisorHandle) -> ChildSpec {
             let (handle, controllers) = (handle.clone(), controllers.clone());
             Ok(ReplicationManager::new(life, wiring.clone(), handle, controllers, port.clone()))
         });
-        replication.start_child(manager).detach();
+        replication.start_child(manager.watchdog(STUCK_AFTER)).detach();
     })
 }

@@ -23,5 +23,5 @@ mod tests;
 
 pub use handle::{Answer, ChildInfo, ChildState, SupervisorError, SupervisorHandle};
 pub use life::{Exit, Life, Pulse};
-pub use spec::{BoxError, ChildSpec, Escalation, Strategy, SupervisorSpec};
+pub use spec::{BoxError, ChildSpec, Escalation, STUCK_AFTER, Strategy, SupervisorSpec};
 pub use tree::Supervisor;

@@ -95,6 +95,9 @@ impl SupervisorSpec {
     }
 }
 
+/// An actor that shows no sign of life for so long is stuck: its turns take milliseconds, a commit on a slow disk seconds.
+pub const STUCK_AFTER: Duration = Duration::from_secs(60);
+
 /// What one child is to be like.
 pub struct ChildSpec {
     pub(super) name: Arc<str>,
