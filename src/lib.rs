@@ -25,6 +25,8 @@ pub mod actors;
 pub mod api;
 pub mod app;
 pub mod cli;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod hello;
 pub mod logic;
 pub mod messages;

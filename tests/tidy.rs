@@ -31,6 +31,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("config", &["model"]),
     ("model", &[]),
     ("hello", &[]),
+    ("fuzzing", &["api", "messages::wire", "model", "net"]),
 ];
 
 /// What decisions and nouns must not know: actors, runtimes, clocks, chance, I/O.

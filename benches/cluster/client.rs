@@ -23,6 +23,9 @@ use serde_json::Value;
 /// No answer of the API takes this long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A connection that was not used for so long is not used again.
+const IDLE: Duration = Duration::from_secs(2);
+
 /// Who to be and where to go.
 #[derive(Clone)]
 pub struct Login {
@@ -64,7 +67,8 @@ impl Login {
         socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let name = ServerName::IpAddress(self.address.ip().into());
         let session = ClientConnection::new(self.tls.clone(), name).expect("a TLS client");
-        Client { stream: BufReader::new(StreamOwned::new(session, socket)) }
+        let stream = BufReader::new(StreamOwned::new(session, socket));
+        Client { login: self.clone(), stream, used: Instant::now() }
     }
 
     /// Follows a collection from now on; events come with the time at which they arrived. Ends with the receiver.
@@ -95,8 +99,10 @@ impl Login {
     }
 }
 
-/// One connection.
+/// One connection, made anew when it was idle for long: the server may be about to close it.
 pub struct Client {
+    login: Login,
+    used: Instant,
     stream: BufReader<StreamOwned<ClientConnection, TcpStream>>,
 }
 
@@ -128,7 +134,16 @@ impl Client {
         self.call("DELETE", path, None, "");
     }
 
+    /// Sees to it that the next call finds an open connection.
+    pub fn warm(&mut self) {
+        self.get("/version");
+    }
+
     fn call(&mut self, method: &str, path: &str, body: Option<&Value>, kind: &str) -> Value {
+        if self.used.elapsed() > IDLE {
+            *self = self.login.connect();
+        }
+        self.used = Instant::now();
         self.send(method, path, body, kind);
         let head = self.head();
         let body = if head.chunked {

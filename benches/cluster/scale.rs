@@ -101,6 +101,7 @@ fn scale_up(
     count: usize,
 ) -> (std::time::Duration, std::time::Duration) {
     cluster.marks.forget();
+    client.warm();
     let begun = Instant::now();
     client.scale(&format!("{CONTROLLERS}/{NAME}"), count);
     let mut running = std::collections::BTreeSet::new();
@@ -117,6 +118,7 @@ fn scale_up(
 
 /// Until the API has no pod, and until the machine has nothing of them.
 fn scale_down(cluster: &Cluster, client: &mut Client) -> (std::time::Duration, std::time::Duration) {
+    client.warm();
     let begun = Instant::now();
     client.scale(&format!("{CONTROLLERS}/{NAME}"), 0);
     let gone = until("no pods", || client.get(PODS)["items"].as_array().is_none_or(Vec::is_empty));

@@ -6,25 +6,29 @@
 //! Invariant: reads never wait for the store's writer; every change is a compare-and-swap.
 
 mod auth;
-mod body;
+pub(crate) mod body;
 mod clock;
 mod config;
 mod delete;
 mod discovery;
 mod door;
 mod error;
+mod fixed;
+mod health;
 mod images;
 mod log;
 mod metrics;
 mod openapi;
 mod openapi_v2;
-mod patch;
+pub(crate) mod patch;
 mod protobuf;
 mod query;
 mod read;
 mod render;
+mod review;
 mod server;
 mod services;
+mod slices;
 mod strategic;
 mod subresource;
 mod target;

@@ -54,6 +54,7 @@ pub fn serve(config: ApiConfig, state: ApiState) -> Result<Server, ServeError> {
         HttpServer::new(move || App::new().app_data(shared.clone()).default_service(web::to(door::handle)))
             .workers(workers)
             .on_connect(auth::on_connect)
+            .keep_alive(limits.idle_timeout)
             .client_request_timeout(limits.head_timeout)
             .tls_handshake_timeout(limits.head_timeout)
             .max_connections(limits.connections)

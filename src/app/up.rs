@@ -20,7 +20,7 @@ use super::{
     node::MAX_PODS,
     telemetry::{init_metrics, init_tracing},
 };
-use crate::{actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName};
+use crate::{actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName, store::DataDir};
 
 /// A node that is not ready by then will not be soon: the process says so and goes on.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -145,6 +145,8 @@ fn config(
         free_subnet(network, std::iter::empty())
             .map_err(|why| StartError::Refused(format!("--pod-network: {why}")))?;
     }
+    // One that is not ours to use is refused before anything is written into it.
+    drop(DataDir::open(&options.data_dir)?);
     config.master.pod_network = pod_network(&options.data_dir, options.pod_network.as_deref())
         .map_err(|source| StartError::File { path: options.data_dir.clone(), source })?;
     config.master.api_names.clone_from(&options.api_names);

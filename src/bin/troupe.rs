@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use troupe::{
     app::{self, ResetOptions, RuntimeChoice, UpOptions},
-    cli::{Cli, Command, RuntimeArg, UpArgs, default_data_dir},
+    cli::{self, Invocation, RuntimeArg, UpArgs, default_data_dir},
 };
 
 fn main() -> ExitCode {
@@ -18,13 +17,15 @@ fn main() -> ExitCode {
     if troupe::hello::is_meant(&args) {
         std::process::exit(troupe::hello::main(&args));
     }
-    match Cli::parse().command {
-        Command::Demo(args) => troupe::cli::demo::demo(&args),
-        Command::Up(args) => up(args),
-        Command::Reset(args) => app::reset(&ResetOptions {
+    match cli::parse(std::env::args_os()) {
+        Ok(Invocation::Demo(args)) => cli::demo::demo(&args),
+        Ok(Invocation::Up(args)) => up(args),
+        Ok(Invocation::Reset(args)) => app::reset(&ResetOptions {
             data_dir: args.data_dir.unwrap_or_else(default_data_dir),
             yes: args.yes,
         }),
+        Ok(Invocation::Client(client)) => cli::run(&client),
+        Err(code) => code,
     }
 }
 

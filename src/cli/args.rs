@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-use super::up::UpArgs;
+use super::{
+    up::UpArgs,
+    verbs::{Own, Verb},
+};
 
 /// A container orchestrator in one file: Kubernetes' API without the weight.
 #[derive(Debug, Parser)]
@@ -24,6 +27,25 @@ pub enum Command {
     Up(UpArgs),
     /// End every container of a cluster on this machine and remove its data directory
     Reset(ResetArgs),
+    /// kubectl's verbs.
+    #[command(flatten)]
+    Client(Verb),
+    /// What only we can.
+    #[command(flatten)]
+    Own(Own),
+}
+
+/// The same program under the name of `kubectl`.
+#[derive(Debug, Parser)]
+#[command(
+    name = "kubectl",
+    disable_help_subcommand = true,
+    about = "Kubernetes' command line, as Troupe speaks it"
+)]
+pub struct Kubectl {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
 }
 
 /// Options of `troupe demo`.

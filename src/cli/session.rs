@@ -8,6 +8,7 @@ use std::{
 };
 
 use clap::Args;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
@@ -126,4 +127,11 @@ pub fn with_query(path: &str, query: &[(&str, Option<String>)]) -> String {
 /// `metadata.name`.
 pub fn name_of(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+/// The present, as this machine has it.
+pub fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let second = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    Timestamp::from_second(second).unwrap_or(Timestamp::UNIX_EPOCH)
 }

@@ -35,7 +35,7 @@ const FINALIZER: &str = "kubernetes";
 pub struct Bootstrap {
     /// The certificate of the cluster's authority, PEM.
     pub ca_pem: String,
-    /// Where the API listens. Endpoints name it only if pods can reach it: not a loopback or unspecified address.
+    /// Where the API listens. Pods are told of it unless it is an address that only this machine can use.
     pub api_address: String,
     /// And its port.
     pub api_port: u16,
@@ -194,17 +194,23 @@ impl Namespaces {
             edits.extend(made(&service, &document, means));
         }
         let key = Key::new(Kind::Endpoints, INITIAL[0], API);
-        let subsets = match reachable(&b.api_address) {
-            true => json!([{
+        // Endpoints may not be loopback addresses: an API that listens there has none that pods could use.
+        let subsets = if reachable(&b.api_address) {
+            json!([{
                 "addresses": [{"ip": b.api_address}],
                 "ports": [{"name": "https", "port": b.api_port, "protocol": "TCP"}],
-            }]),
-            false => json!([]),
+            }])
+        } else {
+            json!([])
         };
         match means.snapshot.find(&key) {
             None => {
                 let labels = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
-                edits.extend(made(&key, &json!({"metadata": {"labels": labels}, "subsets": subsets}), means));
+                let mut document = json!({"metadata": {"labels": labels}});
+                if subsets != json!([]) {
+                    document["subsets"] = subsets;
+                }
+                edits.extend(made(&key, &document, means));
             }
             Some(present) => {
                 let wanted: Vec<v1::EndpointSubset> = serde_json::from_value(subsets)
@@ -212,7 +218,7 @@ impl Namespaces {
                 let mut differs = false;
                 let edit = edit::edit::<v1::Endpoints>(present, |endpoints| {
                     differs = endpoints.subsets.as_deref().unwrap_or_default() != wanted;
-                    endpoints.subsets = Some(wanted);
+                    endpoints.subsets = Some(wanted).filter(|w| !w.is_empty());
                 })?;
                 edits.extend(differs.then_some(edit));
             }
@@ -221,9 +227,15 @@ impl Namespaces {
     }
 }
 
-/// Whether a pod, which has a network of its own, may find something at an address of its node.
+/// Whether others than this machine could use an address.
 fn reachable(address: &str) -> bool {
-    address.parse::<IpAddr>().is_ok_and(|ip| !ip.is_loopback() && !ip.is_unspecified())
+    address.parse::<IpAddr>().is_ok_and(|ip| {
+        let link_local = match ip {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || link_local)
+    })
 }
 
 /// A new object through the door that every object passes; `None`, and a line in the log, when it is refused.
@@ -252,9 +264,13 @@ mod tests {
     use crate::logic::testing::World;
 
     fn world() -> World<Namespaces> {
+        world_at("192.0.2.1")
+    }
+
+    fn world_at(api_address: &str) -> World<Namespaces> {
         let bootstrap = Bootstrap {
             ca_pem: "PEM".into(),
-            api_address: "192.0.2.1".into(),
+            api_address: api_address.into(),
             api_port: 6443,
             service_address: Some("10.96.0.1".into()),
         };
@@ -287,23 +303,28 @@ mod tests {
     }
 
     #[test]
-    fn an_api_that_pods_cannot_reach_has_a_service_without_endpoints() {
-        let mut world = world();
-        let key = Key::new(Kind::Endpoints, "default", "kubernetes");
-        let named = |world: &World<Namespaces>| {
+    fn an_api_that_pods_cannot_reach_has_endpoints_without_addresses() {
+        let key = Key::new(Kind::Endpoints, INITIAL[0], API);
+        let subsets = |world: &World<Namespaces>| {
             let endpoints: v1::Endpoints = world.snapshot.find(&key).unwrap().parse().unwrap();
-            endpoints.subsets.unwrap_or_default().len()
+            endpoints.subsets.map_or(0, |s| s.len().max(1))
         };
-        for (address, expected) in [("127.0.0.1", 0), ("192.0.2.7", 1), ("::", 0)] {
-            world.controller.bootstrap.api_address = address.into();
-            let snapshot = world.snapshot.clone();
-            world.controller.anew(&snapshot, Timestamp::UNIX_EPOCH);
-            world.settle();
-            assert_eq!(named(&world), expected, "{address}");
+        for (address, expected) in [
+            ("192.0.2.1", 1),
+            ("127.0.0.1", 0),
+            ("0.0.0.0", 0),
+            ("::1", 0),
+            ("fe80::1", 0),
+            ("2001:db8::1", 1),
+        ] {
+            assert_eq!(subsets(&world_at(address)), expected, "{address}");
         }
-        world.remove(&key);
+        let mut world = world();
+        let snapshot = world.snapshot.clone();
+        world.controller.bootstrap.api_address = "127.0.0.1".into();
+        world.controller.anew(&snapshot, Timestamp::UNIX_EPOCH);
         world.settle();
-        assert_eq!(named(&world), 0, "made anew");
+        assert_eq!(subsets(&world), 0, "after a restart on another address");
     }
 
     #[test]

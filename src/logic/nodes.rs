@@ -308,10 +308,15 @@ pub fn pod_reported(
     }
     let status: v1::PodStatus = serde_json::from_slice(told.status)?;
     let mut pod: v1::Pod = object.parse()?;
-    if pod.status.as_ref() == Some(&status) {
+    // Only finalizers hold it now: with no grace left, whoever takes the last one away ends it.
+    let held = told.terminated && deleting && pod.metadata.deletion_grace_period_seconds != Some(0);
+    if pod.status.as_ref() == Some(&status) && !held {
         return Ok(Report::Ignore);
     }
     pod.status = Some(status);
+    if held {
+        pod.metadata.deletion_grace_period_seconds = Some(0);
+    }
     let sealed = seal(&pod)?;
     Ok(Report::Write(Box::new(Edit::Replace(sealed, object.clone()))))
 }
@@ -330,6 +335,7 @@ pub enum ReportError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Kind, Revision, seal_json};
 
     #[test]
     fn subnets_are_handed_out_without_overlap_until_none_is_left() {
@@ -343,6 +349,37 @@ mod tests {
         for bad in ["", "10.0.0.0", "10.0.0.0/25", "x/8", "10.0.0.0/x", "fd00::/64"] {
             assert!(free_subnet(bad, []).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_ended_vanishes_or_waits_for_its_finalizers_without_grace() {
+        let object = |finalizers: serde_json::Value| {
+            let pod = serde_json::json!({
+                "metadata": {"name": "web", "namespace": "default", "uid": "u", "finalizers": finalizers,
+                    "creationTimestamp": "2030-01-01T00:00:00Z", "deletionTimestamp": "2030-01-01T00:00:00Z",
+                    "deletionGracePeriodSeconds": 30},
+                "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]},
+                "status": {"phase": "Running"}
+            });
+            Arc::new(seal_json(Kind::Pod, pod.to_string().as_bytes()).unwrap().at(Revision(5)))
+        };
+        let report = |object: &Arc<Object>, node: &str, status: &str, terminated: bool| {
+            let told = Told { uid: &"u".into(), status: status.as_bytes(), terminated };
+            match pod_reported(Some(object), &node.into(), told).unwrap() {
+                Report::Write(edit) => Some(*edit),
+                Report::Ignore => None,
+            }
+        };
+        let (free, held) = (object(serde_json::Value::Null), object(serde_json::json!(["a/b"])));
+        let same = r#"{"phase": "Running"}"#;
+        assert!(matches!(report(&free, "n", same, true), Some(Edit::Remove(_))));
+        assert!(report(&free, "other", same, true).is_none(), "a node speaks of its own pods only");
+        assert!(report(&held, "n", same, false).is_none(), "nothing new");
+        let Some(Edit::Replace(sealed, _)) = report(&held, "n", same, true) else { panic!("not written") };
+        let written = Arc::new(sealed.at(Revision(6)));
+        let deleting = written.facet.meta.deleting.unwrap();
+        assert_eq!(deleting.grace_seconds, 0);
+        assert!(report(&written, "n", same, true).is_none(), "told once");
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub mod codec;
 mod dial;
 mod endpoint;
 mod error;
-mod frame;
+pub(crate) mod frame;
 pub mod identity;
 mod link;
 pub mod memory;

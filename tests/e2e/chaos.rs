@@ -50,6 +50,10 @@ fn scaling_ends_with_the_exact_pods_however_often_troupe_is_killed_meanwhile() {
         std::thread::sleep(Duration::from_millis(chance.below(400)));
         println!("round {round}: killed on the way to {replicas}");
         cluster.kill();
+        if chance.below(2) == 0 {
+            // Also while it recovers and takes over.
+            cluster.flash(Duration::from_millis(chance.below(600)));
+        }
         cluster.up();
     }
     let count = usize::try_from(replicas).unwrap();

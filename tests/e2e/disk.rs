@@ -1,31 +1,21 @@
 //! A full disk: the client is told, nothing is damaged, and it goes on when there is room.
 
-use std::{
-    fs::File,
-    io::Write as _,
-    path::{Path, PathBuf},
-};
+use std::{fs::File, io::Write as _, path::Path};
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::mount::{MsFlags, mount};
 use serde_json::json;
 
 use crate::harness::{Cluster, Options, check, controller, is_ready, kill9, ready, text, until};
 
-/// A small file system that is unmounted when dropped.
-struct Small(PathBuf);
-
-impl Small {
-    fn new(path: &Path, options: &str) -> Small {
-        std::fs::create_dir_all(path).unwrap();
-        mount(Some("none"), path, Some("tmpfs"), MsFlags::empty(), Some(options)).expect("a tmpfs");
-        Small(path.to_owned())
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
-    }
+/// A cluster, not up yet, whose data directory is a small file system of its own; what it leaves goes with its guard.
+fn on_small_disk(options: &str) -> Cluster {
+    let dir = tempfile::Builder::new().prefix("troupe-e2e-").tempdir().unwrap();
+    let data = dir.path().join("data");
+    std::fs::create_dir_all(&data).unwrap();
+    let cluster = Cluster::prepared(Options::default(), dir, data);
+    let fault = mount(Some("none"), &cluster.data, Some("tmpfs"), MsFlags::empty(), Some(options));
+    fault.expect("a tmpfs");
+    cluster
 }
 
 /// Writes until nothing more fits.
@@ -42,19 +32,14 @@ fn a_full_disk_is_told_to_the_client_and_forgotten_when_there_is_room() {
     if !ready() {
         return;
     }
-    let dir = tempfile::Builder::new().prefix("troupe-e2e-").tempdir().unwrap();
-    let place = dir.path().join("small");
     // Room for the built-in image (this very program) and some.
     let program = std::fs::metadata(env!("CARGO_BIN_EXE_troupe")).unwrap().len();
-    let size = 2 * program + (160 << 20);
-    let small = Small::new(&place, &format!("size={size}"));
-    let data = place.join("data");
-    let mut cluster = Cluster::prepared(Options::default(), dir, data);
+    let mut cluster = on_small_disk(&format!("size={}", 2 * program + (160 << 20)));
     cluster.up();
     cluster.apply("default", &controller("web", 2, &[]));
     let before = cluster.until_ready("default", 2);
 
-    let ballast = place.join("ballast");
+    let ballast = cluster.data.join("ballast");
     fill(&ballast);
     // A write of half a megabyte does not fit into what is reserved already.
     let much = "x".repeat(500_000);
@@ -92,8 +77,6 @@ fn a_full_disk_is_told_to_the_client_and_forgotten_when_there_is_room() {
         let rc = cluster.try_get(&["rc", "web"])?;
         check(rc["status"]["readyReplicas"] == 2, || rc["status"].to_string())
     });
-    drop(cluster);
-    drop(small);
 }
 
 /// A name that was not used before in this process.
@@ -108,11 +91,8 @@ fn a_read_only_data_directory_is_refused_with_one_line() {
     if !ready() {
         return;
     }
-    let dir = tempfile::Builder::new().prefix("troupe-e2e-").tempdir().unwrap();
-    let place = dir.path().join("fixed");
-    let _small = Small::new(&place, "size=1m,ro");
-    let cluster = Cluster::prepared(Options::default(), dir, place.clone());
+    let cluster = on_small_disk("size=1m,ro");
     let error = crate::refusals::refused(&mut cluster.command(), 1);
-    assert!(error.contains(&place.display().to_string()), "{error}");
+    assert!(error.contains(&cluster.data.display().to_string()), "{error}");
     assert!(error.contains("Read-only file system") && error.contains("--data-dir"), "{error}");
 }

@@ -152,6 +152,17 @@ fn a_program_that_ignores_sigterm_is_killed_when_its_grace_is_over_or_cut_short(
     cluster.until_event(ns, "patient", "Killing");
     cluster.kubectl(&["delete", "pod", "-n", ns, "patient", "--grace-period=1"]).ok();
     assert_eq!(cluster.pids(&dying), [0; 0]);
+    // By force: the object goes at once, what it ran gets its grace all the same.
+    let mut forced = bare_pod("forced", "Always", &[hello("c", &["--ignore-sigterm"])]);
+    forced["spec"]["terminationGracePeriodSeconds"] = 2.into();
+    cluster.apply(ns, &forced);
+    let forced = cluster.until_pod(ns, "forced", "running", is_ready);
+    cluster.kubectl(&["delete", "pod", "-n", ns, "forced", "--force", "--grace-period=0"]).ok();
+    assert!(cluster.pod(ns, "forced").is_err());
+    until("its process is gone", || {
+        let pids = cluster.pids(&forced);
+        check(pids.is_empty(), || format!("{pids:?}"))
+    });
 }
 
 #[test]
@@ -164,7 +175,9 @@ fn pods_that_may_end_do_so_with_the_phase_that_tells_how() {
     cluster.namespace(ns);
     let once = |code: &'static str| hello("c", &["--once", "--print", "done", "--exit-code", code]);
     cluster.apply(ns, &bare_pod("good", "Never", &[once("0")]));
-    cluster.apply(ns, &bare_pod("bad", "Never", &[once("3")]));
+    let mut bad = bare_pod("bad", "Never", &[once("3")]);
+    bad["spec"]["containers"][0]["terminationMessagePolicy"] = "FallbackToLogsOnError".into();
+    cluster.apply(ns, &bad);
     cluster.apply(ns, &bare_pod("patient", "OnFailure", &[once("0")]));
     cluster.apply(ns, &bare_pod("trying", "OnFailure", &[once("3")]));
     for (name, phase, code) in [("good", "Succeeded", 0), ("bad", "Failed", 3), ("patient", "Succeeded", 0)] {
@@ -172,6 +185,8 @@ fn pods_that_may_end_do_so_with_the_phase_that_tells_how() {
         let terminated = &status(&pod)["state"]["terminated"];
         assert_eq!(terminated["exitCode"], code, "{name}");
         assert_eq!(terminated["reason"], if code == 0 { "Completed" } else { "Error" });
+        let message = if name == "bad" { json!("done\n") } else { Value::Null };
+        assert_eq!(terminated["message"], message, "{name}");
         assert_eq!(restarts(&pod), 0);
         assert_eq!(cluster.kubectl(&["logs", "-n", ns, name]).ok(), "done\n");
     }
@@ -232,4 +247,27 @@ fn a_new_image_restarts_the_container_in_its_pod() {
     let patch = json!({"spec": {"containers": [{"name": "c", "image": "troupe.local/hello"}]}});
     cluster.kubectl(&["patch", "pod", "-n", ns, "web", "-p", &patch.to_string()]).ok();
     cluster.until_pod(ns, "web", "running again", is_ready);
+}
+
+#[test]
+fn a_pod_held_by_a_finalizer_ends_and_stays_until_it_is_released() {
+    if !ready() {
+        return;
+    }
+    let cluster = shared();
+    let ns = "held";
+    cluster.namespace(ns);
+    let mut pod = bare_pod("web", "Always", &[hello("c", &[])]);
+    pod["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    cluster.apply(ns, &pod);
+    let pod = cluster.until_pod(ns, "web", "running", is_ready);
+    cluster.kubectl(&["delete", "pod", "-n", ns, "web", "--wait=false"]).ok();
+    until("its process is gone", || {
+        let pids = cluster.pids(&pod);
+        check(pids.is_empty(), || format!("{pids:?}"))
+    });
+    cluster.until_pod(ns, "web", "held", |pod| is_deleting(pod) && !is_ready(pod));
+    let release = json!({"metadata": {"finalizers": null}}).to_string();
+    cluster.kubectl(&["patch", "pod", "-n", ns, "web", "--type=merge", "-p", &release]).ok();
+    until("it is gone", || check(cluster.pod(ns, "web").is_err(), || "it is there".to_owned()));
 }

@@ -172,3 +172,70 @@ fn a_pod_deleted_just_before_the_kill_is_ended_by_the_successor() {
         check(cluster.processes().is_empty() && cluster.shims() == 0, || format!("{:?}", cluster.processes()))
     });
 }
+
+#[test]
+fn after_everything_died_pods_come_back_and_what_was_over_stays_over() {
+    if !ready() {
+        return;
+    }
+    let mut cluster = Cluster::start(Options { arguments: vec!["--nodes", "2"], ..Options::default() });
+    let ns = "default";
+    cluster.apply(ns, &controller("web", 4, &[]));
+    let last_words = ["--once", "--print", "said", "--write", "/dev/termination-log=all is well"];
+    cluster.apply(ns, &bare_pod("over", "Never", &[hello("c", &last_words)]));
+    cluster.apply(ns, &bare_pod("once", "Never", &[hello("c", &[])]));
+    let over = cluster.until_pod(ns, "over", "over", |pod| pod["status"]["phase"] == "Succeeded");
+    let told = &over["status"]["containerStatuses"][0]["state"]["terminated"];
+    assert_eq!(told["message"], "all is well");
+    cluster.until_pod(ns, "once", "ready", is_ready);
+    let before = until("four replicas are ready", || ready_replicas(&cluster, 4));
+    let nodes: std::collections::BTreeSet<&str> =
+        before.iter().map(|pod| text(&pod["spec"]["nodeName"])).collect();
+    assert_eq!(nodes.len(), 2, "spread over both nodes");
+
+    // As after the machine itself has restarted: no process, no bridge, no cgroup.
+    let restarted = |cluster: &mut Cluster, times: u64| {
+        cluster.kill();
+        cluster.lose_processes();
+        if times == 2 {
+            // And worse: the nodes know nothing of their pods any more.
+            std::fs::remove_dir_all(cluster.data.join("nodes")).unwrap();
+        }
+        cluster.up();
+        let after = until("the replicas are back", || {
+            let pods = ready_replicas(cluster, 4)?;
+            let counted = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"] == times;
+            check(pods.iter().all(counted), || pods.iter().map(|p| p["status"].to_string()).collect())?;
+            Ok(pods)
+        });
+        for (old, new) in before.iter().zip(&after) {
+            assert_eq!(old["metadata"]["uid"], new["metadata"]["uid"]);
+            assert_eq!(old["status"]["startTime"], new["status"]["startTime"]);
+            let last = &new["status"]["containerStatuses"][0]["lastState"]["terminated"];
+            assert_eq!(last["exitCode"], 137);
+        }
+        let running = cluster.processes();
+        assert_eq!(running.len(), 4, "one process for each replica and no other: {running:?}");
+        let once = cluster.until_pod(ns, "once", "failed", |pod| pod["status"]["phase"] == "Failed");
+        assert_eq!(once["status"]["containerStatuses"][0]["restartCount"], 0);
+        let still = cluster.pod(ns, "over").unwrap();
+        assert_eq!(still["status"]["phase"], "Succeeded");
+        assert_eq!(&still["status"]["containerStatuses"][0]["state"]["terminated"], told);
+    };
+    restarted(&mut cluster, 1);
+    assert_eq!(cluster.kubectl(&["logs", "over"]).ok(), "said\n");
+    restarted(&mut cluster, 2);
+    cluster.kubectl(&["delete", "rc,pods", "--all"]).ok();
+    until("nothing is left", || {
+        check(cluster.processes().is_empty() && cluster.shims() == 0, || format!("{:?}", cluster.processes()))
+    });
+}
+
+/// The controller's pods by name, once so many are ready.
+fn ready_replicas(cluster: &Cluster, count: usize) -> Result<Vec<Value>, String> {
+    let mut pods = cluster.pods("default")?;
+    pods.retain(|pod| pod["metadata"]["labels"]["app"] == "web" && is_ready(pod));
+    pods.sort_by_key(|pod| text(&pod["metadata"]["name"]).to_owned());
+    check(pods.len() == count, || format!("{} ready", pods.len()))?;
+    Ok(pods)
+}

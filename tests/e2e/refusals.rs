@@ -131,9 +131,13 @@ fn who_is_not_root_is_told_what_will_not_work_and_what_to_do() {
     // And where they may not write.
     let mut command = Command::new(&setpriv);
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy);
-    command.args(["up", "--api", "127.0.0.1:0", "--data-dir", "/root/troupe-e2e"]).current_dir(dir.path());
+    let closed = dir.path().join("closed");
+    std::fs::create_dir(&closed).unwrap();
+    std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let data = closed.join("data").display().to_string();
+    command.args(["up", "--api", "127.0.0.1:0", "--data-dir", &data]).current_dir(dir.path());
     let error = refused(&mut command, 1);
-    one_line(&error, &["/root/troupe-e2e", "Permission denied"]);
+    one_line(&error, &[&data, "Permission denied", "--data-dir"]);
 }
 
 #[test]

@@ -7,14 +7,17 @@
 
 mod context;
 mod found;
+mod last_words;
 mod machine;
 mod pod;
 mod start;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -251,7 +254,7 @@ impl Kubelet {
         let seed = PodSeed {
             node: self.seed.node.clone(),
             wanted: wanted.clone(),
-            found: self.found.remove(uid),
+            fresh: Arc::new(AtomicBool::new(self.found.remove(uid).is_none())),
             report: self.seed.slot.port(),
             notice: self.seed.slot.port(),
         };

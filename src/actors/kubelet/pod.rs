@@ -4,7 +4,13 @@
 //! action's outcome goes back into the machine, which is then stepped again; nothing else changes it.
 //! After a panic the supervisor makes a fresh actor, which takes over what the runtime still has of the pod.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, WrapFuture as _,
@@ -15,6 +21,7 @@ use k8s_openapi::api::core::v1;
 use super::{
     context::{NodeContext, now_ms},
     found::Found,
+    last_words::last_words,
     start::{Started, sandbox_config, start_container},
 };
 use crate::{
@@ -88,8 +95,8 @@ pub struct PodSeed {
     pub node: Arc<NodeContext>,
     /// What the master wants of the pod, kept up to date by the kubelet: messages to a dead actor are lost.
     pub wanted: Arc<ArcSwap<Wanted>>,
-    /// What the kubelet found of it, for the first incarnation.
-    pub found: Option<Found>,
+    /// Nothing of the pod was on the node when the kubelet took it: its first incarnation need not look.
+    pub fresh: Arc<AtomicBool>,
     /// Where to report.
     pub report: Port<PodReported>,
     /// Where to tell events.
@@ -122,7 +129,9 @@ impl PodActor {
     fn adopt(&mut self, found: Option<Found>) {
         let Some(found) = found else { return self.machine.recall() };
         let places = self.places();
-        let lives: Vec<Adopted> = found.containers.into_iter().map(|life| adopted(life, &places)).collect();
+        let pod = &self.machine.pod;
+        let lives: Vec<Adopted> =
+            found.containers.into_iter().map(|life| adopted(life, pod, &places)).collect();
         self.machine.adopt(found.sandbox.ready, found.sandbox.ip, &lives);
     }
 
@@ -280,14 +289,16 @@ impl PodActor {
         self.machine.container_failed(index, failure, now_ms());
     }
 
-    /// Asks the runtime which of this pod's containers have ended: heals events that were missed.
+    /// Asks the runtime which of this pod's containers there are and have ended: heals what was missed.
     fn check_exits(&mut self, ctx: &mut Context<Self>) {
         let runtime = self.seed.node.runtime.clone();
         let uid = self.uid.clone();
         let work = async move { runtime.list_containers().await.map(|all| (uid, all)) };
         ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| match outcome {
             Ok((uid, all)) => {
-                for status in all.into_iter().filter(|s| s.pod == uid) {
+                let own: Vec<ContainerStatus> = all.into_iter().filter(|s| s.pod == uid).collect();
+                pod.machine.remove_strays(own.iter().map(|s| s.id.0.as_str()));
+                for status in own {
                     if let ContainerState::Exited(exit) = status.state {
                         pod.exited(status.id, &exit);
                     }
@@ -308,23 +319,13 @@ impl PodActor {
             _ => None,
         });
         let Some((name, attempt, started_ms)) = place else { return };
-        let message = last_words(&self.places().termination_message(&name, attempt));
+        let message = last_words(&self.machine.pod, &self.places(), &name, attempt, exit.code);
         self.machine.container_exited(ended(id.0, exit, started_ms, message));
     }
 }
 
 /// What the runtime could not end is tried again at this pace.
 const RETRY: Duration = Duration::from_secs(2);
-/// Last words are cut here, as Kubernetes cuts them.
-const LAST_WORDS_BYTES: u64 = 4096;
-
-fn last_words(path: &std::path::Path) -> Option<String> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    std::fs::File::open(path).ok()?.take(LAST_WORDS_BYTES).read_to_end(&mut bytes).ok()?;
-    (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned())
-}
-
 fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> Ended {
     let reason = match exit {
         Exit { oom_killed: true, .. } => "OOMKilled",
@@ -342,10 +343,10 @@ fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> E
     }
 }
 
-fn adopted(status: ContainerStatus, places: &Places) -> Adopted {
+fn adopted(status: ContainerStatus, pod: &v1::Pod, places: &Places) -> Adopted {
     let ended = match &status.state {
         ContainerState::Exited(exit) => {
-            let message = last_words(&places.termination_message(&status.name, status.attempt));
+            let message = last_words(pod, places, &status.name, status.attempt, exit.code);
             Some(ended(status.id.0.clone(), exit, status.started_ms, message))
         }
         ContainerState::Created | ContainerState::Running => None,
@@ -362,28 +363,31 @@ fn adopted(status: ContainerStatus, places: &Places) -> Adopted {
 }
 
 /// What the runtime has of one pod.
-async fn find(node: &NodeContext, uid: &Uid) -> Option<Found> {
-    let sandboxes = node.runtime.list_pod_sandboxes().await.ok()?;
-    let sandbox = sandboxes.into_iter().find(|s| s.uid == *uid)?;
-    let containers = node.runtime.list_containers().await.ok()?;
-    Some(Found { sandbox, containers: containers.into_iter().filter(|c| c.pod == *uid).collect() })
+async fn find(node: &NodeContext, uid: &Uid) -> Result<Option<Found>, RuntimeError> {
+    let sandboxes = node.runtime.list_pod_sandboxes().await?;
+    let Some(sandbox) = sandboxes.into_iter().find(|s| s.uid == *uid) else { return Ok(None) };
+    let containers = node.runtime.list_containers().await?;
+    Ok(Some(Found { sandbox, containers: containers.into_iter().filter(|c| c.pod == *uid).collect() }))
 }
 
 impl Actor for PodActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        if self.life.incarnation() == 1 {
-            let found = self.seed.found.take();
-            self.adopt(found);
+        if self.seed.fresh.swap(false, Ordering::Relaxed) {
+            self.machine.recall();
             self.advance(ctx);
             return;
         }
         let (node, uid) = (self.seed.node.clone(), self.uid.clone());
         let look = async move { find(&node, &uid).await };
-        ctx.wait(look.into_actor(self).map(|found, pod, ctx| {
-            pod.adopt(found);
-            pod.advance(ctx);
+        ctx.wait(look.into_actor(self).map(|found, pod, ctx| match found {
+            Ok(found) => {
+                pod.adopt(found);
+                pod.advance(ctx);
+            }
+            // Without knowing what there is, anything would be wrong; the supervisor tries again.
+            Err(error) => pod.life.fail(error),
         }));
     }
 }
@@ -393,10 +397,6 @@ impl Handler<PodAssigned> for PodActor {
 
     fn handle(&mut self, message: PodAssigned, ctx: &mut Self::Context) {
         self.machine.assign(message.0);
-        if self.machine.is_removed() {
-            // The master heard of its end when that was no news to it; now it may wait for it.
-            self.reported = None;
-        }
         self.advance(ctx);
     }
 }
@@ -417,7 +417,7 @@ impl Handler<LookAgain> for PodActor {
         let (node, uid) = (self.seed.node.clone(), self.uid.clone());
         let look = async move { find(&node, &uid).await };
         ctx.wait(look.into_actor(self).map(|found, pod, ctx| {
-            if found.is_some_and(|f| !f.sandbox.ready) {
+            if found.is_ok_and(|f| f.is_some_and(|f| !f.sandbox.ready)) {
                 pod.machine.sandbox_lost(now_ms());
             }
             pod.check_exits(ctx);

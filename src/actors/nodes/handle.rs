@@ -17,7 +17,10 @@ use actix::{
 use futures_util::stream;
 use k8s_openapi::{api::core::v1, jiff::Timestamp};
 
-use super::{Links, RegistrySeed};
+use super::{
+    Links, RegistrySeed, bound_to,
+    refusals::{Refusals, Refused},
+};
 use crate::{
     actors::{commit::commit, outside, supervisor::Life},
     logic::{
@@ -25,7 +28,7 @@ use crate::{
         events::Happening,
         nodes::{Report, Told, lost_status, new_node, pod_reported, wanted_mark},
     },
-    messages::{Durability, RecordEvent, wire},
+    messages::{Durability, Port, RecordEvent, wire},
     model::{Key, Kind, NodeName, Object, Revision, Uid, seal},
     net::{Class, Link, LinkEvent, LinkEvents, LinkHandle},
 };
@@ -53,12 +56,18 @@ pub(super) struct Linked {
     pub(super) pods: NodePods,
 }
 
+/// node → registry: an incarnation has begun, and takes a link.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Begun(pub(super) NodeName);
+
 /// The actor.
 pub(super) struct NodeHandle {
     life: Life,
     name: NodeName,
     seed: RegistrySeed,
     links: Links,
+    begun: Port<Begun>,
     link: Option<LinkHandle<wire::ToNode>>,
     /// Tells the present connection's events from late ones of an earlier.
     connection: u64,
@@ -75,15 +84,23 @@ pub(super) struct NodeHandle {
     pending: BTreeMap<Uid, wire::PodReport>,
     writing: bool,
     lost: Option<SpawnHandle>,
+    refusals: Refusals,
 }
 
 impl NodeHandle {
-    pub(super) fn new(life: Life, name: NodeName, seed: RegistrySeed, links: Links) -> NodeHandle {
+    pub(super) fn new(
+        life: Life,
+        name: NodeName,
+        seed: RegistrySeed,
+        links: Links,
+        begun: Port<Begun>,
+    ) -> NodeHandle {
         NodeHandle {
             life,
             name,
             seed,
             links,
+            begun,
             link: None,
             connection: 0,
             subnet: String::new(),
@@ -95,6 +112,7 @@ impl NodeHandle {
             pending: BTreeMap::new(),
             writing: false,
             lost: None,
+            refusals: Refusals::default(),
         }
     }
 
@@ -154,7 +172,10 @@ impl NodeHandle {
             wire::ToMaster::Node(report) => self.write_node(report, BTreeMap::new(), ctx),
             wire::ToMaster::Pods(reports) => {
                 for report in reports {
-                    self.pending.insert(report.uid.clone(), report);
+                    let about = Key::new(Kind::Pod, report.namespace.as_str(), report.name.as_str());
+                    if self.owns(&about, &report.uid, Refused::Pod) {
+                        self.pending.insert(report.uid.clone(), report);
+                    }
                 }
                 self.write_pods(ctx);
             }
@@ -291,15 +312,30 @@ impl NodeHandle {
         }));
     }
 
-    fn record(&self, event: wire::EventReport) {
+    /// Whether the node may speak of this. What was its own until a moment ago is ignored; anything else is refused.
+    fn owns(&mut self, about: &Key, uid: &Uid, what: Refused) -> bool {
+        let foreign = match about.kind {
+            Kind::Node if *about.name == *self.name.0 => return true,
+            Kind::Node => true,
+            _ if self.pods.get(uid).is_some_and(|pod| pod.key == *about) => return true,
+            _ => self
+                .seed
+                .wiring
+                .view
+                .snapshot()
+                .find(about)
+                .is_some_and(|pod| pod.uid() == uid && bound_to(pod).as_ref() != Some(&self.name)),
+        };
+        if foreign {
+            self.refusals.note(&self.name, what, about);
+        }
+        false
+    }
+
+    fn record(&mut self, event: wire::EventReport) {
         let kind = if event.namespace.is_empty() { Kind::Node } else { Kind::Pod };
         let about = Key::new(kind, event.namespace, event.name);
-        let own = match kind {
-            Kind::Node => *about.name == *self.name.0,
-            _ => self.pods.contains_key(&event.uid),
-        };
-        if !own {
-            tracing::warn!(node = %self.name, about = %about, "a node told an event of what is not its own");
+        if !self.owns(&about, &event.uid, Refused::Event) {
             return;
         }
         self.seed.wiring.record(RecordEvent(Happening {
@@ -364,6 +400,8 @@ impl Actor for NodeHandle {
             link.close("the master begins anew");
         }
         self.expect_silence(ctx);
+        // A registry that is down has nothing waiting, and finds this incarnation published.
+        let _ = self.begun.tell(Begun(self.name.clone()));
     }
 }
 

@@ -2,9 +2,13 @@
 //!
 //! Owns: acceptance of links, node subnets, and one supervised [`handle::NodeHandle`] for each node, linked or not. It
 //! follows the store once for all nodes and hands each its own pods. Invariants: a link speaks for the node in its
-//! certificate only; no two nodes get one subnet (all are handed out here). Leaves out what a node says.
+//! certificate only; no two nodes get one subnet (all are handed out here); a link that comes before its node's actor
+//! has begun waits for it. Leaves out what a node says.
 
 mod handle;
+mod refusals;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,12 +16,15 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, AsyncContext as _, Context, Handler, ResponseFuture, StreamHandler};
+use actix::{
+    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, ResponseFuture, StreamHandler,
+    WrapFuture as _,
+};
 use dashmap::DashMap;
 use futures_util::stream;
 use tokio::sync::Mutex;
 
-use self::handle::{Linked, NodeHandle, NodePods};
+use self::handle::{Begun, Linked, NodeHandle, NodePods};
 use crate::{
     actors::{
         commit::Wiring,
@@ -25,17 +32,13 @@ use crate::{
         supervisor::{ChildSpec, Life, Strategy, SupervisorHandle, SupervisorSpec},
     },
     logic::{nodes::free_subnet, supervision::Intensity},
-    messages::{OpenError, OpenStream, Slot, wire},
-    model::{Kind, KindFacet, NodeName, Object, Revision, Uid},
+    messages::{OpenError, OpenStream, Port, Slot, wire},
+    model::{Key, Kind, KindFacet, NodeName, Object, Revision, Uid},
     net::{Link, LinkHandle, Listener, NetError},
 };
 
 /// How long a node may take to open a byte stream.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
-
-/// A link waits so long, and so often, for its node's actor to be there: less than a node waits for a welcome.
-const HANDLE_PAUSE: Duration = Duration::from_millis(2);
-const HANDLE_TRIES: u32 = 250;
 
 /// The links that are up, by node: read by whoever opens a byte stream.
 pub type Links = Arc<DashMap<NodeName, LinkHandle<wire::ToNode>>>;
@@ -53,10 +56,10 @@ pub fn child(seed: RegistrySeed, slot: &Slot<NodeRegistry>) -> ChildSpec {
         let spec = SupervisorSpec::new("node handles").limit(Intensity::UNLIMITED).stop_together();
         let fresh = handles.clone();
         nodes.start_child(ChildSpec::supervisor(spec, &supervisor, move |_| fresh.clear())).detach();
-        let seed = seed.clone();
+        let (seed, begun) = (seed.clone(), slot.port());
         let registry = ChildSpec::new("node registry", &slot, move |life| {
             let shared = (supervisor.clone(), handles.clone(), links.clone());
-            Ok(NodeRegistry::new(life, seed.clone(), shared))
+            Ok(NodeRegistry::new(life, seed.clone(), shared, begun.clone()))
         });
         nodes.start_child(registry).detach();
     })
@@ -81,7 +84,23 @@ struct Known {
     slot: Slot<NodeHandle>,
     /// The node's pods, by uid.
     pods: BTreeMap<Uid, Arc<Object>>,
+    /// Came while the node's actor was not there yet, or between two incarnations. The newest only.
+    waiting: Option<(ToNodeLink, String)>,
+    /// Its actor is being stopped.
+    ending: bool,
 }
+
+impl Known {
+    fn new(slot: Slot<NodeHandle>) -> Known {
+        Known { slot, pods: BTreeMap::new(), waiting: None, ending: false }
+    }
+
+    fn picture(&self, revision: Revision) -> NodePods {
+        NodePods { revision, pods: self.pods.values().cloned().collect() }
+    }
+}
+
+type ToNodeLink = Link<wire::ToNode, wire::ToMaster>;
 
 /// The actor.
 pub struct NodeRegistry {
@@ -90,9 +109,11 @@ pub struct NodeRegistry {
     links: Links,
     nodes: HashMap<NodeName, Known>,
     subnets: HashMap<NodeName, String>,
-    revision: Revision,
+    /// `None` until the store's first snapshot was seen: before that no node can be told what it is to run.
+    revision: Option<Revision>,
     supervisor: SupervisorHandle,
     handles: Handles,
+    begun: Port<Begun>,
 }
 
 impl NodeRegistry {
@@ -100,6 +121,7 @@ impl NodeRegistry {
         life: Life,
         seed: RegistrySeed,
         (supervisor, handles, links): (SupervisorHandle, Handles, Links),
+        begun: Port<Begun>,
     ) -> NodeRegistry {
         NodeRegistry {
             life,
@@ -107,26 +129,28 @@ impl NodeRegistry {
             links,
             nodes: HashMap::new(),
             subnets: HashMap::new(),
-            revision: Revision::default(),
+            revision: None,
             supervisor,
             handles,
+            begun,
         }
     }
 
     fn node(&mut self, name: &NodeName) -> &mut Known {
         let (seed, links, handles, supervisor) = (&self.seed, &self.links, &self.handles, &self.supervisor);
+        let begun = &self.begun;
         self.nodes.entry(name.clone()).or_insert_with(|| {
             if let Some(slot) = handles.get(name) {
-                return Known { slot: slot.clone(), pods: BTreeMap::new() };
+                return Known::new(slot.clone());
             }
             let slot = Slot::new("node");
             handles.insert(name.clone(), slot.clone());
-            let (seed, links, node) = (seed.clone(), links.clone(), name.clone());
+            let (seed, links, node, begun) = (seed.clone(), links.clone(), name.clone(), begun.clone());
             let child = ChildSpec::new(name.as_str(), &slot, move |life| {
-                Ok(NodeHandle::new(life, node.clone(), seed.clone(), links.clone()))
+                Ok(NodeHandle::new(life, node.clone(), seed.clone(), links.clone(), begun.clone()))
             });
             supervisor.start_child(child.never_escalate()).detach();
-            Known { slot, pods: BTreeMap::new() }
+            Known::new(slot)
         })
     }
 
@@ -143,10 +167,11 @@ impl NodeRegistry {
                 self.node(&node).pods.insert(object.uid().clone(), object.clone());
             }
         }
-        self.revision = snapshot.revision;
+        self.revision = Some(snapshot.revision);
         let names: Vec<NodeName> = self.nodes.keys().cloned().collect();
         for name in names {
             self.tell_pods(&name);
+            self.hand_over(&name);
         }
     }
 
@@ -160,14 +185,14 @@ impl NodeRegistry {
         self.node(&name);
     }
 
-    fn note(&mut self, changes: &[crate::messages::Change]) {
+    fn note(&mut self, changes: &[crate::messages::Change], ctx: &mut Context<Self>) {
         let mut touched: Vec<NodeName> = Vec::new();
         for change in changes {
             let (before, after) = sides(change);
             match change.object.key.kind {
                 Kind::Node => match after {
                     Some(object) => self.note_node(object),
-                    None => self.node_deleted(&NodeName(change.object.key.name.clone())),
+                    None => self.node_deleted(&NodeName(change.object.key.name.clone()), ctx),
                 },
                 Kind::Pod => {
                     if let Some((node, object)) = before.and_then(|o| Some((bound_to(o)?, o))) {
@@ -182,7 +207,7 @@ impl NodeRegistry {
                 _ => {}
             }
         }
-        self.revision = changes.last().map_or(self.revision, crate::messages::Change::revision);
+        self.revision = changes.last().map(crate::messages::Change::revision).or(self.revision);
         touched.sort_unstable();
         touched.dedup();
         for name in touched {
@@ -191,29 +216,39 @@ impl NodeRegistry {
     }
 
     /// A deleted node that is still linked registers itself again with its next connection.
-    fn node_deleted(&mut self, name: &NodeName) {
+    fn node_deleted(&mut self, name: &NodeName, ctx: &mut Context<Self>) {
         self.subnets.remove(name);
         match self.links.remove(name) {
             Some((_, link)) => link.close("the node was deleted"),
-            None => {
-                if self.nodes.get(name).is_some_and(|k| k.pods.is_empty()) {
-                    self.nodes.remove(name);
-                    self.handles.remove(name);
-                    self.supervisor.stop_child(name.as_str()).detach();
-                }
-            }
+            None => self.forget(name, ctx),
         }
+    }
+
+    /// Ends a node's actor. Only when it has ended can there be another of that name, so what came meanwhile waits.
+    fn forget(&mut self, name: &NodeName, ctx: &mut Context<Self>) {
+        let Some(known) = self.nodes.get_mut(name).filter(|k| k.pods.is_empty() && !k.ending) else { return };
+        known.ending = true;
+        let (stopped, name) = (self.supervisor.stop_child(name.as_str()), name.clone());
+        ctx.spawn(stopped.into_actor(self).map(move |_, registry, _| {
+            registry.handles.remove(&name);
+            let Some(ended) = registry.nodes.remove(&name) else { return };
+            let key = Key::new(Kind::Node, "", name.0.clone());
+            let exists = registry.seed.wiring.view.snapshot().find(&key).is_some();
+            if exists || ended.waiting.is_some() || !ended.pods.is_empty() {
+                let again = registry.node(&name);
+                (again.pods, again.waiting) = (ended.pods, ended.waiting);
+            }
+        }));
     }
 
     fn tell_pods(&self, name: &NodeName) {
         let Some(known) = self.nodes.get(name) else { return };
-        if let Some(address) = known.slot.address() {
-            address
-                .do_send(NodePods { revision: self.revision, pods: known.pods.values().cloned().collect() });
+        if let (Some(address), Some(revision)) = (known.slot.address(), self.revision) {
+            address.do_send(known.picture(revision));
         }
     }
 
-    fn linked(&mut self, link: Link<wire::ToNode, wire::ToMaster>, tries: u32, ctx: &mut Context<Self>) {
+    fn linked(&mut self, link: ToNodeLink) {
         let name = link.peer().clone();
         let subnet = match self.subnet_for(&name) {
             Ok(subnet) => subnet,
@@ -224,17 +259,20 @@ impl NodeRegistry {
                 return;
             }
         };
-        let revision = self.revision;
         let known = self.node(&name);
-        let pods = NodePods { revision, pods: known.pods.values().cloned().collect() };
-        match known.slot.address() {
-            Some(address) => address.do_send(Linked { link, subnet, pods }),
-            // A moment before its first incarnation, or between two.
-            None if tries < HANDLE_TRIES => {
-                ctx.run_later(HANDLE_PAUSE, move |registry, ctx| registry.linked(link, tries + 1, ctx));
-            }
-            // The node dials again.
-            None => drop(link),
+        if let Some((before, _)) = known.waiting.replace((link, subnet)) {
+            before.split().0.close("the node has connected anew");
+        }
+        self.hand_over(&name);
+    }
+
+    /// Gives a waiting link to its node's actor, once that is there. Nothing is lost in between: an incarnation is
+    /// published before it says that it has begun, and whatever waits is handed over then.
+    fn hand_over(&mut self, name: &NodeName) {
+        let (Some(revision), Some(known)) = (self.revision, self.nodes.get_mut(name)) else { return };
+        let Some(address) = known.slot.address().filter(|_| !known.ending) else { return };
+        if let Some((link, subnet)) = known.waiting.take() {
+            address.do_send(Linked { link, subnet, pods: known.picture(revision) });
         }
     }
 
@@ -257,7 +295,7 @@ fn bound_to(object: &Object) -> Option<NodeName> {
 }
 
 /// A link that was accepted.
-struct Accepted(Link<wire::ToNode, wire::ToMaster>);
+struct Accepted(ToNodeLink);
 
 fn accepted(listener: Arc<Mutex<Listener>>) -> impl futures_util::Stream<Item = Accepted> {
     stream::unfold(listener, |listener| async move {
@@ -282,23 +320,32 @@ impl Actor for NodeRegistry {
 }
 
 impl StreamHandler<Fed> for NodeRegistry {
-    fn handle(&mut self, fed: Fed, _: &mut Self::Context) {
+    fn handle(&mut self, fed: Fed, ctx: &mut Self::Context) {
         self.life.beat();
         match fed {
             Fed::Anew(snapshot) => self.begin_anew(&snapshot),
-            Fed::Changes(changes) => self.note(&changes),
+            Fed::Changes(changes) => self.note(&changes, ctx),
         }
     }
 }
 
 impl StreamHandler<Accepted> for NodeRegistry {
-    fn handle(&mut self, accepted: Accepted, ctx: &mut Self::Context) {
+    fn handle(&mut self, accepted: Accepted, _: &mut Self::Context) {
         self.life.beat();
-        self.linked(accepted.0, 0, ctx);
+        self.linked(accepted.0);
     }
 
     fn finished(&mut self, _: &mut Self::Context) {
         self.life.fail("the links' port has failed");
+    }
+}
+
+impl Handler<Begun> for NodeRegistry {
+    type Result = ();
+
+    fn handle(&mut self, begun: Begun, _: &mut Self::Context) {
+        self.life.beat();
+        self.hand_over(&begun.0);
     }
 }
 

@@ -439,3 +439,17 @@ fn restarts_are_counted_on_when_the_node_has_nothing_of_the_pod() {
     let last = c.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
     assert_eq!((last.exit_code, last.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
 }
+
+#[test]
+fn a_life_that_nobody_knows_is_removed_but_not_one_that_is_just_being_started() {
+    let mut m = machine("Always", 2);
+    up(&mut m);
+    m.container_exited(exit("0-0", 1, 1_000));
+    assert_eq!(m.step(1_000).actions, [Action::Start(0)]);
+    let all = ["0-0", "0-1", "1-0", "stray"];
+    m.remove_strays(all);
+    assert_eq!(m.step(1_000).actions, [], "one of them may be what is being started");
+    m.container_started(0, "0-1".into(), String::new(), 1_000);
+    m.remove_strays(all);
+    assert_eq!(m.step(1_000).actions, [Action::Forget { id: "stray".into() }]);
+}

@@ -62,6 +62,26 @@ impl Machine {
         }
     }
 
+    /// Of the lives that the runtime has of this pod, removes those nobody knows: an earlier incarnation of the pod's
+    /// actor was starting them when it died. While something starts its own life may be among them, so nothing is done.
+    pub fn remove_strays<'a>(&mut self, lives: impl IntoIterator<Item = &'a str>) {
+        if self.containers.iter().any(|c| matches!(c.phase, ContainerPhase::Starting { .. })) {
+            return;
+        }
+        let known = |id: &str| {
+            self.containers.iter().any(|c| {
+                let present = match &c.phase {
+                    ContainerPhase::Running { id, .. } => Some(id.as_str()),
+                    ContainerPhase::Exited(ended) => ended.id.as_deref(),
+                    ContainerPhase::Waiting { .. } | ContainerPhase::Starting { .. } => None,
+                };
+                present == Some(id) || c.last.as_ref().and_then(|l| l.id.as_deref()) == Some(id)
+            })
+        };
+        let strays: Vec<String> = lives.into_iter().filter(|id| !known(id)).map(str::to_owned).collect();
+        self.forget.extend(strays);
+    }
+
     /// Takes over from the pod's document what an earlier kubelet told, when the node has nothing of the pod any more:
     /// a pod that is over stays over, and restarts are counted on.
     pub fn recall(&mut self) {

@@ -350,18 +350,33 @@ impl Driver {
     /// Removes what a stopped sandbox has on the node.
     async fn clear(&self, pod: &Arc<Pod>) -> Result<(), RuntimeError> {
         let group = self.hierarchies.group(&pod.record.cgroup);
-        let pod = Arc::clone(pod);
+        let cleared = Arc::clone(pod);
         blocking(move || {
-            group.remove().map_err(system(format!("remove the cgroup of pod {}", pod.uid)))?;
-            state::remove_tree(&pod.dir.0).map_err(system(format!("remove {}", pod.dir.0.display())))?;
-            let Some(network) = &pod.record.network else { return Ok(()) };
-            // The pair dies with the network namespace, but the kernel takes its time for that.
-            if Path::new("/sys/class/net").join(&network.veth).exists() {
-                Netlink::open()
-                    .and_then(|mut netlink| netlink.remove_link(&network.veth))
-                    .map_err(system(format!("remove link {}", network.veth)))?;
+            group.remove().map_err(system(format!("remove the cgroup of pod {}", cleared.uid)))?;
+            state::remove_tree(&cleared.dir.0).map_err(system(format!("remove {}", cleared.dir.0.display())))
+        })
+        .await?;
+        match &pod.record.network {
+            Some(network) => self.wait_for_link(&network.veth).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The pair dies with the network namespace, soon and many at a time; to remove one by request takes as long and
+    /// keeps everyone else, also pods that start, from the kernel's network tables.
+    async fn wait_for_link(&self, veth: &str) -> Result<(), RuntimeError> {
+        let path = Path::new("/sys/class/net").join(veth);
+        for _ in 0..LINK_LOOKS {
+            if !path.exists() {
+                return Ok(());
             }
-            Ok(())
+            tokio::time::sleep(LINK_PAUSE).await;
+        }
+        let veth = veth.to_owned();
+        blocking(move || {
+            Netlink::open()
+                .and_then(|mut netlink| netlink.remove_link(&veth))
+                .map_err(system(format!("remove link {veth}")))
         })
         .await
     }
@@ -395,6 +410,10 @@ impl Driver {
 /// SIGKILL works at once unless a process sits in the kernel waiting for a device; that is waited for this long.
 const KILL_ATTEMPTS: u32 = 2000;
 const KILL_PAUSE: Duration = Duration::from_millis(5);
+
+/// The kernel ends a namespace within some 10 to 100 ms; after a second something else holds it.
+const LINK_LOOKS: u32 = 200;
+const LINK_PAUSE: Duration = Duration::from_millis(5);
 
 /// A uid names directories, cgroups and links.
 fn check_uid(uid: &str) -> Result<(), RuntimeError> {

@@ -10,6 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
+    time::Duration,
 };
 
 use nix::{
@@ -138,6 +139,16 @@ impl Cluster {
                 panic!("troupe up: {problem}");
             }
         }
+    }
+
+    /// Starts `troupe up` and kills it again, however far it has come by then.
+    pub fn flash(&self, after: Duration) {
+        assert!(self.up.is_none(), "it is up already");
+        let log = fs::File::options().create(true).append(true).open(self.log()).expect("a log file");
+        let child = self.command().stdout(Stdio::null()).stderr(log).spawn().expect("troupe starts");
+        let up = Up { child, api: ([127, 0, 0, 1], 0).into() };
+        std::thread::sleep(after);
+        drop(up);
     }
 
     /// `kill -9` of `troupe up`.
@@ -313,15 +324,19 @@ impl Cluster {
     #[track_caller]
     pub fn shim(&self, pod: &Value) -> i32 {
         let uid = text(&pod["metadata"]["uid"]);
-        let of = |pid: &i32| {
-            fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(uid))
-        };
-        sweep::shims(&self.data).into_iter().find(of).expect("the pod has a shim")
+        let all = sweep::shims(&self.data);
+        all.into_iter().find(|(_, of)| of == uid).expect("the pod has a shim").0
     }
 
     /// Every process of this cluster's containers, as `POD-UID/CONTAINER-ID`.
     pub fn processes(&self) -> Vec<(i32, String)> {
         sweep::processes(&self.data)
+    }
+
+    /// Ends every process of this cluster on the machine and removes what else it has there, except its files.
+    pub fn lose_processes(&self) {
+        assert!(self.up.is_none(), "troupe is up");
+        sweep::sweep(&self.data);
     }
 
     /// How many shims there are.

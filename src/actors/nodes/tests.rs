@@ -1,0 +1,322 @@
+//! The registry and its nodes' actors under a real supervisor, linked over a network in memory.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    actors::{
+        supervisor::Supervisor,
+        testing::{Bench, system},
+    },
+    logic::nodes::{MachineFacts, node_status},
+    messages::wire::{EventReport, Hello, NodeReport, PodReport, ToMaster, ToNode},
+    model::Key,
+    net::{Class, CloseReason, LinkEvent, LinkEvents, identity::MASTER, memory::Network},
+};
+
+const LOST_AFTER: Duration = Duration::from_secs(2);
+
+type NodeLink = (LinkHandle<ToMaster>, LinkEvents<ToNode>);
+
+/// A master's registry and the network it listens on.
+struct Master {
+    bench: Bench,
+    network: Network,
+    address: std::net::SocketAddr,
+    root: SupervisorHandle,
+    nodes: Slot<NodeRegistry>,
+}
+
+impl Master {
+    async fn start() -> Master {
+        let (bench, network) = (Bench::new(), Network::new(11));
+        let listener = network.listen(&MASTER.into());
+        let address = listener.local_addr();
+        let seed = RegistrySeed {
+            wiring: bench.wiring(),
+            listener: Arc::new(Mutex::new(listener)),
+            pod_network: "10.244.0.0/16".into(),
+            cluster: "test".into(),
+            lost_after: LOST_AFTER,
+        };
+        let (root, nodes) = (Supervisor::start(SupervisorSpec::new("test")), Slot::new("node registry"));
+        root.start_child(child(seed, &nodes)).await.unwrap();
+        Master { bench, network, address, root, nodes }
+    }
+
+    async fn link(&self, node: &str) -> NodeLink {
+        let connector = self.network.connector(&node.into());
+        connector.connect::<ToMaster, ToNode>(self.address, MASTER).await.unwrap().split()
+    }
+
+    /// Links, introduces itself, and waits until it is ready and has its first picture.
+    async fn join(&self, node: &str) -> NodeLink {
+        let (handle, mut events) = self.link(node).await;
+        handle.send(Class::Control, &hello()).unwrap();
+        assert!(matches!(message(&mut events).await, ToNode::Welcome(_)));
+        assert!(matches!(message(&mut events).await, ToNode::Assignments(_)));
+        self.bench.until(&node_key(node), |o| is_ready(o) == Some(true)).await;
+        (handle, events)
+    }
+
+    async fn stop(self) {
+        self.root.shutdown().await.unwrap();
+    }
+}
+
+fn hello() -> ToMaster {
+    let status = node_status(&MachineFacts { cpus: 2, ..MachineFacts::default() }, None, 1_000_000);
+    let status = serde_json::to_vec(&status).unwrap().into();
+    ToMaster::Hello(Hello { labels: BTreeMap::new(), report: NodeReport { status } })
+}
+
+fn node_key(name: &str) -> Key {
+    Key::new(Kind::Node, "", name)
+}
+
+fn is_ready(object: &Object) -> Option<bool> {
+    match &object.facet.of {
+        KindFacet::Node(node) => Some(node.ready),
+        _ => None,
+    }
+}
+
+async fn message(events: &mut LinkEvents<ToNode>) -> ToNode {
+    match events.next().await {
+        LinkEvent::Message(message) => message,
+        LinkEvent::Opened(..) => panic!("a byte stream"),
+        LinkEvent::Closed(reason) => panic!("the link has ended: {reason}"),
+    }
+}
+
+/// Assignments until one is as asked.
+async fn picture(
+    events: &mut LinkEvents<ToNode>,
+    is: impl Fn(&wire::Assignments) -> bool,
+) -> wire::Assignments {
+    loop {
+        if let ToNode::Assignments(picture) = message(events).await
+            && is(&picture)
+        {
+            return picture;
+        }
+    }
+}
+
+fn pod(name: &str, node: &str) -> Value {
+    json!({
+        "metadata": {"name": name, "namespace": "default", "generation": 1},
+        "spec": {"containers": [{"name": "c", "image": "i"}], "nodeName": node},
+    })
+}
+
+#[test]
+fn the_first_link_of_an_unknown_node_is_kept() {
+    system(async {
+        let master = Master::start().await;
+        // Pods may be bound to a node before its actor has begun.
+        let bound = master.bench.create(Kind::Pod, pod("early", "n1")).await;
+        let (handle, mut events) = master.link("n1").await;
+        handle.send(Class::Control, &hello()).unwrap();
+        let ToNode::Welcome(welcome) = message(&mut events).await else { panic!("no welcome") };
+        assert_eq!(welcome.pod_cidr, "10.244.0.0/24");
+        picture(&mut events, |p| p.pods.iter().any(|p| p.uid == *bound.uid())).await;
+        master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(true)).await;
+        master.bench.quiet().await;
+        assert!(handle.send(Class::Control, &hello()).is_ok(), "the link holds");
+        master.stop().await;
+    });
+}
+
+#[test]
+fn a_pod_bound_while_a_link_waits_is_in_the_first_picture() {
+    system(async {
+        let master = Master::start().await;
+        let (mut first, mut second) = (master.join("n1").await, master.join("n2").await);
+        let bound = master.bench.create(Kind::Pod, pod("p", "n2")).await;
+        let seen = picture(&mut second.1, |p| !p.pods.is_empty()).await;
+        assert_eq!(seen.documents[0].uid, *bound.uid());
+        // The other one is told nothing of it.
+        let nothing = tokio::time::timeout(LOST_AFTER, first.1.next()).await;
+        assert!(nothing.is_err());
+        master.stop().await;
+    });
+}
+
+#[test]
+fn a_node_that_dials_while_its_actor_is_restarted_gets_the_next_incarnation() {
+    system(async {
+        let master = Master::start().await;
+        for _ in 0..5 {
+            let (_handle, mut events) = master.join("n1").await;
+            master.root.inject_panic("nodes/node handles/n1").await.unwrap();
+            // The old link ends with the actor that held it; the next one is taken, whatever is there to take it.
+            while !matches!(events.next().await, LinkEvent::Closed(_)) {}
+        }
+        let _link = master.join("n1").await;
+        master.stop().await;
+    });
+}
+
+#[test]
+fn a_node_that_connects_anew_has_its_earlier_link_closed() {
+    system(async {
+        let master = Master::start().await;
+        let (_old, mut old_events) = master.join("n1").await;
+        let (_new, mut new_events) = master.join("n1").await;
+        let reason = loop {
+            if let LinkEvent::Closed(reason) = old_events.next().await {
+                break reason;
+            }
+        };
+        assert_eq!(reason, CloseReason::Peer("the node has connected anew".into()));
+        let nothing = tokio::time::timeout(LOST_AFTER * 2, new_events.next()).await;
+        assert!(nothing.is_err(), "the newer link holds");
+        assert_eq!(is_ready(&master.bench.find(&node_key("n1")).unwrap()), Some(true));
+        master.stop().await;
+    });
+}
+
+#[test]
+fn a_silent_node_is_not_ready_and_one_that_returns_is() {
+    system(async {
+        let master = Master::start().await;
+        let link = master.join("n1").await;
+        master.network.isolate(&"n1".into());
+        master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(false)).await;
+        assert!(master.bench.reasons().contains(&"NodeNotReady".to_owned()));
+        drop(link);
+        master.network.rejoin(&"n1".into());
+        let _link = master.join("n1").await;
+        master.bench.quiet().await;
+        assert_eq!(is_ready(&master.bench.find(&node_key("n1")).unwrap()), Some(true));
+        master.stop().await;
+    });
+}
+
+#[test]
+fn a_deleted_node_may_come_back_at_once() {
+    system(async {
+        let master = Master::start().await;
+        let link = master.join("n1").await;
+        drop(link);
+        master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(false)).await;
+        for _ in 0..3 {
+            master.bench.remove(&node_key("n1")).await;
+            // Its actor may still be stopping.
+            let (_handle, _events) = master.join("n1").await;
+            drop((_handle, _events));
+            master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(false)).await;
+        }
+        assert!(master.nodes.address().is_some());
+        master.stop().await;
+    });
+}
+
+fn pod_report(pod: &Object, phase: &str) -> PodReport {
+    PodReport {
+        namespace: pod.key.namespace.to_string(),
+        name: pod.key.name.to_string(),
+        uid: pod.uid().clone(),
+        sequence: 1,
+        status: json!({"phase": phase}).to_string().into(),
+        terminated: false,
+    }
+}
+
+fn event(namespace: &str, name: &str, uid: &Uid) -> EventReport {
+    EventReport {
+        namespace: namespace.into(),
+        name: name.into(),
+        uid: uid.clone(),
+        field_path: None,
+        warning: false,
+        reason: "Forged".into(),
+        message: "says a node".into(),
+        at_ms: 1_000,
+    }
+}
+
+fn phase(pod: &Object) -> Value {
+    pod.parse::<Value>().unwrap()["status"]["phase"].clone()
+}
+
+/// What a test wrote into the log.
+#[derive(Clone, Default)]
+struct Log(Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn lines(&self, with: &str) -> usize {
+        String::from_utf8(self.0.lock().unwrap().clone())
+            .unwrap()
+            .lines()
+            .filter(|l| l.contains(with))
+            .count()
+    }
+}
+
+#[test]
+fn reports_on_what_is_not_the_nodes_own_are_refused_counted_and_logged_once_an_interval() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let figures = recorder.handle();
+    let test = async move {
+        let master = Master::start().await;
+        let bench = &master.bench;
+        let (theirs, ours) =
+            (bench.create(Kind::Pod, pod("a", "n1")).await, bench.create(Kind::Pod, pod("b", "n2")).await);
+        let (_n1, (n2, _from_master)) = (master.join("n1").await, master.join("n2").await);
+        let say = |message: &ToMaster| n2.send(Class::State, message).unwrap();
+        for _ in 0..3 {
+            let end = PodReport { terminated: true, ..pod_report(&theirs, "Failed") };
+            say(&ToMaster::Pods(vec![pod_report(&theirs, "Failed"), end]));
+            say(&ToMaster::Events(vec![
+                event("default", "a", theirs.uid()),
+                // Its own uid does not open another's name.
+                event("", "n1", ours.uid()),
+            ]));
+        }
+        // Of an earlier life, or of nothing at all: late, but no offence.
+        let gone = Uid::from("gone");
+        say(&ToMaster::Pods(vec![PodReport { uid: gone.clone(), ..pod_report(&theirs, "Failed") }]));
+        say(&ToMaster::Events(vec![event("default", "nothing", &gone)]));
+        // In order behind all of that: its own.
+        say(&ToMaster::Pods(vec![pod_report(&ours, "Running")]));
+        say(&ToMaster::Events(vec![event("default", "b", ours.uid()), event("", "n2", &gone)]));
+        bench.until(&ours.key, |o| phase(o) == "Running").await;
+        bench.quiet().await;
+        assert_eq!(bench.find(&theirs.key).unwrap().revision, theirs.revision, "nothing was written");
+        assert_eq!(bench.reasons().iter().filter(|r| *r == "Forged").count(), 2);
+        assert_eq!(log.lines("not its own"), 1);
+        for line in [
+            r#"troupe_node_reports_refused_total{report="pod"} 6"#,
+            r#"troupe_node_reports_refused_total{report="event"} 6"#,
+        ] {
+            assert!(figures.render().contains(line), "{line} in\n{}", figures.render());
+        }
+        tokio::time::sleep(refusals::LOG_INTERVAL).await;
+        say(&ToMaster::Pods(vec![pod_report(&theirs, "Failed")]));
+        bench.quiet().await;
+        assert_eq!(log.lines("not its own"), 2);
+        assert_eq!(log.lines("count=12"), 1, "with those that had no line of their own");
+        master.stop().await;
+    };
+    metrics::with_local_recorder(&recorder, || {
+        tracing::subscriber::with_default(subscriber, || system(test));
+    });
+}

@@ -1,0 +1,133 @@
+//! Entrances for fuzzers: one function for each kind of bytes that come from outside.
+//!
+//! Owns: what must hold for any input whatever; a function panics when it does not, and returns when the input is merely
+//! refused. The targets in `fuzz/` and the properties in `tests/props` call the same functions. Not a part of the public
+//! interface: it may change with any release.
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use k8s_openapi::jiff::Timestamp;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    api::{
+        body,
+        patch::{Format, Patch},
+    },
+    messages::wire::{Open, Opened, ToMaster, ToNode},
+    model::{
+        Kind, Revision,
+        admit::{Admission, FieldValidation, Part, admit_create, admit_update},
+        quantity,
+        selector::{FieldSelector, LabelSelector},
+    },
+    net::{codec, frame::FrameReader},
+};
+
+/// Parts an input in two where one must hold two texts: never a part of UTF-8.
+pub const SEPARATOR: u8 = 0xff;
+/// The largest frame that [`wire_frame`] lets pass.
+pub const FRAME_CAP: usize = 4 << 10;
+
+/// What a peer sends on a message stream: the first byte chooses the type, the rest are frames.
+pub fn wire_frame(input: &[u8]) {
+    let Some((choice, stream)) = input.split_first() else { return };
+    let mut reader = FrameReader::new(stream, FRAME_CAP);
+    // Bytes in memory are always there: nothing ever waits.
+    while let Some(Ok(Some(frame))) = reader.next().now_or_never() {
+        assert!(frame.len() <= FRAME_CAP, "a frame beyond the cap");
+        match choice % 4 {
+            0 => message::<ToMaster>(&frame),
+            1 => message::<ToNode>(&frame),
+            2 => message::<Open>(&frame),
+            _ => message::<Opened>(&frame),
+        }
+    }
+}
+
+fn message<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(frame: &[u8]) {
+    let Ok(message) = codec::decode::<T>(frame) else { return };
+    // A longer encoding of the same numbers is legal, and shrinks.
+    let bytes = codec::encode(&message, frame.len()).expect("no longer than it was read from");
+    assert_eq!(codec::decode::<T>(&bytes).expect("readable again"), message);
+}
+
+/// A request's body: the first byte chooses media type and kind, the rest is the body.
+pub fn body(input: &[u8]) {
+    const MEDIA: [&str; 3] = ["application/json", "application/yaml", "application/vnd.kubernetes.protobuf"];
+    let Some((choice, body)) = input.split_first() else { return };
+    let choice = usize::from(*choice);
+    let kind = Kind::ALL[choice / MEDIA.len() % Kind::ALL.len()];
+    let Ok(json) = body::to_json(MEDIA[choice % MEDIA.len()], Bytes::copy_from_slice(body)) else { return };
+    let namespace = if kind.namespaced() { "default" } else { "" };
+    let mut how = Admission {
+        namespace,
+        name: None,
+        now: Timestamp::UNIX_EPOCH,
+        uid: "a-uid".into(),
+        suffix: "x7k2p",
+        fields: FieldValidation::Strict,
+    };
+    let strict = admit_create(kind, &json, &how).is_ok();
+    how.fields = FieldValidation::Warn;
+    let Ok(admitted) = admit_create(kind, &json, &how) else {
+        assert!(!strict, "what passes strictly passes with warnings");
+        return;
+    };
+    let object = admitted.sealed.at(Revision(1));
+    let name = object.key.name.clone();
+    how.name = Some(&name);
+    let again = admit_update(kind, &object, &object.json, Part::Main, &how);
+    assert!(again.is_ok_and(|a| a.unchanged), "admitting {} again changes it", object.key);
+}
+
+/// A quantity's text.
+pub fn quantity(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let canonical = quantity::canonical(text);
+    assert_eq!(quantity::canonical(&canonical), canonical, "canonical twice");
+    let Ok(milli) = quantity::parse_milli(text) else { return };
+    assert_eq!(quantity::parse_milli(&canonical), Ok(milli), "{text} is not {canonical}");
+    let units = quantity::parse_units(text).expect("a quantity has units");
+    if units != i64::MAX && units != i64::MIN {
+        let off = i128::from(units) * 1000 - milli;
+        assert!(off.abs() < 1000 && off * milli >= 0, "{text} is not {units} units, rounded away from zero");
+    }
+}
+
+/// A label or field selector's text.
+pub fn selector(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    if let Ok(selector) = LabelSelector::parse(text) {
+        assert_eq!(LabelSelector::parse(&selector.to_string()).as_ref(), Ok(&selector), "{text} as labels");
+    }
+    for kind in Kind::ALL {
+        if let Ok(selector) = FieldSelector::parse(kind, text) {
+            let printed = selector.to_string();
+            assert_eq!(FieldSelector::parse(kind, &printed).as_ref(), Ok(&selector), "{text} as fields");
+        }
+    }
+}
+
+/// A patch: the first byte chooses the format and the kind; then the document, [`SEPARATOR`], and the patch.
+pub fn patch(input: &[u8]) {
+    const FORMATS: [Format; 3] = [Format::Json, Format::Merge, Format::Strategic];
+    let Some((choice, rest)) = input.split_first() else { return };
+    let choice = usize::from(*choice);
+    let (format, kind) =
+        (FORMATS[choice % FORMATS.len()], Kind::ALL[choice / FORMATS.len() % Kind::ALL.len()]);
+    let mut parts = rest.splitn(2, |byte| *byte == SEPARATOR);
+    let (Some(document), Some(body)) = (parts.next(), parts.next()) else { return };
+    let (Ok(document), Ok(patch)) = (serde_json::from_slice::<Value>(document), Patch::parse(format, body))
+    else {
+        return;
+    };
+    let Ok(patched) = patch.apply(kind, &document) else { return };
+    let text = patched.to_string();
+    assert!(serde_json::from_str::<Value>(&text).is_ok(), "what came out cannot be read: {text}");
+    if format == Format::Merge {
+        let again = patch.apply(kind, &patched).expect("a merge patch cannot fail");
+        assert_eq!(again, patched, "merged twice");
+    }
+}

@@ -1,0 +1,324 @@
+//! What crosses machines: its bytes are pinned, any value comes back, and no bytes do harm.
+
+use proptest::prelude::*;
+use serde::{Serialize, de::DeserializeOwned};
+use troupe::{
+    messages::wire::*,
+    model::Revision,
+    net::codec::{CONTROL_CAP, OPEN_CAP, STATE_CAP, decode, encode},
+};
+
+fn node_report() -> NodeReport {
+    NodeReport { status: b"{}".to_vec().into() }
+}
+
+fn pod_report() -> PodReport {
+    PodReport {
+        namespace: "ns".into(),
+        name: "p".into(),
+        uid: "u1".into(),
+        sequence: 300,
+        status: b"{\"phase\":\"Running\"}".to_vec().into(),
+        terminated: true,
+    }
+}
+
+fn event_report() -> EventReport {
+    EventReport {
+        namespace: "ns".into(),
+        name: "p".into(),
+        uid: "u1".into(),
+        field_path: Some("spec.containers{c}".into()),
+        warning: true,
+        reason: "BackOff".into(),
+        message: "m".into(),
+        at_ms: -1,
+    }
+}
+
+fn log_request() -> LogRequest {
+    LogRequest {
+        namespace: "ns".into(),
+        pod: "p".into(),
+        uid: "u1".into(),
+        container: "c".into(),
+        follow: true,
+        previous: false,
+        timestamps: true,
+        tail_lines: Some(10),
+        since_ms: Some(70_000),
+        limit_bytes: None,
+    }
+}
+
+/// Every variant once, in order.
+pub fn to_master() -> Vec<ToMaster> {
+    let labels = [("a".to_owned(), "b".to_owned())].into();
+    vec![
+        ToMaster::Hello(Hello { labels, report: node_report() }),
+        ToMaster::Node(node_report()),
+        ToMaster::Pods(vec![pod_report()]),
+        ToMaster::Events(vec![event_report()]),
+        ToMaster::Goodbye,
+    ]
+}
+
+/// Every variant once, in order.
+pub fn to_node() -> Vec<ToNode> {
+    vec![
+        ToNode::Assignments(Assignments {
+            revision: Revision(1000),
+            pods: vec![AssignedPod { uid: "u1".into(), revision: Revision(7) }],
+            documents: vec![PodDocument {
+                uid: "u1".into(),
+                revision: Revision(7),
+                json: b"{}".to_vec().into(),
+            }],
+        }),
+        ToNode::Welcome(Welcome { pod_cidr: "10.244.3.0/24".into(), cluster: "c".into() }),
+    ]
+}
+
+/// Every variant once, in order.
+pub fn open() -> Vec<Open> {
+    vec![
+        Open::Logs(log_request()),
+        Open::ImageLoad(ImageLoad::Archive(Some("a:1".into()))),
+        Open::ImageLoad(ImageLoad::RootFs("b:2".into())),
+        Open::ImageList,
+        Open::ImageRemove("a:1".into()),
+    ]
+}
+
+/// Every variant once, in order.
+pub fn opened() -> Vec<Opened> {
+    vec![Opened::Ok, Opened::Refused(404, "no".into())]
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// One line of hexadecimal for each message. Lines are added, never changed: machines of different versions talk.
+fn golden<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(messages: &[T], expected: &str) {
+    let bytes: Vec<Vec<u8>> = messages.iter().map(|m| encode(m, OPEN_CAP).unwrap()).collect();
+    let lines: Vec<String> = bytes.iter().map(|b| hex(b)).collect();
+    let expected: Vec<&str> = expected.split_whitespace().collect();
+    assert_eq!(lines, expected, "the encoding has changed:\n{}", lines.join("\n"));
+    for (message, bytes) in messages.iter().zip(&bytes) {
+        assert_eq!(decode::<T>(bytes).unwrap(), *message);
+    }
+}
+
+/// A variant without golden bytes does not compile here: add its number, and a line to its list.
+#[test]
+fn every_variant_has_its_golden_bytes() {
+    let to_master = to_master()
+        .iter()
+        .map(|m| match m {
+            ToMaster::Hello(_) => 0,
+            ToMaster::Node(_) => 1,
+            ToMaster::Pods(_) => 2,
+            ToMaster::Events(_) => 3,
+            ToMaster::Goodbye => 4,
+        })
+        .collect::<Vec<_>>();
+    assert_eq!(to_master, [0, 1, 2, 3, 4]);
+    let to_node = to_node()
+        .iter()
+        .map(|m| match m {
+            ToNode::Assignments(_) => 0,
+            ToNode::Welcome(_) => 1,
+        })
+        .collect::<Vec<_>>();
+    assert_eq!(to_node, [0, 1]);
+    let open = open()
+        .iter()
+        .map(|m| match m {
+            Open::Logs(_) => 0,
+            Open::ImageLoad(ImageLoad::Archive(_)) => 10,
+            Open::ImageLoad(ImageLoad::RootFs(_)) => 11,
+            Open::ImageList => 2,
+            Open::ImageRemove(_) => 3,
+        })
+        .collect::<Vec<_>>();
+    assert_eq!(open, [0, 10, 11, 2, 3]);
+    let opened = opened()
+        .iter()
+        .map(|m| match m {
+            Opened::Ok => 0,
+            Opened::Refused(..) => 1,
+        })
+        .collect::<Vec<_>>();
+    assert_eq!(opened, [0, 1]);
+}
+
+#[test]
+fn messages_to_the_master_have_their_bytes_for_ever() {
+    golden(
+        &to_master(),
+        r"
+        000101610162027b7d
+        01027b7d
+        0201026e730170027531fb2c01137b227068617365223a2252756e6e696e67227d01
+        0301026e7301700275310112737065632e636f6e7461696e6572737b637d01074261636b4f6666016d01
+        04
+        ",
+    );
+}
+
+#[test]
+fn messages_to_a_node_have_their_bytes_for_ever() {
+    golden(
+        &to_node(),
+        r"
+        00fbe80301027531070102753107027b7d
+        010d31302e3234342e332e302f32340163
+        ",
+    );
+}
+
+#[test]
+fn openings_of_byte_streams_have_their_bytes_for_ever() {
+    golden(
+        &open(),
+        r"
+        00026e7301700275310163010001010a01fce022020000
+        01000103613a31
+        010103623a32
+        02
+        0303613a31
+        ",
+    );
+    golden(
+        &opened(),
+        r"
+        00
+        01fb9401026e6f
+        ",
+    );
+}
+
+/// The answer at the end of an image request is JSON.
+#[test]
+fn answers_about_images_have_their_text_for_ever() {
+    for (answer, text) in [
+        (ImageAnswer::Done(vec!["a:1".into()]), r#"{"done":["a:1"]}"#),
+        (ImageAnswer::Refused("no".into()), r#"{"refused":"no"}"#),
+    ] {
+        assert_eq!(serde_json::to_string(&answer).unwrap(), text);
+        assert_eq!(serde_json::from_str::<ImageAnswer>(text).unwrap(), answer);
+    }
+}
+
+/// Where a length stands, a frame may claim anything: what is not there is not waited for, and no room is made for it.
+#[test]
+fn claimed_lengths_make_no_room() {
+    for claimed in [1_u64 << 20, 1 << 32, 1 << 40, 1 << 62, u64::MAX] {
+        let varint = [&[253][..], &claimed.to_le_bytes()].concat();
+        for head in [&[2][..], &[3], &[0], &[1], &[2, 1], &[3, 1, 1, b'a']] {
+            let frame = [head, &varint, b"abc"].concat();
+            assert!(decode::<ToMaster>(&frame).is_err(), "{claimed} after {head:?}");
+            assert!(decode::<ToNode>(&frame).is_err(), "{claimed} after {head:?}");
+            assert!(decode::<Open>(&frame).is_err(), "{claimed} after {head:?}");
+        }
+    }
+}
+
+#[test]
+fn trailing_bytes_and_unknown_variants_are_refused() {
+    assert!(decode::<ToMaster>(&[4]).is_ok());
+    assert!(decode::<ToMaster>(&[4, 0]).is_err());
+    assert!(decode::<ToMaster>(&[5]).is_err());
+    assert!(decode::<ToMaster>(&[]).is_err());
+}
+
+fn text() -> impl Strategy<Value = String> {
+    prop_oneof![any::<String>(), "[a-z0-9.-]{0,20}"]
+}
+
+fn bytes() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(any::<u8>(), 0..300)
+}
+
+fn reports() -> impl Strategy<Value = ToMaster> {
+    let pod = (text(), text(), text(), any::<u64>(), bytes(), any::<bool>()).prop_map(
+        |(namespace, name, uid, sequence, status, terminated)| PodReport {
+            namespace,
+            name,
+            uid: uid.as_str().into(),
+            sequence,
+            status: status.into(),
+            terminated,
+        },
+    );
+    let event =
+        (text(), text(), text(), prop::option::of(text()), any::<bool>(), text(), text(), any::<i64>())
+            .prop_map(|(namespace, name, uid, field_path, warning, reason, message, at_ms)| EventReport {
+                namespace,
+                name,
+                uid: uid.as_str().into(),
+                field_path,
+                warning,
+                reason,
+                message,
+                at_ms,
+            });
+    let labels = prop::collection::btree_map(text(), text(), 0..4);
+    prop_oneof![
+        prop::collection::vec(pod, 0..5).prop_map(ToMaster::Pods),
+        prop::collection::vec(event, 0..5).prop_map(ToMaster::Events),
+        (labels, bytes()).prop_map(|(labels, status)| ToMaster::Hello(Hello {
+            labels,
+            report: NodeReport { status: status.into() }
+        })),
+        Just(ToMaster::Goodbye),
+    ]
+}
+
+fn pictures() -> impl Strategy<Value = ToNode> {
+    let document = (text(), any::<u64>(), bytes());
+    let pictures = (any::<u64>(), prop::collection::vec(document, 0..5)).prop_map(|(revision, documents)| {
+        ToNode::Assignments(Assignments {
+            revision: Revision(revision),
+            pods: documents
+                .iter()
+                .map(|(uid, revision, _)| AssignedPod {
+                    uid: uid.as_str().into(),
+                    revision: Revision(*revision),
+                })
+                .collect(),
+            documents: documents
+                .into_iter()
+                .map(|(uid, revision, json)| PodDocument {
+                    uid: uid.as_str().into(),
+                    revision: Revision(revision),
+                    json: json.into(),
+                })
+                .collect(),
+        })
+    });
+    prop_oneof![
+        pictures,
+        (text(), text()).prop_map(|(pod_cidr, cluster)| ToNode::Welcome(Welcome { pod_cidr, cluster }))
+    ]
+}
+
+fn comes_back<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(message: &T, cap: usize) {
+    let bytes = encode(message, cap).unwrap();
+    assert_eq!(decode::<T>(&bytes).unwrap(), *message);
+    // A frame that was cut off is no shorter message.
+    for length in 0..bytes.len() {
+        assert!(decode::<T>(&bytes[..length]).is_err(), "cut to {length} of {}", bytes.len());
+    }
+    assert!(encode(message, bytes.len()).is_ok());
+    assert!(encode(message, bytes.len() - 1).is_err(), "beyond the cap");
+}
+
+proptest! {
+    #[test]
+    fn any_message_comes_back_as_it_went(report in reports(), picture in pictures()) {
+        comes_back(&report, STATE_CAP);
+        comes_back(&picture, CONTROL_CAP);
+    }
+}
