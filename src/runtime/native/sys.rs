@@ -74,6 +74,16 @@ pub(super) fn let_children_be_reaped(ignored: bool) {
     unsafe { libc::signal(libc::SIGCHLD, action) };
 }
 
+/// Gives back to the kernel what the allocator holds free: a shim waits for months with what a start needed for
+/// milliseconds.
+pub(super) fn trim_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes an integer, and touches only free memory, under the allocator's own locks.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Owns a descriptor that was received in a message.
 pub(super) fn own(received: RawFd) -> OwnedFd {
     // SAFETY: the kernel made this descriptor for the message that was just read, and it is taken out of that once.

@@ -38,16 +38,16 @@ impl Lines {
             let window = &bytes[..bytes.len().min(room)];
             match window.iter().position(|&byte| byte == b'\n') {
                 Some(end) => {
-                    self.record(now, 'F', &window[..end], out);
+                    self.record(now, " F ", &window[..end], out);
                     bytes = &bytes[end + 1..];
                 }
                 // The buffer is full, and more of the line is to come.
                 None if window.len() == room && bytes.get(room) != Some(&b'\n') => {
-                    self.record(now, 'P', window, out);
+                    self.record(now, " P ", window, out);
                     bytes = &bytes[room..];
                 }
                 None if window.len() == room => {
-                    self.record(now, 'F', window, out);
+                    self.record(now, " F ", window, out);
                     bytes = &bytes[room + 1..];
                 }
                 None => {
@@ -61,12 +61,14 @@ impl Lines {
     /// Appends the last record, if the stream did not end with a line's end.
     pub(super) fn finish(&mut self, now: &str, out: &mut Vec<u8>) {
         if !self.pending.is_empty() {
-            self.record(now, 'F', &[], out);
+            self.record(now, " F ", &[], out);
         }
     }
 
-    fn record(&mut self, now: &str, tag: char, rest: &[u8], out: &mut Vec<u8>) {
-        out.extend_from_slice(format!("{now} {} {tag} ", self.stream).as_bytes());
+    fn record(&mut self, now: &str, tag: &str, rest: &[u8], out: &mut Vec<u8>) {
+        for part in [now, " ", self.stream, tag] {
+            out.extend_from_slice(part.as_bytes());
+        }
         out.append(&mut self.pending);
         out.extend_from_slice(rest);
         out.push(b'\n');

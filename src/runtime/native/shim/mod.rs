@@ -90,6 +90,8 @@ struct Shim {
     /// Containers created and not yet started.
     planned: BTreeMap<ContainerId, Plan>,
     running: BTreeMap<ContainerId, Running>,
+    /// Nothing was started since memory was last given back.
+    settled: bool,
     /// Who asked for the end, once someone has.
     ending: Option<(RawFd, u64)>,
 }
@@ -133,6 +135,7 @@ impl Shim {
             signals,
             clients: BTreeMap::new(),
             planned: BTreeMap::new(),
+            settled: true,
             running: BTreeMap::new(),
             ending: None,
         })
@@ -159,6 +162,10 @@ impl Shim {
             }
             if self.ended() {
                 return Ok(());
+            }
+            // After the answer, so that nobody waits for it.
+            if !std::mem::replace(&mut self.settled, true) {
+                sys::trim_heap();
             }
         }
     }
@@ -274,6 +281,7 @@ impl Shim {
         let (running, started) = self.pod().start(id, plan)?;
         self.planned.remove(id);
         self.running.insert(id.clone(), running);
+        self.settled = false;
         Ok(Reply::Started { pid: started.pid, started_ms: started.started_ms })
     }
 
