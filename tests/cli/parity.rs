@@ -167,6 +167,8 @@ fn objects_are_described_as_kubectl_describes_them() {
         "describe cm c",
         "describe secret s",
         "describe svc web",
+        "describe ep web",
+        "describe sa default",
         "describe rc -l app=none",
     ] {
         same(&cluster, &kubectl, line);

@@ -127,6 +127,8 @@ async fn describe(session: &Session, args: &DescribeArgs, about: &Found) -> Outc
         ("", "ReplicationController") => pod::controller(&mut text, session, object).await?,
         ("", "Node") => node::node(&mut text, session, object).await?,
         ("", "Service") => service::service(&mut text, session, about).await?,
+        ("", "Endpoints") => service::endpoints(&mut text, object),
+        ("", "ServiceAccount") => data::service_account(&mut text, object),
         ("", "Namespace") => cluster::namespace(&mut text, object),
         ("", "ConfigMap") => data::config_map(&mut text, object),
         ("", "Secret") => data::secret(&mut text, object),
