@@ -97,7 +97,10 @@ pub async fn run(session: &Session, args: &DeleteArgs) -> Outcome {
             Err(error)
                 if (args.ignore_not_found || args.all || args.select.selector.is_some())
                     && error.is_not_found() => {}
-            Err(error) => errors.push(error),
+            Err(error) => errors.push(match &about.source {
+                Some(file) => error.while_("deleting", file),
+                None => error,
+            }),
         }
     }
     if gone.is_empty() && errors.is_empty() && !args.ignore_not_found && found.is_empty() {
@@ -156,6 +159,7 @@ async fn targets(session: &Session, args: &DeleteArgs) -> Outcome<(Vec<Found>, V
             name: t.name.unwrap_or_default(),
             resource: t.resource,
             object: Value::Null,
+            source: None,
         });
         return Ok((found.collect(), Vec::new()));
     }

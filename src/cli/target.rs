@@ -46,6 +46,8 @@ pub struct Found {
     pub name: String,
     /// The object; null when it was not fetched.
     pub object: Value,
+    /// The file it was named in.
+    pub source: Option<String>,
 }
 
 impl Found {
@@ -135,6 +137,7 @@ impl Session {
             namespace,
             name: name_of(&document.object).to_owned(),
             object: document.object.clone(),
+            source: Some(document.source.clone()),
         })
     }
 
@@ -177,6 +180,7 @@ impl Session {
             namespace: object["metadata"]["namespace"].as_str().map(str::to_owned),
             name: name_of(&object).to_owned(),
             object,
+            source: None,
         }
     }
 

@@ -23,7 +23,7 @@ spec:
       - name: c
         image: nginx:local
         command: [sh, -c, 'while :; do sleep 1; done']
-        env: [{name: A, value: b}, {name: N, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
+        env: [{name: A, value: b}, {name: POD, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]
         ports: [{containerPort: 80}]
         resources: {requests: {cpu: 100m, memory: 64Mi}, limits: {memory: 128Mi}}
         volumeMounts: [{name: v, mountPath: /v}]
@@ -167,6 +167,8 @@ fn objects_are_described_as_kubectl_describes_them() {
         "describe cm c",
         "describe secret s",
         "describe svc web",
+        "describe ep web",
+        "describe sa default",
         "describe rc -l app=none",
     ] {
         same(&cluster, &kubectl, line);

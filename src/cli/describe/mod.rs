@@ -49,6 +49,7 @@ pub struct DescribeArgs {
 /// As every verb; each object that fails, after all others were tried.
 pub async fn run(session: &Session, args: &DescribeArgs) -> Outcome {
     let (found, mut errors) = find(session, args).await?;
+    let Chosen { found, by_beginning } = found;
     if found.is_empty() && errors.is_empty() {
         match args.all_namespaces {
             true => eprintln!("No resources found"),
@@ -58,6 +59,8 @@ pub async fn run(session: &Session, args: &DescribeArgs) -> Outcome {
     let mut first = true;
     for about in &found {
         match describe(session, args, about).await {
+            // kubectl's two ways of keeping objects apart.
+            Ok(text) if by_beginning => raw(format!("{text}\n"))?,
             Ok(text) => {
                 if !std::mem::take(&mut first) {
                     raw("\n\n")?;
@@ -70,13 +73,21 @@ pub async fn run(session: &Session, args: &DescribeArgs) -> Outcome {
     CliError::all(errors)
 }
 
-async fn find(session: &Session, args: &DescribeArgs) -> Outcome<(Vec<Found>, Vec<CliError>)> {
+/// What to describe.
+struct Chosen {
+    found: Vec<Found>,
+    /// Whether names were beginnings of names.
+    by_beginning: bool,
+}
+
+async fn find(session: &Session, args: &DescribeArgs) -> Outcome<(Chosen, Vec<CliError>)> {
     let select = SelectorArgs { selector: args.selector.clone(), field_selector: None };
     let which = Which { select: select.clone(), all_namespaces: args.all_namespaces, ..Which::default() };
     if args.files.given() {
-        return session.fetch(&args.what, &args.files, &which).await;
+        let (found, errors) = session.fetch(&args.what, &args.files, &which).await?;
+        return Ok((Chosen { found, by_beginning: false }, errors));
     }
-    let (mut found, mut errors) = (Vec::new(), Vec::new());
+    let (mut found, mut errors, mut by_beginning) = (Vec::new(), Vec::new(), false);
     for target in parse(session.kinds().await?, &args.what)? {
         let Target { resource, name } = &target;
         let Some(name) = name else {
@@ -93,14 +104,15 @@ async fn find(session: &Session, args: &DescribeArgs) -> Outcome<(Vec<Found>, Ve
                 let before = found.len();
                 let begins = list.into_iter().filter(|o| name_of(o).starts_with(name.as_str()));
                 found.extend(begins.map(|o| session.found(resource, o)));
-                if found.len() == before {
-                    errors.push(error);
+                match found.len() == before {
+                    true => errors.push(error),
+                    false => by_beginning = true,
                 }
             }
             Err(error) => errors.push(error),
         }
     }
-    Ok((found, errors))
+    Ok((Chosen { found, by_beginning }, errors))
 }
 
 async fn describe(session: &Session, args: &DescribeArgs, about: &Found) -> Outcome<String> {
@@ -115,6 +127,8 @@ async fn describe(session: &Session, args: &DescribeArgs, about: &Found) -> Outc
         ("", "ReplicationController") => pod::controller(&mut text, session, object).await?,
         ("", "Node") => node::node(&mut text, session, object).await?,
         ("", "Service") => service::service(&mut text, session, about).await?,
+        ("", "Endpoints") => service::endpoints(&mut text, object),
+        ("", "ServiceAccount") => data::service_account(&mut text, object),
         ("", "Namespace") => cluster::namespace(&mut text, object),
         ("", "ConfigMap") => data::config_map(&mut text, object),
         ("", "Secret") => data::secret(&mut text, object),

@@ -1,4 +1,4 @@
-//! Services, with the addresses behind each of their ports.
+//! Services, with the addresses behind each of their ports, and endpoints by themselves.
 
 use serde_json::Value;
 
@@ -59,6 +59,28 @@ pub async fn service(text: &mut Text, session: &Session, about: &Found) -> Outco
         text.field(0, "LoadBalancer Source Ranges", joined(&spec["loadBalancerSourceRanges"]));
     }
     Ok(())
+}
+
+/// Endpoints: every address, and whether it is ready.
+pub fn endpoints(text: &mut Text, object: &Value) {
+    text.head(object);
+    text.line(0, "Subsets:");
+    for subset in list(&object["subsets"]) {
+        for (title, field) in [("Addresses", "addresses"), ("NotReadyAddresses", "notReadyAddresses")] {
+            let all: Vec<String> = list(&subset[field]).iter().map(|a| plain(&a["ip"])).collect();
+            text.field(1, title, or_none(all.join(",")));
+        }
+        if !list(&subset["ports"]).is_empty() {
+            text.line(1, "Ports:");
+            text.line(2, "Name\tPort\tProtocol");
+            text.line(2, "----\t----\t--------");
+        }
+        for port in list(&subset["ports"]) {
+            let name = port["name"].as_str().filter(|n| !n.is_empty()).unwrap_or("<unset>");
+            text.line(2, format!("{name}\t{}\t{}", plain(&port["port"]), plain(&port["protocol"])));
+        }
+        text.line(0, "");
+    }
 }
 
 /// Addresses of the port of that name.
