@@ -154,7 +154,24 @@ fn documents_of_another_kind_or_shape_are_refused_by_name() {
             "namespaces \"nowhere\" not found",
         ),
         ("PUT", &format!("{MAPS}/there"), JSON, &map("elsewhere"), 400, bad, "elsewhere"),
-        ("POST", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", JSON, "{}", 400, bad, "spec"),
+        (
+            "POST",
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            JSON,
+            "{}",
+            422,
+            invalid,
+            "exactly one of nonResourceAttributes or resourceAttributes",
+        ),
+        (
+            "POST",
+            "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+            JSON,
+            "{\"spec\":7}",
+            400,
+            bad,
+            "spec",
+        ),
     ]);
 }
 
