@@ -155,36 +155,48 @@ fn every_variant_has_its_golden_bytes() {
 
 #[test]
 fn messages_to_the_master_have_their_bytes_for_ever() {
-    golden(&to_master(), r"
+    golden(
+        &to_master(),
+        r"
         000101610162027b7d
         01027b7d
         0201026e730170027531fb2c01137b227068617365223a2252756e6e696e67227d01
         0301026e7301700275310112737065632e636f6e7461696e6572737b637d01074261636b4f6666016d01
         04
-        ");
+        ",
+    );
 }
 
 #[test]
 fn messages_to_a_node_have_their_bytes_for_ever() {
-    golden(&to_node(), r"
+    golden(
+        &to_node(),
+        r"
         00fbe80301027531070102753107027b7d
         010d31302e3234342e332e302f32340163
-        ");
+        ",
+    );
 }
 
 #[test]
 fn openings_of_byte_streams_have_their_bytes_for_ever() {
-    golden(&open(), r"
+    golden(
+        &open(),
+        r"
         00026e7301700275310163010001010a01fce022020000
         01000103613a31
         010103623a32
         02
         0303613a31
-        ");
-    golden(&opened(), r"
+        ",
+    );
+    golden(
+        &opened(),
+        r"
         00
         01fb9401026e6f
-        ");
+        ",
+    );
 }
 
 /// The answer at the end of an image request is JSON.

@@ -737,6 +737,8 @@ mod tests {
                         starting[index] = true;
                     }
                 }
+                let again = m.step(now).actions;
+                assert!(again.is_empty(), "{again:?} a second time");
             };
             for (kind, index, code) in events {
                 now += 4_000;
