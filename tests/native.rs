@@ -6,6 +6,9 @@
 
 mod native {
     pub mod bench;
+    mod cost;
+    mod hostile;
+    mod hygiene;
     mod isolation;
     mod life;
     mod survival;

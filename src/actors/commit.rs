@@ -1,6 +1,6 @@
 //! How a controller writes: edits become a commit, and what was overtaken is left out.
 //!
-//! Owns: [`commit`]. A controller's edits do not depend on each other, so when one of a batch was overtaken (its object
+//! Owns: [`commit`] and [`settled`]. A controller's edits do not depend on each other, so when one of a batch was overtaken (its object
 //! changed, ended, or its name was taken meanwhile) the others are made without it; the controller decides on that one
 //! again from its new state. Invariant: when it returns, the outcome is known, whatever was lost on the way.
 
@@ -92,6 +92,15 @@ pub async fn commit(
         false => wiring.view.snapshot().revision,
     };
     Ok(outcome)
+}
+
+/// Waits until everything that was sent to the store before is decided and published. An actor that begins anew thereby
+/// sees what its predecessor did last, and does not do it again.
+pub async fn settled(wiring: &Wiring) {
+    let nothing = || Commit { writes: Vec::new(), durability: Durability::Hard };
+    while let Err(SendFailed::Timeout(store)) = wiring.commits.ask(nothing(), ANSWER_WITHIN).await {
+        tracing::warn!(store, "no answer to an empty commit yet");
+    }
 }
 
 fn write(edit: &Edit) -> Write {

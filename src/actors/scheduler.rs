@@ -10,7 +10,7 @@ use actix::{Actor, ActorFutureExt, AsyncContext, Context, StreamHandler, WrapFut
 use k8s_openapi::jiff::Timestamp;
 
 use super::{
-    commit::{CommitFailed, Outcome, Wiring, commit},
+    commit::{CommitFailed, Outcome, Wiring, commit, settled},
     follow::{Fed, follow, sides},
     outside,
     supervisor::{ChildSpec, Life},
@@ -136,7 +136,11 @@ impl Actor for Scheduler {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.add_stream(follow(self.wiring.view.clone()));
+        // Bindings of an earlier incarnation may be under way: first they are to be seen.
+        let wiring = self.wiring.clone();
+        ctx.wait(async move { settled(&wiring).await }.into_actor(self).map(|(), this, ctx| {
+            ctx.add_stream(follow(this.wiring.view.clone()));
+        }));
     }
 }
 

@@ -23,7 +23,7 @@ use super::{
 };
 
 /// Members may do everything.
-const ADMINISTRATORS: &str = "system:masters";
+pub const ADMINISTRATORS: &str = "system:masters";
 
 /// Why the server could not take its certificates.
 #[derive(Debug, thiserror::Error)]
@@ -94,31 +94,51 @@ impl Tokens {
     }
 }
 
-/// Who is speaking, if they may do everything.
+/// Who is speaking, and whether they may do everything. Nobody may do only some things yet.
+#[derive(Debug, Clone)]
+pub struct Speaker {
+    /// Who.
+    pub user: User,
+    /// Administrators, and holders of a known token.
+    pub may_everything: bool,
+}
+
+/// Who is speaking.
 ///
 /// # Errors
-/// 401 without (known) credentials, 403 for others than administrators.
-pub fn authorise(request: &HttpRequest, tokens: &Tokens) -> Result<User, ApiError> {
+/// 401 without (known) credentials.
+pub fn authenticate(request: &HttpRequest, tokens: &Tokens) -> Result<Speaker, ApiError> {
     if let Some(header) = request.headers().get("authorization") {
         let token = header.to_str().ok().and_then(|h| {
             let (scheme, token) = h.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
         });
-        return token.and_then(|t| tokens.find(t)).cloned().ok_or(ApiError::Unauthorized);
+        let user = token.and_then(|t| tokens.find(t)).cloned().ok_or(ApiError::Unauthorized)?;
+        return Ok(Speaker { user, may_everything: true });
     }
     let Certified(user) = request.conn_data::<Certified>().ok_or(ApiError::Unauthorized)?;
-    if user.groups.iter().any(|g| g == ADMINISTRATORS) {
-        return Ok(user.clone());
+    let may_everything = user.groups.iter().any(|g| g == ADMINISTRATORS);
+    Ok(Speaker { user: user.clone(), may_everything })
+}
+
+impl Speaker {
+    /// Refuses who may not do everything.
+    ///
+    /// # Errors
+    /// 403 for others than administrators.
+    pub fn authorise(&self, request: &HttpRequest) -> Result<(), ApiError> {
+        if self.may_everything {
+            return Ok(());
+        }
+        let (name, path) = (&self.user.name, request.path());
+        let verb = request.method().as_str().to_ascii_lowercase();
+        Err(ApiError::Forbidden {
+            resource: path.to_owned(),
+            name: String::new(),
+            why: format!(
+                "User \"{name}\" cannot {verb} path \"{path}\": only members of {ADMINISTRATORS} may"
+            ),
+            cause: None,
+        })
     }
-    let verb = request.method().as_str().to_ascii_lowercase();
-    Err(ApiError::Forbidden {
-        resource: request.path().to_owned(),
-        name: String::new(),
-        why: format!(
-            "User \"{}\" cannot {verb} path \"{}\": only members of {ADMINISTRATORS} may",
-            user.name,
-            request.path()
-        ),
-        cause: None,
-    })
 }

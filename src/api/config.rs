@@ -95,6 +95,8 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// How long a client may take to send a request's head.
     pub head_timeout: Duration,
+    /// How long a connection may be idle between requests: longer than clients pause, shorter than a forgotten one costs.
+    pub idle_timeout: Duration,
     /// How long a stop waits for requests in flight.
     pub stop_timeout: Duration,
     /// Connections per worker: each costs a TLS session of some 40 KiB.
@@ -110,6 +112,7 @@ impl Default for Limits {
             streams: 10_000,
             request_timeout: Duration::from_secs(60),
             head_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(120),
             stop_timeout: Duration::from_secs(2),
             connections: 10_000,
         }

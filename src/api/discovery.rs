@@ -1,66 +1,21 @@
 //! Discovery: which groups, versions and resources there are, and which version we say we are.
 //!
-//! Owns: the documents below `/api`, `/apis` and `/version`, built once from the registry. A client that asks for the
-//! aggregated form gets everything in two requests and, with `If-None-Match`, nothing at all.
+//! Owns: the documents below `/api`, `/apis` and `/version`, built once from the registry and from the list of what is
+//! answered without being stored. A client that asks for the aggregated form gets everything in two requests.
 
 use std::collections::BTreeMap;
 
 use actix_web::{HttpRequest, HttpResponse};
-use bytes::Bytes;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
+use super::{fixed::Document, review::Review, slices};
 use crate::model::{
     Kind,
-    registry::{self, Row, Subresource},
+    registry::{self, Subresource},
 };
 
 /// The Kubernetes whose behaviour we show.
 pub const KUBERNETES_VERSION: &str = "v1.33.1";
-
-/// A document with its tag.
-pub struct Document {
-    body: Bytes,
-    etag: String,
-    content_type: &'static str,
-}
-
-impl Document {
-    /// A document that does not change while the server runs.
-    pub fn new(value: &Value, content_type: &'static str) -> Document {
-        Document::raw(Bytes::from(value.to_string()), content_type)
-    }
-
-    /// As [`Document::new`], of bytes.
-    pub fn raw(body: Bytes, content_type: &'static str) -> Document {
-        let digest = Sha256::digest(&body);
-        let etag = format!("\"{}\"", digest.iter().map(|b| format!("{b:02x}")).collect::<String>());
-        Document { body, etag, content_type }
-    }
-
-    /// The tag without quotes.
-    pub fn hash(&self) -> &str {
-        self.etag.trim_matches('"')
-    }
-
-    /// The document, or 304 for a client that has it.
-    pub fn answer(&self, request: &HttpRequest) -> HttpResponse {
-        let known = request.headers().get("if-none-match").and_then(|h| h.to_str().ok());
-        let mut response = match known {
-            Some(tags) if tags.split(',').any(|t| t.trim() == self.etag) => HttpResponse::NotModified(),
-            _ => HttpResponse::Ok(),
-        };
-        response
-            .insert_header(("ETag", self.etag.clone()))
-            .insert_header(("Vary", "Accept"))
-            .insert_header(("Cache-Control", "public"))
-            .content_type(self.content_type);
-        if known.is_some_and(|tags| tags.split(',').any(|t| t.trim() == self.etag)) {
-            return response.finish();
-        }
-        response.body(self.body.clone())
-    }
-}
 
 const JSON: &str = "application/json";
 const V2: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -115,20 +70,23 @@ pub struct Documents {
 impl Documents {
     /// Builds them from the registry.
     pub fn build() -> Documents {
-        // Group → versions → kinds.
-        let mut groups: BTreeMap<&str, BTreeMap<&str, Vec<Kind>>> = BTreeMap::new();
+        // Group → versions → resources.
+        let mut groups: BTreeMap<&str, BTreeMap<&str, Vec<Resource>>> = BTreeMap::new();
         for kind in Kind::ALL {
             let (group, version) = split(kind.api_version());
-            groups.entry(group).or_default().entry(version).or_default().push(kind);
+            groups.entry(group).or_default().entry(version).or_default().push(Resource::of(kind));
+        }
+        for (group, version, resource) in unstored() {
+            groups.entry(group).or_default().entry(version).or_default().push(resource);
         }
         let mut resources = BTreeMap::new();
         let (mut plain_groups, mut aggregated, mut core) = (Vec::new(), Vec::new(), Vec::new());
         for (group, versions) in &groups {
             let item = json!({
                 "metadata": { "name": group, "creationTimestamp": null },
-                "versions": versions.iter().map(|(version, kinds)| json!({
+                "versions": versions.iter().map(|(version, resources)| json!({
                     "version": version, "freshness": "Current",
-                    "resources": kinds.iter().map(|k| aggregated_resource(*k)).collect::<Vec<_>>(),
+                    "resources": resources.iter().map(|r| aggregated_resource(r, group, version)).collect::<Vec<_>>(),
                 })).collect::<Vec<_>>(),
             });
             for (version, kinds) in versions {
@@ -136,7 +94,7 @@ impl Documents {
                     "" => (format!("api/{version}"), (*version).to_owned()),
                     group => (format!("apis/{group}/{version}"), format!("{group}/{version}")),
                 };
-                let list: Vec<Value> = kinds.iter().flat_map(|k| plain_resources(*k)).collect();
+                let list: Vec<Value> = kinds.iter().flat_map(plain_resources).collect();
                 let document = json!({ "kind": "APIResourceList", "apiVersion": "v1", "groupVersion": name,
                     "resources": list });
                 resources.insert(path, Document::new(&document, JSON));
@@ -165,6 +123,12 @@ impl Documents {
             resources,
             version: Document::new(&version(), JSON),
         }
+    }
+
+    /// Every path that is answered here.
+    pub fn paths(&self) -> impl Iterator<Item = String> {
+        let fixed = ["/api", "/apis", "/version"].into_iter().map(str::to_owned);
+        fixed.chain(self.resources.keys().map(|path| format!("/{path}")))
     }
 
     /// The answer to a path, if it is one of ours.
@@ -198,28 +162,78 @@ fn version() -> Value {
     })
 }
 
-fn plain_resources(kind: Kind) -> Vec<Value> {
-    let row = registry::row(kind);
-    let mut out = vec![plain_resource(kind, row)];
-    out.extend(row.subresources.iter().map(|sub| plain_subresource(kind, sub)));
+/// A resource as discovery tells it.
+struct Resource {
+    plural: String,
+    singular: String,
+    kind: &'static str,
+    namespaced: bool,
+    short_names: &'static [&'static str],
+    categories: &'static [&'static str],
+    verbs: &'static [&'static str],
+    subresources: &'static [Subresource],
+}
+
+impl Resource {
+    fn of(kind: Kind) -> Resource {
+        let row = registry::row(kind);
+        Resource {
+            plural: kind.plural().to_owned(),
+            singular: row.singular.to_owned(),
+            kind: kind.name(),
+            namespaced: kind.namespaced(),
+            short_names: row.short_names,
+            categories: row.categories,
+            verbs: row.verbs,
+            subresources: row.subresources,
+        }
+    }
+}
+
+/// Resources that are answered but not stored, by group and version.
+fn unstored() -> impl Iterator<Item = (&'static str, &'static str, Resource)> {
+    let plain = |plural: String, kind, namespaced, verbs| Resource {
+        singular: plural.trim_end_matches('s').to_owned(),
+        plural,
+        kind,
+        namespaced,
+        short_names: &[],
+        categories: &[],
+        verbs,
+        subresources: &[],
+    };
+    let reviews = Review::ALL
+        .into_iter()
+        .map(move |review| (review.group(), "v1", plain(review.plural(), review.kind(), false, &["create"])));
+    let slices = plain(slices::PLURAL.to_owned(), slices::KIND, true, &["get", "list"]);
+    reviews.chain([(slices::GROUP, slices::VERSION, slices)])
+}
+
+fn plain_resources(of: &Resource) -> Vec<Value> {
+    let mut out = vec![plain_resource(of)];
+    out.extend(of.subresources.iter().map(|sub| plain_subresource(of, sub)));
     out
 }
 
-fn plain_resource(kind: Kind, row: &Row) -> Value {
-    let mut resource = json!({ "name": kind.plural(), "singularName": row.singular,
-        "namespaced": kind.namespaced(), "kind": kind.name(), "verbs": row.verbs });
-    if !row.short_names.is_empty() {
-        resource["shortNames"] = json!(row.short_names);
-    }
-    if !row.categories.is_empty() {
-        resource["categories"] = json!(row.categories);
-    }
+fn plain_resource(of: &Resource) -> Value {
+    let mut resource = json!({ "name": of.plural, "singularName": of.singular,
+        "namespaced": of.namespaced, "kind": of.kind, "verbs": of.verbs });
+    names(of, &mut resource);
     resource
 }
 
-fn plain_subresource(kind: Kind, sub: &Subresource) -> Value {
-    let mut resource = json!({ "name": format!("{}/{}", kind.plural(), sub.name), "singularName": "",
-        "namespaced": kind.namespaced(), "kind": sub.kind, "verbs": sub.verbs });
+fn names(of: &Resource, resource: &mut Value) {
+    if !of.short_names.is_empty() {
+        resource["shortNames"] = json!(of.short_names);
+    }
+    if !of.categories.is_empty() {
+        resource["categories"] = json!(of.categories);
+    }
+}
+
+fn plain_subresource(of: &Resource, sub: &Subresource) -> Value {
+    let mut resource = json!({ "name": format!("{}/{}", of.plural, sub.name), "singularName": "",
+        "namespaced": of.namespaced, "kind": sub.kind, "verbs": sub.verbs });
     if let Some((group, version)) = sub.group_version {
         resource["group"] = group.into();
         resource["version"] = version.into();
@@ -227,23 +241,16 @@ fn plain_subresource(kind: Kind, sub: &Subresource) -> Value {
     resource
 }
 
-fn aggregated_resource(kind: Kind) -> Value {
-    let row = registry::row(kind);
-    let (group, version) = split(kind.api_version());
+fn aggregated_resource(of: &Resource, group: &str, version: &str) -> Value {
     let mut resource = json!({
-        "resource": kind.plural(), "singularResource": row.singular,
-        "responseKind": { "group": group, "version": version, "kind": kind.name() },
-        "scope": if kind.namespaced() { "Namespaced" } else { "Cluster" },
-        "verbs": row.verbs,
+        "resource": of.plural, "singularResource": of.singular,
+        "responseKind": { "group": group, "version": version, "kind": of.kind },
+        "scope": if of.namespaced { "Namespaced" } else { "Cluster" },
+        "verbs": of.verbs,
     });
-    if !row.short_names.is_empty() {
-        resource["shortNames"] = json!(row.short_names);
-    }
-    if !row.categories.is_empty() {
-        resource["categories"] = json!(row.categories);
-    }
-    if !row.subresources.is_empty() {
-        resource["subresources"] = row
+    names(of, &mut resource);
+    if !of.subresources.is_empty() {
+        resource["subresources"] = of
             .subresources
             .iter()
             .map(|sub| {

@@ -15,6 +15,7 @@ use std::{
 
 use actix_web::{HttpRequest, HttpResponse, http::Method, web};
 use futures_util::FutureExt;
+use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -23,10 +24,12 @@ use super::{
     config::{ApiState, Limits, ServiceCidr},
     delete, discovery,
     error::ApiError,
-    images, log, metrics, openapi,
+    health, images, log, metrics, openapi,
     patch::{Format, Patch},
     query::Query,
-    read, render, subresource,
+    read, render,
+    review::{self, Review},
+    slices, subresource,
     target::Target,
     watch,
     write::{self, Call},
@@ -45,6 +48,8 @@ pub struct Shared {
     pub services: tokio::sync::Mutex<()>,
     /// Cancelled when the server stops: streams end.
     pub stop: CancellationToken,
+    /// What is measured when `/metrics` is read.
+    process: metrics::Process,
     tokens: Tokens,
     requests: Arc<AtomicUsize>,
     streams: Arc<AtomicUsize>,
@@ -86,6 +91,7 @@ impl Shared {
             service_cidr,
             services: tokio::sync::Mutex::new(()),
             stop,
+            process: metrics::Process::starts_now(),
             tokens,
             requests: Arc::default(),
             streams: Arc::default(),
@@ -100,6 +106,28 @@ impl Shared {
     /// 429 when there is none.
     pub fn stream_permit(&self) -> Result<StreamPermit, ApiError> {
         Held::take(&self.streams, self.limits.streams).map(StreamPermit).ok_or(ApiError::TooManyRequests)
+    }
+
+    /// Serves a request that is no stream, within the limits of number and time.
+    ///
+    /// # Errors
+    /// 429, 504, and the request's own.
+    async fn bounded(
+        &self,
+        serving: impl Future<Output = Result<HttpResponse, ApiError>>,
+    ) -> Result<HttpResponse, ApiError> {
+        let _held = Held::take(&self.requests, self.limits.requests).ok_or(ApiError::TooManyRequests)?;
+        tokio::time::timeout(self.limits.request_timeout, serving)
+            .await
+            .map_err(|_| ApiError::Timeout("the request did not complete in time".into()))?
+    }
+
+    /// Every path that is no object's.
+    fn paths(&self) -> Vec<String> {
+        let mut paths: Vec<String> = self.discovery.paths().chain(health::paths()).collect();
+        paths.extend(["/metrics", "/openapi/v2", "/openapi/v3"].map(str::to_owned));
+        paths.sort_unstable();
+        paths
     }
 }
 
@@ -117,7 +145,7 @@ pub async fn handle(request: HttpRequest, payload: web::Payload, shared: web::Da
         }
     };
     let (code, took) = (response.status().as_u16(), started.elapsed());
-    metrics::answered(verb(request.method()), code, took);
+    metrics::answered(verb(request.method()), resource(request.path()), code, took);
     tracing::debug!(method = %request.method(), path = request.path(), code, took_us = took.as_micros() as u64, "answered");
     response
 }
@@ -133,15 +161,30 @@ fn verb(method: &Method) -> &'static str {
     }
 }
 
+/// What a request was about, from a closed set.
+fn resource(path: &str) -> &'static str {
+    match Target::parse(path) {
+        Target::Resource(resource) => resource.kind.plural(),
+        Target::Other(_) => "none",
+    }
+}
+
 async fn serve(
     request: &HttpRequest,
     payload: web::Payload,
     shared: Arc<Shared>,
 ) -> Result<HttpResponse, ApiError> {
-    auth::authorise(request, &shared.tokens)?;
-    let resource = match Target::parse(request.uri().path()) {
+    let speaker = auth::authenticate(request, &shared.tokens)?;
+    let target = Target::parse(request.uri().path());
+    if let Target::Other(segments) = &target
+        && let Some(review) = Review::of(segments)
+    {
+        return shared.bounded(review::serve(review, &speaker, request, payload, &shared)).await;
+    }
+    speaker.authorise(request)?;
+    let resource = match target {
         Target::Resource(resource) => resource,
-        Target::Other(segments) => return other(request, &segments, &shared),
+        Target::Other(segments) => return other(request, &segments, &shared).await,
     };
     let query = Query::parse(request.query_string())?;
     let form = render::negotiate(request, query.include_object.as_deref())?;
@@ -162,11 +205,7 @@ async fn serve(
         }
         _ => {}
     }
-    let limits = call.shared.limits;
-    let _held = Held::take(&call.shared.requests, limits.requests).ok_or(ApiError::TooManyRequests)?;
-    tokio::time::timeout(limits.request_timeout, short(request, payload, &call))
-        .await
-        .map_err(|_| ApiError::Timeout("the request did not complete in time".into()))?
+    call.shared.bounded(short(request, payload, &call)).await
 }
 
 /// Requests that are no streams.
@@ -190,7 +229,10 @@ async fn short(request: &HttpRequest, payload: web::Payload, call: &Call) -> Res
         (&Method::POST, None) => write::create(call, json(body)?).await,
         (&Method::PUT, Some(_)) => write::update(call, Part::Main, json(body)?).await,
         (&Method::PATCH, Some(_)) => write::patch(call, Part::Main, &patch(request, &body)?).await,
-        (&Method::DELETE, None) => delete::collection(call, options(request, body)?).await,
+        // As Kubernetes: namespaces go one by one, and no collection over all namespaces.
+        (&Method::DELETE, None) if call.resource.is_one_collection() => {
+            delete::collection(call, options(request, body)?).await
+        }
         (&Method::DELETE, Some(_)) => delete::delete(call, options(request, body)?).await,
         _ => Err(ApiError::MethodNotAllowed),
     }
@@ -249,23 +291,40 @@ async fn subresources(
     }
 }
 
-/// Paths that name no objects.
-fn other(request: &HttpRequest, segments: &[String], shared: &Shared) -> Result<HttpResponse, ApiError> {
+/// Paths that name no stored objects.
+async fn other(
+    request: &HttpRequest,
+    segments: &[String],
+    shared: &Arc<Shared>,
+) -> Result<HttpResponse, ApiError> {
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    if let Some(answer) =
-        shared.discovery.answer(request, &segments).or_else(|| shared.openapi.answer(request, &segments))
-    {
-        return only_reads(request).map(|()| answer);
+    if let Some(slices) = slices::Slices::of(&segments) {
+        return only_reads(request).and_then(|()| slices.answer(request, &shared.state.view.snapshot()));
     }
-    let text = |body: String| HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(body);
-    match segments.as_slice() {
-        ["healthz" | "livez" | "readyz", ..] => only_reads(request).map(|()| text("ok".into())),
-        ["metrics"] => {
-            only_reads(request)?;
-            shared.state.metrics.as_ref().map(|render| text(render())).ok_or(ApiError::UnknownPath)
+    if health::is_ours(&segments) {
+        only_reads(request)?;
+        return health::answer(&segments, request.query_string(), shared).await;
+    }
+    let answer = match segments.as_slice() {
+        [] => Some(read::json_response(200, json!({ "paths": shared.paths() }).to_string())),
+        ["metrics"] => Some(scrape(shared)),
+        _ => {
+            shared.discovery.answer(request, &segments).or_else(|| shared.openapi.answer(request, &segments))
         }
-        _ => Err(ApiError::UnknownPath),
-    }
+    };
+    answer.ok_or(ApiError::UnknownPath).and_then(|answer| only_reads(request).map(|()| answer))
+}
+
+/// What was recorded, and what is there now.
+fn scrape(shared: &Shared) -> HttpResponse {
+    let mut text = shared.state.metrics.as_ref().map(|render| render()).unwrap_or_default();
+    let now = metrics::Now {
+        snapshot: &shared.state.view.snapshot(),
+        requests: shared.requests.load(Ordering::Relaxed),
+        streams: shared.streams.load(Ordering::Relaxed),
+    };
+    metrics::scrape(&now, &shared.process, &mut text);
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text)
 }
 
 fn only_reads(request: &HttpRequest) -> Result<(), ApiError> {

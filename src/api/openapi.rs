@@ -1,31 +1,34 @@
-//! OpenAPI, as far as kubectl reads it before it sends a document.
+//! OpenAPI: what kubectl reads before it sends a document, and what `kubectl explain` shows.
 //!
-//! Owns: `/openapi/v3`, one document a group and version, and `/openapi/v2` for older clients; all built once. Paths carry each verb's parameters, so that
+//! Owns: `/openapi/v3`, one document a group and version, and `/openapi/v2` for older clients. Schemas are generated from
+//! the types that documents are parsed with, when the first client asks. Paths carry each verb's parameters, so that
 //! clients leave validation to the server.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::OnceLock};
 
 use actix_web::{HttpRequest, HttpResponse};
+use k8s_openapi::api::core::v1;
+use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{
-    discovery::{Document, KUBERNETES_VERSION},
-    error::ApiError,
-    openapi_v2,
-};
+use super::{discovery::KUBERNETES_VERSION, error::ApiError, fixed::Document, openapi_v2};
 use crate::model::Kind;
 
 /// Every OpenAPI document.
 pub struct Documents {
-    index: Document,
-    /// By group and version: `api/v1`, `apis/GROUP/VERSION`.
-    groups: BTreeMap<String, Document>,
+    v3: OnceLock<V3>,
     v2: Document,
 }
 
-impl Documents {
-    /// Builds them from the registry.
-    pub fn build() -> Documents {
+/// Those that carry schemas.
+struct V3 {
+    index: Document,
+    /// By group and version: `api/v1`, `apis/GROUP/VERSION`.
+    groups: BTreeMap<String, Document>,
+}
+
+impl V3 {
+    fn build() -> V3 {
         let mut kinds: BTreeMap<String, Vec<Kind>> = BTreeMap::new();
         for kind in Kind::ALL {
             kinds.entry(prefix(kind)).or_default().push(kind);
@@ -41,16 +44,26 @@ impl Documents {
                 (path.clone(), json!({ "serverRelativeURL": url }))
             })
             .collect();
+        V3 { index: Document::new(&json!({ "paths": paths }), "application/json"), groups }
+    }
+}
+
+impl Documents {
+    /// Documents that are made when they are asked for.
+    pub fn build() -> Documents {
         let v2 = Document::raw(openapi_v2::document().into(), openapi_v2::MEDIA_TYPE);
-        Documents { index: Document::new(&json!({ "paths": paths }), "application/json"), groups, v2 }
+        Documents { v3: OnceLock::new(), v2 }
     }
 
     /// The answer to a path, if it is one of ours.
     pub fn answer(&self, request: &HttpRequest, segments: &[&str]) -> Option<HttpResponse> {
         match segments {
             ["openapi", "v2"] => Some(self.v2(request)),
-            ["openapi", "v3"] => Some(self.index.answer(request)),
-            ["openapi", "v3", rest @ ..] => self.groups.get(&rest.join("/")).map(|d| d.answer(request)),
+            ["openapi", "v3", rest @ ..] => {
+                let v3 = self.v3.get_or_init(V3::build);
+                if rest.is_empty() { Some(&v3.index) } else { v3.groups.get(&rest.join("/")) }
+                    .map(|document| document.answer(request))
+            }
             _ => None,
         }
     }
@@ -76,7 +89,7 @@ fn prefix(kind: Kind) -> String {
 
 fn document(kinds: &[Kind]) -> Value {
     let mut paths = Map::new();
-    let mut schemas = Map::new();
+    let mut generator = SchemaSettings::openapi3().into_generator();
     for kind in kinds {
         let middle = if kind.namespaced() { "/namespaces/{namespace}" } else { "" };
         let collection = format!("/{}{middle}/{}", prefix(*kind), kind.plural());
@@ -86,7 +99,17 @@ fn document(kinds: &[Kind]) -> Value {
         }
         paths.insert(collection, verbs(*kind, &["get", "post", "delete"]));
         paths.insert(object, verbs(*kind, &["get", "put", "patch", "delete"]));
-        schemas.insert(schema_name(*kind), schema(*kind));
+        generate(*kind, &mut generator);
+    }
+    let mut schemas = generator.take_definitions(true);
+    for kind in kinds {
+        if let Some(Value::Object(schema)) = schemas.get_mut(&schema_name(*kind)) {
+            schema.insert("x-kubernetes-group-version-kind".into(), json!([group_version_kind(*kind)]));
+            // The types insist on metadata; Kubernetes' schema does not.
+            if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
+                required.retain(|name| name != "metadata");
+            }
+        }
     }
     json!({
         "openapi": "3.0.0",
@@ -107,12 +130,20 @@ fn schema_name(kind: Kind) -> String {
     format!("io.k8s.api.{}.{version}.{}", group.split('.').next().unwrap_or(group), kind.name())
 }
 
-fn schema(kind: Kind) -> Value {
-    json!({
-        "type": "object",
-        "x-kubernetes-preserve-unknown-fields": true,
-        "x-kubernetes-group-version-kind": [group_version_kind(kind)],
-    })
+/// Adds a kind's schema, and those of all it is made of, to the generator's definitions.
+fn generate(kind: Kind, generator: &mut SchemaGenerator) {
+    match kind {
+        Kind::Namespace => generator.subschema_for::<v1::Namespace>(),
+        Kind::Node => generator.subschema_for::<v1::Node>(),
+        Kind::Pod => generator.subschema_for::<v1::Pod>(),
+        Kind::ReplicationController => generator.subschema_for::<v1::ReplicationController>(),
+        Kind::Service => generator.subschema_for::<v1::Service>(),
+        Kind::Endpoints => generator.subschema_for::<v1::Endpoints>(),
+        Kind::Event => generator.subschema_for::<v1::Event>(),
+        Kind::ConfigMap => generator.subschema_for::<v1::ConfigMap>(),
+        Kind::Secret => generator.subschema_for::<v1::Secret>(),
+        Kind::ServiceAccount => generator.subschema_for::<v1::ServiceAccount>(),
+    };
 }
 
 fn verbs(kind: Kind, verbs: &[&str]) -> Value {
@@ -145,4 +176,27 @@ fn verbs(kind: Kind, verbs: &[&str]) -> Value {
         })
     };
     Value::Object(verbs.iter().map(|v| ((*v).to_owned(), one(v))).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_schema_whose_references_lead_somewhere() {
+        let document = document(&Kind::ALL);
+        let schemas = &document["components"]["schemas"];
+        for kind in Kind::ALL {
+            let schema = &schemas[schema_name(kind)];
+            assert_eq!(schema["x-kubernetes-group-version-kind"][0]["kind"], kind.name());
+            assert!(schema["properties"]["metadata"].is_object(), "{kind}");
+        }
+        let text = document.to_string();
+        for reference in text.split("\"$ref\":\"").skip(1) {
+            let reference = reference.split('"').next().unwrap();
+            let pointer = reference.strip_prefix('#').unwrap();
+            assert!(document.pointer(pointer).is_some(), "{reference}");
+        }
+        assert!(schemas["io.k8s.api.core.v1.Container"]["properties"]["image"]["description"].is_string());
+    }
 }

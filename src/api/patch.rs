@@ -101,10 +101,14 @@ impl Patch {
         match &self.0 {
             Parsed::Json(patch) => {
                 let mut copied = 0;
-                for operation in &patch.0 {
+                for (index, operation) in patch.0.iter().enumerate() {
                     bound(operation, &patched, &mut copied)?;
-                    json_patch::patch(&mut patched, std::slice::from_ref(operation))
-                        .map_err(|e| ApiError::Unprocessable(e.to_string()))?;
+                    json_patch::patch(&mut patched, std::slice::from_ref(operation)).map_err(
+                        |mut error| {
+                            error.operation = index;
+                            ApiError::Unprocessable(error.to_string())
+                        },
+                    )?;
                 }
             }
             Parsed::Merge(patch) => json_patch::merge(&mut patched, patch),
@@ -221,5 +225,13 @@ mod tests {
             json!([{"op": "copy", "from": "/a", "path": "/b"}, {"op": "move", "from": "/a", "path": "/c"}]),
             json!({"b": [1], "c": [1]}),
         );
+    }
+
+    #[test]
+    fn a_failing_operation_is_named_by_its_place() {
+        let operations = br#"[{"op":"add","path":"/x","value":1},{"op":"remove","path":"/y"}]"#;
+        let error = Patch::parse(Format::Json, operations).unwrap().apply(Kind::Pod, &json!({})).unwrap_err();
+        let ApiError::Unprocessable(why) = error else { panic!("{error:?}") };
+        assert!(why.contains("'/1'"), "{why}");
     }
 }

@@ -208,6 +208,68 @@ static SERVICE: Schema = Schema {
     ],
 };
 
+static ACCESS_REVIEW: Schema = Schema {
+    name: "SelfSubjectAccessReview",
+    fields: &[
+        one(1, "metadata", Type::Message(&META)),
+        one(
+            2,
+            "spec",
+            Type::Message(&Schema {
+                name: "SelfSubjectAccessReviewSpec",
+                fields: &[
+                    one(
+                        1,
+                        "resourceAttributes",
+                        Type::Message(&Schema {
+                            name: "ResourceAttributes",
+                            fields: &[
+                                one(1, "namespace", Type::Text),
+                                one(2, "verb", Type::Text),
+                                one(3, "group", Type::Text),
+                                one(4, "version", Type::Text),
+                                one(5, "resource", Type::Text),
+                                one(6, "subresource", Type::Text),
+                                one(7, "name", Type::Text),
+                            ],
+                        }),
+                    ),
+                    one(
+                        2,
+                        "nonResourceAttributes",
+                        Type::Message(&Schema {
+                            name: "NonResourceAttributes",
+                            fields: &[one(1, "path", Type::Text), one(2, "verb", Type::Text)],
+                        }),
+                    ),
+                ],
+            }),
+        ),
+        one(3, "status", Type::Ignored),
+    ],
+};
+
+static RULES_REVIEW: Schema = Schema {
+    name: "SelfSubjectRulesReview",
+    fields: &[
+        one(1, "metadata", Type::Message(&META)),
+        one(
+            2,
+            "spec",
+            Type::Message(&Schema {
+                name: "SelfSubjectRulesReviewSpec",
+                fields: &[one(1, "namespace", Type::Text)],
+            }),
+        ),
+        one(3, "status", Type::Ignored),
+    ],
+};
+
+static SUBJECT_REVIEW: Schema = Schema {
+    name: "SelfSubjectReview",
+    fields: &[one(1, "metadata", Type::Message(&META)), one(2, "status", Type::Ignored)],
+};
+
 fn schema(api_version: &str, kind: &str) -> Option<&'static Schema> {
     Some(match (api_version, kind) {
         ("v1", "Namespace") => &NAMESPACE,
@@ -215,6 +277,9 @@ fn schema(api_version: &str, kind: &str) -> Option<&'static Schema> {
         ("v1", "Secret") => &SECRET,
         ("v1", "ServiceAccount") => &SERVICE_ACCOUNT,
         ("v1", "Service") => &SERVICE,
+        ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => &ACCESS_REVIEW,
+        ("authorization.k8s.io/v1", "SelfSubjectRulesReview") => &RULES_REVIEW,
+        ("authentication.k8s.io/v1", "SelfSubjectReview") => &SUBJECT_REVIEW,
         _ => return None,
     })
 }

@@ -156,8 +156,8 @@ impl Filter {
         let labels = query.labels.as_deref().map(selector::LabelSelector::parse);
         let fields = query.fields.as_deref().map(|f| selector::FieldSelector::parse(kind, f));
         Ok(Filter {
-            labels: labels.transpose().map_err(ApiError::BadRequest)?,
-            fields: fields.transpose().map_err(ApiError::BadRequest)?,
+            labels: labels.transpose().map_err(|e| ApiError::BadRequest(format!("labelSelector: {e}")))?,
+            fields: fields.transpose().map_err(|e| ApiError::BadRequest(format!("fieldSelector: {e}")))?,
             name: name.map(str::to_owned),
         })
     }

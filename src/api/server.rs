@@ -22,7 +22,7 @@ pub enum ServeError {
     #[error("cannot set up TLS for the API")]
     Tls(#[from] TlsError),
     /// The address is taken or not ours.
-    #[error("cannot listen on {address} for the API: {source}")]
+    #[error("cannot listen on {address} for the API; choose another address with --api: {source}")]
     Listen {
         /// The address.
         address: SocketAddr,
@@ -54,6 +54,7 @@ pub fn serve(config: ApiConfig, state: ApiState) -> Result<Server, ServeError> {
         HttpServer::new(move || App::new().app_data(shared.clone()).default_service(web::to(door::handle)))
             .workers(workers)
             .on_connect(auth::on_connect)
+            .keep_alive(limits.idle_timeout)
             .client_request_timeout(limits.head_timeout)
             .tls_handshake_timeout(limits.head_timeout)
             .max_connections(limits.connections)
@@ -76,11 +77,19 @@ impl Server {
     }
 
     /// Ends watches and other streams, lets requests in flight finish within the configured time, and closes.
-    pub async fn stop(self) {
+    pub async fn stop(mut self) {
         self.stop.cancel();
         self.handle.stop(true).await;
-        if let Err(error) = self.ended.await {
+        if let Err(error) = (&mut self.ended).await {
             tracing::warn!(%error, "the API's listener ended badly");
         }
+    }
+}
+
+impl Drop for Server {
+    /// For whoever leaves without [`Server::stop`]: nothing is accepted any more, and nobody waits for requests.
+    fn drop(&mut self) {
+        self.stop.cancel();
+        drop(self.handle.stop(false));
     }
 }

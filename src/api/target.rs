@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use crate::model::{Key, Kind};
+use crate::model::{Key, Kind, registry};
 
 /// What a path names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,12 @@ impl Resource {
     pub fn key(&self) -> Option<Key> {
         let name = self.name.as_deref()?;
         Some(Key::new(self.kind, self.namespace.as_deref().unwrap_or(""), name))
+    }
+
+    /// Whether this is a collection that may be deleted as one.
+    pub fn is_one_collection(&self) -> bool {
+        let deletable = registry::row(self.kind).verbs.contains(&"deletecollection");
+        deletable && self.name.is_none() && (self.namespace.is_some() || !self.kind.namespaced())
     }
 }
 
@@ -120,6 +126,20 @@ mod tests {
         check("/api/v1/namespaces/a", Kind::Namespace, None, Some("a"), None);
         check("/api/v1/namespaces/a/status", Kind::Namespace, None, Some("a"), Some("status"));
         check("/api/v1/nodes/n%2d1", Kind::Node, None, Some("n-1"), None);
+    }
+
+    #[test]
+    fn collections_are_deleted_namespace_by_namespace() {
+        for (path, deletable) in [
+            ("/api/v1/namespaces/a/pods", true),
+            ("/api/v1/pods", false),
+            ("/api/v1/nodes", true),
+            ("/api/v1/namespaces", false),
+            ("/api/v1/namespaces/a/pods/b", false),
+        ] {
+            let Target::Resource(resource) = Target::parse(path) else { panic!("{path} names nothing") };
+            assert_eq!(resource.is_one_collection(), deletable, "{path}");
+        }
     }
 
     #[test]

@@ -135,6 +135,13 @@ pub async fn commit(shared: &Shared, write: Write) -> Result<Result<Arc<Object>,
     }
 }
 
+/// 413 for a document that could not have come in one body: patches may not add up to one.
+fn check_size(sealed: &Sealed, limit: usize) -> Result<(), ApiError> {
+    // Defaults are the server's own addition: an object that came in one body may be that much larger.
+    let limit = limit + limit / 2;
+    if sealed.document().len() > limit { Err(ApiError::TooLarge(limit)) } else { Ok(()) }
+}
+
 /// 404 when the namespace does not exist, 403 when it is being deleted.
 fn check_namespace(snapshot: &Snapshot, resource: &Resource, name: &str) -> Result<(), ApiError> {
     let Some(namespace) = resource.namespace.as_deref() else { return Ok(()) };
@@ -183,6 +190,7 @@ pub async fn create(call: &Call, body: Bytes) -> Result<HttpResponse, ApiError> 
         };
         let Admitted { sealed, warnings, .. } =
             admit_create(kind, &body, &how).map_err(|r| ApiError::rejection(kind, &name, r))?;
+        check_size(&sealed, call.shared.limits.body_bytes)?;
         let key = sealed.key.clone();
         if call.query.dry_run {
             if call.shared.state.view.snapshot().find(&key).is_some() {
@@ -274,6 +282,7 @@ pub async fn modify(
         let admitted = admit_update(kind, &current, &wanted.json, part, &how)
             .map_err(|r| ApiError::rejection(kind, &key.name, r))?;
         let Admitted { sealed, warnings, unchanged } = admitted;
+        check_size(&sealed, shared.limits.body_bytes)?;
         if unchanged {
             return Ok(Outcome { object: current, warnings });
         }

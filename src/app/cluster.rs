@@ -1,28 +1,30 @@
 //! A master and its nodes in one process: `troupe up`, and what embedders start.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
+use tokio::sync::watch;
+
 use super::{
-    Master, MasterConfig, Node, NodeConfig, Persistence, RuntimeChoice, StartError,
+    Client, ClientError, Master, MasterConfig, Node, NodeConfig, Persistence, RuntimeChoice, StartError,
     node::{MAX_PODS, native_runtime},
 };
 use crate::{
     actors::supervisor::Escalation,
     logic::supervision::Backoff,
-    messages::{SendFailed, View},
-    model::{Key, Kind, KindFacet, NodeName},
+    model::{Key, Kind, KindFacet, NodeName, Snapshot},
     runtime::{
         ContainerRuntime,
         sim::{SimConfig, SimMachine, SimRuntime},
     },
 };
 
-/// What a cluster in one process is to be like.
+/// What a cluster in one process is to be like: fields to set, methods for the usual cases, [`Cluster::start`] to begin.
 pub struct ClusterConfig {
     /// The master.
     pub master: MasterConfig,
@@ -42,7 +44,8 @@ pub struct ClusterConfig {
 
 impl ClusterConfig {
     /// One node, named after this machine, with the native runtime, everything below `directory`.
-    pub fn new(directory: PathBuf) -> ClusterConfig {
+    pub fn new(directory: impl Into<PathBuf>) -> ClusterConfig {
+        let directory = directory.into();
         ClusterConfig {
             master: MasterConfig::new(Persistence::Directory(directory.clone())),
             nodes: vec![this_machine()],
@@ -55,11 +58,53 @@ impl ClusterConfig {
     }
 
     /// Simulated containers, objects in memory: for tests of what is built on top. `directory` gets pods' directories.
-    pub fn simulated(directory: PathBuf) -> ClusterConfig {
-        ClusterConfig {
-            master: MasterConfig::new(Persistence::Memory),
-            runtime: RuntimeChoice::Sim,
-            ..ClusterConfig::new(directory)
+    pub fn simulated(directory: impl Into<PathBuf>) -> ClusterConfig {
+        ClusterConfig { runtime: RuntimeChoice::Sim, ..ClusterConfig::new(directory).in_memory() }
+    }
+
+    /// Objects are kept in memory only and end with the cluster.
+    #[must_use]
+    pub fn in_memory(mut self) -> ClusterConfig {
+        self.master.persistence = Persistence::Memory;
+        self
+    }
+
+    /// These nodes instead of the one named after this machine.
+    #[must_use]
+    pub fn nodes<N: Into<NodeName>>(mut self, names: impl IntoIterator<Item = N>) -> ClusterConfig {
+        self.nodes = names.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// A runtime of the embedder's own for one of the nodes.
+    #[must_use]
+    pub fn runtime_of(
+        mut self,
+        node: impl Into<NodeName>,
+        runtime: Arc<dyn ContainerRuntime>,
+    ) -> ClusterConfig {
+        self.runtimes.push((node.into(), runtime));
+        self
+    }
+
+    /// Where the API listens; a free port of the loopback interface unless given.
+    #[must_use]
+    pub fn api(mut self, listen: SocketAddr) -> ClusterConfig {
+        self.master.api = listen;
+        self
+    }
+
+    /// Refuses what can be seen to be wrong before anything is started.
+    fn check(&self) -> Result<(), StartError> {
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = self.nodes.iter().find(|name| !seen.insert(*name)) {
+            return Err(StartError::Refused(format!("two nodes are called {twice}: give each its own name")));
+        }
+        match self.runtimes.iter().find(|(name, _)| !seen.contains(name)) {
+            None => Ok(()),
+            Some((name, _)) => Err(StartError::Refused(format!(
+                "a runtime is given for the node {name}, but no node is called so: add it to the nodes"
+            ))),
         }
     }
 }
@@ -75,42 +120,64 @@ pub fn this_machine() -> NodeName {
     NodeName::from(if name.is_empty() { "node" } else { name })
 }
 
-/// A running cluster.
+/// A running cluster. Several can run in one process. Dropping it without [`Cluster::stop`] begins its stop too, and
+/// waits for nothing.
 pub struct Cluster {
-    master: Master,
     nodes: Vec<Node>,
+    master: Master,
+    failure: watch::Receiver<Option<Escalation>>,
 }
 
 impl Cluster {
     /// Starts everything inside the present actix system. When this returns the API serves and the nodes are linking.
+    /// It sets up neither logging nor signals, and never ends the process.
     ///
     /// # Errors
-    /// See [`StartError`].
+    /// See [`StartError`]; nothing is left running then.
     pub async fn start(config: ClusterConfig) -> Result<Cluster, StartError> {
-        let ClusterConfig { master, nodes: names, runtime, runtimes, directory, crash_loop, max_pods } =
+        config.check()?;
+        let ClusterConfig { mut master, nodes: names, runtime, runtimes, directory, crash_loop, max_pods } =
             config;
-        let on_escalate: Arc<dyn Fn(Escalation) + Send + Sync> = master.on_escalate.clone();
-        let master = Master::start(master).await?;
-        let mut nodes = Vec::new();
+        let (failed, failure) = watch::channel(None);
+        let told = master.on_escalate.clone();
+        let on_escalate: Arc<dyn Fn(Escalation) + Send + Sync> = Arc::new(move |escalation: Escalation| {
+            failed.send_if_modified(|first| {
+                let new = first.is_none();
+                first.get_or_insert_with(|| escalation.clone());
+                new
+            });
+            told(escalation);
+        });
+        master.on_escalate = on_escalate.clone();
+        let mut cluster = Cluster { nodes: Vec::new(), master: Master::start(master).await?, failure };
         for (index, name) in names.into_iter().enumerate() {
             let own = runtimes.iter().find(|(node, _)| *node == name).map(|(_, r)| r.clone());
-            let runtime = match own {
-                Some(runtime) => runtime,
-                None => open_runtime(runtime, &directory, &name, index).await?,
+            let begun = async {
+                let runtime = match own {
+                    Some(runtime) => runtime,
+                    None => open_runtime(runtime, &directory, &name, index).await?,
+                };
+                let node = NodeConfig {
+                    login: cluster.master.admit_node(&name)?,
+                    directory: directory.join("nodes").join(name.as_str()),
+                    runtime,
+                    labels: Default::default(),
+                    address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+                    max_pods,
+                    crash_loop,
+                    on_escalate: on_escalate.clone(),
+                };
+                Node::start(node).await
             };
-            let node = NodeConfig {
-                login: master.admit_node(&name)?,
-                directory: directory.join("nodes").join(name.as_str()),
-                runtime,
-                labels: Default::default(),
-                address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-                max_pods,
-                crash_loop,
-                on_escalate: on_escalate.clone(),
-            };
-            nodes.push(Node::start(node).await?);
+            match begun.await {
+                Ok(node) => cluster.nodes.push(node),
+                Err(error) => {
+                    cluster.stop().await;
+                    return Err(error);
+                }
+            }
         }
-        Ok(Cluster { master, nodes })
+        Ok(cluster)
     }
 
     /// The master.
@@ -123,39 +190,48 @@ impl Cluster {
         &self.nodes
     }
 
-    /// Waits until every node is ready.
-    ///
-    /// # Errors
-    /// When that takes longer than `within`.
-    pub async fn ready(&self, within: Duration) -> Result<(), SendFailed> {
-        let names: Vec<NodeName> = self.nodes.iter().map(|n| n.name().clone()).collect();
-        let all = wait_ready(self.master.view(), &names);
-        tokio::time::timeout(within, all).await.map_err(|_| SendFailed::Timeout("nodes"))
+    /// Typed access to the cluster's objects, without HTTP.
+    pub fn client(&self) -> Client {
+        self.master.client()
     }
 
-    /// Stops nodes, then the master. Containers of a native runtime run on; a cluster on the same directory takes them
-    /// over.
+    /// Waits until every node is ready, and the cluster's first namespaces are there.
+    ///
+    /// # Errors
+    /// [`ClientError::Timeout`] when that takes longer than `within`.
+    pub async fn ready(&self, within: Duration) -> Result<(), ClientError> {
+        let names: Vec<NodeName> = self.nodes.iter().map(|n| n.name().clone()).collect();
+        let namespace = Key::new(Kind::Namespace, "", "default");
+        let is_ready = |snapshot: &Snapshot, name: &NodeName| {
+            let node = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
+            node.is_some_and(|o| matches!(&o.facet.of, KindFacet::Node(node) if node.ready))
+        };
+        let all = |snapshot: &Snapshot| {
+            let ready = snapshot.find(&namespace).is_some() && names.iter().all(|n| is_ready(snapshot, n));
+            ready.then_some(())
+        };
+        self.client().until(within, all).await
+    }
+
+    /// Waits for the day when a supervisor gives up: the cluster is of no use any more, and should be stopped. Never
+    /// ends otherwise.
+    pub async fn failed(&self) -> Escalation {
+        let mut failure = self.failure.clone();
+        let failed = failure.wait_for(Option::is_some).await.ok().and_then(|first| first.clone());
+        match failed {
+            Some(escalation) => escalation,
+            // Its supervisors are gone without giving up: they were stopped.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops nodes, then the master: when this returns, ports, files and the data directory are free. Containers of a
+    /// native runtime run on; a cluster on the same directory takes them over.
     pub async fn stop(self) {
         for node in self.nodes {
             node.stop().await;
         }
         self.master.stop().await;
-    }
-}
-
-async fn wait_ready(view: &View, names: &[NodeName]) {
-    loop {
-        let snapshot = view.snapshot();
-        let ready = |name: &NodeName| {
-            snapshot
-                .find(&Key::new(Kind::Node, "", name.0.clone()))
-                .is_some_and(|o| matches!(&o.facet.of, KindFacet::Node(node) if node.ready))
-        };
-        if names.iter().all(ready) {
-            return;
-        }
-        // Too far behind is news as well: look at the snapshot again.
-        let _ = view.watch(snapshot.revision).next().await;
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Persistence, StartError, kubeconfig};
+use super::{Client, Persistence, StartError, guard::Root, kubeconfig};
 use crate::{
     actors::{
         commit::Wiring,
@@ -15,7 +15,7 @@ use crate::{
         nodes::{self, NodeRegistry, RegistrySeed},
         reconciler, replication, scheduler,
         store::StoreActor,
-        supervisor::{ChildSpec, Escalation, Supervisor, SupervisorHandle, SupervisorSpec},
+        supervisor::{ChildSpec, Escalation, SupervisorHandle, SupervisorSpec},
     },
     api::{ApiConfig, ApiState, Server, Tls, serve},
     logic::namespaces::Bootstrap,
@@ -45,7 +45,7 @@ pub struct MasterConfig {
     /// A node silent for so long is not ready.
     pub lost_after: Duration,
     /// Renders `/metrics`, when metrics are recorded.
-    pub metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
+    pub metrics: Option<super::Render>,
     /// Called when the root supervisor gives up. The master is of no use after that.
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
@@ -68,7 +68,7 @@ impl MasterConfig {
     }
 }
 
-/// A running master.
+/// A running master. Dropping it without [`Master::stop`] begins its stop too, and waits for nothing.
 pub struct Master {
     view: View,
     commits: Port<Commit>,
@@ -78,7 +78,7 @@ pub struct Master {
     cluster: String,
     links: SocketAddr,
     listener: Arc<tokio::sync::Mutex<Listener>>,
-    root: SupervisorHandle,
+    root: Root,
     server: Server,
     directory: Option<PathBuf>,
     /// Held for as long as the master lives: nobody else may use the directory.
@@ -100,10 +100,9 @@ impl Master {
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
 
         let on_escalate = config.on_escalate.clone();
-        let root = Supervisor::start(
-            SupervisorSpec::new("master").on_escalate(move |escalation| on_escalate(escalation)),
-        );
-        let commits = start_store(&root, store);
+        let root =
+            Root::start(SupervisorSpec::new("master").on_escalate(move |escalation| on_escalate(escalation)));
+        let commits = start_store(root.handle(), store);
         let recorder = Slot::new("events");
         let wiring = Wiring { view: view.clone(), commits: commits.clone(), events: recorder.port() };
         let registry: Slot<NodeRegistry> = Slot::new("node registry");
@@ -121,7 +120,14 @@ impl Master {
             streams: streams.clone(),
             metrics: config.metrics.clone(),
         };
-        let server = serve(api_config(&config, &authority)?, state)?;
+        let served = api_config(&config, &authority).and_then(|api| Ok(serve(api, state)?));
+        let server = match served {
+            Ok(server) => server,
+            Err(error) => {
+                root.stop().await;
+                return Err(error);
+            }
+        };
         let bootstrap = Bootstrap {
             ca_pem: authority.certificate().pem().to_owned(),
             api_address: server.address().ip().to_string(),
@@ -137,7 +143,7 @@ impl Master {
             scheduler::child(&wiring),
             nodes::child(seed, &registry),
         ] {
-            root.start_child(child).detach();
+            root.handle().start_child(child).detach();
         }
         let directory = match &config.persistence {
             Persistence::Directory(path) => Some(path.clone()),
@@ -157,10 +163,16 @@ impl Master {
             directory,
             _lock: lock,
         };
-        if let Some(directory) = &master.directory {
-            kubeconfig::write_private(&directory.join("admin.kubeconfig"), &master.kubeconfig())?;
+        let written = master.directory.as_ref().map_or(Ok(()), |directory| {
+            kubeconfig::write_private(&directory.join("admin.kubeconfig"), &master.kubeconfig())
+        });
+        match written {
+            Ok(()) => Ok(master),
+            Err(error) => {
+                master.stop().await;
+                Err(error)
+            }
         }
-        Ok(master)
     }
 
     /// Where the API listens.
@@ -190,7 +202,12 @@ impl Master {
 
     /// The root of the supervision tree.
     pub fn supervisor(&self) -> &SupervisorHandle {
-        &self.root
+        self.root.handle()
+    }
+
+    /// Typed access to the cluster's objects, without HTTP.
+    pub fn client(&self) -> Client {
+        Client::new(self.view.clone(), self.commits.clone(), self.streams.clone())
     }
 
     /// The cluster's authority certificate.
@@ -223,9 +240,7 @@ impl Master {
             let _ = std::fs::remove_file(directory.join("ready"));
         }
         self.server.stop().await;
-        if let Err(error) = self.root.shutdown().await {
-            tracing::warn!(%error, "the master's actors did not stop in order");
-        }
+        self.root.stop().await;
         match Arc::try_unwrap(self.listener) {
             Ok(listener) => listener.into_inner().shutdown().await,
             Err(_) => tracing::warn!("the links' port is still in use"),

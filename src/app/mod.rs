@@ -9,19 +9,27 @@
 //! DIR/admin.kubeconfig   for kubectl          DIR/ready          exists while the API serves
 //! ```
 
+mod client;
 mod cluster;
 mod config;
+mod guard;
 mod kubeconfig;
 mod master;
 mod network;
 mod node;
+mod reset;
+mod telemetry;
 mod up;
 
+pub use client::{Client, ClientError, WatchEvent, Watcher};
 pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RuntimeChoice};
 pub use master::{Master, MasterConfig};
+pub use network::names as network_names;
 pub use node::{Node, NodeConfig, NodeLogin};
-pub use up::{UpOptions, init_tracing, up};
+pub use reset::{ResetOptions, reset};
+pub use telemetry::{Render, init_metrics, init_tracing};
+pub use up::{UpOptions, up};
 
 use crate::{api::ServeError, net::NetError, runtime::RuntimeError, store::StoreError};
 

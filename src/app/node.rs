@@ -7,11 +7,11 @@ use std::{
     sync::Arc,
 };
 
-use super::{StartError, network};
+use super::{StartError, guard::Root, network};
 use crate::{
     actors::{
-        kubelet::{self, KubeletSeed, NodeContext},
-        supervisor::{Escalation, Supervisor, SupervisorHandle, SupervisorSpec},
+        kubelet::{self, KubeletSeed, NodeContext, Starts},
+        supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
     model::NodeName,
@@ -23,8 +23,8 @@ use crate::{
     },
 };
 
-/// The kubelet's version, as in `kubectl get nodes`.
-const KUBELET_VERSION: &str = concat!("v1.33.1+troupe", env!("CARGO_PKG_VERSION"));
+/// The kubelet's version, as in `kubectl get nodes`; written as the API writes its own.
+const KUBELET_VERSION: &str = concat!("v1.33.1+troupe-", env!("CARGO_PKG_VERSION"));
 
 /// What a node needs to link to its master.
 pub struct NodeLogin {
@@ -61,10 +61,10 @@ pub struct NodeConfig {
 /// Kubernetes' default.
 pub const MAX_PODS: u32 = 110;
 
-/// A running node.
+/// A running node. Dropping it without [`Node::stop`] begins its stop too, and waits for nothing.
 pub struct Node {
     name: NodeName,
-    root: SupervisorHandle,
+    root: Root,
 }
 
 impl Node {
@@ -85,6 +85,7 @@ impl Node {
             dir: config.directory,
             host_ip: Some(address),
             crash_loop: config.crash_loop,
+            starts: Starts::default(),
         });
         let facts = MachineFacts {
             hostname: login.name.to_string(),
@@ -94,7 +95,7 @@ impl Node {
             ..MachineFacts::default()
         };
         let on_escalate = config.on_escalate;
-        let root = Supervisor::start(
+        let root = Root::start(
             SupervisorSpec::new("node root").on_escalate(move |escalation| on_escalate(escalation)),
         );
         let master = login.master.to_string();
@@ -109,7 +110,7 @@ impl Node {
             },
             move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
         );
-        root.start_child(child).detach();
+        root.handle().start_child(child).detach();
         Ok(Node { name: login.name, root })
     }
 
@@ -120,14 +121,12 @@ impl Node {
 
     /// The root of the node's supervision tree.
     pub fn supervisor(&self) -> &SupervisorHandle {
-        &self.root
+        self.root.handle()
     }
 
     /// Stops the node's actors. Its containers run on.
     pub async fn stop(self) {
-        if let Err(error) = self.root.shutdown().await {
-            tracing::warn!(%error, "the node's actors did not stop in order");
-        }
+        self.root.stop().await;
     }
 }
 
@@ -147,6 +146,9 @@ pub async fn native_runtime(
             lines.join("\n")
         )));
     }
+    // Shims run elsewhere, and names of bridges follow from the path: it has to be one for however it was typed.
+    let data =
+        &std::fs::canonicalize(data).map_err(|source| StartError::File { path: data.to_owned(), source })?;
     let images = ImageStore::open(&data.join("images"))?;
     let program = std::env::current_exe()
         .map_err(|source| StartError::File { path: "/proc/self/exe".into(), source })?;

@@ -13,8 +13,14 @@ use std::{
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{Cluster, ClusterConfig, RuntimeChoice, StartError, cluster::this_machine, network::pod_network};
-use crate::{actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName};
+use super::{
+    Cluster, ClusterConfig, RuntimeChoice, StartError,
+    cluster::this_machine,
+    network::pod_network,
+    node::MAX_PODS,
+    telemetry::{init_metrics, init_tracing},
+};
+use crate::{actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName, store::DataDir};
 
 /// A node that is not ready by then will not be soon: the process says so and goes on.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -44,6 +50,24 @@ pub struct UpOptions {
     pub crash_loop_initial: Option<Duration>,
 }
 
+impl UpOptions {
+    /// One node on this directory, with what is usual: the API on `127.0.0.1:6443`, the pods' network one that is free.
+    pub fn new(data_dir: PathBuf) -> UpOptions {
+        UpOptions {
+            data_dir,
+            api: SocketAddr::from(([127, 0, 0, 1], 6443)),
+            links: None,
+            nodes: 1,
+            node_name: None,
+            runtime: RuntimeChoice::Auto,
+            pod_network: None,
+            max_pods: MAX_PODS,
+            api_names: Vec::new(),
+            crash_loop_initial: None,
+        }
+    }
+}
+
 /// Runs until a signal or until the cluster cannot go on; says why on standard error.
 pub fn up(options: UpOptions) -> ExitCode {
     init_tracing();
@@ -56,19 +80,6 @@ pub fn up(options: UpOptions) -> ExitCode {
             ExitCode::from(1)
         }
     }
-}
-
-/// Logs to standard error, `info` and above unless `TROUPE_LOG` says otherwise; colour only on a terminal.
-pub fn init_tracing() {
-    use std::io::IsTerminal as _;
-    let filter = tracing_subscriber::EnvFilter::try_from_env("TROUPE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,troupe=info"));
-    // A second call, as in an embedding program, changes nothing.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .try_init();
 }
 
 fn with_causes(error: &dyn std::error::Error) -> String {
@@ -107,7 +118,11 @@ async fn run(options: UpOptions) -> Result<ExitCode, StartError> {
         }
     };
     let pods = cluster.master().view().snapshot().list(crate::model::Kind::Pod, None).count();
+    let nodes: Vec<NodeName> = cluster.nodes().iter().map(|node| node.name().clone()).collect();
     cluster.stop().await;
+    if pods == 0 && options.runtime != RuntimeChoice::Sim {
+        super::reset::tidy(&options.data_dir, &nodes).await;
+    }
     if pods > 0 && options.runtime != RuntimeChoice::Sim {
         eprintln!(
             "troupe: {pods} pods run on; `troupe up` on the same data directory takes them over, `troupe reset` ends them"
@@ -122,6 +137,7 @@ fn config(
 ) -> Result<ClusterConfig, StartError> {
     let mut config = ClusterConfig::new(options.data_dir.clone());
     config.master.api = options.api;
+    config.master.metrics = init_metrics();
     if let Some(links) = options.links {
         config.master.links = links;
     }
@@ -129,6 +145,8 @@ fn config(
         free_subnet(network, std::iter::empty())
             .map_err(|why| StartError::Refused(format!("--pod-network: {why}")))?;
     }
+    // One that is not ours to use is refused before anything is written into it.
+    drop(DataDir::open(&options.data_dir)?);
     config.master.pod_network = pod_network(&options.data_dir, options.pod_network.as_deref())
         .map_err(|source| StartError::File { path: options.data_dir.clone(), source })?;
     config.master.api_names.clone_from(&options.api_names);

@@ -2,10 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
 use troupe::{
-    app::{self, RuntimeChoice, UpOptions},
-    cli::{Cli, Command, RuntimeArg, UpArgs},
+    app::{self, ResetOptions, RuntimeChoice, UpOptions},
+    cli::{self, Invocation, RuntimeArg, UpArgs, default_data_dir},
 };
 
 fn main() -> ExitCode {
@@ -18,13 +17,27 @@ fn main() -> ExitCode {
     if troupe::hello::is_meant(&args) {
         std::process::exit(troupe::hello::main(&args));
     }
-    match Cli::parse().command {
-        Command::Up(args) => up(args),
+    match cli::parse(std::env::args_os()) {
+        Ok(Invocation::Demo(args)) => cli::demo::demo(&args),
+        Ok(Invocation::Up(args)) => up(args),
+        Ok(Invocation::Reset(args)) => app::reset(&ResetOptions {
+            data_dir: args.data_dir.unwrap_or_else(default_data_dir),
+            yes: args.yes,
+        }),
+        Ok(Invocation::Client(client)) => cli::run(&client),
+        Err(code) => code,
     }
 }
 
 fn up(args: UpArgs) -> ExitCode {
-    let runtime = match args.runtime {
+    let args = match args.complete() {
+        Ok(args) => args,
+        Err(error) => {
+            eprintln!("troupe: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    let runtime = match args.runtime.unwrap_or_default() {
         RuntimeArg::Auto => RuntimeChoice::Auto,
         RuntimeArg::Native => RuntimeChoice::Native,
         RuntimeArg::Sim => RuntimeChoice::Sim,
@@ -33,16 +46,17 @@ fn up(args: UpArgs) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let usual = UpOptions::new(args.data_dir());
     app::up(UpOptions {
-        data_dir: args.data_dir(),
-        api: args.api,
+        api: args.api.unwrap_or(usual.api),
         links: args.listen,
-        nodes: args.nodes,
+        nodes: args.nodes.unwrap_or(usual.nodes),
         node_name: args.node_name,
         runtime,
         pod_network: args.pod_network,
-        max_pods: args.max_pods,
+        max_pods: args.max_pods.unwrap_or(usual.max_pods),
         api_names: args.api_names,
         crash_loop_initial: args.crash_loop_backoff,
+        ..usual
     })
 }

@@ -3,14 +3,42 @@
 //! Owns: the grammar of `troupe` and every client verb. Speaks only HTTP to a cluster; what starts one (`up`) is handed
 //! back to the program, which owns the processes. Exit codes: 0 ok, 1 failed, 2 wrong usage.
 
+mod api_resources;
+mod apply;
 mod args;
+mod change;
 pub mod client;
+mod cordon;
+mod create;
+mod delete;
+pub mod demo;
+mod describe;
 mod discovery;
 mod dry_run;
 mod error;
+mod events;
+mod expose;
+mod get;
+mod image;
+mod invocation;
 mod kubeconfig;
+mod label;
+mod logs;
 mod manifest;
+mod merge3;
+mod output;
+mod patch;
+mod run;
+mod scale;
 mod session;
+mod target;
+mod up;
+mod verbs;
+mod version;
+mod wait;
 
-pub use args::{Cli, Command, RuntimeArg, UpArgs};
+pub use args::{Cli, Command, DemoArgs, ResetArgs};
 pub use error::CliError;
+pub use invocation::{Invocation, parse};
+pub use up::{RuntimeArg, UpArgs, default_data_dir};
+pub use verbs::{ClientCommand, Own, Verb, run};

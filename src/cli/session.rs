@@ -8,14 +8,15 @@ use std::{
 };
 
 use clap::Args;
+use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
 
 use super::{
-    args::default_data_dir,
     client::Client,
     discovery::Discovery,
     error::{CliError, Outcome},
     kubeconfig,
+    up::default_data_dir,
 };
 
 /// Which cluster, and where in it.
@@ -90,7 +91,7 @@ pub fn line(text: impl AsRef<str>) -> Outcome {
 /// Prints as it is.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub fn raw(bytes: impl AsRef<[u8]>) -> Outcome {
     let mut out = io::stdout().lock();
     written(out.write_all(bytes.as_ref()).and_then(|()| out.flush()))
@@ -99,7 +100,7 @@ pub fn raw(bytes: impl AsRef<[u8]>) -> Outcome {
 /// The outcome of writing to standard output.
 ///
 /// # Errors
-/// As [`line`].
+/// As [`line()`].
 pub fn written(result: io::Result<()>) -> Outcome {
     match result {
         Ok(()) => Ok(()),
@@ -126,4 +127,11 @@ pub fn with_query(path: &str, query: &[(&str, Option<String>)]) -> String {
 /// `metadata.name`.
 pub fn name_of(object: &Value) -> &str {
     object["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+/// The present, as this machine has it.
+pub fn now() -> Timestamp {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let second = i64::try_from(since.as_secs()).unwrap_or(i64::MAX);
+    Timestamp::from_second(second).unwrap_or(Timestamp::UNIX_EPOCH)
 }

@@ -273,11 +273,13 @@ fn event(happening: Happening, uid: &Uid) -> Event {
     let text = |s: &str| Some(s.to_owned()).filter(|s| !s.is_empty());
     // Events about objects outside namespaces are kept in `default`, as in Kubernetes.
     let namespace = text(&about.namespace).unwrap_or_else(|| "default".into());
-    let hash: String = uid.as_str().chars().filter(|c| *c != '-').take(16).collect();
+    // As Kubernetes', the names of one object's events sort by time; the rest keeps those of one moment apart.
+    let hash: String = uid.as_str().chars().filter(|c| *c != '-').take(4).collect();
+    let moment = happening.at.as_nanosecond();
     let time = Some(Time(happening.at));
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{}.{hash}", about.name)),
+            name: Some(format!("{}.{moment:016x}{hash}", about.name)),
             namespace: Some(namespace),
             uid: Some(uid.to_string()),
             creation_timestamp: time.clone(),

@@ -5,7 +5,7 @@
 //! and `kube-root-ca.crt`, and the `kubernetes` service. Invariant: a namespace vanishes only when a snapshot shows it
 //! empty; what is missing is made again, and never in a namespace that is terminating.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use k8s_openapi::{api::core::v1, jiff::Timestamp};
 use serde_json::{Value, json};
@@ -35,7 +35,7 @@ const FINALIZER: &str = "kubernetes";
 pub struct Bootstrap {
     /// The certificate of the cluster's authority, PEM.
     pub ca_pem: String,
-    /// Where pods reach the API: an address of this machine.
+    /// Where the API listens. Pods are told of it unless it is an address that only this machine can use.
     pub api_address: String,
     /// And its port.
     pub api_port: u16,
@@ -194,28 +194,48 @@ impl Namespaces {
             edits.extend(made(&service, &document, means));
         }
         let key = Key::new(Kind::Endpoints, INITIAL[0], API);
-        let subsets = json!([{
-            "addresses": [{"ip": b.api_address}],
-            "ports": [{"name": "https", "port": b.api_port, "protocol": "TCP"}],
-        }]);
+        // Endpoints may not be loopback addresses: an API that listens there has none that pods could use.
+        let subsets = if reachable(&b.api_address) {
+            json!([{
+                "addresses": [{"ip": b.api_address}],
+                "ports": [{"name": "https", "port": b.api_port, "protocol": "TCP"}],
+            }])
+        } else {
+            json!([])
+        };
         match means.snapshot.find(&key) {
             None => {
                 let labels = json!({"endpointslice.kubernetes.io/skip-mirror": "true"});
-                edits.extend(made(&key, &json!({"metadata": {"labels": labels}, "subsets": subsets}), means));
+                let mut document = json!({"metadata": {"labels": labels}});
+                if subsets != json!([]) {
+                    document["subsets"] = subsets;
+                }
+                edits.extend(made(&key, &document, means));
             }
             Some(present) => {
-                let wanted = serde_json::from_value(subsets)
+                let wanted: Vec<v1::EndpointSubset> = serde_json::from_value(subsets)
                     .map_err(|source| EditError::Read { key: key.clone(), source })?;
                 let mut differs = false;
                 let edit = edit::edit::<v1::Endpoints>(present, |endpoints| {
-                    differs = endpoints.subsets.as_ref() != Some(&wanted);
-                    endpoints.subsets = Some(wanted);
+                    differs = endpoints.subsets.as_deref().unwrap_or_default() != wanted;
+                    endpoints.subsets = Some(wanted).filter(|w| !w.is_empty());
                 })?;
                 edits.extend(differs.then_some(edit));
             }
         }
         Ok(edits)
     }
+}
+
+/// Whether others than this machine could use an address.
+fn reachable(address: &str) -> bool {
+    address.parse::<IpAddr>().is_ok_and(|ip| {
+        let link_local = match ip {
+            IpAddr::V4(ip) => ip.is_link_local(),
+            IpAddr::V6(ip) => ip.is_unicast_link_local(),
+        };
+        !(ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || link_local)
+    })
 }
 
 /// A new object through the door that every object passes; `None`, and a line in the log, when it is refused.
@@ -244,9 +264,13 @@ mod tests {
     use crate::logic::testing::World;
 
     fn world() -> World<Namespaces> {
+        world_at("192.0.2.1")
+    }
+
+    fn world_at(api_address: &str) -> World<Namespaces> {
         let bootstrap = Bootstrap {
             ca_pem: "PEM".into(),
-            api_address: "192.0.2.1".into(),
+            api_address: api_address.into(),
             api_port: 6443,
             service_address: Some("10.96.0.1".into()),
         };
@@ -276,6 +300,31 @@ mod tests {
         world.remove(&Key::new(Kind::Namespace, "", "kube-public"));
         world.settle();
         assert_eq!(counts.map(|k| count(&world, k)), [4, 4, 4, 1, 1]);
+    }
+
+    #[test]
+    fn an_api_that_pods_cannot_reach_has_endpoints_without_addresses() {
+        let key = Key::new(Kind::Endpoints, INITIAL[0], API);
+        let subsets = |world: &World<Namespaces>| {
+            let endpoints: v1::Endpoints = world.snapshot.find(&key).unwrap().parse().unwrap();
+            endpoints.subsets.map_or(0, |s| s.len().max(1))
+        };
+        for (address, expected) in [
+            ("192.0.2.1", 1),
+            ("127.0.0.1", 0),
+            ("0.0.0.0", 0),
+            ("::1", 0),
+            ("fe80::1", 0),
+            ("2001:db8::1", 1),
+        ] {
+            assert_eq!(subsets(&world_at(address)), expected, "{address}");
+        }
+        let mut world = world();
+        let snapshot = world.snapshot.clone();
+        world.controller.bootstrap.api_address = "127.0.0.1".into();
+        world.controller.anew(&snapshot, Timestamp::UNIX_EPOCH);
+        world.settle();
+        assert_eq!(subsets(&world), 0, "after a restart on another address");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::Ipv4Addr,
     sync::Arc,
 };
@@ -13,6 +14,8 @@ use k8s_openapi::{
     api::core::v1,
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{edit::Edit, pod::status::time};
 use crate::model::{KindFacet, NodeName, Object, SealError, Uid, seal};
@@ -237,6 +240,34 @@ pub fn free_subnet<'a>(
         .find(|subnet| !taken.contains(subnet.as_str())))
 }
 
+/// What of a pod's document its node acts on: another mark means that the node must hear of it again. A node's own
+/// status reports come back to it in every new state of a pod; without this each report would cause a picture, which
+/// would cause a report.
+pub fn wanted_mark(document: &[u8]) -> u64 {
+    #[derive(Deserialize, Default, Hash)]
+    #[serde(rename_all = "camelCase", default)]
+    struct Meta {
+        deletion_timestamp: Option<String>,
+        deletion_grace_period_seconds: Option<i64>,
+        labels: BTreeMap<String, String>,
+        annotations: BTreeMap<String, String>,
+    }
+    #[derive(Deserialize)]
+    struct Wanted<'a> {
+        #[serde(default)]
+        metadata: Meta,
+        #[serde(borrow)]
+        spec: Option<&'a RawValue>,
+    }
+    let mut hasher = DefaultHasher::new();
+    match serde_json::from_slice::<Wanted<'_>>(document) {
+        Ok(wanted) => (wanted.metadata, wanted.spec.map(RawValue::get)).hash(&mut hasher),
+        // No pod: the node will say so.
+        Err(_) => document.hash(&mut hasher),
+    }
+    hasher.finish()
+}
+
 /// What a pod's report comes to.
 #[derive(Debug)]
 pub enum Report {
@@ -277,10 +308,15 @@ pub fn pod_reported(
     }
     let status: v1::PodStatus = serde_json::from_slice(told.status)?;
     let mut pod: v1::Pod = object.parse()?;
-    if pod.status.as_ref() == Some(&status) {
+    // Only finalizers hold it now: with no grace left, whoever takes the last one away ends it.
+    let held = told.terminated && deleting && pod.metadata.deletion_grace_period_seconds != Some(0);
+    if pod.status.as_ref() == Some(&status) && !held {
         return Ok(Report::Ignore);
     }
     pod.status = Some(status);
+    if held {
+        pod.metadata.deletion_grace_period_seconds = Some(0);
+    }
     let sealed = seal(&pod)?;
     Ok(Report::Write(Box::new(Edit::Replace(sealed, object.clone()))))
 }
@@ -299,6 +335,7 @@ pub enum ReportError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Kind, Revision, seal_json};
 
     #[test]
     fn subnets_are_handed_out_without_overlap_until_none_is_left() {
@@ -312,6 +349,63 @@ mod tests {
         for bad in ["", "10.0.0.0", "10.0.0.0/25", "x/8", "10.0.0.0/x", "fd00::/64"] {
             assert!(free_subnet(bad, []).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_pod_that_ended_vanishes_or_waits_for_its_finalizers_without_grace() {
+        let object = |finalizers: serde_json::Value| {
+            let pod = serde_json::json!({
+                "metadata": {"name": "web", "namespace": "default", "uid": "u", "finalizers": finalizers,
+                    "creationTimestamp": "2030-01-01T00:00:00Z", "deletionTimestamp": "2030-01-01T00:00:00Z",
+                    "deletionGracePeriodSeconds": 30},
+                "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]},
+                "status": {"phase": "Running"}
+            });
+            Arc::new(seal_json(Kind::Pod, pod.to_string().as_bytes()).unwrap().at(Revision(5)))
+        };
+        let report = |object: &Arc<Object>, node: &str, status: &str, terminated: bool| {
+            let told = Told { uid: &"u".into(), status: status.as_bytes(), terminated };
+            match pod_reported(Some(object), &node.into(), told).unwrap() {
+                Report::Write(edit) => Some(*edit),
+                Report::Ignore => None,
+            }
+        };
+        let (free, held) = (object(serde_json::Value::Null), object(serde_json::json!(["a/b"])));
+        let same = r#"{"phase": "Running"}"#;
+        assert!(matches!(report(&free, "n", same, true), Some(Edit::Remove(_))));
+        assert!(report(&free, "other", same, true).is_none(), "a node speaks of its own pods only");
+        assert!(report(&held, "n", same, false).is_none(), "nothing new");
+        let Some(Edit::Replace(sealed, _)) = report(&held, "n", same, true) else { panic!("not written") };
+        let written = Arc::new(sealed.at(Revision(6)));
+        let deleting = written.facet.meta.deleting.unwrap();
+        assert_eq!(deleting.grace_seconds, 0);
+        assert!(report(&written, "n", same, true).is_none(), "told once");
+    }
+
+    #[test]
+    fn a_node_hears_again_of_what_it_acts_on_and_of_nothing_else() {
+        let pod = |change: &dyn Fn(&mut serde_json::Value)| {
+            let mut pod = serde_json::json!({
+                "metadata": {"name": "web", "uid": "u", "resourceVersion": "5", "labels": {"a": "b"}},
+                "spec": {"containers": [{"name": "c", "image": "one"}]},
+                "status": {"phase": "Pending"}
+            });
+            change(&mut pod);
+            wanted_mark(pod.to_string().as_bytes())
+        };
+        let first = pod(&|_| {});
+        let news: [&dyn Fn(&mut serde_json::Value); 4] = [
+            &|p| p["spec"]["containers"][0]["image"] = "two".into(),
+            &|p| p["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into(),
+            &|p| p["metadata"]["deletionGracePeriodSeconds"] = 3.into(),
+            &|p| p["metadata"]["labels"]["a"] = "c".into(),
+        ];
+        for (row, change) in news.iter().enumerate() {
+            assert_ne!(pod(change), first, "{row}");
+        }
+        assert_eq!(pod(&|p| p["status"]["phase"] = "Running".into()), first);
+        assert_eq!(pod(&|p| p["metadata"]["resourceVersion"] = "6".into()), first);
+        assert_ne!(wanted_mark(b"no pod"), first);
     }
 
     #[test]

@@ -20,13 +20,16 @@ use troupe::{
     api::{ApiConfig, ApiState, Limits, Tls, User, serve},
     messages::{
         ByteStream, Change, ChangeKind, Commit, CommitError, Committed, Expected, OpenError, OpenStream,
-        Port, Publisher, View, Write, wire,
+        Port, Publisher, Slot, View, Write, wire,
     },
     model::{Kind, Object, Revision, Snapshot, seal_json},
 };
 
 /// A bearer token that the server knows.
 pub const TOKEN: &str = "a-token-of-the-tests";
+
+/// Where the store begins: as after a restart, what was before is forgotten.
+const FIRST_REVISION: Revision = Revision(1_000);
 
 /// The store as far as the API needs it: compare-and-swap over a snapshot, published at once.
 struct Memory {
@@ -127,12 +130,16 @@ async fn answer(open: wire::Open, mut stream: tokio::io::DuplexStream) {
         wire::Open::Logs(request) => {
             format!("log of {} in {} tail {:?}\n", request.container, request.pod, request.tail_lines)
         }
-        wire::Open::ImageLoad(load) => {
-            let (mut bytes, mut buffer) = (0, vec![0; 4096]);
-            while let Ok(n @ 1..) = stream.read(&mut buffer).await {
-                bytes += n;
-            }
-            serde_json::json!([format!("{load:?} {bytes}")]).to_string()
+        wire::Open::ImageLoad(_) => {
+            let mut image = Vec::new();
+            // A client that breaks off has sent an image that ends there.
+            let _ = stream.read_to_end(&mut image).await;
+            let answer = if String::from_utf8_lossy(&image).contains("bad") {
+                wire::ImageAnswer::Refused("no image: it is bad".into())
+            } else {
+                wire::ImageAnswer::Done(vec![format!("loaded {} bytes", image.len())])
+            };
+            serde_json::to_string(&answer).expect("an answer is JSON")
         }
         wire::Open::ImageList => r#"["a:1"]"#.into(),
         other => serde_json::json!(format!("{other:?}")).to_string(),
@@ -169,19 +176,31 @@ impl Cluster {
 
     /// Starts a server with other limits.
     pub fn start_with(limits: Limits) -> Cluster {
+        Cluster::start_as(limits, true)
+    }
+
+    /// Starts a server whose store is not there.
+    pub fn start_without_store() -> Cluster {
+        Cluster::start_as(Limits::default(), false)
+    }
+
+    fn start_as(limits: Limits, with_store: bool) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let tls = certificates(dir.path());
         let (started, address) = mpsc::channel();
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn(move || {
             actix_rt::System::new().block_on(async move {
-                let (view, publisher) = View::new(Snapshot::default());
-                let mut memory = Memory { snapshot: Snapshot::default(), publisher };
+                let mut snapshot = Snapshot::default();
+                snapshot.revision = FIRST_REVISION;
+                let (view, publisher) = View::new(snapshot.clone());
+                let mut memory = Memory { snapshot, publisher };
                 seed(&mut memory);
-                let store = memory.start();
+                let store = Slot::new("store");
+                store.publish(with_store.then(|| memory.start()));
                 let state = ApiState {
                     view,
-                    commit: Port::fixed("store", store.recipient()),
+                    commit: store.port(),
                     streams: Port::fixed("nodes", Node.start().recipient()),
                     metrics: Some(Arc::new(|| "up 1\n".to_owned())),
                 };

@@ -5,3 +5,7 @@
 
 mod harness;
 mod kubectl;
+mod probes;
+mod raw;
+mod refusals;
+mod up;

@@ -84,6 +84,11 @@ impl Bench {
         self.runtime().run_pod_sandbox(config).await.unwrap().uid
     }
 
+    /// This test's subnet with another prefix length.
+    pub fn subnet(&self, prefix: &str) -> String {
+        self.cidr.replace("/24", &format!("/{prefix}"))
+    }
+
     /// Where the container of that name logs to.
     pub fn log(&self, name: &str) -> PathBuf {
         self.dir.path().join("logs").join(name)
@@ -240,7 +245,7 @@ pub fn config(name: &str, words: &[&str]) -> ContainerConfig {
 }
 
 /// An archive of a root file system made of the machine's static busybox.
-fn busybox() -> &'static [u8] {
+pub fn busybox() -> &'static [u8] {
     static TAR: OnceLock<Vec<u8>> = OnceLock::new();
     TAR.get_or_init(|| {
         let mut tar = tar::Builder::new(Vec::new());

@@ -1,6 +1,6 @@
 //! What a container may not do, and what it may.
 
-use super::bench::{Bench, config};
+use super::bench::{Bench, config, sandbox_config};
 use troupe::runtime::{ContainerConfig, Mount, RuntimeError};
 
 /// `unshare` is refused by the filter and needs no capability for a user namespace, so only the filter can refuse it.
@@ -13,6 +13,67 @@ async fn the_system_call_filter_denies_unless_unconfined() {
     assert_eq!(lines.last().unwrap(), "denied");
     let (lines, _) = bench.script(|config| config.security.seccomp_unconfined = true, UNSHARE).await;
     assert_eq!(lines.last().unwrap(), "allowed");
+}
+
+#[tokio::test]
+async fn a_denied_system_call_fails_with_eperm_and_clone3_as_if_it_did_not_exist() {
+    let mut bench = Bench::new().await;
+    // The capability is there, so what refuses is the filter: with SYS_ADMIN it would allow the call.
+    let script = "unshare -U true 2>&1; setsid true && echo ordinary calls work";
+    let (lines, _) = bench.script(|_| (), script).await;
+    assert!(lines[0].ends_with("Operation not permitted"), "{lines:?}");
+    assert_eq!(lines[1], "ordinary calls work");
+    // This machine's C library starts threads and processes by clone3 where there is one.
+    let probe = std::env::current_exe().unwrap();
+    let with_probe = |config: &mut ContainerConfig| {
+        config.mounts = vec![Mount { host_path: probe, container_path: "/probe".into(), read_only: true }];
+        config.env = vec![("TROUPE_TEST_THREADS".into(), "1".into())];
+    };
+    let script =
+        "/probe --exact native::isolation::starts_a_thread_when_told_to --nocapture | grep -c started";
+    let (lines, _) = bench.script(with_probe, script).await;
+    assert_eq!(lines, ["1"]);
+}
+
+/// Not a test by itself: what the one above runs in a container.
+#[test]
+fn starts_a_thread_when_told_to() {
+    if std::env::var_os("TROUPE_TEST_THREADS").is_some() {
+        std::thread::spawn(|| println!("started")).join().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn no_more_processes_are_started_than_allowed() {
+    let mut bench = Bench::new().await;
+    let limit = troupe::runtime::SandboxConfig { uid: "few".into(), pids_limit: 10, ..sandbox_config() };
+    let pod = bench.sandbox_with(limit).await;
+    // The shell ends when it cannot fork.
+    let script = "for i in 1 2 3 4 5 6 7 8 9 10 11 12; do sleep 1000 & echo $i; done";
+    let id = bench.start(&pod, config("c", &["sh", "-c", script])).await;
+    let exit = bench.exit(&id).await;
+    let started = bench.output("c").iter().filter(|line| line.starts_with("stdout")).count();
+    assert!((5..10).contains(&started), "{:?}", bench.output("c"));
+    assert!(bench.output("c").last().unwrap().contains("fork"), "{:?}", bench.output("c"));
+    assert_ne!(exit.code, 0);
+}
+
+#[tokio::test]
+async fn no_more_processor_time_is_used_than_allowed() {
+    let mut bench = Bench::new().await;
+    let limit = |config: &mut ContainerConfig| config.resources.cpu_limit_milli = 50;
+    let script = "timeout -s KILL 1 sh -c 'while true; do true; done'
+        cat /sys/fs/cgroup/cpu/cpu.stat /sys/fs/cgroup/cpu.stat 2>/dev/null | grep nr_throttled
+        times | tail -n 1";
+    let (lines, _) = bench.script(limit, script).await;
+    let throttled: u64 = lines[0].strip_prefix("nr_throttled ").unwrap().parse().unwrap();
+    assert!(throttled > 0, "{lines:?}");
+    // Children's user and system time, `0m0.050s 0m0.010s`.
+    let used: f64 = lines[1]
+        .split_whitespace()
+        .map(|time| time.strip_prefix("0m").unwrap().trim_end_matches('s').parse::<f64>().unwrap())
+        .sum();
+    assert!(used < 0.3, "{used} s of about one second at a limit of a twentieth: {lines:?}");
 }
 
 #[tokio::test]
@@ -73,12 +134,16 @@ async fn capabilities_are_added_and_dropped() {
 #[tokio::test]
 async fn kernel_interfaces_are_masked_or_read_only() {
     let mut bench = Bench::new().await;
-    let script = "wc -c < /proc/kcore; wc -c < /proc/keys; find /proc/acpi /sys/firmware -type f | wc -l
+    // Not every kernel has all of them.
+    let script = "for f in kcore keys timer_list sched_debug interrupts; do
+            [ ! -e /proc/$f ] || [ $(wc -c < /proc/$f) = 0 ] || echo $f shows
+        done
+        find /proc/acpi /sys/firmware -type f | wc -l
         echo 1 > /proc/sys/kernel/panic || echo sys refused
         echo 1 > /sys/kernel/mm/ksm/run || echo sysfs refused
         mknod /d b 1 0 && cat /d || echo device refused";
     let (lines, _) = bench.script(|_| (), script).await;
-    assert_eq!(lines, ["0", "0", "0", "sys refused", "sysfs refused", "device refused"]);
+    assert_eq!(lines, ["0", "sys refused", "sysfs refused", "device refused"]);
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 //! What every pod of a node shares: the runtime, the directories, the node's name and address.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, thread::available_parallelism};
+
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::{
     logic::{
@@ -22,6 +24,37 @@ pub struct NodeContext {
     pub host_ip: Option<IpAddr>,
     /// CrashLoopBackOff.
     pub crash_loop: Backoff,
+    /// Turns to start something.
+    pub starts: Starts,
+}
+
+/// How much a node starts at once. A start keeps a core busy, so a hundred at once would all be slow, and with them the
+/// actors that share the machine. Sandboxes and containers take turns apart: one stage does not starve the other.
+pub struct Starts {
+    sandboxes: Semaphore,
+    containers: Semaphore,
+}
+
+impl Default for Starts {
+    /// Two a core: while one waits for the kernel another goes on. Never so few that some that hang hold up the rest.
+    fn default() -> Starts {
+        const LEAST: usize = 4;
+        let turns = available_parallelism().map_or(LEAST, |cores| (cores.get() * 2).max(LEAST));
+        Starts { sandboxes: Semaphore::new(turns), containers: Semaphore::new(turns) }
+    }
+}
+
+impl Starts {
+    /// Waits for the turn to start a sandbox; first come, first served. The turn ends with the permit.
+    pub async fn sandbox(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody ever closes it.
+        self.sandboxes.acquire().await.ok()
+    }
+
+    /// The same for a container.
+    pub async fn container(&self) -> Option<SemaphorePermit<'_>> {
+        self.containers.acquire().await.ok()
+    }
 }
 
 impl NodeContext {

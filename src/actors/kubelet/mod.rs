@@ -6,25 +6,32 @@
 //! Leaves out: the link (it speaks through ports) and what a pod's next step is ([`crate::logic::pod`]).
 
 mod context;
+mod found;
 mod machine;
 mod pod;
 mod start;
 mod streams;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
 
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, StreamHandler, WrapFuture as _,
 };
+use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
-pub use context::{NodeContext, now_ms};
-use pod::{Found, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw};
+pub use context::{NodeContext, Starts, now_ms};
+use found::{Found, group, remove_dirs, stream_of};
+use pod::{
+    LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw, Wanted,
+};
 pub use streams::StreamAsked;
 
 use crate::{
@@ -106,10 +113,9 @@ struct PodsBegin;
 
 struct Entry {
     slot: Slot<PodActor>,
-    pod: Arc<v1::Pod>,
+    /// What the pod's next incarnation begins with.
+    wanted: Arc<ArcSwap<Wanted>>,
     revision: Revision,
-    /// The master still wants it here.
-    assigned: bool,
     report: Option<wire::PodReport>,
     /// The containers as last reported: which log is which.
     containers: Vec<v1::ContainerStatus>,
@@ -118,6 +124,14 @@ struct Entry {
 }
 
 impl Entry {
+    fn pod(&self) -> Arc<v1::Pod> {
+        self.wanted.load().pod.clone()
+    }
+
+    fn assigned(&self) -> bool {
+        self.wanted.load().assigned
+    }
+
     fn note(&mut self, status: &v1::PodStatus) {
         self.containers = status.container_statuses.clone().unwrap_or_default();
         for container in &self.containers {
@@ -225,10 +239,9 @@ impl Kubelet {
 
     fn take(&mut self, uid: &Uid, revision: Revision, pod: Arc<v1::Pod>) {
         if let Some(entry) = self.pods.get_mut(uid) {
-            entry.assigned = true;
             if entry.revision < revision {
                 entry.revision = revision;
-                entry.pod = pod.clone();
+                entry.wanted.store(Arc::new(Wanted { pod: pod.clone(), assigned: true }));
                 if let Some(address) = entry.slot.address() {
                     address.do_send(PodAssigned(pod));
                 }
@@ -236,10 +249,11 @@ impl Kubelet {
             return;
         }
         let slot = Slot::new("pod");
+        let wanted = Arc::new(ArcSwap::from_pointee(Wanted { pod, assigned: true }));
         let seed = PodSeed {
             node: self.seed.node.clone(),
-            pod: pod.clone(),
-            found: self.found.remove(uid),
+            wanted: wanted.clone(),
+            fresh: Arc::new(AtomicBool::new(self.found.remove(uid).is_none())),
             report: self.seed.slot.port(),
             notice: self.seed.slot.port(),
         };
@@ -247,21 +261,13 @@ impl Kubelet {
         self.seed.pods.start_child(child.never_escalate()).detach();
         self.pods.insert(
             uid.clone(),
-            Entry {
-                slot,
-                pod,
-                revision,
-                assigned: true,
-                report: None,
-                containers: Vec::new(),
-                running: HashMap::new(),
-            },
+            Entry { slot, wanted, revision, report: None, containers: Vec::new(), running: HashMap::new() },
         );
     }
 
     fn unassign(&mut self, uid: &Uid) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
-        entry.assigned = false;
+        entry.wanted.store(Arc::new(Wanted { pod: entry.pod(), assigned: false }));
         if entry.report.as_ref().is_some_and(|r| r.terminated) {
             self.forget(&uid.clone());
         } else if let Some(address) = entry.slot.address() {
@@ -273,7 +279,8 @@ impl Kubelet {
     fn forget(&mut self, uid: &Uid) {
         let Some(entry) = self.pods.remove(uid) else { return };
         self.seed.pods.stop_child(uid.as_str()).detach();
-        let meta = &entry.pod.metadata;
+        let pod = entry.pod();
+        let meta = &pod.metadata;
         let text = |t: &Option<String>| t.clone().unwrap_or_default();
         let places = self.seed.node.places(&text(&meta.namespace), &text(&meta.name), uid.as_str());
         remove_dirs(vec![places.pod_dir, places.log_dir]);
@@ -284,15 +291,19 @@ impl Kubelet {
         let runtime = self.seed.node.runtime.clone();
         let sandbox = &found.sandbox;
         let places = self.seed.node.places(&sandbox.namespace, &sandbox.name, uid.as_str());
+        let (orphan, containers) = (uid.clone(), found.containers.clone());
         let work = async move {
-            for container in &found.containers {
-                runtime.stop_container(&container.id, ORPHAN_GRACE).await?;
-            }
-            runtime.remove_pod_sandbox(&uid).await
+            // All at once: none of them is to use up the others' time.
+            let stops = containers.iter().map(|c| runtime.stop_container(&c.id, ORPHAN_GRACE));
+            futures_util::future::try_join_all(stops).await?;
+            runtime.remove_pod_sandbox(&orphan).await
         };
-        ctx.spawn(work.into_actor(self).map(move |outcome, _, _| match outcome {
+        ctx.spawn(work.into_actor(self).map(move |outcome, _, ctx| match outcome {
             Ok(()) => remove_dirs(vec![places.pod_dir, places.log_dir]),
-            Err(error) => tracing::error!(%error, "an orphaned pod could not be ended"),
+            Err(error) => {
+                tracing::error!(pod = %uid, %error, "an orphaned pod could not be ended; trying again");
+                ctx.run_later(STATUS_PERIOD, move |kubelet, ctx| kubelet.end_orphan(uid, found, ctx));
+            }
         }));
     }
 
@@ -337,69 +348,22 @@ fn same_but_for_heartbeats(a: &v1::NodeStatus, b: &v1::NodeStatus) -> bool {
     plain(a) == plain(b)
 }
 
-/// Removes directories off the actor's thread: a volume may hold much.
-fn remove_dirs(dirs: Vec<std::path::PathBuf>) {
-    tokio::task::spawn_blocking(move || {
-        for dir in dirs {
-            match std::fs::remove_dir_all(&dir) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    tracing::warn!(dir = %dir.display(), %error, "a pod's directory could not be removed");
-                }
-                _ => {}
-            }
-        }
-    });
-}
-
-fn group(sandboxes: Vec<SandboxStatus>, containers: Vec<ContainerStatus>) -> HashMap<Uid, Found> {
-    let mut found: HashMap<Uid, Found> = sandboxes
-        .into_iter()
-        .map(|sandbox| (sandbox.uid.clone(), Found { sandbox, containers: Vec::new() }))
-        .collect();
-    for container in containers {
-        if let Some(found) = found.get_mut(&container.pod) {
-            found.containers.push(container);
-        }
-    }
-    found
-}
-
 impl Actor for Kubelet {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
         // Events first, the list after: an exit in between is told twice rather than never.
-        let events = tokio_stream(self.seed.node.runtime.events());
+        let events = stream_of(self.seed.node.runtime.events());
         ctx.add_stream(events);
         ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
     }
 }
 
-/// The runtime's events as a stream; `None` stands for events that were missed.
-fn tokio_stream(
-    receiver: tokio::sync::broadcast::Receiver<RuntimeEvent>,
-) -> impl futures_util::Stream<Item = Option<RuntimeEvent>> {
-    use tokio::sync::broadcast::error::RecvError;
-    futures_util::stream::unfold(receiver, |mut receiver| async move {
-        match receiver.recv().await {
-            Ok(event) => Some((Some(event), receiver)),
-            Err(RecvError::Lagged(missed)) => {
-                tracing::warn!(missed, "runtime events were missed");
-                Some((None, receiver))
-            }
-            Err(RecvError::Closed) => None,
-        }
-    })
-}
-
 impl StreamHandler<Option<RuntimeEvent>> for Kubelet {
-    fn handle(&mut self, event: Option<RuntimeEvent>, ctx: &mut Self::Context) {
+    fn handle(&mut self, event: Option<RuntimeEvent>, _: &mut Self::Context) {
         let Some(event) = event else {
-            // Each pod asks the runtime itself once it is stepped; start them all over from what there is.
-            for entry in self.pods.values() {
-                if let Some(address) = entry.slot.address() {
-                    address.do_send(PodAssigned(entry.pod.clone()));
-                }
+            for address in self.pods.values().filter_map(|e| e.slot.address()) {
+                address.do_send(LookAgain);
             }
             return;
         };
@@ -407,7 +371,6 @@ impl StreamHandler<Option<RuntimeEvent>> for Kubelet {
         if let Some(address) = self.pods.get(pod).and_then(|e| e.slot.address()) {
             address.do_send(RuntimeSaw(event));
         }
-        let _ = ctx;
     }
 
     fn finished(&mut self, _: &mut Self::Context) {
@@ -468,7 +431,8 @@ impl Handler<PodReported> for Kubelet {
         let Ok(json) = serde_json::to_vec(&message.status) else { return };
         entry.note(&message.status);
         self.sequence += 1;
-        let meta = &entry.pod.metadata;
+        let pod = entry.pod();
+        let meta = &pod.metadata;
         let report = wire::PodReport {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
@@ -478,7 +442,7 @@ impl Handler<PodReported> for Kubelet {
             terminated: message.terminated,
         };
         entry.report = Some(report.clone());
-        let leaves = message.terminated && !entry.assigned;
+        let leaves = message.terminated && !entry.assigned();
         self.tell(Some(message.uid.to_string()), wire::ToMaster::Pods(vec![report]));
         if leaves {
             self.forget(&message.uid);
@@ -491,7 +455,8 @@ impl Handler<PodNoticed> for Kubelet {
 
     fn handle(&mut self, message: PodNoticed, _: &mut Self::Context) {
         let Some(entry) = self.pods.get(&message.uid) else { return };
-        let meta = &entry.pod.metadata;
+        let pod = entry.pod();
+        let meta = &pod.metadata;
         let notice = message.notice;
         let event = wire::EventReport {
             namespace: meta.namespace.clone().unwrap_or_default(),

@@ -4,25 +4,31 @@
 //! action's outcome goes back into the machine, which is then stepped again; nothing else changes it.
 //! After a panic the supervisor makes a fresh actor, which takes over what the runtime still has of the pod.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, WrapFuture as _,
 };
+use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
 
 use super::{
     context::{NodeContext, now_ms},
+    found::Found,
     start::{Started, sandbox_config, start_container},
 };
 use crate::{
     actors::supervisor::Life,
-    logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, status::pod_status},
+    logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, status::pod_status},
     messages::Port,
     model::Uid,
-    runtime::{
-        ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent, SandboxStatus,
-    },
+    runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent},
 };
 
 /// kubelet → pod: the pod's document as it is now.
@@ -39,6 +45,11 @@ pub struct PodUnassigned;
 #[derive(Message, Clone)]
 #[rtype(result = "()")]
 pub struct RuntimeSaw(pub RuntimeEvent);
+
+/// kubelet → pod: what the runtime told may have been missed; ask it.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct LookAgain;
 
 /// kubelet → pod: images were loaded.
 #[derive(Message, Clone, Copy)]
@@ -67,13 +78,13 @@ pub struct PodNoticed {
     pub notice: Notice,
 }
 
-/// What the runtime has of a pod.
+/// What the master wants of a pod.
 #[derive(Clone, Debug)]
-pub struct Found {
-    /// Its sandbox.
-    pub sandbox: SandboxStatus,
-    /// Its containers' lives.
-    pub containers: Vec<ContainerStatus>,
+pub struct Wanted {
+    /// The pod as last assigned.
+    pub pod: Arc<v1::Pod>,
+    /// Whether it is still assigned to this node.
+    pub assigned: bool,
 }
 
 /// What a pod actor is made of, again after each death.
@@ -81,10 +92,10 @@ pub struct Found {
 pub struct PodSeed {
     /// The node.
     pub node: Arc<NodeContext>,
-    /// The pod as last assigned.
-    pub pod: Arc<v1::Pod>,
-    /// What the kubelet found of it, for the first incarnation.
-    pub found: Option<Found>,
+    /// What the master wants of the pod, kept up to date by the kubelet: messages to a dead actor are lost.
+    pub wanted: Arc<ArcSwap<Wanted>>,
+    /// Nothing of the pod was on the node when the kubelet took it: its first incarnation need not look.
+    pub fresh: Arc<AtomicBool>,
     /// Where to report.
     pub report: Port<PodReported>,
     /// Where to tell events.
@@ -104,14 +115,27 @@ pub struct PodActor {
 impl PodActor {
     /// A pod actor; it begins by taking over what is there.
     pub fn new(life: Life, seed: PodSeed) -> PodActor {
-        let uid = Uid::from(seed.pod.metadata.uid.clone().unwrap_or_default());
-        let machine = Machine::new(seed.pod.clone(), seed.node.crash_loop, now_ms());
+        let wanted = seed.wanted.load_full();
+        let uid = Uid::from(wanted.pod.metadata.uid.clone().unwrap_or_default());
+        let mut machine = Machine::new(wanted.pod.clone(), seed.node.crash_loop, now_ms());
+        if !wanted.assigned {
+            machine.evict();
+        }
         PodActor { life, uid, machine, reported: None, wake: None, seed }
     }
 
-    fn adopt(&mut self, found: Found) {
-        let lives: Vec<Adopted> = found.containers.into_iter().map(adopted).collect();
+    /// Takes over what the node has of the pod, else what is told of it.
+    fn adopt(&mut self, found: Option<Found>) {
+        let Some(found) = found else { return self.machine.recall() };
+        let places = self.places();
+        let lives: Vec<Adopted> = found.containers.into_iter().map(|life| adopted(life, &places)).collect();
         self.machine.adopt(found.sandbox.ready, found.sandbox.ip, &lives);
+    }
+
+    fn places(&self) -> Places {
+        let meta = &self.machine.pod.metadata;
+        let text = |t: &Option<String>| t.clone().unwrap_or_default();
+        self.seed.node.places(&text(&meta.namespace), &text(&meta.name), self.uid.as_str())
     }
 
     /// Steps the machine, carries out what it wants, and reports what became of it.
@@ -159,7 +183,11 @@ impl PodActor {
         match action {
             Action::RunSandbox => {
                 let config = sandbox_config(&self.machine.pod);
-                let work = async move { runtime.run_pod_sandbox(config).await };
+                let node = self.seed.node.clone();
+                let work = async move {
+                    let _turn = node.starts.sandbox().await;
+                    runtime.run_pod_sandbox(config).await
+                };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
                     match outcome {
                         Ok(status) => pod.machine.sandbox_ready(status.ip),
@@ -170,12 +198,13 @@ impl PodActor {
             }
             Action::Start(index) => self.start(index, ctx),
             Action::Stop { id, grace, .. } => {
-                let work = async move { runtime.stop_container(&ContainerId(id), grace).await };
-                ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
-                    if let Err(error) = outcome {
-                        tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
-                    }
-                    pod.check_exits(ctx);
+                let container = ContainerId(id.clone());
+                let work = async move { runtime.stop_container(&container, grace).await };
+                ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
+                    let Err(error) = outcome else { return pod.check_exits(ctx) };
+                    tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
+                    pod.machine.container_stuck(&id);
+                    ctx.run_later(RETRY, |pod, ctx| pod.check_exits(ctx));
                 }));
             }
             Action::Forget { id } => {
@@ -209,8 +238,6 @@ impl PodActor {
         done: fn(&mut Machine),
         ctx: &mut Context<Self>,
     ) {
-        /// Giving back a sandbox is tried again at this pace.
-        const RETRY: Duration = Duration::from_secs(2);
         match outcome {
             Ok(()) => {
                 done(&mut self.machine);
@@ -259,14 +286,16 @@ impl PodActor {
         self.machine.container_failed(index, failure, now_ms());
     }
 
-    /// Asks the runtime which of this pod's containers have ended: heals events that were missed.
+    /// Asks the runtime which of this pod's containers there are and have ended: heals what was missed.
     fn check_exits(&mut self, ctx: &mut Context<Self>) {
         let runtime = self.seed.node.runtime.clone();
         let uid = self.uid.clone();
         let work = async move { runtime.list_containers().await.map(|all| (uid, all)) };
         ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| match outcome {
             Ok((uid, all)) => {
-                for status in all.into_iter().filter(|s| s.pod == uid) {
+                let own: Vec<ContainerStatus> = all.into_iter().filter(|s| s.pod == uid).collect();
+                pod.machine.remove_strays(own.iter().map(|s| s.id.0.as_str()));
+                for status in own {
                     if let ContainerState::Exited(exit) = status.state {
                         pod.exited(status.id, &exit);
                     }
@@ -287,14 +316,13 @@ impl PodActor {
             _ => None,
         });
         let Some((name, attempt, started_ms)) = place else { return };
-        let meta = &self.machine.pod.metadata;
-        let text = |t: &Option<String>| t.clone().unwrap_or_default();
-        let places = self.seed.node.places(&text(&meta.namespace), &text(&meta.name), self.uid.as_str());
-        let message = last_words(&places.termination_message(&name, attempt));
+        let message = last_words(&self.places().termination_message(&name, attempt));
         self.machine.container_exited(ended(id.0, exit, started_ms, message));
     }
 }
 
+/// What the runtime could not end is tried again at this pace.
+const RETRY: Duration = Duration::from_secs(2);
 /// Last words are cut here, as Kubernetes cuts them.
 const LAST_WORDS_BYTES: u64 = 4096;
 
@@ -322,15 +350,19 @@ fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> E
     }
 }
 
-fn adopted(status: ContainerStatus) -> Adopted {
+fn adopted(status: ContainerStatus, places: &Places) -> Adopted {
     let ended = match &status.state {
-        ContainerState::Exited(exit) => Some(ended(status.id.0.clone(), exit, status.started_ms, None)),
+        ContainerState::Exited(exit) => {
+            let message = last_words(&places.termination_message(&status.name, status.attempt));
+            Some(ended(status.id.0.clone(), exit, status.started_ms, message))
+        }
         ContainerState::Created | ContainerState::Running => None,
     };
     Adopted {
         name: status.name,
         id: status.id.0,
         attempt: status.attempt,
+        image: status.image,
         image_id: status.image_id,
         started_ms: status.started_ms,
         ended,
@@ -338,31 +370,31 @@ fn adopted(status: ContainerStatus) -> Adopted {
 }
 
 /// What the runtime has of one pod.
-async fn find(node: &NodeContext, uid: &Uid) -> Option<Found> {
-    let sandboxes = node.runtime.list_pod_sandboxes().await.ok()?;
-    let sandbox = sandboxes.into_iter().find(|s| s.uid == *uid)?;
-    let containers = node.runtime.list_containers().await.ok()?;
-    Some(Found { sandbox, containers: containers.into_iter().filter(|c| c.pod == *uid).collect() })
+async fn find(node: &NodeContext, uid: &Uid) -> Result<Option<Found>, RuntimeError> {
+    let sandboxes = node.runtime.list_pod_sandboxes().await?;
+    let Some(sandbox) = sandboxes.into_iter().find(|s| s.uid == *uid) else { return Ok(None) };
+    let containers = node.runtime.list_containers().await?;
+    Ok(Some(Found { sandbox, containers: containers.into_iter().filter(|c| c.pod == *uid).collect() }))
 }
 
 impl Actor for PodActor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        if self.life.incarnation() == 1 {
-            if let Some(found) = self.seed.found.take() {
-                self.adopt(found);
-            }
+        if self.seed.fresh.swap(false, Ordering::Relaxed) {
+            self.machine.recall();
             self.advance(ctx);
             return;
         }
         let (node, uid) = (self.seed.node.clone(), self.uid.clone());
         let look = async move { find(&node, &uid).await };
-        ctx.wait(look.into_actor(self).map(|found, pod, ctx| {
-            if let Some(found) = found {
+        ctx.wait(look.into_actor(self).map(|found, pod, ctx| match found {
+            Ok(found) => {
                 pod.adopt(found);
+                pod.advance(ctx);
             }
-            pod.advance(ctx);
+            // Without knowing what there is, anything would be wrong; the supervisor tries again.
+            Err(error) => pod.life.fail(error),
         }));
     }
 }
@@ -382,6 +414,21 @@ impl Handler<PodUnassigned> for PodActor {
     fn handle(&mut self, _: PodUnassigned, ctx: &mut Self::Context) {
         self.machine.evict();
         self.advance(ctx);
+    }
+}
+
+impl Handler<LookAgain> for PodActor {
+    type Result = ();
+
+    fn handle(&mut self, _: LookAgain, ctx: &mut Self::Context) {
+        let (node, uid) = (self.seed.node.clone(), self.uid.clone());
+        let look = async move { find(&node, &uid).await };
+        ctx.wait(look.into_actor(self).map(|found, pod, ctx| {
+            if found.is_ok_and(|f| f.is_some_and(|f| !f.sandbox.ready)) {
+                pod.machine.sandbox_lost(now_ms());
+            }
+            pod.check_exits(ctx);
+        }));
     }
 }
 

@@ -68,6 +68,7 @@ pub async fn start_container(
     attempt: u32,
     pod_ip: Option<std::net::IpAddr>,
 ) -> Result<Started, StartFailure> {
+    let _turn = node.starts.container().await;
     let meta = &pod.metadata;
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
     let places = node.places(&text(&meta.namespace), &text(&meta.name), &text(&meta.uid));
@@ -98,7 +99,10 @@ pub async fn start_container(
         }
     }
     let image_id = found.map(|i| i.id).unwrap_or_default();
-    Ok(Started { id: id.0, image_id, started_ms: now_ms() })
+    // The runtime's word on when: a later kubelet that takes the container over is told the same.
+    let all = node.runtime.list_containers().await.unwrap_or_default();
+    let started_ms = all.iter().find(|c| c.id == id).map(|c| c.started_ms).filter(|ms| *ms > 0);
+    Ok(Started { id: id.0, image_id, started_ms: started_ms.unwrap_or_else(now_ms) })
 }
 
 fn missing_image(container: &v1::Container, image: &str) -> StartFailure {

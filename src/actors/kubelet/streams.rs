@@ -105,14 +105,15 @@ fn which_life(statuses: &[v1::ContainerStatus], request: &LogRequest) -> Result<
     let had_last = status.last_state.as_ref().is_some_and(|s| s.terminated.is_some());
     let state = status.state.clone().unwrap_or_default();
     if request.previous {
-        return if had_last && attempt > 0 {
-            Ok((attempt - 1, false))
-        } else {
-            Err((400, format!("previous terminated container \"{name}\" in pod \"{pod}\" not found")))
+        // While it waits for its next life, restarts are counted up to the last one.
+        return match (had_last, state.waiting) {
+            (true, Some(_)) => Ok((attempt, false)),
+            (true, None) if attempt > 0 => Ok((attempt - 1, false)),
+            _ => Err((400, format!("previous terminated container \"{name}\" in pod \"{pod}\" not found"))),
         };
     }
     match state.waiting {
-        Some(_) if had_last && attempt > 0 => Ok((attempt - 1, false)),
+        Some(_) if had_last => Ok((attempt, false)),
         Some(w) => Err(waiting(w.reason.as_deref().unwrap_or("ContainerCreating"))),
         None => Ok((attempt, state.running.is_some())),
     }
@@ -247,7 +248,9 @@ mod tests {
             (2, "running", true, false, Ok((2, true))),
             (2, "running", true, true, Ok((1, false))),
             (0, "running", false, true, Err(400)),
-            (2, "waiting", true, false, Ok((1, false))),
+            (2, "waiting", true, false, Ok((2, false))),
+            (0, "waiting", true, false, Ok((0, false))),
+            (2, "waiting", true, true, Ok((2, false))),
             (0, "waiting", false, false, Err(400)),
             (1, "terminated", true, false, Ok((1, false))),
         ] {

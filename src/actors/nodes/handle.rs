@@ -26,7 +26,7 @@ use crate::{
     logic::{
         edit::{Edit, edit},
         events::Happening,
-        nodes::{Report, Told, lost_status, new_node, pod_reported},
+        nodes::{Report, Told, lost_status, new_node, pod_reported, wanted_mark},
     },
     messages::{Durability, Port, RecordEvent, wire},
     model::{Key, Kind, NodeName, Object, Revision, Uid, seal},
@@ -76,8 +76,10 @@ pub(super) struct NodeHandle {
     greeted: bool,
     revision: Revision,
     pods: BTreeMap<Uid, Arc<Object>>,
-    /// The documents sent on this connection.
-    sent: HashMap<Uid, Revision>,
+    /// The documents sent on this connection, by their marks.
+    sent: HashMap<Uid, u64>,
+    /// Each pod's [`wanted_mark`] as of a revision.
+    marks: HashMap<Uid, (Revision, u64)>,
     /// Reports not yet written, newest only.
     pending: BTreeMap<Uid, wire::PodReport>,
     writing: bool,
@@ -106,6 +108,7 @@ impl NodeHandle {
             revision: Revision::default(),
             pods: BTreeMap::new(),
             sent: HashMap::new(),
+            marks: HashMap::new(),
             pending: BTreeMap::new(),
             writing: false,
             lost: None,
@@ -127,8 +130,16 @@ impl NodeHandle {
     fn send_assignments(&mut self) {
         let Some(link) = self.link.clone().filter(|_| self.greeted) else { return };
         self.sent.retain(|uid, _| self.pods.contains_key(uid));
+        self.marks.retain(|uid, _| self.pods.contains_key(uid));
+        for pod in self.pods.values() {
+            let known = self.marks.get(pod.uid()).is_some_and(|(revision, _)| *revision == pod.revision);
+            if !known {
+                self.marks.insert(pod.uid().clone(), (pod.revision, wanted_mark(&pod.json)));
+            }
+        }
+        let mark = |pod: &Object| self.marks.get(pod.uid()).map(|(_, mark)| *mark);
         let fresh: Vec<&Arc<Object>> =
-            self.pods.values().filter(|p| self.sent.get(p.uid()) != Some(&spec_mark(p))).collect();
+            self.pods.values().filter(|p| self.sent.get(p.uid()).copied() != mark(p)).collect();
         let picture = wire::Assignments {
             revision: self.revision,
             pods: self
@@ -145,7 +156,7 @@ impl NodeHandle {
                 })
                 .collect(),
         };
-        let marks: Vec<(Uid, Revision)> = fresh.iter().map(|p| (p.uid().clone(), spec_mark(p))).collect();
+        let marks: Vec<(Uid, u64)> = fresh.iter().filter_map(|p| Some((p.uid().clone(), mark(p)?))).collect();
         if let Err(error) = link.send(Class::Control, &wire::ToNode::Assignments(picture)) {
             tracing::warn!(node = %self.name, %error, "assignments not sent; connecting anew");
             link.close("outbox full");
@@ -279,6 +290,8 @@ impl NodeHandle {
         };
         ctx.spawn(work.into_actor(self).map(|(batch, outcome), node, ctx| {
             node.writing = false;
+            // The store needs time to recover; a pod that changed meanwhile does not.
+            let pause = if outcome.is_err() { RETRY } else { Duration::ZERO };
             let again: Box<dyn Fn(&wire::PodReport) -> bool> = match outcome {
                 Ok(outcome) if outcome.overtaken.is_empty() => return node.write_pods(ctx),
                 Ok(outcome) => Box::new(move |r| {
@@ -295,7 +308,7 @@ impl NodeHandle {
                     node.pending.entry(uid).or_insert(report);
                 }
             }
-            ctx.run_later(Duration::ZERO, |node, ctx| node.write_pods(ctx));
+            ctx.run_later(pause, |node, ctx| node.write_pods(ctx));
         }));
     }
 
@@ -364,14 +377,6 @@ impl NodeHandle {
             .ok()
         });
     }
-}
-
-/// What of a document a node must hear of again when it changes. Its own status reports come back in every new state
-/// of a pod; they are no news to it, and without this each report would cause a picture, which would cause a report.
-fn spec_mark(pod: &Object) -> Revision {
-    pod.facet.meta.deleting.map_or(Revision(pod.facet.meta.generation.unsigned_abs()), |d| {
-        Revision(u64::MAX - d.grace_seconds.unsigned_abs())
-    })
 }
 
 /// One event of one connection.

@@ -15,7 +15,7 @@ use k8s_openapi::{api::core::v1, jiff::Timestamp};
 use super::{COMPONENT, manager::Describe};
 use crate::{
     actors::{
-        commit::{CommitFailed, Outcome, Wiring, commit},
+        commit::{CommitFailed, Outcome, Wiring, commit, settled},
         outside,
         supervisor::Life,
     },
@@ -243,8 +243,13 @@ impl ReplicationController {
 impl Actor for ReplicationController {
     type Context = Context<Self>;
 
-    fn started(&mut self, _: &mut Context<Self>) {
-        self.ask();
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        // An earlier incarnation may have a commit under way: the first plan is to know of it.
+        let wiring = self.wiring.clone();
+        ctx.wait(async move { settled(&wiring).await }.into_actor(self).map(|(), this, _| {
+            this.expectation.committed(this.wiring.view.snapshot().revision);
+            this.ask();
+        }));
     }
 }
 

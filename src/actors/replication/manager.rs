@@ -72,12 +72,12 @@ impl ReplicationManager {
             Ok(ReplicationController::new(life, own.clone(), wiring.clone(), port.clone()))
         });
         self.controllers.insert(uid, slot);
-        drop(self.supervisor.start_child(spec.never_escalate()));
+        self.supervisor.start_child(spec.never_escalate()).detach();
     }
 
     fn stop(&self, uid: &Uid) {
         if self.controllers.remove(uid).is_some() {
-            drop(self.supervisor.stop_child(uid.as_str()));
+            self.supervisor.stop_child(uid.as_str()).detach();
         }
     }
 }

@@ -41,13 +41,13 @@ fn child_at(wiring: &Wiring, handle: &SupervisorHandle) -> ChildSpec {
         let spec = SupervisorSpec::new("replication controllers").limit(Intensity::UNLIMITED).stop_together();
         // A new supervisor has no children: what the old one's are remembered by goes too.
         let fresh = controllers.clone();
-        drop(replication.start_child(ChildSpec::supervisor(spec, &handle, move |_| fresh.clear())));
+        replication.start_child(ChildSpec::supervisor(spec, &handle, move |_| fresh.clear())).detach();
         let (slot, wiring) = (Slot::new("replication manager"), wiring.clone());
         let port = slot.port();
         let manager = ChildSpec::new("replication manager", &slot, move |life| {
             let (handle, controllers) = (handle.clone(), controllers.clone());
             Ok(ReplicationManager::new(life, wiring.clone(), handle, controllers, port.clone()))
         });
-        drop(replication.start_child(manager));
+        replication.start_child(manager).detach();
     })
 }

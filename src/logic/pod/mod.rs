@@ -6,9 +6,11 @@
 //! Leaves out: doing any of it. The pod actor carries out the actions and feeds the outcomes back.
 
 pub mod config;
+mod failure;
 mod machine;
 mod state;
 pub mod status;
+mod takeover;
 
 pub use machine::Machine;
 pub use state::{

@@ -83,8 +83,8 @@ pub enum ContainerPhase {
         id: String,
         /// Milliseconds since the epoch.
         started_ms: i64,
-        /// It was told to end.
-        stopping: bool,
+        /// It was told to end within so many seconds.
+        stopping: Option<i64>,
     },
     /// Ended, and not to be started again.
     Exited(Ended),
@@ -101,10 +101,14 @@ pub struct Container {
     pub phase: ContainerPhase,
     /// The life before the present one.
     pub last: Option<Ended>,
+    /// The image that its present (or last) life was started from; empty before the first.
+    pub image: String,
     /// The image's digest, once known.
     pub image_id: Option<String>,
     /// Its image's unsuccessful attempts in a row: they back off on their own.
     pub(super) image_failures: u32,
+    /// It is being stopped because its definition changed: it starts again whatever its restart policy.
+    pub(super) replacing: bool,
     pub(super) history: History,
 }
 
@@ -193,6 +197,8 @@ pub struct Adopted {
     pub id: String,
     /// Which life.
     pub attempt: u32,
+    /// The image's name as asked for.
+    pub image: String,
     /// The image's digest.
     pub image_id: String,
     /// Milliseconds since the epoch; 0 when it never started.

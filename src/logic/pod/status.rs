@@ -132,14 +132,15 @@ fn condition(name: &str, verdict: Verdict, before: Option<&v1::PodStatus>, now_m
 }
 
 fn container_status(machine: &Machine, container: &Container, runtime: &str) -> v1::ContainerStatus {
-    let image = machine
-        .pod
-        .spec
-        .iter()
-        .flat_map(|s| &s.containers)
-        .find(|c| c.name == container.name)
-        .and_then(|c| c.image.clone())
-        .unwrap_or_default();
+    let asked = || {
+        let spec = machine.pod.spec.iter().flat_map(|s| &s.containers).find(|c| c.name == container.name);
+        spec.and_then(|c| c.image.clone()).unwrap_or_default()
+    };
+    // A container is told to be what it last was until its next life begins, its count of restarts too.
+    let between = matches!(container.phase, ContainerPhase::Waiting { .. } | ContainerPhase::Starting { .. });
+    let restarts =
+        container.attempt - u32::from(between && container.last.is_some() && container.attempt > 0);
+    let image = if between || container.image.is_empty() { asked() } else { container.image.clone() };
     let waiting = |reason: &str, message: Option<String>| v1::ContainerState {
         waiting: Some(v1::ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..v1::ContainerState::default()
@@ -165,7 +166,7 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         container_id: id.map(|id| format!("{runtime}://{id}")),
         ready: running,
         started: Some(running),
-        restart_count: i32::try_from(container.attempt).unwrap_or(i32::MAX),
+        restart_count: i32::try_from(restarts).unwrap_or(i32::MAX),
         state: Some(state),
         last_state: Some(container.last.as_ref().map(|l| terminated(l, runtime)).unwrap_or_default()),
         ..v1::ContainerStatus::default()
@@ -177,7 +178,7 @@ fn terminated(ended: &Ended, runtime: &str) -> v1::ContainerState {
         terminated: Some(v1::ContainerStateTerminated {
             container_id: ended.id.as_ref().map(|id| format!("{runtime}://{id}")),
             exit_code: ended.code,
-            signal: None,
+            signal: ended.signal,
             reason: Some(ended.reason.clone()),
             message: ended.message.clone(),
             started_at: Some(time(ended.started_ms)),

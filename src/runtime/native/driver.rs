@@ -19,7 +19,7 @@ use super::{
     NativeConfig,
     cgroup::Hierarchies,
     ipam::{Ipam, Subnet},
-    launch,
+    launch::{self, Launcher},
     netlink::{self, Netlink},
     pod::Pod,
     protocol::{Reply, Request},
@@ -38,6 +38,7 @@ pub(super) struct Driver {
     pub hierarchies: Hierarchies,
     pub events: broadcast::Sender<RuntimeEvent>,
     tables: Mutex<Tables>,
+    launcher: Launcher,
 }
 
 #[derive(Default)]
@@ -57,6 +58,7 @@ impl Driver {
             hierarchies: Hierarchies::detect(),
             events: broadcast::channel(EVENTS).0,
             tables: Mutex::default(),
+            launcher: Launcher::default(),
         }
     }
 
@@ -91,7 +93,7 @@ impl Driver {
             let alive = match pod.attach(stream) {
                 Ok(client) => match client.call(Request::Hello).await {
                     Ok(Reply::Ready { pid }) => {
-                        pod.set_shim(pid);
+                        pod.set_shim(pid, None);
                         true
                     }
                     _ => false,
@@ -269,18 +271,18 @@ impl Driver {
     }
 
     /// Starts the shim and waits until its sandbox is ready.
-    async fn begin(&self, pod: &Arc<Pod>) -> Result<(), RuntimeError> {
-        let (shim, begun) = (self.config.shim.clone(), Arc::clone(pod));
-        let (child, stream) = blocking(move || {
+    async fn begin(self: &Arc<Driver>, pod: &Arc<Pod>) -> Result<(), RuntimeError> {
+        let (driver, begun) = (Arc::clone(self), Arc::clone(pod));
+        let launched = blocking(move || {
             let fault = || system(format!("start the shim of pod {}", begun.uid));
             state::remove_tree(&begun.dir.0).map_err(fault())?;
             fs::create_dir_all(begun.dir.containers()).map_err(fault())?;
             state::write(&begun.dir.record(), &begun.record).map_err(fault())?;
-            launch::launch(&shim, &begun.dir).map_err(fault())
+            driver.launcher.launch(&driver.config.shim, &begun.dir).map_err(fault())
         })
         .await?;
-        pod.set_child(child);
-        let client = pod.attach(stream).map_err(system("talk to a shim"))?;
+        pod.set_shim(launched.pid, launched.child);
+        let client = pod.attach(launched.stream).map_err(system("talk to a shim"))?;
         client.call(Request::Hello).await.map(drop)
     }
 
@@ -348,18 +350,33 @@ impl Driver {
     /// Removes what a stopped sandbox has on the node.
     async fn clear(&self, pod: &Arc<Pod>) -> Result<(), RuntimeError> {
         let group = self.hierarchies.group(&pod.record.cgroup);
-        let pod = Arc::clone(pod);
+        let cleared = Arc::clone(pod);
         blocking(move || {
-            group.remove().map_err(system(format!("remove the cgroup of pod {}", pod.uid)))?;
-            state::remove_tree(&pod.dir.0).map_err(system(format!("remove {}", pod.dir.0.display())))?;
-            let Some(network) = &pod.record.network else { return Ok(()) };
-            // The pair dies with the network namespace, but the kernel takes its time for that.
-            if Path::new("/sys/class/net").join(&network.veth).exists() {
-                Netlink::open()
-                    .and_then(|mut netlink| netlink.remove_link(&network.veth))
-                    .map_err(system(format!("remove link {}", network.veth)))?;
+            group.remove().map_err(system(format!("remove the cgroup of pod {}", cleared.uid)))?;
+            state::remove_tree(&cleared.dir.0).map_err(system(format!("remove {}", cleared.dir.0.display())))
+        })
+        .await?;
+        match &pod.record.network {
+            Some(network) => self.wait_for_link(&network.veth).await,
+            None => Ok(()),
+        }
+    }
+
+    /// The pair dies with the network namespace, soon and many at a time; to remove one by request takes as long and
+    /// keeps everyone else, also pods that start, from the kernel's network tables.
+    async fn wait_for_link(&self, veth: &str) -> Result<(), RuntimeError> {
+        let path = Path::new("/sys/class/net").join(veth);
+        for _ in 0..LINK_LOOKS {
+            if !path.exists() {
+                return Ok(());
             }
-            Ok(())
+            tokio::time::sleep(LINK_PAUSE).await;
+        }
+        let veth = veth.to_owned();
+        blocking(move || {
+            Netlink::open()
+                .and_then(|mut netlink| netlink.remove_link(&veth))
+                .map_err(system(format!("remove link {veth}")))
         })
         .await
     }
@@ -374,6 +391,7 @@ impl Driver {
         removals.join_all().await.into_iter().collect::<Result<Vec<()>, _>>()?;
         let driver = Arc::clone(self);
         blocking(move || {
+            driver.launcher.end();
             let bridge = &driver.config.bridge;
             Netlink::open()
                 .and_then(|mut netlink| netlink.remove_link(bridge))
@@ -392,6 +410,10 @@ impl Driver {
 /// SIGKILL works at once unless a process sits in the kernel waiting for a device; that is waited for this long.
 const KILL_ATTEMPTS: u32 = 2000;
 const KILL_PAUSE: Duration = Duration::from_millis(5);
+
+/// The kernel ends a namespace within some 10 to 100 ms; after a second something else holds it.
+const LINK_LOOKS: u32 = 200;
+const LINK_PAUSE: Duration = Duration::from_millis(5);
 
 /// A uid names directories, cgroups and links.
 fn check_uid(uid: &str) -> Result<(), RuntimeError> {

@@ -16,6 +16,7 @@ mod containers;
 mod driver;
 mod ipam;
 mod launch;
+mod mounts;
 mod netlink;
 mod pod;
 mod protocol;
@@ -35,7 +36,7 @@ use tokio::{
     sync::{broadcast, oneshot},
 };
 
-pub use self::{check::check, shim::shim_main};
+pub use self::{check::check, mounts::unmount_below, shim::shim_main};
 use self::{
     driver::{Driver, blocking},
     state::system,

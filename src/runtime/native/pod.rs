@@ -137,18 +137,10 @@ impl Pod {
         self.client().is_ok()
     }
 
-    /// Says which process the shim is.
-    pub(super) fn set_shim(&self, pid: i32) {
-        let mut inner = self.inner();
-        inner.shim.pid = pid;
-        inner.shim.ticks = state::start_ticks(pid).unwrap_or_default();
-    }
-
-    /// Takes over the duty to reap a shim started by this process.
-    pub(super) fn set_child(&self, child: Child) {
-        let pid = child.id() as i32;
-        self.inner().shim.child = Some(child);
-        self.set_shim(pid);
+    /// Says which process the shim is; takes over the duty to reap it when it is this process' own child.
+    pub(super) fn set_shim(&self, pid: i32, child: Option<Child>) {
+        let ticks = state::start_ticks(pid).unwrap_or_default();
+        self.inner().shim = ShimProcess { child, pid, ticks };
     }
 
     /// Returns when the shim's process is gone, and with it its namespaces and mounts; helps it after a while. Blocks.

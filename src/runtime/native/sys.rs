@@ -57,6 +57,29 @@ pub(super) fn become_subreaper() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Forks the process: 0 in the child. To be called by a process with one thread only, where a fork is whole.
+pub(super) fn fork() -> nix::Result<i32> {
+    // SAFETY: a seed has one thread, so no lock is held by a thread that the child lacks, and the child may go on with
+    // any code.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Child => Ok(0),
+        nix::unistd::ForkResult::Parent { child } => Ok(child.as_raw()),
+    }
+}
+
+/// Whether the kernel throws the status of children away (`true`), or keeps it to be waited for.
+pub(super) fn let_children_be_reaped(ignored: bool) {
+    let action = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
+    // SAFETY: neither action installs a handler, so no code of ours can run in signal context.
+    unsafe { libc::signal(libc::SIGCHLD, action) };
+}
+
+/// Owns a descriptor that was received in a message.
+pub(super) fn own(received: RawFd) -> OwnedFd {
+    // SAFETY: the kernel made this descriptor for the message that was just read, and it is taken out of that once.
+    unsafe { OwnedFd::from_raw_fd(received) }
+}
+
 /// Moves what is open as standard input to a high descriptor and puts `/dev/null` in its place.
 ///
 /// The shim gets its listening socket as standard input, because that is the one descriptor that can be handed to a

@@ -4,6 +4,8 @@
 //! machine's lock is never held across an `await`.
 
 use std::{
+    collections::BTreeMap,
+    future::Future,
     io::Write,
     path::PathBuf,
     sync::{
@@ -14,23 +16,21 @@ use std::{
 };
 
 use async_trait::async_trait;
-use sha2::{Digest, Sha256};
 use tokio::{
-    io::AsyncReadExt,
     sync::broadcast,
     time::{Instant, sleep, timeout_at},
 };
 
 use super::{
     Behaviour, Operation, SimMachine,
-    machine::{State, digest, draw, image_of, seeded},
+    machine::{State, draw, image_of, seeded},
 };
 use crate::{
     model::Uid,
     runtime::{
         ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, Reader, RuntimeError,
         RuntimeEvent, SandboxConfig, SandboxStatus,
-        images::normalize,
+        images::{ImageStore, normalize},
         logs::{self, Stream},
     },
 };
@@ -91,23 +91,25 @@ impl SimRuntime {
         Ok(found.map(|image| (full, image)))
     }
 
-    /// Reads an archive to its end without keeping it: the image is its digest and its size.
-    async fn take_image(&self, mut archive: Reader, name: String) -> Result<String, RuntimeError> {
-        let mut buf = vec![0; 64 * 1024];
-        let (mut hash, mut size_bytes) = (Sha256::new(), 0);
-        loop {
-            match archive.read(&mut buf).await.map_err(|e| RuntimeError::BadImage(e.to_string()))? {
-                0 => break,
-                n => {
-                    hash.update(&buf[..n]);
-                    size_bytes += n as u64;
-                }
+    /// Lets a real image store read an archive, so that what it would refuse is refused here, too; keeps of it what a
+    /// simulation needs: names, id, size and user.
+    async fn take_images<F: Future<Output = Result<(), RuntimeError>>>(
+        &self,
+        read: impl FnOnce(ImageStore) -> F,
+    ) -> Result<Vec<String>, RuntimeError> {
+        let scratch = Scratch::new()?;
+        let store = ImageStore::open(&scratch.0)?;
+        read(store.clone()).await?;
+        let mut state = self.machine().look();
+        let mut names = Vec::new();
+        for image in store.list()? {
+            for name in &image.names {
+                let image = Image { names: vec![name.clone()], ..image.clone() };
+                state.images.insert(name.clone(), image);
+                names.push(name.clone());
             }
         }
-        let image =
-            Image { id: digest(hash.finalize()), names: vec![name.clone()], size_bytes, user: String::new() };
-        self.machine().look().images.insert(name.clone(), image);
-        Ok(name)
+        Ok(names)
     }
 
     /// Whether a seeded start fails.
@@ -269,26 +271,52 @@ impl ContainerRuntime for SimRuntime {
     }
 
     async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {
-        Ok(self.ready_for(Operation::ListImages)?.images.values().cloned().collect())
+        let state = self.ready_for(Operation::ListImages)?;
+        let mut by_id: BTreeMap<&str, Image> = BTreeMap::new();
+        for (name, image) in &state.images {
+            let listed =
+                by_id.entry(&image.id).or_insert_with(|| Image { names: Vec::new(), ..image.clone() });
+            listed.names.push(name.clone());
+        }
+        Ok(by_id.into_values().collect())
     }
 
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {
         drop(self.ready_for(Operation::LoadImage)?);
-        match rename {
-            Some(name) => Ok(vec![self.take_image(archive, normalize(&name)?).await?]),
-            None => Err(RuntimeError::Unsupported("sim", "read image archives: give the image a name")),
-        }
+        self.take_images(|store| async move { store.load(archive, rename).await.map(drop) }).await
     }
 
     async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
         drop(self.ready_for(Operation::ImportImage)?);
-        self.take_image(rootfs, normalize(name)?).await
+        self.take_images(|store| async move { store.import(rootfs, name).await.map(drop) }).await?;
+        normalize(name)
     }
 
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
         let mut state = self.ready_for(Operation::RemoveImage)?;
         let full = normalize(name)?;
         state.images.remove(&full).map(drop).ok_or_else(|| RuntimeError::ImageNotFound(name.to_owned()))
+    }
+}
+
+/// A directory that goes with its last use.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new() -> Result<Scratch, RuntimeError> {
+        let path = std::env::temp_dir().join(format!("troupe-sim-{}", uuid::Uuid::new_v4().simple()));
+        std::fs::create_dir(&path).map_err(|cause| RuntimeError::System {
+            operation: format!("make {}", path.display()),
+            cause: cause.to_string(),
+        })?;
+        Ok(Scratch(path))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left in a directory for temporary files hurts nobody.
+        let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 

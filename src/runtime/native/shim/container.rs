@@ -11,7 +11,7 @@ use std::{
         fd::{AsRawFd, OwnedFd},
         unix::fs::{FileTypeExt, MetadataExt, symlink},
     },
-    path::Path,
+    path::{Path, PathBuf},
     rc::Rc,
 };
 
@@ -58,8 +58,8 @@ pub(super) struct Running {
 }
 
 impl Pod<'_> {
-    /// Mounts the root file system and writes the spec.
-    pub(super) fn create(&self, id: &ContainerId) -> Result<(), Fault> {
+    /// Mounts the root file system and writes the spec; gives what the start needs.
+    pub(super) fn create(&self, id: &ContainerId) -> Result<Plan, Fault> {
         let dir = self.dir.container(id);
         let record = read_record(&dir)?;
         mount_root(&dir, &record)?;
@@ -67,7 +67,7 @@ impl Pod<'_> {
         if plan.is_err() {
             unmount_root(&dir);
         }
-        plan.map(drop)
+        plan
     }
 
     /// Resolves everything that depends on the image's files and writes the OCI spec.
@@ -131,14 +131,14 @@ impl Pod<'_> {
             filtered,
             capabilities,
             final_capabilities,
+            log_path: record.config.log_path.clone(),
+            stdin: record.config.stdin,
         })
     }
 
-    /// Runs the program; returns when its first instruction is next.
-    pub(super) fn start(&self, id: &ContainerId) -> Result<(Running, Started), Fault> {
+    /// Runs the program of a container as planned when it was created; returns when its first instruction is next.
+    pub(super) fn start(&self, id: &ContainerId, plan: Plan) -> Result<(Running, Started), Fault> {
         let dir = self.dir.container(id);
-        let record = read_record(&dir)?;
-        let plan = self.plan(&dir, &record)?;
         let filter = if plan.filtered {
             let program = seccomp::default_filter(&plan.capabilities)
                 .map_err(Fault::system("compile the system call filter"))?;
@@ -146,8 +146,8 @@ impl Pod<'_> {
         } else {
             None
         };
-        let log = LogFile::open(&record.config.log_path)
-            .map_err(Fault::system(format!("open log {}", record.config.log_path.display())))?;
+        let log = LogFile::open(&plan.log_path)
+            .map_err(Fault::system(format!("open log {}", plan.log_path.display())))?;
         let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(Fault::system("make a pipe"));
         let (out, out_end) = pipe()?;
         let (err, err_end) = pipe()?;
@@ -170,7 +170,7 @@ impl Pod<'_> {
             .with_stdout(out_end)
             .with_stderr(err_end);
         let mut stdin = None;
-        if record.config.stdin {
+        if plan.stdin {
             let (read, write) = pipe()?;
             builder = builder.with_stdin(read);
             stdin = Some(write);
@@ -257,7 +257,8 @@ const SIGNAL_BASE: i32 = 128;
 const UNKNOWN_CODE: i32 = 255;
 
 /// What a container's start needs beyond its spec.
-struct Plan {
+#[derive(Clone)]
+pub(super) struct Plan {
     arguments: Vec<String>,
     environment: Vec<String>,
     uid: u32,
@@ -265,6 +266,8 @@ struct Plan {
     filtered: bool,
     capabilities: BTreeSet<String>,
     final_capabilities: Option<::caps::CapsHashSet>,
+    log_path: PathBuf,
+    stdin: bool,
 }
 
 fn read_record(dir: &ContainerDir) -> Result<ContainerRecord, Fault> {

@@ -38,22 +38,30 @@ use nix::{
     unistd::Pid,
 };
 
-use self::container::{Pod, Running};
+use self::container::{Plan, Pod, Running};
 use super::{
     cgroup::Hierarchies,
+    launch,
     protocol::{self, Call, Fault, Message, Reply, Request},
     state::{self, SandboxDir, SandboxRecord},
     sys,
 };
 use crate::runtime::ContainerId;
 
-/// Runs a shim: `troupe shim SANDBOX-DIR`, with the listening socket as standard input. To be called before the process
-/// has a second thread. Returns the process' exit code.
+/// Runs a shim: `troupe shim SANDBOX-DIR`, with the listening socket as standard input; or a seed of shims, `troupe shim
+/// --seed`. To be called before the process has a second thread. Returns the process' exit code.
 pub fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> i32 {
-    let Some(dir) = arguments.next().map(PathBuf::from) else {
+    let Some(mut dir) = arguments.next().map(PathBuf::from) else {
         eprintln!("the shim is started by troupe itself");
         return EXIT_USAGE;
     };
+    if dir.as_os_str() == launch::SEED {
+        match launch::seed() {
+            Ok(Some(of_shim)) => dir = of_shim,
+            Ok(None) => return 0,
+            Err(_) => return 1,
+        }
+    }
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::ERROR)
         .with_ansi(false)
@@ -79,6 +87,8 @@ struct Shim {
     listener: UnixListener,
     signals: SignalFd,
     clients: BTreeMap<RawFd, Client>,
+    /// Containers created and not yet started.
+    planned: BTreeMap<ContainerId, Plan>,
     running: BTreeMap<ContainerId, Running>,
     /// Who asked for the end, once someone has.
     ending: Option<(RawFd, u64)>,
@@ -122,6 +132,7 @@ impl Shim {
             listener,
             signals,
             clients: BTreeMap::new(),
+            planned: BTreeMap::new(),
             running: BTreeMap::new(),
             ending: None,
         })
@@ -236,7 +247,7 @@ impl Shim {
         }
         Some(match &call.request {
             Request::Hello => Ok(Reply::Ready { pid: std::process::id() as i32 }),
-            Request::Create { id } => self.pod().create(id).map(|()| Reply::Done),
+            Request::Create { id } => self.create(id),
             Request::Start { id } => self.start(id),
             Request::Signal { id, signal, everyone } => self.signal(id, *signal, *everyone),
             Request::Remove { id } => self.remove(id),
@@ -249,11 +260,19 @@ impl Shim {
         })
     }
 
+    fn create(&mut self, id: &ContainerId) -> Result<Reply, Fault> {
+        let plan = self.pod().create(id)?;
+        self.planned.insert(id.clone(), plan);
+        Ok(Reply::Done)
+    }
+
     fn start(&mut self, id: &ContainerId) -> Result<Reply, Fault> {
-        if self.running.contains_key(id) || self.dir.container(id).read_exit().is_some() {
+        // Kept until the program runs, so that a start that failed can be tried again.
+        let Some(plan) = self.planned.get(id).cloned() else {
             return Err(Fault::Start("container was started before".to_owned()));
-        }
-        let (running, started) = self.pod().start(id)?;
+        };
+        let (running, started) = self.pod().start(id, plan)?;
+        self.planned.remove(id);
         self.running.insert(id.clone(), running);
         Ok(Reply::Started { pid: started.pid, started_ms: started.started_ms })
     }
@@ -285,6 +304,7 @@ impl Shim {
                 cause: "it is running".to_owned(),
             });
         }
+        self.planned.remove(id);
         self.pod().remove(id);
         Ok(Reply::Done)
     }

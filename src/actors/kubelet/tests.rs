@@ -1,0 +1,250 @@
+//! Tests of a kubelet and its pods over the simulated runtime.
+
+use std::sync::Mutex;
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    actors::{supervisor::Supervisor, testing::system},
+    logic::supervision::Backoff,
+    runtime::{
+        ContainerRuntime as _, ContainerState, RuntimeError,
+        sim::{Operation, SimConfig, SimMachine, SimRuntime},
+    },
+};
+
+/// Stands for the link: keeps what the master would hear.
+struct Master(Arc<Mutex<Vec<wire::ToMaster>>>);
+
+impl Actor for Master {
+    type Context = Context<Self>;
+}
+
+impl Handler<TellMaster> for Master {
+    type Result = ();
+
+    fn handle(&mut self, told: TellMaster, _: &mut Context<Self>) {
+        self.0.lock().unwrap().push(told.message);
+    }
+}
+
+/// A kubelet on a simulated machine.
+struct Bench {
+    machine: Arc<SimMachine>,
+    dir: tempfile::TempDir,
+    root: SupervisorHandle,
+    pods: SupervisorHandle,
+    slot: Slot<Kubelet>,
+    told: Arc<Mutex<Vec<wire::ToMaster>>>,
+    revision: u64,
+}
+
+impl Bench {
+    fn start(config: SimConfig) -> Bench {
+        let machine = SimMachine::new(config).unwrap();
+        Bench::on(machine, tempfile::tempdir().unwrap())
+    }
+
+    /// A kubelet on a machine where an earlier one may have been.
+    fn on(machine: Arc<SimMachine>, dir: tempfile::TempDir) -> Bench {
+        let told = Arc::default();
+        let master = Master(Arc::clone(&told)).start();
+        let root = Supervisor::start(SupervisorSpec::new("node"));
+        let (slot, pods) = (Slot::new("kubelet"), SupervisorHandle::new("pods"));
+        let node = NodeContext {
+            name: "n".into(),
+            runtime: Arc::new(SimRuntime::open(machine.clone())),
+            dir: dir.path().to_owned(),
+            host_ip: None,
+            crash_loop: Backoff::CRASH_LOOP,
+        };
+        let seed = KubeletSeed {
+            node: Arc::new(node),
+            labels: Default::default(),
+            facts: MachineFacts::default(),
+            uplink: Port::fixed("uplink", master.recipient()),
+            slot: slot.clone(),
+            pods: pods.clone(),
+        };
+        root.start_child(ChildSpec::new("kubelet", &slot, move |life| Ok(Kubelet::new(life, seed.clone()))))
+            .detach();
+        let spec = SupervisorSpec::new("pods").limit(Intensity::UNLIMITED).stop_together();
+        let begin = slot.port::<PodsBegin>();
+        root.start_child(ChildSpec::supervisor(spec, &pods, move |_| {
+            let _ = begin.tell(PodsBegin);
+        }))
+        .detach();
+        Bench { machine, dir, root, pods, slot, told, revision: 0 }
+    }
+
+    /// Ends the kubelet; what it ran goes on.
+    async fn stop(self) -> (Arc<SimMachine>, tempfile::TempDir) {
+        self.root.shutdown().await.unwrap();
+        (self.machine, self.dir)
+    }
+
+    /// The master wants exactly these pods.
+    async fn assign(&mut self, pods: &[Value]) {
+        self.revision += 1;
+        let revision = Revision(self.revision);
+        let uid = |pod: &Value| Uid::from(pod["metadata"]["uid"].as_str().unwrap());
+        let picture = wire::Assignments {
+            revision,
+            pods: pods.iter().map(|pod| wire::AssignedPod { uid: uid(pod), revision }).collect(),
+            documents: pods
+                .iter()
+                .map(|pod| wire::PodDocument { uid: uid(pod), revision, json: pod.to_string().into() })
+                .collect(),
+        };
+        self.until("the kubelet is there", |b| b.slot.address().is_some()).await;
+        let kubelet = self.slot.address().unwrap();
+        let welcome = wire::Welcome { pod_cidr: "10.9.0.0/24".into(), cluster: "test".into() };
+        kubelet.do_send(FromMaster(wire::ToNode::Welcome(welcome)));
+        kubelet.do_send(FromMaster(wire::ToNode::Assignments(picture)));
+    }
+
+    /// Waits until it holds; the paused clock moves meanwhile.
+    async fn until(&self, what: &str, holds: impl Fn(&Bench) -> bool) {
+        for _ in 0..20_000 {
+            if holds(self) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("waited in vain until {what}: {:?}", self.report("u"));
+    }
+
+    /// The newest status told of a pod, and whether nothing of it is left.
+    fn report(&self, uid: &str) -> Option<(v1::PodStatus, bool)> {
+        let told = self.told.lock().unwrap();
+        let reports = told.iter().filter_map(|message| match message {
+            wire::ToMaster::Pods(reports) => Some(reports),
+            _ => None,
+        });
+        let newest = reports.flatten().filter(|report| report.uid.as_str() == uid).next_back()?;
+        Some((serde_json::from_slice(&newest.status).unwrap(), newest.terminated))
+    }
+
+    fn containers(&self) -> Vec<v1::ContainerStatus> {
+        self.report("u").and_then(|(status, _)| status.container_statuses).unwrap_or_default()
+    }
+
+    /// Whether every container runs and was restarted so often.
+    fn runs(&self, restarts: i32) -> bool {
+        let all = self.containers();
+        !all.is_empty() && all.iter().all(|c| c.ready && c.restart_count == restarts)
+    }
+
+    async fn running(&self) -> Vec<ContainerStatus> {
+        let all = SimRuntime::open(self.machine.clone()).list_containers().await.unwrap();
+        all.into_iter().filter(|c| c.state == ContainerState::Running).collect()
+    }
+}
+
+fn pod(containers: &[&str], image: &str) -> Value {
+    let containers: Vec<Value> = containers.iter().map(|c| json!({"name": c, "image": image})).collect();
+    json!({
+        "metadata": {"name": "web", "namespace": "default", "uid": "u"},
+        "spec": {"containers": containers, "terminationGracePeriodSeconds": 1}
+    })
+}
+
+fn deleting(mut pod: Value) -> Value {
+    pod["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into();
+    pod["metadata"]["deletionGracePeriodSeconds"] = 1.into();
+    pod
+}
+
+fn refusal() -> RuntimeError {
+    RuntimeError::System { operation: "do it".into(), cause: "not now".into() }
+}
+
+#[test]
+fn a_pod_actor_that_panicked_begins_with_what_the_master_wants_now() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        bench.assign(&[pod(&["c"], "one")]).await;
+        bench.until("it runs", |b| b.runs(0)).await;
+        bench.assign(&[pod(&["c"], "two")]).await;
+        bench.until("it runs the new image", |b| b.runs(1)).await;
+        let before = bench.running().await;
+        bench.pods.inject_panic("u").await.unwrap();
+        // The fresh actor has told how the pod is once it has looked.
+        let count = bench.told.lock().unwrap().len();
+        bench.until("it reports again", |b| b.told.lock().unwrap().len() > count).await;
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let after = bench.running().await;
+        assert_eq!((after.len(), &after[0].id), (1, &before[0].id), "the container was not touched");
+        assert!(bench.runs(1), "{:?}", bench.containers());
+    });
+}
+
+#[test]
+fn exits_that_the_runtime_could_not_tell_are_found() {
+    system(async {
+        // Room for one event: of three exits at once, two are never heard of.
+        let mut bench = Bench::start(SimConfig { event_capacity: 1, ..SimConfig::default() });
+        bench.assign(&[pod(&["a", "b", "c"], "one")]).await;
+        bench.until("all run", |b| b.runs(0)).await;
+        for container in bench.running().await {
+            bench.machine.kill(&container.id);
+        }
+        bench.until("all run again", |b| b.containers().len() == 3 && b.runs(1)).await;
+    });
+}
+
+#[test]
+fn a_pod_that_cannot_be_ended_at_first_is_ended_later() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        bench.assign(&[pod(&["c"], "one")]).await;
+        bench.until("it runs", |b| b.runs(0)).await;
+        bench.machine.fail_next(Operation::StopContainer, refusal());
+        bench.machine.fail_next(Operation::RemovePodSandbox, refusal());
+        bench.assign(&[deleting(pod(&["c"], "one"))]).await;
+        bench.until("it has ended", |b| b.report("u").is_some_and(|(_, terminated)| terminated)).await;
+        assert_eq!(bench.running().await.len(), 0);
+    });
+}
+
+#[test]
+fn what_nobody_wants_any_more_is_ended_even_when_that_fails_at_first() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        bench.assign(&[pod(&["c"], "one")]).await;
+        bench.until("it runs", |b| b.runs(0)).await;
+        let (machine, dir) = bench.stop().await;
+        machine.fail_next(Operation::RemovePodSandbox, refusal());
+        let mut bench = Bench::on(machine, dir);
+        assert_eq!(bench.running().await.len(), 1, "a kubelet's end is not its pods'");
+        bench.assign(&[]).await;
+        let runtime = SimRuntime::open(bench.machine.clone());
+        for _ in 0..2_000 {
+            if runtime.list_pod_sandboxes().await.unwrap().is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        panic!("the orphan is still there");
+    });
+}
+
+#[test]
+fn a_kubelet_that_takes_over_tells_the_same_and_restarts_nothing() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        bench.assign(&[pod(&["a", "b"], "one")]).await;
+        bench.until("it runs", |b| b.runs(0)).await;
+        let (before, running) = (bench.report("u").unwrap(), bench.running().await);
+        let mut known = pod(&["a", "b"], "one");
+        known["status"] = serde_json::to_value(&before.0).unwrap();
+        let (machine, dir) = bench.stop().await;
+        let mut bench = Bench::on(machine, dir);
+        bench.assign(&[known]).await;
+        bench.until("it tells", |b| b.report("u").is_some()).await;
+        assert_eq!(bench.report("u").unwrap(), before);
+        let ids = |all: &[ContainerStatus]| all.iter().map(|c| c.id.clone()).collect::<Vec<_>>();
+        assert_eq!(ids(&bench.running().await), ids(&running));
+    });
+}

@@ -1,0 +1,186 @@
+//! Options of `troupe up`: from the command line, the environment and a file, in this order of precedence.
+//!
+//! Invariant: what can be said on the command line can be said in the file, under the same name and with the same
+//! checks; a name that is no option is refused.
+
+use std::{
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use super::CliError;
+
+/// Most nodes of one `up`: each has a bridge and a `/24` of its own.
+const MAX_NODES: usize = 64;
+
+/// Options of `troupe up`; what nobody gave is absent.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct UpArgs {
+    /// A YAML file with these options under these names; the command line goes before it
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Where everything is kept [default: /var/lib/troupe for root, else the user's data directory]
+    #[arg(long, value_name = "DIR", env = "TROUPE_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where the API listens [default: 127.0.0.1:6443]
+    #[arg(long, value_name = "ADDR")]
+    pub api: Option<SocketAddr>,
+    /// Where nodes link to (UDP) [default: a free port on loopback]
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// How many nodes [default: 1]
+    #[arg(long, value_name = "N")]
+    pub nodes: Option<usize>,
+    /// The first node's name [default: this machine's]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// What runs the containers [default: auto]
+    #[arg(long, value_enum)]
+    pub runtime: Option<RuntimeArg>,
+    /// The pods' network, of which each node gets a /24 [default: 10.244.0.0/16, or one that is free here]
+    #[arg(long, value_name = "CIDR")]
+    pub pod_network: Option<String>,
+    /// Most pods on each node [default: 110]
+    #[arg(long, value_name = "N")]
+    pub max_pods: Option<u32>,
+    /// A further name or address for the API's certificate (repeatable)
+    #[arg(long = "api-name", value_name = "NAME")]
+    #[serde(rename = "api-name")]
+    pub api_names: Vec<String>,
+    /// First delay before a container that keeps failing is started again [default: 10s, as Kubernetes]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[serde(deserialize_with = "duration")]
+    pub crash_loop_backoff: Option<Duration>,
+}
+
+/// Names of the runtimes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RuntimeArg {
+    /// Native when this process may
+    #[default]
+    Auto,
+    /// The embedded OCI runtime
+    Native,
+    /// Docker's daemon
+    Docker,
+    /// Simulated containers
+    Sim,
+}
+
+impl UpArgs {
+    /// With what the file of `--config` adds.
+    ///
+    /// # Errors
+    /// When the file cannot be read or says something that is no option; when numbers are out of bounds.
+    pub fn complete(self) -> Result<UpArgs, CliError> {
+        let all = match &self.config {
+            Some(path) => {
+                let file = read(path)?;
+                self.over(file)
+            }
+            None => self,
+        };
+        match all.nodes {
+            Some(nodes) if !(1..=MAX_NODES).contains(&nodes) => {
+                Err(CliError::Usage(format!("nodes: must be 1 to {MAX_NODES}, not {nodes}")))
+            }
+            _ => Ok(all),
+        }
+    }
+
+    /// These options where given, the others' elsewhere.
+    fn over(self, file: UpArgs) -> UpArgs {
+        UpArgs {
+            config: self.config,
+            data_dir: self.data_dir.or(file.data_dir),
+            api: self.api.or(file.api),
+            listen: self.listen.or(file.listen),
+            nodes: self.nodes.or(file.nodes),
+            node_name: self.node_name.or(file.node_name),
+            runtime: self.runtime.or(file.runtime),
+            pod_network: self.pod_network.or(file.pod_network),
+            max_pods: self.max_pods.or(file.max_pods),
+            api_names: if self.api_names.is_empty() { file.api_names } else { self.api_names },
+            crash_loop_backoff: self.crash_loop_backoff.or(file.crash_loop_backoff),
+        }
+    }
+
+    /// The data directory, given or default.
+    pub fn data_dir(&self) -> PathBuf {
+        self.data_dir.clone().unwrap_or_else(default_data_dir)
+    }
+}
+
+/// `/var/lib/troupe` for root, else `$XDG_DATA_HOME/troupe` or `~/.local/share/troupe`.
+pub fn default_data_dir() -> PathBuf {
+    if nix::unistd::geteuid().is_root() {
+        return PathBuf::from("/var/lib/troupe");
+    }
+    let home = || std::env::var_os("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
+    std::env::var_os("XDG_DATA_HOME")
+        .map_or_else(|| home().join(".local/share"), PathBuf::from)
+        .join("troupe")
+}
+
+fn read(path: &Path) -> Result<UpArgs, CliError> {
+    let text = fs::read_to_string(path).map_err(|source| CliError::File { path: path.into(), source })?;
+    if text.trim().is_empty() {
+        return Ok(UpArgs::default());
+    }
+    serde_yaml_ng::from_str(&text).map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))
+}
+
+fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_duration(&text).map(Some).map_err(|e| D::Error::custom(format!("{text:?}: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn completed(args: UpArgs, file: &str) -> Result<UpArgs, CliError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("troupe.yaml");
+        fs::write(&path, file).unwrap();
+        UpArgs { config: Some(path), ..args }.complete()
+    }
+
+    #[test]
+    fn the_command_line_goes_before_the_file() {
+        let args = UpArgs { nodes: Some(3), ..UpArgs::default() };
+        let file =
+            "nodes: 2\napi: 127.0.0.1:7000\nruntime: sim\ncrash-loop-backoff: 300ms\napi-name: [a, b]\n";
+        let all = completed(args, file).unwrap();
+        assert_eq!(all.nodes, Some(3));
+        assert_eq!(all.api, Some("127.0.0.1:7000".parse().unwrap()));
+        assert_eq!(all.runtime, Some(RuntimeArg::Sim));
+        assert_eq!(all.crash_loop_backoff, Some(Duration::from_millis(300)));
+        assert_eq!(all.api_names, ["a", "b"]);
+        assert!(completed(UpArgs::default(), "").unwrap().nodes.is_none());
+    }
+
+    #[test]
+    fn what_is_no_option_is_refused_by_its_name() {
+        for (file, named) in [
+            ("replicas: 3\n", "replicas"),
+            ("nodes: many\n", "nodes"),
+            ("nodes: 0\n", "nodes"),
+            ("nodes: 1000\n", "nodes"),
+            ("crash-loop-backoff: soon\n", "soon"),
+            ("runtime: rkt\n", "rkt"),
+            ("api: everywhere\n", "api"),
+        ] {
+            let error = completed(UpArgs::default(), file).unwrap_err().to_string();
+            assert!(error.contains(named), "{file}: {error}");
+        }
+    }
+}

@@ -1,0 +1,457 @@
+//! Tests of the pod state machine.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::logic::pod::{Adopted, StartFailure};
+use crate::{logic::pod::status, model::Phase};
+
+fn pod(policy: &str, containers: usize) -> Arc<v1::Pod> {
+    let containers: Vec<_> =
+        (0..containers).map(|n| serde_json::json!({"name": format!("c{n}"), "image": "i"})).collect();
+    let json = serde_json::json!({
+        "metadata": {"name": "web", "namespace": "default", "uid": "u1"},
+        "spec": {"restartPolicy": policy, "terminationGracePeriodSeconds": 7, "containers": containers}
+    });
+    Arc::new(serde_json::from_value(json).unwrap())
+}
+
+fn machine(policy: &str, containers: usize) -> Machine {
+    Machine::new(pod(policy, containers), Backoff::CRASH_LOOP, 0)
+}
+
+/// Brings a pod up: sandbox and containers.
+fn up(machine: &mut Machine) {
+    assert_eq!(machine.step(0).actions, [Action::RunSandbox]);
+    machine.sandbox_ready("10.0.0.2".parse().ok());
+    let starts = machine.step(0).actions;
+    assert_eq!(starts.len(), machine.containers.len());
+    for index in 0..starts.len() {
+        machine.container_started(index, format!("{index}-0"), "sha256:1".into(), 0);
+    }
+}
+
+fn exit(id: &str, code: i32, at_ms: i64) -> Ended {
+    Ended {
+        id: Some(id.into()),
+        code,
+        signal: None,
+        reason: if code == 0 { "Completed" } else { "Error" }.into(),
+        message: None,
+        started_ms: at_ms,
+        finished_ms: at_ms,
+    }
+}
+
+fn deleting(machine: &Machine, grace: i64) -> Arc<v1::Pod> {
+    let mut pod = (*machine.pod).clone();
+    pod.metadata.deletion_timestamp = Some(status::time(0));
+    pod.metadata.deletion_grace_period_seconds = Some(grace);
+    Arc::new(pod)
+}
+
+#[test]
+fn the_first_failure_restarts_at_once_and_later_ones_back_off() {
+    let mut m = machine("Always", 1);
+    up(&mut m);
+    m.container_exited(exit("0-0", 137, 1_000));
+    let step = m.step(1_000);
+    assert_eq!(step.actions, [Action::Start(0)], "first restart at once");
+    m.container_started(0, "0-1".into(), "sha256:1".into(), 1_000);
+    m.container_exited(exit("0-1", 1, 2_000));
+    let step = m.step(2_000);
+    assert_eq!(step.actions, [Action::Forget { id: "0-0".into() }], "only one ended life is kept");
+    assert_eq!(step.wake_at_ms, Some(12_000));
+    assert!(step.notices.iter().any(|n| n.warning && n.reason == "BackOff"));
+    let shown = status::pod_status(&m, None, "sim", None, 2_000);
+    let c = &shown.container_statuses.as_ref().unwrap()[0];
+    assert_eq!(c.restart_count, 1, "the second restart has not been made yet");
+    let waiting = c.state.as_ref().unwrap().waiting.as_ref().unwrap();
+    assert_eq!(waiting.reason.as_deref(), Some("CrashLoopBackOff"));
+    assert_eq!(
+        waiting.message.as_deref(),
+        Some("back-off 10s restarting failed container=c0 pod=web_default(u1)")
+    );
+    assert_eq!(c.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
+    assert_eq!(m.step(11_999).actions, []);
+    assert_eq!(m.step(12_000).actions, [Action::Start(0)]);
+}
+
+#[test]
+fn restart_policies_are_restart_classes() {
+    for (policy, code, restarted, phase) in [
+        ("Always", 0, true, Phase::Running),
+        ("Always", 1, true, Phase::Running),
+        ("OnFailure", 0, false, Phase::Succeeded),
+        ("OnFailure", 1, true, Phase::Running),
+        ("Never", 0, false, Phase::Succeeded),
+        ("Never", 1, false, Phase::Failed),
+    ] {
+        let mut m = machine(policy, 1);
+        up(&mut m);
+        m.container_exited(exit("0-0", code, 1));
+        let actions = m.step(1).actions;
+        let expected = if restarted { Action::Start(0) } else { Action::StopSandbox };
+        assert_eq!(actions, [expected], "{policy} {code}");
+        assert_eq!(status::phase(&m), phase, "{policy} {code}");
+    }
+}
+
+#[test]
+fn deletion_stops_every_container_with_the_grace_then_removes_everything() {
+    let mut m = machine("Always", 2);
+    up(&mut m);
+    m.assign(deleting(&m, 3));
+    let step = m.step(0);
+    assert_eq!(step.actions.len(), 2);
+    assert!(matches!(&step.actions[0], Action::Stop { grace, .. } if *grace == Duration::from_secs(3)));
+    assert!(step.notices.iter().any(|n| n.reason == "Killing"));
+    assert_eq!(m.step(0).actions, [], "a stop is asked for once");
+    m.container_exited(exit("0-0", 143, 10));
+    assert_eq!(m.step(10).actions, [], "the other still runs");
+    m.container_exited(exit("1-0", 0, 20));
+    assert_eq!(m.step(20).actions, [Action::RemoveSandbox]);
+    m.sandbox_removed();
+    assert!(m.is_removed());
+    assert_eq!(m.step(30), Step::default());
+}
+
+#[test]
+fn a_pod_deleted_while_it_starts_ends_what_it_started() {
+    let mut m = machine("Always", 1);
+    m.step(0);
+    m.sandbox_ready(None);
+    assert_eq!(m.step(0).actions, [Action::Start(0)]);
+    m.assign(deleting(&m, 30));
+    assert_eq!(m.step(0).actions, [], "waits for the start's outcome");
+    m.container_started(0, "0-0".into(), String::new(), 5);
+    assert!(matches!(m.step(5).actions[..], [Action::Stop { .. }]));
+}
+
+#[test]
+fn a_lost_sandbox_is_made_again_with_its_containers() {
+    let mut m = machine("Always", 1);
+    up(&mut m);
+    m.sandbox_lost(9);
+    assert_eq!(m.step(9).actions, [Action::RemoveSandbox]);
+    m.sandbox_removed();
+    assert_eq!(m.step(9).actions, [Action::RunSandbox]);
+    m.sandbox_ready(None);
+    assert_eq!(m.step(9).actions, [Action::Start(0)]);
+    assert_eq!(m.containers[0].attempt, 1);
+}
+
+#[test]
+fn adoption_takes_over_running_containers_without_a_restart() {
+    let life = |attempt: u32, ended| Adopted {
+        name: "c0".into(),
+        id: format!("0-{attempt}"),
+        attempt,
+        image: "i".into(),
+        image_id: "sha256:1".into(),
+        started_ms: 1,
+        ended,
+    };
+    let mut m = machine("Always", 1);
+    m.adopt(true, None, &[life(1, Some(exit("0-1", 1, 1))), life(2, None), life(0, Some(exit("0-0", 1, 1)))]);
+    let step = m.step(10);
+    assert_eq!(step.actions, [Action::Forget { id: "0-0".into() }]);
+    assert_eq!(m.containers[0].attempt, 2);
+    assert_eq!(m.containers[0].last.as_ref().unwrap().id.as_deref(), Some("0-1"));
+    assert!(matches!(m.containers[0].phase, ContainerPhase::Running { .. }));
+}
+
+#[test]
+fn an_exit_while_the_kubelet_was_away_counts_as_one_restart() {
+    let mut m = machine("Always", 1);
+    let ended = Adopted {
+        name: "c0".into(),
+        id: "0-0".into(),
+        attempt: 0,
+        image: "i".into(),
+        image_id: String::new(),
+        started_ms: 1,
+        ended: Some(exit("0-0", 137, 5)),
+    };
+    m.adopt(true, None, &[ended]);
+    assert_eq!(m.step(10).actions, [Action::Start(0)]);
+    assert_eq!(m.containers[0].attempt, 1);
+}
+
+#[test]
+fn a_missing_image_is_tried_again_and_at_once_when_images_come() {
+    let mut m = machine("Always", 1);
+    m.step(0);
+    m.sandbox_ready(None);
+    m.step(0);
+    let missing = || StartFailure::Image { never: false, message: "no".into() };
+    m.container_failed(0, missing(), 0);
+    assert_eq!(m.step(0).wake_at_ms, Some(10_000));
+    m.images_changed();
+    assert_eq!(m.step(1).actions, [Action::Start(0)]);
+    m.container_failed(0, missing(), 1);
+    let ContainerPhase::Waiting { why, .. } = &m.containers[0].phase else { panic!("not waiting") };
+    assert_eq!(why.reason, "ImagePullBackOff");
+}
+
+#[test]
+fn a_failing_sandbox_backs_off() {
+    let mut m = machine("Always", 1);
+    m.step(0);
+    m.sandbox_failed("no", 0);
+    assert_eq!(m.step(0).wake_at_ms, Some(1_000));
+    assert_eq!(m.step(1_000).actions, [Action::RunSandbox]);
+    m.sandbox_failed("no", 1_000);
+    assert_eq!(m.step(1_000).wake_at_ms, Some(3_000));
+}
+
+proptest! {
+    /// Whatever happens in whatever order: no container is started twice at once or outside a ready sandbox,
+    /// nothing starts once the pod is ending, and an ending pod ends.
+    #[test]
+    fn any_order_of_events_keeps_the_invariants_and_an_ending_pod_ends(
+        events in proptest::collection::vec((0_u8..9, 0_usize..2, 0_i32..3), 1..60)
+    ) {
+        let mut m = machine("Always", 2);
+        let mut starting = [false; 2];
+        let mut now = 0;
+        let mut life = 0;
+        let check = |m: &mut Machine, starting: &mut [bool; 2], now: i64| {
+            let ending = m.is_ending();
+            for action in m.step(now).actions {
+                if let Action::Start(index) = action {
+                    assert!(!starting[index], "started twice");
+                    assert!(!ending, "started while ending");
+                    assert!(matches!(m.sandbox, SandboxPhase::Ready { .. }));
+                    starting[index] = true;
+                }
+            }
+            let again = m.step(now).actions;
+            assert!(again.is_empty(), "{again:?} a second time");
+        };
+        for (kind, index, code) in events {
+            now += 4_000;
+            match kind {
+                0 if m.sandbox == SandboxPhase::Starting => m.sandbox_ready(None),
+                1 if m.sandbox == SandboxPhase::Starting => m.sandbox_failed("x", now),
+                2 | 3 if starting[index] => {
+                    starting[index] = false;
+                    life += 1;
+                    m.container_started(index, format!("{index}-{life}"), String::new(), now);
+                }
+                4 if starting[index] => {
+                    starting[index] = false;
+                    m.container_failed(index, StartFailure::Create("x".into()), now);
+                }
+                5 | 6 => {
+                    if let ContainerPhase::Running { id, .. } = m.containers[index].phase.clone() {
+                        m.container_exited(exit(&id, code, now));
+                    }
+                }
+                7 => m.sandbox_lost(now),
+                8 => match m.sandbox {
+                    SandboxPhase::Removing { .. } => m.sandbox_removed(),
+                    SandboxPhase::Stopping => m.sandbox_stopped(),
+                    _ => {}
+                },
+                _ => {}
+            }
+            check(&mut m, &mut starting, now);
+        }
+        m.assign(deleting(&m, 1));
+        for _ in 0..20 {
+            now += 400_000;
+            check(&mut m, &mut starting, now);
+            match m.sandbox {
+                SandboxPhase::Starting => m.sandbox_ready(None),
+                SandboxPhase::Stopping => m.sandbox_stopped(),
+                SandboxPhase::Removing { .. } => m.sandbox_removed(),
+                _ => {}
+            }
+            for (index, starting) in starting.iter_mut().enumerate() {
+                if std::mem::take(starting) {
+                    m.container_failed(index, StartFailure::Create("x".into()), now);
+                }
+                if let ContainerPhase::Running { id, .. } = m.containers[index].phase.clone() {
+                    m.container_exited(exit(&id, 0, now));
+                }
+            }
+        }
+        prop_assert!(m.is_removed(), "{m:?}");
+    }
+}
+
+/// The machine's pod with another image for its first container.
+fn with_image(machine: &Machine, image: &str) -> Arc<v1::Pod> {
+    let mut pod = (*machine.pod).clone();
+    pod.spec.as_mut().unwrap().containers[0].image = Some(image.into());
+    Arc::new(pod)
+}
+
+#[test]
+fn a_container_whose_image_changed_is_restarted_whatever_the_policy() {
+    for policy in ["Always", "OnFailure", "Never"] {
+        let mut m = machine(policy, 1);
+        up(&mut m);
+        m.assign(with_image(&m, "two"));
+        let step = m.step(10);
+        let stop = Action::Stop { index: 0, id: "0-0".into(), grace: Duration::from_secs(7) };
+        assert_eq!(step.actions, [stop], "{policy}");
+        let told = step.notices.iter().find(|n| n.reason == "Killing").unwrap();
+        assert_eq!(told.message, "Container c0 definition changed, will be restarted");
+        assert_eq!(m.step(11).actions, [], "a stop is asked for once");
+        m.container_exited(exit("0-0", 0, 20));
+        assert_eq!(m.step(20).actions, [Action::Start(0)], "{policy}");
+        m.container_started(0, "0-1".into(), "sha256:2".into(), 30);
+        assert_eq!(m.step(30).actions, []);
+        let shown = status::pod_status(&m, None, "sim", None, 30);
+        let c = &shown.container_statuses.as_ref().unwrap()[0];
+        assert_eq!((c.restart_count, c.image.as_str()), (1, "two"));
+    }
+}
+
+#[test]
+fn an_image_that_changed_while_nobody_watched_is_noticed_at_adoption() {
+    let mut m = machine("Always", 1);
+    let old = Adopted {
+        name: "c0".into(),
+        id: "0-0".into(),
+        attempt: 0,
+        image: "old".into(),
+        image_id: String::new(),
+        started_ms: 1,
+        ended: None,
+    };
+    m.adopt(true, None, &[old]);
+    assert!(matches!(m.step(5).actions[..], [Action::Stop { .. }]));
+}
+
+#[test]
+fn a_new_image_is_tried_at_once_whatever_the_old_one_did() {
+    let mut m = machine("Always", 1);
+    m.step(0);
+    m.sandbox_ready(None);
+    m.step(0);
+    m.container_failed(0, StartFailure::Image { never: false, message: "no".into() }, 0);
+    assert_eq!(m.step(1).actions, []);
+    m.assign(with_image(&m, "two"));
+    assert_eq!(m.step(1).actions, [Action::Start(0)]);
+    // And when it changes while a start with the old one is under way.
+    m.assign(with_image(&m, "three"));
+    m.container_failed(0, StartFailure::Image { never: false, message: "no".into() }, 2);
+    assert_eq!(m.step(2).actions, [Action::Start(0)]);
+    m.container_started(0, "0-0".into(), String::new(), 3);
+    for n in 0_u32..3 {
+        m.container_exited(exit(&format!("0-{n}"), 1, 4));
+        m.step(4);
+        m.container_started(0, format!("0-{}", n + 1), String::new(), 4);
+    }
+    m.container_exited(exit("0-3", 1, 4));
+    assert_eq!(m.step(4).actions.iter().filter(|a| matches!(a, Action::Start(_))).count(), 0, "it backs off");
+    m.assign(with_image(&m, "four"));
+    assert_eq!(m.step(5).actions, [Action::Start(0)]);
+}
+
+#[test]
+fn a_second_deletion_with_less_grace_ends_the_pod_sooner() {
+    let mut m = machine("Always", 1);
+    up(&mut m);
+    m.assign(deleting(&m, 30));
+    assert!(matches!(m.step(0).actions[..], [Action::Stop { .. }]));
+    m.assign(deleting(&m, 60));
+    assert_eq!(m.step(1).actions, [], "never later");
+    m.assign(deleting(&m, 1));
+    let stop = Action::Stop { index: 0, id: "0-0".into(), grace: Duration::from_secs(1) };
+    assert_eq!(m.step(2).actions, [stop]);
+}
+
+#[test]
+fn a_stop_that_failed_is_asked_for_again() {
+    let mut m = machine("Always", 1);
+    up(&mut m);
+    m.assign(deleting(&m, 3));
+    assert!(matches!(m.step(0).actions[..], [Action::Stop { .. }]));
+    m.container_stuck("0-0");
+    assert!(matches!(m.step(1).actions[..], [Action::Stop { .. }]));
+}
+
+#[test]
+fn a_pod_that_is_over_when_its_sandbox_is_lost_is_stopped_and_kept() {
+    let mut m = machine("Never", 1);
+    up(&mut m);
+    m.sandbox_lost(9);
+    assert_eq!(status::phase(&m), Phase::Failed);
+    assert_eq!(m.step(9).actions, [Action::StopSandbox]);
+    m.sandbox_stopped();
+    assert!(!m.is_removed());
+    // The same when nobody watched: what outlived the sandbox must be ended.
+    let mut m = machine("Never", 1);
+    let running = Adopted {
+        name: "c0".into(),
+        id: "0-0".into(),
+        attempt: 0,
+        image: "i".into(),
+        image_id: String::new(),
+        started_ms: 1,
+        ended: None,
+    };
+    m.adopt(false, None, &[running]);
+    assert_eq!(m.step(9).actions, [Action::StopSandbox]);
+}
+
+fn told(machine: &Machine) -> Arc<v1::Pod> {
+    let mut pod = (*machine.pod).clone();
+    pod.status = Some(status::pod_status(machine, None, "sim", None, 100));
+    Arc::new(pod)
+}
+
+#[test]
+fn a_pod_that_is_over_stays_over_when_the_node_has_nothing_of_it() {
+    for (code, phase) in [(0, Phase::Succeeded), (3, Phase::Failed)] {
+        let mut before = machine("Never", 1);
+        up(&mut before);
+        before.container_exited(exit("0-0", code, 5_000));
+        let mut m = Machine::new(told(&before), Backoff::CRASH_LOOP, 9_000);
+        m.recall();
+        assert_eq!(m.step(9_000).actions, [], "{code}");
+        assert_eq!(status::phase(&m), phase);
+        assert_eq!(
+            status::pod_status(&m, m.pod.status.as_ref(), "sim", None, 9_000).container_statuses,
+            m.pod.status.as_ref().unwrap().container_statuses,
+        );
+    }
+}
+
+#[test]
+fn restarts_are_counted_on_when_the_node_has_nothing_of_the_pod() {
+    let mut before = machine("Always", 1);
+    up(&mut before);
+    before.container_exited(exit("0-0", 1, 1_000));
+    before.step(1_000);
+    before.container_started(0, "0-1".into(), String::new(), 1_000);
+    let mut m = Machine::new(told(&before), Backoff::CRASH_LOOP, 9_000);
+    m.recall();
+    assert_eq!(m.step(9_000).actions, [Action::RunSandbox]);
+    m.sandbox_ready(None);
+    assert_eq!(m.step(9_000).actions, [Action::Start(0)]);
+    m.container_started(0, "0-2".into(), String::new(), 9_000);
+    let shown = status::pod_status(&m, m.pod.status.as_ref(), "sim", None, 9_000);
+    let c = &shown.container_statuses.as_ref().unwrap()[0];
+    assert_eq!(c.restart_count, 2);
+    let last = c.last_state.as_ref().unwrap().terminated.as_ref().unwrap();
+    assert_eq!((last.exit_code, last.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
+}
+
+#[test]
+fn a_life_that_nobody_knows_is_removed_but_not_one_that_is_just_being_started() {
+    let mut m = machine("Always", 2);
+    up(&mut m);
+    m.container_exited(exit("0-0", 1, 1_000));
+    assert_eq!(m.step(1_000).actions, [Action::Start(0)]);
+    let all = ["0-0", "0-1", "1-0", "stray"];
+    m.remove_strays(all);
+    assert_eq!(m.step(1_000).actions, [], "one of them may be what is being started");
+    m.container_started(0, "0-1".into(), String::new(), 1_000);
+    m.remove_strays(all);
+    assert_eq!(m.step(1_000).actions, [Action::Forget { id: "stray".into() }]);
+}

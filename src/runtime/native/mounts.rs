@@ -1,0 +1,76 @@
+//! Taking off what is mounted below a directory, before the directory is removed.
+//!
+//! Owns: reading the mount table. Invariant: afterwards a removal of the directory's tree cannot reach into another
+//! file system through a mount, or it is told which one stayed.
+
+use std::{
+    ffi::OsString,
+    fs, io,
+    os::unix::ffi::OsStringExt,
+    path::{Path, PathBuf},
+};
+
+use nix::mount::{MntFlags, umount2};
+
+/// Unmounts everything below `dir`, the latest first; `dir` itself may be a mount and stays one.
+///
+/// # Errors
+/// The first mount that cannot be taken off, by its path.
+pub fn unmount_below(dir: &Path) -> io::Result<()> {
+    let table = fs::read("/proc/self/mountinfo")?;
+    for mount in below(&table, dir).into_iter().rev() {
+        umount2(&mount, MntFlags::MNT_DETACH).map_err(|errno| {
+            io::Error::new(
+                io::Error::from(errno).kind(),
+                format!("unmount {}: {}", mount.display(), errno.desc()),
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// The mount points below a directory in the order of mountinfo's table.
+fn below(table: &[u8], dir: &Path) -> Vec<PathBuf> {
+    table
+        .split(|&byte| byte == b'\n')
+        .filter_map(|line| line.split(|&byte| byte == b' ').nth(MOUNT_POINT))
+        .map(|field| PathBuf::from(OsString::from_vec(unescape(field))))
+        .filter(|path| path.starts_with(dir) && path != dir)
+        .collect()
+}
+
+/// The field of a line of mountinfo, proc(5).
+const MOUNT_POINT: usize = 4;
+
+/// Blanks and the like are written as a backslash and three octal digits.
+fn unescape(field: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let [first, after @ ..] = rest {
+        let escaped = match (first, after) {
+            (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..]) => {
+                Some((a - b'0') * 64 + (b - b'0') * 8 + (c - b'0'))
+            }
+            _ => None,
+        };
+        plain.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &after[3..] } else { after };
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_below_is_found_also_with_blanks_in_its_name() {
+        let table = b"1 0 8:1 / / rw - ext4 /dev/a rw\n\
+            2 1 0:5 / /data rw - tmpfs t rw\n\
+            3 2 0:6 / /data/a\\040b rw - tmpfs t rw\n\
+            4 2 0:7 / /data/a\\040b/c rw shared:1 - tmpfs t rw\n\
+            5 1 0:8 / /database rw - tmpfs t rw\n";
+        assert_eq!(below(table, Path::new("/data")), [Path::new("/data/a b"), Path::new("/data/a b/c")]);
+        assert_eq!(unescape(b"\\134\\0\\"), b"\\\\0\\");
+    }
+}

@@ -1,0 +1,125 @@
+//! One suite for every container runtime: what callers may rely on, whoever runs the containers.
+//!
+//! Owns: the list of cases and the runtimes each is run against. A case is a function of a [`harness::Bench`]; it knows
+//! no runtime by name. A new runtime implements [`harness::Harness`] and gets a line in `suite!`. A case that a runtime
+//! cannot meet is exempted there and only there, with the reason as text, which `cargo test` prints.
+//! Needs root for the native runtime; its containers run the built-in image, so nothing else is needed.
+
+mod conformance {
+    pub mod archives;
+    pub mod containers;
+    pub mod harness;
+    pub mod images;
+    pub mod native;
+    pub mod restarts;
+    pub mod sandboxes;
+    pub mod sharing;
+    pub mod sim;
+    pub mod stopping;
+}
+
+use conformance::{containers, harness::Bench, images, restarts, sandboxes, sharing, stopping};
+
+/// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
+macro_rules! suite {
+    ($($room:ident { $($case:ident $(, sim exempt: $why:literal)?;)* })*) => {
+        mod native {
+            $(mod $room {
+                $(#[tokio::test]
+                async fn $case() {
+                    crate::$room::$case(&mut crate::Bench::<crate::conformance::native::Native>::new().await).await;
+                })*
+            })*
+        }
+        mod sim {
+            $(mod $room {
+                $(#[tokio::test]
+                $(#[ignore = $why])?
+                async fn $case() {
+                    crate::$room::$case(&mut crate::Bench::<crate::conformance::sim::Sim>::new().await).await;
+                })*
+            })*
+        }
+    };
+}
+
+suite! {
+    sandboxes {
+        a_sandbox_is_ready_and_listed_with_an_address_of_its_own;
+        running_a_ready_sandbox_again_gives_the_same_one;
+        a_sandbox_on_the_hosts_network_has_no_address;
+        addresses_run_out_with_a_clear_error_and_come_back;
+        no_address_is_given_before_the_node_has_a_subnet;
+        what_is_no_subnet_is_refused;
+        a_stopped_sandbox_is_not_ready_and_takes_no_containers;
+        a_stopped_sandbox_can_be_run_again;
+        stopping_a_sandbox_ends_its_containers_and_keeps_their_exits;
+        removing_a_sandbox_forgets_its_containers;
+        ending_sandboxes_is_idempotent_also_for_unknown_ones;
+        a_lost_sandbox_is_told_and_its_containers_can_be_ended;
+    }
+    containers {
+        a_container_is_created_then_runs_then_has_exited;
+        exit_codes_are_told_by_event_and_listing_alike;
+        an_exit_is_told_once_to_every_listener;
+        a_program_that_a_signal_ends_says_which;
+        a_program_killed_from_outside_is_told_as_killed;
+        lives_of_one_container_have_ids_and_attempts_of_their_own;
+        a_command_that_does_not_exist_is_a_start_error_that_names_it;
+        an_image_that_is_not_here_is_named_and_leaves_no_container;
+        running_as_root_is_refused_when_asked_to;
+        a_container_is_started_once;
+        unknown_containers_and_sandboxes_are_not_found;
+        arguments_environment_directory_and_host_name_reach_the_program;
+        output_is_logged_by_stream_in_order;
+        a_second_life_appends_to_the_log_it_is_given;
+    }
+    stopping {
+        a_polite_program_ends_by_itself_within_its_grace;
+        a_stubborn_program_is_killed_after_its_grace;
+        no_grace_kills_at_once;
+        stopping_what_has_ended_or_never_was_is_no_error;
+        a_container_never_started_can_be_stopped_and_removed;
+        removing_a_running_container_kills_it;
+        an_exit_stays_readable_until_removal;
+        two_stops_at_once_both_return;
+    }
+    restarts {
+        running_containers_are_found_with_the_same_process;
+        what_ended_while_nobody_drove_is_found_with_its_code;
+        a_container_created_before_can_be_started_after;
+        addresses_in_use_are_not_given_out_again;
+        an_adopted_container_is_heard_and_can_be_stopped;
+        images_are_still_here;
+        sandboxes_removed_before_are_not_found_after;
+    }
+    sharing {
+        containers_of_a_pod_share_the_host_name;
+        containers_of_a_pod_reach_each_other_on_loopback,
+            sim exempt: "simulated containers have no sockets";
+        pods_reach_each_other_by_address,
+            sim exempt: "simulated containers have no sockets";
+        containers_of_a_pod_share_memory,
+            sim exempt: "simulated containers have no /dev/shm";
+        containers_of_a_pod_share_a_directory,
+            sim exempt: "simulated containers have no file system";
+        a_read_only_mount_cannot_be_written,
+            sim exempt: "simulated containers have no file system";
+        root_file_systems_are_not_shared,
+            sim exempt: "simulated containers have no file system";
+        last_words_are_left_on_the_node,
+            sim exempt: "simulated containers have no file system";
+    }
+    images {
+        a_docker_archive_is_loaded_listed_and_removed;
+        an_oci_layout_is_loaded;
+        a_compressed_archive_is_loaded;
+        a_root_file_system_is_imported;
+        rename_names_the_only_image;
+        two_names_of_an_image_go_one_by_one;
+        what_is_no_archive_is_refused_and_changes_nothing;
+        archives_that_lead_out_of_their_root_are_refused;
+        names_that_are_none_are_refused;
+        a_running_container_keeps_its_image;
+    }
+}

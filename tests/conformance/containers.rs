@@ -1,0 +1,184 @@
+//! Cases: a container's creation, its program's start and end, what it is given and what it prints.
+
+use troupe::runtime::{ContainerConfig, ContainerId, ContainerState, RuntimeError};
+
+use super::harness::{Bench, Harness, LONG};
+
+pub async fn a_container_is_created_then_runs_then_has_exited<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    let config = ContainerConfig { attempt: 3, ..bench.hello("c", &["--exit-after", "300ms"]) };
+    let id = bench.create("a", config).await.unwrap();
+    let created = bench.find(&id).await.unwrap();
+    assert_eq!((created.state, created.started_ms, created.pid), (ContainerState::Created, 0, None));
+    assert_eq!((created.name.as_str(), created.attempt, created.pod.as_str()), ("c", 3, "a"));
+    assert_eq!(created.image, "troupe.local/hello:latest");
+    assert!(created.image_id.starts_with("sha256:"), "{}", created.image_id);
+    bench.runtime().start_container(&id).await.unwrap();
+    // It ran for a while and has not ended, or this machine is very slow.
+    if let Some(running) = bench.find(&id).await.filter(|c| c.state == ContainerState::Running) {
+        assert!(running.pid.is_some_and(|pid| pid > 0) && running.started_ms > 0);
+    }
+    let exit = bench.exit(&id).await;
+    let exited = bench.find(&id).await.unwrap();
+    assert_eq!((exit.code, exit.signal, exit.oom_killed, exited.pid), (0, None, false, None));
+    assert!(exit.finished_ms >= exited.started_ms && exited.started_ms > 0);
+}
+
+pub async fn exit_codes_are_told_by_event_and_listing_alike<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    for code in [0, 3, 255] {
+        let config = bench.hello(&format!("c{code}"), &["--once", "--exit-code", &code.to_string()]);
+        let id = bench.start("a", config).await;
+        let told = bench.told_exit(&id).await;
+        assert_eq!((told.code, told.signal), (code, None));
+        assert_eq!(bench.exit(&id).await, told);
+    }
+}
+
+pub async fn an_exit_is_told_once_to_every_listener<H: Harness>(bench: &mut Bench<H>) {
+    let mut other = bench.runtime().events();
+    bench.sandbox("a").await;
+    let first = bench.start("a", bench.hello("first", &["--once"])).await;
+    bench.exit(&first).await;
+    let last = bench.start("a", bench.hello("last", &["--once"])).await;
+    bench.exit(&last).await;
+    let mut heard: Vec<ContainerId> = Vec::new();
+    while heard.last() != Some(&last) {
+        let event = tokio::time::timeout(super::harness::STEP, other.recv()).await.unwrap().unwrap();
+        let troupe::runtime::RuntimeEvent::Exited { pod, id, .. } = event else { panic!("{event:?}") };
+        assert_eq!(pod.as_str(), "a");
+        heard.push(id);
+    }
+    assert_eq!(heard, [first, last]);
+}
+
+pub async fn a_program_that_a_signal_ends_says_which<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    let id = bench.start("a", bench.hello("c", &["--crash"])).await;
+    let exit = bench.exit(&id).await;
+    // abort(3): SIGABRT, or SIGSEGV where the first process of a pid namespace is spared that.
+    let signal = exit.signal.unwrap();
+    assert!([6, 11].contains(&signal), "{exit:?}");
+    assert_eq!(exit.code, 128 + signal);
+}
+
+pub async fn a_program_killed_from_outside_is_told_as_killed<H: Harness>(bench: &mut Bench<H>) {
+    let id = bench.running("a").await;
+    bench.harness.kill(&bench.find(&id).await.unwrap());
+    let exit = bench.told_exit(&id).await;
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, Some(9), false));
+    assert!(bench.find_sandbox("a").await.unwrap().ready, "the sandbox lives on");
+}
+
+pub async fn lives_of_one_container_have_ids_and_attempts_of_their_own<H: Harness>(bench: &mut Bench<H>) {
+    let address = bench.sandbox("a").await.ip;
+    let mut ids = Vec::new();
+    for attempt in 0..3 {
+        let config = ContainerConfig { attempt, ..bench.hello("c", &["--once"]) };
+        let id = bench.start("a", config).await;
+        bench.exit(&id).await;
+        assert_eq!(bench.find(&id).await.unwrap().attempt, attempt);
+        ids.push(id);
+    }
+    assert_eq!(bench.runtime().list_containers().await.unwrap().len(), 3);
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), 3);
+    assert_eq!(bench.find_sandbox("a").await.unwrap().ip, address);
+}
+
+pub async fn a_command_that_does_not_exist_is_a_start_error_that_names_it<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    let config = ContainerConfig { command: vec!["/no/such/program".into()], ..bench.hello("c", &[]) };
+    let id = bench.create("a", config).await.unwrap();
+    let error = bench.runtime().start_container(&id).await.unwrap_err();
+    assert!(
+        matches!(&error, RuntimeError::Start(text) if text.contains("/no/such/program") && text.contains("no such file")),
+        "{error}"
+    );
+    assert!(!matches!(bench.state(&id).await, ContainerState::Running));
+    bench.runtime().remove_container(&id).await.unwrap();
+    // The pod is none the worse for it.
+    let good = bench.start("a", bench.hello("good", &[])).await;
+    assert_eq!(bench.state(&good).await, ContainerState::Running);
+}
+
+pub async fn an_image_that_is_not_here_is_named_and_leaves_no_container<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    let config = ContainerConfig { image: "absent.example/none:1".into(), ..bench.hello("c", &[]) };
+    let error = bench.create("a", config).await.unwrap_err();
+    assert!(
+        matches!(&error, RuntimeError::ImageNotFound(name) if name.contains("absent.example/none")),
+        "{error}"
+    );
+    assert!(bench.runtime().list_containers().await.unwrap().is_empty());
+}
+
+pub async fn running_as_root_is_refused_when_asked_to<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    let mut root = bench.hello("c", &[]);
+    root.security.run_as_non_root = true;
+    root.security.user = Some(0);
+    let error = bench.create("a", root.clone()).await.unwrap_err();
+    assert!(
+        matches!(&error, RuntimeError::Config(text) if text.contains("non-root") || text.contains("NonRoot")),
+        "{error}"
+    );
+    root.security.user = Some(1000);
+    bench.start("a", root).await;
+}
+
+pub async fn a_container_is_started_once<H: Harness>(bench: &mut Bench<H>) {
+    let running = bench.running("a").await;
+    assert!(matches!(bench.runtime().start_container(&running).await, Err(RuntimeError::Start(_))));
+    assert_eq!(bench.state(&running).await, ContainerState::Running);
+    bench.runtime().stop_container(&running, LONG).await.unwrap();
+    assert!(matches!(bench.runtime().start_container(&running).await, Err(RuntimeError::Start(_))));
+}
+
+pub async fn unknown_containers_and_sandboxes_are_not_found<H: Harness>(bench: &mut Bench<H>) {
+    let unknown = ContainerId("never-was".into());
+    assert!(matches!(bench.runtime().start_container(&unknown).await, Err(RuntimeError::NotFound(_))));
+    assert!(matches!(bench.create("never-was", bench.hello("c", &[])).await, Err(RuntimeError::NotFound(_))));
+}
+
+pub async fn arguments_environment_directory_and_host_name_reach_the_program<H: Harness>(
+    bench: &mut Bench<H>,
+) {
+    bench.sandbox("a").await;
+    let mut config = bench.hello("c", &["--describe", "--once"]);
+    config.env = vec![("A".into(), "1".into()), ("B".into(), "x=y".into()), ("A".into(), "2 3".into())];
+    config.working_dir = Some("/tmp".into());
+    config.security.user = Some(1234);
+    config.security.group = Some(99);
+    let (lines, exit) = bench.output_of("a", config).await;
+    assert_eq!((lines.len(), exit.code), (1, 0), "{lines:?}");
+    let given: serde_json::Value = serde_json::from_str(&lines[0]).unwrap();
+    assert_eq!(given["args"], serde_json::json!(["/hello", "hello", "--describe", "--once"]));
+    assert_eq!((given["env"]["A"].as_str(), given["env"]["B"].as_str()), (Some("2 3"), Some("x=y")));
+    assert_eq!((given["cwd"].as_str(), given["hostname"].as_str()), (Some("/tmp"), Some("host-a")));
+    assert_eq!((given["uid"].as_i64(), given["gid"].as_i64()), (Some(1234), Some(99)));
+}
+
+pub async fn output_is_logged_by_stream_in_order<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    let args = ["--print", "one", "--print", "two", "--error", "oops", "--once"];
+    let id = bench.start("a", bench.hello("c", &args)).await;
+    bench.exit(&id).await;
+    let log = bench.log("c");
+    let of = |stream: &str| log.iter().filter(|line| line.starts_with(stream)).cloned().collect::<Vec<_>>();
+    assert_eq!(of("stdout"), ["stdout F one", "stdout F two"]);
+    assert_eq!(of("stderr"), ["stderr F oops"]);
+    assert_eq!(log.len(), 3, "{log:?}");
+}
+
+pub async fn a_second_life_appends_to_the_log_it_is_given<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    for attempt in 0..2 {
+        let line = format!("life {attempt}");
+        let config = ContainerConfig { attempt, ..bench.hello("c", &["--print", &line, "--once"]) };
+        let id = bench.start("a", config).await;
+        bench.exit(&id).await;
+    }
+    assert_eq!(bench.log("c"), ["stdout F life 0", "stdout F life 1"]);
+}

@@ -1,0 +1,14 @@
+//! The whole of Troupe as people use it: the real binary, real containers, real kubectl.
+//!
+//! Each cluster here has a data directory, ports, a pod network, a bridge and cgroups of its own, and whatever a test
+//! starts is gone when the test ends, however it ends (see [`harness::Cluster`]). Needs root, kubectl (`$KUBECTL`, else
+//! the one on the path), `ip` and `setpriv`; without them the tests say so and are skipped, except under `CI`.
+
+mod chaos;
+mod disk;
+mod harness;
+mod life;
+mod placement;
+mod pods;
+mod recovery;
+mod refusals;
