@@ -4,6 +4,7 @@
 //! no runtime by name. A new runtime implements [`harness::Harness`] and gets a line in `suite!`. A case that a runtime
 //! cannot meet is exempted there and only there, with the reason as text, which `cargo test` prints.
 //! Needs root for the native runtime; its containers run the built-in image, so nothing else is needed.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod conformance {
     pub mod archives;

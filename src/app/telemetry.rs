@@ -19,10 +19,11 @@ const UPKEEP: Duration = Duration::from_secs(10);
 /// Renders every metric in Prometheus' text format.
 pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
 
-/// Logs to standard error, `info` and above unless `TROUPE_LOG` says otherwise; colour only on a terminal.
+/// Logs to standard error, `info` and above unless `TROUPE_LOG` says otherwise; colour only on a terminal. What the HTTP
+/// library warns of is what clients do every day: they go away before they have heard everything.
 pub fn init_tracing() {
     let filter = tracing_subscriber::EnvFilter::try_from_env("TROUPE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,troupe=info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,actix_http=error,troupe=info"));
     // A second call, as in an embedding program, changes nothing.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

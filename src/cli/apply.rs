@@ -161,7 +161,6 @@ mod tests {
             namespace: Some("default".into()),
             name: "c".into(),
             object: json!({"kind": "ConfigMap", "apiVersion": "v1", "metadata": {"name": "c"}, "data": {"a": "<b>"}}),
-            source: None,
         };
         let wanted = annotated(&about);
         assert_eq!(

@@ -14,7 +14,6 @@ use super::{
 
 /// Options of `create`.
 #[derive(Debug, Clone, Args)]
-#[command(args_conflicts_with_subcommands = true)]
 pub struct CreateArgs {
     #[command(flatten)]
     files: FilesArg,

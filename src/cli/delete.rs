@@ -156,7 +156,6 @@ async fn targets(session: &Session, args: &DeleteArgs) -> Outcome<(Vec<Found>, V
             name: t.name.unwrap_or_default(),
             resource: t.resource,
             object: Value::Null,
-            source: None,
         });
         return Ok((found.collect(), Vec::new()));
     }

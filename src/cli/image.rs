@@ -1,7 +1,7 @@
 //! `image`: what the nodes have to run, without a registry.
 //!
-//! Owns: uploads to one node or to every ready one, with progress on a terminal only. An archive from standard input is
-//! read once, so it goes to one node; the others get it from there.
+//! Owns: uploads to one node or to every ready one, with progress on a terminal only. An archive from standard input can
+//! be read only once, so it goes to one node, which has to be named where there are several.
 
 use std::{
     io::{IsTerminal as _, Write as _},

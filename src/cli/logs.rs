@@ -138,7 +138,15 @@ async fn pods(session: &Session, args: &LogsArgs) -> Outcome<(Vec<Value>, Option
         }
         false => (pods.clone(), first.clone()),
     };
-    let object = session.client.get(&resource.object(Some(&session.namespace), &name)).await?;
+    let object = session.client.get(&resource.object(Some(&session.namespace), &name)).await;
+    let object = object.map_err(|error| match error.is_not_found() && resource.kind == "Pod" {
+        // As kubectl words it here, and only here.
+        true => CliError::failed(format!(
+            "error from server (NotFound): pods {name:?} not found in namespace {:?}",
+            session.namespace
+        )),
+        false => error,
+    })?;
     if resource.kind == "Pod" {
         return Ok((vec![object], container));
     }

@@ -46,8 +46,6 @@ pub struct Found {
     pub name: String,
     /// The object; null when it was not fetched.
     pub object: Value,
-    /// The file it was read from.
-    pub source: Option<String>,
 }
 
 impl Found {
@@ -137,7 +135,6 @@ impl Session {
             namespace,
             name: name_of(&document.object).to_owned(),
             object: document.object.clone(),
-            source: Some(document.source.clone()),
         })
     }
 
@@ -180,7 +177,6 @@ impl Session {
             namespace: object["metadata"]["namespace"].as_str().map(str::to_owned),
             name: name_of(&object).to_owned(),
             object,
-            source: None,
         }
     }
 

@@ -171,7 +171,7 @@ async fn find(session: &Session, args: &WaitArgs) -> Outcome<(Vec<Found>, Vec<Cl
             return Err(CliError::usage("--for=create needs the names of what is to be created"));
         };
         let namespace = session.namespace_of(&target.resource);
-        found.push(Found { resource: target.resource, namespace, name, object: Value::Null, source: None });
+        found.push(Found { resource: target.resource, namespace, name, object: Value::Null });
     }
     Ok((found, Vec::new()))
 }

@@ -141,6 +141,8 @@ pub struct Recorder {
     sources: Recent<(String, Key), Bucket>,
     similar: Recent<Mark, Similar>,
     new: Option<Bucket>,
+    /// How many different events there were.
+    order: u32,
     pending: BTreeMap<Key, Told>,
 }
 
@@ -168,7 +170,8 @@ impl Recorder {
             if !all.take(NEW_BURST, NEW_PER_SECOND, now) {
                 return false;
             }
-            let told = Told { event: event(happening, &uid()), stored: None };
+            let told = Told { event: event(happening, self.order, &uid()), stored: None };
+            self.order = self.order.wrapping_add(1);
             *self.known.entry(mark.clone(), || told.clone()) = told.clone();
             told
         };
@@ -268,14 +271,15 @@ fn key(event: &Event) -> Key {
     )
 }
 
-fn event(happening: Happening, uid: &Uid) -> Event {
+fn event(happening: Happening, order: u32, uid: &Uid) -> Event {
     let about = &happening.about;
     let text = |s: &str| Some(s.to_owned()).filter(|s| !s.is_empty());
     // Events about objects outside namespaces are kept in `default`, as in Kubernetes.
     let namespace = text(&about.namespace).unwrap_or_else(|| "default".into());
-    // As Kubernetes', the names of one object's events sort by time; the rest keeps those of one moment apart.
+    // As Kubernetes', the names of one object's events sort by time; within a second by the order in which they were
+    // told. The rest keeps names apart when another process has told of the same second.
     let hash: String = uid.as_str().chars().filter(|c| *c != '-').take(4).collect();
-    let moment = happening.at.as_nanosecond();
+    let moment = i128::from(happening.at.as_second()) * 1_000_000_000 + i128::from(order % 1_000_000_000);
     let time = Some(Time(happening.at));
     Event {
         metadata: ObjectMeta {
@@ -383,13 +387,22 @@ mod tests {
     fn a_repeated_event_is_counted() {
         let mut recorder = Recorder::default();
         let first = tell(&mut recorder, happening("no", 0), 1).unwrap();
-        assert_eq!(first, ("p.0000000000000001".into(), 1, "no".into()));
+        assert_eq!(first, ("p.00038d7ea4c680000000".into(), 1, "no".into()));
         let second = tell(&mut recorder, happening("no", 10), 2).unwrap();
         assert_eq!((second.0, second.1), (first.0.clone(), 2));
         let other = tell(&mut recorder, happening("yes", 20), 3).unwrap();
         assert_eq!((other.0 != first.0, other.1), (true, 1));
         let later = tell(&mut recorder, happening("no", 10 + TTL_SECONDS), 4).unwrap();
         assert_eq!((later.0 != first.0, later.1), (true, 1), "the old one is no longer kept");
+    }
+
+    #[test]
+    fn names_sort_by_time_and_within_a_second_by_order() {
+        let mut recorder = Recorder::default();
+        let told = [("c", 0), ("b", 0), ("a", 0), ("d", 1)];
+        let names: Vec<String> =
+            told.into_iter().map(|(text, s)| tell(&mut recorder, happening(text, s), 1).unwrap().0).collect();
+        assert!(names.is_sorted(), "{names:?}");
     }
 
     #[test]
@@ -457,7 +470,7 @@ mod tests {
         let stored = |n: usize, second: i64| {
             let mut h = happening("no", second);
             h.about = Key::new(Kind::Pod, "default", format!("p{n}"));
-            Arc::new(seal(&event(h, &Uid::from("u"))).unwrap().at(Revision(1)))
+            Arc::new(seal(&event(h, 0, &Uid::from("u"))).unwrap().at(Revision(1)))
         };
         let events: Vec<_> = (0..MAX_PER_NAMESPACE + 3)
             .map(|n| stored(n, if n == 7 { 0 } else { 1_000 + n as i64 }))

@@ -175,7 +175,9 @@ fn pods_that_may_end_do_so_with_the_phase_that_tells_how() {
     cluster.namespace(ns);
     let once = |code: &'static str| hello("c", &["--once", "--print", "done", "--exit-code", code]);
     cluster.apply(ns, &bare_pod("good", "Never", &[once("0")]));
-    cluster.apply(ns, &bare_pod("bad", "Never", &[once("3")]));
+    let mut bad = bare_pod("bad", "Never", &[once("3")]);
+    bad["spec"]["containers"][0]["terminationMessagePolicy"] = "FallbackToLogsOnError".into();
+    cluster.apply(ns, &bad);
     cluster.apply(ns, &bare_pod("patient", "OnFailure", &[once("0")]));
     cluster.apply(ns, &bare_pod("trying", "OnFailure", &[once("3")]));
     for (name, phase, code) in [("good", "Succeeded", 0), ("bad", "Failed", 3), ("patient", "Succeeded", 0)] {
@@ -183,6 +185,8 @@ fn pods_that_may_end_do_so_with_the_phase_that_tells_how() {
         let terminated = &status(&pod)["state"]["terminated"];
         assert_eq!(terminated["exitCode"], code, "{name}");
         assert_eq!(terminated["reason"], if code == 0 { "Completed" } else { "Error" });
+        let message = if name == "bad" { json!("done\n") } else { Value::Null };
+        assert_eq!(terminated["message"], message, "{name}");
         assert_eq!(restarts(&pod), 0);
         assert_eq!(cluster.kubectl(&["logs", "-n", ns, name]).ok(), "done\n");
     }

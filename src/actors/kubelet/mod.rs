@@ -7,6 +7,7 @@
 
 mod context;
 mod found;
+mod last_words;
 mod machine;
 mod pod;
 mod start;

@@ -21,6 +21,7 @@ use k8s_openapi::api::core::v1;
 use super::{
     context::{NodeContext, now_ms},
     found::Found,
+    last_words::last_words,
     start::{Started, sandbox_config, start_container},
 };
 use crate::{
@@ -128,7 +129,9 @@ impl PodActor {
     fn adopt(&mut self, found: Option<Found>) {
         let Some(found) = found else { return self.machine.recall() };
         let places = self.places();
-        let lives: Vec<Adopted> = found.containers.into_iter().map(|life| adopted(life, &places)).collect();
+        let pod = &self.machine.pod;
+        let lives: Vec<Adopted> =
+            found.containers.into_iter().map(|life| adopted(life, pod, &places)).collect();
         self.machine.adopt(found.sandbox.ready, found.sandbox.ip, &lives);
     }
 
@@ -316,23 +319,13 @@ impl PodActor {
             _ => None,
         });
         let Some((name, attempt, started_ms)) = place else { return };
-        let message = last_words(&self.places().termination_message(&name, attempt));
+        let message = last_words(&self.machine.pod, &self.places(), &name, attempt, exit.code);
         self.machine.container_exited(ended(id.0, exit, started_ms, message));
     }
 }
 
 /// What the runtime could not end is tried again at this pace.
 const RETRY: Duration = Duration::from_secs(2);
-/// Last words are cut here, as Kubernetes cuts them.
-const LAST_WORDS_BYTES: u64 = 4096;
-
-fn last_words(path: &std::path::Path) -> Option<String> {
-    use std::io::Read as _;
-    let mut bytes = Vec::new();
-    std::fs::File::open(path).ok()?.take(LAST_WORDS_BYTES).read_to_end(&mut bytes).ok()?;
-    (!bytes.is_empty()).then(|| String::from_utf8_lossy(&bytes).into_owned())
-}
-
 fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> Ended {
     let reason = match exit {
         Exit { oom_killed: true, .. } => "OOMKilled",
@@ -350,10 +343,10 @@ fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> E
     }
 }
 
-fn adopted(status: ContainerStatus, places: &Places) -> Adopted {
+fn adopted(status: ContainerStatus, pod: &v1::Pod, places: &Places) -> Adopted {
     let ended = match &status.state {
         ContainerState::Exited(exit) => {
-            let message = last_words(&places.termination_message(&status.name, status.attempt));
+            let message = last_words(pod, places, &status.name, status.attempt, exit.code);
             Some(ended(status.id.0.clone(), exit, status.started_ms, message))
         }
         ContainerState::Created | ContainerState::Running => None,

@@ -25,13 +25,6 @@ impl Tabs {
         Tabs { min_width: 0, padding: 2, remembered: None }
     }
 
-    /// Forgets the widths: a new table begins.
-    pub fn forget(&mut self) {
-        if let Some(widths) = &mut self.remembered {
-            widths.clear();
-        }
-    }
-
     /// Aligns a text.
     pub fn align(&mut self, text: &str) -> String {
         let lines: Vec<Vec<&str>> = text.split('\n').map(|line| line.split('\t').collect()).collect();
@@ -116,7 +109,5 @@ mod tests {
         let mut tabs = Tabs::table();
         assert_eq!(tabs.align("long-name\tb\n"), "long-name   b\n");
         assert_eq!(tabs.align("a\tb\n"), "a           b\n");
-        tabs.forget();
-        assert_eq!(tabs.align("a\tb\n"), "a     b\n");
     }
 }

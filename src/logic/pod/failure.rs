@@ -12,7 +12,7 @@ use super::{
 const CREATE_RETRY_MS: i64 = 10_000;
 
 impl Machine {
-    /// Outcome of [`Action::Start`]: it does not run.
+    /// Outcome of [`Action::Start`](super::Action::Start): it does not run.
     pub fn container_failed(&mut self, index: usize, failure: StartFailure, now_ms: i64) {
         self.note_failure(index, failure, now_ms);
         let Some(container) = self.containers.get_mut(index) else { return };

@@ -324,10 +324,8 @@ impl Cluster {
     #[track_caller]
     pub fn shim(&self, pod: &Value) -> i32 {
         let uid = text(&pod["metadata"]["uid"]);
-        let of = |pid: &i32| {
-            fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains(uid))
-        };
-        sweep::shims(&self.data).into_iter().find(of).expect("the pod has a shim")
+        let all = sweep::shims(&self.data);
+        all.into_iter().find(|(_, of)| of == uid).expect("the pod has a shim").0
     }
 
     /// Every process of this cluster's containers, as `POD-UID/CONTAINER-ID`.

@@ -58,19 +58,17 @@ pub fn processes(data: &Path) -> Vec<(i32, String)> {
     found
 }
 
-/// The pids of a data directory's shims.
-pub fn shims(data: &Path) -> Vec<i32> {
+/// A data directory's shims, each with the uid of its pod: their standard output is a log in the pod's sandbox.
+pub fn shims(data: &Path) -> Vec<(i32, String)> {
     let place = data.join("nodes");
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
-        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words: Vec<String> =
-            line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-        if words.get(1).is_some_and(|word| word == "shim")
-            && words.get(2).is_some_and(|dir| Path::new(dir).starts_with(&place))
-        {
-            found.push(pid);
+        let Ok(log) = fs::read_link(entry.path().join("fd/1")) else { continue };
+        let is_log = log.file_name().is_some_and(|name| name.to_string_lossy().starts_with("shim.log"));
+        if is_log && log.starts_with(&place) {
+            let sandbox = log.parent().and_then(Path::file_name);
+            found.extend(sandbox.map(|uid| (pid, uid.to_string_lossy().into_owned())));
         }
     }
     found
@@ -81,7 +79,7 @@ pub fn sweep(data: &Path) {
     const WITHIN: Duration = Duration::from_secs(20);
     let begun = Instant::now();
     loop {
-        let mut pids = shims(data);
+        let mut pids: Vec<i32> = shims(data).into_iter().map(|(pid, _)| pid).collect();
         pids.extend(processes(data).into_iter().map(|(pid, _)| pid));
         if pids.is_empty() {
             break;
