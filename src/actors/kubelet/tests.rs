@@ -58,6 +58,7 @@ impl Bench {
             dir: dir.path().to_owned(),
             host_ip: None,
             crash_loop: Backoff::CRASH_LOOP,
+            starts: Default::default(),
         };
         let seed = KubeletSeed {
             node: Arc::new(node),
