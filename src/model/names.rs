@@ -281,6 +281,34 @@ mod tests {
 
     proptest! {
         #[test]
+        fn the_regular_expressions_in_the_sentences_are_what_is_checked(
+            label in LABEL_FMT, subdomain in SUBDOMAIN_FMT, service in LABEL_1035_FMT, qualified in QUALIFIED_FMT,
+            value in VALUE_FMT, key in CONFIG_KEY_FMT, at: proptest::sample::Index, wrong in "[^-._a-zA-Z0-9/]",
+        ) {
+            let rows: [(Check, String, usize); 6] = [
+                (dns1123_label, label, LABEL_MAX),
+                (dns1123_subdomain, subdomain, SUBDOMAIN_MAX),
+                (dns1035_label, service, LABEL_MAX),
+                (qualified_name, qualified, LABEL_MAX),
+                (label_value, value, LABEL_MAX),
+                (config_map_key, key, SUBDOMAIN_MAX),
+            ];
+            for (row, (check, text, max)) in rows.into_iter().enumerate() {
+                let dots = row == 5 && (text.starts_with("..") || text == ".");
+                prop_assert_eq!(check(&text).is_empty(), text.len() <= max && !dots, "{} {:?}", row, text);
+                let mut broken = text.clone();
+                broken.insert_str(at.index(text.len() + 1), &wrong);
+                prop_assert!(!check(&broken).is_empty(), "{} {:?}", row, broken);
+                if row < 5 {
+                    let edges = [format!("-{text}"), format!("{text}-")];
+                    prop_assert!(edges.iter().all(|e| !check(e).is_empty()), "{} {:?}", row, edges);
+                }
+                let long = text.clone() + &"a".repeat(max + 1);
+                prop_assert!(!check(&long).is_empty(), "{} {:?}", row, long);
+            }
+        }
+
+        #[test]
         fn no_check_panics(text in any::<String>()) {
             let checks: [Check; 8] = [dns1123_label, dns1123_subdomain, dns1035_label, qualified_name, label_value,
                                       config_map_key, env_var_name, port_name];

@@ -208,7 +208,7 @@ impl Parser {
         self.tokens.get(self.at).unwrap_or(&Token::End)
     }
 
-    /// The next token where a value is expected: there, `in` and `notin` are words like others.
+    /// The next token where a key or a value is expected: there, `in` and `notin` are words like others.
     fn peek_value(&self) -> Token {
         match self.peek() {
             Token::Symbol(word @ ("in" | "notin")) => Token::Word((*word).to_owned()),
@@ -225,7 +225,7 @@ impl Parser {
     fn requirements(&mut self) -> Result<Vec<Requirement>, String> {
         let mut requirements = Vec::new();
         loop {
-            match self.peek() {
+            match self.peek_value() {
                 Token::Word(_) | Token::Symbol("!") => {}
                 Token::End => return Ok(requirements),
                 other => {
@@ -236,7 +236,7 @@ impl Parser {
             requirements.push(self.requirement().map_err(|e| format!("unable to parse requirement: {e}"))?);
             match self.next() {
                 Token::End => return Ok(requirements),
-                Token::Symbol(",") => match self.peek() {
+                Token::Symbol(",") => match self.peek_value() {
                     Token::Word(_) | Token::Symbol("!") => {}
                     other => {
                         return Err(format!("found '{}', expected: identifier after ','", other.text()));
@@ -254,7 +254,9 @@ impl Parser {
         if negated {
             self.next();
         }
-        let key = match self.next() {
+        let key = self.peek_value();
+        self.next();
+        let key = match key {
             Token::Word(key) => key,
             other => return Err(format!("found '{}', expected: identifier", other.text())),
         };

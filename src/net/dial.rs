@@ -136,4 +136,17 @@ mod tests {
             assert_eq!(backoff.pause(failures, chance).as_secs_f64() * 1000.0, ms, "{failures} {chance}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn a_pause_lies_between_half_of_the_first_and_the_cap(
+            first in 1..100_000_u64, more in 0..100_000_u64, failures: u32, chance: f64,
+        ) {
+            let backoff =
+                Backoff { first: Duration::from_micros(first), cap: Duration::from_micros(first + more) };
+            let pause = backoff.pause(failures, chance);
+            proptest::prop_assert!(backoff.first / 2 <= pause && pause <= backoff.cap, "{pause:?}");
+            proptest::prop_assert!(pause <= backoff.pause(failures.saturating_add(1), chance));
+        }
+    }
 }

@@ -35,7 +35,7 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 /// Handshakes at once: each costs a signature or two, so more would only wait for the processor.
 const HANDSHAKES: usize = 64;
 /// From here on a peer must prove its address before it costs a signature.
-const HANDSHAKES_UNPROVEN: usize = 16;
+pub(crate) const HANDSHAKES_UNPROVEN: usize = 16;
 /// Connection attempts that quinn keeps for us, before any handshake.
 const INCOMING: usize = 256;
 /// Finished handshakes that wait for the owner.
@@ -109,6 +109,7 @@ impl Listener {
         config: LinkConfig,
     ) -> Result<Listener, NetError> {
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(identity, ca)?));
+        super::metrics::describe();
         server.transport_config(Arc::new(config.transport()?)).max_incoming(INCOMING);
         let bind = |source| NetError::Bind { address, source };
         let endpoint = Endpoint::server(server, address).map_err(bind)?;
@@ -319,5 +320,25 @@ impl LogLimit {
         }
         logged.insert(address, now);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_that_keeps_failing_makes_one_log_line_an_interval() {
+        let (log, now) = (LogLimit::default(), Instant::now());
+        let address = |n: u32| IpAddr::from(n.to_be_bytes());
+        let logged = |at: Instant| (0..100).filter(|_| log.permits(address(1), at)).count();
+        assert_eq!(logged(now), 1);
+        assert_eq!(logged(now + LOG_INTERVAL / 2), 0);
+        assert_eq!(logged(now + LOG_INTERVAL), 1);
+        // Many addresses (they are easily forged) make a bounded number of lines, and of entries.
+        let lines = (2..100_000).filter(|n| log.permits(address(*n), now + LOG_INTERVAL)).count();
+        assert!(lines < LOG_ADDRESSES, "{lines}");
+        assert!(log.logged.lock().unwrap().len() <= LOG_ADDRESSES);
+        assert!(log.permits(address(7), now + 3 * LOG_INTERVAL));
     }
 }

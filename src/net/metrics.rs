@@ -1,5 +1,7 @@
 //! The room's metrics: names, units and help in one place. Labels come from closed sets, never from ids.
 
+use std::sync::Once;
+
 use metrics::{Unit, describe_counter};
 
 /// Frames that did not decode and were skipped: a newer peer's messages, or a defect.
@@ -13,8 +15,13 @@ pub(crate) const LINKS_OPENED: &str = "troupe_links_opened_total";
 /// Handshakes that failed or were refused: no, foreign or wrong certificate, no time, too many at once.
 pub(crate) const HANDSHAKES_FAILED: &str = "troupe_link_handshakes_failed_total";
 
-/// Tells the installed recorder what the metrics mean. Call once after installing it.
-pub fn describe() {
+/// Tells the installed recorder what the metrics mean, once a process: when the first listener is bound.
+pub(crate) fn describe() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(describe_all);
+}
+
+fn describe_all() {
     for (name, help) in [
         (FRAMES_SKIPPED, "frames that could not be decoded and were skipped"),
         (OUTBOX_REPLACED, "queued messages replaced by newer ones before they were sent"),

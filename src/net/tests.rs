@@ -1,5 +1,7 @@
 //! Links over real UDP on this machine: messages, byte streams, death, forgery, noise.
 
+mod hostile;
+
 use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
@@ -480,7 +482,10 @@ async fn raw_connect(
     config.alpn_protocols = vec![alpn.to_vec()];
     let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(config).unwrap();
     let endpoint = quinn::Endpoint::client(local()).unwrap();
-    let config = quinn::ClientConfig::new(std::sync::Arc::new(crypto));
+    let mut config = quinn::ClientConfig::new(std::sync::Arc::new(crypto));
+    let mut transport = quinn::TransportConfig::default();
+    transport.keep_alive_interval(Some(LinkConfig::default().keep_alive));
+    config.transport_config(std::sync::Arc::new(transport));
     let connection = endpoint.connect_with(config, address, MASTER).unwrap().await;
     (endpoint, connection)
 }

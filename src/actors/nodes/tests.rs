@@ -116,12 +116,11 @@ fn pod(name: &str, node: &str) -> Value {
 fn the_first_link_of_an_unknown_node_is_kept() {
     system(async {
         let master = Master::start().await;
-        // Pods may be bound to a node before its actor has begun.
-        let bound = master.bench.create(Kind::Pod, pod("early", "n1")).await;
         let (handle, mut events) = master.link("n1").await;
         handle.send(Class::Control, &hello()).unwrap();
         let ToNode::Welcome(welcome) = message(&mut events).await else { panic!("no welcome") };
         assert_eq!(welcome.pod_cidr, "10.244.0.0/24");
+        let bound = master.bench.create(Kind::Pod, pod("p", "n1")).await;
         picture(&mut events, |p| p.pods.iter().any(|p| p.uid == *bound.uid())).await;
         master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(true)).await;
         master.bench.quiet().await;
@@ -131,7 +130,7 @@ fn the_first_link_of_an_unknown_node_is_kept() {
 }
 
 #[test]
-fn a_pod_bound_while_a_link_waits_is_in_the_first_picture() {
+fn a_node_is_told_of_its_own_pods_alone() {
     system(async {
         let master = Master::start().await;
         let (mut first, mut second) = (master.join("n1").await, master.join("n2").await);

@@ -247,6 +247,15 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Of `0/3 nodes are available: 2 Insufficient memory, 1 …` the numbers after the slash: all, then each reason's.
+fn refusal_counts(why: &str) -> Vec<usize> {
+    let number = |text: &str| text.split(' ').next().and_then(|n| n.parse().ok());
+    let Some((total, reasons)) = why.strip_prefix("0/").and_then(|rest| rest.split_once(": ")) else {
+        return vec![];
+    };
+    number(total).into_iter().chain(reasons.split(", ").filter_map(number)).collect()
+}
+
 proptest! {
     #[test]
     fn no_pod_is_bound_twice_no_node_is_overbooked_and_the_only_fitting_node_is_found(
@@ -313,7 +322,11 @@ proptest! {
                             .sum();
                         prop_assert!(taken <= memory(chosen.unwrap()), "{node} is overbooked");
                     }
-                    for (pod, _) in round.refused {
+                    for (pod, why) in round.refused {
+                        let counts = refusal_counts(&why);
+                        prop_assert_eq!(counts.first().copied().unwrap_or(0), nodes.len(), "{}", why);
+                        prop_assert!(counts.iter().all(|n| *n <= nodes.len()), "{}", why);
+                        prop_assert!(counts.iter().skip(1).sum::<usize>() >= nodes.len(), "{}", why);
                         let KindFacet::Pod(wants) = &pod.facet.of else { unreachable!() };
                         for n in nodes.values() {
                             let KindFacet::Node(facet) = &n.facet.of else { unreachable!() };

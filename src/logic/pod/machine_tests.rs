@@ -226,6 +226,8 @@ proptest! {
                     starting[index] = true;
                 }
             }
+            let again = m.step(now).actions;
+            assert!(again.is_empty(), "{again:?} a second time");
         };
         for (kind, index, code) in events {
             now += 4_000;

@@ -251,6 +251,12 @@ impl World {
         if !plan.acts() {
             return false;
         }
+        let counts = |p: &&Arc<Object>| {
+            active(p).is_some() && select::matches(&controller.selector, &p.facet.meta.labels)
+        };
+        let (had, wanted) = (picture.values().filter(counts).count(), controller.replicas);
+        assert!(plan.delete.len() <= had.saturating_sub(wanted), "deletes more than the surplus");
+        assert!(plan.create == 0 || plan.delete.is_empty(), "creates and deletes at once");
         let mut edits = edits(&controller, &plan, now()).unwrap();
         if plan.create > 0 {
             let next = &mut self.next;
