@@ -170,7 +170,7 @@ fn documents_of_another_kind_or_shape_are_refused_by_name() {
             "{\"spec\":7}",
             400,
             bad,
-            "spec",
+            "cannot be handled as a SelfSubjectAccessReview",
         ),
     ]);
 }
