@@ -139,7 +139,19 @@ impl Client {
         self.get("/version");
     }
 
+    /// DELETE of what may be gone already.
+    pub fn try_delete(&mut self, path: &str) {
+        let (status, text) = self.exchange("DELETE", path, None, "");
+        assert!(status == 404 || (200..300).contains(&status), "DELETE {path}: {status} {text}");
+    }
+
     fn call(&mut self, method: &str, path: &str, body: Option<&Value>, kind: &str) -> Value {
+        let (status, text) = self.exchange(method, path, body, kind);
+        assert!((200..300).contains(&status), "{method} {path}: {status} {text}");
+        serde_json::from_str(&text).unwrap_or(Value::Null)
+    }
+
+    fn exchange(&mut self, method: &str, path: &str, body: Option<&Value>, kind: &str) -> (u16, String) {
         if self.used.elapsed() > IDLE {
             *self = self.login.connect();
         }
@@ -155,9 +167,7 @@ impl Client {
         } else {
             self.read(head.length)
         };
-        let text = String::from_utf8_lossy(&body);
-        assert!((200..300).contains(&head.status), "{method} {path}: {} {text}", head.status);
-        serde_json::from_slice(&body).unwrap_or(Value::Null)
+        (head.status, String::from_utf8_lossy(&body).into_owned())
     }
 
     fn send(&mut self, method: &str, path: &str, body: Option<&Value>, kind: &str) {

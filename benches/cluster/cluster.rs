@@ -152,10 +152,25 @@ impl Cluster {
         processes().into_iter().filter(|p| p.command.contains(&dir)).collect()
     }
 
+    /// The shims: what runs on this directory besides `troupe up` and the seed, its child, which shims are forked from.
+    pub fn shims(&self) -> Vec<Process> {
+        let main = self.child.as_ref().map(|c| c.id().cast_signed());
+        let is_main = |pid: i32| Some(pid) == main;
+        let is_seed = |p: &Process| is_main(p.parent) && p.command.contains("--seed");
+        self.processes().into_iter().filter(|p| !is_main(p.pid) && !is_seed(p)).collect()
+    }
+
+    /// The process of a pod's container: the kernel knows it by its cgroup.
+    pub fn container_of(&self, uid: &str) -> Process {
+        let of_pod = |p: &Process| {
+            fs::read_to_string(format!("/proc/{}/cgroup", p.pid)).is_ok_and(|groups| groups.contains(uid))
+        };
+        self.containers().into_iter().find(of_pod).expect("the pod has a container")
+    }
+
     /// The containers' own processes.
     pub fn containers(&self) -> Vec<Process> {
-        let main = self.child.as_ref().map(|c| c.id().cast_signed());
-        let shims: Vec<i32> = self.processes().iter().map(|p| p.pid).filter(|p| Some(*p) != main).collect();
+        let shims: Vec<i32> = self.shims().iter().map(|p| p.pid).collect();
         processes().into_iter().filter(|p| shims.contains(&p.parent)).collect()
     }
 
@@ -180,9 +195,7 @@ impl Cluster {
             add("cgroup", groups.collect());
         }
         add("directory", entries(&node.join("pods")));
-        let main = self.child.as_ref().map(|c| c.id().cast_signed());
-        let shims = self.processes().into_iter().filter(|p| Some(p.pid) != main);
-        add("process", shims.map(|p| p.command).collect());
+        add("process", self.shims().into_iter().map(|p| p.command).collect());
         all
     }
 
@@ -192,7 +205,8 @@ impl Cluster {
         for path in [CONTROLLERS, PODS] {
             let list = client.get(path);
             for object in list["items"].as_array().into_iter().flatten() {
-                client.delete(&format!("{path}/{}", object["metadata"]["name"].as_str().unwrap_or_default()));
+                let name = object["metadata"]["name"].as_str().unwrap_or_default();
+                client.try_delete(&format!("{path}/{name}"));
             }
         }
         until("all pods are gone", || {

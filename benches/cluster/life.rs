@@ -67,7 +67,7 @@ pub fn container_restart(options: &Options) -> Vec<Row> {
     let cluster = Cluster::start(options);
     let (mut client, watch) = (cluster.login().connect(), PodWatch::new(&cluster.login()));
     let mut limit = Times::default();
-    let mut restarts = [const { None }; 3].map(|_: Option<()>| Times::default());
+    let mut restarts: [Times; 3] = Default::default();
     let mut names = Vec::new();
     for round in 0..options.rounds(40, 10) {
         let name = format!("pod-{round}");
@@ -137,9 +137,7 @@ fn restarted(client: &mut crate::client::Client, name: &str) -> (u64, bool) {
 /// The pid of a pod's container.
 fn container_of(cluster: &Cluster, client: &mut crate::client::Client, name: &str) -> i32 {
     let pod = client.get(&format!("{PODS}/{name}"));
-    let uid = pod["metadata"]["uid"].as_str().expect("a uid").to_owned();
-    let shim = cluster.processes().into_iter().find(|p| p.command.contains(&uid)).expect("a shim");
-    cluster.containers().into_iter().find(|p| p.parent == shim.pid).expect("a container").pid
+    cluster.container_of(pod["metadata"]["uid"].as_str().expect("a uid")).pid
 }
 
 /// S4: DELETE of a pod → the first instruction of the one that its controller makes instead.
