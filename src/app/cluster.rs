@@ -19,7 +19,7 @@ use crate::{
     logic::supervision::Backoff,
     model::{Key, Kind, KindFacet, NodeName, Snapshot},
     runtime::{
-        ContainerRuntime,
+        ContainerRuntime, native,
         sim::{SimConfig, SimMachine, SimRuntime},
     },
 };
@@ -244,9 +244,33 @@ async fn open_runtime(
     match choice {
         RuntimeChoice::Auto | RuntimeChoice::Native => native_runtime(directory, name, index).await,
         RuntimeChoice::Sim => {
+            let real = directory.join("nodes").join(name.as_str()).join("runtime");
+            if native::holds_sandboxes(&real) {
+                return Err(StartError::Refused(format!(
+                    "node {name} has real containers in {}: simulating them beside would run each pod twice; \
+                     use --runtime native, end them with `troupe reset`, or name another --data-dir",
+                    real.display()
+                )));
+            }
             let seed = u64::try_from(index).unwrap_or(0);
             let machine = SimMachine::new(SimConfig { seed, ..SimConfig::default() })?;
             Ok(Arc::new(SimRuntime::open(machine)))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_with_real_containers_are_not_simulated() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = NodeName::from("n1");
+        let open = || actix::System::new().block_on(open_runtime(RuntimeChoice::Sim, dir.path(), &name, 0));
+        assert!(open().is_ok());
+        std::fs::create_dir_all(dir.path().join("nodes/n1/runtime/sandboxes/uid")).unwrap();
+        let refused = open().err().unwrap().to_string();
+        assert!(refused.contains("--runtime native"), "{refused}");
     }
 }

@@ -123,7 +123,7 @@ impl Bench {
             wire::ToMaster::Pods(reports) => Some(reports),
             _ => None,
         });
-        let newest = reports.flatten().filter(|report| report.uid.as_str() == uid).next_back()?;
+        let newest = reports.flatten().rfind(|report| report.uid.as_str() == uid)?;
         Some((serde_json::from_slice(&newest.status).unwrap(), newest.terminated))
     }
 

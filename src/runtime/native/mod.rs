@@ -36,7 +36,7 @@ use tokio::{
     sync::{broadcast, oneshot},
 };
 
-pub use self::{check::check, mounts::unmount_below, shim::shim_main};
+pub use self::{check::check, mounts::unmount_below, shim::shim_main, state::holds_sandboxes};
 use self::{
     driver::{Driver, blocking},
     state::system,

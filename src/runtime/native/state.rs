@@ -148,6 +148,11 @@ impl ContainerDir {
     }
 }
 
+/// Whether a runtime's directory has sandboxes, running or not.
+pub fn holds_sandboxes(root: &Path) -> bool {
+    std::fs::read_dir(sandboxes(root)).is_ok_and(|mut entries| entries.next().is_some())
+}
+
 /// The directory of all sandboxes.
 pub(super) fn sandboxes(root: &Path) -> PathBuf {
     root.join("sandboxes")
