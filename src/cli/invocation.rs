@@ -67,7 +67,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, Ex
 }
 
 /// Moves the options before the verb behind it.
-fn verb_first(words: &mut Vec<OsString>) {
+fn verb_first(words: &mut [OsString]) {
     let mut at = 1;
     while let Some(word) = words.get(at).and_then(|w| w.to_str()) {
         if EARLY.contains(&word) {
