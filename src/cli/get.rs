@@ -274,7 +274,7 @@ async fn objects(session: &Session, args: &GetArgs, targets: &[Target], format: 
         (true, None) => {}
         (false, last) => {
             found.extend(last);
-            if *format == Format::Name || !found.is_empty() || errors.is_empty() {
+            if !found.is_empty() || errors.is_empty() {
                 printer.print(format, kinds, &output::list(found))?;
             }
         }
