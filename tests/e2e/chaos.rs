@@ -75,7 +75,8 @@ fn scaling_ends_with_the_exact_pods_however_often_troupe_is_killed_meanwhile() {
             })
             .collect();
         let mut running: Vec<String> = cluster.processes().into_iter().map(|(_, group)| group).collect();
-        (expected.sort(), running.sort());
+        expected.sort();
+        running.sort();
         check(expected == running, || format!("expected {expected:?}, running {running:?}"))?;
         check(cluster.shims() == count, || format!("{} shims", cluster.shims()))
     });

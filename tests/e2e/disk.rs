@@ -9,9 +9,9 @@ use crate::harness::{Cluster, Options, check, controller, is_ready, kill9, ready
 
 /// A cluster, not up yet, whose data directory is a small file system of its own; what it leaves goes with its guard.
 fn on_small_disk(options: &str) -> Cluster {
-    let dir = tempfile::Builder::new().prefix("troupe-e2e-").tempdir().unwrap();
+    let dir = tempfile::Builder::new().prefix("troupe-e2e-").tempdir().expect("a directory");
     let data = dir.path().join("data");
-    std::fs::create_dir_all(&data).unwrap();
+    std::fs::create_dir_all(&data).expect("a directory");
     let cluster = Cluster::prepared(Options::default(), dir, data);
     let fault = mount(Some("none"), &cluster.data, Some("tmpfs"), MsFlags::empty(), Some(options));
     fault.expect("a tmpfs");
@@ -20,7 +20,7 @@ fn on_small_disk(options: &str) -> Cluster {
 
 /// Writes until nothing more fits.
 fn fill(path: &Path) {
-    let mut file = File::create(path).unwrap();
+    let mut file = File::create(path).expect("a file");
     for size in [1 << 20, 1 << 12, 1] {
         let block = vec![0; size];
         while file.write_all(&block).is_ok() {}

@@ -204,8 +204,8 @@ fn an_image_that_is_imported_lets_waiting_pods_run() {
 
 /// A root file system of busybox alone, as a tar.
 fn rootfs(busybox: &std::path::Path, tar: &std::path::Path) {
-    let mut archive = tar::Builder::new(std::fs::File::create(tar).unwrap());
-    archive.append_path_with_name(busybox, "bin/busybox").unwrap();
+    let mut archive = tar::Builder::new(std::fs::File::create(tar).expect("it is written"));
+    archive.append_path_with_name(busybox, "bin/busybox").expect("it is written");
     for name in ["sh", "sleep", "echo"] {
         let mut header = tar::Header::new_gnu();
         header.set_entry_type(tar::EntryType::Symlink);
@@ -214,9 +214,9 @@ fn rootfs(busybox: &std::path::Path, tar: &std::path::Path) {
         header.set_uid(0);
         header.set_gid(0);
         header.set_mtime(0);
-        archive.append_link(&mut header, format!("bin/{name}"), "busybox").unwrap();
+        archive.append_link(&mut header, format!("bin/{name}"), "busybox").expect("it is written");
     }
-    archive.into_inner().unwrap().sync_all().unwrap();
+    archive.into_inner().expect("it is written").sync_all().expect("it is written");
 }
 
 #[test]

@@ -37,7 +37,7 @@ pub fn refused(command: &mut Command, code: i32) -> String {
 }
 
 fn prepared() -> Cluster {
-    let dir = tempfile::Builder::new().prefix("troupe-e2e-").tempdir().unwrap();
+    let dir = tempfile::Builder::new().prefix("troupe-e2e-").tempdir().expect("a directory");
     let data = dir.path().join("data");
     Cluster::prepared(Options::default(), dir, data)
 }

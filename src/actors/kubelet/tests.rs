@@ -170,9 +170,9 @@ fn a_pod_actor_that_panicked_begins_with_what_the_master_wants_now() {
         bench.assign(&[pod(&["c"], "two")]).await;
         bench.until("it runs the new image", |b| b.runs(1)).await;
         let before = bench.running().await;
-        bench.pods.inject_panic("u").await.unwrap();
-        // The fresh actor has told how the pod is once it has looked.
         let count = bench.told.lock().unwrap().len();
+        bench.pods.inject_panic("u").await.unwrap();
+        // The fresh actor tells how the pod is once it has looked.
         bench.until("it reports again", |b| b.told.lock().unwrap().len() > count).await;
         tokio::time::sleep(Duration::from_secs(60)).await;
         let after = bench.running().await;
