@@ -3,6 +3,7 @@
 //! Each cluster here has a data directory, ports, a pod network, a bridge and cgroups of its own, and whatever a test
 //! starts is gone when the test ends, however it ends (see [`harness::Cluster`]). Needs root, kubectl (`$KUBECTL`, else
 //! the one on the path), `ip` and `setpriv`; without them the tests say so and are skipped, except under `CI`.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod chaos;
 mod disk;
