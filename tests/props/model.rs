@@ -81,12 +81,12 @@ impl Requirement {
 
 fn requirement() -> impl Strategy<Value = Requirement> {
     let operators = prop::sample::select(vec!["exists", "!", "in", "notin", "=", "==", "!="]);
-    ("[abc]|in|x.io/a", operators, prop::collection::vec("[xyz]|notin|1", 1..4))
+    ("[abc]|in|x\\.io/a", operators, prop::collection::vec("[xyz]|notin|1", 1..4))
         .prop_map(|(key, operator, values)| Requirement { key, operator, values })
 }
 
 fn labels() -> impl Strategy<Value = Labels> {
-    prop::collection::btree_map("[abc]|in|x.io/a", "[xyz]|notin|1", 0..4)
+    prop::collection::btree_map("[abc]|in|x\\.io/a", "[xyz]|notin|1", 0..4)
         .prop_map(|labels| labels.into_iter().collect())
 }
 

@@ -52,6 +52,8 @@ use crate::{
 
 /// How often the node's own status is looked at again.
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
+/// How soon the runtime is asked again after it refused what a kubelet cannot do without.
+const RUNTIME_RETRY: Duration = Duration::from_secs(2);
 /// A container nobody owns any more gets this long to end.
 const ORPHAN_GRACE: Duration = Duration::from_secs(10);
 
@@ -156,7 +158,11 @@ pub struct Kubelet {
     early: Option<wire::Assignments>,
     sequence: u64,
     status: Option<v1::NodeStatus>,
-    runtime_fault: Option<String>,
+    /// Why the runtime cannot be listed.
+    list_fault: Option<String>,
+    /// Why the pod network cannot be set up.
+    network_fault: Option<String>,
+    pod_cidr: String,
 }
 
 impl Kubelet {
@@ -171,7 +177,9 @@ impl Kubelet {
             early: None,
             sequence: 0,
             status: None,
-            runtime_fault: None,
+            list_fault: None,
+            network_fault: None,
+            pod_cidr: String::new(),
         }
     }
 
@@ -193,6 +201,9 @@ impl Kubelet {
                 Ok((sandboxes, containers)) => {
                     kubelet.found = group(sandboxes, containers);
                     kubelet.listed = true;
+                    if kubelet.list_fault.take().is_some() {
+                        kubelet.report_node(false, ctx);
+                    }
                     tracing::info!(pods = kubelet.found.len(), "kubelet listed its runtime");
                     if let Some(picture) = kubelet.early.take() {
                         kubelet.assign(picture, ctx);
@@ -200,11 +211,34 @@ impl Kubelet {
                 }
                 Err(error) => {
                     tracing::error!(%error, "the runtime cannot be listed; trying again");
-                    kubelet.runtime_fault = Some(error.to_string());
-                    ctx.run_later(STATUS_PERIOD, Kubelet::list_runtime);
+                    kubelet.list_fault = Some(error.to_string());
+                    kubelet.report_node(false, ctx);
+                    ctx.run_later(RUNTIME_RETRY, Kubelet::list_runtime);
                 }
             },
         ));
+    }
+
+    /// Tells the runtime the pods' subnet, until it takes it.
+    fn set_pod_cidr(&mut self, ctx: &mut Context<Self>) {
+        let (runtime, cidr) = (self.seed.node.runtime.clone(), self.pod_cidr.clone());
+        let work = async move { (runtime.set_pod_cidr(&cidr).await, cidr) };
+        ctx.wait(work.into_actor(self).map(|(outcome, cidr), kubelet, ctx| {
+            let fault = outcome.err().map(|e| e.to_string());
+            if let Some(fault) = &fault {
+                tracing::error!(%fault, "the pod network cannot be set up; trying again");
+                ctx.run_later(RUNTIME_RETRY, move |kubelet, ctx| {
+                    // A later welcome has seen to it otherwise.
+                    if kubelet.network_fault.is_some() && kubelet.pod_cidr == cidr {
+                        kubelet.set_pod_cidr(ctx);
+                    }
+                });
+            }
+            if kubelet.network_fault != fault {
+                kubelet.network_fault = fault;
+                kubelet.report_node(false, ctx);
+            }
+        }));
     }
 
     /// Makes the set of pods what the master's picture says.
@@ -308,10 +342,14 @@ impl Kubelet {
         }));
     }
 
+    /// Why the node can run no pods.
+    fn fault(&self) -> Option<String> {
+        self.list_fault.clone().or_else(|| self.network_fault.clone())
+    }
+
     /// Looks at the machine and tells the master if its status changed, or `always`.
     fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
-        let (node, facts, fault) =
-            (self.seed.node.clone(), self.seed.facts.clone(), self.runtime_fault.clone());
+        let (node, facts, fault) = (self.seed.node.clone(), self.seed.facts.clone(), self.fault());
         let look = async move { machine::facts(&node, facts, fault).await };
         ctx.spawn(look.into_actor(self).map(move |facts, kubelet, _| {
             kubelet.life.beat();
@@ -407,18 +445,8 @@ impl Handler<FromMaster> for Kubelet {
         match message.0 {
             wire::ToNode::Assignments(picture) => self.assign(picture, ctx),
             wire::ToNode::Welcome(welcome) => {
-                let runtime = self.seed.node.runtime.clone();
-                let work = async move { runtime.set_pod_cidr(&welcome.pod_cidr).await };
-                ctx.wait(work.into_actor(self).map(|outcome, kubelet, ctx| {
-                    let fault = outcome.err().map(|e| e.to_string());
-                    if let Some(fault) = &fault {
-                        tracing::error!(%fault, "the pod network cannot be set up");
-                    }
-                    if kubelet.runtime_fault != fault {
-                        kubelet.runtime_fault = fault;
-                        kubelet.report_node(false, ctx);
-                    }
-                }));
+                self.pod_cidr = welcome.pod_cidr;
+                self.set_pod_cidr(ctx);
             }
         }
     }
