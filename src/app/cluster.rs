@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::{
     Client, ClientError, Master, MasterConfig, Node, NodeConfig, Persistence, RuntimeChoice, StartError,
-    node::{MAX_PODS, native_runtime},
+    node::{MAX_PODS, may_run_containers, native_runtime},
 };
 use crate::{
     actors::supervisor::Escalation,
@@ -100,12 +100,16 @@ impl ClusterConfig {
         if let Some(twice) = self.nodes.iter().find(|name| !seen.insert(*name)) {
             return Err(StartError::Refused(format!("two nodes are called {twice}: give each its own name")));
         }
-        match self.runtimes.iter().find(|(name, _)| !seen.contains(name)) {
-            None => Ok(()),
-            Some((name, _)) => Err(StartError::Refused(format!(
+        if let Some((name, _)) = self.runtimes.iter().find(|(name, _)| !seen.contains(name)) {
+            return Err(StartError::Refused(format!(
                 "a runtime is given for the node {name}, but no node is called so: add it to the nodes"
-            ))),
+            )));
         }
+        // Before anything is written: a start that cannot succeed leaves nothing.
+        if self.runtime != RuntimeChoice::Sim && self.runtimes.len() < self.nodes.len() {
+            may_run_containers()?;
+        }
+        Ok(())
     }
 }
 

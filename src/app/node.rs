@@ -130,6 +130,19 @@ impl Node {
     }
 }
 
+/// Whether this process may run containers natively.
+///
+/// # Errors
+/// Line by line what is missing and what to do.
+pub(super) fn may_run_containers() -> Result<(), StartError> {
+    let Err(missing) = native::check() else { return Ok(()) };
+    let lines: Vec<String> = missing.iter().map(|m| format!("  - {m}")).collect();
+    Err(StartError::Refused(format!(
+        "this machine cannot run containers natively:\n{}\n(or try it with simulated containers: --runtime sim)",
+        lines.join("\n")
+    )))
+}
+
 /// Opens the native runtime for node number `index` of a data directory.
 ///
 /// # Errors
@@ -139,13 +152,7 @@ pub async fn native_runtime(
     name: &NodeName,
     index: usize,
 ) -> Result<Arc<dyn ContainerRuntime>, StartError> {
-    if let Err(missing) = native::check() {
-        let lines: Vec<String> = missing.iter().map(|m| format!("  - {m}")).collect();
-        return Err(StartError::Refused(format!(
-            "this machine cannot run containers natively:\n{}\n(or try it with simulated containers: --runtime sim)",
-            lines.join("\n")
-        )));
-    }
+    may_run_containers()?;
     // Shims run elsewhere, and names of bridges follow from the path: it has to be one for however it was typed.
     let data =
         &std::fs::canonicalize(data).map_err(|source| StartError::File { path: data.to_owned(), source })?;

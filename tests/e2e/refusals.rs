@@ -128,6 +128,7 @@ fn who_is_not_root_is_told_what_will_not_work_and_what_to_do() {
     for part in ["cannot run containers", "not root", "sudo", "--runtime sim"] {
         assert!(error.contains(part), "no {part:?} in: {error}");
     }
+    assert!(!dir.path().join("data/objects").exists(), "a start that cannot succeed has begun");
     // And where they may not write.
     let mut command = Command::new(&setpriv);
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy);
