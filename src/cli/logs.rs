@@ -20,7 +20,7 @@ const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 /// Options of `logs`.
 #[derive(Debug, Clone, Args)]
 pub struct LogsArgs {
-    /// POD [CONTAINER], TYPE/NAME, or nothing with -l
+    /// POD, POD CONTAINER, TYPE/NAME, or nothing with -l
     #[arg(value_name = "WHAT")]
     what: Vec<String>,
     /// Pods with these labels
