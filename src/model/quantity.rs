@@ -10,6 +10,9 @@
 )]
 pub struct QuantityError(pub String);
 
+/// More digits than any quantity has; fewer keep every product below within `i128`.
+const MAX_DIGITS: usize = 30;
+
 /// Parses a quantity into thousandths, rounded up (away from zero), as Kubernetes rounds.
 ///
 /// # Errors
@@ -29,8 +32,8 @@ fn parse_scaled(text: &str, decimals: i32) -> Result<i128, QuantityError> {
     let number_end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
     let (number, suffix) = rest.split_at(number_end);
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    // 30 digits are far beyond any quantity and keep every product below within i128.
-    if whole.len() + fraction.len() == 0 || whole.len() + fraction.len() > 30 || fraction.contains('.') {
+    let count = whole.len() + fraction.len();
+    if count == 0 || count > MAX_DIGITS || fraction.contains('.') {
         return Err(bad());
     }
     let digits: i128 = format!("0{whole}{fraction}").parse().map_err(|_| bad())?;
@@ -97,6 +100,9 @@ pub fn canonical(text: &str) -> String {
         value /= 1000;
         step += 1;
     }
+    if value.unsigned_abs().ilog10() as usize >= MAX_DIGITS {
+        return text.to_owned();
+    }
     let exponent = text.find(['e', 'E']).is_some_and(|at| at + 1 < text.len());
     match DECIMAL[step] {
         suffix if !exponent || suffix.is_empty() => format!("{value}{suffix}"),
@@ -117,6 +123,12 @@ pub fn parse_units(text: &str) -> Result<i64, QuantityError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_would_need_more_digits_than_can_be_read_stays_as_it_is() {
+        let long = "1111111111111111111111111111.5";
+        assert_eq!(canonical(long), long);
+    }
 
     #[test]
     fn quantities_parse_exactly_and_round_up() {

@@ -71,7 +71,12 @@ impl Spread {
         loop {
             allowance.headers();
             let Some(entry) = entries.next() else { break };
-            let mut entry = entry.map_err(bad)?;
+            let mut entry = entry.map_err(|error| match parts.len() {
+                0 => bad(format!(
+                    "{error}: is it what `docker save` writes, or an OCI layout as a tar, perhaps gzipped?"
+                )),
+                _ => bad(error),
+            })?;
             allowance.contents();
             if parts.len() as u64 >= limits.entries {
                 return Err(bad(format!("more than {} entries", limits.entries)));

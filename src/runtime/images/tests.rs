@@ -477,9 +477,10 @@ async fn what_is_no_archive_is_refused() {
     let mut wrong_layer = docker(&["a"], &[tar(&[E::File("f", "content")])]);
     let at = wrong_layer.windows(7).position(|w| w == b"content").unwrap();
     wrong_layer[at] = b'C';
-    let rows: [(&str, Vec<u8>, &str); 8] = [
+    let rows: [(&str, Vec<u8>, &str); 9] = [
         ("empty", vec![], "neither manifest.json"),
-        ("noise", vec![7; 5000], "image archive"),
+        ("noise", vec![7; 5000], "docker save"),
+        ("a short text", b"hello".to_vec(), "docker save"),
         ("zstd", vec![0x28, 0xb5, 0x2f, 0xfd, 0, 0], "zstd"),
         ("cut gzip", gzip(&good)[..60].to_vec(), "image archive"),
         ("cut tar", good[..good.len() / 2].to_vec(), "image archive"),
