@@ -75,6 +75,33 @@ impl Hierarchies {
         matches!(self, Hierarchies::V2(_))
     }
 
+    /// Has the kernel ready to move processes between groups.
+    ///
+    /// The first move after a while waits for an RCU grace period, some 10 ms, until every reader of a per-cpu lock has
+    /// heard of it; moves that follow soon do not. A move of this process to where it is already changes nothing, and
+    /// has that wait over by the time when a container is to be moved.
+    pub(super) fn warm(&self) {
+        let Ok(memberships) = fs::read_to_string("/proc/self/cgroup") else { return };
+        let place = memberships.lines().find_map(|line| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            let (controllers, path) = (fields.next()?, Path::new(fields.next()?));
+            match self {
+                Hierarchies::V1(mounts) => {
+                    let mount = mounts.get(controllers.split(',').next()?)?;
+                    Some(mount.join(path.strip_prefix("/").ok()?))
+                }
+                Hierarchies::V2(root) if controllers.is_empty() => {
+                    Some(root.join(path.strip_prefix("/").ok()?))
+                }
+                Hierarchies::V2(_) | Hierarchies::Missing => None,
+            }
+        });
+        if let Some(place) = place {
+            // Only time is lost when this fails.
+            let _ = fs::write(place.join("cgroup.procs"), std::process::id().to_string());
+        }
+    }
+
     /// A cgroup enforces which device nodes can be opened.
     pub(super) fn guard_devices(&self) -> bool {
         matches!(self, Hierarchies::V1(mounts) if mounts.contains_key("devices"))

@@ -272,6 +272,8 @@ impl Driver {
 
     /// Starts the shim and waits until its sandbox is ready.
     async fn begin(self: &Arc<Driver>, pod: &Arc<Pod>) -> Result<(), RuntimeError> {
+        let warmed = Arc::clone(self);
+        tokio::task::spawn_blocking(move || warmed.hierarchies.warm());
         let (driver, begun) = (Arc::clone(self), Arc::clone(pod));
         let launched = blocking(move || {
             let fault = || system(format!("start the shim of pod {}", begun.uid));
