@@ -113,11 +113,15 @@ fn a_deleted_pod_is_replaced_and_its_program_is_asked_to_end() {
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
+    let mut lines = std::io::BufReader::new(follow.stdout.take().unwrap());
+    let mut log = String::new();
+    // It follows before the pod goes.
+    std::io::BufRead::read_line(&mut lines, &mut log).unwrap();
+    assert!(log.starts_with("listening"), "{log}");
     let began = std::time::Instant::now();
     cluster.kubectl(&["delete", "pod", "-n", ns, &victim]).ok();
     assert!(began.elapsed() < DEADLINE / 2, "a program that ends on SIGTERM is not waited for");
-    let mut log = String::new();
-    std::io::Read::read_to_string(follow.stdout.as_mut().unwrap(), &mut log).unwrap();
+    std::io::Read::read_to_string(&mut lines, &mut log).unwrap();
     follow.wait().unwrap();
     assert!(log.contains("SIGTERM: ending"), "{log}");
     let after = cluster.until_ready(ns, 2);

@@ -7,6 +7,7 @@ mod beside;
 mod client;
 mod faults;
 mod panics;
+mod real;
 #[path = "../../examples/embed/service.rs"]
 mod service;
 #[path = "../../examples/embed/story.rs"]

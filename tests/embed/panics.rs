@@ -1,6 +1,9 @@
 //! A panic in each kind of actor: the tree starts it again, and the cluster is what it was.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use k8s_openapi::api::core::v1::Pod;
 use troupe::{
@@ -9,7 +12,10 @@ use troupe::{
     model::{Key, Kind},
 };
 
-use crate::support::{WITHIN, controller, meta, pod_spec, running, simulated, system};
+use crate::{
+    real::{Machine, may_run_containers},
+    support::{WITHIN, controller, meta, pod_spec, running, simulated, system},
+};
 
 /// One actor of each class in a tree, by its path.
 async fn one_of_each(root: &SupervisorHandle) -> Vec<ChildInfo> {
@@ -115,6 +121,43 @@ fn a_panic_of_any_actor_of_a_node_changes_nothing() {
         }
         cluster.stop().await;
     });
+}
+
+#[test]
+fn a_panic_of_any_actor_ends_no_real_container() {
+    if !may_run_containers() {
+        return;
+    }
+    system(async {
+        let machine = Machine::open().await;
+        let cluster = machine.cluster().await;
+        let mut five = controller("five", 5);
+        let template = five.spec.as_mut().and_then(|s| s.template.as_mut()?.spec.as_mut()).unwrap();
+        template.containers[0].image = Some("troupe.local/hello".into());
+        cluster.client().create(&five).await.unwrap();
+        let mut uids = running(&cluster.client(), 5).await;
+        for root in [cluster.master().supervisor(), cluster.nodes()[0].supervisor()] {
+            for class in one_of_each(root).await.into_iter().map(|v| v.class).filter(|c| *c != "store") {
+                let victim = one_of_each(root).await.into_iter().find(|now| now.class == class);
+                let before = containers(&cluster);
+                survives(&cluster, root, &victim.unwrap(), &mut uids).await;
+                let after = containers(&cluster);
+                for (uid, container) in before.iter().filter(|(uid, _)| uids.contains(uid)) {
+                    assert_eq!(after.get(uid), Some(container), "another container after a panic of {class}");
+                }
+            }
+        }
+        cluster.client().scale("default", "five", 0).await.unwrap();
+        running(&cluster.client(), 0).await;
+        cluster.stop().await;
+    });
+}
+
+/// Which container each pod runs.
+fn containers(cluster: &Cluster) -> BTreeMap<String, String> {
+    let pods = cluster.client().list::<Pod>(None, "app=five").unwrap();
+    let id = |pod: &Pod| pod.status.as_ref()?.container_statuses.as_ref()?.first()?.container_id.clone();
+    pods.iter().filter_map(|pod| Some((pod.metadata.uid.clone()?, id(pod)?))).collect()
 }
 
 #[test]
