@@ -191,6 +191,7 @@ impl Bench {
             found.extend(group.exists().then(|| group.display().to_string()));
         }
         found.extend(names(&format!("{root}/sandboxes")));
+        found.extend(names(&format!("{root}/writable")));
         found
     }
 }

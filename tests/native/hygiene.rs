@@ -61,6 +61,25 @@ async fn sixty_pods_leave_nothing_however_they_ended() {
     assert_eq!(bench.leftovers().await, [""; 0]);
 }
 
+#[tokio::test]
+async fn what_containers_write_is_on_the_disk_and_the_rest_in_memory() {
+    let mut bench = Bench::new().await;
+    let pod = bench.sandbox("p").await;
+    let id = bench.start(&pod, config("c", &["sh", "-c", "echo x > /written; echo done; sleep 1000"])).await;
+    bench.line("c", "done").await;
+    let root = bench.config.root.clone();
+    assert_eq!(fs::read(root.join(format!("writable/p/{id}/upper/written"))).unwrap(), b"x\n");
+    let device = |dir: &std::path::Path| std::os::unix::fs::MetadataExt::dev(&fs::metadata(dir).unwrap());
+    assert_ne!(device(&root.join("sandboxes")), device(&root.join("writable")));
+    // As after a new start of the machine: what is in memory is gone, what is on the disk is not.
+    bench.runtime().remove_container(&id).await.unwrap();
+    assert_eq!(names(&root.join("writable/p").to_string_lossy()), [""; 0]);
+    fs::create_dir_all(root.join("writable/of-the-past/c/upper")).unwrap();
+    bench.reopen();
+    assert_eq!(names(&root.join("writable").to_string_lossy()), ["p"], "known pods' files stay");
+    assert_eq!(bench.leftovers().await, [""; 0]);
+}
+
 /// A pod with a container each, all at once.
 async fn start_all(bench: &Bench) -> Vec<Seen> {
     let mut starting = tokio::task::JoinSet::new();
@@ -121,9 +140,10 @@ fn look(bench: &Bench, pods: &[Seen]) -> Vec<String> {
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
     let root = bench.config.root.to_string_lossy().into_owned();
-    left.extend(
-        mounts.lines().filter(|line| line.contains(&root) || line.contains(" nsfs ")).map(str::to_owned),
-    );
+    // The directory that all sandboxes are in is the runtime's, not a pod's.
+    let directory = format!(" {root}/sandboxes ");
+    let ours = |line: &&str| line.contains(&root) && !line.contains(&directory) || line.contains(" nsfs ");
+    left.extend(mounts.lines().filter(ours).map(str::to_owned));
     let ports = names(&format!("/sys/class/net/{}/brif", bench.config.bridge));
     left.extend(ports.into_iter().map(|name| format!("veth {name}")));
     for controller in names("/sys/fs/cgroup") {
@@ -131,6 +151,7 @@ fn look(bench: &Bench, pods: &[Seen]) -> Vec<String> {
         left.extend(names(&groups).into_iter().filter(|name| name.starts_with("pod-")));
     }
     left.extend(names(&format!("{root}/sandboxes")));
+    left.extend(names(&format!("{root}/writable")));
     left.extend(names(&bench.path().join("images/pins").to_string_lossy()));
     left
 }

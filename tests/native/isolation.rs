@@ -59,6 +59,25 @@ async fn no_more_processes_are_started_than_allowed() {
 }
 
 #[tokio::test]
+async fn a_container_sees_its_own_cgroup_and_cannot_change_it() {
+    let mut bench = Bench::new().await;
+    let limit = |config: &mut ContainerConfig| config.resources.memory_limit_bytes = 32 << 20;
+    // Its own processes alone are in it: the shell and the one that reads.
+    let script = "cd /sys/fs/cgroup; [ -d memory ] && cd memory
+        wc -l < cgroup.procs
+        echo 1 > memory.limit_in_bytes || echo 1 > memory.max || mkdir more || echo refused";
+    let (lines, _) = bench.script(limit, script).await;
+    assert_eq!((lines[0].as_str(), lines.last().unwrap().as_str()), ("2", "refused"), "{lines:?}");
+    let (lines, _) = bench
+        .script(
+            |config| config.security.privileged = true,
+            "cd /sys/fs/cgroup; [ -d memory ] && cd memory; mkdir more && rmdir more && echo changed",
+        )
+        .await;
+    assert_eq!(lines, ["changed"]);
+}
+
+#[tokio::test]
 async fn no_more_processor_time_is_used_than_allowed() {
     let mut bench = Bench::new().await;
     let limit = |config: &mut ContainerConfig| config.resources.cpu_limit_milli = 50;

@@ -5,6 +5,8 @@
 //! After a panic the supervisor makes a fresh actor, which takes over what the runtime still has of the pod.
 
 use std::{
+    fs,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -135,6 +137,12 @@ impl PodActor {
         self.machine.adopt(found.sandbox.ready, found.sandbox.ip, &lives);
     }
 
+    fn log_dirs(&self) -> Vec<PathBuf> {
+        let (places, spec) = (self.places(), self.machine.pod.spec.as_ref());
+        let names = spec.into_iter().flat_map(|spec| &spec.containers).map(|container| &container.name);
+        names.filter_map(|name| places.log(name, 0).parent().map(Path::to_owned)).collect()
+    }
+
     fn places(&self) -> Places {
         let meta = &self.machine.pod.metadata;
         let text = |t: &Option<String>| t.clone().unwrap_or_default();
@@ -187,9 +195,15 @@ impl PodActor {
             Action::RunSandbox => {
                 let config = sandbox_config(&self.machine.pod);
                 let node = self.seed.node.clone();
+                let dirs = self.log_dirs();
                 let work = async move {
                     let _turn = node.starts.sandbox().await;
-                    runtime.run_pod_sandbox(config).await
+                    // Meanwhile, so that the containers' starts find them. Those say so if it failed.
+                    let made =
+                        tokio::task::spawn_blocking(move || dirs.iter().try_for_each(fs::create_dir_all));
+                    let status = runtime.run_pod_sandbox(config).await;
+                    let _ = made.await;
+                    status
                 };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
                     match outcome {

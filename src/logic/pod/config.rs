@@ -17,9 +17,9 @@ use crate::model::quantity;
 /// Where things of one pod are on its node.
 #[derive(Clone, Debug)]
 pub struct Places {
-    /// The pod's own directory: `volumes/NAME` and `containers/NAME` lie below it.
+    /// The pod's own directory: `volumes/NAME` lie below it.
     pub pod_dir: PathBuf,
-    /// The directory of the pod's logs.
+    /// The directory of the pod's logs and of what its containers said last.
     pub log_dir: PathBuf,
 }
 
@@ -36,7 +36,8 @@ impl Places {
 
     /// The file into which one life of a container may write its last words.
     pub fn termination_message(&self, container: &str, attempt: u32) -> PathBuf {
-        self.pod_dir.join("containers").join(container).join(format!("{attempt}.message"))
+        // Beside the log: a directory less to make in a start, for which a container waits.
+        self.log_dir.join(container).join(format!("{attempt}.message"))
     }
 }
 

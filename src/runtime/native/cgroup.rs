@@ -7,11 +7,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -43,6 +45,10 @@ const V1_CONTROLLERS: &[&str] = &[
     "net_cls",
     "freezer",
 ];
+
+/// Controllers of version 1 that a container sees.
+const SHOWN: &[&str] = &["blkio", "cpu", "cpuacct", "cpuset", "memory", "pids"];
+const NONE: Option<&str> = None;
 
 impl Hierarchies {
     /// Reads the mount table.
@@ -129,6 +135,55 @@ impl Hierarchies {
             Hierarchies::Missing => BTreeMap::new(),
         };
         Cgroup { dirs: mounts.into_iter().map(|(name, root)| (name, root.join(inside))).collect() }
+    }
+
+    /// Makes the group at `path` where [`show`](Self::show) looks for it.
+    pub(super) fn make(&self, path: &Path) -> io::Result<()> {
+        let Hierarchies::V1(mounts) = self else { return Ok(()) };
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        let shown = mounts.iter().filter(|(name, _)| SHOWN.contains(&name.as_str()));
+        shown.map(|(_, root)| fs::create_dir_all(root.join(inside))).collect()
+    }
+
+    /// Has `dir` look like a container's own `/sys/fs/cgroup`: the groups at `path` of those controllers whose files
+    /// programs read to learn their limits, by the names of the node. Does nothing on version 2, where a namespace does
+    /// it. A mount of all of them by the runtime library costs a hundred system calls each.
+    pub(super) fn show(&self, path: &Path, dir: &Path, read_only: bool) -> io::Result<()> {
+        let Hierarchies::V1(mounts) = self else { return Ok(()) };
+        fs::create_dir_all(dir)?;
+        let mut shown = BTreeSet::new();
+        for (controller, root) in mounts.iter().filter(|(name, _)| SHOWN.contains(&name.as_str())) {
+            let name = root.file_name().unwrap_or_default();
+            if shown.insert(name) {
+                let (group, at) = (root.join(path.strip_prefix("/").unwrap_or(path)), dir.join(name));
+                fs::create_dir_all(&group)?;
+                fs::create_dir_all(&at)?;
+                mount(Some(&group), &at, NONE, MsFlags::MS_BIND, NONE)?;
+                if read_only {
+                    let again = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+                    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+                    mount(NONE, &at, NONE, again | flags, NONE)?;
+                }
+            }
+            // Controllers that are mounted together.
+            if name != controller.as_str() {
+                // After a start that failed it is there already.
+                let linked = symlink(name, dir.join(controller));
+                linked.or_else(|error| {
+                    if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(error) }
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes off what [`show`](Self::show) mounted; containers keep their own copies.
+    pub(super) fn hide(&self, dir: &Path) {
+        let Hierarchies::V1(mounts) = self else { return };
+        for root in mounts.values() {
+            // What was not shown is no mount.
+            let _ = umount2(&dir.join(root.file_name().unwrap_or_default()), MntFlags::MNT_DETACH);
+        }
     }
 
     /// Makes the pod's group and sets its limits; 0 = none.

@@ -8,7 +8,7 @@ use std::{fs, sync::Arc, time::Duration};
 use nix::sys::signal::Signal;
 
 use super::{
-    driver::{Driver, blocking},
+    driver::{Driver, blocking, new_id},
     pod::Pod,
     protocol::{Reply, Request},
     spec,
@@ -28,7 +28,7 @@ impl Driver {
     ) -> Result<ContainerId, RuntimeError> {
         let pod = self.pod(uid).ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {uid}")))?;
         let client = pod.client()?;
-        let id = ContainerId(uuid::Uuid::new_v4().simple().to_string());
+        let id = pod.take_next().unwrap_or_else(|| ContainerId(new_id()));
         let (driver, made_in, made) = (Arc::clone(self), Arc::clone(&pod), id.clone());
         let record = blocking(move || driver.prepare(&made_in, made, config)).await;
         let created = match &record {
@@ -44,7 +44,7 @@ impl Driver {
             (_, created) => {
                 let (driver, dir, unmade) = (Arc::clone(self), pod.dir.container(&id), id.clone());
                 blocking(move || {
-                    state::remove_tree(&dir.0).map_err(system(format!("remove {}", dir.0.display())))?;
+                    dir.remove().map_err(system(format!("remove {}", dir.0.display())))?;
                     driver.config.images.unpin(&unmade.0)
                 })
                 .await?;
@@ -158,7 +158,7 @@ impl Driver {
         let group = self.hierarchies.group(&pod.record.cgroup.join(&id.0));
         blocking(move || {
             group.remove().map_err(system(format!("remove the cgroup of container {removed}")))?;
-            state::remove_tree(&dir.0).map_err(system(format!("remove {}", dir.0.display())))?;
+            dir.remove().map_err(system(format!("remove {}", dir.0.display())))?;
             driver.config.images.unpin(&removed.0)
         })
         .await?;

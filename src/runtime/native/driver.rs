@@ -13,13 +13,14 @@ use std::{
 };
 
 use sha2::{Digest, Sha256};
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, broadcast};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, broadcast, oneshot};
 
 use super::{
     NativeConfig,
     cgroup::Hierarchies,
     ipam::{Ipam, Subnet},
     launch::{self, Launcher},
+    mounts,
     netlink::{self, Netlink},
     pod::Pod,
     protocol::{Reply, Request},
@@ -39,6 +40,8 @@ pub(super) struct Driver {
     pub events: broadcast::Sender<RuntimeEvent>,
     tables: Mutex<Tables>,
     launcher: Launcher,
+    /// Held while the sandboxes' directory is mounted.
+    memory: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -59,6 +62,7 @@ impl Driver {
             events: broadcast::channel(EVENTS).0,
             tables: Mutex::default(),
             launcher: Launcher::default(),
+            memory: Mutex::default(),
         }
     }
 
@@ -77,14 +81,28 @@ impl Driver {
             found.spawn(async move { driver.adopt_one(dir).await });
         }
         found.join_all().await;
+        self.remove_forgotten();
         Ok(())
+    }
+
+    /// Removes what containers wrote whose sandboxes are gone from memory: the machine was started anew.
+    fn remove_forgotten(&self) {
+        let found = fs::read_dir(state::writable(&self.config.root)).into_iter().flatten().flatten();
+        for entry in found {
+            let uid = Uid::from(entry.file_name().to_string_lossy().as_ref());
+            if self.pod(&uid).is_none()
+                && let Err(error) = state::remove_tree(&entry.path())
+            {
+                tracing::warn!(pod = %uid, %error, "what a pod of the past wrote cannot be removed");
+            }
+        }
     }
 
     async fn adopt_one(&self, dir: SandboxDir) {
         let Ok(record) = state::read::<SandboxRecord>(&dir.record()) else {
             // The record is written before anything is started, so nothing was.
             tracing::warn!(dir = %dir.0.display(), "a sandbox that was never begun is removed");
-            let _ = state::remove_tree(&dir.0);
+            let _ = dir.remove();
             return;
         };
         let pod = Pod::new(dir, record, self.events.clone());
@@ -110,7 +128,7 @@ impl Driver {
             match pod.adopt(&dir) {
                 Ok(id) => owned.push(id),
                 // As above: it was never made.
-                Err(_) => drop(state::remove_tree(&dir.0)),
+                Err(_) => drop(dir.remove()),
             }
         }
         let mut tables = self.tables();
@@ -272,20 +290,55 @@ impl Driver {
 
     /// Starts the shim and waits until its sandbox is ready.
     async fn begin(self: &Arc<Driver>, pod: &Arc<Pod>) -> Result<(), RuntimeError> {
-        let warmed = Arc::clone(self);
-        tokio::task::spawn_blocking(move || warmed.hierarchies.warm());
+        let first = ContainerId(new_id());
+        let made = self.make_first_cgroup(pod, &first);
         let (driver, begun) = (Arc::clone(self), Arc::clone(pod));
         let launched = blocking(move || {
             let fault = || system(format!("start the shim of pod {}", begun.uid));
-            state::remove_tree(&begun.dir.0).map_err(fault())?;
+            driver.keep_in_memory();
+            state::make_mount_points(&driver.config.root).map_err(fault())?;
+            begun.dir.remove().map_err(fault())?;
             fs::create_dir_all(begun.dir.containers()).map_err(fault())?;
             state::write(&begun.dir.record(), &begun.record).map_err(fault())?;
-            driver.launcher.launch(&driver.config.shim, &begun.dir).map_err(fault())
+            let launched = driver.launcher.launch(&driver.config.shim, &begun.dir).map_err(fault())?;
+            // While the shim makes the sandbox. As for the cgroup, who needs it makes it again.
+            let _ = begun.dir.container(&first).make_writable();
+            begun.set_next(first);
+            Ok(launched)
         })
-        .await?;
+        .await;
+        // Over long since; if not, something would be made that was removed already.
+        let _ = made.await;
+        let launched = launched?;
         pod.set_shim(launched.pid, launched.child);
         let client = pod.attach(launched.stream).map_err(system("talk to a shim"))?;
         client.call(Request::Hello).await.map(drop)
+    }
+
+    /// Has the sandboxes' directory in memory from the first sandbox on. One that holds some already stays what it is.
+    fn keep_in_memory(&self) {
+        // One at a time, or a second mount would hide what is in the first.
+        let _turn = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = state::sandboxes(&self.config.root);
+        if let Err(error) = mounts::keep_in_memory(&dir) {
+            tracing::debug!(%error, dir = %dir.display(), "sandboxes are kept on disk, which is slower");
+        }
+    }
+
+    /// Makes the cgroup of the pod's first container, then has the kernel ready to move processes between cgroups. In this
+    /// order, since nothing in a hierarchy can be changed while a move waits. Tells when the first is done.
+    fn make_first_cgroup(self: &Arc<Driver>, pod: &Pod, first: &ContainerId) -> oneshot::Receiver<()> {
+        let driver = Arc::clone(self);
+        let group = pod.record.cgroup.join(&first.0);
+        let (made, told) = oneshot::channel();
+        tokio::task::spawn_blocking(move || {
+            // Who needs it makes it again, and says what went wrong.
+            let _ = driver.hierarchies.make(&group);
+            // Nobody waits any more when the start failed.
+            let _ = made.send(());
+            driver.hierarchies.warm();
+        });
+        told
     }
 
     pub(super) async fn stop_sandbox(self: &Arc<Driver>, uid: &Uid) -> Result<(), RuntimeError> {
@@ -355,7 +408,7 @@ impl Driver {
         let cleared = Arc::clone(pod);
         blocking(move || {
             group.remove().map_err(system(format!("remove the cgroup of pod {}", cleared.uid)))?;
-            state::remove_tree(&cleared.dir.0).map_err(system(format!("remove {}", cleared.dir.0.display())))
+            cleared.dir.remove().map_err(system(format!("remove {}", cleared.dir.0.display())))
         })
         .await?;
         match &pod.record.network {
@@ -394,6 +447,8 @@ impl Driver {
         let driver = Arc::clone(self);
         blocking(move || {
             driver.launcher.end();
+            let sandboxes = state::sandboxes(&driver.config.root);
+            mounts::forget_memory(&sandboxes).map_err(system(format!("unmount {}", sandboxes.display())))?;
             let bridge = &driver.config.bridge;
             Netlink::open()
                 .and_then(|mut netlink| netlink.remove_link(bridge))
@@ -430,6 +485,11 @@ fn check_uid(uid: &str) -> Result<(), RuntimeError> {
 }
 
 const MAX_UID: usize = 128;
+
+/// An id for a container.
+pub(super) fn new_id() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
 
 /// Runs what may block on a thread that may.
 pub(super) async fn blocking<T: Send + 'static>(

@@ -1,16 +1,45 @@
-//! Taking off what is mounted below a directory, before the directory is removed.
+//! The node's own mounts: a directory that is kept in memory, and taking off what is mounted below a directory.
 //!
-//! Owns: reading the mount table. Invariant: afterwards a removal of the directory's tree cannot reach into another
-//! file system through a mount, or it is told which one stayed.
+//! Owns: reading the mount table. Invariant: after [`unmount_below`] a removal of the directory's tree cannot reach into
+//! another file system through a mount, or it is told which one stayed.
 
 use std::{
     ffi::OsString,
     fs, io,
-    os::unix::ffi::OsStringExt,
+    os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
-use nix::mount::{MntFlags, umount2};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+/// Makes `dir`, with a tmpfs mounted on it unless it holds something already.
+pub(super) fn keep_in_memory(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    if is_mount(dir)? || fs::read_dir(dir)?.next().is_some() {
+        return Ok(());
+    }
+    // Records hold what containers get told, secrets among it.
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("troupe"), dir, Some("tmpfs"), flags, Some("mode=0700")).map_err(io::Error::from)
+}
+
+/// Takes the tmpfs off again when nothing is in it.
+pub(super) fn forget_memory(dir: &Path) -> io::Result<()> {
+    let empty = match fs::read_dir(dir) {
+        Ok(mut entries) => entries.next().is_none(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    if empty && is_mount(dir)? {
+        umount2(dir, MntFlags::MNT_DETACH)?;
+    }
+    Ok(())
+}
+
+fn is_mount(dir: &Path) -> io::Result<bool> {
+    let above = dir.parent().unwrap_or(dir);
+    Ok(fs::metadata(dir)?.dev() != fs::metadata(above)?.dev())
+}
 
 /// Unmounts everything below `dir`, the latest first; `dir` itself may be a mount and stays one.
 ///

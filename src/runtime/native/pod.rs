@@ -42,6 +42,8 @@ struct Inner {
     /// The end was asked for, so the shim's is no loss.
     stopping: bool,
     containers: BTreeMap<ContainerId, Container>,
+    /// The id of the next container, whose cgroup is there already.
+    next: Option<ContainerId>,
 }
 
 /// The shim as a process.
@@ -175,6 +177,15 @@ impl Pod {
     /// Takes the shim for dead.
     pub(super) fn detach(&self) {
         self.inner().client = None;
+    }
+
+    /// Says which id the next container is to have.
+    pub(super) fn set_next(&self, id: ContainerId) {
+        self.inner().next = Some(id);
+    }
+
+    pub(super) fn take_next(&self) -> Option<ContainerId> {
+        self.inner().next.take()
     }
 
     pub(super) fn add(&self, record: ContainerRecord) {

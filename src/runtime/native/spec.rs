@@ -149,7 +149,7 @@ pub(super) fn build(
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": security.read_only_root},
         "process": process,
-        "mounts": mounts(dir, record, privileged),
+        "mounts": mounts(dir, record, privileged, facts.unified_cgroups),
         "linux": linux,
     }))
 }
@@ -175,7 +175,7 @@ const MASKED: &[&str] = &[
 ];
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-fn mounts(dir: &SandboxDir, record: &ContainerRecord, privileged: bool) -> Vec<Value> {
+fn mounts(dir: &SandboxDir, record: &ContainerRecord, privileged: bool, unified: bool) -> Vec<Value> {
     let mount = |kind: &str, destination: &str, options: &[&str]| json!({"type": kind, "source": kind, "destination": destination, "options": options});
     let access = if privileged { "rw" } else { "ro" };
     let mut mounts = vec![
@@ -188,7 +188,12 @@ fn mounts(dir: &SandboxDir, record: &ContainerRecord, privileged: bool) -> Vec<V
         ),
         mount("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
         mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", access]),
-        mount("cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "relatime", access]),
+        if unified {
+            mount("cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "relatime", access])
+        } else {
+            let groups = dir.container(&record.id).cgroups();
+            bind(&groups, "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", access])
+        },
         bind(&dir.shm(), "/dev/shm", &["nosuid", "nodev", "noexec"]),
     ];
     let config = &record.config;

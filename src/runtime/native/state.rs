@@ -1,17 +1,21 @@
-//! What is on disk about sandboxes and containers: the truth that a restarted process starts from.
+//! What is in files about sandboxes and containers: the truth that a restarted process starts from.
 //!
 //! Owns: file names and records. `sandbox.json` and `container.json` are written once by the driver; `started.json`
-//! and `exit.json` once by the shim. Invariant: files appear whole (written beside, then renamed); they need not
-//! survive a power cut, since no container does.
+//! and `exit.json` once by the shim. Invariants: files appear whole (written beside, then renamed); they need not
+//! survive a power cut, since no container does. So all but what containers write is kept in memory where that can be
+//! (a tmpfs at `ROOT/sandboxes`): a disk's file system is slow at many small files that come and go.
 //!
 //! ```text
-//! ROOT/sandboxes/UID/  sandbox.json shim.sock shim.log hosts hostname resolv.conf shm/ libcontainer/
-//!                      containers/ID/  container.json config.json started.json exit.json rootfs/ upper/ work/ layers/
+//! ROOT/sandboxes/UID/     sandbox.json shim.sock shim.log hosts hostname resolv.conf shm/ libcontainer/
+//!                         containers/ID/  container.json config.json started.json exit.json rootfs/ cgroup/ layers/ disk
+//! ROOT/writable/UID/ID/   upper/ work/
+//! ROOT/mount-points/      etc/hosts proc/ …: the lowest layer of every container
 //! ```
 
 use std::{
     io,
     net::Ipv4Addr,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -84,6 +88,18 @@ impl SandboxDir {
         SandboxDir(sandboxes(root).join(uid))
     }
 
+    /// What its containers write lies below.
+    fn writable(&self) -> PathBuf {
+        let root = self.0.ancestors().nth(DEPTH).unwrap_or(&self.0);
+        writable(root).join(self.0.file_name().unwrap_or_default())
+    }
+
+    /// Removes everything of the sandbox. Idempotent.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        remove_tree(&self.writable())?;
+        remove_tree(&self.0)
+    }
+
     pub(super) fn record(&self) -> PathBuf {
         self.0.join("sandbox.json")
     }
@@ -105,11 +121,19 @@ impl SandboxDir {
         self.0.join("shm")
     }
 
+    /// The lowest layer of every container's root file system.
+    pub(super) fn mount_points(&self) -> PathBuf {
+        mount_points(self.0.ancestors().nth(DEPTH).unwrap_or(&self.0))
+    }
+
     /// Where libcontainer keeps its own state.
     pub(super) fn libcontainer(&self) -> PathBuf {
         self.0.join("libcontainer")
     }
 }
+
+/// How far a sandbox' directory is below the root.
+const DEPTH: usize = 2;
 
 /// The socket's name in a sandbox' directory.
 pub(super) const SOCKET: &str = "shim.sock";
@@ -139,6 +163,32 @@ impl ContainerDir {
         self.0.join("rootfs")
     }
 
+    /// What the container sees as `/sys/fs/cgroup` on version 1.
+    pub(super) fn cgroups(&self) -> PathBuf {
+        self.0.join("cgroup")
+    }
+
+    /// What the container writes lies below, in `upper` and `work`.
+    pub(super) fn writable(&self) -> PathBuf {
+        let sandbox = SandboxDir(self.0.ancestors().nth(2).unwrap_or(&self.0).to_owned());
+        sandbox.writable().join(self.0.file_name().unwrap_or_default())
+    }
+
+    /// Makes the two directories below [`writable`](Self::writable) that overlayfs wants.
+    pub(super) fn make_writable(&self) -> io::Result<()> {
+        let dir = self.writable();
+        std::fs::create_dir_all(dir.join("work"))?;
+        std::fs::create_dir_all(dir.join("upper"))?;
+        // The container's root directory looks like it, whatever the umask of this process is.
+        permit(&dir.join("upper"), 0o755)
+    }
+
+    /// Removes everything of the container. Idempotent.
+    pub(super) fn remove(&self) -> io::Result<()> {
+        remove_tree(&self.writable())?;
+        remove_tree(&self.0)
+    }
+
     pub(super) fn read_started(&self) -> Option<Started> {
         read(&self.started()).ok()
     }
@@ -156,6 +206,43 @@ pub fn holds_sandboxes(root: &Path) -> bool {
 /// The directory of all sandboxes.
 pub(super) fn sandboxes(root: &Path) -> PathBuf {
     root.join("sandboxes")
+}
+
+/// The directory of what the containers of all sandboxes write.
+pub(super) fn writable(root: &Path) -> PathBuf {
+    root.join("writable")
+}
+
+fn mount_points(root: &Path) -> PathBuf {
+    root.join("mount-points")
+}
+
+/// Makes a layer of what is mounted in every container, below all layers of its image: what an image lacks of it need
+/// not be made in each container's writable layer then, on the disk. (Idea: Docker's init layer.)
+pub(super) fn make_mount_points(root: &Path) -> io::Result<()> {
+    let layer = mount_points(root);
+    if layer.exists() {
+        return Ok(());
+    }
+    // Made beside and renamed, so that nobody sees a part of it; two at once make the same.
+    let beside = layer.with_extension(uuid::Uuid::new_v4().simple().to_string());
+    // As above.
+    for dir in ["etc", "dev", "proc", "sys"].map(|dir| beside.join(dir)) {
+        std::fs::create_dir_all(&dir)?;
+        permit(&dir, 0o755)?;
+    }
+    for file in super::spec::POD_FILES.iter().map(|file| beside.join("etc").join(file)) {
+        std::fs::File::create(&file)?;
+        permit(&file, 0o644)?;
+    }
+    match std::fs::rename(&beside, &layer) {
+        Err(_) if layer.exists() => remove_tree(&beside),
+        renamed => renamed,
+    }
+}
+
+fn permit(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
 }
 
 /// Writes a record so that readers see all of it or nothing.

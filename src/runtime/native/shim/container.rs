@@ -62,7 +62,7 @@ impl Pod<'_> {
     pub(super) fn create(&self, id: &ContainerId) -> Result<Plan, Fault> {
         let dir = self.dir.container(id);
         let record = read_record(&dir)?;
-        mount_root(&dir, &record)?;
+        mount_root(&dir, &record, self.dir.mount_points())?;
         let plan = self.plan(&dir, &record);
         if plan.is_err() {
             unmount_root(&dir);
@@ -129,6 +129,7 @@ impl Pod<'_> {
             uid: identity.uid,
             gid: identity.gid,
             filtered,
+            privileged: security.privileged,
             capabilities,
             final_capabilities,
             log_path: record.config.log_path.clone(),
@@ -175,10 +176,15 @@ impl Pod<'_> {
             builder = builder.with_stdin(read);
             stdin = Some(write);
         }
+        let cgroup = self.record.cgroup.join(&id.0);
+        self.hierarchies
+            .show(&cgroup, &dir.cgroups(), !plan.privileged)
+            .map_err(Fault::system("show the container its cgroups"))?;
         let built = builder
             .with_root_path(self.dir.libcontainer())
             .and_then(ContainerBuilder::validate_id)
             .and_then(|builder| builder.as_init(&dir.0).with_systemd(false).with_detach(true).build());
+        self.hierarchies.hide(&dir.cgroups());
         // The container's process has its own copy; with ours gone, its exec ends the pipe.
         drop(failures);
         let mut container = match built {
@@ -264,6 +270,7 @@ pub(super) struct Plan {
     uid: u32,
     gid: u32,
     filtered: bool,
+    privileged: bool,
     capabilities: BTreeSet<String>,
     final_capabilities: Option<::caps::CapsHashSet>,
     log_path: PathBuf,
@@ -274,22 +281,24 @@ fn read_record(dir: &ContainerDir) -> Result<ContainerRecord, Fault> {
     state::read(&dir.record()).map_err(Fault::system(format!("read {}", dir.record().display())))
 }
 
-/// Mounts the image's layers with a writable one on top. Layers go by short links, since the kernel takes no more than
+/// Mounts the image's layers with a writable one on top and the layer of mount points below. Layers go by short links, since the kernel takes no more than
 /// a page of options and none of their separators in names.
-fn mount_root(dir: &ContainerDir, record: &ContainerRecord) -> Result<(), Fault> {
+fn mount_root(dir: &ContainerDir, record: &ContainerRecord, mount_points: PathBuf) -> Result<(), Fault> {
     let fault = |what: &str| Fault::system(format!("{what} of container {}", record.id));
-    for name in ["rootfs", "upper", "work", "layers"] {
-        fs::create_dir_all(dir.0.join(name)).map_err(fault("make the directories"))?;
+    for path in [dir.0.join("rootfs"), dir.0.join("layers")] {
+        fs::create_dir_all(path).map_err(fault("make the directories"))?;
     }
-    let links: Vec<String> = (0..record.image.layers.len()).map(|layer| format!("layers/{layer}")).collect();
-    for (link, layer) in links.iter().zip(&record.image.layers) {
+    dir.make_writable().map_err(fault("make the directories"))?;
+    symlink(dir.writable(), dir.0.join("disk")).map_err(fault("link the writable layer"))?;
+    let layers: Vec<&PathBuf> = record.image.layers.iter().chain([&mount_points]).collect();
+    let links: Vec<String> = (0..layers.len()).map(|layer| format!("layers/{layer}")).collect();
+    for (link, layer) in links.iter().zip(layers) {
         symlink(layer, dir.0.join(link)).map_err(fault("link the layers"))?;
     }
-    // An image without layers is an empty one.
-    let lower = if links.is_empty() { "layers".to_owned() } else { links.join(":") };
+    let lower = links.join(":");
     // The shim has one thread, so its directory can be lent to the kernel for the look-up of relative paths.
     std::env::set_current_dir(&dir.0).map_err(fault("enter the directory"))?;
-    let options = format!("lowerdir={lower},upperdir=upper,workdir=work");
+    let options = format!("lowerdir={lower},upperdir=disk/upper,workdir=disk/work");
     // Device nodes of an image must not open the node's devices: those a container may have are in /dev. `volatile`
     // spares a sync of the whole file system below at unmount; what is lost in a power cut would be thrown away anyway.
     let flags = MsFlags::MS_NODEV;
