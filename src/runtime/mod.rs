@@ -60,6 +60,18 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// Forgets an ended container and its root file system; kills it if it runs. Idempotent.
     async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError>;
 
+    /// Runs a program in a running container and waits for its end, at most `timeout`; then it is killed. What it
+    /// writes beyond [`EXEC_OUTPUT_BYTES`] a stream is dropped.
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> Result<ExecOutput, RuntimeError> {
+        let _ = (id, command, timeout);
+        Err(RuntimeError::Unsupported(self.name(), "run programs in containers"))
+    }
+
     /// Every container not yet removed, also those started by an earlier process.
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError>;
 
@@ -71,6 +83,13 @@ pub trait ContainerRuntime: Send + Sync + 'static {
 
     /// Every image.
     async fn list_images(&self) -> Result<Vec<Image>, RuntimeError>;
+
+    /// Fetches an image from its registry, also when one of that name is here already. Pulls of one name at a time are
+    /// one pull.
+    async fn pull_image(&self, name: &str, auth: Option<RegistryAuth>) -> Result<Image, RuntimeError> {
+        let _ = (name, auth);
+        Err(RuntimeError::Unsupported(self.name(), "pull images from registries"))
+    }
 
     /// Loads images from a tar (docker-archive or OCI layout, maybe gzip): returns the names loaded. `rename` names
     /// the only image in the archive.
@@ -263,6 +282,37 @@ pub struct ContainerStatus {
     pub started_ms: i64,
     /// The pid of its first process on the node, while it runs.
     pub pid: Option<i32>,
+}
+
+/// How a program run by [`ContainerRuntime::exec_sync`] ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Its exit code; 128 + signal when a signal ended it.
+    pub code: i32,
+    /// It was killed because its time was up.
+    pub timed_out: bool,
+    /// What it wrote to standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// As much of each stream is kept of what a program run by `exec_sync` writes.
+pub const EXEC_OUTPUT_BYTES: usize = 64 * 1024;
+
+/// Who pulls an image.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct RegistryAuth {
+    /// The user's name.
+    pub username: String,
+    /// The user's password, or a token in its place.
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistryAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryAuth").field("username", &self.username).finish_non_exhaustive()
+    }
 }
 
 /// What a runtime saw.
