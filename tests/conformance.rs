@@ -9,6 +9,7 @@
 mod conformance {
     pub mod archives;
     pub mod containers;
+    pub mod exec;
     pub mod harness;
     pub mod images;
     pub mod native;
@@ -19,7 +20,7 @@ mod conformance {
     pub mod stopping;
 }
 
-use conformance::{containers, harness::Bench, images, restarts, sandboxes, sharing, stopping};
+use conformance::{containers, exec, harness::Bench, images, restarts, sandboxes, sharing, stopping};
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
 macro_rules! suite {
@@ -84,6 +85,19 @@ suite! {
         removing_a_running_container_kills_it;
         an_exit_stays_readable_until_removal;
         two_stops_at_once_both_return;
+    }
+    exec {
+        a_programs_output_and_exit_code_are_told;
+        a_program_ended_by_a_signal_has_its_code;
+        a_program_that_does_not_exist_is_a_start_error;
+        a_program_over_its_time_is_killed_and_its_container_lives;
+        many_programs_run_at_once;
+        output_beyond_the_bound_is_dropped;
+        in_a_container_that_does_not_run_nothing_is_run;
+        the_end_of_its_container_ends_a_program;
+        a_program_runs_as_its_container_does,
+            sim exempt: "simulated programs know nothing of their container";
+        after_a_restart_programs_run_in_the_containers_found;
     }
     restarts {
         running_containers_are_found_with_the_same_process;

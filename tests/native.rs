@@ -7,6 +7,7 @@
 mod native {
     pub mod bench;
     mod cost;
+    mod exec;
     mod hostile;
     mod hygiene;
     mod isolation;

@@ -72,6 +72,12 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         Err(RuntimeError::Unsupported(self.name(), "run programs in containers"))
     }
 
+    /// Whether pods' addresses can be reached from the node. Where they cannot be, since pods are simulated, nothing is
+    /// asked over the network and all that would be counts as well.
+    fn has_network(&self) -> bool {
+        true
+    }
+
     /// Every container not yet removed, also those started by an earlier process.
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError>;
 

@@ -85,7 +85,7 @@ impl Driver {
         let pod = self.container_pod(id)?;
         match pod.client()?.call(Request::Start { id: id.clone() }).await? {
             Reply::Started { pid, started_ms } => pod.started(id, pid, started_ms),
-            Reply::Done | Reply::Ready { .. } => {}
+            Reply::Done | Reply::Ready { .. } | Reply::Ran { .. } => {}
         }
         Ok(())
     }
@@ -167,7 +167,7 @@ impl Driver {
         Ok(())
     }
 
-    fn container_pod(&self, id: &ContainerId) -> Result<Arc<Pod>, RuntimeError> {
+    pub(super) fn container_pod(&self, id: &ContainerId) -> Result<Arc<Pod>, RuntimeError> {
         self.owner(id).ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))
     }
 }

@@ -92,8 +92,8 @@ impl Driver {
         if let Ok(stream) = launch::connect(&pod.dir) {
             let alive = match pod.attach(stream) {
                 Ok(client) => match client.call(Request::Hello).await {
-                    Ok(Reply::Ready { pid }) => {
-                        pod.set_shim(pid, None);
+                    Ok(Reply::Ready { pid, execs }) => {
+                        pod.set_shim(pid, None, execs);
                         true
                     }
                     _ => false,
@@ -283,7 +283,7 @@ impl Driver {
             driver.launcher.launch(&driver.config.shim, &begun.dir).map_err(fault())
         })
         .await?;
-        pod.set_shim(launched.pid, launched.child);
+        pod.set_shim(launched.pid, launched.child, true);
         let client = pod.attach(launched.stream).map_err(system("talk to a shim"))?;
         client.call(Request::Hello).await.map(drop)
     }

@@ -14,6 +14,7 @@ mod check;
 mod client;
 mod containers;
 mod driver;
+mod exec;
 mod ipam;
 mod launch;
 mod mounts;
@@ -42,7 +43,7 @@ use self::{
     state::system,
 };
 use super::{
-    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, Reader, RuntimeError,
+    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, Image, Reader, RuntimeError,
     RuntimeEvent, SandboxConfig, SandboxStatus,
 };
 use crate::{model::Uid, runtime::images::ImageStore};
@@ -199,6 +200,16 @@ impl ContainerRuntime for NativeRuntime {
     async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let id = id.clone();
         self.run(|driver| async move { driver.remove_container(&id).await }).await
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> Result<ExecOutput, RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.exec_sync(&id, command, timeout).await }).await
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {

@@ -4,11 +4,12 @@
 //! a number of the caller's which the answer repeats; exits are told to every connection, unasked.
 //! Invariant: a shim may outlive many versions of the driver, so fields are only ever added, with defaults.
 
+use k8s_openapi::ByteString;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::runtime::{ContainerId, Exit, RuntimeError};
 
-/// No frame is longer: records go by file, so frames hold ids, numbers and error texts.
+/// No frame is longer: records go by file, so frames hold ids, numbers, error texts, and a program's output in base64.
 pub(super) const MAX_FRAME: usize = 256 * 1024;
 
 const LENGTH_BYTES: usize = 4;
@@ -33,6 +34,8 @@ pub(super) enum Request {
     Signal { id: ContainerId, signal: i32, everyone: bool },
     /// Unmount and forget an ended or never started container.
     Remove { id: ContainerId },
+    /// Run a program in a running container and answer when it has ended; kill it when its time is up.
+    Exec { id: ContainerId, command: Vec<String>, timeout_ms: u64 },
     /// Kill every container, answer, exit.
     Shutdown,
 }
@@ -53,11 +56,21 @@ pub(super) enum Reply {
     /// To [`Request::Hello`].
     Ready {
         pid: i32,
+        /// Knows [`Request::Exec`].
+        #[serde(default)]
+        execs: bool,
     },
     /// To [`Request::Start`].
     Started {
         pid: i32,
         started_ms: i64,
+    },
+    /// To [`Request::Exec`].
+    Ran {
+        code: i32,
+        timed_out: bool,
+        stdout: ByteString,
+        stderr: ByteString,
     },
 }
 

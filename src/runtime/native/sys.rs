@@ -59,7 +59,7 @@ pub(super) fn become_subreaper() -> io::Result<()> {
 
 /// Forks the process: 0 in the child. To be called by a process with one thread only, where a fork is whole.
 pub(super) fn fork() -> nix::Result<i32> {
-    // SAFETY: a seed has one thread, so no lock is held by a thread that the child lacks, and the child may go on with
+    // SAFETY: seeds and shims have one thread, so no lock is held by a thread that the child lacks, and the child may go on with
     // any code.
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Child => Ok(0),

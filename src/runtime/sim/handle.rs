@@ -22,14 +22,14 @@ use tokio::{
 };
 
 use super::{
-    Behaviour, Operation, SimMachine,
+    Behaviour, Operation, SimMachine, exec,
     machine::{State, draw, image_of, seeded},
 };
 use crate::{
     model::Uid,
     runtime::{
-        ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, Reader, RuntimeError,
-        RuntimeEvent, SandboxConfig, SandboxStatus,
+        ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, Image, Reader,
+        RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
         images::{ImageStore, normalize},
         logs::{self, Stream},
     },
@@ -165,6 +165,10 @@ impl ContainerRuntime for SimRuntime {
         env!("CARGO_PKG_VERSION").to_owned()
     }
 
+    fn has_network(&self) -> bool {
+        false
+    }
+
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
         self.ready_for(Operation::SetPodCidr)?.addresses.set(cidr)
     }
@@ -255,6 +259,16 @@ impl ContainerRuntime for SimRuntime {
     async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         self.ready_for(Operation::RemoveContainer)?.forget_container(id);
         Ok(())
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> Result<ExecOutput, RuntimeError> {
+        drop(self.ready_for(Operation::ExecSync)?);
+        exec::run(self.machine(), id, &command, timeout).await
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {

@@ -57,7 +57,7 @@ pub(super) struct Container {
     pub(super) pod: Uid,
     name: String,
     attempt: u32,
-    image: String,
+    pub(super) image: String,
     image_id: String,
     pub(super) state: ContainerState,
     started_ms: i64,

@@ -9,6 +9,7 @@
 //! ```
 
 mod behaviour;
+mod exec;
 mod handle;
 mod machine;
 #[cfg(test)]
@@ -78,6 +79,7 @@ pub enum Operation {
     StartContainer,
     StopContainer,
     RemoveContainer,
+    ExecSync,
     ListContainers,
     Image,
     ListImages,
@@ -129,6 +131,13 @@ impl SimMachine {
         let mut state = self.look();
         let now = state.now_ms();
         state.end(id, code, None, false, now);
+    }
+
+    /// From now on programs run in a container end with this code, unless they are the built-in one.
+    pub fn set_exec_code(&self, id: &ContainerId, code: i32) {
+        if let Ok(container) = self.look().container_mut(id) {
+            container.behaviour.exec_code = code;
+        }
     }
 
     /// The kernel ends a container over its memory limit.

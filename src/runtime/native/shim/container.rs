@@ -25,6 +25,7 @@ use nix::{
     },
     unistd::{Gid, Uid, pipe2},
 };
+use seccompiler::BpfProgram;
 
 use super::{
     super::{
@@ -53,6 +54,8 @@ pub(super) struct Running {
     pub pid: i32,
     pub log: LogFile,
     pub pumps: Vec<Pump>,
+    /// What it was started with: other programs in it get the same.
+    pub plan: Plan,
     /// Held open while the program may read from it; nobody writes yet.
     _stdin: Option<OwnedFd>,
 }
@@ -139,30 +142,18 @@ impl Pod<'_> {
     /// Runs the program of a container as planned when it was created; returns when its first instruction is next.
     pub(super) fn start(&self, id: &ContainerId, plan: Plan) -> Result<(Running, Started), Fault> {
         let dir = self.dir.container(id);
-        let filter = if plan.filtered {
-            let program = seccomp::default_filter(&plan.capabilities)
-                .map_err(Fault::system("compile the system call filter"))?;
-            Some(Rc::new(program))
-        } else {
-            None
-        };
+        let filter = plan.filter()?;
         let log = LogFile::open(&plan.log_path)
             .map_err(Fault::system(format!("open log {}", plan.log_path.display())))?;
-        let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(Fault::system("make a pipe"));
-        let (out, out_end) = pipe()?;
-        let (err, err_end) = pipe()?;
+        let (out, out_end) = plan.output_pipe()?;
+        let (err, err_end) = plan.output_pipe()?;
         let (verdict, failures) = pipe()?;
-        for end in [&out_end, &err_end] {
-            // So that a program that is not root can open /dev/stdout.
-            let owner = (Some(Uid::from_raw(plan.uid)), Some(Gid::from_raw(plan.gid)));
-            nix::unistd::fchown(end.as_raw_fd(), owner.0, owner.1).map_err(Fault::system("own a pipe"))?;
-        }
         let failures = Rc::new(failures);
         let executor = ProgramStart {
-            arguments: plan.arguments,
-            environment: plan.environment,
+            arguments: plan.arguments.clone(),
+            environment: plan.environment.clone(),
             filter,
-            final_capabilities: plan.final_capabilities,
+            final_capabilities: plan.final_capabilities.clone(),
             failures: Rc::clone(&failures),
         };
         let mut builder = ContainerBuilder::new(id.0.clone(), SyscallType::default())
@@ -194,7 +185,6 @@ impl Pod<'_> {
         let pid = container.pid().map_or(0, nix::unistd::Pid::as_raw);
         let started = container.start().map_err(|error| chain(&error));
         let told = read_verdict(verdict);
-        let _ = state::remove_tree(&self.dir.libcontainer().join(&id.0));
         if let Some(failure) = told.or(started.err()) {
             let _ =
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
@@ -205,12 +195,8 @@ impl Pod<'_> {
         let started =
             Started { pid, ticks: state::start_ticks(pid).unwrap_or_default(), started_ms: state::now_ms() };
         state::write(&dir.started(), &started).map_err(Fault::system("record the start"))?;
-        for end in [&out, &err] {
-            fcntl(end.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-                .map_err(Fault::system("set up a pipe"))?;
-        }
         let pumps = vec![Pump::new(out, "stdout"), Pump::new(err, "stderr")];
-        Ok((Running { pid, log, pumps, _stdin: stdin }, started))
+        Ok((Running { pid, log, pumps, plan, _stdin: stdin }, started))
     }
 
     /// Records how a container ended and clears what it leaves in the kernel, except its root file system.
@@ -219,11 +205,7 @@ impl Pod<'_> {
             pump.drain(&mut running.log);
         }
         let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
-        let (code, signal) = match status {
-            WaitStatus::Exited(_, code) => (code, None),
-            WaitStatus::Signaled(_, signal, _) => (SIGNAL_BASE + signal as i32, Some(signal as i32)),
-            _ => (UNKNOWN_CODE, None),
-        };
+        let (code, signal) = code_of(status);
         let exit = Exit {
             code,
             signal,
@@ -237,8 +219,9 @@ impl Pod<'_> {
         exit
     }
 
-    /// Removes a dead container's cgroup.
+    /// Removes a dead container's cgroup, and what libcontainer knew of it.
     fn forget(&self, id: &ContainerId) {
+        let _ = state::remove_tree(&self.dir.libcontainer().join(&id.0));
         let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
         group.kill();
         if let Err(error) = group.remove() {
@@ -249,6 +232,15 @@ impl Pod<'_> {
     /// Unmounts an ended container's root file system.
     pub(super) fn remove(&self, id: &ContainerId) {
         unmount_root(&self.dir.container(id));
+    }
+}
+
+/// The exit code that a status means, and the signal, if one ended it.
+pub(super) fn code_of(status: WaitStatus) -> (i32, Option<i32>) {
+    match status {
+        WaitStatus::Exited(_, code) => (code, None),
+        WaitStatus::Signaled(_, signal, _) => (SIGNAL_BASE + signal as i32, Some(signal as i32)),
+        _ => (UNKNOWN_CODE, None),
     }
 }
 
@@ -268,6 +260,47 @@ pub(super) struct Plan {
     final_capabilities: Option<::caps::CapsHashSet>,
     log_path: PathBuf,
     stdin: bool,
+}
+
+impl Plan {
+    fn filter(&self) -> Result<Option<Rc<BpfProgram>>, Fault> {
+        if !self.filtered {
+            return Ok(None);
+        }
+        let program = seccomp::default_filter(&self.capabilities)
+            .map_err(Fault::system("compile the system call filter"))?;
+        Ok(Some(Rc::new(program)))
+    }
+
+    /// A pipe for a program's output: our end, which does not block, and the program's.
+    pub(super) fn output_pipe(&self) -> Result<(OwnedFd, OwnedFd), Fault> {
+        let (ours, theirs) = pipe()?;
+        // So that a program that is not root can open /dev/stdout.
+        let owner = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
+        nix::unistd::fchown(theirs.as_raw_fd(), owner.0, owner.1).map_err(Fault::system("own a pipe"))?;
+        fcntl(ours.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+            .map_err(Fault::system("set up a pipe"))?;
+        Ok((ours, theirs))
+    }
+
+    /// How another program is started in the container of this plan: as its own was.
+    pub(super) fn program_start(
+        &self,
+        arguments: Vec<String>,
+        failures: Rc<OwnedFd>,
+    ) -> Result<ProgramStart, Fault> {
+        Ok(ProgramStart {
+            arguments,
+            environment: self.environment.clone(),
+            filter: self.filter()?,
+            final_capabilities: self.final_capabilities.clone(),
+            failures,
+        })
+    }
+}
+
+pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd), Fault> {
+    pipe2(OFlag::O_CLOEXEC).map_err(Fault::system("make a pipe"))
 }
 
 fn read_record(dir: &ContainerDir) -> Result<ContainerRecord, Fault> {
@@ -336,7 +369,7 @@ const LIBCONTAINER_DEVICES: &[&str] =
     &["null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"];
 
 /// What the container's process said went wrong; `None` when exec closed the pipe.
-fn read_verdict(pipe: OwnedFd) -> Option<String> {
+pub(super) fn read_verdict(pipe: OwnedFd) -> Option<String> {
     let mut poll = [libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
     match sys::poll(&mut poll, VERDICT_MS) {
         Ok(0) | Err(_) => Some("the program did not start in time".to_owned()),
@@ -361,7 +394,7 @@ const VERDICT_MS: i32 = 10_000;
 const VERDICT_BYTES: u64 = 4096;
 
 /// An error with its causes, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -1,0 +1,57 @@
+//! The driver's part in running a program in a container: asking the pod's shim.
+//!
+//! Owns: the checks before and the bound on the wait. The program is a child of the shim and does not know of this
+//! process; when this process ends meanwhile, the program runs on until its time is up.
+
+use std::{sync::Arc, time::Duration};
+
+use super::{
+    driver::Driver,
+    protocol::{self, Call, MAX_FRAME, Reply, Request},
+};
+use crate::runtime::{ContainerId, ContainerState, ExecOutput, RuntimeError};
+
+/// What a shim may need beyond the program's time, to start it and to see it die.
+const MARGIN: Duration = Duration::from_secs(30);
+/// A time that is none: no program that is waited for runs longer.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+impl Driver {
+    pub(super) async fn exec_sync(
+        self: &Arc<Driver>,
+        id: &ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> Result<ExecOutput, RuntimeError> {
+        let refuse = |cause: &str| RuntimeError::System {
+            operation: format!("run a program in container {id}"),
+            cause: cause.to_owned(),
+        };
+        let pod = self.container_pod(id)?;
+        if pod.state_of(id) != Some(ContainerState::Running) {
+            return Err(refuse("it is not running"));
+        }
+        let client = pod.client()?;
+        if !pod.execs() {
+            return Err(refuse("its pod was started by an older version, which cannot; make the pod anew"));
+        }
+        if command.is_empty() {
+            return Err(RuntimeError::Start("exec: no command".to_owned()));
+        }
+        let timeout = timeout.min(LONGEST);
+        let timeout_ms = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        let request = Request::Exec { id: id.clone(), command, timeout_ms };
+        let call = Call { seq: u64::MAX, request };
+        if protocol::encode(&call).map_or(usize::MAX, |frame| frame.len()) > MAX_FRAME {
+            return Err(RuntimeError::Start("exec: argument list too long".to_owned()));
+        }
+        match client.call_within(call.request, timeout + MARGIN).await? {
+            Reply::Ran { code, timed_out, stdout, stderr } => {
+                Ok(ExecOutput { code, timed_out, stdout: stdout.0, stderr: stderr.0 })
+            }
+            Reply::Done | Reply::Ready { .. } | Reply::Started { .. } => {
+                Err(refuse("the shim gave no output"))
+            }
+        }
+    }
+}
