@@ -14,3 +14,4 @@ pub mod select;
 pub mod supervision;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod trust;
