@@ -27,10 +27,7 @@ const IN_SPEC: &[InSpec] = &[
 ];
 
 const IN_CONTAINER: &[InContainer] = &[
-    ("livenessProbe", |c| c.liveness_probe.is_some()),
-    ("readinessProbe", |c| c.readiness_probe.is_some()),
-    ("startupProbe", |c| c.startup_probe.is_some()),
-    ("lifecycle", |c| c.lifecycle.is_some()),
+    ("lifecycle.stopSignal", |c| c.lifecycle.as_ref().is_some_and(|l| l.stop_signal.is_some())),
     ("envFrom", |c| c.env_from.iter().flatten().next().is_some()),
     ("volumeDevices", |c| c.volume_devices.iter().flatten().next().is_some()),
     ("resizePolicy", |c| c.resize_policy.iter().flatten().next().is_some()),
@@ -76,7 +73,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"spec": {
             "hostNetwork": true,
             "initContainers": [{"name": "i"}],
-            "containers": [{"name": "a"}, {"name": "b", "livenessProbe": {"exec": {"command": ["true"]}}}],
+            "containers": [{"name": "a"}, {"name": "b", "lifecycle": {"stopSignal": "SIGINT"}}],
             "volumes": [{"name": "e", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "s"}}],
         }}))
         .unwrap();
@@ -86,7 +83,7 @@ mod tests {
             [
                 "spec.initContainers",
                 "spec.hostNetwork",
-                "spec.containers[1].livenessProbe",
+                "spec.containers[1].lifecycle.stopSignal",
                 "spec.volumes[1].secret"
             ]
             .map(|path| format!("{path}{tail}"))

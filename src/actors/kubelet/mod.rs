@@ -7,9 +7,11 @@
 
 mod context;
 mod found;
+mod hooks;
 mod last_words;
 mod machine;
 mod pod;
+mod probes;
 mod start;
 mod streams;
 #[cfg(test)]
@@ -289,6 +291,7 @@ impl Kubelet {
             node: self.seed.node.clone(),
             wanted: wanted.clone(),
             fresh: Arc::new(AtomicBool::new(self.found.remove(uid).is_none())),
+            told: Arc::default(),
             report: self.seed.slot.port(),
             notice: self.seed.slot.port(),
         };

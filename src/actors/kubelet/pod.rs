@@ -5,6 +5,7 @@
 //! After a panic the supervisor makes a fresh actor, which takes over what the runtime still has of the pod.
 
 use std::{
+    collections::HashSet,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -15,13 +16,15 @@ use std::{
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, WrapFuture as _,
 };
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use k8s_openapi::api::core::v1;
 
 use super::{
     context::{NodeContext, now_ms},
     found::Found,
+    hooks::Hooked,
     last_words::last_words,
+    probes,
     start::{Started, sandbox_config, start_container},
 };
 use crate::{
@@ -97,6 +100,8 @@ pub struct PodSeed {
     pub wanted: Arc<ArcSwap<Wanted>>,
     /// Nothing of the pod was on the node when the kubelet took it: its first incarnation need not look.
     pub fresh: Arc<AtomicBool>,
+    /// What was last reported: an incarnation that takes over goes on with it.
+    pub told: Arc<ArcSwapOption<v1::PodStatus>>,
     /// Where to report.
     pub report: Port<PodReported>,
     /// Where to tell events.
@@ -110,6 +115,8 @@ pub struct PodActor {
     uid: Uid,
     machine: Machine,
     reported: Option<(v1::PodStatus, bool)>,
+    /// Lives whose preStop hook was begun: it is not run again when they are to end sooner.
+    pre_stopped: HashSet<String>,
     wake: Option<SpawnHandle>,
 }
 
@@ -118,11 +125,15 @@ impl PodActor {
     pub fn new(life: Life, seed: PodSeed) -> PodActor {
         let wanted = seed.wanted.load_full();
         let uid = Uid::from(wanted.pod.metadata.uid.clone().unwrap_or_default());
-        let mut machine = Machine::new(wanted.pod.clone(), seed.node.crash_loop, now_ms());
+        let mut pod = wanted.pod.clone();
+        if let Some(told) = seed.told.load_full() {
+            Arc::make_mut(&mut pod).status = Some((*told).clone());
+        }
+        let mut machine = Machine::new(pod, seed.node.crash_loop, now_ms());
         if !wanted.assigned {
             machine.evict();
         }
-        PodActor { life, uid, machine, reported: None, wake: None, seed }
+        PodActor { life, uid, machine, reported: None, pre_stopped: HashSet::new(), wake: None, seed }
     }
 
     /// Takes over what the node has of the pod, else what is told of it.
@@ -175,6 +186,7 @@ impl PodActor {
             return;
         }
         self.reported = Some((status.clone(), terminated));
+        self.seed.told.store(Some(Arc::new(status.clone())));
         // A kubelet that is being restarted asks every pod again.
         let _ = self.seed.report.tell(PodReported { uid: self.uid.clone(), status, terminated });
     }
@@ -200,10 +212,38 @@ impl PodActor {
                 }));
             }
             Action::Start(index) => self.start(index, ctx),
-            Action::Stop { id, grace, .. } => {
-                let container = ContainerId(id.clone());
-                let work = async move { runtime.stop_container(&container, grace).await };
+            Action::PostStart { index, id } => {
+                let Some(hooked) = self.hooked(index, &id) else { return };
+                ctx.spawn(hooked.post_start().into_actor(self).map(move |outcome, pod, ctx| {
+                    if let Err(error) = &outcome {
+                        tracing::warn!(pod = %pod.uid, %error, "a postStart hook failed");
+                    }
+                    pod.machine.post_start_done(&id, outcome.is_ok());
+                    pod.advance(ctx);
+                }));
+            }
+            Action::Probe { index, id, kind } => {
+                let Some(Hooked { node, pod, name, ip, .. }) = self.hooked(index, &id) else { return };
+                let work = probes::run(node, pod, name, id.clone(), kind, ip);
                 ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
+                    pod.machine.probed(&id, kind, &outcome);
+                    pod.advance(ctx);
+                }));
+            }
+            Action::Stop { index, id, grace } => {
+                let Some(hooked) = self.hooked(index, &id) else { return };
+                let hook = hooked.has_pre_stop() && self.pre_stopped.insert(id.clone());
+                let work = async move {
+                    if hook {
+                        return hooked.stop(grace).await;
+                    }
+                    (Ok(()), runtime.stop_container(&hooked.id, grace).await)
+                };
+                ctx.spawn(work.into_actor(self).map(move |(hooked, outcome), pod, ctx| {
+                    if let Err(error) = hooked {
+                        tracing::warn!(pod = %pod.uid, %error, "a preStop hook failed");
+                        pod.machine.pre_stop_failed(index);
+                    }
                     let Err(error) = outcome else { return pod.check_exits(ctx) };
                     tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
                     pod.machine.container_stuck(&id);
@@ -251,6 +291,18 @@ impl PodActor {
                 ctx.run_later(RETRY, |pod, ctx| pod.advance(ctx));
             }
         }
+    }
+
+    /// A container's present life with all that its hooks and probes need.
+    fn hooked(&self, index: usize, id: &str) -> Option<Hooked> {
+        let container = self.machine.containers.get(index)?;
+        Some(Hooked {
+            node: self.seed.node.clone(),
+            pod: self.machine.pod.clone(),
+            name: container.name.clone(),
+            id: ContainerId(id.to_owned()),
+            ip: self.machine.ip,
+        })
     }
 
     fn start(&mut self, index: usize, ctx: &mut Context<Self>) {
@@ -319,6 +371,7 @@ impl PodActor {
             _ => None,
         });
         let Some((name, attempt, started_ms)) = place else { return };
+        self.pre_stopped.remove(&id.0);
         let message = last_words(&self.machine.pod, &self.places(), &name, attempt, exit.code);
         self.machine.container_exited(ended(id.0, exit, started_ms, message));
     }

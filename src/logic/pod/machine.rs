@@ -14,7 +14,10 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1;
 
-use super::state::{Action, Container, ContainerPhase, Ended, Notice, SandboxPhase, Step, WaitingReason};
+use super::{
+    checks::Checks,
+    state::{Action, Container, ContainerPhase, Ended, Notice, SandboxPhase, Step, WaitingReason},
+};
 use crate::logic::supervision::{Backoff, Decision, End, History, Intensity, Policy, Restart, Run, decide};
 
 /// A sandbox that failed is tried again after 1, 2, 4 … s, at most every minute.
@@ -73,6 +76,7 @@ impl Machine {
                 image_id: None,
                 image_failures: 0,
                 replacing: false,
+                checks: Checks::default(),
                 history: History::default(),
             })
             .collect();
@@ -173,6 +177,7 @@ impl Machine {
             }
             SandboxPhase::Ready { .. } => self.step_running(now_ms, &mut step),
         }
+        self.step_checks(now_ms, &mut step);
         step.actions.extend(self.forget.drain(..).map(|id| Action::Forget { id }));
         step.notices = std::mem::take(&mut self.notices);
         step
@@ -317,6 +322,7 @@ impl Machine {
             self.ended(index, lost(id, started_ms, started_ms));
             return;
         }
+        self.begin_checks(index, &id, started_ms);
         self.notice(Some(&name), false, "Started", format!("Started container {name}"));
     }
 
@@ -346,9 +352,10 @@ impl Machine {
         let policy =
             Policy { restart: policy(&self.pod), intensity: Intensity::UNLIMITED, backoff: self.crash_loop };
         let container = &mut self.containers[index];
+        let failed = container.checks.end();
         let span = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
         let run = Run {
-            end: if ended.code == 0 { End::Normal } else { End::Failed },
+            end: if ended.code == 0 && !failed { End::Normal } else { End::Failed },
             at: span(ended.finished_ms),
             lasted: span(ended.finished_ms - ended.started_ms.max(1)),
         };
@@ -425,7 +432,7 @@ pub(super) fn image_in<'a>(pod: &'a v1::Pod, container: &str) -> &'a str {
 }
 
 /// Seconds between SIGTERM and SIGKILL when nothing else is said.
-fn grace_of(pod: &v1::Pod) -> i64 {
+pub(super) fn grace_of(pod: &v1::Pod) -> i64 {
     pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30).max(0)
 }
 

@@ -5,13 +5,16 @@
 //! CrashLoopBackOff is the supervisor's backoff, both from [`super::supervision`].
 //! Leaves out: doing any of it. The pod actor carries out the actions and feeds the outcomes back.
 
+mod checks;
 pub mod config;
 mod failure;
 mod machine;
+pub mod probe;
 mod state;
 pub mod status;
 mod takeover;
 
+pub use checks::{Checks, spec_of};
 pub use machine::Machine;
 pub use state::{
     Action, Adopted, Container, ContainerPhase, Ended, Notice, SandboxPhase, StartFailure, Step,

@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use super::{checks::Checks, probe::ProbeKind};
 use crate::logic::supervision::History;
 
 /// Where a sandbox is in its life.
@@ -109,6 +110,8 @@ pub struct Container {
     pub(super) image_failures: u32,
     /// It is being stopped because its definition changed: it starts again whatever its restart policy.
     pub(super) replacing: bool,
+    /// What is asked of its present life.
+    pub checks: Checks,
     pub(super) history: History,
 }
 
@@ -119,7 +122,7 @@ pub enum Action {
     RunSandbox,
     /// Make and start this container (index into [`containers`](super::machine::Machine::containers)).
     Start(usize),
-    /// End this container.
+    /// Run this container's preStop hook, then end it, all within the grace.
     Stop {
         /// The container's index.
         index: usize,
@@ -127,6 +130,22 @@ pub enum Action {
         id: String,
         /// SIGKILL after this.
         grace: Duration,
+    },
+    /// Run this container's postStart hook.
+    PostStart {
+        /// The container's index.
+        index: usize,
+        /// The runtime's id.
+        id: String,
+    },
+    /// Run one of this container's probes.
+    Probe {
+        /// The container's index.
+        index: usize,
+        /// The runtime's id.
+        id: String,
+        /// Which.
+        kind: ProbeKind,
     },
     /// Remove a life before the last one.
     Forget {

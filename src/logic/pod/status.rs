@@ -22,6 +22,11 @@ pub fn phase(machine: &Machine) -> Phase {
     let (mut waiting_new, mut running, mut failed) = (false, false, false);
     for container in &machine.containers {
         match &container.phase {
+            ContainerPhase::Running { .. }
+                if container.checks.in_post_start() && container.last.is_none() =>
+            {
+                waiting_new = true;
+            }
             ContainerPhase::Running { .. } => running = true,
             ContainerPhase::Exited(ended) => failed |= ended.code != 0,
             ContainerPhase::Waiting { .. } | ContainerPhase::Starting { .. } => match &container.last {
@@ -145,10 +150,15 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         waiting: Some(v1::ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..v1::ContainerState::default()
     };
-    let running = matches!(container.phase, ContainerPhase::Running { .. });
+    let checks = &container.checks;
+    let running = matches!(container.phase, ContainerPhase::Running { .. }) && !checks.in_post_start();
     let (state, id) = match &container.phase {
         ContainerPhase::Waiting { why, .. } | ContainerPhase::Starting { why } => {
             (waiting(why.reason, why.message.clone()), container.last.as_ref().and_then(|l| l.id.clone()))
+        }
+        // As in Kubernetes, whose kubelet waits in the start for the hook.
+        ContainerPhase::Running { id, .. } if checks.in_post_start() => {
+            (waiting("ContainerCreating", None), Some(id.clone()))
         }
         ContainerPhase::Running { id, started_ms, .. } => (
             v1::ContainerState {
@@ -164,8 +174,8 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         image,
         image_id: container.image_id.clone().unwrap_or_default(),
         container_id: id.map(|id| format!("{runtime}://{id}")),
-        ready: running,
-        started: Some(running),
+        ready: running && checks.ready(),
+        started: Some(running && checks.started()),
         restart_count: i32::try_from(restarts).unwrap_or(i32::MAX),
         state: Some(state),
         last_state: Some(container.last.as_ref().map(|l| terminated(l, runtime)).unwrap_or_default()),

@@ -44,6 +44,7 @@ impl Machine {
                     if !ready {
                         running_lost.push(index);
                     }
+                    self.resume_checks(index, &newest.id, newest.started_ms);
                 }
                 Some(ended) => {
                     self.ended(index, ended.clone());
