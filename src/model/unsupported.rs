@@ -19,7 +19,6 @@ const IN_SPEC: &[InSpec] = &[
     ("hostAliases", |s| s.host_aliases.iter().flatten().next().is_some()),
     ("dnsConfig", |s| s.dns_config.is_some()),
     ("imagePullSecrets", |s| s.image_pull_secrets.iter().flatten().next().is_some()),
-    ("readinessGates", |s| s.readiness_gates.iter().flatten().next().is_some()),
     ("resourceClaims", |s| s.resource_claims.iter().flatten().next().is_some()),
     ("runtimeClassName", |s| s.runtime_class_name.is_some()),
     ("schedulingGates", |s| s.scheduling_gates.iter().flatten().next().is_some()),

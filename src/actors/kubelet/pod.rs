@@ -29,7 +29,10 @@ use super::{
 };
 use crate::{
     actors::supervisor::Life,
-    logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, status::pod_status},
+    logic::pod::{
+        Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, gates::keep_foreign,
+        status::pod_status,
+    },
     messages::Port,
     model::Uid,
     runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent},
@@ -127,7 +130,9 @@ impl PodActor {
         let uid = Uid::from(wanted.pod.metadata.uid.clone().unwrap_or_default());
         let mut pod = wanted.pod.clone();
         if let Some(told) = seed.told.load_full() {
-            Arc::make_mut(&mut pod).status = Some((*told).clone());
+            let mut status = (*told).clone();
+            keep_foreign(&mut status, pod.status.as_ref());
+            Arc::make_mut(&mut pod).status = Some(status);
         }
         let mut machine = Machine::new(pod, seed.node.crash_loop, now_ms());
         if !wanted.assigned {

@@ -8,6 +8,7 @@
 mod checks;
 pub mod config;
 mod failure;
+pub mod gates;
 mod machine;
 pub mod probe;
 mod state;

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
-use super::{Container, ContainerPhase, Ended, Machine, SandboxPhase};
+use super::{Container, ContainerPhase, Ended, Machine, SandboxPhase, gates};
 use crate::model::Phase;
 
 /// A point in time from milliseconds since the epoch, in whole seconds as Kubernetes writes them.
@@ -65,7 +65,7 @@ pub fn pod_status(
     let conditions = vec![
         condition("PodReadyToStartContainers", Verdict::plain(sandbox_ready), before, now_ms),
         condition("Initialized", Verdict::plain_or(true, phase), before, now_ms),
-        condition("Ready", ready.clone(), before, now_ms),
+        condition("Ready", ready.clone().and_gates(&machine.pod), before, now_ms),
         condition("ContainersReady", ready, before, now_ms),
         condition("PodScheduled", Verdict::plain(true), before, now_ms),
     ];
@@ -104,6 +104,14 @@ impl Verdict {
 
     fn plain_or(holds: bool, phase: Phase) -> Verdict {
         Verdict { reason: (phase == Phase::Succeeded).then_some("PodCompleted"), ..Verdict::plain(holds) }
+    }
+
+    /// Containers that are ready make a ready pod when its gates are open.
+    fn and_gates(self, pod: &v1::Pod) -> Verdict {
+        match gates::closed(pod).filter(|_| self.holds) {
+            Some(why) => Verdict { holds: false, reason: Some("ReadinessGatesNotReady"), message: Some(why) },
+            None => self,
+        }
     }
 
     fn of(holds: bool, phase: Phase, not_ready: &[&str]) -> Verdict {
