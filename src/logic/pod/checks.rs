@@ -29,6 +29,8 @@ enum PostStart {
     Done,
     Due,
     UnderWay,
+    /// It is ended for that; it was never more than created.
+    Failed,
 }
 
 /// It is to be ended.
@@ -115,7 +117,7 @@ impl Machine {
                     container.checks.post_start = PostStart::UnderWay;
                     step.actions.push(Action::PostStart { index, id: id.clone() });
                 }
-                PostStart::Due | PostStart::UnderWay => {}
+                PostStart::Due | PostStart::UnderWay | PostStart::Failed => {}
                 PostStart::Done => {
                     let ending = stopping.is_some() || self.ending.is_some();
                     let (due, next) = container.checks.probes.due(now_ms, ending);
@@ -135,7 +137,7 @@ impl Machine {
         let Some(index) = self.running(id) else { return };
         let grace = grace_of(&self.pod);
         let container = &mut self.containers[index];
-        container.checks.post_start = PostStart::Done;
+        container.checks.post_start = if done { PostStart::Done } else { PostStart::Failed };
         if done {
             return;
         }

@@ -169,7 +169,8 @@ fn a_container_is_created_until_its_post_start_hook_is_done() {
     let told = [("FailedPostStartHook", "PostStartHook failed"), ("Killing", "FailedPostStartHook")];
     assert_eq!(messages(&step), told);
     let grace = Duration::from_secs(7);
-    assert_eq!(step.actions[0], Action::Stop { index: 0, id: "0-0".into(), grace });
+    assert_eq!(step.actions, [Action::Stop { index: 0, id: "0-0".into(), grace }]);
+    assert!(!shown(&m).ready && shown(&m).state.unwrap().running.is_none(), "it never was more than created");
     m.container_exited(ended("0-0", 0, 1000));
     assert_eq!(m.step(1000).actions, [Action::Start(0)], "it counts as failed");
 }
@@ -217,5 +218,60 @@ fn a_kubelet_that_takes_over_keeps_what_was_told() {
         let mut m = Machine::new(m.pod.clone(), Backoff::CRASH_LOOP, 1_000_000);
         m.adopt(true, None, &[Adopted { id: "0-1".into(), attempt: 1, ..life }]);
         assert!(!shown(&m).ready);
+    }
+}
+
+proptest::proptest! {
+    /// Whatever is answered in whatever order: a probe is under way once at a time, nothing is probed in the hook, a life is
+    /// asked to end once, and it is told to be ready only when its last readiness outcome that counts was a success.
+    #[test]
+    fn any_order_of_answers_keeps_the_invariants(
+        events in proptest::collection::vec((0_u8..8, proptest::bool::ANY, 0_i64..3_000), 1..80)
+    ) {
+        let spec = json!({"lifecycle": {"postStart": {"sleep": {"seconds": 1}}},
+            "startupProbe": {"periodSeconds": 1, "failureThreshold": 2},
+            "livenessProbe": {"periodSeconds": 1, "failureThreshold": 2},
+            "readinessProbe": {"periodSeconds": 1, "failureThreshold": 1}});
+        let mut m = machine("Always", spec);
+        let (mut now, mut life, mut starting) = (0, 0, false);
+        let (mut asked, mut hooked, mut stopped) = (Vec::new(), false, false);
+        for (event, good, later) in events {
+            now += later;
+            let id = format!("0-{life}");
+            match event {
+                0..=3 => if let Some(kind) = asked.pop() {
+                    let outcome = if good { Outcome::Success } else { Outcome::Failure("no".into()) };
+                    m.probed(&id, kind, &outcome);
+                    if kind == ProbeKind::Readiness && !stopped {
+                        assert_eq!(m.containers[0].checks.ready(), good);
+                    }
+                },
+                4 | 5 if std::mem::take(&mut hooked) => m.post_start_done(&id, good),
+                6 if !starting => {
+                    m.container_exited(ended(&id, i32::from(good), now));
+                    asked.clear();
+                    (hooked, stopped) = (false, false);
+                }
+                7 if std::mem::take(&mut starting) => {
+                    life += 1;
+                    m.container_started(0, format!("0-{life}"), String::new(), now);
+                }
+                _ => {}
+            }
+            for action in m.step(now).actions {
+                match action {
+                    Action::Probe { kind, .. } => {
+                        assert!(!asked.contains(&kind), "twice at once");
+                        assert!(!m.containers[0].checks.in_post_start());
+                        asked.push(kind);
+                    }
+                    Action::PostStart { .. } => hooked = true,
+                    Action::Stop { .. } => assert!(!std::mem::replace(&mut stopped, true), "stopped twice"),
+                    Action::Start(_) => starting = true,
+                    _ => {}
+                }
+            }
+            assert!(m.step(now).actions.is_empty(), "a second time");
+        }
     }
 }
