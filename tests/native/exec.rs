@@ -134,3 +134,28 @@ fn names_in(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
+
+#[tokio::test]
+async fn a_container_that_stops_whatever_comes_in_harms_only_itself() {
+    let bench = Bench::new().await;
+    let (pod, well) = sleeping(&bench, |_| ()).await;
+    // Its first process stops all others in it, again and again: a program is caught on its way in.
+    let script = "echo here; while true; do kill -STOP -1 2>/dev/null; done";
+    let mean = bench.start(&pod, config("mean", &["sh", "-c", script])).await;
+    bench.line("mean", "here").await;
+    let runs = (0..5).map(|_| shell(&bench, &mean, "sleep 1", Duration::from_secs(2)));
+    let others = async {
+        for _ in 0..5 {
+            assert_eq!(says(&bench, &well, "echo well").await, "well");
+        }
+    };
+    let begun = std::time::Instant::now();
+    let (runs, ()) = tokio::join!(futures_util::future::join_all(runs), others);
+    for run in runs {
+        assert!(run.is_err() || run.is_ok_and(|output| output.timed_out));
+    }
+    assert!(begun.elapsed() < LONG / 2, "{:?}", begun.elapsed());
+    bench.runtime().stop_container(&mean, Duration::ZERO).await.unwrap();
+    assert_eq!(says(&bench, &well, "echo still").await, "still");
+    bench.runtime().remove_pod_sandbox(&pod).await.unwrap();
+}

@@ -348,6 +348,8 @@ struct Work<'a> {
 impl Work<'_> {
     /// The helper's life.
     fn help(&self, out: OwnedFd, err: OwnedFd, mut report: File) -> ! {
+        // It shares the shim's connections, and must not keep them open when the shim is killed.
+        let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
         // libcontainer reports each failed start on standard error, and a probe may fail for ever: the shim's log is
         // not for that. Standard input is /dev/null.
         let _ = nix::unistd::dup2(libc::STDIN_FILENO, libc::STDERR_FILENO);
