@@ -11,5 +11,6 @@ mod harness;
 mod life;
 mod placement;
 mod pods;
+mod probes;
 mod recovery;
 mod refusals;
