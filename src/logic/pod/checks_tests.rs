@@ -1,3 +1,5 @@
+//! Tests of what a running container is asked.
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};

@@ -1,3 +1,5 @@
+//! Tests of delays, periods, thresholds and gates.
+
 use serde_json::{Value, json};
 
 use super::*;
