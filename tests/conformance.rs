@@ -98,6 +98,7 @@ suite! {
         a_program_runs_as_its_container_does,
             sim exempt: "simulated programs know nothing of their container";
         after_a_restart_programs_run_in_the_containers_found;
+        a_program_with_streams_says_what_it_has_to_say_and_how_it_ended;
     }
     restarts {
         running_containers_are_found_with_the_same_process;

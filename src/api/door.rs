@@ -24,7 +24,7 @@ use super::{
     config::{ApiState, Limits, ServiceCidr},
     delete, discovery,
     error::ApiError,
-    health, images, log, metrics, openapi,
+    exec, health, images, log, metrics, openapi,
     patch::{Format, Patch},
     query::Query,
     read, render,
@@ -198,6 +198,14 @@ async fn serve(
         Some("log") if call.resource.kind == Kind::Pod => {
             let permit = call.shared.stream_permit()?;
             return if reads { log::log(&call, permit).await } else { Err(ApiError::MethodNotAllowed) };
+        }
+        Some("exec") if call.resource.kind == Kind::Pod => {
+            let permit = call.shared.stream_permit()?;
+            // A POST is a client that tried it in vain over a WebSocket: it is told why.
+            return match *request.method() {
+                Method::GET | Method::POST => exec::exec(&call, request, payload, permit).await,
+                _ => Err(ApiError::MethodNotAllowed),
+            };
         }
         Some("proxy") if call.resource.kind == Kind::Node => {
             let _permit = call.shared.stream_permit()?;

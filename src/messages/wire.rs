@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use super::exec::{Channel, ExecRequest};
 use crate::model::{NodeName, Revision, Uid};
 
 /// master → node, on the control stream.
@@ -142,6 +143,8 @@ pub enum Open {
     ImageList,
     /// master → node: remove an image by name.
     ImageRemove(String),
+    /// master → node: run a program in a container; frames of [`Channel`]s flow both ways.
+    Exec(ExecRequest),
 }
 
 /// Answer to [`Open`].

@@ -14,7 +14,10 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, pin::Pin, time::Dur
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::{io::AsyncRead, sync::broadcast};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::broadcast,
+};
 
 use crate::model::Uid;
 
@@ -70,6 +73,26 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     ) -> Result<ExecOutput, RuntimeError> {
         let _ = (id, command, timeout);
         Err(RuntimeError::Unsupported(self.name(), "run programs in containers"))
+    }
+
+    /// Runs a program in a running container with streams to it. How it ended, and that it could not be started, is told
+    /// by [`ExecStreams::end`]. Without an implementation its output comes when it has ended, and nothing can be typed.
+    async fn exec(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        stdin: bool,
+    ) -> Result<ExecStreams, RuntimeError> {
+        if stdin {
+            return Err(RuntimeError::Unsupported(self.name(), "feed programs in containers"));
+        }
+        let output = self.exec_sync(id, command, LONGEST_EXEC).await?;
+        Ok(ExecStreams {
+            stdin: None,
+            stdout: Box::pin(std::io::Cursor::new(output.stdout)),
+            stderr: Box::pin(std::io::Cursor::new(output.stderr)),
+            end: Box::pin(std::future::ready(Ok(output.code))),
+        })
     }
 
     /// Whether pods' addresses can be reached from the node. Where they cannot be, since pods are simulated, nothing is
@@ -302,6 +325,21 @@ pub struct ExecOutput {
     /// What it wrote to standard error.
     pub stderr: Vec<u8>,
 }
+
+/// A program that [`ContainerRuntime::exec`] runs. Dropping its streams does not end it.
+pub struct ExecStreams {
+    /// Its standard input, when asked for; dropping it is its end.
+    pub stdin: Option<Pin<Box<dyn AsyncWrite + Send>>>,
+    /// Its standard output.
+    pub stdout: Reader,
+    /// Its standard error.
+    pub stderr: Reader,
+    /// Its exit code.
+    pub end: Pin<Box<dyn Future<Output = Result<i32, RuntimeError>> + Send>>,
+}
+
+/// A program that nobody limits.
+pub const LONGEST_EXEC: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// As much of each stream is kept of what a program run by `exec_sync` writes.
 pub const EXEC_OUTPUT_BYTES: usize = 64 * 1024;

@@ -141,3 +141,26 @@ pub async fn after_a_restart_programs_run_in_the_containers_found<H: Harness>(be
     let output = exec(bench, &id, &["--print", "here", "--once"], LONG).await.unwrap();
     assert_eq!((output.code, output.stdout.as_slice()), (0, &b"here\n"[..]));
 }
+
+pub async fn a_program_with_streams_says_what_it_has_to_say_and_how_it_ended<H: Harness>(
+    bench: &mut Bench<H>,
+) {
+    use tokio::io::AsyncReadExt as _;
+    let id = bench.running("a").await;
+    let words = ["/hello", "hello", "--print", "out", "--error", "err", "--exit-code", "4", "--once"];
+    let command = words.map(str::to_owned).to_vec();
+    let mut streams = bench.runtime().exec(&id, command, false).await.unwrap();
+    let (mut out, mut err) = (String::new(), String::new());
+    streams.stdout.read_to_string(&mut out).await.unwrap();
+    streams.stderr.read_to_string(&mut err).await.unwrap();
+    assert_eq!((out.as_str(), err.as_str(), streams.end.await.unwrap()), ("out\n", "err\n", 4));
+    // Told at once or at its end.
+    let missing = match bench.runtime().exec(&id, vec!["/no/such/program".into()], false).await {
+        Ok(streams) => streams.end.await.map(|_| ()),
+        Err(error) => Err(error),
+    };
+    assert!(
+        matches!(&missing, Err(RuntimeError::Start(text)) if text.contains("/no/such/program")),
+        "{missing:?}"
+    );
+}

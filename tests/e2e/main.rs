@@ -7,6 +7,7 @@
 
 mod chaos;
 mod disk;
+mod exec;
 mod harness;
 mod life;
 mod placement;

@@ -122,8 +122,13 @@ async fn nothing_is_left_of_programs_in_the_containers_files_nor_among_processes
     let container = bench.runtime().list_containers().await.unwrap().remove(0);
     let stat = fs::read_to_string(format!("/proc/{}/stat", container.pid.unwrap())).unwrap();
     let shim = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().to_owned();
-    let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
-    assert_eq!(children.split_whitespace().count(), 1, "only the container's own: {children}");
+    // The last helper ends right after the answer that it brought.
+    let children = || fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
+    let begun = std::time::Instant::now();
+    while children().split_whitespace().count() != 1 {
+        assert!(begun.elapsed() < LONG, "not only the container's own: {}", children());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     let log = fs::metadata(sandbox.join("shim.log")).unwrap().len();
     assert_eq!(log, 0, "failing programs fill no log");
     bench.runtime().stop_container(&id, Duration::ZERO).await.unwrap();
@@ -158,4 +163,32 @@ async fn a_container_that_stops_whatever_comes_in_harms_only_itself() {
     bench.runtime().stop_container(&mean, Duration::ZERO).await.unwrap();
     assert_eq!(says(&bench, &well, "echo still").await, "still");
     bench.runtime().remove_pod_sandbox(&pod).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_is_typed_reaches_a_program_and_its_end_too() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let bench = Bench::new().await;
+    let (pod, id) = sleeping(&bench, |config| config.security.user = Some(33)).await;
+    let command = ["sh", "-c", "cat > /dev/stdout; echo end >&2; exit 7"].map(str::to_owned).to_vec();
+    let mut streams = bench.runtime().exec(&id, command, true).await.unwrap();
+    let mut stdin = streams.stdin.take().unwrap();
+    let long = "x".repeat(300_000);
+    let typed = async {
+        stdin.write_all(long.as_bytes()).await.unwrap();
+        drop(stdin);
+    };
+    let (mut out, mut err) = (String::new(), String::new());
+    let ((), out_read) = tokio::join!(typed, streams.stdout.read_to_string(&mut out));
+    out_read.unwrap();
+    streams.stderr.read_to_string(&mut err).await.unwrap();
+    assert_eq!((out == long, err.as_str(), streams.end.await.unwrap()), (true, "end\n", 7));
+    // Whoever stops listening ends what writes.
+    let command = ["yes".to_owned()].to_vec();
+    let mut streams = bench.runtime().exec(&id, command, false).await.unwrap();
+    streams.stdout.read_u8().await.unwrap();
+    drop((streams.stdout, streams.stderr));
+    assert_eq!(streams.end.await.unwrap(), 128 + 13, "SIGPIPE");
+    let files = bench.config.root.join("sandboxes").join(pod.as_str()).join("containers").join(&id.0);
+    assert!(names_in(&files).iter().all(|name| !name.starts_with("streams-")));
 }

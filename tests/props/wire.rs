@@ -87,6 +87,15 @@ pub fn open() -> Vec<Open> {
         Open::ImageLoad(ImageLoad::RootFs("b:2".into())),
         Open::ImageList,
         Open::ImageRemove("a:1".into()),
+        Open::Exec(ExecRequest {
+            namespace: "ns".into(),
+            pod: "p".into(),
+            uid: "u1".into(),
+            container: "c".into(),
+            command: vec!["ls".into(), "-l".into()],
+            stdin: true,
+            tty: false,
+        }),
     ]
 }
 
@@ -140,9 +149,10 @@ fn every_variant_has_its_golden_bytes() {
             Open::ImageLoad(ImageLoad::RootFs(_)) => 11,
             Open::ImageList => 2,
             Open::ImageRemove(_) => 3,
+            Open::Exec(_) => 4,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -188,6 +198,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         010103623a32
         02
         0303613a31
+        04026e730170027531016302026c73022d6c0100
         ",
     );
     golden(

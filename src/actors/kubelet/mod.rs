@@ -6,6 +6,7 @@
 //! Leaves out: the link (it speaks through ports) and what a pod's next step is ([`crate::logic::pod`]).
 
 mod context;
+mod exec;
 mod found;
 mod hooks;
 mod last_words;

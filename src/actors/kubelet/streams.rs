@@ -1,4 +1,4 @@
-//! Byte streams that the master opens: logs and images.
+//! Byte streams that the master opens: logs, images and programs run in containers.
 //!
 //! Owns: which file a log request means (Kubernetes' rules for running, waiting and previous containers) and the
 //! passage of image archives into the runtime. Each stream is a task of its own and never delays the kubelet.
@@ -61,6 +61,12 @@ impl Handler<StreamAsked> for Kubelet {
             Open::ImageList => {
                 tokio::spawn(list_images(self.seed.node.clone(), responder));
             }
+            Open::Exec(request) => match self.exec_in(&request) {
+                Ok(id) => {
+                    tokio::spawn(super::exec::serve(self.seed.node.clone(), id, request, responder));
+                }
+                Err((code, text)) => refuse(responder, code, text),
+            },
             Open::ImageRemove(name) => {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
@@ -119,7 +125,7 @@ fn which_life(statuses: &[v1::ContainerStatus], request: &LogRequest) -> Result<
     }
 }
 
-fn refuse(responder: Responder, code: u16, text: String) {
+pub(super) fn refuse(responder: Responder, code: u16, text: String) {
     tokio::spawn(async move {
         if let Err(error) = responder.refuse(code, &text).await {
             tracing::debug!(%error, "a refusal did not reach the master");

@@ -26,6 +26,7 @@ mod seccomp_table;
 mod shim;
 mod spec;
 mod state;
+mod streams;
 mod sys;
 mod user;
 
@@ -43,8 +44,8 @@ use self::{
     state::system,
 };
 use super::{
-    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, Image, Reader, RuntimeError,
-    RuntimeEvent, SandboxConfig, SandboxStatus,
+    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, ExecStreams, Image, Reader,
+    RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
 };
 use crate::{model::Uid, runtime::images::ImageStore};
 
@@ -210,6 +211,16 @@ impl ContainerRuntime for NativeRuntime {
     ) -> Result<ExecOutput, RuntimeError> {
         let id = id.clone();
         self.run(move |driver| async move { driver.exec_sync(&id, command, timeout).await }).await
+    }
+
+    async fn exec(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        stdin: bool,
+    ) -> Result<ExecStreams, RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.exec(&id, command, stdin).await }).await
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {

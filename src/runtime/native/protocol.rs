@@ -4,6 +4,8 @@
 //! a number of the caller's which the answer repeats; exits are told to every connection, unasked.
 //! Invariant: a shim may outlive many versions of the driver, so fields are only ever added, with defaults.
 
+use std::path::PathBuf;
+
 use k8s_openapi::ByteString;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
@@ -36,6 +38,8 @@ pub(super) enum Request {
     Remove { id: ContainerId },
     /// Run a program in a running container and answer when it has ended; kill it when its time is up.
     Exec { id: ContainerId, command: Vec<String>, timeout_ms: u64 },
+    /// The same without a limit, and with the named pipes in `dir` as its streams.
+    ExecStreams { id: ContainerId, command: Vec<String>, dir: PathBuf, stdin: bool },
     /// Kill every container, answer, exit.
     Shutdown,
 }

@@ -114,6 +114,10 @@ impl SandboxDir {
 /// The socket's name in a sandbox' directory.
 pub(super) const SOCKET: &str = "shim.sock";
 
+/// The pipes of a program with streams, in a directory of its own: its input, its standard output and error.
+pub(super) const INPUT: &str = "in";
+pub(super) const OUTPUTS: [&str; 2] = ["out", "err"];
+
 /// The directory of one container: also its OCI bundle.
 #[derive(Clone, Debug)]
 pub(super) struct ContainerDir(pub PathBuf);

@@ -275,12 +275,15 @@ impl Plan {
     /// A pipe for a program's output: our end, which does not block, and the program's.
     pub(super) fn output_pipe(&self) -> Result<(OwnedFd, OwnedFd), Fault> {
         let (ours, theirs) = pipe()?;
-        // So that a program that is not root can open /dev/stdout.
-        let owner = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
-        nix::unistd::fchown(theirs.as_raw_fd(), owner.0, owner.1).map_err(Fault::system("own a pipe"))?;
+        self.own_pipe(theirs.as_raw_fd()).map_err(Fault::system("own a pipe"))?;
         fcntl(ours.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
             .map_err(Fault::system("set up a pipe"))?;
         Ok((ours, theirs))
+    }
+
+    /// So that a program that is not root can open /dev/stdout.
+    pub(super) fn own_pipe(&self, pipe: std::os::fd::RawFd) -> nix::Result<()> {
+        nix::unistd::fchown(pipe, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
     }
 
     /// How another program is started in the container of this plan: as its own was.

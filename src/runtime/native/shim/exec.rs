@@ -13,7 +13,10 @@ use std::{
     collections::VecDeque,
     fs::{self, File},
     io::{self, Read, Write},
-    os::fd::{AsRawFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsRawFd, OwnedFd, RawFd},
+        unix::fs::OpenOptionsExt as _,
+    },
     path::{Path, PathBuf},
     rc::Rc,
     time::{Duration, Instant},
@@ -22,6 +25,7 @@ use std::{
 use k8s_openapi::ByteString;
 use libcontainer::{container::builder::ContainerBuilder, syscall::syscall::SyscallType};
 use nix::{
+    fcntl::{FcntlArg, OFlag, fcntl},
     sys::{
         signal::{Signal, kill, killpg},
         wait::WaitStatus,
@@ -33,7 +37,7 @@ use oci_spec::runtime::Spec;
 use super::{
     super::{
         protocol::{Fault, Reply},
-        state::{self, ContainerDir},
+        state::{self, ContainerDir, INPUT, OUTPUTS},
         sys,
     },
     container::{Plan, Pod, chain, code_of, pipe, read_verdict},
@@ -42,8 +46,9 @@ use crate::runtime::{ContainerId, EXEC_OUTPUT_BYTES};
 
 /// More than the probes and hooks of a pod's containers run at once.
 const MAX_EXECS: usize = 64;
-/// Children of whom nothing is known yet, kept while programs start: one may end before its helper has told its pid.
-const MAX_STRAYS: usize = 256;
+/// Children that ended and of whom nothing was known, kept while programs start: one may end before its helper has told
+/// its pid, and a pid that is not ours any more must not be killed.
+const MAX_STRAYS: usize = 4096;
 /// What one turn reads from a pipe.
 const TURN_BYTES: usize = 64 * 1024;
 /// Turns that empty the pipe of a program that has ended; one that it left behind may go on writing.
@@ -58,6 +63,43 @@ const STATE: &str = "state.json";
 pub(super) struct Caller {
     pub client: u64,
     pub seq: u64,
+}
+
+/// Where a program's streams end.
+pub(super) enum Ends {
+    /// In memory; it is killed after this time.
+    Captured(Duration),
+    /// In named pipes, whose other ends are the driver's.
+    Pipes { dir: PathBuf, stdin: bool },
+}
+
+/// A program's ends of its streams.
+struct Streams {
+    /// Else `/dev/null`.
+    stdin: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
+impl Streams {
+    /// Opens named pipes; fails at once when nobody has opened their other ends.
+    fn open(dir: &Path, stdin: bool, plan: &Plan) -> io::Result<Streams> {
+        let open = |name: &str, write: bool| -> io::Result<OwnedFd> {
+            let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+            let mut options = fs::OpenOptions::new();
+            options.read(!write).write(write).custom_flags(flags.bits());
+            let pipe = options.open(dir.join(name))?;
+            plan.own_pipe(pipe.as_raw_fd())?;
+            fcntl(pipe.as_raw_fd(), FcntlArg::F_SETFL(OFlag::empty()))?;
+            Ok(pipe.into())
+        };
+        let [out, err] = OUTPUTS;
+        Ok(Streams {
+            stdin: stdin.then(|| open(INPUT, false)).transpose()?,
+            stdout: open(out, true)?,
+            stderr: open(err, true)?,
+        })
+    }
 }
 
 /// All programs that run beside containers' own.
@@ -81,8 +123,15 @@ struct Exec {
 }
 
 enum Stage {
-    Starting { helper: i32, report: File, text: Vec<u8> },
-    Running { pid: i32 },
+    /// `helper` is its pid; 0 once it was waited for.
+    Starting {
+        helper: i32,
+        report: File,
+        text: Vec<u8>,
+    },
+    Running {
+        pid: i32,
+    },
     Over(Result<i32, String>),
 }
 
@@ -94,7 +143,7 @@ impl Execs {
         id: &ContainerId,
         plan: &Plan,
         command: &[String],
-        timeout: Duration,
+        ends: Ends,
         caller: Caller,
     ) -> Result<(), Fault> {
         if self.all.len() >= MAX_EXECS {
@@ -106,22 +155,33 @@ impl Execs {
         self.started += 1;
         let container = pod.dir.container(id);
         let dir = container.0.join(format!("exec-{}", self.started));
-        let (out, out_end) = plan.output_pipe()?;
-        let (err, err_end) = plan.output_pipe()?;
+        let ((out, err, deadline), theirs) = match ends {
+            Ends::Captured(time) => {
+                let (out, out_end) = plan.output_pipe()?;
+                let (err, err_end) = plan.output_pipe()?;
+                let ours = (Capture::new(out), Capture::new(err), Instant::now().checked_add(time));
+                (ours, Streams { stdin: None, stdout: out_end, stderr: err_end })
+            }
+            Ends::Pipes { dir, stdin } => {
+                let theirs =
+                    Streams::open(&dir, stdin, plan).map_err(Fault::system("open the program's pipes"))?;
+                ((Capture::none(), Capture::none(), None), theirs)
+            }
+        };
         // It does not block either: a report is read when it is there.
         let (report, report_end) = plan.output_pipe()?;
         let helper = sys::fork().map_err(Fault::system("fork a helper"))?;
         if helper == 0 {
             let work = Work { pod, id, plan, command, container: &container, dir: &dir };
-            work.help(out_end, err_end, File::from(report_end));
+            work.help(theirs, File::from(report_end));
         }
         self.all.push(Exec {
             id: id.clone(),
             caller,
             stage: Stage::Starting { helper, report: report.into(), text: Vec::new() },
-            out: Capture::new(out),
-            err: Capture::new(err),
-            deadline: Instant::now().checked_add(timeout),
+            out,
+            err,
+            deadline,
             timed_out: false,
             dir,
         });
@@ -165,12 +225,13 @@ impl Execs {
     /// A child ended; whether it was one of these.
     pub(super) fn reaped(&mut self, pid: i32, status: WaitStatus) -> bool {
         for exec in &mut self.all {
-            match exec.stage {
-                Stage::Running { pid: own } if own == pid => {
+            match &mut exec.stage {
+                Stage::Running { pid: own } if *own == pid => {
                     exec.over(status);
                     return true;
                 }
-                Stage::Starting { helper, .. } if helper == pid => {
+                Stage::Starting { helper, .. } if *helper == pid => {
+                    *helper = 0;
                     // It has told all it had to. A program that it could not bring to run may hold its pipe open.
                     exec.hear();
                     exec.conclude(&mut self.strays);
@@ -194,7 +255,7 @@ impl Execs {
         for exec in &mut self.all {
             if exec.waits() && exec.deadline.is_some_and(|at| at <= now) {
                 exec.timed_out = true;
-                exec.kill();
+                exec.kill(&self.strays);
             }
         }
         if !self.all.iter().any(|exec| matches!(exec.stage, Stage::Starting { .. })) {
@@ -206,7 +267,7 @@ impl Execs {
     pub(super) fn kill(&mut self, of: Option<&ContainerId>) {
         for exec in &mut self.all {
             if of.is_none_or(|id| *id == exec.id) {
-                exec.kill();
+                exec.kill(&self.strays);
             }
         }
     }
@@ -290,7 +351,7 @@ impl Exec {
         let Stage::Starting { text, .. } = &self.stage else { return };
         let text = String::from_utf8_lossy(text.strip_suffix(END).unwrap_or_default()).into_owned();
         let Some(pid) = text.strip_prefix(STARTED).and_then(|pid| pid.parse().ok()) else {
-            self.kill();
+            self.kill(strays);
             let text = if text.is_empty() { "the program's start was cut short".to_owned() } else { text };
             self.stage = Stage::Over(Err(text));
             return;
@@ -300,7 +361,7 @@ impl Exec {
             let (_, status) = strays.remove(at).unwrap_or((pid, WaitStatus::StillAlive));
             self.over(status);
         } else if self.timed_out {
-            self.kill();
+            self.kill(strays);
         }
     }
 
@@ -312,11 +373,17 @@ impl Exec {
     }
 
     /// Ends the program with what it started in its session's first group, or the attempt to start it.
-    fn kill(&self) {
+    fn kill(&self, strays: &VecDeque<(i32, WaitStatus)>) {
         let pid = match &self.stage {
             Stage::Starting { helper, .. } => {
-                let _ = kill(Pid::from_raw(*helper), Signal::SIGKILL);
-                fs::read_to_string(self.dir.join(PID)).ok().and_then(|text| text.trim().parse().ok())
+                if *helper > 0 {
+                    let _ = kill(Pid::from_raw(*helper), Signal::SIGKILL);
+                }
+                let noted = fs::read_to_string(self.dir.join(PID)).ok();
+                // One that was waited for is nobody's any more, or somebody else's.
+                noted
+                    .and_then(|text| text.trim().parse().ok())
+                    .filter(|pid| !strays.iter().any(|(stray, _)| stray == pid))
             }
             Stage::Running { pid } => Some(*pid),
             Stage::Over(_) => None,
@@ -347,13 +414,13 @@ struct Work<'a> {
 
 impl Work<'_> {
     /// The helper's life.
-    fn help(&self, out: OwnedFd, err: OwnedFd, mut report: File) -> ! {
+    fn help(&self, streams: Streams, mut report: File) -> ! {
         // It shares the shim's connections, and must not keep them open when the shim is killed.
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
         // libcontainer reports each failed start on standard error, and a probe may fail for ever: the shim's log is
         // not for that. Standard input is /dev/null.
         let _ = nix::unistd::dup2(libc::STDIN_FILENO, libc::STDERR_FILENO);
-        let text = match self.start(out, err) {
+        let text = match self.start(streams) {
             Ok(pid) => format!("{STARTED}{pid}"),
             Err(text) => text,
         };
@@ -362,16 +429,20 @@ impl Work<'_> {
         std::process::exit(0)
     }
 
-    fn start(&self, out: OwnedFd, err: OwnedFd) -> Result<i32, String> {
+    fn start(&self, streams: Streams) -> Result<i32, String> {
         let process = self.prepare().map_err(|error| format!("prepare the program: {error}"))?;
         let (verdict, failures) = pipe().map_err(text_of)?;
         let failures = Rc::new(failures);
         let executor =
             self.plan.program_start(self.command.to_vec(), Rc::clone(&failures)).map_err(text_of)?;
-        let built = ContainerBuilder::new(self.id.0.clone(), SyscallType::default())
+        let mut builder = ContainerBuilder::new(self.id.0.clone(), SyscallType::default())
             .with_executor(executor)
-            .with_stdout(out)
-            .with_stderr(err)
+            .with_stdout(streams.stdout)
+            .with_stderr(streams.stderr);
+        if let Some(stdin) = streams.stdin {
+            builder = builder.with_stdin(stdin);
+        }
+        let built = builder
             .with_pid_file(Some(self.dir.join(PID)))
             .and_then(|builder| builder.with_root_path(self.dir))
             .and_then(ContainerBuilder::validate_id)
@@ -382,10 +453,8 @@ impl Work<'_> {
         let told = read_verdict(verdict);
         match (built, told) {
             (Ok(pid), None) => Ok(pid.as_raw()),
-            (Ok(pid), Some(text)) => {
-                let _ = kill(pid, Signal::SIGKILL);
-                Err(text)
-            }
+            // It ends by itself then.
+            (Ok(_), Some(text)) => Err(text),
             (Err(error), told) => Err(told.unwrap_or_else(|| chain(&error))),
         }
     }
@@ -416,6 +485,11 @@ struct Capture {
 }
 
 impl Capture {
+    /// Of a program whose output goes elsewhere.
+    fn none() -> Capture {
+        Capture { pipe: None, bytes: Vec::new() }
+    }
+
     /// The reading end of a pipe, which must be non-blocking.
     fn new(pipe: OwnedFd) -> Capture {
         Capture { pipe: Some(pipe.into()), bytes: Vec::new() }

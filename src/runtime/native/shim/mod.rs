@@ -42,7 +42,7 @@ use nix::{
 
 use self::{
     container::{Plan, Pod, Running},
-    exec::{Caller, Execs},
+    exec::{Caller, Ends, Execs},
 };
 use super::{
     cgroup::Hierarchies,
@@ -276,8 +276,12 @@ impl Shim {
             Request::Signal { id, signal, everyone } => self.signal(id, *signal, *everyone),
             Request::Remove { id } => self.remove(id),
             Request::Exec { id, command, timeout_ms } => {
-                let begun = self.exec(id, command, Duration::from_millis(*timeout_ms), caller);
-                return begun.err().map(Err);
+                let time = Duration::from_millis(*timeout_ms);
+                return self.exec(id, command, Ends::Captured(time), caller).err().map(Err);
+            }
+            Request::ExecStreams { id, command, dir, stdin } => {
+                let ends = Ends::Pipes { dir: dir.clone(), stdin: *stdin };
+                return self.exec(id, command, ends, caller).err().map(Err);
             }
             Request::Shutdown => {
                 self.ending = Some((fd, caller.seq));
@@ -313,7 +317,7 @@ impl Shim {
         &mut self,
         id: &ContainerId,
         command: &[String],
-        timeout: Duration,
+        ends: Ends,
         caller: Caller,
     ) -> Result<(), Fault> {
         let Some(running) = self.running.get(id).filter(|_| self.ending.is_none()) else {
@@ -323,7 +327,7 @@ impl Shim {
             });
         };
         let pod = Pod { dir: &self.dir, record: &self.record, hierarchies: &self.hierarchies };
-        self.execs.begin(&pod, id, &running.plan, command, timeout, caller)?;
+        self.execs.begin(&pod, id, &running.plan, command, ends, caller)?;
         self.settled = false;
         Ok(())
     }
