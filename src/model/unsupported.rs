@@ -8,16 +8,8 @@ type InSpec = (&'static str, fn(&PodSpec) -> bool);
 type InContainer = (&'static str, fn(&Container) -> bool);
 
 const IN_SPEC: &[InSpec] = &[
-    ("initContainers", |s| s.init_containers.iter().flatten().next().is_some()),
     ("ephemeralContainers", |s| s.ephemeral_containers.iter().flatten().next().is_some()),
-    ("hostNetwork", |s| s.host_network == Some(true)),
-    ("hostPID", |s| s.host_pid == Some(true)),
-    ("hostIPC", |s| s.host_ipc == Some(true)),
     ("hostUsers", |s| s.host_users == Some(false)),
-    ("shareProcessNamespace", |s| s.share_process_namespace == Some(true)),
-    ("activeDeadlineSeconds", |s| s.active_deadline_seconds.is_some()),
-    ("hostAliases", |s| s.host_aliases.iter().flatten().next().is_some()),
-    ("dnsConfig", |s| s.dns_config.is_some()),
     ("imagePullSecrets", |s| s.image_pull_secrets.iter().flatten().next().is_some()),
     ("readinessGates", |s| s.readiness_gates.iter().flatten().next().is_some()),
     ("resourceClaims", |s| s.resource_claims.iter().flatten().next().is_some()),
@@ -48,11 +40,13 @@ pub fn unsupported(pod: &Pod) -> Vec<String> {
 pub(crate) fn unsupported_spec(spec: &PodSpec, root: &str) -> Vec<String> {
     let text = |path: String| format!("{root}.{path}: stored but not yet acted on by troupe");
     let in_spec = IN_SPEC.iter().filter(|(_, set)| set(spec)).map(|(name, _)| text((*name).to_owned()));
-    let in_containers = spec.containers.iter().enumerate().flat_map(|(index, container)| {
+    let main = spec.containers.iter().enumerate().map(|c| ("containers", c));
+    let init = spec.init_containers.iter().flatten().enumerate().map(|c| ("initContainers", c));
+    let in_containers = main.chain(init).flat_map(|(list, (index, container))| {
         IN_CONTAINER
             .iter()
             .filter(|(_, set)| set(container))
-            .map(move |(name, _)| text(format!("containers[{index}].{name}")))
+            .map(move |(name, _)| text(format!("{list}[{index}].{name}")))
             .collect::<Vec<_>>()
     });
     let in_volumes = spec.volumes.iter().flatten().enumerate().filter_map(|(index, volume)| {
@@ -74,8 +68,8 @@ mod tests {
     #[test]
     fn each_field_is_named_with_its_place() {
         let pod: Pod = serde_json::from_value(json!({"spec": {
-            "hostNetwork": true,
-            "initContainers": [{"name": "i"}],
+            "runtimeClassName": "r",
+            "initContainers": [{"name": "i", "resizePolicy": [{"resourceName": "cpu"}]}],
             "containers": [{"name": "a"}, {"name": "b", "livenessProbe": {"exec": {"command": ["true"]}}}],
             "volumes": [{"name": "e", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "s"}}],
         }}))
@@ -84,9 +78,9 @@ mod tests {
         assert_eq!(
             unsupported(&pod),
             [
-                "spec.initContainers",
-                "spec.hostNetwork",
+                "spec.runtimeClassName",
                 "spec.containers[1].livenessProbe",
+                "spec.initContainers[0].resizePolicy",
                 "spec.volumes[1].secret"
             ]
             .map(|path| format!("{path}{tail}"))

@@ -114,6 +114,7 @@ impl std::fmt::Display for ContainerId {
 
 /// What a sandbox is to be like.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SandboxConfig {
     /// The pod's namespace.
     pub namespace: String,
@@ -123,6 +124,12 @@ pub struct SandboxConfig {
     pub uid: String,
     /// The host name inside.
     pub hostname: String,
+    /// What follows the host name in the pod's full name, `SUBDOMAIN.NAMESPACE.svc.cluster.local`; empty: it has none.
+    pub domain: String,
+    /// Name resolution; `None`: as on the node.
+    pub dns: Option<Dns>,
+    /// All containers see each other's processes; the first process of their namespace is the runtime's.
+    pub share_pids: bool,
     /// Share the node's network instead of an address of its own.
     pub host_network: bool,
     /// Share the node's pids.
@@ -137,6 +144,18 @@ pub struct SandboxConfig {
     pub pids_limit: i64,
     /// Sysctls to set in the sandbox's namespaces.
     pub sysctls: BTreeMap<String, String>,
+}
+
+/// What a pod's `/etc/resolv.conf` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    /// Addresses of name servers.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Options, `ndots:5`.
+    pub options: Vec<String>,
 }
 
 /// A sandbox as found.
@@ -213,6 +232,7 @@ pub struct ContainerResources {
 
 /// Security settings of one container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Security {
     /// User id; the image's user when absent.
     pub user: Option<u32>,
@@ -220,6 +240,8 @@ pub struct Security {
     pub group: Option<u32>,
     /// More group ids.
     pub supplemental_groups: Vec<u32>,
+    /// No group ids but those said here: what the image's `/etc/group` says of the user does not count.
+    pub strict_groups: bool,
     /// Refuse to run as uid 0.
     pub run_as_non_root: bool,
     /// Capabilities beyond the default set, `NET_ADMIN`.
@@ -230,11 +252,14 @@ pub struct Security {
     pub privileged: bool,
     /// The root file system cannot be written.
     pub read_only_root: bool,
-    /// Programs may gain privileges (setuid): Kubernetes' `allowPrivilegeEscalation`, whose default is true there and
-    /// here false unless asked for.
+    /// Programs may gain privileges (setuid), within the container's capabilities and its system call filter.
     pub allow_privilege_escalation: bool,
     /// No system call filter.
     pub seccomp_unconfined: bool,
+    /// The system call filter in this file on the node (the OCI's JSON) in place of the runtime's own.
+    pub seccomp_profile: Option<PathBuf>,
+    /// All of `/proc` and `/sys` is shown, nothing of it masked or read-only.
+    pub unmasked_proc: bool,
 }
 
 /// Where a container is in its life.

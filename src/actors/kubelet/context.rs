@@ -66,6 +66,11 @@ impl NodeContext {
         }
     }
 
+    /// Where profiles lie that pods name by `seccompProfile.localhostProfile`.
+    pub fn seccomp_profiles(&self) -> PathBuf {
+        self.dir.join("seccomp")
+    }
+
     /// What a pod may ask about its surroundings.
     pub fn around(&self, pod_ip: Option<IpAddr>) -> Around {
         Around { node: self.name.clone(), host_ip: self.host_ip, pod_ip }

@@ -136,7 +136,8 @@ impl Entry {
     }
 
     fn note(&mut self, status: &v1::PodStatus) {
-        self.containers = status.container_statuses.clone().unwrap_or_default();
+        let all = status.container_statuses.iter().chain(&status.init_container_statuses);
+        self.containers = all.flatten().cloned().collect();
         for container in &self.containers {
             let runs = container.state.as_ref().is_some_and(|s| s.running.is_some());
             let sender =
@@ -491,7 +492,7 @@ impl Handler<PodNoticed> for Kubelet {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
             uid: message.uid,
-            field_path: notice.container.map(|c| format!("spec.containers{{{c}}}")),
+            field_path: notice.container.map(|c| crate::logic::pod::init::field_path(&pod, &c)),
             warning: notice.warning,
             reason: notice.reason.into(),
             message: notice.message,

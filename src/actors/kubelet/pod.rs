@@ -5,6 +5,7 @@
 //! After a panic the supervisor makes a fresh actor, which takes over what the runtime still has of the pod.
 
 use std::{
+    net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -22,11 +23,14 @@ use super::{
     context::{NodeContext, now_ms},
     found::Found,
     last_words::last_words,
-    start::{Started, sandbox_config, start_container},
+    start::{Started, run_sandbox, start_container},
 };
 use crate::{
     actors::supervisor::Life,
-    logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, status::pod_status},
+    logic::pod::{
+        Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, init::container_at,
+        status::pod_status,
+    },
     messages::Port,
     model::Uid,
     runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent},
@@ -132,7 +136,14 @@ impl PodActor {
         let pod = &self.machine.pod;
         let lives: Vec<Adopted> =
             found.containers.into_iter().map(|life| adopted(life, pod, &places)).collect();
-        self.machine.adopt(found.sandbox.ready, found.sandbox.ip, &lives);
+        let ip = self.address(found.sandbox.ip);
+        self.machine.adopt(found.sandbox.ready, ip, &lives);
+    }
+
+    /// The pod's address: its sandbox's, or the node's when it shares the node's network.
+    fn address(&self, own: Option<IpAddr>) -> Option<IpAddr> {
+        let shares = self.machine.pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
+        own.or_else(|| self.seed.node.host_ip.filter(|_| shares))
     }
 
     fn places(&self) -> Places {
@@ -185,16 +196,11 @@ impl PodActor {
         let uid = self.uid.clone();
         match action {
             Action::RunSandbox => {
-                let config = sandbox_config(&self.machine.pod);
-                let node = self.seed.node.clone();
-                let work = async move {
-                    let _turn = node.starts.sandbox().await;
-                    runtime.run_pod_sandbox(config).await
-                };
+                let work = run_sandbox(self.seed.node.clone(), self.machine.pod.clone());
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
                     match outcome {
-                        Ok(status) => pod.machine.sandbox_ready(status.ip),
-                        Err(error) => pod.machine.sandbox_failed(&error.to_string(), now_ms()),
+                        Ok(status) => pod.machine.sandbox_ready(pod.address(status.ip)),
+                        Err(error) => pod.machine.sandbox_failed(&error, now_ms()),
                     }
                     pod.advance(ctx);
                 }));
@@ -273,7 +279,7 @@ impl PodActor {
 
     fn started_one(&mut self, index: usize, started: Started, ctx: &mut Context<Self>) {
         if let Some(container) = self.machine.containers.get(index) {
-            let image = self.machine.pod.spec.as_ref().and_then(|s| s.containers.get(index)?.image.clone());
+            let image = container_at(&self.machine.pod, index).and_then(|c| c.image.clone());
             let name = container.name.clone();
             let pulled =
                 format!("Container image \"{}\" already present on machine", image.unwrap_or_default());

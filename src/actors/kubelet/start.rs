@@ -9,9 +9,13 @@ use crate::{
     logic::pod::{
         StartFailure,
         config::{MountPlan, Places, Plan, plan},
+        dns,
+        init::container_at,
     },
     model::Uid,
-    runtime::{ContainerConfig, ContainerResources, Mount, RuntimeError, SandboxConfig, Security},
+    runtime::{
+        ContainerConfig, ContainerResources, Dns, Mount, RuntimeError, SandboxConfig, SandboxStatus, Security,
+    },
 };
 
 /// A container that runs.
@@ -24,15 +28,35 @@ pub struct Started {
     pub started_ms: i64,
 }
 
+/// Makes the sandbox that a pod asks for.
+///
+/// # Errors
+/// A sentence: what the spec asks for that cannot be, or the runtime's.
+pub async fn run_sandbox(node: Arc<NodeContext>, pod: Arc<v1::Pod>) -> Result<SandboxStatus, String> {
+    let _turn = node.starts.sandbox().await;
+    // Of a pod that says nothing about it the runtime takes the node's own file.
+    let resolv = tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default();
+    let config = sandbox_config(&pod, &resolv)?;
+    node.runtime.run_pod_sandbox(config).await.map_err(|error| error.to_string())
+}
+
 /// The sandbox that a pod asks for.
-pub fn sandbox_config(pod: &v1::Pod) -> SandboxConfig {
+fn sandbox_config(pod: &v1::Pod, resolv: &str) -> Result<SandboxConfig, String> {
     let (meta, spec) = (&pod.metadata, pod.spec.as_ref());
     let flag = |f: fn(&v1::PodSpec) -> Option<bool>| spec.and_then(f).unwrap_or(false);
-    let name = meta.name.clone().unwrap_or_default();
+    let dns::Names { hostname, domain } = dns::names(pod)?;
     let context = spec.and_then(|s| s.security_context.as_ref());
-    SandboxConfig {
-        hostname: hostname(&spec.and_then(|s| s.hostname.clone()).unwrap_or_else(|| name.clone())),
+    Ok(SandboxConfig {
+        hostname,
+        domain,
+        dns: dns::resolver(pod, resolv).map(|dns::Resolver { servers, searches, options }| Dns {
+            servers,
+            searches,
+            options,
+        }),
+        share_pids: flag(|s| s.share_process_namespace),
         namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone().unwrap_or_default(),
         uid: meta.uid.clone().unwrap_or_default(),
         host_network: flag(|s| s.host_network),
         host_pid: flag(|s| s.host_pid),
@@ -49,15 +73,8 @@ pub fn sandbox_config(pod: &v1::Pod) -> SandboxConfig {
             .flatten()
             .map(|s| (s.name.clone(), s.value.clone()))
             .collect(),
-        name,
         ..SandboxConfig::default()
-    }
-}
-
-/// A host name is at most 63 characters; Kubernetes cuts a pod's name and drops what must not end it.
-fn hostname(name: &str) -> String {
-    let cut: String = name.chars().take(63).collect();
-    cut.trim_end_matches(['-', '.']).to_owned()
+    })
 }
 
 /// Makes and starts life number `attempt` of a container.
@@ -72,10 +89,7 @@ pub async fn start_container(
     let meta = &pod.metadata;
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
     let places = node.places(&text(&meta.namespace), &text(&meta.name), &text(&meta.uid));
-    let container = pod
-        .spec
-        .as_ref()
-        .and_then(|s| s.containers.get(index))
+    let container = container_at(&pod, index)
         .ok_or_else(|| StartFailure::Config(format!("the pod has no container number {index}")))?;
     let uid = Uid::from(text(&meta.uid));
     let image = container.image.clone().unwrap_or_default();
@@ -85,7 +99,10 @@ pub async fn start_container(
     }
     let plan = plan(&pod, container, &places, &node.around(pod_ip)).map_err(StartFailure::Config)?;
     prepare(&places, container, attempt, &plan).map_err(StartFailure::Config)?;
-    let config = container_config(&pod, container, attempt, &places, plan);
+    let mut config = container_config(&pod, container, attempt, &places, plan);
+    config.security.seccomp_profile = seccomp(&pod, container)
+        .and_then(|profile| profile.localhost_profile.as_deref())
+        .map(|file| node.seccomp_profiles().join(file));
     let id = node.runtime.create_container(&uid, config).await.map_err(|e| failure(e, &image))?;
     match node.runtime.start_container(&id).await {
         Ok(()) => {}
@@ -233,9 +250,6 @@ fn security(pod: &v1::Pod, container: &v1::Container) -> Security {
     let pods = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let id = |n: Option<i64>| n.and_then(|n| u32::try_from(n).ok());
     let capabilities = own.and_then(|c| c.capabilities.as_ref());
-    let seccomp = own
-        .and_then(|c| c.seccomp_profile.as_ref())
-        .or_else(|| pods.and_then(|c| c.seccomp_profile.as_ref()));
     let groups = pods.and_then(|c| c.supplemental_groups.as_ref()).into_iter().flatten();
     let fs_group = pods.and_then(|c| c.fs_group);
     Security {
@@ -250,7 +264,18 @@ fn security(pod: &v1::Pod, container: &v1::Container) -> Security {
         drop_capabilities: capabilities.and_then(|c| c.drop.clone()).unwrap_or_default(),
         privileged: own.and_then(|c| c.privileged).unwrap_or(false),
         read_only_root: own.and_then(|c| c.read_only_root_filesystem).unwrap_or(false),
-        allow_privilege_escalation: own.and_then(|c| c.allow_privilege_escalation).unwrap_or(false),
-        seccomp_unconfined: seccomp.is_some_and(|p| p.type_ == "Unconfined"),
+        // Kubernetes' default, which images with sudo or ping rely on: the capabilities and the system call filter stay.
+        allow_privilege_escalation: own.and_then(|c| c.allow_privilege_escalation).unwrap_or(true),
+        seccomp_unconfined: seccomp(pod, container).is_some_and(|p| p.type_ == "Unconfined"),
+        strict_groups: pods.and_then(|c| c.supplemental_groups_policy.as_deref()) == Some("Strict"),
+        // Where profiles lie only the node knows.
+        seccomp_profile: None,
+        unmasked_proc: own.and_then(|c| c.proc_mount.as_deref()) == Some("Unmasked"),
     }
+}
+
+/// The container's profile, else the pod's.
+fn seccomp<'a>(pod: &'a v1::Pod, container: &'a v1::Container) -> Option<&'a v1::SeccompProfile> {
+    let pods = || pod.spec.as_ref()?.security_context.as_ref()?.seccomp_profile.as_ref();
+    container.security_context.as_ref().and_then(|c| c.seccomp_profile.as_ref()).or_else(pods)
 }

@@ -6,14 +6,17 @@
 //! Leaves out: doing any of it. The pod actor carries out the actions and feeds the outcomes back.
 
 pub mod config;
+pub mod dns;
 mod failure;
+pub mod init;
 mod machine;
+mod refusal;
 mod state;
 pub mod status;
 mod takeover;
 
 pub use machine::Machine;
 pub use state::{
-    Action, Adopted, Container, ContainerPhase, Ended, Notice, SandboxPhase, StartFailure, Step,
+    Action, Adopted, Container, ContainerPhase, Ended, Notice, Role, SandboxPhase, StartFailure, Step,
     WaitingReason,
 };

@@ -90,11 +90,24 @@ pub enum ContainerPhase {
     Exited(Ended),
 }
 
+/// What a container is to its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// One of `containers`.
+    Main,
+    /// One of `initContainers` that runs to its end before the others begin.
+    Init,
+    /// One of `initContainers` that runs beside the others: `restartPolicy: Always`.
+    Sidecar,
+}
+
 /// One container of the pod.
 #[derive(Clone, Debug)]
 pub struct Container {
     /// Its name.
     pub name: String,
+    /// What it is to the pod.
+    pub role: Role,
     /// How often it was started again: its present (or next) life's number.
     pub attempt: u32,
     /// Where it is.
