@@ -100,6 +100,8 @@ suite! {
             sim exempt: "simulated containers have no sockets";
         pods_reach_each_other_by_address,
             sim exempt: "simulated containers have no sockets";
+        containers_that_share_a_pid_namespace_see_each_other,
+            sim exempt: "simulated containers have no processes";
         containers_of_a_pod_share_memory,
             sim exempt: "simulated containers have no /dev/shm";
         containers_of_a_pod_share_a_directory,

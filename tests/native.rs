@@ -11,5 +11,6 @@ mod native {
     mod hygiene;
     mod isolation;
     mod life;
+    mod sandbox;
     mod survival;
 }

@@ -88,8 +88,12 @@ impl<H: Harness> Bench<H> {
     }
 
     pub async fn sandbox(&self, uid: &str) -> SandboxStatus {
+        self.sandbox_with(sandbox(uid)).await
+    }
+
+    pub async fn sandbox_with(&self, config: SandboxConfig) -> SandboxStatus {
         self.runtime().set_pod_cidr(&self.subnet).await.unwrap();
-        self.runtime().run_pod_sandbox(sandbox(uid)).await.unwrap()
+        self.runtime().run_pod_sandbox(config).await.unwrap()
     }
 
     /// A sandbox as it is listed.

@@ -16,6 +16,34 @@ async fn the_system_call_filter_denies_unless_unconfined() {
 }
 
 #[tokio::test]
+async fn a_profile_from_a_file_takes_the_default_filters_place() {
+    let mut bench = Bench::new().await;
+    let file = bench.path().join("profile.json");
+    let rule = |name: &str, action: &str| serde_json::json!({"names": [name], "action": action});
+    let deny = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        rule("mkdirat", "SCMP_ACT_ERRNO"), rule("mkdir", "SCMP_ACT_ERRNO"),
+        rule("sethostname", "SCMP_ACT_KILL_PROCESS"),
+    ]});
+    std::fs::write(&file, deny.to_string()).unwrap();
+    let script =
+        "mkdir /d && echo made || echo denied; sh -c 'hostname x'; echo $?; unshare -U true && echo allowed";
+    for escalate in [false, true] {
+        let change = |config: &mut ContainerConfig| {
+            config.security.seccomp_profile = Some(file.clone());
+            config.security.allow_privilege_escalation = escalate;
+        };
+        let (lines, _) = bench.script(change, script).await;
+        // 159 is 128 and SIGSYS.
+        assert_eq!(lines, ["denied", "159", "allowed"], "escalation {escalate}");
+    }
+    let pod = bench.sandbox("bad").await;
+    let mut missing = config("bad", &["true"]);
+    missing.security.seccomp_profile = Some(bench.path().join("none.json"));
+    let refused = bench.create(&pod, missing).await;
+    assert!(matches!(&refused, Err(RuntimeError::Config(text)) if text.contains("none.json")), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_denied_system_call_fails_with_eperm_and_clone3_as_if_it_did_not_exist() {
     let mut bench = Bench::new().await;
     // The capability is there, so what refuses is the filter: with SYS_ADMIN it would allow the call.

@@ -19,6 +19,7 @@ mod launch;
 mod mounts;
 mod netlink;
 mod pod;
+mod profile;
 mod protocol;
 mod seccomp;
 mod seccomp_table;

@@ -23,6 +23,8 @@ pub(super) struct Facts<'a> {
     pub capabilities: &'a Names,
     /// Device nodes of the machine, for privileged containers.
     pub devices: &'a [Device],
+    /// The pid namespace of the whole pod, if it has one.
+    pub shared_pids: Option<&'a Path>,
     /// There is one cgroup hierarchy (version 2).
     pub unified_cgroups: bool,
     /// Swap can be limited.
@@ -102,8 +104,10 @@ pub(super) fn build(
     let privileged = security.privileged;
     let capabilities: Vec<String> = facts.capabilities.iter().map(|name| format!("CAP_{name}")).collect();
     let mut namespaces = vec![json!({"type": "mount"})];
-    if !sandbox.config.host_pid {
-        namespaces.push(json!({"type": "pid"}));
+    match facts.shared_pids {
+        Some(path) => namespaces.push(json!({"type": "pid", "path": path})),
+        None if sandbox.config.host_pid => {}
+        None => namespaces.push(json!({"type": "pid"})),
     }
     if facts.unified_cgroups {
         namespaces.push(json!({"type": "cgroup"}));
@@ -141,7 +145,7 @@ pub(super) fn build(
     });
     if privileged {
         linux["devices"] = facts.devices.iter().map(device).collect();
-    } else {
+    } else if !security.unmasked_proc {
         linux["maskedPaths"] = MASKED.into();
         linux["readonlyPaths"] = READ_ONLY.into();
     }
@@ -298,6 +302,7 @@ mod tests {
             identity: &identity,
             capabilities: &capabilities,
             devices: &[],
+            shared_pids: None,
             unified_cgroups: false,
             swap_limit: false,
             max_open_files: 4096,
@@ -354,6 +359,9 @@ mod tests {
         let linux = plain.linux().as_ref().unwrap();
         assert!(linux.masked_paths().as_ref().unwrap().contains(&"/proc/kcore".to_owned()));
         assert!(linux.readonly_paths().as_ref().unwrap().contains(&"/proc/sys".to_owned()));
+        let unmasked = spec(|_, record| record.config.security.unmasked_proc = true);
+        assert!(unmasked.linux().as_ref().unwrap().masked_paths().is_none());
+        assert!(unmasked.linux().as_ref().unwrap().readonly_paths().is_none());
         let privileged = spec(|_, record| record.config.security.privileged = true);
         assert_eq!(privileged.process().as_ref().unwrap().no_new_privileges(), None);
         assert!(privileged.linux().as_ref().unwrap().masked_paths().is_none());

@@ -4,7 +4,6 @@
 //! of a container's state is not asked (it guesses), `waitpid` is; the exit is on disk before anyone hears of it.
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::Read,
     os::{
@@ -25,11 +24,13 @@ use nix::{
     },
     unistd::{Gid, Uid, pipe2},
 };
+use seccompiler::BpfProgram;
 
 use super::{
     super::{
         caps,
         cgroup::Hierarchies,
+        profile,
         protocol::Fault,
         seccomp, spec,
         state::{self, ContainerDir, ContainerRecord, SandboxDir, SandboxRecord, Started},
@@ -46,6 +47,8 @@ pub(super) struct Pod<'a> {
     pub dir: &'a SandboxDir,
     pub record: &'a SandboxRecord,
     pub hierarchies: &'a Hierarchies,
+    /// The pid namespace that all of them enter.
+    pub shared_pids: Option<&'a Path>,
 }
 
 /// A container whose program runs.
@@ -100,6 +103,15 @@ impl Pod<'_> {
         )
         .map_err(Fault::Config)?;
         let filtered = !security.seccomp_unconfined && !security.privileged;
+        let profile = security.seccomp_profile.as_deref().filter(|_| filtered);
+        let filters = match profile.map(profile::load).transpose().map_err(Fault::Config)? {
+            Some(filters) => filters,
+            None if filtered => vec![
+                seccomp::default_filter(&capabilities)
+                    .map_err(Fault::system("compile the system call filter"))?,
+            ],
+            None => Vec::new(),
+        };
         // A filter goes on either with no_new_privs or with CAP_SYS_ADMIN; in the latter case the capability has to
         // stay until then, and one to take it off the bounding set.
         let mut setup = capabilities.clone();
@@ -113,6 +125,7 @@ impl Pod<'_> {
             identity: &identity,
             capabilities: &setup,
             devices: &devices,
+            shared_pids: self.shared_pids,
             unified_cgroups: self.hierarchies.unified(),
             swap_limit: self.hierarchies.swap_limit(),
             max_open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard),
@@ -128,8 +141,7 @@ impl Pod<'_> {
             environment,
             uid: identity.uid,
             gid: identity.gid,
-            filtered,
-            capabilities,
+            filters: Rc::new(filters),
             final_capabilities,
             log_path: record.config.log_path.clone(),
             stdin: record.config.stdin,
@@ -139,13 +151,6 @@ impl Pod<'_> {
     /// Runs the program of a container as planned when it was created; returns when its first instruction is next.
     pub(super) fn start(&self, id: &ContainerId, plan: Plan) -> Result<(Running, Started), Fault> {
         let dir = self.dir.container(id);
-        let filter = if plan.filtered {
-            let program = seccomp::default_filter(&plan.capabilities)
-                .map_err(Fault::system("compile the system call filter"))?;
-            Some(Rc::new(program))
-        } else {
-            None
-        };
         let log = LogFile::open(&plan.log_path)
             .map_err(Fault::system(format!("open log {}", plan.log_path.display())))?;
         let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(Fault::system("make a pipe"));
@@ -161,7 +166,7 @@ impl Pod<'_> {
         let executor = ProgramStart {
             arguments: plan.arguments,
             environment: plan.environment,
-            filter,
+            filters: plan.filters,
             final_capabilities: plan.final_capabilities,
             failures: Rc::clone(&failures),
         };
@@ -263,8 +268,8 @@ pub(super) struct Plan {
     environment: Vec<String>,
     uid: u32,
     gid: u32,
-    filtered: bool,
-    capabilities: BTreeSet<String>,
+    /// To be put on in this order.
+    filters: Rc<Vec<BpfProgram>>,
     final_capabilities: Option<::caps::CapsHashSet>,
     log_path: PathBuf,
     stdin: bool,

@@ -15,6 +15,7 @@
 mod container;
 mod executor;
 mod log;
+mod pids;
 mod sandbox;
 
 use std::{
@@ -38,7 +39,10 @@ use nix::{
     unistd::Pid,
 };
 
-use self::container::{Plan, Pod, Running};
+use self::{
+    container::{Plan, Pod, Running},
+    pids::Holder,
+};
 use super::{
     cgroup::Hierarchies,
     launch,
@@ -84,6 +88,8 @@ struct Shim {
     hierarchies: Hierarchies,
     /// The sandbox, or why there is none.
     ready: Result<(), Fault>,
+    /// The pod's pid namespace, if its containers share one.
+    holder: Option<Holder>,
     listener: UnixListener,
     signals: SignalFd,
     clients: BTreeMap<RawFd, Client>,
@@ -125,12 +131,20 @@ impl Shim {
         std::env::set_current_dir("/")?;
         let record: SandboxRecord = state::read(&dir.record())?;
         let hierarchies = Hierarchies::detect();
-        let ready = sandbox::enter(&dir, &record, &hierarchies);
+        let mut ready = sandbox::enter(&dir, &record, &hierarchies);
+        let mut holder = None;
+        if ready.is_ok() && record.config.share_pids {
+            match Holder::start() {
+                Ok(started) => holder = Some(started),
+                Err(error) => ready = Err(Fault::system("make the pod's pid namespace")(error)),
+            }
+        }
         Ok(Shim {
             dir,
             record,
             hierarchies,
             ready,
+            holder,
             listener,
             signals,
             clients: BTreeMap::new(),
@@ -152,7 +166,7 @@ impl Shim {
                 pumps.retain_mut(|pump| !ready(pump.fd()) || pump.turn(log));
             }
             while let Ok(Some(_)) = self.signals.read_signal() {}
-            self.reap();
+            self.reap()?;
             if ready(self.listener.as_raw_fd()) {
                 self.accept();
             }
@@ -161,6 +175,9 @@ impl Shim {
                 self.serve(fd);
             }
             if self.ended() {
+                if let Some(holder) = self.holder.take() {
+                    holder.end();
+                }
                 return Ok(());
             }
             // After the answer, so that nobody waits for it.
@@ -185,19 +202,23 @@ impl Shim {
         polled
     }
 
-    /// Takes the status of every child that ended: containers', and strays adopted from them.
-    fn reap(&mut self) {
+    /// Takes the status of every child that ended: containers', and strays adopted from them. Fails when the process
+    /// ended that held the containers' pid namespace: nothing can be started in it any more.
+    fn reap(&mut self) -> io::Result<()> {
         loop {
             let status = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
                 Ok(status) => status,
                 Err(Errno::EINTR) => continue,
                 Err(errno) => {
                     tracing::error!(%errno, "cannot wait for children");
-                    return;
+                    return Ok(());
                 }
             };
             let Some(pid) = status.pid().map(Pid::as_raw) else { continue };
+            if self.holder.as_ref().is_some_and(|holder| holder.pid() == pid) {
+                return Err(io::Error::other("the pod's pid namespace has ended"));
+            }
             let Some(id) =
                 self.running.iter().find(|(_, running)| running.pid == pid).map(|(id, _)| id.clone())
             else {
@@ -210,7 +231,12 @@ impl Shim {
     }
 
     fn pod(&self) -> Pod<'_> {
-        Pod { dir: &self.dir, record: &self.record, hierarchies: &self.hierarchies }
+        Pod {
+            dir: &self.dir,
+            record: &self.record,
+            hierarchies: &self.hierarchies,
+            shared_pids: self.holder.as_ref().map(Holder::path),
+        }
     }
 
     fn accept(&mut self) {
@@ -300,7 +326,8 @@ impl Shim {
         if let Some(running) = self.running.get(id) {
             let _ = kill(Pid::from_raw(running.pid), Signal::SIGKILL);
         }
-        if self.record.config.host_pid {
+        // Elsewhere the rest dies with the first process, whose pid namespace it is.
+        if self.record.config.host_pid || self.record.config.share_pids {
             self.hierarchies.group(&self.record.cgroup.join(&id.0)).kill();
         }
     }
