@@ -10,7 +10,7 @@ fn waiting(pod: &Value) -> &str {
 
 /// A container's log, once it has this line.
 #[track_caller]
-fn until_logged(cluster: &Cluster, ns: &str, pod: &str, container: &str, line: &str) -> String {
+pub fn until_logged(cluster: &Cluster, ns: &str, pod: &str, container: &str, line: &str) -> String {
     until(&format!("{container} of {pod} says {line:?}"), || {
         let log = cluster.kubectl(&["logs", "-n", ns, pod, "-c", container]).result()?;
         check(log.lines().any(|l| l == line), || log.clone())?;
@@ -203,7 +203,7 @@ fn an_image_that_is_imported_lets_waiting_pods_run() {
 }
 
 /// A root file system of busybox alone, as a tar.
-fn rootfs(busybox: &std::path::Path, tar: &std::path::Path) {
+pub fn rootfs(busybox: &std::path::Path, tar: &std::path::Path) {
     let mut archive = tar::Builder::new(std::fs::File::create(tar).expect("it is written"));
     archive.append_path_with_name(busybox, "bin/busybox").expect("it is written");
     for name in ["sh", "sleep", "echo"] {
