@@ -138,7 +138,7 @@ mod tests {
             assert_eq!(names(&pod(spec.clone())), Ok(expected), "{spec}");
         }
         let spec = json!({"subdomain": "s".repeat(40), "setHostnameAsFQDN": true});
-        assert!(names(&pod(spec)).unwrap_err().contains("is too long (64 characters is the max, 70"));
+        assert!(names(&pod(spec)).unwrap_err().contains("is too long (64 characters is the max, 69"));
     }
 
     #[test]

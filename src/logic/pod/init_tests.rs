@@ -258,6 +258,23 @@ fn a_lost_sandbox_runs_the_init_containers_again() {
     assert_eq!(m.containers[index(&m, "a")].attempt, 1);
 }
 
+#[test]
+fn a_start_that_was_under_way_when_the_sandbox_was_lost_is_awaited() {
+    let mut m = machine("Always", &["a", "b"]);
+    started(&mut m, 0);
+    exit(&mut m, "a", 0, 0);
+    let b = index(&m, "b");
+    assert_eq!(m.step(0).actions, [Action::Start(b)]);
+    m.sandbox_lost(1);
+    assert_eq!(m.step(1).actions, [Action::RemoveSandbox]);
+    m.sandbox_removed();
+    assert_eq!(m.step(1).actions, [], "its outcome would count in the next sandbox");
+    m.container_started(b, id("b", &m), String::new(), 2);
+    assert_eq!(m.step(2).actions, [Action::RunSandbox]);
+    m.sandbox_ready(None);
+    assert_eq!(started(&mut m, 2), ["a"]);
+}
+
 fn life(name: &str, code: Option<i32>) -> Adopted {
     let ended = code.map(|code| Ended {
         id: Some(format!("{name}-0")),

@@ -157,6 +157,10 @@ impl Machine {
             || (!self.main().is_empty() && self.main().iter().all(ended))
     }
 
+    fn is_starting(&self) -> bool {
+        self.containers.iter().any(|c| matches!(c.phase, ContainerPhase::Starting { .. }))
+    }
+
     /// Whether it is over and every container has ended.
     pub fn is_finished(&self) -> bool {
         self.is_over() && !self.containers.iter().any(Container::is_alive)
@@ -195,6 +199,8 @@ impl Machine {
                 self.sandbox = SandboxPhase::Removing { again: true };
                 step.actions.push(Action::RemoveSandbox);
             }
+            // What is still being started belongs to the sandbox before: it will be told to have failed.
+            SandboxPhase::Absent { .. } if self.is_starting() => {}
             SandboxPhase::Absent { not_before_ms } if not_before_ms > now_ms => {
                 step.wake(not_before_ms);
             }
