@@ -40,6 +40,8 @@ pub struct ClusterConfig {
     pub crash_loop: Backoff,
     /// Most pods on each node.
     pub max_pods: u32,
+    /// A directory of manifests, whose pods the first node runs in any case.
+    pub manifests: Option<PathBuf>,
 }
 
 impl ClusterConfig {
@@ -54,6 +56,7 @@ impl ClusterConfig {
             directory,
             crash_loop: Backoff::CRASH_LOOP,
             max_pods: MAX_PODS,
+            manifests: None,
         }
     }
 
@@ -140,8 +143,16 @@ impl Cluster {
     /// See [`StartError`]; nothing is left running then.
     pub async fn start(config: ClusterConfig) -> Result<Cluster, StartError> {
         config.check()?;
-        let ClusterConfig { mut master, nodes: names, runtime, runtimes, directory, crash_loop, max_pods } =
-            config;
+        let ClusterConfig {
+            mut master,
+            nodes: names,
+            runtime,
+            runtimes,
+            directory,
+            crash_loop,
+            max_pods,
+            mut manifests,
+        } = config;
         let (failed, failure) = watch::channel(None);
         let told = master.on_escalate.clone();
         let on_escalate: Arc<dyn Fn(Escalation) + Send + Sync> = Arc::new(move |escalation: Escalation| {
@@ -168,6 +179,7 @@ impl Cluster {
                     labels: Default::default(),
                     address: IpAddr::V4(Ipv4Addr::LOCALHOST),
                     max_pods,
+                    manifests: manifests.take(),
                     crash_loop,
                     on_escalate: on_escalate.clone(),
                 };

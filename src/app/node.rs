@@ -52,6 +52,8 @@ pub struct NodeConfig {
     pub address: IpAddr,
     /// Most pods on the node.
     pub max_pods: u32,
+    /// A directory of manifests: pods that the node runs in any case.
+    pub manifests: Option<PathBuf>,
     /// CrashLoopBackOff.
     pub crash_loop: Backoff,
     /// Called when the node's supervisor gives up.
@@ -77,7 +79,7 @@ impl Node {
             let path = config.directory.join(dir);
             std::fs::create_dir_all(&path).map_err(|source| StartError::File { path, source })?;
         }
-        let NodeConfig { login, runtime, labels, address, max_pods, .. } = config;
+        let NodeConfig { login, runtime, labels, address, max_pods, manifests, .. } = config;
         let connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
         let context = Arc::new(NodeContext {
             name: login.name.to_string(),
@@ -107,6 +109,7 @@ impl Node {
                 uplink,
                 slot: slot.clone(),
                 pods: pods.clone(),
+                manifests: manifests.clone(),
             },
             move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
         );

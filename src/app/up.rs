@@ -48,6 +48,8 @@ pub struct UpOptions {
     pub api_names: Vec<String>,
     /// The first delay of CrashLoopBackOff; Kubernetes' 10 s unless given.
     pub crash_loop_initial: Option<Duration>,
+    /// A directory of manifests, whose pods the first node runs in any case.
+    pub manifests: Option<PathBuf>,
 }
 
 impl UpOptions {
@@ -64,6 +66,7 @@ impl UpOptions {
             max_pods: MAX_PODS,
             api_names: Vec::new(),
             crash_loop_initial: None,
+            manifests: None,
         }
     }
 }
@@ -160,6 +163,7 @@ fn config(
         .collect();
     config.runtime = options.runtime;
     config.max_pods = options.max_pods;
+    config.manifests.clone_from(&options.manifests);
     if let Some(initial) = options.crash_loop_initial {
         config.crash_loop.initial = initial;
         config.crash_loop.cap = config.crash_loop.cap.max(initial);

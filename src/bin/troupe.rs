@@ -57,6 +57,7 @@ fn up(args: UpArgs) -> ExitCode {
         max_pods: args.max_pods.unwrap_or(usual.max_pods),
         api_names: args.api_names,
         crash_loop_initial: args.crash_loop_backoff,
+        manifests: args.manifests,
         ..usual
     })
 }

@@ -58,6 +58,9 @@ pub struct UpArgs {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     #[serde(deserialize_with = "duration")]
     pub crash_loop_backoff: Option<Duration>,
+    /// A directory of pod manifests that the first node runs in any case (static pods)
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
 }
 
 /// Names of the runtimes.
@@ -110,6 +113,7 @@ impl UpArgs {
             max_pods: self.max_pods.or(file.max_pods),
             api_names: if self.api_names.is_empty() { file.api_names } else { self.api_names },
             crash_loop_backoff: self.crash_loop_backoff.or(file.crash_loop_backoff),
+            manifests: self.manifests.or(file.manifests),
         }
     }
 

@@ -4,6 +4,7 @@ pub mod edit;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+pub mod mirrors;
 pub mod namespaces;
 pub mod nodes;
 pub mod placement;

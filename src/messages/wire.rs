@@ -35,6 +35,8 @@ pub enum ToMaster {
     Events(Vec<EventReport>),
     /// A planned end: pods run on, nothing is to be rescheduled.
     Goodbye,
+    /// All static pods of the node, for the API to show; newest wins.
+    Mirrors(Vec<Mirror>),
 }
 
 /// The full set of a node's pods. `documents` holds those not yet sent on this connection, or changed since.
@@ -108,6 +110,15 @@ pub struct PodReport {
     pub status: Bytes,
     /// Every container has ended and the sandbox is gone: a pod being deleted may vanish now.
     pub terminated: bool,
+}
+
+/// A static pod, which its node runs from a file of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mirror {
+    /// The pod that is to show it, as JSON.
+    pub json: Bytes,
+    /// Kubernetes' `PodStatus` as JSON; empty when nothing is known yet.
+    pub status: Bytes,
 }
 
 /// Something a kubelet saw.

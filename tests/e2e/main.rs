@@ -9,6 +9,7 @@ mod chaos;
 mod disk;
 mod harness;
 mod life;
+mod manifests;
 mod order;
 mod placement;
 mod pods;

@@ -60,6 +60,7 @@ pub fn to_master() -> Vec<ToMaster> {
         ToMaster::Pods(vec![pod_report()]),
         ToMaster::Events(vec![event_report()]),
         ToMaster::Goodbye,
+        ToMaster::Mirrors(vec![Mirror { json: b"{}".to_vec().into(), status: b"{}".to_vec().into() }]),
     ]
 }
 
@@ -121,9 +122,10 @@ fn every_variant_has_its_golden_bytes() {
             ToMaster::Pods(_) => 2,
             ToMaster::Events(_) => 3,
             ToMaster::Goodbye => 4,
+            ToMaster::Mirrors(_) => 5,
         })
         .collect::<Vec<_>>();
-    assert_eq!(to_master, [0, 1, 2, 3, 4]);
+    assert_eq!(to_master, [0, 1, 2, 3, 4, 5]);
     let to_node = to_node()
         .iter()
         .map(|m| match m {
@@ -163,6 +165,7 @@ fn messages_to_the_master_have_their_bytes_for_ever() {
         0201026e730170027531fb2c01137b227068617365223a2252756e6e696e67227d01
         0301026e7301700275310112737065632e636f6e7461696e6572737b637d01074261636b4f6666016d01
         04
+        0501027b7d027b7d
         ",
     );
 }

@@ -9,6 +9,7 @@ mod context;
 mod found;
 mod last_words;
 mod machine;
+mod manifests;
 mod pod;
 mod start;
 mod streams;
@@ -30,6 +31,7 @@ use tokio::sync::watch;
 
 pub use context::{NodeContext, Starts, now_ms};
 use found::{Found, group, remove_dirs, stream_of};
+use manifests::Manifests;
 use pod::{
     LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw, Wanted,
 };
@@ -72,6 +74,8 @@ pub struct KubeletSeed {
     pub slot: Slot<Kubelet>,
     /// Where its pods are children.
     pub pods: SupervisorHandle,
+    /// A directory of pods to run in any case.
+    pub manifests: Option<std::path::PathBuf>,
 }
 
 /// What a node consists of, in the order of dependence: its kubelet, the pods' supervisor, the link to the master. When
@@ -137,6 +141,7 @@ impl Entry {
 
     fn note(&mut self, status: &v1::PodStatus) {
         let all = status.container_statuses.iter().chain(&status.init_container_statuses);
+        let all = all.chain(&status.ephemeral_container_statuses);
         self.containers = all.flatten().cloned().collect();
         for container in &self.containers {
             let runs = container.state.as_ref().is_some_and(|s| s.running.is_some());
@@ -164,6 +169,7 @@ pub struct Kubelet {
     /// Why the pod network cannot be set up.
     network_fault: Option<String>,
     pod_cidr: String,
+    manifests: Manifests,
 }
 
 impl Kubelet {
@@ -171,6 +177,7 @@ impl Kubelet {
     pub fn new(life: Life, seed: KubeletSeed) -> Kubelet {
         Kubelet {
             life,
+            manifests: Manifests::new(seed.manifests.clone()),
             seed,
             pods: HashMap::new(),
             found: HashMap::new(),
@@ -206,9 +213,7 @@ impl Kubelet {
                         kubelet.report_node(false, ctx);
                     }
                     tracing::info!(pods = kubelet.found.len(), "kubelet listed its runtime");
-                    if let Some(picture) = kubelet.early.take() {
-                        kubelet.assign(picture, ctx);
-                    }
+                    kubelet.begin(ctx);
                 }
                 Err(error) => {
                     tracing::error!(%error, "the runtime cannot be listed; trying again");
@@ -242,9 +247,20 @@ impl Kubelet {
         }));
     }
 
+    /// Begins with what is to run, once it is known what runs and what this node's own files say.
+    fn begin(&mut self, ctx: &mut Context<Self>) {
+        if !self.listed || !self.manifests.known {
+            return;
+        }
+        self.run_manifests();
+        if let Some(picture) = self.early.take() {
+            self.assign(picture, ctx);
+        }
+    }
+
     /// Makes the set of pods what the master's picture says.
     fn assign(&mut self, picture: wire::Assignments, ctx: &mut Context<Self>) {
-        if !self.listed {
+        if !self.listed || !self.manifests.known {
             self.early = Some(picture);
             return;
         }
@@ -258,18 +274,28 @@ impl Kubelet {
             }
         }
         let wanted: HashSet<&Uid> = picture.pods.iter().map(|p| &p.uid).collect();
-        let gone: Vec<Uid> = self.pods.keys().filter(|uid| !wanted.contains(uid)).cloned().collect();
+        let own = |uid: &Uid| wanted.contains(uid) || self.manifests.has(uid);
+        let gone: Vec<Uid> = self.pods.keys().filter(|uid| !own(uid)).cloned().collect();
+        let mut mirrored = false;
         for assigned in &picture.pods {
-            if let Some((revision, pod)) = documents.remove(&assigned.uid) {
-                self.take(&assigned.uid, revision, pod);
+            match documents.remove(&assigned.uid) {
+                // What it shows runs already; one that is to vanish is made anew.
+                Some((_, pod)) if self.manifests.note_mirror(&pod) => mirrored = true,
+                Some((revision, pod)) => self.take(&assigned.uid, revision, pod),
+                None => {}
             }
         }
         for uid in gone {
             self.unassign(&uid);
         }
-        let orphans: Vec<(Uid, Found)> = self.found.extract_if(|uid, _| !wanted.contains(uid)).collect();
+        let manifests = &self.manifests;
+        let orphaned = |uid: &Uid| !wanted.contains(uid) && !manifests.has(uid);
+        let orphans: Vec<(Uid, Found)> = self.found.extract_if(|uid, _| orphaned(uid)).collect();
         for (uid, found) in orphans {
             self.end_orphan(uid, found, ctx);
+        }
+        if mirrored {
+            self.tell_mirrors();
         }
     }
 
@@ -371,11 +397,12 @@ impl Kubelet {
     }
 
     fn report_all(&mut self) {
-        for (uid, entry) in &self.pods {
+        for (uid, entry) in self.pods.iter().filter(|(uid, _)| !self.manifests.has(uid)) {
             if let Some(report) = &entry.report {
                 self.tell(Some(uid.to_string()), wire::ToMaster::Pods(vec![report.clone()]));
             }
         }
+        self.tell_mirrors();
     }
 }
 
@@ -396,6 +423,7 @@ impl Actor for Kubelet {
         let events = stream_of(self.seed.node.runtime.events());
         ctx.add_stream(events);
         ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
+        self.follow_manifests(ctx);
     }
 }
 
@@ -473,7 +501,11 @@ impl Handler<PodReported> for Kubelet {
         };
         entry.report = Some(report.clone());
         let leaves = message.terminated && !entry.assigned();
-        self.tell(Some(message.uid.to_string()), wire::ToMaster::Pods(vec![report]));
+        if self.manifests.has(&message.uid) {
+            self.tell_mirrors();
+        } else {
+            self.tell(Some(message.uid.to_string()), wire::ToMaster::Pods(vec![report]));
+        }
         if leaves {
             self.forget(&message.uid);
         }
@@ -491,7 +523,7 @@ impl Handler<PodNoticed> for Kubelet {
         let event = wire::EventReport {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
-            uid: message.uid,
+            uid: self.manifests.told_uid(message.uid),
             field_path: notice.container.map(|c| crate::logic::pod::init::field_path(&pod, &c)),
             warning: notice.warning,
             reason: notice.reason.into(),

@@ -81,10 +81,11 @@ impl Handler<ImagesMoved> for Kubelet {
 
 impl Kubelet {
     fn log_file(&self, request: &LogRequest) -> Result<(LogFile, watch::Receiver<bool>), (u16, String)> {
-        let uid = request.uid.as_str().into();
+        let own = self.manifests.own_uid(&request.namespace, &request.pod);
+        let uid = own.unwrap_or_else(|| request.uid.as_str().into());
         let entry =
             self.pods.get(&uid).ok_or_else(|| (404, format!("pod {} is not on this node", request.pod)))?;
-        let places = self.seed.node.places(&request.namespace, &request.pod, &request.uid);
+        let places = self.seed.node.places(&request.namespace, &request.pod, uid.as_str());
         let (attempt, running) = which_life(&entry.containers, request)?;
         let file = LogFile { path: places.log(&request.container, attempt), running };
         let alive = entry

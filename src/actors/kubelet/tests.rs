@@ -67,6 +67,7 @@ impl Bench {
             uplink: Port::fixed("uplink", master.recipient()),
             slot: slot.clone(),
             pods: pods.clone(),
+            manifests: None,
         };
         root.start_child(ChildSpec::new("kubelet", &slot, move |life| Ok(Kubelet::new(life, seed.clone()))))
             .detach();

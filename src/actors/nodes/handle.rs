@@ -64,8 +64,8 @@ pub(super) struct Begun(pub(super) NodeName);
 /// The actor.
 pub(super) struct NodeHandle {
     life: Life,
-    name: NodeName,
-    seed: RegistrySeed,
+    pub(super) name: NodeName,
+    pub(super) seed: RegistrySeed,
     links: Links,
     begun: Port<Begun>,
     link: Option<LinkHandle<wire::ToNode>>,
@@ -75,7 +75,7 @@ pub(super) struct NodeHandle {
     /// The node has said hello on this connection, and may be told what to run.
     greeted: bool,
     revision: Revision,
-    pods: BTreeMap<Uid, Arc<Object>>,
+    pub(super) pods: BTreeMap<Uid, Arc<Object>>,
     /// The documents sent on this connection, by their marks.
     sent: HashMap<Uid, u64>,
     /// Each pod's [`wanted_mark`] as of a revision.
@@ -83,6 +83,9 @@ pub(super) struct NodeHandle {
     /// Reports not yet written, newest only.
     pending: BTreeMap<Uid, wire::PodReport>,
     writing: bool,
+    /// The node's static pods as last told, while they are not all written.
+    pub(super) mirrors: Option<Vec<wire::Mirror>>,
+    pub(super) mirroring: bool,
     lost: Option<SpawnHandle>,
     refusals: Refusals,
 }
@@ -111,12 +114,14 @@ impl NodeHandle {
             marks: HashMap::new(),
             pending: BTreeMap::new(),
             writing: false,
+            mirrors: None,
+            mirroring: false,
             lost: None,
             refusals: Refusals::default(),
         }
     }
 
-    fn key(&self) -> Key {
+    pub(super) fn key(&self) -> Key {
         Key::new(Kind::Node, "", self.name.0.clone())
     }
 
@@ -184,6 +189,7 @@ impl NodeHandle {
                     self.record(event);
                 }
             }
+            wire::ToMaster::Mirrors(told) => self.mirror(told, ctx),
             wire::ToMaster::Goodbye => tracing::info!(node = %self.name, "node says goodbye"),
         }
     }
@@ -262,7 +268,8 @@ impl NodeHandle {
                 }
             }
         };
-        ctx.spawn(work.into_actor(self));
+        // Mirrors wait for their node's object, which owns them.
+        ctx.spawn(work.into_actor(self).map(|(), node, ctx| node.write_mirrors(ctx)));
     }
 
     /// Writes the newest pending report of each pod, one batch at a time.

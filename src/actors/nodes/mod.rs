@@ -6,6 +6,7 @@
 //! has begun waits for it. Leaves out what a node says.
 
 mod handle;
+mod mirrors;
 mod refusals;
 #[cfg(test)]
 mod tests;
