@@ -8,7 +8,6 @@ type InSpec = (&'static str, fn(&PodSpec) -> bool);
 type InContainer = (&'static str, fn(&Container) -> bool);
 
 const IN_SPEC: &[InSpec] = &[
-    ("ephemeralContainers", |s| s.ephemeral_containers.iter().flatten().next().is_some()),
     ("hostUsers", |s| s.host_users == Some(false)),
     ("imagePullSecrets", |s| s.image_pull_secrets.iter().flatten().next().is_some()),
     ("readinessGates", |s| s.readiness_gates.iter().flatten().next().is_some()),

@@ -204,6 +204,9 @@ pub struct ContainerConfig {
     pub stdin: bool,
     /// Give it a terminal.
     pub tty: bool,
+    /// It sees this container's processes, and ends with it.
+    #[serde(default)]
+    pub join_pids: Option<ContainerId>,
     /// Where the program may leave its last words (`terminationMessagePath`): a file on the node that is mounted there.
     pub termination_message: Option<(PathBuf, String)>,
 }

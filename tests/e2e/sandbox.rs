@@ -184,3 +184,42 @@ fn privileges_are_kubernetes_defaults_and_the_filter_is_on() {
     check(cluster.pids(&pod).is_empty(), || "it runs".into()).unwrap();
     cluster.kubectl(&["delete", "pod", "-n", ns, "--all"]).ok();
 }
+
+#[test]
+fn an_ephemeral_container_looks_into_a_running_pod() {
+    if !ready() {
+        return;
+    }
+    let cluster = shared();
+    let ns = "debug";
+    cluster.namespace(ns);
+    cluster.apply(ns, &bare_pod("web", "Always", &[hello("c", &["--listen", "127.0.0.1:9999"])]));
+    let before = cluster.until_pod(ns, "web", "ready", is_ready);
+    let debug = |name: &str, target: &[&str], read: &str| {
+        let own =
+            ["debug", "-n", ns, "web", "--image=troupe.local/hello", "--image-pull-policy=Never", "-c", name];
+        let program = ["--", "/hello", "--once", "--read", read, "--fetch", "http://127.0.0.1:9999/healthz"];
+        cluster.kubectl(&[&own[..], target, &program[..]].concat()).ok();
+    };
+    debug("inside", &["--target=c"], "/proc/1/cmdline");
+    debug("beside", &[], "/proc/1/comm");
+    for name in ["inside", "beside"] {
+        cluster.until_pod(ns, "web", "looked into", |pod| {
+            let all = pod["status"]["ephemeralContainerStatuses"].as_array().cloned().unwrap_or_default();
+            all.iter().any(|c| c["name"] == name && c["state"]["terminated"]["exitCode"] == 0)
+        });
+    }
+    let log = |name: &str| cluster.kubectl(&["logs", "-n", ns, "web", "-c", name]).ok();
+    assert!(log("inside").contains("127.0.0.1:9999"), "the target's command line: {}", log("inside"));
+    assert!(log("beside").starts_with("hello"), "its own: {}", log("beside"));
+    let after = cluster.pod(ns, "web").unwrap();
+    assert!(is_ready(&after));
+    assert_eq!(after["status"]["containerStatuses"], before["status"]["containerStatuses"]);
+    // They cannot be taken away again, and not be there from the beginning.
+    let taken = r#"[{"op": "remove", "path": "/spec/ephemeralContainers/0"}]"#;
+    let arguments =
+        ["patch", "pod", "-n", ns, "web", "--subresource=ephemeralcontainers", "--type=json", "-p", taken];
+    let refused = cluster.kubectl(&arguments).fails();
+    assert!(refused.contains("may not be removed"), "{refused}");
+    cluster.kubectl(&["delete", "pod", "-n", ns, "web"]).ok();
+}

@@ -29,9 +29,9 @@ pub fn last_words(
     attempt: u32,
     code: i32,
 ) -> Option<String> {
-    let policy = container_named(pod, container).and_then(|c| c.termination_message_policy.as_deref());
+    let policy = container_named(pod, container).and_then(|c| c.termination_message_policy.clone());
     let message = read_message(&places.termination_message(container, attempt));
-    if message.is_none() && code != 0 && policy == Some("FallbackToLogsOnError") {
+    if message.is_none() && code != 0 && policy.as_deref() == Some("FallbackToLogsOnError") {
         return read_log(&places.log(container, attempt));
     }
     message

@@ -28,7 +28,7 @@ use super::{
 use crate::{
     actors::supervisor::Life,
     logic::pod::{
-        Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, init::container_at,
+        Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, ephemeral, init::container_at,
         status::pod_status,
     },
     messages::Port,
@@ -261,12 +261,19 @@ impl PodActor {
 
     fn start(&mut self, index: usize, ctx: &mut Context<Self>) {
         let Some(container) = self.machine.containers.get(index) else { return };
+        let target = ephemeral::target(&self.machine.pod, &container.name)
+            .map(|name| {
+                let id = self.machine.running_id(name).map(|id| ContainerId(id.to_owned()));
+                id.ok_or_else(|| format!("unable to find target container {name:?}: it does not run"))
+            })
+            .transpose();
         let work = start_container(
             self.seed.node.clone(),
             self.machine.pod.clone(),
             index,
             container.attempt,
             self.machine.ip,
+            target,
         );
         ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
             match outcome {

@@ -14,7 +14,8 @@ use crate::{
     },
     model::Uid,
     runtime::{
-        ContainerConfig, ContainerResources, Dns, Mount, RuntimeError, SandboxConfig, SandboxStatus, Security,
+        ContainerConfig, ContainerId, ContainerResources, Dns, Mount, RuntimeError, SandboxConfig,
+        SandboxStatus, Security,
     },
 };
 
@@ -77,13 +78,14 @@ fn sandbox_config(pod: &v1::Pod, resolv: &str) -> Result<SandboxConfig, String> 
     })
 }
 
-/// Makes and starts life number `attempt` of a container.
+/// Makes and starts life number `attempt` of a container; `target` is whose processes it is to see.
 pub async fn start_container(
     node: Arc<NodeContext>,
     pod: Arc<v1::Pod>,
     index: usize,
     attempt: u32,
     pod_ip: Option<std::net::IpAddr>,
+    target: Result<Option<ContainerId>, String>,
 ) -> Result<Started, StartFailure> {
     let _turn = node.starts.container().await;
     let meta = &pod.metadata;
@@ -91,6 +93,7 @@ pub async fn start_container(
     let places = node.places(&text(&meta.namespace), &text(&meta.name), &text(&meta.uid));
     let container = container_at(&pod, index)
         .ok_or_else(|| StartFailure::Config(format!("the pod has no container number {index}")))?;
+    let container = &*container;
     let uid = Uid::from(text(&meta.uid));
     let image = container.image.clone().unwrap_or_default();
     let found = node.runtime.image(&image).await.map_err(|e| failure(e, &image))?;
@@ -100,6 +103,7 @@ pub async fn start_container(
     let plan = plan(&pod, container, &places, &node.around(pod_ip)).map_err(StartFailure::Config)?;
     prepare(&places, container, attempt, &plan).map_err(StartFailure::Config)?;
     let mut config = container_config(&pod, container, attempt, &places, plan);
+    config.join_pids = target.map_err(StartFailure::Create)?;
     config.security.seccomp_profile = seccomp(&pod, container)
         .and_then(|profile| profile.localhost_profile.as_deref())
         .map(|file| node.seccomp_profiles().join(file));
@@ -240,6 +244,8 @@ fn container_config(
         security: security(pod, container),
         stdin: container.stdin.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
+        // Which container is the target only the pod's actor knows.
+        join_pids: None,
         termination_message: Some((places.termination_message(&container.name, attempt), message_path)),
     }
 }

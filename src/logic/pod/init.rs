@@ -10,12 +10,12 @@
 //! end        first                 sidecars from the last to the first
 //! ```
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use k8s_openapi::api::core::v1;
 
 use super::{
-    Machine,
+    Machine, ephemeral,
     machine::millis,
     state::{Action, Container, ContainerPhase, Notice, Role, Step},
 };
@@ -23,31 +23,37 @@ use super::{
 /// A sidecar gets this long to end even if the others have used up the pod's grace; Kubernetes' number.
 const LEAST_GRACE_SECONDS: i64 = 2;
 
-/// A pod's containers in the machine's order: the main ones, then the init containers.
-pub fn containers(pod: &v1::Pod) -> impl Iterator<Item = (Role, &v1::Container)> {
+/// A pod's containers in the machine's order: the main ones, then the init containers, then the ephemeral ones.
+pub fn containers(pod: &v1::Pod) -> impl Iterator<Item = (Role, Cow<'_, v1::Container>)> {
     let spec = pod.spec.as_ref();
-    let main = spec.into_iter().flat_map(|s| &s.containers).map(|c| (Role::Main, c));
+    let main = spec.into_iter().flat_map(|s| &s.containers).map(|c| (Role::Main, Cow::Borrowed(c)));
     let init = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten());
-    main.chain(init.map(|c| {
+    let init = init.map(|c| {
         let sidecar = c.restart_policy.as_deref() == Some("Always");
-        (if sidecar { Role::Sidecar } else { Role::Init }, c)
-    }))
+        (if sidecar { Role::Sidecar } else { Role::Init }, Cow::Borrowed(c))
+    });
+    main.chain(init).chain(ephemeral::containers(pod).map(|c| (Role::Ephemeral, Cow::Owned(c))))
 }
 
 /// The spec of the container of that index in the machine.
-pub fn container_at(pod: &v1::Pod, index: usize) -> Option<&v1::Container> {
+pub fn container_at(pod: &v1::Pod, index: usize) -> Option<Cow<'_, v1::Container>> {
     containers(pod).nth(index).map(|(_, container)| container)
 }
 
 /// The spec of the container of that name, whatever its role.
-pub fn container_named<'a>(pod: &'a v1::Pod, name: &str) -> Option<&'a v1::Container> {
+pub fn container_named<'a>(pod: &'a v1::Pod, name: &str) -> Option<Cow<'a, v1::Container>> {
     containers(pod).map(|(_, container)| container).find(|c| c.name == name)
 }
 
 /// The place of a container in its pod, as events name it: `spec.initContainers{NAME}`.
 pub fn field_path(pod: &v1::Pod, name: &str) -> String {
-    let init = containers(pod).any(|(role, c)| role != Role::Main && c.name == name);
-    format!("spec.{}{{{name}}}", if init { "initContainers" } else { "containers" })
+    let role = containers(pod).find(|(_, c)| c.name == name).map(|(role, _)| role);
+    let list = match role {
+        Some(Role::Init | Role::Sidecar) => "initContainers",
+        Some(Role::Ephemeral) => "ephemeralContainers",
+        Some(Role::Main) | None => "containers",
+    };
+    format!("spec.{list}{{{name}}}")
 }
 
 impl Container {
@@ -72,7 +78,7 @@ impl Container {
     }
 
     /// Whether anything tells that it ever ran.
-    fn has_lived(&self) -> bool {
+    pub(super) fn has_lived(&self) -> bool {
         let now = matches!(self.phase, ContainerPhase::Running { .. } | ContainerPhase::Exited(_));
         now || self.last.is_some()
     }
@@ -81,7 +87,7 @@ impl Container {
 impl Machine {
     /// Whether the main containers may run.
     pub fn is_initialized(&self) -> bool {
-        self.init_next >= self.containers.len()
+        self.init_next >= self.mains + self.inits
     }
 
     /// The main containers.
@@ -91,12 +97,13 @@ impl Machine {
 
     /// The init containers and sidecars, in the spec's order.
     pub fn init(&self) -> &[Container] {
-        &self.containers[self.mains.min(self.containers.len())..]
+        let end = (self.mains + self.inits).min(self.containers.len());
+        &self.containers[self.mains.min(end)..end]
     }
 
     /// The init containers that the main ones wait for.
     pub fn to_initialize(&self) -> impl Iterator<Item = &Container> {
-        self.containers.iter().skip(self.init_next.max(self.mains))
+        self.init().iter().skip(self.init_next.saturating_sub(self.mains))
     }
 
     /// Whether an init container failed that is not to be tried again.
@@ -107,7 +114,8 @@ impl Machine {
 
     /// Passes what is done.
     pub(super) fn advance_init(&mut self) {
-        while self.containers.get(self.init_next).is_some_and(Container::is_passed) {
+        while !self.is_initialized() && self.containers.get(self.init_next).is_some_and(Container::is_passed)
+        {
             self.init_next += 1;
         }
     }
@@ -118,6 +126,7 @@ impl Machine {
             Some(Role::Main) => self.is_initialized(),
             Some(Role::Sidecar) => index <= self.init_next,
             Some(Role::Init) => index == self.init_next,
+            Some(Role::Ephemeral) => true,
             None => false,
         }
     }
@@ -126,7 +135,7 @@ impl Machine {
     /// is passed, whatever has become of it since.
     pub(super) fn resume_init(&mut self) {
         self.init_next = if self.main().iter().any(Container::has_lived) {
-            self.containers.len()
+            self.mains + self.inits
         } else {
             self.mains + self.init().iter().rposition(Container::has_lived).unwrap_or(0)
         };

@@ -38,7 +38,7 @@ pub struct Machine {
     pub pod: Arc<v1::Pod>,
     /// The sandbox.
     pub sandbox: SandboxPhase,
-    /// The main containers in the spec's order, then the init containers in theirs.
+    /// The main containers in the spec's order, then the init containers in theirs, then the ephemeral ones.
     pub containers: Vec<Container>,
     /// The pod's last address: shown until the pod is gone.
     pub ip: Option<IpAddr>,
@@ -48,6 +48,8 @@ pub struct Machine {
     pub failed: Option<PodFailure>,
     /// How many of the containers are main ones.
     pub(super) mains: usize,
+    /// How many are init containers or sidecars.
+    pub(super) inits: usize,
     /// The init container whose turn it is; beyond the last one when the pod is initialized.
     pub(super) init_next: usize,
     /// When everything was first asked to end.
@@ -63,6 +65,7 @@ pub struct Machine {
 fn policy(pod: &v1::Pod, role: Role) -> Restart {
     match (role, pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref())) {
         (Role::Sidecar, _) => Restart::Permanent,
+        (Role::Ephemeral, _) => Restart::Temporary,
         (_, Some("Never")) => Restart::Temporary,
         (Role::Init, _) | (_, Some("OnFailure")) => Restart::Transient,
         _ => Restart::Permanent,
@@ -73,26 +76,16 @@ impl Machine {
     /// A pod that is new on this node.
     pub fn new(pod: Arc<v1::Pod>, crash_loop: Backoff, now_ms: i64) -> Machine {
         let creating = creating(&pod);
-        let containers: Vec<Container> = init::containers(&pod)
-            .map(|(role, c)| Container {
-                name: c.name.clone(),
-                role,
-                attempt: 0,
-                phase: ContainerPhase::Waiting { not_before_ms: 0, why: creating.clone() },
-                last: None,
-                image: String::new(),
-                image_id: None,
-                image_failures: 0,
-                replacing: false,
-                history: History::default(),
-            })
-            .collect();
+        let containers: Vec<Container> =
+            init::containers(&pod).map(|(role, c)| Container::new(&c.name, role, &creating)).collect();
         let mains = containers.iter().filter(|c| c.role == Role::Main).count();
+        let inits = containers.iter().filter(|c| matches!(c.role, Role::Init | Role::Sidecar)).count();
         let mut machine = Machine {
             sandbox: SandboxPhase::Absent { not_before_ms: 0 },
             containers,
             failed: None,
             mains,
+            inits,
             init_next: mains,
             stopping_since_ms: None,
             ip: None,
@@ -124,6 +117,7 @@ impl Machine {
             }
         }
         self.pod = pod;
+        self.add_ephemeral();
         self.note_deletion();
     }
 
@@ -443,7 +437,15 @@ impl Machine {
 
 /// The image that a pod's spec asks for.
 pub(super) fn image_in<'a>(pod: &'a v1::Pod, container: &str) -> &'a str {
-    init::container_named(pod, container).and_then(|c| c.image.as_deref()).unwrap_or_default()
+    let spec = pod.spec.as_ref();
+    let named = |c: &&v1::Container| c.name == container;
+    let init = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten());
+    let kept = spec.into_iter().flat_map(|s| &s.containers).chain(init).find(named);
+    let ephemeral = || {
+        let all = spec?.ephemeral_containers.iter().flatten();
+        all.filter(|c| c.name == container).find_map(|c| c.image.as_deref())
+    };
+    kept.and_then(|c| c.image.as_deref()).or_else(ephemeral).unwrap_or_default()
 }
 
 /// Seconds between SIGTERM and SIGKILL when nothing else is said.

@@ -7,6 +7,7 @@
 
 pub mod config;
 pub mod dns;
+pub mod ephemeral;
 mod failure;
 pub mod init;
 mod machine;

@@ -99,6 +99,8 @@ pub enum Role {
     Init,
     /// One of `initContainers` that runs beside the others: `restartPolicy: Always`.
     Sidecar,
+    /// One of `ephemeralContainers`: added to look into the pod, and nothing depends on it.
+    Ephemeral,
 }
 
 /// One container of the pod.

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
 use super::{
-    Container, ContainerPhase, Ended, Machine, Role, SandboxPhase, init::container_named,
+    Container, ContainerPhase, Ended, Machine, Role, SandboxPhase, machine::image_in,
     refusal::SYSCTL_FORBIDDEN,
 };
 use crate::model::Phase;
@@ -67,6 +67,7 @@ pub fn pod_status(
         list.iter().map(|c| container_status(machine, c, runtime)).collect()
     };
     let (statuses, init) = (told(machine.main()), told(machine.init()));
+    let ephemeral = told(machine.ephemeral());
     let sidecars = init.iter().zip(machine.init()).filter(|(_, c)| c.role == Role::Sidecar).map(|(s, _)| s);
     let not_ready: Vec<&str> =
         sidecars.chain(&statuses).filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
@@ -89,6 +90,7 @@ pub fn pod_status(
         reason: machine.failed.as_ref().map(|f| f.reason.to_owned()),
         message: machine.failed.as_ref().map(|f| f.message.clone()),
         container_statuses: Some(statuses).filter(|_| !refused),
+        ephemeral_container_statuses: Some(ephemeral).filter(|all| !refused && !all.is_empty()),
         init_container_statuses: Some(init).filter(|init| !refused && !init.is_empty()),
         host_ip: host.clone(),
         host_ips: host.map(|ip| vec![v1::HostIP { ip }]),
@@ -161,8 +163,7 @@ fn condition(name: &str, verdict: Verdict, before: Option<&v1::PodStatus>, now_m
 }
 
 fn container_status(machine: &Machine, container: &Container, runtime: &str) -> v1::ContainerStatus {
-    let asked =
-        || container_named(&machine.pod, &container.name).and_then(|c| c.image.clone()).unwrap_or_default();
+    let asked = || image_in(&machine.pod, &container.name).to_owned();
     // A container is told to be what it last was until its next life begins, its count of restarts too.
     let between = matches!(container.phase, ContainerPhase::Waiting { .. } | ContainerPhase::Starting { .. });
     let restarts =

@@ -90,7 +90,8 @@ impl Machine {
     pub fn recall(&mut self) {
         let Some(told) = self.pod.status.clone() else { return };
         let over = matches!(told.phase.as_deref(), Some("Succeeded" | "Failed"));
-        let statuses = told.container_statuses.iter().chain(&told.init_container_statuses).flatten();
+        let statuses = told.container_statuses.iter().chain(&told.init_container_statuses);
+        let statuses = statuses.chain(&told.ephemeral_container_statuses).flatten();
         for status in statuses {
             let Some(index) = self.containers.iter().position(|c| c.name == status.name) else { continue };
             let Some(ended) = last_told(status, self.accepted_ms) else { continue };

@@ -121,11 +121,12 @@ impl Pod<'_> {
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let environment = spec::environment(record, &hostname.to_string_lossy(), &identity.home);
         let devices = if security.privileged { node_devices() } else { Vec::new() };
+        let joined = record.config.join_pids.as_ref().map(|id| self.pids_of(id)).transpose()?;
         let facts = spec::Facts {
             identity: &identity,
             capabilities: &setup,
             devices: &devices,
-            shared_pids: self.shared_pids,
+            shared_pids: joined.as_deref().or(self.shared_pids),
             unified_cgroups: self.hierarchies.unified(),
             swap_limit: self.hierarchies.swap_limit(),
             max_open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard),
@@ -146,6 +147,15 @@ impl Pod<'_> {
             log_path: record.config.log_path.clone(),
             stdin: record.config.stdin,
         })
+    }
+
+    /// The pid namespace of a running container.
+    fn pids_of(&self, id: &ContainerId) -> Result<PathBuf, Fault> {
+        let dir = self.dir.container(id);
+        match (dir.read_started(), dir.read_exit()) {
+            (Some(started), None) => Ok(format!("/proc/{}/ns/pid", started.pid).into()),
+            _ => Err(Fault::Create(format!("container {id}, whose processes it is to see, does not run"))),
+        }
     }
 
     /// Runs the program of a container as planned when it was created; returns when its first instruction is next.
