@@ -20,7 +20,7 @@ fn until_shown(cluster: &Cluster, ns: &str, name: &str, cells: [&str; 2]) {
 }
 
 fn mounted(mut container: Value) -> Value {
-    container["volumeMounts"] = json!([{"name": "work", "mountPath": "/work"}]);
+    container["volumeMounts"] = json!([{"name": "work", "mountPath": "/data"}]);
     container
 }
 
@@ -50,11 +50,11 @@ fn init_containers_prepare_what_the_main_container_finds() {
     let ns = "init-chain";
     cluster.namespace(ns);
     let init = [
-        mounted(hello("fetch", &["--once", "--print", "fetched", "--write", "/work/raw=raw"])),
+        mounted(hello("fetch", &["--once", "--print", "fetched", "--write", "/data/raw=raw"])),
         // Fails unless the first one has run.
-        mounted(hello("build", &["--once", "--read", "/work/raw", "--write", "/work/built=built"])),
+        mounted(hello("build", &["--once", "--read", "/data/raw", "--write", "/data/built=built"])),
     ];
-    let main = mounted(hello("serve", &["--read", "/work/built"]));
+    let main = mounted(hello("serve", &["--read", "/data/built"]));
     cluster.apply(ns, &with_init(bare_pod("chain", "Always", &[main]), &init));
     let pod = cluster.until_pod(ns, "chain", "ready", is_ready);
     let done = pod["status"]["initContainerStatuses"].as_array().cloned().unwrap();
@@ -183,7 +183,7 @@ fn a_killed_troupe_runs_no_init_container_twice() {
     // It serves until it is told to end well.
     let long = hello("long", &["--listen", "0.0.0.0:8081"]);
     let init =
-        [mounted(hello("first", &["--once", "--write", "/work/first=done"])), sidecar("side", &[]), long];
+        [mounted(hello("first", &["--once", "--write", "/data/first=done"])), sidecar("side", &[]), long];
     cluster.apply(
         ns,
         &with_init(
