@@ -78,6 +78,11 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// What happens from now on. A receiver that lags must list again.
     fn events(&self) -> broadcast::Receiver<RuntimeEvent>;
 
+    /// Whether its containers see files of the node, so that volumes have to be made for them.
+    fn has_files(&self) -> bool {
+        true
+    }
+
     /// The image of that name, if present. Names are normalised by the runtime (`busybox` = `docker.io/library/busybox:latest`).
     async fn image(&self, name: &str) -> Result<Option<Image>, RuntimeError>;
 
@@ -190,7 +195,7 @@ pub struct ContainerConfig {
 }
 
 /// A bind mount.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Mount {
     /// On the node; exists.
     pub host_path: PathBuf,
@@ -198,6 +203,24 @@ pub struct Mount {
     pub container_path: String,
     /// Cannot be written through it.
     pub read_only: bool,
+    /// The directory that `host_path` must not leave by any symlink, when others may write below it.
+    #[serde(default)]
+    pub within: Option<PathBuf>,
+    /// Which later mounts are seen on the other side.
+    #[serde(default)]
+    pub propagation: Propagation,
+}
+
+/// Which of the mounts that are made later below a mounted directory are seen on its other side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Propagation {
+    /// None.
+    #[default]
+    Private,
+    /// Those of the node, in the container.
+    HostToContainer,
+    /// Those, and the container's on the node.
+    Bidirectional,
 }
 
 /// Limits of one container; 0 = none.

@@ -64,7 +64,7 @@ pub async fn containers_of_a_pod_share_a_directory<H: Harness>(bench: &mut Bench
         mounts: vec![Mount {
             host_path: host_path.clone(),
             container_path: container_path.into(),
-            read_only: false,
+            ..Mount::default()
         }],
         ..config
     };
@@ -84,7 +84,12 @@ pub async fn a_read_only_mount_cannot_be_written<H: Harness>(bench: &mut Bench<H
     let host_path = bench.shared_dir("fixed");
     std::fs::write(host_path.join("note"), "fixed").unwrap();
     let config = ContainerConfig {
-        mounts: vec![Mount { host_path: host_path.clone(), container_path: "/data".into(), read_only: true }],
+        mounts: vec![Mount {
+            host_path: host_path.clone(),
+            container_path: "/data".into(),
+            read_only: true,
+            ..Mount::default()
+        }],
         ..bench.hello("c", &["--read", "/data/note", "--write", "/data/note=changed", "--once"])
     };
     let (_, exit) = bench.output_of("a", config).await;

@@ -26,7 +26,12 @@ async fn a_denied_system_call_fails_with_eperm_and_clone3_as_if_it_did_not_exist
     // This machine's C library starts threads and processes by clone3 where there is one.
     let probe = std::env::current_exe().unwrap();
     let with_probe = |config: &mut ContainerConfig| {
-        config.mounts = vec![Mount { host_path: probe, container_path: "/probe".into(), read_only: true }];
+        config.mounts = vec![Mount {
+            host_path: probe,
+            container_path: "/probe".into(),
+            read_only: true,
+            ..Mount::default()
+        }];
         config.env = vec![("TROUPE_TEST_THREADS".into(), "1".into())];
     };
     let script =
@@ -160,7 +165,7 @@ async fn a_read_only_root_cannot_be_written_but_volumes_can() {
     let volumes = [("rw", false), ("ro", true)].map(|(name, read_only)| {
         let host_path = bench.path().join(name);
         std::fs::create_dir(&host_path).unwrap();
-        Mount { host_path, container_path: format!("/{name}"), read_only }
+        Mount { host_path, container_path: format!("/{name}"), read_only, ..Mount::default() }
     });
     let written = bench.path().join("rw/file");
     let change = |config: &mut ContainerConfig| {

@@ -212,6 +212,7 @@ fn container_config(
                 host_path: m.host_path,
                 container_path: m.container_path,
                 read_only: m.read_only,
+                ..Mount::default()
             })
             .collect(),
         log_path: places.log(&container.name, attempt),

@@ -8,6 +8,7 @@
 //! NativeRuntime ─▶ driver ─▶ pod ─▶ client ═══ shim.sock ═══ shim ─▶ libcontainer ─▶ container
 //! ```
 
+pub mod beneath;
 mod caps;
 mod cgroup;
 mod check;

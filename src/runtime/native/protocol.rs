@@ -6,10 +6,11 @@
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::runtime::{ContainerId, Exit, RuntimeError};
+use crate::runtime::{ContainerConfig, ContainerId, Exit, RuntimeError};
 
-/// No frame is longer: records go by file, so frames hold ids, numbers and error texts.
-pub(super) const MAX_FRAME: usize = 256 * 1024;
+/// No frame is longer: records go by file, so frames hold ids, numbers, error texts, and a program's arguments and
+/// environment, of which JSON may make six times as much.
+pub(super) const MAX_FRAME: usize = 8 * Program::MAX_BYTES;
 
 const LENGTH_BYTES: usize = 4;
 
@@ -26,7 +27,11 @@ pub(super) enum Request {
     /// Answer when the sandbox is ready.
     Hello,
     /// Mount the root file system of the container described in its directory and write its OCI spec.
-    Create { id: ContainerId },
+    Create {
+        id: ContainerId,
+        #[serde(default)]
+        program: Program,
+    },
     /// Run its program.
     Start { id: ContainerId },
     /// Send a signal to its first process; `everyone`: to all of its processes. No error when it has ended.
@@ -35,6 +40,42 @@ pub(super) enum Request {
     Remove { id: ContainerId },
     /// Kill every container, answer, exit.
     Shutdown,
+}
+
+/// What a container's record leaves out: secrets may be in it, and records are on disk.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(super) struct Program {
+    command: Vec<String>,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Program {
+    /// Beyond this the kernel starts nothing: arguments and environment have three quarters of the largest stack.
+    pub(super) const MAX_BYTES: usize = 6 << 20;
+
+    /// Takes it out of a container's configuration.
+    pub(super) fn take(config: &mut ContainerConfig) -> Program {
+        let ContainerConfig { command, args, env, .. } = config;
+        Program { command: std::mem::take(command), args: std::mem::take(args), env: std::mem::take(env) }
+    }
+
+    /// Puts it back.
+    pub(super) fn restore(self, config: &mut ContainerConfig) {
+        (config.command, config.args, config.env) = (self.command, self.args, self.env);
+    }
+
+    /// How large it is.
+    pub(super) fn bytes(&self) -> usize {
+        let words = self.command.iter().chain(&self.args).map(String::len).sum::<usize>();
+        words + self.env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+    }
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Program").finish_non_exhaustive()
+    }
 }
 
 /// Shim → driver.

@@ -14,6 +14,7 @@ use super::{
     state::{ContainerRecord, SandboxDir, SandboxRecord},
     user::Identity,
 };
+use crate::runtime::{Mount, Propagation};
 
 /// What the spec depends on beyond the records.
 pub(super) struct Facts<'a> {
@@ -202,13 +203,21 @@ fn mounts(dir: &SandboxDir, record: &ContainerRecord, privileged: bool) -> Vec<V
     // A mount below another one has to come after it.
     let mut own: Vec<_> = config.mounts.iter().collect();
     own.sort_by_key(|mount| Path::new(&mount.container_path).components().count());
-    mounts.extend(own.into_iter().map(|mount| {
-        bind(&mount.host_path, &mount.container_path, if mount.read_only { &["ro"] } else { &[] })
-    }));
+    mounts.extend(own.into_iter().map(volume));
     if let Some((host, inside)) = &config.termination_message {
         mounts.push(bind(host, inside, &[]));
     }
     mounts
+}
+
+/// The pod's mounts are slaves of the node's, so a slave of those sees what the node mounts.
+fn volume(mount: &Mount) -> Value {
+    let mut volume =
+        bind(&mount.host_path, &mount.container_path, if mount.read_only { &["ro"] } else { &[] });
+    if mount.propagation == Propagation::HostToContainer {
+        volume["options"][1] = "rslave".into();
+    }
+    volume
 }
 
 /// Files of the pod that appear under `/etc` in each of its containers.
@@ -268,7 +277,7 @@ const DEFAULT_PIDS: i64 = 4096;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::{ContainerConfig, ContainerId, Mount, SandboxConfig, native::state::ImageRecord};
+    use crate::runtime::{ContainerConfig, ContainerId, SandboxConfig, native::state::ImageRecord};
 
     fn strings(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|text| (*text).to_owned()).collect()
@@ -378,7 +387,12 @@ mod tests {
     fn nested_mounts_come_after_what_they_are_in_and_replace_pod_files() {
         let spec = spec(|_, record| {
             record.config.mounts = ["/data/in/side", "/data", "/etc/hosts"]
-                .map(|path| Mount { host_path: "/h".into(), container_path: path.into(), read_only: true })
+                .map(|path| Mount {
+                    host_path: "/h".into(),
+                    container_path: path.into(),
+                    read_only: true,
+                    ..Mount::default()
+                })
                 .into();
         });
         let destinations: Vec<_> =

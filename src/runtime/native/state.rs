@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! ROOT/sandboxes/UID/  sandbox.json shim.sock shim.log hosts hostname resolv.conf shm/ libcontainer/
-//!                      containers/ID/  container.json config.json started.json exit.json rootfs/ upper/ work/ layers/
+//!                      containers/ID/  container.json config.json started.json exit.json rootfs/ upper/ work/ layers/ held/
 //! ```
 
 use std::{
@@ -133,6 +133,11 @@ impl ContainerDir {
 
     pub(super) fn exit(&self) -> PathBuf {
         self.0.join("exit.json")
+    }
+
+    /// Where parts of volumes are held, one below its number.
+    pub(super) fn held(&self) -> PathBuf {
+        self.0.join("held")
     }
 
     pub(super) fn rootfs(&self) -> PathBuf {

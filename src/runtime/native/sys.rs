@@ -112,7 +112,25 @@ pub(super) fn open_in_root(
     path: &Path,
     flags: OFlag,
 ) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    open_as(root, path, flags, ResolveFlag::RESOLVE_IN_ROOT)
+}
+
+/// Opens `path` below `root`; refused when a symlink or `..` leads out of it (`EXDEV`).
+pub(super) fn open_beneath(
+    root: &impl std::os::fd::AsRawFd,
+    path: &Path,
+    flags: OFlag,
+) -> nix::Result<OwnedFd> {
+    open_as(root, path, flags, ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+}
+
+fn open_as(
+    root: &impl std::os::fd::AsRawFd,
+    path: &Path,
+    flags: OFlag,
+    resolve: ResolveFlag,
+) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
     let fd = nix::fcntl::openat2(root.as_raw_fd(), path, how)?;
     // SAFETY: `openat2` just made this descriptor and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

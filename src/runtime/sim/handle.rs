@@ -265,6 +265,11 @@ impl ContainerRuntime for SimRuntime {
         self.machine().look().events.subscribe()
     }
 
+    /// Nothing runs, so nothing looks at files.
+    fn has_files(&self) -> bool {
+        false
+    }
+
     async fn image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
         let state = self.ready_for(Operation::Image)?;
         Ok(self.find_image(&state, name)?.map(|(_, image)| image))

@@ -28,9 +28,9 @@ use nix::{
 
 use super::{
     super::{
-        caps,
+        beneath, caps,
         cgroup::Hierarchies,
-        protocol::Fault,
+        protocol::{Fault, Program},
         seccomp, spec,
         state::{self, ContainerDir, ContainerRecord, SandboxDir, SandboxRecord, Started},
         sys, user,
@@ -59,11 +59,12 @@ pub(super) struct Running {
 
 impl Pod<'_> {
     /// Mounts the root file system and writes the spec; gives what the start needs.
-    pub(super) fn create(&self, id: &ContainerId) -> Result<Plan, Fault> {
+    pub(super) fn create(&self, id: &ContainerId, program: Program) -> Result<Plan, Fault> {
         let dir = self.dir.container(id);
-        let record = read_record(&dir)?;
+        let mut record = read_record(&dir)?;
+        program.restore(&mut record.config);
         mount_root(&dir, &record)?;
-        let plan = self.plan(&dir, &record);
+        let plan = hold_parts(&dir, &mut record).and_then(|()| self.plan(&dir, &record));
         if plan.is_err() {
             unmount_root(&dir);
         }
@@ -117,7 +118,9 @@ impl Pod<'_> {
             swap_limit: self.hierarchies.swap_limit(),
             max_open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard),
         };
-        spec::build(self.record, self.dir, record, &arguments, &environment, &facts)
+        // What runs is the executor's, which has it from memory: the spec lies on disk, and secrets may be in this.
+        let unsaid = ["program".to_owned()];
+        spec::build(self.record, self.dir, record, &unsaid, &[], &facts)
             .map_err(|error| error.to_string())
             .and_then(|spec| spec.save(dir.spec()).map_err(|error| error.to_string()))
             .map_err(|cause| Fault::System { operation: "write the OCI spec".to_owned(), cause })?;
@@ -300,7 +303,37 @@ fn mount_root(dir: &ContainerDir, record: &ContainerRecord) -> Result<(), Fault>
     mounted.map_err(Fault::system(format!("mount the root file system of container {}", record.id)))
 }
 
+/// Mounts parts of volumes where no stranger can put a symlink in their place: a path is looked up again when the
+/// container starts, and until then others may write to the volume.
+fn hold_parts(dir: &ContainerDir, record: &mut ContainerRecord) -> Result<(), Fault> {
+    for (index, mount) in record.config.mounts.iter_mut().enumerate() {
+        let Some(root) = &mount.within else { continue };
+        let held = dir.held().join(index.to_string());
+        let fault = |what: &str| format!("{what} {}", mount.host_path.display());
+        let part = beneath::open(root, &mount.host_path)
+            .map_err(|error| Fault::Config(format!("subPath {}: {error}", mount.host_path.display())))?;
+        let source = PathBuf::from(format!("/proc/self/fd/{}", part.as_raw_fd()));
+        let is_dir = fs::metadata(&source).map_err(Fault::system(fault("look at")))?.is_dir();
+        fs::create_dir_all(dir.held())
+            .and_then(|()| if is_dir { fs::create_dir(&held) } else { fs::File::create(&held).map(drop) })
+            .map_err(Fault::system(fault("make room for")))?;
+        nix::mount::mount(
+            Some(&source),
+            &held,
+            None::<&str>,
+            MsFlags::MS_BIND | MsFlags::MS_REC,
+            None::<&str>,
+        )
+        .map_err(Fault::system(fault("hold")))?;
+        mount.host_path = held;
+    }
+    Ok(())
+}
+
 fn unmount_root(dir: &ContainerDir) {
+    for entry in fs::read_dir(dir.held()).into_iter().flatten().flatten() {
+        let _ = umount2(&entry.path(), MntFlags::MNT_DETACH);
+    }
     let _ = umount2(&dir.rootfs(), MntFlags::MNT_DETACH);
 }
 

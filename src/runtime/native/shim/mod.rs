@@ -42,7 +42,7 @@ use self::container::{Plan, Pod, Running};
 use super::{
     cgroup::Hierarchies,
     launch,
-    protocol::{self, Call, Fault, Message, Reply, Request},
+    protocol::{self, Call, Fault, Message, Program, Reply, Request},
     state::{self, SandboxDir, SandboxRecord},
     sys,
 };
@@ -254,7 +254,7 @@ impl Shim {
         }
         Some(match &call.request {
             Request::Hello => Ok(Reply::Ready { pid: std::process::id() as i32 }),
-            Request::Create { id } => self.create(id),
+            Request::Create { id, program } => self.create(id, program.clone()),
             Request::Start { id } => self.start(id),
             Request::Signal { id, signal, everyone } => self.signal(id, *signal, *everyone),
             Request::Remove { id } => self.remove(id),
@@ -267,8 +267,8 @@ impl Shim {
         })
     }
 
-    fn create(&mut self, id: &ContainerId) -> Result<Reply, Fault> {
-        let plan = self.pod().create(id)?;
+    fn create(&mut self, id: &ContainerId, program: Program) -> Result<Reply, Fault> {
+        let plan = self.pod().create(id, program)?;
         self.planned.insert(id.clone(), plan);
         Ok(Reply::Done)
     }
