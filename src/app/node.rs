@@ -10,7 +10,7 @@ use std::{
 use super::{StartError, guard::Root, network};
 use crate::{
     actors::{
-        kubelet::{self, KubeletSeed, NodeContext, Starts},
+        kubelet::{self, Configs, KubeletSeed, NodeContext, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
@@ -86,6 +86,7 @@ impl Node {
             host_ip: Some(address),
             crash_loop: config.crash_loop,
             starts: Starts::default(),
+            configs: Configs::default(),
         });
         let facts = MachineFacts {
             hostname: login.name.to_string(),

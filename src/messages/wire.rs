@@ -20,6 +20,8 @@ pub enum ToNode {
     Assignments(Assignments),
     /// The node's place in the cluster.
     Welcome(Welcome),
+    /// What the node's pods refer to.
+    Configs(Configs),
 }
 
 /// node → master: control and state.
@@ -66,6 +68,65 @@ pub struct PodDocument {
     pub revision: Revision,
     /// The pod as JSON.
     pub json: Bytes,
+}
+
+/// Every config map, secret and service account that a node's pods refer to; what is not named is of no interest any
+/// more. `documents` holds those not yet sent on this connection, or changed since; when they are many, more pictures
+/// bring the rest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Configs {
+    /// The store's revision that this picture shows.
+    pub revision: Revision,
+    /// Every object.
+    pub objects: Vec<ConfigObject>,
+    /// New and changed contents.
+    pub documents: Vec<ConfigDocument>,
+}
+
+/// Which kind of object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConfigKind {
+    /// A config map.
+    ConfigMap,
+    /// A secret.
+    Secret,
+    /// A service account.
+    ServiceAccount,
+}
+
+/// One object of the set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigObject {
+    /// Its kind.
+    pub kind: ConfigKind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The revision of its document; `None`: there is no such object.
+    pub revision: Option<Revision>,
+}
+
+/// An object's content.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConfigDocument {
+    /// Its place among the picture's objects.
+    pub object: u32,
+    /// The document's revision.
+    pub revision: Revision,
+    /// `data`, `binaryData`, `type` and `imagePullSecrets` of the object as JSON.
+    pub json: Bytes,
+}
+
+/// Contents may be secrets: they are never printed.
+impl std::fmt::Debug for ConfigDocument {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConfigDocument")
+            .field("object", &self.object)
+            .field("revision", &self.revision)
+            .field("bytes", &self.json.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a node must know before it runs pods.

@@ -31,13 +31,12 @@ const IN_CONTAINER: &[InContainer] = &[
     ("readinessProbe", |c| c.readiness_probe.is_some()),
     ("startupProbe", |c| c.startup_probe.is_some()),
     ("lifecycle", |c| c.lifecycle.is_some()),
-    ("envFrom", |c| c.env_from.iter().flatten().next().is_some()),
     ("volumeDevices", |c| c.volume_devices.iter().flatten().next().is_some()),
     ("resizePolicy", |c| c.resize_policy.iter().flatten().next().is_some()),
 ];
 
 /// Volume sources that are mounted.
-const MOUNTED: &[&str] = &["emptyDir", "hostPath"];
+const MOUNTED: &[&str] = &["configMap", "downwardAPI", "emptyDir", "hostPath", "projected", "secret"];
 
 /// A sentence for each field of this pod that is stored but not acted on.
 pub fn unsupported(pod: &Pod) -> Vec<String> {
@@ -55,14 +54,31 @@ pub(crate) fn unsupported_spec(spec: &PodSpec, root: &str) -> Vec<String> {
             .map(move |(name, _)| text(format!("containers[{index}].{name}")))
             .collect::<Vec<_>>()
     });
-    let in_volumes = spec.volumes.iter().flatten().enumerate().filter_map(|(index, volume)| {
-        unmounted(volume).map(|source| text(format!("volumes[{index}].{source}")))
+    let in_volumes = spec.volumes.iter().flatten().enumerate().flat_map(|(index, volume)| {
+        unmounted(volume).into_iter().map(move |source| text(format!("volumes[{index}].{source}")))
     });
     in_spec.chain(in_containers).chain(in_volumes).collect()
 }
 
-fn unmounted(volume: &Volume) -> Option<&'static str> {
-    super::validate::volume_sources(volume).into_iter().find(|source| !MOUNTED.contains(source))
+fn unmounted(volume: &Volume) -> Vec<String> {
+    let all = super::validate::volume_sources(volume).into_iter();
+    let mut paths: Vec<String> = all.filter(|source| !MOUNTED.contains(source)).map(str::to_owned).collect();
+    let on_disk = volume.empty_dir.as_ref().filter(|e| e.medium.as_deref().unwrap_or_default().is_empty());
+    if on_disk.is_some_and(|e| e.size_limit.is_some()) {
+        paths.push("emptyDir.sizeLimit".to_owned());
+    }
+    let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten()).enumerate();
+    for (index, source) in sources {
+        for (name, is) in [
+            ("serviceAccountToken", source.service_account_token.is_some()),
+            ("clusterTrustBundle", source.cluster_trust_bundle.is_some()),
+        ] {
+            if is {
+                paths.push(format!("projected.sources[{index}].{name}"));
+            }
+        }
+    }
+    paths
 }
 
 #[cfg(test)]
@@ -77,7 +93,14 @@ mod tests {
             "hostNetwork": true,
             "initContainers": [{"name": "i"}],
             "containers": [{"name": "a"}, {"name": "b", "livenessProbe": {"exec": {"command": ["true"]}}}],
-            "volumes": [{"name": "e", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "s"}}],
+            "volumes": [
+                {"name": "e", "emptyDir": {}},
+                {"name": "s", "secret": {"secretName": "s"}},
+                {"name": "c", "persistentVolumeClaim": {"claimName": "c"}},
+                {"name": "l", "emptyDir": {"sizeLimit": "1Mi"}},
+                {"name": "m", "emptyDir": {"sizeLimit": "1Mi", "medium": "Memory"}},
+                {"name": "t", "projected": {"sources": [{"secret": {"name": "s"}}, {"serviceAccountToken": {"path": "t"}}]}}
+            ],
         }}))
         .unwrap();
         let tail = ": stored but not yet acted on by troupe";
@@ -87,7 +110,9 @@ mod tests {
                 "spec.initContainers",
                 "spec.hostNetwork",
                 "spec.containers[1].livenessProbe",
-                "spec.volumes[1].secret"
+                "spec.volumes[2].persistentVolumeClaim",
+                "spec.volumes[3].emptyDir.sizeLimit",
+                "spec.volumes[5].projected.sources[1].serviceAccountToken"
             ]
             .map(|path| format!("{path}{tail}"))
         );

@@ -148,9 +148,9 @@ fn what_keeps_a_container_from_running_is_told_in_its_state_and_an_event() {
         (
             "badvolume",
             json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}),
-            &["CreateContainerConfigError"],
-            "Failed",
-            "is not a directory",
+            &["ContainerCreating"],
+            "FailedMount",
+            "MountVolume.SetUp failed for volume \"v\" : hostPath type check failed: /proc/version is not a directory",
         ),
     ];
     for (name, change, ..) in &rows {

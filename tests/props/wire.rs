@@ -76,6 +76,18 @@ pub fn to_node() -> Vec<ToNode> {
             }],
         }),
         ToNode::Welcome(Welcome { pod_cidr: "10.244.3.0/24".into(), cluster: "c".into() }),
+        ToNode::Configs(Configs {
+            revision: Revision(1000),
+            objects: [ConfigKind::ConfigMap, ConfigKind::Secret, ConfigKind::ServiceAccount]
+                .map(|kind| ConfigObject {
+                    kind,
+                    namespace: "ns".into(),
+                    name: "o".into(),
+                    revision: (kind == ConfigKind::Secret).then_some(Revision(7)),
+                })
+                .into(),
+            documents: vec![ConfigDocument { object: 1, revision: Revision(7), json: b"{}".to_vec().into() }],
+        }),
     ]
 }
 
@@ -129,9 +141,10 @@ fn every_variant_has_its_golden_bytes() {
         .map(|m| match m {
             ToNode::Assignments(_) => 0,
             ToNode::Welcome(_) => 1,
+            ToNode::Configs(_) => 2,
         })
         .collect::<Vec<_>>();
-    assert_eq!(to_node, [0, 1]);
+    assert_eq!(to_node, [0, 1, 2]);
     let open = open()
         .iter()
         .map(|m| match m {
@@ -174,6 +187,7 @@ fn messages_to_a_node_have_their_bytes_for_ever() {
         r"
         00fbe80301027531070102753107027b7d
         010d31302e3234342e332e302f32340163
+        02fbe8030300026e73016f0001026e73016f010702026e73016f00010107027b7d
         ",
     );
 }
@@ -298,8 +312,33 @@ fn pictures() -> impl Strategy<Value = ToNode> {
                 .collect(),
         })
     });
+    let object = (0..3_usize, text(), text(), prop::option::of(any::<u64>()));
+    let content = (any::<u32>(), any::<u64>(), bytes());
+    let objects = prop::collection::vec(object, 0..5);
+    let configs = (any::<u64>(), objects, prop::collection::vec(content, 0..5)).prop_map(
+        |(revision, objects, documents)| {
+            let kinds = [ConfigKind::ConfigMap, ConfigKind::Secret, ConfigKind::ServiceAccount];
+            let objects = objects.into_iter().map(|(kind, namespace, name, revision)| ConfigObject {
+                kind: kinds[kind],
+                namespace,
+                name,
+                revision: revision.map(Revision),
+            });
+            let documents = documents.into_iter().map(|(object, revision, json)| ConfigDocument {
+                object,
+                revision: Revision(revision),
+                json: json.into(),
+            });
+            ToNode::Configs(Configs {
+                revision: Revision(revision),
+                objects: objects.collect(),
+                documents: documents.collect(),
+            })
+        },
+    );
     prop_oneof![
         pictures,
+        configs,
         (text(), text()).prop_map(|(pod_cidr, cluster)| ToNode::Welcome(Welcome { pod_cidr, cluster }))
     ]
 }

@@ -5,6 +5,7 @@
 //! only when the picture says so. It keeps nothing on disk: a fresh kubelet lists the runtime and goes on.
 //! Leaves out: the link (it speaks through ports) and what a pod's next step is ([`crate::logic::pod`]).
 
+mod configs;
 mod context;
 mod found;
 mod last_words;
@@ -14,9 +15,10 @@ mod start;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -28,10 +30,12 @@ use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
+pub use configs::Configs;
 pub use context::{NodeContext, Starts, now_ms};
-use found::{Found, group, remove_dirs, stream_of};
+use found::{Found, forgotten_dirs, group, remove_dirs, stream_of};
 use pod::{
-    LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw, Wanted,
+    LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
+    SourcesMoved, Wanted,
 };
 pub use streams::StreamAsked;
 
@@ -42,10 +46,11 @@ use crate::{
     },
     logic::{
         nodes::{MachineFacts, node_status},
+        pod::sources::references,
         supervision::Intensity,
     },
     messages::{FromMaster, LinkUp, Port, Slot, TellMaster, wire},
-    model::{Revision, Uid},
+    model::{Key, Revision, Uid},
     net::Dialer,
     runtime::{ContainerStatus, RuntimeEvent, SandboxStatus},
 };
@@ -119,6 +124,8 @@ struct Entry {
     /// What the pod's next incarnation begins with.
     wanted: Arc<ArcSwap<Wanted>>,
     revision: Revision,
+    /// The config maps and secrets that it refers to.
+    refers: BTreeSet<Key>,
     report: Option<wire::PodReport>,
     /// The containers as last reported: which log is which.
     containers: Vec<v1::ContainerStatus>,
@@ -154,6 +161,8 @@ pub struct Kubelet {
     /// What the runtime had when this kubelet started; taken over or ended with the first picture.
     found: HashMap<Uid, Found>,
     listed: bool,
+    /// What pods left that ended while there was no kubelet has been removed.
+    swept: bool,
     /// A picture that came before the runtime was listed.
     early: Option<wire::Assignments>,
     sequence: u64,
@@ -174,6 +183,7 @@ impl Kubelet {
             pods: HashMap::new(),
             found: HashMap::new(),
             listed: false,
+            swept: false,
             early: None,
             sequence: 0,
             status: None,
@@ -257,6 +267,12 @@ impl Kubelet {
             }
         }
         let wanted: HashSet<&Uid> = picture.pods.iter().map(|p| &p.uid).collect();
+        if !std::mem::replace(&mut self.swept, true) {
+            let keep = |uid: &Uid| {
+                wanted.contains(uid) || self.found.contains_key(uid) || self.pods.contains_key(uid)
+            };
+            remove_dirs(forgotten_dirs(&self.seed.node.dir.join("pods"), keep));
+        }
         let gone: Vec<Uid> = self.pods.keys().filter(|uid| !wanted.contains(uid)).cloned().collect();
         for assigned in &picture.pods {
             if let Some((revision, pod)) = documents.remove(&assigned.uid) {
@@ -276,6 +292,7 @@ impl Kubelet {
         if let Some(entry) = self.pods.get_mut(uid) {
             if entry.revision < revision {
                 entry.revision = revision;
+                entry.refers = references(&pod);
                 entry.wanted.store(Arc::new(Wanted { pod: pod.clone(), assigned: true }));
                 if let Some(address) = entry.slot.address() {
                     address.do_send(PodAssigned(pod));
@@ -284,6 +301,7 @@ impl Kubelet {
             return;
         }
         let slot = Slot::new("pod");
+        let refers = references(&pod);
         let wanted = Arc::new(ArcSwap::from_pointee(Wanted { pod, assigned: true }));
         let seed = PodSeed {
             node: self.seed.node.clone(),
@@ -296,7 +314,15 @@ impl Kubelet {
         self.seed.pods.start_child(child.never_escalate()).detach();
         self.pods.insert(
             uid.clone(),
-            Entry { slot, wanted, revision, report: None, containers: Vec::new(), running: HashMap::new() },
+            Entry {
+                slot,
+                wanted,
+                revision,
+                refers,
+                report: None,
+                containers: Vec::new(),
+                running: HashMap::new(),
+            },
         );
     }
 
@@ -444,6 +470,14 @@ impl Handler<FromMaster> for Kubelet {
         self.life.beat();
         match message.0 {
             wire::ToNode::Assignments(picture) => self.assign(picture, ctx),
+            wire::ToNode::Configs(picture) => {
+                let changed = self.seed.node.configs.take(picture);
+                for entry in self.pods.values().filter(|entry| !entry.refers.is_disjoint(&changed)) {
+                    if let Some(address) = entry.slot.address() {
+                        address.do_send(SourcesMoved);
+                    }
+                }
+            }
             wire::ToNode::Welcome(welcome) => {
                 self.pod_cidr = welcome.pod_cidr;
                 self.set_pod_cidr(ctx);

@@ -23,10 +23,14 @@ use super::{
     found::Found,
     last_words::last_words,
     start::{Started, sandbox_config, start_container},
+    volumes,
 };
 use crate::{
     actors::supervisor::Life,
-    logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, status::pod_status},
+    logic::pod::{
+        Action, Adopted, Ended, Machine, Notice, SandboxPhase, StartFailure, config::Places,
+        sources::Sources, status::pod_status,
+    },
     messages::Port,
     model::Uid,
     runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent},
@@ -56,6 +60,11 @@ pub struct LookAgain;
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
 pub struct ImagesChanged;
+
+/// kubelet → pod: config maps or secrets that it refers to are not what they were.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct SourcesMoved;
 
 /// pod → kubelet: how it is.
 #[derive(Message, Clone)]
@@ -111,6 +120,8 @@ pub struct PodActor {
     machine: Machine,
     reported: Option<(v1::PodStatus, bool)>,
     wake: Option<SpawnHandle>,
+    /// Its volumes are written by one at a time.
+    volumes: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl PodActor {
@@ -122,7 +133,7 @@ impl PodActor {
         if !wanted.assigned {
             machine.evict();
         }
-        PodActor { life, uid, machine, reported: None, wake: None, seed }
+        PodActor { life, uid, machine, reported: None, wake: None, volumes: Arc::default(), seed }
     }
 
     /// Takes over what the node has of the pod, else what is told of it.
@@ -186,16 +197,21 @@ impl PodActor {
         match action {
             Action::RunSandbox => {
                 let config = sandbox_config(&self.machine.pod);
-                let node = self.seed.node.clone();
+                let (node, spec, places) = (self.seed.node.clone(), self.machine.pod.clone(), self.places());
+                let (volumes, known) = (self.volumes.clone(), node.configs.now());
                 let work = async move {
                     let _turn = node.starts.sandbox().await;
-                    runtime.run_pod_sandbox(config).await
+                    let _alone = volumes.lock().await;
+                    volumes::set_up(&node, &spec, places).await?;
+                    Ok(runtime.run_pod_sandbox(config).await)
                 };
-                ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
+                ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
                     match outcome {
-                        Ok(status) => pod.machine.sandbox_ready(status.ip),
-                        Err(error) => pod.machine.sandbox_failed(&error.to_string(), now_ms()),
+                        Ok(Ok(status)) => pod.machine.sandbox_ready(status.ip),
+                        Ok(Err(error)) => pod.machine.sandbox_failed(&error.to_string(), now_ms()),
+                        Err(messages) => pod.machine.volumes_failed(messages, now_ms()),
                     }
+                    pod.catch_up(&known);
                     pod.advance(ctx);
                 }));
             }
@@ -255,6 +271,7 @@ impl PodActor {
 
     fn start(&mut self, index: usize, ctx: &mut Context<Self>) {
         let Some(container) = self.machine.containers.get(index) else { return };
+        let known = self.seed.node.configs.now();
         let work = start_container(
             self.seed.node.clone(),
             self.machine.pod.clone(),
@@ -267,6 +284,7 @@ impl PodActor {
                 Ok(started) => pod.started_one(index, started, ctx),
                 Err(failure) => pod.failed_one(index, failure),
             }
+            pod.catch_up(&known);
             pod.advance(ctx);
         }));
     }
@@ -280,9 +298,38 @@ impl PodActor {
             self.machine.notice(Some(&name), false, "Pulled", pulled);
             self.machine.notice(Some(&name), false, "Created", format!("Created container: {name}"));
         }
+        for sentence in started.skipped_env {
+            self.machine.notice(None, true, "InvalidEnvironmentVariableNames", sentence);
+        }
         self.machine.container_started(index, started.id, started.image_id, started.started_ms);
         // Its exit may have been told before we knew its id.
         self.check_exits(ctx);
+    }
+
+    /// What failed with less than what is known by now is tried again.
+    fn catch_up(&mut self, known: &Arc<Sources>) {
+        if !Arc::ptr_eq(known, &self.seed.node.configs.now()) {
+            self.machine.sources_changed();
+        }
+    }
+
+    /// Brings the files in its volumes up to date while it runs.
+    fn refresh_volumes(&self, ctx: &mut Context<Self>) {
+        if self.machine.is_ending() || !matches!(self.machine.sandbox, SandboxPhase::Ready { .. }) {
+            return;
+        }
+        let (node, spec, places) = (self.seed.node.clone(), self.machine.pod.clone(), self.places());
+        let volumes = self.volumes.clone();
+        let work = async move {
+            let _alone = volumes.lock().await;
+            volumes::refresh(&node, &spec, places).await
+        };
+        ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
+            for message in outcome.err().into_iter().flatten() {
+                pod.machine.notice(None, true, "FailedMount", message);
+            }
+            pod.advance(ctx);
+        }));
     }
 
     fn failed_one(&mut self, index: usize, failure: StartFailure) {
@@ -384,6 +431,7 @@ impl Actor for PodActor {
         ctx.wait(look.into_actor(self).map(|found, pod, ctx| match found {
             Ok(found) => {
                 pod.adopt(found);
+                pod.refresh_volumes(ctx);
                 pod.advance(ctx);
             }
             // Without knowing what there is, anything would be wrong; the supervisor tries again.
@@ -397,6 +445,7 @@ impl Handler<PodAssigned> for PodActor {
 
     fn handle(&mut self, message: PodAssigned, ctx: &mut Self::Context) {
         self.machine.assign(message.0);
+        self.refresh_volumes(ctx);
         self.advance(ctx);
     }
 }
@@ -406,6 +455,16 @@ impl Handler<PodUnassigned> for PodActor {
 
     fn handle(&mut self, _: PodUnassigned, ctx: &mut Self::Context) {
         self.machine.evict();
+        self.advance(ctx);
+    }
+}
+
+impl Handler<SourcesMoved> for PodActor {
+    type Result = ();
+
+    fn handle(&mut self, _: SourcesMoved, ctx: &mut Self::Context) {
+        self.machine.sources_changed();
+        self.refresh_volumes(ctx);
         self.advance(ctx);
     }
 }

@@ -8,10 +8,14 @@ use super::context::{NodeContext, now_ms};
 use crate::{
     logic::pod::{
         StartFailure,
-        config::{MountPlan, Places, Plan, plan},
+        config::{Places, Plan, plan},
+        volumes::{MountPlan, Propagation},
     },
     model::Uid,
-    runtime::{ContainerConfig, ContainerResources, Mount, RuntimeError, SandboxConfig, Security},
+    runtime::{
+        self, ContainerConfig, ContainerResources, Mount, RuntimeError, SandboxConfig, Security,
+        native::beneath,
+    },
 };
 
 /// A container that runs.
@@ -22,6 +26,8 @@ pub struct Started {
     pub image_id: String,
     /// Milliseconds since the epoch.
     pub started_ms: i64,
+    /// A sentence for each source of variables of which something was left out.
+    pub skipped_env: Vec<String>,
 }
 
 /// The sandbox that a pod asks for.
@@ -84,7 +90,11 @@ pub async fn start_container(
         return Err(missing_image(container, &image));
     }
     let plan = plan(&pod, container, &places, &node.around(pod_ip)).map_err(StartFailure::Config)?;
-    prepare(&places, container, attempt, &plan).map_err(StartFailure::Config)?;
+    prepare(&places, container, attempt).map_err(StartFailure::Config)?;
+    if node.runtime.has_files() {
+        prepare_sub_paths(container, &plan.mounts).map_err(StartFailure::Config)?;
+    }
+    let skipped_env = plan.skipped_env.clone();
     let config = container_config(&pod, container, attempt, &places, plan);
     let id = node.runtime.create_container(&uid, config).await.map_err(|e| failure(e, &image))?;
     match node.runtime.start_container(&id).await {
@@ -102,7 +112,7 @@ pub async fn start_container(
     // The runtime's word on when: a later kubelet that takes the container over is told the same.
     let all = node.runtime.list_containers().await.unwrap_or_default();
     let started_ms = all.iter().find(|c| c.id == id).map(|c| c.started_ms).filter(|ms| *ms > 0);
-    Ok(Started { id: id.0, image_id, started_ms: started_ms.unwrap_or_else(now_ms) })
+    Ok(Started { id: id.0, image_id, started_ms: started_ms.unwrap_or_else(now_ms), skipped_env })
 }
 
 fn missing_image(container: &v1::Container, image: &str) -> StartFailure {
@@ -134,8 +144,8 @@ fn failure(error: RuntimeError, image: &str) -> StartFailure {
     }
 }
 
-/// Makes the directories and files that the mounts and the log need.
-fn prepare(places: &Places, container: &v1::Container, attempt: u32, plan: &Plan) -> Result<(), String> {
+/// Makes the directories and files that the log and the last words need.
+fn prepare(places: &Places, container: &v1::Container, attempt: u32) -> Result<(), String> {
     let made = |path: &Path, result: io::Result<()>| {
         result.map_err(|e| format!("cannot make {}: {e}", path.display()))
     };
@@ -148,9 +158,6 @@ fn prepare(places: &Places, container: &v1::Container, attempt: u32, plan: &Plan
     made(&message, fs::File::create(&message).map(|_| ()))?;
     // The program may run as any user.
     made(&message, permit(&message, 0o666))?;
-    for mount in &plan.mounts {
-        prepare_mount(mount)?;
-    }
     Ok(())
 }
 
@@ -159,33 +166,18 @@ fn permit(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// `hostPath.type`'s rules; an `emptyDir` comes as `DirectoryOrCreate` below the pod's own directory.
-fn prepare_mount(mount: &MountPlan) -> Result<(), String> {
-    use std::os::unix::fs::FileTypeExt as _;
-    let path = &mount.host_path;
-    let refuse = |what: &str| Err(format!("hostPath type check failed: {} is not a {what}", path.display()));
-    let cannot = |e: io::Error| format!("cannot make {}: {e}", path.display());
-    let kind = fs::metadata(path).ok();
-    match mount.host_type.as_str() {
-        "DirectoryOrCreate" if kind.is_none() => {
-            fs::create_dir_all(path).map_err(cannot)?;
-            permit(path, 0o777).map_err(cannot)
-        }
-        "FileOrCreate" if kind.is_none() => fs::File::create(path).map(|_| ()).map_err(cannot),
-        "Directory" | "DirectoryOrCreate" if !kind.as_ref().is_some_and(fs::Metadata::is_dir) => {
-            refuse("directory")
-        }
-        "File" | "FileOrCreate" if !kind.as_ref().is_some_and(fs::Metadata::is_file) => refuse("file"),
-        "Socket" if !kind.as_ref().is_some_and(|k| k.file_type().is_socket()) => refuse("socket file"),
-        "CharDevice" if !kind.as_ref().is_some_and(|k| k.file_type().is_char_device()) => {
-            refuse("character device")
-        }
-        "BlockDevice" if !kind.as_ref().is_some_and(|k| k.file_type().is_block_device()) => {
-            refuse("block device")
-        }
-        "" if kind.is_none() => fs::create_dir_all(path).map_err(cannot),
-        _ => Ok(()),
+/// A `subPath` that is missing is made as a directory, and none leads out of its volume.
+fn prepare_sub_paths(container: &v1::Container, mounts: &[MountPlan]) -> Result<(), String> {
+    for (mount, asked) in mounts.iter().zip(container.volume_mounts.iter().flatten()) {
+        let Some(root) = &mount.within else { continue };
+        beneath::make_dirs(root, &mount.host_path).map_err(|cause| {
+            let (volume, container) = (&asked.name, &container.name);
+            format!(
+                "failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\": {cause}"
+            )
+        })?;
     }
+    Ok(())
 }
 
 fn container_config(
@@ -212,7 +204,12 @@ fn container_config(
                 host_path: m.host_path,
                 container_path: m.container_path,
                 read_only: m.read_only,
-                ..Mount::default()
+                within: m.within,
+                propagation: match m.propagation {
+                    Propagation::Private => runtime::Propagation::Private,
+                    Propagation::FromNode => runtime::Propagation::HostToContainer,
+                    Propagation::Both => runtime::Propagation::Bidirectional,
+                },
             })
             .collect(),
         log_path: places.log(&container.name, attempt),

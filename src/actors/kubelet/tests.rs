@@ -59,6 +59,7 @@ impl Bench {
             host_ip: None,
             crash_loop: Backoff::CRASH_LOOP,
             starts: context::Starts::default(),
+            configs: Configs::default(),
         };
         let seed = KubeletSeed {
             node: Arc::new(node),
@@ -155,6 +156,81 @@ fn deleting(mut pod: Value) -> Value {
     pod["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into();
     pod["metadata"]["deletionGracePeriodSeconds"] = 1.into();
     pod
+}
+
+/// A picture of the config map `settings`.
+fn settings(revision: u64, value: Option<&str>) -> FromMaster {
+    let revision = Revision(revision);
+    let object = wire::ConfigObject {
+        kind: wire::ConfigKind::ConfigMap,
+        namespace: "default".into(),
+        name: "settings".into(),
+        revision: value.map(|_| revision),
+    };
+    let document = value.map(|value| wire::ConfigDocument {
+        object: 0,
+        revision,
+        json: json!({"data": {"k": value}}).to_string().into(),
+    });
+    FromMaster(wire::ToNode::Configs(wire::Configs {
+        revision,
+        objects: vec![object],
+        documents: document.into_iter().collect(),
+    }))
+}
+
+#[test]
+fn a_container_that_waits_for_a_config_map_starts_the_moment_it_comes() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        let mut waiting = pod(&["c"], "one");
+        let source = json!({"configMapKeyRef": {"name": "settings", "key": "k"}});
+        waiting["spec"]["containers"][0]["env"] = json!([{"name": "K", "valueFrom": source}]);
+        bench.until("the kubelet is there", |b| b.slot.address().is_some()).await;
+        let kubelet = bench.slot.address().unwrap();
+        kubelet.do_send(settings(1, None));
+        bench.assign(&[waiting]).await;
+        let reason = |b: &Bench| {
+            let state = b.containers().first().and_then(|c| c.state.clone()?.waiting);
+            state.map(|w| (w.reason.unwrap_or_default(), w.message.unwrap_or_default()))
+        };
+        let expected =
+            ("CreateContainerConfigError".to_owned(), "configmap \"settings\" not found".to_owned());
+        bench.until("it waits", |b| reason(b).as_ref() == Some(&expected)).await;
+        // Without news it would be tried again in ten seconds only.
+        let before = tokio::time::Instant::now();
+        kubelet.do_send(settings(2, Some("v")));
+        bench.until("it runs", |b| b.runs(0)).await;
+        assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
+    });
+}
+
+#[test]
+fn a_pod_whose_volume_lacks_its_config_map_is_being_created_until_it_comes() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        let mut waiting = pod(&["c"], "one");
+        waiting["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "settings"}}]);
+        waiting["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+        bench.until("the kubelet is there", |b| b.slot.address().is_some()).await;
+        let kubelet = bench.slot.address().unwrap();
+        kubelet.do_send(settings(1, None));
+        bench.assign(&[waiting]).await;
+        let told = |b: &Bench| {
+            let told = b.told.lock().unwrap();
+            let events = told.iter().filter_map(|message| match message {
+                wire::ToMaster::Events(events) => Some(events),
+                _ => None,
+            });
+            let message = "MountVolume.SetUp failed for volume \"v\" : configmap \"settings\" not found";
+            events.flatten().filter(|e| e.reason == "FailedMount" && e.message == message).count()
+        };
+        bench.until("it waits", |b| told(b) >= 1).await;
+        let state = bench.containers()[0].state.clone().unwrap().waiting.unwrap();
+        assert_eq!(state.reason.as_deref(), Some("ContainerCreating"));
+        kubelet.do_send(settings(2, Some("v")));
+        bench.until("it runs", |b| b.runs(0)).await;
+    });
 }
 
 fn refusal() -> RuntimeError {

@@ -18,7 +18,7 @@ use super::state::{Action, Container, ContainerPhase, Ended, Notice, SandboxPhas
 use crate::logic::supervision::{Backoff, Decision, End, History, Intensity, Policy, Restart, Run, decide};
 
 /// A sandbox that failed is tried again after 1, 2, 4 … s, at most every minute.
-const SANDBOX_BACKOFF: Backoff = Backoff {
+pub(super) const SANDBOX_BACKOFF: Backoff = Backoff {
     immediate: 1,
     initial: Duration::from_secs(1),
     factor: 2,

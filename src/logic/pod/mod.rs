@@ -6,11 +6,16 @@
 //! Leaves out: doing any of it. The pod actor carries out the actions and feeds the outcomes back.
 
 pub mod config;
+pub mod downward;
+pub mod env;
 mod failure;
 mod machine;
+pub mod sources;
 mod state;
 pub mod status;
 mod takeover;
+pub mod volumes;
+mod waiting;
 
 pub use machine::Machine;
 pub use state::{
