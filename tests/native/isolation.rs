@@ -1,7 +1,7 @@
 //! What a container may not do, and what it may.
 
 use super::bench::{Bench, config, sandbox_config};
-use troupe::runtime::{ContainerConfig, Mount, RuntimeError};
+use troupe::runtime::{ContainerConfig, ContainerRuntime as _, Mount, RuntimeError};
 
 /// `unshare` is refused by the filter and needs no capability for a user namespace, so only the filter can refuse it.
 const UNSHARE: &str = "unshare -U true && echo allowed || echo denied";
@@ -176,6 +176,42 @@ async fn a_read_only_root_cannot_be_written_but_volumes_can() {
         bench.script(change, "for d in / /ro /rw; do touch $d/file 2>/dev/null && echo $d; done").await;
     assert_eq!(lines, ["/rw"]);
     assert!(written.exists());
+}
+
+/// Another container may write to a volume at any time.
+#[tokio::test]
+async fn a_part_of_a_volume_is_what_it_was_when_it_was_checked_and_never_lies_outside() {
+    let mut bench = Bench::new().await;
+    let volume = bench.path().join("volume");
+    let (part, secret) = (volume.join("sub/part"), bench.path().join("secret"));
+    for dir in [&part, &secret] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    std::fs::write(part.join("mine"), "").unwrap();
+    std::fs::write(secret.join("theirs"), "").unwrap();
+    let pod = bench.sandbox("p").await;
+    let listing = |host_path: &std::path::Path| ContainerConfig {
+        mounts: vec![Mount {
+            host_path: host_path.to_owned(),
+            container_path: "/v".into(),
+            within: Some(volume.clone()),
+            ..Mount::default()
+        }],
+        ..config("c", &["ls", "/v"])
+    };
+    let id = bench.create(&pod, listing(&part)).await.unwrap();
+    std::fs::rename(&part, volume.join("aside")).unwrap();
+    std::os::unix::fs::symlink(&secret, &part).unwrap();
+    bench.runtime().start_container(&id).await.unwrap();
+    bench.exit(&id).await;
+    assert_eq!(bench.output("c"), ["stdout F mine"]);
+    // The next one is refused, and what was held of the first is given back with it.
+    let refused = bench.try_start(&pod, listing(&part)).await;
+    assert!(
+        matches!(&refused, Err(RuntimeError::Config(text)) if text.ends_with("leads out of the volume")),
+        "{refused:?}"
+    );
+    bench.runtime().remove_container(&id).await.unwrap();
 }
 
 #[tokio::test]

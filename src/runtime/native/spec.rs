@@ -398,6 +398,14 @@ mod tests {
         let destinations: Vec<_> =
             spec.mounts().as_ref().unwrap().iter().map(|m| m.destination().to_str().unwrap()).collect();
         let at = |path| destinations.iter().position(|d| *d == path).unwrap();
+        let options = |change: fn(&mut Mount)| {
+            let mut mount = Mount { container_path: "/v".into(), ..Mount::default() };
+            change(&mut mount);
+            volume(&mount)["options"].clone()
+        };
+        assert_eq!(options(|_| ()), json!(["rbind", "rprivate"]));
+        let from_node = options(|mount| mount.propagation = Propagation::HostToContainer);
+        assert_eq!(from_node, json!(["rbind", "rslave"]));
         assert!(at("/data") < at("/data/in/side"));
         assert_eq!(destinations.iter().filter(|d| **d == "/etc/hosts").count(), 1);
     }

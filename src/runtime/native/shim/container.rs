@@ -30,6 +30,7 @@ use super::{
     super::{
         beneath, caps,
         cgroup::Hierarchies,
+        mounts,
         protocol::{Fault, Program},
         seccomp, spec,
         state::{self, ContainerDir, ContainerRecord, SandboxDir, SandboxRecord, Started},
@@ -39,7 +40,7 @@ use super::{
     log::{LogFile, Pump},
     sandbox::{make_dir_in_root, read_in_root},
 };
-use crate::runtime::{ContainerId, Exit};
+use crate::runtime::{ContainerId, Exit, Propagation};
 
 /// What all containers of the pod share.
 pub(super) struct Pod<'a> {
@@ -64,7 +65,7 @@ impl Pod<'_> {
         let mut record = read_record(&dir)?;
         program.restore(&mut record.config);
         mount_root(&dir, &record)?;
-        let plan = hold_parts(&dir, &mut record).and_then(|()| self.plan(&dir, &record));
+        let plan = prepare_volumes(&dir, &mut record).and_then(|()| self.plan(&dir, &record));
         if plan.is_err() {
             unmount_root(&dir);
         }
@@ -303,29 +304,57 @@ fn mount_root(dir: &ContainerDir, record: &ContainerRecord) -> Result<(), Fault>
     mounted.map_err(Fault::system(format!("mount the root file system of container {}", record.id)))
 }
 
-/// Mounts parts of volumes where no stranger can put a symlink in their place: a path is looked up again when the
-/// container starts, and until then others may write to the volume.
-fn hold_parts(dir: &ContainerDir, record: &mut ContainerRecord) -> Result<(), Fault> {
+/// Checks volumes, and holds some at a place of the container's own: parts of volumes, where no stranger can put a
+/// symlink in their place before the container starts; and those that are not to see what the node mounts later.
+fn prepare_volumes(dir: &ContainerDir, record: &mut ContainerRecord) -> Result<(), Fault> {
+    let table = fs::read("/proc/self/mountinfo").map_err(Fault::system("read the mounts"))?;
     for (index, mount) in record.config.mounts.iter_mut().enumerate() {
-        let Some(root) = &mount.within else { continue };
+        let place = fs::canonicalize(&mount.host_path).unwrap_or_else(|_| mount.host_path.clone());
+        let receives = mounts::receives(&table, &place);
+        if mount.propagation == Propagation::HostToContainer && !receives {
+            return Err(Fault::Config(format!(
+                "path {} is not on a shared mount of the node: mountPropagation HostToContainer cannot work; on the \
+                 node: mount --make-rshared /",
+                mount.host_path.display()
+            )));
+        }
+        let private = receives && mount.propagation == Propagation::Private;
+        let part =
+            match &mount.within {
+                Some(root) => Some(beneath::open(root, &mount.host_path).map_err(|error| {
+                    Fault::Config(format!("subPath {}: {error}", mount.host_path.display()))
+                })?),
+                // What is not there is told when the container starts.
+                None if private && place.exists() => None,
+                None => continue,
+            };
+        let source = match &part {
+            Some(part) => PathBuf::from(format!("/proc/self/fd/{}", part.as_raw_fd())),
+            None => mount.host_path.clone(),
+        };
         let held = dir.held().join(index.to_string());
-        let fault = |what: &str| format!("{what} {}", mount.host_path.display());
-        let part = beneath::open(root, &mount.host_path)
-            .map_err(|error| Fault::Config(format!("subPath {}: {error}", mount.host_path.display())))?;
-        let source = PathBuf::from(format!("/proc/self/fd/{}", part.as_raw_fd()));
-        let is_dir = fs::metadata(&source).map_err(Fault::system(fault("look at")))?.is_dir();
-        fs::create_dir_all(dir.held())
-            .and_then(|()| if is_dir { fs::create_dir(&held) } else { fs::File::create(&held).map(drop) })
-            .map_err(Fault::system(fault("make room for")))?;
-        nix::mount::mount(
-            Some(&source),
-            &held,
-            None::<&str>,
-            MsFlags::MS_BIND | MsFlags::MS_REC,
-            None::<&str>,
-        )
-        .map_err(Fault::system(fault("hold")))?;
+        hold(&source, &held, private).map_err(Fault::system(format!(
+            "hold {} of container {}",
+            mount.host_path.display(),
+            record.id
+        )))?;
         mount.host_path = held;
+    }
+    Ok(())
+}
+
+/// Binds a file or directory to a new place.
+fn hold(source: &Path, held: &Path, private: bool) -> std::io::Result<()> {
+    fs::create_dir_all(held.parent().unwrap_or(held))?;
+    if fs::metadata(source)?.is_dir() {
+        fs::create_dir(held)?;
+    } else {
+        fs::File::create(held)?;
+    }
+    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(source), held, None::<&str>, bind, None::<&str>)?;
+    if private {
+        mount(None::<&str>, held, None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)?;
     }
     Ok(())
 }
