@@ -2,7 +2,7 @@
 //!
 //! Owns: the table of such fields. A row goes when its field comes alive.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeMount};
 
 type InSpec = (&'static str, fn(&PodSpec) -> bool);
 type InContainer = (&'static str, fn(&Container) -> bool);
@@ -31,6 +31,10 @@ const IN_CONTAINER: &[InContainer] = &[
     ("readinessProbe", |c| c.readiness_probe.is_some()),
     ("startupProbe", |c| c.startup_probe.is_some()),
     ("lifecycle", |c| c.lifecycle.is_some()),
+    ("volumeMounts.recursiveReadOnly", |c| {
+        let asks = |m: &VolumeMount| !matches!(m.recursive_read_only.as_deref(), None | Some("Disabled"));
+        c.volume_mounts.iter().flatten().any(asks)
+    }),
     ("volumeDevices", |c| c.volume_devices.iter().flatten().next().is_some()),
     ("resizePolicy", |c| c.resize_policy.iter().flatten().next().is_some()),
 ];
