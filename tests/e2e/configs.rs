@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::mount::MsFlags;
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, Options, bare_pod, check, hello, is_ready, ready, shared, text, until};
@@ -290,6 +291,54 @@ fn volumes_in_memory_are_bounded_and_sub_paths_stay_in_their_volume() {
     cluster.kubectl(&["delete", "pod", "-n", ns, "--all"]).ok();
 }
 
+/// A mount of the node's that later mounts are told from; taken off when the test ends.
+struct Shared(PathBuf);
+
+impl Shared {
+    fn at(dir: PathBuf) -> Shared {
+        fs::create_dir_all(&dir).unwrap();
+        mount_tmpfs(&dir);
+        let shared = MsFlags::MS_SHARED;
+        nix::mount::mount(None::<&str>, &dir, None::<&str>, shared, None::<&str>).unwrap();
+        Shared(dir)
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        for dir in [self.0.join("later"), self.0.clone()] {
+            let _ = nix::mount::umount2(&dir, nix::mount::MntFlags::MNT_DETACH);
+        }
+    }
+}
+
+fn mount_tmpfs(dir: &Path) {
+    nix::mount::mount(Some("tmpfs"), dir, Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+}
+
+#[test]
+fn what_the_node_mounts_later_appears_where_that_was_asked_for() {
+    if !ready() {
+        return;
+    }
+    let cluster = shared();
+    let ns = "propagation";
+    cluster.namespace(ns);
+    let host = Shared::at(cluster.scratch().join("shared"));
+    let source = || json!({"hostPath": {"path": host.0}});
+    cluster.apply(ns, &mounting("sees", source(), json!({"mountPropagation": "HostToContainer"})));
+    cluster.apply(ns, &mounting("plain", source(), json!({})));
+    let sees = cluster.until_pod(ns, "sees", "ready", is_ready);
+    let plain = cluster.until_pod(ns, "plain", "ready", is_ready);
+    let later = host.0.join("later");
+    fs::create_dir(&later).unwrap();
+    mount_tmpfs(&later);
+    fs::write(later.join("note"), "x").unwrap();
+    assert!(inside(&cluster, &sees, "/v/later/note").exists());
+    assert!(!inside(&cluster, &plain, "/v/later/note").exists());
+    cluster.kubectl(&["delete", "pod", "-n", ns, "--all"]).ok();
+}
+
 #[test]
 fn a_later_kubelet_takes_volumes_over_and_nothing_of_them_is_left() {
     if !ready() {
@@ -308,8 +357,7 @@ fn a_later_kubelet_takes_volumes_over_and_nothing_of_them_is_left() {
     // What a pod left that ended meanwhile, as far as the runtime knows.
     let left = cluster.data.join("nodes/n1/pods/left-behind/volumes/v");
     fs::create_dir_all(&left).unwrap();
-    nix::mount::mount(Some("tmpfs"), &left, Some("tmpfs"), nix::mount::MsFlags::empty(), None::<&str>)
-        .unwrap();
+    mount_tmpfs(&left);
     cluster.up();
     cluster.apply(ns, &secret("login", &json!({"k": "two"})));
     let file = inside(&cluster, &stays, "/v/k");

@@ -4,6 +4,8 @@
 //! action's outcome goes back into the machine, which is then stepped again; nothing else changes it.
 //! After a panic the supervisor makes a fresh actor, which takes over what the runtime still has of the pod.
 
+mod supply;
+
 use std::{
     sync::{
         Arc,
@@ -18,6 +20,8 @@ use actix::{
 use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
 
+pub use supply::SourcesMoved;
+
 use super::{
     context::{NodeContext, now_ms},
     found::Found,
@@ -27,10 +31,7 @@ use super::{
 };
 use crate::{
     actors::supervisor::Life,
-    logic::pod::{
-        Action, Adopted, Ended, Machine, Notice, SandboxPhase, StartFailure, config::Places,
-        sources::Sources, status::pod_status,
-    },
+    logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, status::pod_status},
     messages::Port,
     model::Uid,
     runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent},
@@ -60,11 +61,6 @@ pub struct LookAgain;
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
 pub struct ImagesChanged;
-
-/// kubelet → pod: config maps or secrets that it refers to are not what they were.
-#[derive(Message, Clone, Copy)]
-#[rtype(result = "()")]
-pub struct SourcesMoved;
 
 /// pod → kubelet: how it is.
 #[derive(Message, Clone)]
@@ -198,7 +194,7 @@ impl PodActor {
             Action::RunSandbox => {
                 let config = sandbox_config(&self.machine.pod);
                 let (node, spec, places) = (self.seed.node.clone(), self.machine.pod.clone(), self.places());
-                let (volumes, known) = (self.volumes.clone(), node.configs.now());
+                let (volumes, known, wanted) = (self.volumes.clone(), node.configs.now(), spec.clone());
                 let work = async move {
                     let _turn = node.starts.sandbox().await;
                     let _alone = volumes.lock().await;
@@ -212,6 +208,9 @@ impl PodActor {
                         Err(messages) => pod.machine.volumes_failed(messages, now_ms()),
                     }
                     pod.catch_up(&known);
+                    if !pod.knows_no_more_than(&known) || !Arc::ptr_eq(&wanted, &pod.machine.pod) {
+                        pod.refresh_volumes(ctx);
+                    }
                     pod.advance(ctx);
                 }));
             }
@@ -237,7 +236,12 @@ impl PodActor {
                 );
             }
             Action::StopSandbox => {
-                let work = async move { runtime.stop_pod_sandbox(&uid).await };
+                let places = self.places();
+                let work = async move {
+                    runtime.stop_pod_sandbox(&uid).await?;
+                    volumes::release(places).await;
+                    Ok(())
+                };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
                     pod.settled(outcome, Machine::sandbox_stopped, ctx);
                 }));
@@ -304,32 +308,6 @@ impl PodActor {
         self.machine.container_started(index, started.id, started.image_id, started.started_ms);
         // Its exit may have been told before we knew its id.
         self.check_exits(ctx);
-    }
-
-    /// What failed with less than what is known by now is tried again.
-    fn catch_up(&mut self, known: &Arc<Sources>) {
-        if !Arc::ptr_eq(known, &self.seed.node.configs.now()) {
-            self.machine.sources_changed();
-        }
-    }
-
-    /// Brings the files in its volumes up to date while it runs.
-    fn refresh_volumes(&self, ctx: &mut Context<Self>) {
-        if self.machine.is_ending() || !matches!(self.machine.sandbox, SandboxPhase::Ready { .. }) {
-            return;
-        }
-        let (node, spec, places) = (self.seed.node.clone(), self.machine.pod.clone(), self.places());
-        let volumes = self.volumes.clone();
-        let work = async move {
-            let _alone = volumes.lock().await;
-            volumes::refresh(&node, &spec, places).await
-        };
-        ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
-            for message in outcome.err().into_iter().flatten() {
-                pod.machine.notice(None, true, "FailedMount", message);
-            }
-            pod.advance(ctx);
-        }));
     }
 
     fn failed_one(&mut self, index: usize, failure: StartFailure) {
@@ -455,16 +433,6 @@ impl Handler<PodUnassigned> for PodActor {
 
     fn handle(&mut self, _: PodUnassigned, ctx: &mut Self::Context) {
         self.machine.evict();
-        self.advance(ctx);
-    }
-}
-
-impl Handler<SourcesMoved> for PodActor {
-    type Result = ();
-
-    fn handle(&mut self, _: SourcesMoved, ctx: &mut Self::Context) {
-        self.machine.sources_changed();
-        self.refresh_volumes(ctx);
         self.advance(ctx);
     }
 }

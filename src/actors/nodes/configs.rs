@@ -25,6 +25,8 @@ const DOCUMENT_BYTES: usize = 8 << 20;
 pub(super) struct Told {
     /// What each pod refers to, as of its mark.
     pods: HashMap<Uid, (u64, BTreeSet<Key>)>,
+    /// How many pods refer to each object.
+    counts: BTreeMap<Key, usize>,
     /// What this connection has been told last: objects with the revisions that the node has or awaits.
     picture: Option<BTreeMap<Key, Option<Revision>>>,
     /// The documents that this connection has carried.
@@ -48,16 +50,39 @@ impl Told {
     }
 
     /// The node's pods, each with its mark: two documents of one mark refer to the same objects.
-    pub(super) fn note_pods<'a>(&mut self, pods: impl Iterator<Item = (&'a Arc<Object>, u64)>) {
-        let mut before = std::mem::take(&mut self.pods);
-        for (pod, mark) in pods {
-            let known = before.remove(pod.uid()).filter(|(of, _)| *of == mark);
-            let now = known.unwrap_or_else(|| {
-                let read = serde_json::from_slice::<v1::Pod>(&pod.json);
-                // What is no pod is told by the node.
-                (mark, read.map(|pod| references(&pod)).unwrap_or_default())
-            });
-            self.pods.insert(pod.uid().clone(), now);
+    pub(super) fn note_pods(
+        &mut self,
+        pods: &BTreeMap<Uid, Arc<Object>>,
+        mark: impl Fn(&Object) -> Option<u64>,
+    ) {
+        for (uid, pod) in pods {
+            let Some(mark) = mark(pod) else { continue };
+            if self.pods.get(uid).is_some_and(|(of, _)| *of == mark) {
+                continue;
+            }
+            self.forget(uid);
+            // What is no pod is told by the node.
+            let keys = serde_json::from_slice::<v1::Pod>(&pod.json).map(|pod| references(&pod));
+            let keys = keys.unwrap_or_default();
+            for key in &keys {
+                *self.counts.entry(key.clone()).or_default() += 1;
+            }
+            self.pods.insert(uid.clone(), (mark, keys));
+        }
+        if self.pods.len() > pods.len() {
+            let gone: Vec<Uid> = self.pods.keys().filter(|uid| !pods.contains_key(*uid)).cloned().collect();
+            gone.iter().for_each(|uid| self.forget(uid));
+        }
+    }
+
+    fn forget(&mut self, pod: &Uid) {
+        for key in self.pods.remove(pod).into_iter().flat_map(|(_, keys)| keys) {
+            if let Some(count) = self.counts.get_mut(&key) {
+                *count -= 1;
+                if *count == 0 {
+                    self.counts.remove(&key);
+                }
+            }
         }
     }
 
@@ -68,8 +93,7 @@ impl Told {
 
     /// The next picture; `None` when the node knows everything.
     pub(super) fn next(&self, snapshot: &Snapshot) -> Option<Next> {
-        let named: BTreeSet<&Key> = self.pods.values().flat_map(|(_, keys)| keys).collect();
-        let mut keys: BTreeSet<Key> = named.into_iter().cloned().collect();
+        let mut keys: BTreeSet<Key> = self.counts.keys().cloned().collect();
         let accounts: Vec<&Arc<Object>> = keys
             .iter()
             .filter(|key| key.kind == Kind::ServiceAccount)
@@ -154,15 +178,15 @@ mod tests {
 
     fn told(pods: &[(&str, &str)]) -> Told {
         let mut told = Told::default();
-        let pods: Vec<Arc<Object>> = pods
+        let pods: BTreeMap<Uid, Arc<Object>> = pods
             .iter()
             .map(|(name, map)| {
                 let json = json!({"metadata": {"name": name, "namespace": "ns", "uid": name}, "spec": {
                     "containers": [{"name": "c", "image": "i", "envFrom": [{"configMapRef": {"name": map}}]}]}});
-                stored(Kind::Pod, &json, Revision(1))
+                (Uid::from(*name), stored(Kind::Pod, &json, Revision(1)))
             })
             .collect();
-        told.note_pods(pods.iter().map(|pod| (pod, 1)));
+        told.note_pods(&pods, |_| Some(1));
         told
     }
 
@@ -198,7 +222,7 @@ mod tests {
         let mut told = told(&[("p", "a")]);
         let store = snapshot(&[("a", "1", 3)]);
         told.carried(told.next(&store).unwrap());
-        told.note_pods(std::iter::empty());
+        told.note_pods(&BTreeMap::new(), |_| Some(1));
         let next = told.next(&store).unwrap();
         assert_eq!(names(&next), (vec![], vec![]));
         told.carried(next);

@@ -177,8 +177,7 @@ impl NodeHandle {
             }
         }
         let marks = &self.marks;
-        let marked = |pod: &Object| marks.get(pod.uid()).map(|(_, mark)| *mark);
-        self.configs.note_pods(self.pods.values().filter_map(|pod| Some((pod, marked(pod)?))));
+        self.configs.note_pods(&self.pods, |pod| marks.get(pod.uid()).map(|(_, mark)| *mark));
         self.send_configs(ctx);
         let mark = |pod: &Object| self.marks.get(pod.uid()).map(|(_, mark)| *mark);
         let fresh: Vec<&Arc<Object>> =

@@ -18,9 +18,12 @@ use std::{
 use k8s_openapi::api::core::v1;
 
 use super::context::NodeContext;
-use crate::logic::pod::{
-    config::Places,
-    volumes::{Source, Volume, failed, fs_group, volumes},
+use crate::{
+    logic::pod::{
+        config::Places,
+        volumes::{Source, Volume, failed, fs_group, volumes},
+    },
+    runtime::native::unmount_below,
 };
 
 /// Makes every volume that the pod's containers mount.
@@ -37,6 +40,15 @@ pub async fn set_up(node: &Arc<NodeContext>, pod: &v1::Pod, places: Places) -> R
 /// Kubernetes' message for each volume that cannot be; its files stay as they are.
 pub async fn refresh(node: &Arc<NodeContext>, pod: &v1::Pod, places: Places) -> Result<(), Vec<String>> {
     apply(node, pod, places, false).await
+}
+
+/// Gives back the memory that volumes take when nothing of the pod runs any more; directories stay for its removal.
+pub async fn release(places: Places) {
+    let volumes = places.pod_dir.join("volumes");
+    let work = tokio::task::spawn_blocking(move || unmount_below(&volumes).map_err(|e| e.to_string()));
+    if let Err(error) = work.await.unwrap_or_else(|error| Err(error.to_string())) {
+        tracing::warn!(%error, "volumes of an ended pod could not be unmounted");
+    }
 }
 
 async fn apply(
