@@ -91,6 +91,19 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         Err(RuntimeError::Unsupported(self.name(), "pull images from registries"))
     }
 
+    /// How far the pull of an image is, if one is under way and the runtime can tell.
+    fn pull_progress(&self, name: &str) -> Option<PullProgress> {
+        let _ = name;
+        None
+    }
+
+    /// Whether the image of that name was brought by hand: then nobody is asked for a newer one. A runtime that cannot
+    /// tell says no.
+    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+        let _ = name;
+        Ok(false)
+    }
+
     /// Loads images from a tar (docker-archive or OCI layout, maybe gzip): returns the names loaded. `rename` names
     /// the only image in the archive.
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError>;
@@ -315,6 +328,20 @@ impl std::fmt::Debug for RegistryAuth {
     }
 }
 
+/// How far a pull is. What is here already counts as done from the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PullProgress {
+    /// Layers of the image; 0 before that is known.
+    pub layers: u32,
+    /// Those that are here.
+    pub layers_done: u32,
+    /// Bytes fetched.
+    pub bytes: u64,
+    /// Bytes to be fetched.
+    pub total_bytes: u64,
+}
+
 /// What a runtime saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuntimeEvent {
@@ -356,6 +383,9 @@ pub enum RuntimeError {
     /// The name is no image name.
     #[error("invalid image name {0:?}: {1}")]
     InvalidImageName(String, String),
+    /// The image was not got from its registry: `ErrImagePull`.
+    #[error("{0}")]
+    Pull(String),
     /// An image archive is not what it should be.
     #[error("image archive: {0}")]
     BadImage(String),

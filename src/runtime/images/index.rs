@@ -29,13 +29,16 @@ pub(super) struct Index {
     version: u32,
     /// Full name → image id.
     pub(super) names: BTreeMap<String, String>,
+    /// Those of the names that came from a registry; the others were brought by hand.
+    #[serde(default)]
+    pub(super) pulled: BTreeSet<String>,
     /// By image id.
     pub(super) images: BTreeMap<String, Record>,
 }
 
 impl Default for Index {
     fn default() -> Index {
-        Index { version: VERSION, names: BTreeMap::new(), images: BTreeMap::new() }
+        Index { version: VERSION, names: BTreeMap::new(), pulled: BTreeSet::new(), images: BTreeMap::new() }
     }
 }
 

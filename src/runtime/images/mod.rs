@@ -1,32 +1,38 @@
 //! Images on one machine: loaded from archives, unpacked once, handed out as directories for overlayfs.
 //!
 //! Owns: [`ImageStore`]. Invariants: a name resolves only to an image whose layers are all unpacked and checked; a crash
-//! at any moment leaves no half image; layers with the same content are stored once. Leaves to others: fetching from
-//! registries, mounting, and when an image is not needed any more.
+//! at any moment leaves no half image; layers with the same content are stored once. Leaves to others: mounting, and
+//! when an image is not needed any more.
 //!
 //! ```text
-//! archive → stream (gzip, limits) → archive (which images) → load → unpack (layer by layer) → index
+//! archive → stream (gzip, zstd, limits) → archive (which images) → load → unpack (layer by layer) → index
 //! ```
 
 mod archive;
 mod builtin;
 mod index;
 mod load;
+mod manifest;
 mod name;
+mod registry;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod unpack;
+mod zstd;
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-pub use self::name::normalize;
 use self::{
     index::{Disk, Hold, Record},
     stream::Blocking,
+};
+pub use self::{
+    name::normalize,
+    registry::{Pulls, RegistryConfig},
 };
 use super::{Image, Reader, RuntimeError};
 
@@ -143,12 +149,21 @@ impl ImageStore {
         blocking(move || load::import(&store.disk, &store.limits, rootfs, &name)).await
     }
 
+    /// Whether the image of a name was brought by hand (loaded, imported, built in): there is nobody to ask for a newer
+    /// one. False when there is none.
+    pub fn by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+        let index = self.disk.read()?;
+        let full = normalize(name)?;
+        Ok(index.names.contains_key(&full) && !index.pulled.contains(&full))
+    }
+
     /// Removes a name, and the image's content that nothing else needs: no other name, no other image, no pin.
     pub async fn remove(&self, name: &str) -> Result<(), RuntimeError> {
         let (store, asked) = (self.clone(), name.to_owned());
         let full = normalize(name)?;
         blocking(move || {
             store.disk.update(|index| {
+                index.pulled.remove(&full);
                 index.names.remove(&full).map(|_| ()).ok_or(RuntimeError::ImageNotFound(asked))
             })?;
             store.disk.sweep()

@@ -28,8 +28,8 @@ use super::{
 use crate::{
     model::Uid,
     runtime::{
-        ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, Reader, RuntimeError,
-        RuntimeEvent, SandboxConfig, SandboxStatus,
+        ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, Reader, RegistryAuth,
+        RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
         images::{ImageStore, normalize},
         logs::{self, Stream},
     },
@@ -106,6 +106,7 @@ impl SimRuntime {
             for name in &image.names {
                 let image = Image { names: vec![name.clone()], ..image.clone() };
                 state.images.insert(name.clone(), image);
+                state.pulled.remove(name);
                 names.push(name.clone());
             }
         }
@@ -281,6 +282,24 @@ impl ContainerRuntime for SimRuntime {
         Ok(by_id.into_values().collect())
     }
 
+    async fn pull_image(&self, name: &str, _: Option<RegistryAuth>) -> Result<Image, RuntimeError> {
+        drop(self.ready_for(Operation::PullImage)?);
+        let full = normalize(name)?;
+        let delay = self.machine().config.registry.get(&full);
+        let delay = delay.ok_or_else(|| RuntimeError::Pull(format!("{full}: manifest unknown")))?;
+        pass(*delay).await;
+        let mut state = self.machine().look();
+        let image = state.images.entry(full.clone()).or_insert_with(|| image_of(&full)).clone();
+        state.pulled.insert(full);
+        Ok(image)
+    }
+
+    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+        let state = self.machine().look();
+        let found = self.find_image(&state, name)?;
+        Ok(found.is_some_and(|(full, _)| !state.pulled.contains(&full)))
+    }
+
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {
         drop(self.ready_for(Operation::LoadImage)?);
         self.take_images(|store| async move { store.load(archive, rename).await.map(drop) }).await
@@ -295,6 +314,7 @@ impl ContainerRuntime for SimRuntime {
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
         let mut state = self.ready_for(Operation::RemoveImage)?;
         let full = normalize(name)?;
+        state.pulled.remove(&full);
         state.images.remove(&full).map(drop).ok_or_else(|| RuntimeError::ImageNotFound(name.to_owned()))
     }
 }

@@ -35,6 +35,8 @@ pub(super) struct State {
     pub(super) sandboxes: BTreeMap<Uid, Sandbox>,
     pub(super) containers: BTreeMap<ContainerId, Container>,
     pub(super) images: BTreeMap<String, Image>,
+    /// Those of their names that were pulled.
+    pub(super) pulled: BTreeSet<String>,
     pub(super) addresses: Addresses,
     pub(super) failures: HashMap<Operation, VecDeque<RuntimeError>>,
     pub(super) events: broadcast::Sender<RuntimeEvent>,
@@ -74,6 +76,7 @@ impl State {
             sandboxes: BTreeMap::new(),
             containers: BTreeMap::new(),
             images: BTreeMap::new(),
+            pulled: BTreeSet::new(),
             addresses: Addresses::default(),
             failures: HashMap::new(),
             events: broadcast::channel(event_capacity).0,

@@ -46,6 +46,8 @@ pub struct SimConfig {
     pub images: BTreeMap<String, Behaviour>,
     /// Every other valid image name is here, too, and its containers run until they are stopped.
     pub any_image: bool,
+    /// Images that the simulated registry has, by any form of their name. Pulling one takes this long.
+    pub registry: BTreeMap<String, Duration>,
     /// Events kept for a slow receiver. Memory is taken for all of them at once, so it is small for many machines.
     pub event_capacity: usize,
 }
@@ -60,6 +62,7 @@ impl Default for SimConfig {
             start_failures_per_mille: 0,
             images: BTreeMap::new(),
             any_image: true,
+            registry: BTreeMap::new(),
             event_capacity: 256,
         }
     }
@@ -81,6 +84,7 @@ pub enum Operation {
     ListContainers,
     Image,
     ListImages,
+    PullImage,
     LoadImage,
     ImportImage,
     RemoveImage,
@@ -103,12 +107,16 @@ impl SimMachine {
         for (name, behaviour) in &config.images {
             images.insert(normalize(name)?, behaviour.clone());
         }
+        let mut registry = BTreeMap::new();
+        for (name, delay) in &config.registry {
+            registry.insert(normalize(name)?, *delay);
+        }
         images.entry(BUILTIN_IMAGE.to_owned()).or_default();
         for name in images.keys() {
             state.images.insert(name.clone(), image_of(name));
         }
         Ok(Arc::new(SimMachine {
-            config: SimConfig { images, ..config },
+            config: SimConfig { images, registry, ..config },
             state: Mutex::new(state),
             wake: Notify::new(),
         }))
