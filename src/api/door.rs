@@ -200,8 +200,8 @@ async fn serve(
             return if reads { log::log(&call, permit).await } else { Err(ApiError::MethodNotAllowed) };
         }
         Some("proxy") if call.resource.kind == Kind::Node => {
-            let _permit = call.shared.stream_permit()?;
-            return images::proxy(&call, request.method(), payload).await;
+            let permit = call.shared.stream_permit()?;
+            return images::proxy(&call, request.method(), payload, permit).await;
         }
         _ => {}
     }

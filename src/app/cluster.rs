@@ -11,7 +11,8 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    Client, ClientError, Master, MasterConfig, Node, NodeConfig, Persistence, RuntimeChoice, StartError,
+    Client, ClientError, Master, MasterConfig, Node, NodeConfig, Persistence, RegistryOptions, RuntimeChoice,
+    StartError,
     node::{MAX_PODS, may_run_containers, native_runtime},
 };
 use crate::{
@@ -19,7 +20,9 @@ use crate::{
     logic::supervision::Backoff,
     model::{Key, Kind, KindFacet, NodeName, Snapshot},
     runtime::{
-        ContainerRuntime, native,
+        ContainerRuntime,
+        images::RegistryConfig,
+        native,
         sim::{SimConfig, SimMachine, SimRuntime},
     },
 };
@@ -40,6 +43,8 @@ pub struct ClusterConfig {
     pub crash_loop: Backoff,
     /// Most pods on each node.
     pub max_pods: u32,
+    /// Where images come from.
+    pub registries: RegistryOptions,
 }
 
 impl ClusterConfig {
@@ -54,6 +59,7 @@ impl ClusterConfig {
             directory,
             crash_loop: Backoff::CRASH_LOOP,
             max_pods: MAX_PODS,
+            registries: RegistryOptions::default(),
         }
     }
 
@@ -140,8 +146,18 @@ impl Cluster {
     /// See [`StartError`]; nothing is left running then.
     pub async fn start(config: ClusterConfig) -> Result<Cluster, StartError> {
         config.check()?;
-        let ClusterConfig { mut master, nodes: names, runtime, runtimes, directory, crash_loop, max_pods } =
-            config;
+        let registries = config.registries.read()?;
+        let registry_config = config.registries.credentials.clone();
+        let ClusterConfig {
+            mut master,
+            nodes: names,
+            runtime,
+            runtimes,
+            directory,
+            crash_loop,
+            max_pods,
+            registries: _,
+        } = config;
         let (failed, failure) = watch::channel(None);
         let told = master.on_escalate.clone();
         let on_escalate: Arc<dyn Fn(Escalation) + Send + Sync> = Arc::new(move |escalation: Escalation| {
@@ -159,7 +175,7 @@ impl Cluster {
             let begun = async {
                 let runtime = match own {
                     Some(runtime) => runtime,
-                    None => open_runtime(runtime, &directory, &name, index).await?,
+                    None => open_runtime(runtime, &directory, &name, index, registries.clone()).await?,
                 };
                 let node = NodeConfig {
                     login: cluster.master.admit_node(&name)?,
@@ -169,6 +185,7 @@ impl Cluster {
                     address: IpAddr::V4(Ipv4Addr::LOCALHOST),
                     max_pods,
                     crash_loop,
+                    registry_config: registry_config.clone(),
                     on_escalate: on_escalate.clone(),
                 };
                 Node::start(node).await
@@ -244,9 +261,12 @@ async fn open_runtime(
     directory: &std::path::Path,
     name: &NodeName,
     index: usize,
+    registries: RegistryConfig,
 ) -> Result<Arc<dyn ContainerRuntime>, StartError> {
     match choice {
-        RuntimeChoice::Auto | RuntimeChoice::Native => native_runtime(directory, name, index).await,
+        RuntimeChoice::Auto | RuntimeChoice::Native => {
+            native_runtime(directory, name, index, registries).await
+        }
         RuntimeChoice::Sim => {
             let real = directory.join("nodes").join(name.as_str()).join("runtime");
             if native::holds_sandboxes(&real) {
@@ -271,7 +291,10 @@ mod tests {
     fn pods_with_real_containers_are_not_simulated() {
         let dir = tempfile::tempdir().unwrap();
         let name = NodeName::from("n1");
-        let open = || actix::System::new().block_on(open_runtime(RuntimeChoice::Sim, dir.path(), &name, 0));
+        let open = || {
+            let registries = RegistryConfig::default();
+            actix::System::new().block_on(open_runtime(RuntimeChoice::Sim, dir.path(), &name, 0, registries))
+        };
         assert!(open().is_ok());
         std::fs::create_dir_all(dir.path().join("nodes/n1/runtime/sandboxes/uid")).unwrap();
         let refused = open().err().unwrap().to_string();

@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::StartError;
+use crate::{logic::credentials::Keyring, runtime::images::RegistryConfig};
+
 /// Where a master keeps its objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Persistence {
@@ -21,4 +24,32 @@ pub enum RuntimeChoice {
     Native,
     /// Simulated containers.
     Sim,
+}
+
+/// How a node gets images from registries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegistryOptions {
+    /// Registries (`host[:port]`) that may be spoken to without TLS. Those on loopback always may.
+    pub insecure: Vec<String>,
+    /// Certificate authorities beyond the system's: PEM files.
+    pub authorities: Vec<PathBuf>,
+    /// Credentials: a file in the form of Docker's `config.json`, read anew for each pull.
+    pub credentials: Option<PathBuf>,
+}
+
+impl RegistryOptions {
+    /// Reads the files, so that what is wrong with them is told at the start.
+    pub(super) fn read(&self) -> Result<RegistryConfig, StartError> {
+        let mut config = RegistryConfig { insecure: self.insecure.clone(), ..RegistryConfig::default() };
+        for path in &self.authorities {
+            config.trust(path).map_err(|source| StartError::File { path: path.clone(), source })?;
+        }
+        if let Some(path) = &self.credentials {
+            let json =
+                std::fs::read(path).map_err(|source| StartError::File { path: path.clone(), source })?;
+            Keyring::of_config(&json)
+                .map_err(|why| StartError::Refused(format!("--registry-config {}: {why}", path.display())))?;
+        }
+        Ok(config)
+    }
 }

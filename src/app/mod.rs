@@ -23,7 +23,7 @@ mod up;
 
 pub use client::{Client, ClientError, WatchEvent, Watcher};
 pub use cluster::{Cluster, ClusterConfig};
-pub use config::{Persistence, RuntimeChoice};
+pub use config::{Persistence, RegistryOptions, RuntimeChoice};
 pub use master::{Master, MasterConfig};
 pub use network::names as network_names;
 pub use node::{Node, NodeConfig, NodeLogin};

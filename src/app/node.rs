@@ -18,7 +18,7 @@ use crate::{
     net::{self, CaCertificate, Connector, Dialer, Identity, LinkConfig, identity::MASTER},
     runtime::{
         ContainerRuntime,
-        images::ImageStore,
+        images::{ImageStore, RegistryConfig},
         native::{self, NativeConfig, NativeRuntime},
     },
 };
@@ -54,6 +54,8 @@ pub struct NodeConfig {
     pub max_pods: u32,
     /// CrashLoopBackOff.
     pub crash_loop: Backoff,
+    /// The node's own credentials for registries: a file in the form of Docker's `config.json`.
+    pub registry_config: Option<PathBuf>,
     /// Called when the node's supervisor gives up.
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
@@ -86,6 +88,7 @@ impl Node {
             host_ip: Some(address),
             crash_loop: config.crash_loop,
             starts: Starts::default(),
+            registry_config: config.registry_config,
         });
         let facts = MachineFacts {
             hostname: login.name.to_string(),
@@ -151,6 +154,7 @@ pub async fn native_runtime(
     data: &std::path::Path,
     name: &NodeName,
     index: usize,
+    registries: RegistryConfig,
 ) -> Result<Arc<dyn ContainerRuntime>, StartError> {
     may_run_containers()?;
     // Shims run elsewhere, and names of bridges follow from the path: it has to be one for however it was typed.
@@ -161,6 +165,7 @@ pub async fn native_runtime(
         .map_err(|source| StartError::File { path: "/proc/self/exe".into(), source })?;
     images.ensure_builtin(&program).await?;
     let mut config = NativeConfig::new(data.join("nodes").join(name.as_str()).join("runtime"), images);
+    config.registries = registries;
     let (bridge, cgroup) = network::names(data, index);
     config.bridge = bridge;
     config.cgroup_parent = cgroup;

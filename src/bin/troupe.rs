@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use troupe::{
-    app::{self, ResetOptions, RuntimeChoice, UpOptions},
+    app::{self, RegistryOptions, ResetOptions, RuntimeChoice, UpOptions},
     cli::{self, Invocation, RuntimeArg, UpArgs, default_data_dir},
 };
 
@@ -57,6 +57,11 @@ fn up(args: UpArgs) -> ExitCode {
         max_pods: args.max_pods.unwrap_or(usual.max_pods),
         api_names: args.api_names,
         crash_loop_initial: args.crash_loop_backoff,
+        registries: RegistryOptions {
+            insecure: args.insecure_registries,
+            authorities: args.registry_authorities,
+            credentials: args.registry_config,
+        },
         ..usual
     })
 }

@@ -1,5 +1,6 @@
 //! Every decision, pure: no actor, runtime, clock, randomness or I/O. Time, seeds and limits are arguments.
 
+pub mod credentials;
 pub mod edit;
 pub mod endpoints;
 pub mod events;

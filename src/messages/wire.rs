@@ -142,6 +142,8 @@ pub enum Open {
     ImageList,
     /// master → node: remove an image by name.
     ImageRemove(String),
+    /// master → node: pull an image by name; [`PullLine`]s come back until the end.
+    ImagePull(String),
 }
 
 /// Answer to [`Open`].
@@ -160,6 +162,27 @@ pub enum ImageAnswer {
     /// The names that were loaded or removed.
     Done(Vec<String>),
     /// The image was refused, and why.
+    Refused(String),
+}
+
+/// What a node tells of a pull that it was asked for, as JSON, one a line; the last is not [`PullLine::Progress`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum PullLine {
+    /// How far it is.
+    Progress {
+        /// Layers of the image; 0 before that is known.
+        layers: u32,
+        /// Those that are here.
+        layers_done: u32,
+        /// Bytes fetched.
+        bytes: u64,
+        /// Bytes to be fetched.
+        total_bytes: u64,
+    },
+    /// The full name of what is here now.
+    Done(String),
+    /// Why the image was not got.
     Refused(String),
 }
 

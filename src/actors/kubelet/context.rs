@@ -26,6 +26,8 @@ pub struct NodeContext {
     pub crash_loop: Backoff,
     /// Turns to start something.
     pub starts: Starts,
+    /// The node's own credentials for registries: a file in the form of Docker's `config.json`.
+    pub registry_config: Option<PathBuf>,
 }
 
 /// How much a node starts at once. A start keeps a core busy, so a hundred at once would all be slow, and with them the

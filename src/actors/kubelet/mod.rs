@@ -7,9 +7,11 @@
 
 mod context;
 mod found;
+mod images;
 mod last_words;
 mod machine;
 mod pod;
+mod pull_secrets;
 mod start;
 mod streams;
 #[cfg(test)]

@@ -17,10 +17,12 @@ use actix::{
 };
 use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     context::{NodeContext, now_ms},
     found::Found,
+    images::Teller,
     last_words::last_words,
     start::{Started, sandbox_config, start_container},
 };
@@ -110,6 +112,7 @@ pub struct PodActor {
     uid: Uid,
     machine: Machine,
     reported: Option<(v1::PodStatus, bool)>,
+    teller: Teller,
     wake: Option<SpawnHandle>,
 }
 
@@ -122,7 +125,9 @@ impl PodActor {
         if !wanted.assigned {
             machine.evict();
         }
-        PodActor { life, uid, machine, reported: None, wake: None, seed }
+        let ending = CancellationToken::new();
+        let teller = Teller { uid: uid.clone(), notice: seed.notice.clone(), ending };
+        PodActor { life, uid, machine, reported: None, teller, wake: None, seed }
     }
 
     /// Takes over what the node has of the pod, else what is told of it.
@@ -144,6 +149,9 @@ impl PodActor {
     /// Steps the machine, carries out what it wants, and reports what became of it.
     fn advance(&mut self, ctx: &mut Context<Self>) {
         self.life.beat();
+        if self.machine.is_ending() {
+            self.teller.ending.cancel();
+        }
         let step = self.machine.step(now_ms());
         for notice in step.notices {
             self.tell_notice(notice);
@@ -162,8 +170,7 @@ impl PodActor {
     }
 
     fn tell_notice(&self, notice: Notice) {
-        // Events are best effort: the kubelet may be between two incarnations.
-        let _ = self.seed.notice.tell(PodNoticed { uid: self.uid.clone(), notice });
+        self.teller.tell(notice);
     }
 
     fn report(&mut self) {
@@ -261,6 +268,7 @@ impl PodActor {
             index,
             container.attempt,
             self.machine.ip,
+            self.teller.clone(),
         );
         ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
             match outcome {
@@ -273,11 +281,7 @@ impl PodActor {
 
     fn started_one(&mut self, index: usize, started: Started, ctx: &mut Context<Self>) {
         if let Some(container) = self.machine.containers.get(index) {
-            let image = self.machine.pod.spec.as_ref().and_then(|s| s.containers.get(index)?.image.clone());
             let name = container.name.clone();
-            let pulled =
-                format!("Container image \"{}\" already present on machine", image.unwrap_or_default());
-            self.machine.notice(Some(&name), false, "Pulled", pulled);
             self.machine.notice(Some(&name), false, "Created", format!("Created container: {name}"));
         }
         self.machine.container_started(index, started.id, started.image_id, started.started_ms);

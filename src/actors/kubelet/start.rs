@@ -4,7 +4,10 @@ use std::{fs, io, path::Path, sync::Arc};
 
 use k8s_openapi::api::core::v1;
 
-use super::context::{NodeContext, now_ms};
+use super::{
+    context::{NodeContext, now_ms},
+    images::{Teller, ensure_image},
+};
 use crate::{
     logic::pod::{
         StartFailure,
@@ -67,8 +70,8 @@ pub async fn start_container(
     index: usize,
     attempt: u32,
     pod_ip: Option<std::net::IpAddr>,
+    teller: Teller,
 ) -> Result<Started, StartFailure> {
-    let _turn = node.starts.container().await;
     let meta = &pod.metadata;
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
     let places = node.places(&text(&meta.namespace), &text(&meta.name), &text(&meta.uid));
@@ -79,10 +82,8 @@ pub async fn start_container(
         .ok_or_else(|| StartFailure::Config(format!("the pod has no container number {index}")))?;
     let uid = Uid::from(text(&meta.uid));
     let image = container.image.clone().unwrap_or_default();
-    let found = node.runtime.image(&image).await.map_err(|e| failure(e, &image))?;
-    if found.is_none() {
-        return Err(missing_image(container, &image));
-    }
+    let found = ensure_image(&node, &pod, container, &teller).await?;
+    let _turn = node.starts.container().await;
     let plan = plan(&pod, container, &places, &node.around(pod_ip)).map_err(StartFailure::Config)?;
     prepare(&places, container, attempt, &plan).map_err(StartFailure::Config)?;
     let config = container_config(&pod, container, attempt, &places, plan);
@@ -98,37 +99,17 @@ pub async fn start_container(
             return Err(failure(other, &image));
         }
     }
-    let image_id = found.map(|i| i.id).unwrap_or_default();
     // The runtime's word on when: a later kubelet that takes the container over is told the same.
     let all = node.runtime.list_containers().await.unwrap_or_default();
     let started_ms = all.iter().find(|c| c.id == id).map(|c| c.started_ms).filter(|ms| *ms > 0);
-    Ok(Started { id: id.0, image_id, started_ms: started_ms.unwrap_or_else(now_ms) })
-}
-
-fn missing_image(container: &v1::Container, image: &str) -> StartFailure {
-    if container.image_pull_policy.as_deref() == Some("Never") {
-        StartFailure::Image {
-            never: true,
-            message: format!("Container image \"{image}\" is not present with pull policy of Never"),
-        }
-    } else {
-        StartFailure::Image {
-            never: false,
-            message: format!(
-                "Failed to pull image \"{image}\": pulling from registries is not supported yet; load it with: \
-                 troupe image load FILE"
-            ),
-        }
-    }
+    Ok(Started { id: id.0, image_id: found.id, started_ms: started_ms.unwrap_or_else(now_ms) })
 }
 
 fn failure(error: RuntimeError, image: &str) -> StartFailure {
     match error {
-        RuntimeError::ImageNotFound(_) => StartFailure::Image {
-            never: false,
-            message: format!("Failed to pull image \"{image}\": it was removed meanwhile"),
-        },
-        RuntimeError::InvalidImageName(..) => StartFailure::InvalidImageName(error.to_string()),
+        RuntimeError::ImageNotFound(_) => {
+            StartFailure::Image { never: false, message: format!("image {image:?} was removed meanwhile") }
+        }
         RuntimeError::Config(message) => StartFailure::Config(message),
         other => StartFailure::Create(other.to_string()),
     }

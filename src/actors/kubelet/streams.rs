@@ -13,11 +13,11 @@ use actix::{Addr, AsyncContext as _, Context, Handler, Message};
 use k8s_openapi::api::core::v1;
 use tokio::{io::AsyncWriteExt as _, sync::watch};
 
-use super::{Kubelet, context::NodeContext, pod::ImagesChanged};
+use super::{Kubelet, context::NodeContext, images, pod::ImagesChanged};
 use crate::{
-    messages::wire::{ByteStream, ImageAnswer, ImageLoad, LogRequest, Open},
+    messages::wire::{ByteStream, ImageAnswer, ImageLoad, LogRequest, Open, PullLine},
     net::{NetError, Responder},
-    runtime::{RuntimeError, logs},
+    runtime::{PullProgress, RuntimeError, images::normalize, logs},
 };
 
 /// link → kubelet: the master wants a flow of bytes.
@@ -63,6 +63,9 @@ impl Handler<StreamAsked> for Kubelet {
             }
             Open::ImageRemove(name) => {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
+            }
+            Open::ImagePull(name) => {
+                tokio::spawn(pull_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
         }
     }
@@ -167,6 +170,47 @@ async fn load_image(node: Arc<NodeContext>, load: ImageLoad, responder: Responde
         ImageLoad::RootFs(name) => node.runtime.import_image(read, &name).await.map(|n| vec![n]),
     };
     answer(write, loaded, &kubelet).await;
+}
+
+/// How often whoever asked for a pull is told how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+async fn pull_image(node: Arc<NodeContext>, name: String, responder: Responder, kubelet: Addr<Kubelet>) {
+    let Ok(mut stream) = responder.accept().await else { return };
+    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+    let pulling = images::pull(&node, &name, Vec::new());
+    tokio::pin!(pulling);
+    let last = loop {
+        tokio::select! {
+            outcome = &mut pulling => break match outcome {
+                Ok(_) => {
+                    kubelet.do_send(ImagesMoved);
+                    PullLine::Done(normalize(&name).unwrap_or_else(|_| name.clone()))
+                }
+                Err(error) => PullLine::Refused(error.to_string()),
+            },
+            _ = ticks.tick() => {
+                let Some(now) = node.runtime.pull_progress(&name) else { continue };
+                let PullProgress { layers, layers_done, bytes, total_bytes } = now;
+                let line = PullLine::Progress { layers, layers_done, bytes, total_bytes };
+                if let Err(error) = say(&mut stream.write, &line).await {
+                    // The pull itself goes on in the runtime.
+                    return tracing::debug!(%error, "nobody listens to a pull any more");
+                }
+            }
+        }
+    };
+    let said = say(&mut stream.write, &last).await;
+    if let Err(error) = said.and(stream.write.shutdown().await) {
+        tracing::debug!(%error, "a pull's outcome did not reach the master");
+    }
+}
+
+async fn say(write: &mut (impl tokio::io::AsyncWrite + Unpin), line: &PullLine) -> std::io::Result<()> {
+    let mut json = serde_json::to_vec(line)?;
+    json.push(b'\n');
+    write.write_all(&json).await?;
+    write.flush().await
 }
 
 async fn remove_image(node: Arc<NodeContext>, name: String, responder: Responder, kubelet: Addr<Kubelet>) {

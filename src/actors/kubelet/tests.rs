@@ -59,6 +59,7 @@ impl Bench {
             host_ip: None,
             crash_loop: Backoff::CRASH_LOOP,
             starts: context::Starts::default(),
+            registry_config: None,
         };
         let seed = KubeletSeed {
             node: Arc::new(node),
@@ -247,5 +248,88 @@ fn a_kubelet_that_takes_over_tells_the_same_and_restarts_nothing() {
         assert_eq!(bench.report("u").unwrap(), before);
         let ids = |all: &[ContainerStatus]| all.iter().map(|c| c.id.clone()).collect::<Vec<_>>();
         assert_eq!(ids(&bench.running().await), ids(&running));
+    });
+}
+
+/// The words of the events told so far: reason and message.
+fn events(bench: &Bench) -> Vec<(String, String)> {
+    let told = bench.told.lock().unwrap();
+    let all = told.iter().filter_map(|message| match message {
+        wire::ToMaster::Events(events) => Some(events),
+        _ => None,
+    });
+    all.flatten().map(|event| (event.reason.clone(), event.message.clone())).collect()
+}
+
+fn with_registry(images: &[(&str, u64)]) -> SimConfig {
+    let registry = images.iter().map(|(name, secs)| ((*name).to_owned(), Duration::from_secs(*secs)));
+    SimConfig { any_image: false, registry: registry.collect(), ..SimConfig::default() }
+}
+
+#[test]
+fn an_image_is_pulled_and_told_of_in_order() {
+    system(async {
+        let mut bench = Bench::start(with_registry(&[("r.io/app:1", 2)]));
+        bench.assign(&[pod(&["c"], "r.io/app:1")]).await;
+        bench.until("it runs", |b| b.runs(0)).await;
+        let events = events(&bench);
+        let reasons: Vec<&str> = events.iter().map(|(reason, _)| reason.as_str()).collect();
+        assert_eq!(reasons, ["Pulling", "Pulled", "Created", "Started"]);
+        assert_eq!(events[0].1, "Pulling image \"r.io/app:1\"");
+        assert!(events[1].1.starts_with("Successfully pulled image \"r.io/app:1\" in "), "{}", events[1].1);
+    });
+}
+
+#[test]
+fn a_pull_that_fails_backs_off_and_the_next_one_brings_the_pod_up() {
+    system(async {
+        let mut bench = Bench::start(with_registry(&[("r.io/app:1", 0)]));
+        bench.machine.fail_next(Operation::PullImage, RuntimeError::Pull("no route".into()));
+        bench.assign(&[pod(&["c"], "r.io/app:1")]).await;
+        let waits = |reason: &'static str| {
+            move |b: &Bench| {
+                let waiting = |c: &v1::ContainerStatus| c.state.clone()?.waiting?.reason;
+                b.containers().first().and_then(waiting).as_deref() == Some(reason)
+            }
+        };
+        bench.until("the pull has failed", waits("ErrImagePull")).await;
+        bench.until("it backs off", waits("ImagePullBackOff")).await;
+        bench.until("it runs", |b| b.runs(0)).await;
+        let events = events(&bench);
+        let reasons: Vec<&str> = events.iter().map(|(reason, _)| reason.as_str()).collect();
+        let expected =
+            ["Pulling", "Failed", "Failed", "BackOff", "Failed", "Pulling", "Pulled", "Created", "Started"];
+        assert_eq!(reasons, expected);
+        assert_eq!(events[1].1, "Failed to pull image \"r.io/app:1\": no route");
+    });
+}
+
+#[test]
+fn pods_that_wait_for_a_pull_hold_no_turn_to_start_and_end_when_they_are_told_to() {
+    system(async {
+        // More than there are turns, and none of these pulls ever ends.
+        const HANGING: usize = 200;
+        let mut config = with_registry(&[("r.io/never:1", 1_000_000)]);
+        config.images.insert("here:1".into(), Default::default());
+        let mut bench = Bench::start(config);
+        let named = |uid: &str, image: &str| {
+            let mut pod = pod(&["c"], image);
+            pod["metadata"]["uid"] = uid.into();
+            pod["metadata"]["name"] = uid.into();
+            pod
+        };
+        let mut pods: Vec<Value> =
+            (0..HANGING).map(|n| named(&format!("hanging-{n}"), "r.io/never:1")).collect();
+        bench.assign(&pods).await;
+        bench
+            .until("all pull", |b| events(b).iter().filter(|(r, _)| r == "Pulling").count() == HANGING)
+            .await;
+        pods.push(named("u", "here:1"));
+        bench.assign(&pods).await;
+        bench.until("another pod runs", |b| b.runs(0)).await;
+        pods[0] = deleting(pods[0].clone());
+        bench.assign(&pods).await;
+        let ended = |b: &Bench| b.report("hanging-0").is_some_and(|(_, terminated)| terminated);
+        bench.until("the one that is deleted is gone", ended).await;
     });
 }

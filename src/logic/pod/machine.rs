@@ -72,6 +72,7 @@ impl Machine {
                 image: String::new(),
                 image_id: None,
                 image_failures: 0,
+                pull_again_ms: 0,
                 replacing: false,
                 history: History::default(),
             })
@@ -100,7 +101,7 @@ impl Machine {
             }
             // What failed with the old image says nothing about the new one.
             container.history = History::default();
-            container.image_failures = 0;
+            (container.image_failures, container.pull_again_ms) = (0, 0);
             if let ContainerPhase::Waiting { not_before_ms, why } = &mut container.phase {
                 (*not_before_ms, *why) = (0, CREATING);
             }
@@ -182,6 +183,7 @@ impl Machine {
         let grace = grace_of(&self.pod);
         for (index, container) in self.containers.iter_mut().enumerate() {
             let image = image_in(&self.pod, &container.name);
+            container.show_back_off(image, now_ms, &mut self.notices);
             match &mut container.phase {
                 ContainerPhase::Waiting { not_before_ms, .. } if *not_before_ms > now_ms => {
                     let at = *not_before_ms;
@@ -407,7 +409,7 @@ impl Machine {
             if let ContainerPhase::Waiting { not_before_ms, why } = &mut container.phase
                 && matches!(why.reason, "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull")
             {
-                *not_before_ms = 0;
+                (*not_before_ms, container.pull_again_ms) = (0, 0);
             }
         }
     }

@@ -7,6 +7,7 @@
 
 pub mod config;
 mod failure;
+pub mod images;
 mod machine;
 mod state;
 pub mod status;

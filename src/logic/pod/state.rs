@@ -107,6 +107,8 @@ pub struct Container {
     pub image_id: Option<String>,
     /// Its image's unsuccessful attempts in a row: they back off on their own.
     pub(super) image_failures: u32,
+    /// When a pull that failed is tried again; milliseconds since the epoch.
+    pub(super) pull_again_ms: i64,
     /// It is being stopped because its definition changed: it starts again whatever its restart policy.
     pub(super) replacing: bool,
     pub(super) history: History,
@@ -170,7 +172,7 @@ pub enum StartFailure {
     Image {
         /// `imagePullPolicy: Never`.
         never: bool,
-        /// A sentence.
+        /// What the runtime or the registry says.
         message: String,
     },
     /// The image's name is none.
