@@ -23,6 +23,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{
     RegistryConfig,
+    proxy::{Proxy, tunnel},
     reference::{is_loopback, without_port},
 };
 
@@ -153,7 +154,7 @@ impl Http {
         let host = uri.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
         let connected = async {
-            let stream = TcpStream::connect((host.as_str(), port)).await.map_err(|e| broken(uri, &e))?;
+            let stream = self.reach(uri, &host, port, tls).await?;
             // Requests are small and answers awaited: nothing is gained by holding them back.
             let _ = stream.set_nodelay(true);
             if !tls {
@@ -165,6 +166,17 @@ impl Http {
             Ok(Box::new(stream) as Box<dyn Io>)
         };
         within(self.config.connect, uri, connected).await
+    }
+
+    /// A stream to a host, through a proxy if the environment names one.
+    async fn reach(&self, uri: &Uri, host: &str, port: u16, tls: bool) -> Result<TcpStream, Fault> {
+        let authority = format!("{}:{port}", uri.host().unwrap_or_default());
+        let proxy = Proxy::for_host(&authority, |name| std::env::var(name).ok()).map_err(Fault::Refused)?;
+        let stream = match proxy.filter(|_| tls) {
+            Some(proxy) => tunnel(&proxy, &authority).await,
+            None => TcpStream::connect((host, port)).await,
+        };
+        stream.map_err(|e| broken(uri, &e))
     }
 
     fn tls(&self) -> &TlsConnector {

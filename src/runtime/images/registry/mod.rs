@@ -12,6 +12,7 @@
 mod auth;
 mod http;
 mod progress;
+mod proxy;
 mod pull;
 mod reference;
 mod session;

@@ -34,7 +34,9 @@ const MANIFESTS: &str = "application/vnd.oci.image.manifest.v1+json, application
     application/vnd.docker.distribution.manifest.v2+json, application/vnd.docker.distribution.manifest.list.v2+json";
 /// A token, or an error's text.
 const MAX_ANSWER: u64 = 1024 * 1024;
-/// So many tries in a row without a single byte are the end.
+/// So many tries at a manifest: whoever wants the image tries again anyway.
+const DOCUMENT_TRIES: u32 = 3;
+/// So many tries at a layer in a row without a single byte are the end: what was got so far is lost with it.
 const TRIES: u32 = 5;
 /// So many connections a layer, however far each comes.
 const MAX_CONNECTIONS: u32 = 50;
@@ -91,7 +93,7 @@ impl<'a> Session<'a> {
         let mut failures = 0;
         loop {
             match self.whole(path, accept, digest).await {
-                Err(Fault::Broken(_)) if failures + 1 < TRIES => failures = pause(failures).await,
+                Err(Fault::Broken(_)) if failures + 1 < DOCUMENT_TRIES => failures = pause(failures).await,
                 outcome => return outcome,
             }
         }
