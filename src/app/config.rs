@@ -47,8 +47,16 @@ impl RegistryOptions {
         if let Some(path) = &self.credentials {
             let json =
                 std::fs::read(path).map_err(|source| StartError::File { path: path.clone(), source })?;
-            Keyring::of_config(&json)
+            let keyring = Keyring::of_config(&json)
                 .map_err(|why| StartError::Refused(format!("--registry-config {}: {why}", path.display())))?;
+            if !keyring.elsewhere().is_empty() {
+                let elsewhere = keyring.elsewhere().join(", ");
+                tracing::warn!(
+                    path = %path.display(),
+                    elsewhere,
+                    "credentials that are kept by credential helpers or as identity tokens are not used"
+                );
+            }
         }
         Ok(config)
     }

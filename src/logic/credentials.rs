@@ -33,12 +33,18 @@ impl std::fmt::Debug for Credentials {
 pub struct Keyring {
     /// Where (`host[:port][/path]`) and who.
     entries: Vec<(String, Credentials)>,
+    /// Registries whose passwords are kept elsewhere, and credential helpers.
+    elsewhere: Vec<String>,
 }
 
 #[derive(Deserialize)]
 struct ConfigFile {
     #[serde(default)]
     auths: BTreeMap<String, Entry>,
+    #[serde(rename = "credsStore")]
+    creds_store: Option<String>,
+    #[serde(default, rename = "credHelpers")]
+    cred_helpers: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -46,6 +52,7 @@ struct Entry {
     auth: Option<String>,
     username: Option<String>,
     password: Option<String>,
+    identitytoken: Option<String>,
 }
 
 impl Keyring {
@@ -55,7 +62,9 @@ impl Keyring {
     /// What is wrong with it; never what is in it.
     pub fn of_config(json: &[u8]) -> Result<Keyring, String> {
         let file: ConfigFile = serde_json::from_slice(json).map_err(|e| shape(&e))?;
-        Keyring::of_entries(file.auths)
+        let mut keyring = Keyring::of_entries(file.auths)?;
+        keyring.elsewhere.extend(file.creds_store.into_iter().chain(file.cred_helpers.into_keys()));
+        Ok(keyring)
     }
 
     /// Of the older `.dockercfg`: the entries alone.
@@ -91,8 +100,9 @@ impl Keyring {
     fn of_entries(entries: BTreeMap<String, Entry>) -> Result<Keyring, String> {
         let mut keyring = Keyring::default();
         for (registry, entry) in entries {
-            if let Some(credentials) = credentials(&entry).map_err(|why| format!("{registry}: {why}"))? {
-                keyring.entries.push((place(&registry), credentials));
+            match credentials(&entry).map_err(|why| format!("{registry}: {why}"))? {
+                Some(credentials) => keyring.entries.push((place(&registry), credentials)),
+                None => keyring.elsewhere.push(registry),
             }
         }
         // Longest first: what is said of a path counts before what is said of its host.
@@ -103,6 +113,11 @@ impl Keyring {
     /// Whether there is nothing in it.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// What it refers to and does not hold: credential helpers, and registries whose passwords those keep.
+    pub fn elsewhere(&self) -> &[String] {
+        &self.elsewhere
     }
 
     /// The credentials to try for an image (its full name, `docker.io/library/busybox:latest`), best first.
@@ -125,6 +140,10 @@ fn shape(error: &serde_json::Error) -> String {
 /// An entry's user; `None` for an entry without one, as credential helpers leave.
 fn credentials(entry: &Entry) -> Result<Option<Credentials>, String> {
     let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    if given(&entry.identitytoken).is_some() {
+        // Good for a token only, not for a password.
+        return Ok(None);
+    }
     let Some(auth) = given(&entry.auth) else {
         let pair = given(&entry.username).zip(given(&entry.password));
         return Ok(pair.map(|(username, password)| Credentials { username, password }));
@@ -256,6 +275,9 @@ mod tests {
         assert_eq!(read(json!({"auth": "YW5uOnB3OngK"})).unwrap().as_deref(), Some("ann/pw:x\n"));
         assert_eq!(read(json!({"username": "ann", "password": "pw"})).unwrap().as_deref(), Some("ann/pw"));
         assert_eq!(read(json!({})).unwrap(), None, "a credential helper's entry");
+        assert_eq!(read(json!({"auth": "YW5uOg==", "identitytoken": "t"})).unwrap(), None);
+        let config = br#"{"auths": {"r.io": {}}, "credsStore": "pass", "credHelpers": {"e.io": "ecr"}}"#;
+        assert_eq!(Keyring::of_config(config).unwrap().elsewhere(), ["r.io", "pass", "e.io"]);
         for wrong in [json!({"auth": "!!"}), json!({"auth": "YW5u"})] {
             let error = read(wrong).unwrap_err();
             assert!(error.contains("r.io: auth is not base64"), "{error}");

@@ -5,6 +5,7 @@ pub mod edit;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+pub mod image_gc;
 pub mod namespaces;
 pub mod nodes;
 pub mod placement;

@@ -104,6 +104,12 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         Ok(false)
     }
 
+    /// Images that came from a registry and that nothing uses: they may go when the disk fills up. A runtime that does
+    /// not own its images names none.
+    async fn idle_images(&self) -> Result<Vec<IdleImage>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
     /// Loads images from a tar (docker-archive or OCI layout, maybe gzip): returns the names loaded. `rename` names
     /// the only image in the archive.
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError>;
@@ -326,6 +332,15 @@ impl std::fmt::Debug for RegistryAuth {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RegistryAuth").field("username", &self.username).finish_non_exhaustive()
     }
+}
+
+/// An image that may go: it can be pulled again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdleImage {
+    /// Its full names.
+    pub names: Vec<String>,
+    /// When a container of it was last removed, or it was pulled; milliseconds since the epoch.
+    pub used_ms: i64,
 }
 
 /// How far a pull is. What is here already counts as done from the beginning.

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     context::NodeContext,
     pod::PodNoticed,
-    pull_secrets::{self, pull_secrets},
+    pull_secrets::{PodSecrets, known_secret},
 };
 use crate::{
     logic::{
@@ -56,9 +56,11 @@ pub async fn ensure_image(
     let name = container.image.clone().unwrap_or_default();
     let fault = |error| failed(error, &name);
     let found = node.runtime.image(&name).await.map_err(fault)?;
+    let asks = container.image_pull_policy.as_deref() == Some("Always");
     let presence = match &found {
         None => Presence::Absent,
-        Some(_) if node.runtime.brought_by_hand(&name).await.map_err(fault)? => Presence::ByHand,
+        // How it came matters only to who would ask its registry.
+        Some(_) if asks && node.runtime.brought_by_hand(&name).await.map_err(fault)? => Presence::ByHand,
         Some(_) => Presence::Pulled,
     };
     match (decide(container.image_pull_policy.as_deref(), presence), found) {
@@ -76,9 +78,12 @@ pub async fn ensure_image(
     }
     teller.tell(pulling(&container.name, &name));
     let begun = Instant::now();
-    let secrets = pull_secrets::keyrings(&pull_secrets(pod));
+    let secrets = PodSecrets::of_pod(pod, |secret| known_secret(pod, secret));
+    if let Some(complaint) = secrets.complaint() {
+        teller.tell(complaint);
+    }
     let outcome = tokio::select! {
-        outcome = pull(node, &name, secrets) => outcome,
+        outcome = pull(node, &name, secrets.keyrings) => outcome,
         () = teller.ending.cancelled() => {
             return Err(StartFailure::Image { never: false, message: "the pod is to end".into() });
         }

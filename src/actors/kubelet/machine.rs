@@ -27,7 +27,8 @@ pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>
     }
 }
 
-fn disk(dir: &std::path::Path) -> (u64, u64) {
+/// Bytes of the disk that a directory is on, and those that are free.
+pub fn disk(dir: &std::path::Path) -> (u64, u64) {
     nix::sys::statvfs::statvfs(dir).map_or((0, 0), |s| {
         let block = s.fragment_size();
         (s.blocks().saturating_mul(block), s.blocks_available().saturating_mul(block))

@@ -7,6 +7,7 @@
 
 mod context;
 mod found;
+mod image_gc;
 mod images;
 mod last_words;
 mod machine;
@@ -43,6 +44,7 @@ use crate::{
         uplink::{Uplink, UplinkSeed},
     },
     logic::{
+        image_gc::PERIOD,
         nodes::{MachineFacts, node_status},
         supervision::Intensity,
     },
@@ -397,6 +399,7 @@ impl Actor for Kubelet {
         let events = stream_of(self.seed.node.runtime.events());
         ctx.add_stream(events);
         ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
+        ctx.run_interval(PERIOD, |kubelet, ctx| kubelet.collect_images(ctx));
     }
 }
 

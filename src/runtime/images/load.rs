@@ -85,6 +85,7 @@ pub(super) fn pulled(
     let mut work = Work { disk, limits, staging, new: HashMap::new(), bytes: 0 };
     let image = work.image(found)?;
     work.place()?;
+    disk.note_use(&image.0);
     commit(disk, [(&found.names, image)], Origin::Registry)
 }
 

@@ -34,7 +34,7 @@ pub use self::{
     name::normalize,
     registry::{Pulls, RegistryConfig},
 };
-use super::{Image, Reader, RuntimeError};
+use super::{IdleImage, Image, Reader, RuntimeError};
 
 /// The image that needs no archive: our own executable.
 pub const BUILTIN_IMAGE: &str = "troupe.local/hello:latest";
@@ -150,11 +150,24 @@ impl ImageStore {
     }
 
     /// Whether the image of a name was brought by hand (loaded, imported, built in): there is nobody to ask for a newer
-    /// one. False when there is none.
+    /// one. So it is with an image that is named by its id. False when there is none.
     pub fn by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
         let index = self.disk.read()?;
+        if index.images.contains_key(name) {
+            return Ok(true);
+        }
         let full = normalize(name)?;
         Ok(index.names.contains_key(&full) && !index.pulled.contains(&full))
+    }
+
+    /// The images that have only names that were pulled, and that nothing keeps.
+    pub fn idle(&self) -> Result<Vec<IdleImage>, RuntimeError> {
+        let _lock = self.disk.lock(Hold::Shared)?;
+        let index = self.disk.read()?;
+        let kept = self.disk.pinned()?;
+        let images = index.images.keys().filter(|id| !kept.contains(*id)).filter_map(|id| index.image(id));
+        let idle = images.filter(|i| !i.names.is_empty() && i.names.iter().all(|n| index.pulled.contains(n)));
+        Ok(idle.map(|i| IdleImage { used_ms: self.disk.used_ms(&i.id), names: i.names }).collect())
     }
 
     /// Removes a name, and the image's content that nothing else needs: no other name, no other image, no pin.

@@ -66,7 +66,7 @@ pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     gz.finish().unwrap()
 }
 
-fn files(entries: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn files(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = Builder::new(Vec::new());
     for (name, content) in entries {
         tar.append(&header(name, EntryType::Regular, content.len() as u64, ""), *content).unwrap();

@@ -42,7 +42,7 @@ use self::{
     state::system,
 };
 use super::{
-    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, PullProgress, Reader,
+    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, IdleImage, Image, PullProgress, Reader,
     RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
 };
 use crate::{
@@ -240,6 +240,10 @@ impl ContainerRuntime for NativeRuntime {
     async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
         let name = name.to_owned();
         self.run(|driver| blocking(move || driver.config.images.by_hand(&name))).await
+    }
+
+    async fn idle_images(&self) -> Result<Vec<IdleImage>, RuntimeError> {
+        self.run(|driver| blocking(move || driver.config.images.idle())).await
     }
 
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {

@@ -28,8 +28,8 @@ use super::{
 use crate::{
     model::Uid,
     runtime::{
-        ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, Reader, RegistryAuth,
-        RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+        ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, IdleImage, Image, Reader,
+        RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
         images::{ImageStore, normalize},
         logs::{self, Stream},
     },
@@ -298,6 +298,16 @@ impl ContainerRuntime for SimRuntime {
         let state = self.machine().look();
         let found = self.find_image(&state, name)?;
         Ok(found.is_some_and(|(full, _)| !state.pulled.contains(&full)))
+    }
+
+    async fn idle_images(&self) -> Result<Vec<IdleImage>, RuntimeError> {
+        let state = self.machine().look();
+        let in_use: Vec<String> = state.container_statuses().into_iter().map(|c| c.image_id).collect();
+        let pulled = state
+            .pulled
+            .iter()
+            .filter(|name| state.images.get(*name).is_some_and(|image| !in_use.contains(&image.id)));
+        Ok(pulled.map(|name| IdleImage { names: vec![name.clone()], used_ms: 0 }).collect())
     }
 
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {

@@ -615,10 +615,42 @@ async fn what_was_loaded_by_hand_is_told_from_what_was_pulled() {
     assert!(!bench.store.by_hand(&name).unwrap());
     bench.store.import(Box::pin(std::io::Cursor::new(layer)), &name).await.unwrap();
     assert!(bench.store.by_hand(&name).unwrap());
-    bench.pull(&name).await.unwrap();
+    let image = bench.pull(&name).await.unwrap();
     assert!(!bench.store.by_hand(&name).unwrap());
+    assert!(bench.store.by_hand(&image.id).unwrap(), "nobody can be asked for it");
     bench.store.remove(&name).await.unwrap();
     assert!(bench.store.resolve(&name).unwrap().is_none());
+}
+
+#[tokio::test]
+async fn what_was_pulled_and_is_not_in_use_may_go() {
+    let server = Server::start();
+    let layer = tar(&[E::File("f", "1")]);
+    server.image("v1", &[layer.clone()], gzip);
+    let (bench, name) = (Bench::new(), server.name("app:v1"));
+    let idle = || bench.store.idle().unwrap();
+    let image = bench.pull(&name).await.unwrap();
+    let [pulled] = &idle()[..] else { panic!("{:?}", idle()) };
+    assert!(pulled.names == [name.clone()] && pulled.used_ms > 0, "{pulled:?}");
+    bench.store.pin(&name, "c1").unwrap();
+    assert_eq!(idle(), [], "in use");
+    let note = bench.dir.path().join("used").join(image.id.trim_start_matches("sha256:"));
+    fs::File::open(&note).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+    bench.store.unpin("c1").unwrap();
+    assert!(idle()[0].used_ms > 0, "used until now");
+    // A second name, brought by hand, keeps it.
+    let config = config(&[layer.clone()]);
+    let manifest = json!([{"Config": "c", "RepoTags": ["mine:1"], "Layers": ["l"]}]).to_string();
+    let archive = super::super::tests::files(&[
+        ("c", &config[..]),
+        ("l", &layer[..]),
+        ("manifest.json", manifest.as_bytes()),
+    ]);
+    bench.store.load(Box::pin(std::io::Cursor::new(archive)), None).await.unwrap();
+    assert_eq!(idle(), []);
+    bench.store.remove("mine:1").await.unwrap();
+    bench.store.remove(&name).await.unwrap();
+    assert!(idle().is_empty() && !note.exists());
 }
 
 #[test]
