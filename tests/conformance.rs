@@ -121,6 +121,7 @@ suite! {
         what_is_no_archive_is_refused_and_changes_nothing;
         archives_that_lead_out_of_their_root_are_refused;
         names_that_are_none_are_refused;
+        what_no_registry_has_is_not_pulled;
         a_running_container_keeps_its_image;
     }
 }

@@ -13,3 +13,4 @@ mod placement;
 mod pods;
 mod recovery;
 mod refusals;
+mod registry;

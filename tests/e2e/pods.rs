@@ -189,12 +189,12 @@ fn an_image_that_is_imported_lets_waiting_pods_run() {
     let ns = "images";
     cluster.namespace(ns);
     let script = "trap 'echo bye; exit 7' TERM; echo up; while true; do sleep 0.05; done";
-    let container = json!({"name": "c", "image": "busybox", "command": ["sh", "-c", script]});
+    let container = json!({"name": "c", "image": "nowhere.example/busybox", "command": ["sh", "-c", script]});
     cluster.apply(ns, &bare_pod("shell", "Always", &[container]));
     cluster.until_pod(ns, "shell", "waiting for its image", |pod| waiting(pod).contains("Pull"));
     let tar = cluster.scratch().join("busybox.tar");
     rootfs(&busybox, &tar);
-    let uri = "/api/v1/nodes/n1/proxy/images/import?name=busybox";
+    let uri = "/api/v1/nodes/n1/proxy/images/import?name=nowhere.example/busybox";
     cluster.kubectl(&["create", "--raw", uri, "-f", tar.to_str().unwrap()]).ok();
     // Long before its next turn: the coming of an image ends the wait.
     cluster.until_pod(ns, "shell", "running", is_ready);

@@ -87,6 +87,7 @@ pub fn open() -> Vec<Open> {
         Open::ImageLoad(ImageLoad::RootFs("b:2".into())),
         Open::ImageList,
         Open::ImageRemove("a:1".into()),
+        Open::ImagePull("a:1".into()),
     ]
 }
 
@@ -140,9 +141,10 @@ fn every_variant_has_its_golden_bytes() {
             Open::ImageLoad(ImageLoad::RootFs(_)) => 11,
             Open::ImageList => 2,
             Open::ImageRemove(_) => 3,
+            Open::ImagePull(_) => 4,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -188,6 +190,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         010103623a32
         02
         0303613a31
+        0403613a31
         ",
     );
     golden(
@@ -208,6 +211,17 @@ fn answers_about_images_have_their_text_for_ever() {
     ] {
         assert_eq!(serde_json::to_string(&answer).unwrap(), text);
         assert_eq!(serde_json::from_str::<ImageAnswer>(text).unwrap(), answer);
+    }
+    for (line, text) in [
+        (
+            PullLine::Progress { layers: 3, layers_done: 1, bytes: 10, total_bytes: 20 },
+            r#"{"progress":{"layers":3,"layersDone":1,"bytes":10,"totalBytes":20}}"#,
+        ),
+        (PullLine::Done("a:1".into()), r#"{"done":"a:1"}"#),
+        (PullLine::Refused("no".into()), r#"{"refused":"no"}"#),
+    ] {
+        assert_eq!(serde_json::to_string(&line).unwrap(), text);
+        assert_eq!(serde_json::from_str::<PullLine>(text).unwrap(), line);
     }
 }
 
