@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     }
     match cli::parse(std::env::args_os()) {
         Ok(Invocation::Demo(args)) => cli::demo::demo(&args),
-        Ok(Invocation::Up(args)) => up(args),
+        Ok(Invocation::Up(args)) => up(*args),
         Ok(Invocation::Reset(args)) => app::reset(&ResetOptions {
             data_dir: args.data_dir.unwrap_or_else(default_data_dir),
             yes: args.yes,

@@ -153,8 +153,8 @@ impl Inner {
     fn serve(&self, mut stream: &TcpStream) {
         let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
         let Some(first) = lines.next() else { return };
-        let mut asked = Asked::default();
-        asked.path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+        let path = first.split(' ').nth(1).unwrap_or_default().to_owned();
+        let mut asked = Asked { path, ..Asked::default() };
         if !first.starts_with("GET ") {
             // A TLS greeting: this one does not speak it.
             let _ = stream.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\nwhat?");
@@ -306,9 +306,9 @@ async fn of_an_index_this_machines_platform_is_taken_and_an_unfit_one_is_explain
 async fn lies_are_refused_and_leave_nothing() {
     let server = Server::start();
     let layer = tar(&[E::File("f", "content")]);
-    let manifest = server.image("v1", &[layer.clone()], gzip);
+    let manifest = server.image("v1", std::slice::from_ref(&layer), gzip);
     let digest = |bytes: &[u8]| digest_of(bytes);
-    let (blob, configuration) = (gzip(&layer), config(&[layer.clone()]));
+    let (blob, configuration) = (gzip(&layer), config(std::slice::from_ref(&layer)));
     let lie = |of: String, body: Vec<u8>| {
         server.rule(move |asked| asked.path.ends_with(&of).then(|| Told::ok(body.clone())));
     };
@@ -384,7 +384,7 @@ async fn a_broken_connection_goes_on_where_it_broke() {
     let server = Server::start();
     let noise: String = (0..40_000_u32).map(|n| char::from(b'a' + (n * n % 23) as u8)).collect();
     let layer = tar(&[E::File("f", &noise)]);
-    server.image("v1", &[layer.clone()], plain);
+    server.image("v1", std::slice::from_ref(&layer), plain);
     let digest = digest_of(&layer);
     let whole = layer.clone();
     // Each connection brings 15,000 bytes.
@@ -414,7 +414,7 @@ async fn a_broken_connection_goes_on_where_it_broke() {
 async fn a_server_that_knows_no_ranges_sends_it_again_and_one_that_always_breaks_ends() {
     let server = Server::start();
     let layer = tar(&[E::File("f", "content")]);
-    server.image("v1", &[layer.clone()], plain);
+    server.image("v1", std::slice::from_ref(&layer), plain);
     let (digest, whole, first) = (digest_of(&layer), layer.clone(), AtomicBool::new(true));
     server.rule(move |asked| {
         let cut = first.swap(!asked.path.ends_with(&digest), Ordering::Relaxed).then_some(700);
@@ -453,7 +453,7 @@ async fn a_registry_that_says_nothing_ends_by_timeout_and_holds_up_no_other() {
 async fn layers_that_are_here_are_not_fetched_again() {
     let server = Server::start();
     let (base, top) = (tar(&[E::File("base", "1")]), tar(&[E::File("top", "2")]));
-    server.image("one", &[base.clone()], gzip);
+    server.image("one", std::slice::from_ref(&base), gzip);
     server.image("two", &[base.clone(), top, base], gzip);
     let bench = Bench::new();
     bench.pull(&server.name("app:one")).await.unwrap();
@@ -480,7 +480,7 @@ async fn many_who_want_one_image_make_one_pull() {
 async fn progress_is_told_while_a_layer_comes() {
     let server = Server::start();
     let layer = tar(&[E::File("f", "content")]);
-    server.image("v1", &[layer.clone()], plain);
+    server.image("v1", std::slice::from_ref(&layer), plain);
     let (digest, whole) = (digest_of(&layer), layer.clone());
     server.rule(move |asked| {
         let half = Told { cut: Some(512), hang: true, ..Told::ok(whole.clone()) };
@@ -515,7 +515,7 @@ async fn progress_is_told_while_a_layer_comes() {
 async fn bombs_end_at_the_limits() {
     let server = Server::start();
     let zeros = tar(&[E::File("f", &"\0".repeat(400_000))]);
-    server.image("v1", &[zeros.clone()], gzip);
+    server.image("v1", std::slice::from_ref(&zeros), gzip);
     server.image("v2", &[zeros], zstd);
     let config = server.blob(config(&[tar(&[])]));
     let claimed = json!({"digest": format!("sha256:{}", "1".repeat(64)), "size": u64::MAX});
@@ -574,8 +574,8 @@ async fn tokens_are_got_with_credentials_and_used_for_all_of_a_pull() {
 async fn passwords_are_sent_to_those_who_ask_and_to_no_other_host() {
     let (server, storage) = (Server::start(), Server::start());
     let layer = tar(&[E::File("f", "1")]);
-    server.image("v1", &[layer.clone()], gzip);
-    storage.image("v1", &[layer.clone()], gzip);
+    server.image("v1", std::slice::from_ref(&layer), gzip);
+    storage.image("v1", std::slice::from_ref(&layer), gzip);
     let (digest, elsewhere) = (digest_of(&gzip(&layer)), format!("http://{}", storage.address));
     server.rule(move |asked| {
         if asked.header("authorization") != Some(basic_of("ann", "right").as_str()) {
@@ -608,7 +608,7 @@ async fn redirects_end_and_lead_to_plain_http_nowhere_but_where_it_is_allowed() 
 async fn what_was_loaded_by_hand_is_told_from_what_was_pulled() {
     let server = Server::start();
     let layer = tar(&[E::File("f", "1")]);
-    server.image("v1", &[layer.clone()], gzip);
+    server.image("v1", std::slice::from_ref(&layer), gzip);
     let (bench, name) = (Bench::new(), server.name("app:v1"));
     assert!(!bench.store.by_hand(&name).unwrap(), "it is not here");
     bench.pull(&name).await.unwrap();
@@ -626,7 +626,7 @@ async fn what_was_loaded_by_hand_is_told_from_what_was_pulled() {
 async fn what_was_pulled_and_is_not_in_use_may_go() {
     let server = Server::start();
     let layer = tar(&[E::File("f", "1")]);
-    server.image("v1", &[layer.clone()], gzip);
+    server.image("v1", std::slice::from_ref(&layer), gzip);
     let (bench, name) = (Bench::new(), server.name("app:v1"));
     let idle = || bench.store.idle().unwrap();
     let image = bench.pull(&name).await.unwrap();
@@ -639,7 +639,7 @@ async fn what_was_pulled_and_is_not_in_use_may_go() {
     bench.store.unpin("c1").unwrap();
     assert!(idle()[0].used_ms > 0, "used until now");
     // A second name, brought by hand, keeps it.
-    let config = config(&[layer.clone()]);
+    let config = config(std::slice::from_ref(&layer));
     let manifest = json!([{"Config": "c", "RepoTags": ["mine:1"], "Layers": ["l"]}]).to_string();
     let archive = super::super::tests::files(&[
         ("c", &config[..]),
