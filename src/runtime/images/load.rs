@@ -74,7 +74,7 @@ pub(super) fn import(
 }
 
 /// Each image's full names.
-fn full_names(found: &[Found], rename: Option<String>) -> Result<Vec<Vec<String>>, RuntimeError> {
+pub(super) fn full_names(found: &[Found], rename: Option<String>) -> Result<Vec<Vec<String>>, RuntimeError> {
     match (found, rename) {
         ([], _) => Err(bad("it holds no image")),
         ([_], Some(name)) => Ok(vec![vec![name]]),
@@ -126,18 +126,8 @@ impl Work<'_> {
     fn image(&mut self, found: &Found) -> Result<(String, Record), RuntimeError> {
         let id = digest_of(&found.config);
         let config: Configuration = parse("image configuration", &found.config)?;
-        config.check_platform()?;
-        let diff_ids = &config.rootfs.diff_ids;
-        if found.layers.len() != diff_ids.len() {
-            return Err(bad(format!(
-                "{} layers, but the configuration lists {}",
-                found.layers.len(),
-                diff_ids.len()
-            )));
-        }
-        if diff_ids.len() > MAX_LAYERS {
-            return Err(bad(format!("{} layers; {MAX_LAYERS} are possible", diff_ids.len())));
-        }
+        config.check(found.layers.len())?;
+        let diff_ids = config.diff_ids();
         let layers = found
             .layers
             .iter()
@@ -256,6 +246,24 @@ impl Configuration {
             config: None,
             rootfs: RootFs { diff_ids },
         }
+    }
+
+    /// Its layers, bottom first.
+    pub(super) fn diff_ids(&self) -> &[String] {
+        &self.rootfs.diff_ids
+    }
+
+    /// Whether it is for this machine and for an image of so many layers.
+    pub(super) fn check(&self, layers: usize) -> Result<(), RuntimeError> {
+        self.check_platform()?;
+        let listed = self.rootfs.diff_ids.len();
+        if layers != listed {
+            return Err(bad(format!("{layers} layers, but the configuration lists {listed}")));
+        }
+        if listed > MAX_LAYERS {
+            return Err(bad(format!("{listed} layers; {MAX_LAYERS} are possible")));
+        }
+        Ok(())
     }
 
     fn check_platform(&self) -> Result<(), RuntimeError> {

@@ -13,6 +13,7 @@ mod builtin;
 mod index;
 mod load;
 mod name;
+pub mod pack;
 mod stream;
 #[cfg(test)]
 mod tests;
