@@ -5,7 +5,9 @@
 //! the process that drives the runtime and are found again by `list_*` after its restart; every operation that ends
 //! something is idempotent; an exit is told by an event *and* stays readable by `list_containers` until removed.
 
+pub mod docker;
 pub mod images;
+mod limits;
 pub mod logs;
 pub mod native;
 pub mod sim;

@@ -14,7 +14,7 @@ mod check;
 mod client;
 mod containers;
 mod driver;
-mod ipam;
+pub(super) mod ipam;
 mod launch;
 mod mounts;
 mod netlink;
@@ -26,7 +26,7 @@ mod shim;
 mod spec;
 mod state;
 mod sys;
-mod user;
+pub(super) mod user;
 
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 

@@ -14,6 +14,7 @@ use super::{
     state::{ContainerRecord, SandboxDir, SandboxRecord},
     user::Identity,
 };
+use crate::runtime::limits::CPU_PERIOD_US;
 
 /// What the spec depends on beyond the records.
 pub(super) struct Facts<'a> {
@@ -234,16 +235,14 @@ fn device(device: &Device) -> Value {
 fn resources(sandbox: &SandboxRecord, record: &ContainerRecord, facts: &Facts<'_>) -> Value {
     let limits = &record.config.resources;
     let mut cpu = json!({});
-    if limits.cpu_request_milli > 0 {
-        cpu["shares"] = (limits.cpu_request_milli * SHARES_PER_CORE / 1000).clamp(2, 262_144).into();
+    if let Some(shares) = limits.cpu_shares() {
+        cpu["shares"] = shares.into();
     }
-    if limits.cpu_limit_milli > 0 {
+    if let Some(quota) = limits.cpu_quota_us() {
         cpu["period"] = CPU_PERIOD_US.into();
-        cpu["quota"] = (limits.cpu_limit_milli * CPU_PERIOD_US / 1000).max(CPU_QUOTA_MIN_US).into();
+        cpu["quota"] = quota.into();
     }
-    let pids = sandbox.config.pids_limit;
-    // The kernel cannot even start the program with one.
-    let pids = if pids > 1 { pids } else { DEFAULT_PIDS };
+    let pids = sandbox.config.pids();
     let mut resources = json!({"cpu": cpu, "pids": {"limit": pids}});
     if limits.memory_limit_bytes > 0 {
         let mut memory = json!({"limit": limits.memory_limit_bytes});
@@ -258,17 +257,12 @@ fn resources(sandbox: &SandboxRecord, record: &ContainerRecord, facts: &Facts<'_
     resources
 }
 
-const SHARES_PER_CORE: i64 = 1024;
-const CPU_PERIOD_US: i64 = 100_000;
-/// The kernel's least.
-const CPU_QUOTA_MIN_US: i64 = 1_000;
-/// Far more than servers have threads, and far from what makes a machine unusable.
-const DEFAULT_PIDS: i64 = 4096;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::{ContainerConfig, ContainerId, Mount, SandboxConfig, native::state::ImageRecord};
+    use crate::runtime::{
+        ContainerConfig, ContainerId, Mount, SandboxConfig, limits::DEFAULT_PIDS, native::state::ImageRecord,
+    };
 
     fn strings(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|text| (*text).to_owned()).collect()

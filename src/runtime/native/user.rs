@@ -56,7 +56,7 @@ pub(super) fn resolve(
 }
 
 /// Kubernetes' `runAsNonRoot`: refuses what would run as root, or what cannot be told without looking into the image.
-pub(super) fn check_non_root(security: &Security, image_user: &str) -> Result<(), String> {
+pub(in crate::runtime) fn check_non_root(security: &Security, image_user: &str) -> Result<(), String> {
     if !security.run_as_non_root {
         return Ok(());
     }
