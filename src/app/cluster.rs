@@ -12,16 +12,14 @@ use tokio::sync::watch;
 
 use super::{
     Client, ClientError, Master, MasterConfig, Node, NodeConfig, Persistence, RuntimeChoice, StartError,
-    node::{MAX_PODS, may_run_containers, native_runtime},
+    node::MAX_PODS,
+    runtime::{choose, open_runtime},
 };
 use crate::{
     actors::supervisor::Escalation,
     logic::supervision::Backoff,
     model::{Key, Kind, KindFacet, NodeName, Snapshot},
-    runtime::{
-        ContainerRuntime, native,
-        sim::{SimConfig, SimMachine, SimRuntime},
-    },
+    runtime::ContainerRuntime,
 };
 
 /// What a cluster in one process is to be like: fields to set, methods for the usual cases, [`Cluster::start`] to begin.
@@ -106,8 +104,8 @@ impl ClusterConfig {
             )));
         }
         // Before anything is written: a start that cannot succeed leaves nothing.
-        if self.runtime != RuntimeChoice::Sim && self.runtimes.len() < self.nodes.len() {
-            may_run_containers()?;
+        if self.runtimes.len() < self.nodes.len() {
+            choose(self.runtime, &self.directory, &self.nodes)?;
         }
         Ok(())
     }
@@ -153,6 +151,8 @@ impl Cluster {
             told(escalation);
         });
         master.on_escalate = on_escalate.clone();
+        let runtime =
+            if runtimes.len() < names.len() { choose(runtime, &directory, &names)? } else { runtime };
         let mut cluster = Cluster { nodes: Vec::new(), master: Master::start(master).await?, failure };
         for (index, name) in names.into_iter().enumerate() {
             let own = runtimes.iter().find(|(node, _)| *node == name).map(|(_, r)| r.clone());
@@ -236,45 +236,5 @@ impl Cluster {
             node.stop().await;
         }
         self.master.stop().await;
-    }
-}
-
-async fn open_runtime(
-    choice: RuntimeChoice,
-    directory: &std::path::Path,
-    name: &NodeName,
-    index: usize,
-) -> Result<Arc<dyn ContainerRuntime>, StartError> {
-    match choice {
-        RuntimeChoice::Auto | RuntimeChoice::Native => native_runtime(directory, name, index).await,
-        RuntimeChoice::Sim => {
-            let real = directory.join("nodes").join(name.as_str()).join("runtime");
-            if native::holds_sandboxes(&real) {
-                return Err(StartError::Refused(format!(
-                    "node {name} has real containers in {}: simulating them beside would run each pod twice; \
-                     use --runtime native, end them with `troupe reset`, or name another --data-dir",
-                    real.display()
-                )));
-            }
-            let seed = u64::try_from(index).unwrap_or(0);
-            let machine = SimMachine::new(SimConfig { seed, ..SimConfig::default() })?;
-            Ok(Arc::new(SimRuntime::open(machine)))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pods_with_real_containers_are_not_simulated() {
-        let dir = tempfile::tempdir().unwrap();
-        let name = NodeName::from("n1");
-        let open = || actix::System::new().block_on(open_runtime(RuntimeChoice::Sim, dir.path(), &name, 0));
-        assert!(open().is_ok());
-        std::fs::create_dir_all(dir.path().join("nodes/n1/runtime/sandboxes/uid")).unwrap();
-        let refused = open().err().unwrap().to_string();
-        assert!(refused.contains("--runtime native"), "{refused}");
     }
 }

@@ -14,11 +14,14 @@ pub enum Persistence {
 /// Which container runtime a node uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RuntimeChoice {
-    /// Native when this process may, else an explanation.
+    /// What the data directory's pods are in; else native when this process may; else docker when its engine answers;
+    /// else an explanation.
     #[default]
     Auto,
     /// The embedded OCI runtime.
     Native,
+    /// A Docker engine on this machine.
+    Docker,
     /// Simulated containers.
     Sim,
 }

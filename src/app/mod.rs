@@ -12,12 +12,14 @@
 mod client;
 mod cluster;
 mod config;
+mod docker;
 mod guard;
 mod kubeconfig;
 mod master;
 mod network;
 mod node;
 mod reset;
+mod runtime;
 mod telemetry;
 mod up;
 

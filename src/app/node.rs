@@ -138,7 +138,8 @@ pub(super) fn may_run_containers() -> Result<(), StartError> {
     let Err(missing) = native::check() else { return Ok(()) };
     let lines: Vec<String> = missing.iter().map(|m| format!("  - {m}")).collect();
     Err(StartError::Refused(format!(
-        "this machine cannot run containers natively:\n{}\n(or try it with simulated containers: --runtime sim)",
+        "this machine cannot run containers natively:\n{}\n(or have docker run them: --runtime docker; or simulate them: \
+         --runtime sim)",
         lines.join("\n")
     )))
 }

@@ -41,10 +41,7 @@ fn up(args: UpArgs) -> ExitCode {
         RuntimeArg::Auto => RuntimeChoice::Auto,
         RuntimeArg::Native => RuntimeChoice::Native,
         RuntimeArg::Sim => RuntimeChoice::Sim,
-        RuntimeArg::Docker => {
-            eprintln!("troupe: the docker runtime is not built yet; use --runtime native (as root) or sim");
-            return ExitCode::from(2);
-        }
+        RuntimeArg::Docker => RuntimeChoice::Docker,
     };
     let usual = UpOptions::new(args.data_dir());
     app::up(UpOptions {

@@ -64,12 +64,12 @@ pub struct UpArgs {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RuntimeArg {
-    /// Native when this process may
+    /// Native when this process may, else docker when its engine answers
     #[default]
     Auto,
     /// The embedded OCI runtime
     Native,
-    /// Docker's daemon
+    /// The Docker engine of this machine (at $DOCKER_HOST or /var/run/docker.sock)
     Docker,
     /// Simulated containers
     Sim,
