@@ -3,12 +3,16 @@
 //! Owns: the list of cases and the runtimes each is run against. A case is a function of a [`harness::Bench`]; it knows
 //! no runtime by name. A new runtime implements [`harness::Harness`] and gets a line in `suite!`. A case that a runtime
 //! cannot meet is exempted there and only there, with the reason as text, which `cargo test` prints.
-//! Needs root for the native runtime; its containers run the built-in image, so nothing else is needed.
+//! Needs root for real containers, and `dockerd` for the docker runtime (without it those are skipped, except under
+//! `CI`); they run the built-in image, so nothing else is needed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod conformance {
     pub mod archives;
     pub mod containers;
+    pub mod docker;
+    mod docker_only;
+    pub mod engine;
     pub mod harness;
     pub mod images;
     pub mod native;
@@ -29,6 +33,16 @@ macro_rules! suite {
                 $(#[tokio::test]
                 async fn $case() {
                     crate::$room::$case(&mut crate::Bench::<crate::conformance::native::Native>::new().await).await;
+                })*
+            })*
+        }
+        mod docker {
+            $(mod $room {
+                $(#[tokio::test]
+                async fn $case() {
+                    if crate::conformance::engine::at_hand() {
+                        crate::$room::$case(&mut crate::Bench::<crate::conformance::docker::OnDocker>::new().await).await;
+                    }
                 })*
             })*
         }

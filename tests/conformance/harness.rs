@@ -175,8 +175,14 @@ impl<H: Harness> Bench<H> {
 
     /// A log's records without their times: `stdout F text`.
     pub fn log(&self, name: &str) -> Vec<String> {
+        let lines = self.raw_log(name);
+        lines.iter().filter_map(|line| line.split_once(' ')).map(|(_, rest)| rest.to_owned()).collect()
+    }
+
+    /// A log's records as they are: `TIME stdout F text`.
+    pub fn raw_log(&self, name: &str) -> Vec<String> {
         let text = std::fs::read_to_string(self.dir.path().join("logs").join(name)).unwrap_or_default();
-        text.lines().filter_map(|line| line.split_once(' ')).map(|(_, rest)| rest.to_owned()).collect()
+        text.lines().map(str::to_owned).collect()
     }
 
     /// Waits until a log has a line with this text.

@@ -7,6 +7,10 @@
 
 mod chaos;
 mod disk;
+mod docker;
+#[path = "../conformance/engine.rs"]
+#[allow(dead_code, reason = "shared with the conformance suite, which needs more of it")]
+mod engine;
 mod harness;
 mod life;
 mod placement;
