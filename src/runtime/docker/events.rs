@@ -10,7 +10,10 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use bollard::{models::EventMessage, query_parameters::EventsOptions};
+use bollard::{
+    models::{ContainerSummaryStateEnum, EventMessage},
+    query_parameters::EventsOptions,
+};
 use futures_util::StreamExt as _;
 
 use super::{
@@ -31,13 +34,15 @@ const OVERLAP: Duration = Duration::from_secs(5);
 pub(super) async fn adopt(driver: &Arc<Driver>) -> Result<(), RuntimeError> {
     for kind in [Kind::Sandbox, Kind::Container] {
         for found in driver.summaries(kind, None).await? {
-            let running = is_running(&found);
+            let (running, begun) =
+                (is_running(&found), found.state != Some(ContainerSummaryStateEnum::CREATED));
             let (Some(id), Some(labels)) = (found.id, found.labels) else { continue };
             let Some((_, pod)) = labels::kind_and_pod(&labels) else { continue };
             if running {
                 driver.ends.expect(&id, kind, &pod);
             }
-            if let Some(container) = labels::Container::read(&labels) {
+            // The log of what was not started yet begins with its start.
+            if let Some(container) = labels::Container::read(&labels).filter(|_| begun) {
                 super::logs::resume(driver, id, container);
             }
         }
@@ -91,7 +96,7 @@ async fn compare(driver: &Arc<Driver>) -> Result<(), RuntimeError> {
         for found in driver.summaries(kind, None).await? {
             let running = is_running(&found);
             // What was not started yet has not ended.
-            let fresh = found.state == Some(bollard::models::ContainerSummaryStateEnum::CREATED);
+            let fresh = found.state == Some(ContainerSummaryStateEnum::CREATED);
             states.extend(found.id.map(|id| (id, running || fresh)));
         }
     }
