@@ -3,12 +3,17 @@
 //! Owns: the list of cases and the runtimes each is run against. A case is a function of a [`harness::Bench`]; it knows
 //! no runtime by name. A new runtime implements [`harness::Harness`] and gets a line in `suite!`. A case that a runtime
 //! cannot meet is exempted there and only there, with the reason as text, which `cargo test` prints.
-//! Needs root for the native runtime; its containers run the built-in image, so nothing else is needed.
+//! Needs root for real containers, and `dockerd` for the docker runtime (without it those are skipped, except under
+//! `CI`); they run the built-in image, so nothing else is needed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod conformance {
     pub mod archives;
     pub mod containers;
+    pub mod docker;
+    mod docker_only;
+    pub mod engine;
+    pub mod exec;
     pub mod harness;
     pub mod images;
     pub mod native;
@@ -19,7 +24,7 @@ mod conformance {
     pub mod stopping;
 }
 
-use conformance::{containers, harness::Bench, images, restarts, sandboxes, sharing, stopping};
+use conformance::{containers, exec, harness::Bench, images, restarts, sandboxes, sharing, stopping};
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
 macro_rules! suite {
@@ -29,6 +34,16 @@ macro_rules! suite {
                 $(#[tokio::test]
                 async fn $case() {
                     crate::$room::$case(&mut crate::Bench::<crate::conformance::native::Native>::new().await).await;
+                })*
+            })*
+        }
+        mod docker {
+            $(mod $room {
+                $(#[tokio::test]
+                async fn $case() {
+                    if crate::conformance::engine::at_hand() {
+                        crate::$room::$case(&mut crate::Bench::<crate::conformance::docker::OnDocker>::new().await).await;
+                    }
                 })*
             })*
         }
@@ -85,6 +100,20 @@ suite! {
         an_exit_stays_readable_until_removal;
         two_stops_at_once_both_return;
     }
+    exec {
+        a_programs_output_and_exit_code_are_told;
+        a_program_ended_by_a_signal_has_its_code;
+        a_program_that_does_not_exist_is_a_start_error;
+        a_program_over_its_time_is_killed_and_its_container_lives;
+        many_programs_run_at_once;
+        output_beyond_the_bound_is_dropped;
+        in_a_container_that_does_not_run_nothing_is_run;
+        the_end_of_its_container_ends_a_program;
+        a_program_runs_as_its_container_does,
+            sim exempt: "simulated programs know nothing of their container";
+        after_a_restart_programs_run_in_the_containers_found;
+        a_program_with_streams_says_what_it_has_to_say_and_how_it_ended;
+    }
     restarts {
         running_containers_are_found_with_the_same_process;
         what_ended_while_nobody_drove_is_found_with_its_code;
@@ -100,6 +129,8 @@ suite! {
             sim exempt: "simulated containers have no sockets";
         pods_reach_each_other_by_address,
             sim exempt: "simulated containers have no sockets";
+        containers_that_share_a_pid_namespace_see_each_other,
+            sim exempt: "simulated containers have no processes";
         containers_of_a_pod_share_memory,
             sim exempt: "simulated containers have no /dev/shm";
         containers_of_a_pod_share_a_directory,
@@ -121,6 +152,7 @@ suite! {
         what_is_no_archive_is_refused_and_changes_nothing;
         archives_that_lead_out_of_their_root_are_refused;
         names_that_are_none_are_refused;
+        what_no_registry_has_is_not_pulled;
         a_running_container_keeps_its_image;
     }
 }

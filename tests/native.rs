@@ -7,9 +7,11 @@
 mod native {
     pub mod bench;
     mod cost;
+    mod exec;
     mod hostile;
     mod hygiene;
     mod isolation;
     mod life;
+    mod sandbox;
     mod survival;
 }

@@ -24,7 +24,7 @@ use super::{
     config::{ApiState, Limits, ServiceCidr},
     delete, discovery,
     error::ApiError,
-    health, images, log, metrics, openapi,
+    exec, health, images, log, metrics, openapi,
     patch::{Format, Patch},
     query::Query,
     read, render,
@@ -199,9 +199,17 @@ async fn serve(
             let permit = call.shared.stream_permit()?;
             return if reads { log::log(&call, permit).await } else { Err(ApiError::MethodNotAllowed) };
         }
+        Some("exec") if call.resource.kind == Kind::Pod => {
+            let permit = call.shared.stream_permit()?;
+            // A POST is a client that tried it in vain over a WebSocket: it is told why.
+            return match *request.method() {
+                Method::GET | Method::POST => exec::exec(&call, request, payload, permit).await,
+                _ => Err(ApiError::MethodNotAllowed),
+            };
+        }
         Some("proxy") if call.resource.kind == Kind::Node => {
-            let _permit = call.shared.stream_permit()?;
-            return images::proxy(&call, request.method(), payload).await;
+            let permit = call.shared.stream_permit()?;
+            return images::proxy(&call, request.method(), payload, permit).await;
         }
         _ => {}
     }
@@ -265,6 +273,12 @@ async fn subresources(
             Method::GET | Method::HEAD => read::get(&call.shared, &call.resource, &call.query, call.form),
             Method::PUT => write::update(call, Part::Status, json(body)?).await,
             Method::PATCH => write::patch(call, Part::Status, &patch(request, &body)?).await,
+            _ => Err(ApiError::MethodNotAllowed),
+        },
+        (Kind::Pod, "ephemeralcontainers") => match *request.method() {
+            Method::GET | Method::HEAD => read::get(&call.shared, &call.resource, &call.query, call.form),
+            Method::PUT => write::update(call, Part::EphemeralContainers, json(body)?).await,
+            Method::PATCH => write::patch(call, Part::EphemeralContainers, &patch(request, &body)?).await,
             _ => Err(ApiError::MethodNotAllowed),
         },
         (Kind::ReplicationController, "scale") => match *request.method() {

@@ -1,7 +1,8 @@
 //! Images of a node: `/api/v1/nodes/NODE/proxy/images…`.
 //!
-//! Owns: the four requests (load an archive, import a root file system, list, remove) and their passage through a byte
-//! stream to the node. A body is passed on as it comes, never held, and the node's answer is passed back.
+//! Owns: the five requests (load an archive, import a root file system, pull, list, remove) and their passage through a
+//! byte stream to the node. A body is passed on as it comes, never held, and the node's answer is passed back; that to a
+//! pull as it comes, since it tells how far the pull is.
 
 use std::{io, time::Duration};
 
@@ -10,7 +11,13 @@ use futures_util::StreamExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::{error::ApiError, log::open, read::json_response, write::Call};
+use super::{
+    door::StreamPermit,
+    error::ApiError,
+    log::{open, pass_on},
+    read::json_response,
+    write::Call,
+};
 use crate::{
     messages::{ByteStream, wire},
     model::NodeName,
@@ -27,7 +34,12 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 /// 404 for paths other than images, 413 beyond the configured cap, and the node's.
-pub async fn proxy(call: &Call, method: &Method, payload: web::Payload) -> Result<HttpResponse, ApiError> {
+pub async fn proxy(
+    call: &Call,
+    method: &Method,
+    payload: web::Payload,
+    permit: StreamPermit,
+) -> Result<HttpResponse, ApiError> {
     let rest: Vec<&str> = call.resource.rest.iter().map(String::as_str).collect();
     let name = call.query.other("name").filter(|n| !n.is_empty()).map(str::to_owned);
     let named = || {
@@ -36,14 +48,20 @@ pub async fn proxy(call: &Call, method: &Method, payload: web::Payload) -> Resul
     let request = match (method, rest.as_slice()) {
         (&Method::POST, ["images", "load"]) => wire::Open::ImageLoad(wire::ImageLoad::Archive(name)),
         (&Method::POST, ["images", "import"]) => wire::Open::ImageLoad(wire::ImageLoad::RootFs(named()?)),
+        (&Method::POST, ["images", "pull"]) => wire::Open::ImagePull(named()?),
         (&Method::GET, ["images"]) => wire::Open::ImageList,
         (&Method::DELETE, ["images"]) => wire::Open::ImageRemove(named()?),
-        (_, ["images" | "load" | "import", ..]) => return Err(ApiError::MethodNotAllowed),
+        (_, ["images" | "load" | "import" | "pull", ..]) => return Err(ApiError::MethodNotAllowed),
         _ => return Err(ApiError::UnknownPath),
     };
     let key = call.key()?;
     if call.shared.state.view.snapshot().find(&key).is_none() {
         return Err(ApiError::not_found(&key));
+    }
+    if matches!(request, wire::Open::ImagePull(_)) {
+        let stream = open(call, &NodeName(key.name.clone()), request).await?;
+        let lines = pass_on(call, stream, permit);
+        return Ok(HttpResponse::Ok().content_type("application/x-ndjson").streaming(lines));
     }
     let upload = matches!(request, wire::Open::ImageLoad(_));
     let mut stream = open(call, &NodeName(key.name.clone()), request).await?;

@@ -1,7 +1,7 @@
 //! Kubernetes' REST API over actix-web and TLS. Speaks only messages to actors.
 //!
 //! The way of a request: [`server`] (TLS, workers) → [`door`] (who is it, limits, what is meant) → [`read`], [`watch`],
-//! [`mod@write`], [`delete`], [`subresource`], [`log`], [`images`] → [`render`] or [`error`]. One set of handlers serves
+//! [`mod@write`], [`delete`], [`subresource`], [`log`], [`mod@exec`], [`images`] → [`render`] or [`error`]. One set of handlers serves
 //! every kind: what differs between kinds is in [`crate::model::registry`] and [`crate::model::admit`].
 //! Invariant: reads never wait for the store's writer; every change is a compare-and-swap.
 
@@ -13,6 +13,7 @@ mod delete;
 mod discovery;
 mod door;
 mod error;
+mod exec;
 mod fixed;
 mod health;
 mod images;

@@ -11,17 +11,16 @@ use std::{
 use tokio::sync::watch;
 
 use super::{
-    Client, ClientError, Master, MasterConfig, Node, NodeConfig, Persistence, RuntimeChoice, StartError,
-    node::{MAX_PODS, may_run_containers, native_runtime},
+    Client, ClientError, Master, MasterConfig, Node, NodeConfig, Persistence, RegistryOptions, RuntimeChoice,
+    StartError,
+    node::MAX_PODS,
+    runtime::{choose, open_runtime},
 };
 use crate::{
     actors::supervisor::Escalation,
     logic::supervision::Backoff,
     model::{Key, Kind, KindFacet, NodeName, Snapshot},
-    runtime::{
-        ContainerRuntime, native,
-        sim::{SimConfig, SimMachine, SimRuntime},
-    },
+    runtime::ContainerRuntime,
 };
 
 /// What a cluster in one process is to be like: fields to set, methods for the usual cases, [`Cluster::start`] to begin.
@@ -40,6 +39,10 @@ pub struct ClusterConfig {
     pub crash_loop: Backoff,
     /// Most pods on each node.
     pub max_pods: u32,
+    /// Where images come from.
+    pub registries: RegistryOptions,
+    /// A directory of manifests, whose pods the first node runs in any case.
+    pub manifests: Option<PathBuf>,
 }
 
 impl ClusterConfig {
@@ -54,6 +57,8 @@ impl ClusterConfig {
             directory,
             crash_loop: Backoff::CRASH_LOOP,
             max_pods: MAX_PODS,
+            registries: RegistryOptions::default(),
+            manifests: None,
         }
     }
 
@@ -106,8 +111,8 @@ impl ClusterConfig {
             )));
         }
         // Before anything is written: a start that cannot succeed leaves nothing.
-        if self.runtime != RuntimeChoice::Sim && self.runtimes.len() < self.nodes.len() {
-            may_run_containers()?;
+        if self.runtimes.len() < self.nodes.len() {
+            choose(self.runtime, &self.directory, &self.nodes)?;
         }
         Ok(())
     }
@@ -140,8 +145,19 @@ impl Cluster {
     /// See [`StartError`]; nothing is left running then.
     pub async fn start(config: ClusterConfig) -> Result<Cluster, StartError> {
         config.check()?;
-        let ClusterConfig { mut master, nodes: names, runtime, runtimes, directory, crash_loop, max_pods } =
-            config;
+        let registries = config.registries.read()?;
+        let registry_config = config.registries.credentials.clone();
+        let ClusterConfig {
+            mut master,
+            nodes: names,
+            runtime,
+            runtimes,
+            directory,
+            crash_loop,
+            max_pods,
+            registries: _,
+            mut manifests,
+        } = config;
         let (failed, failure) = watch::channel(None);
         let told = master.on_escalate.clone();
         let on_escalate: Arc<dyn Fn(Escalation) + Send + Sync> = Arc::new(move |escalation: Escalation| {
@@ -153,13 +169,15 @@ impl Cluster {
             told(escalation);
         });
         master.on_escalate = on_escalate.clone();
+        let runtime =
+            if runtimes.len() < names.len() { choose(runtime, &directory, &names)? } else { runtime };
         let mut cluster = Cluster { nodes: Vec::new(), master: Master::start(master).await?, failure };
         for (index, name) in names.into_iter().enumerate() {
             let own = runtimes.iter().find(|(node, _)| *node == name).map(|(_, r)| r.clone());
             let begun = async {
                 let runtime = match own {
                     Some(runtime) => runtime,
-                    None => open_runtime(runtime, &directory, &name, index).await?,
+                    None => open_runtime(runtime, &directory, &name, index, registries.clone()).await?,
                 };
                 let node = NodeConfig {
                     login: cluster.master.admit_node(&name)?,
@@ -168,7 +186,9 @@ impl Cluster {
                     labels: Default::default(),
                     address: IpAddr::V4(Ipv4Addr::LOCALHOST),
                     max_pods,
+                    manifests: manifests.take(),
                     crash_loop,
+                    registry_config: registry_config.clone(),
                     on_escalate: on_escalate.clone(),
                 };
                 Node::start(node).await
@@ -236,45 +256,5 @@ impl Cluster {
             node.stop().await;
         }
         self.master.stop().await;
-    }
-}
-
-async fn open_runtime(
-    choice: RuntimeChoice,
-    directory: &std::path::Path,
-    name: &NodeName,
-    index: usize,
-) -> Result<Arc<dyn ContainerRuntime>, StartError> {
-    match choice {
-        RuntimeChoice::Auto | RuntimeChoice::Native => native_runtime(directory, name, index).await,
-        RuntimeChoice::Sim => {
-            let real = directory.join("nodes").join(name.as_str()).join("runtime");
-            if native::holds_sandboxes(&real) {
-                return Err(StartError::Refused(format!(
-                    "node {name} has real containers in {}: simulating them beside would run each pod twice; \
-                     use --runtime native, end them with `troupe reset`, or name another --data-dir",
-                    real.display()
-                )));
-            }
-            let seed = u64::try_from(index).unwrap_or(0);
-            let machine = SimMachine::new(SimConfig { seed, ..SimConfig::default() })?;
-            Ok(Arc::new(SimRuntime::open(machine)))
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pods_with_real_containers_are_not_simulated() {
-        let dir = tempfile::tempdir().unwrap();
-        let name = NodeName::from("n1");
-        let open = || actix::System::new().block_on(open_runtime(RuntimeChoice::Sim, dir.path(), &name, 0));
-        assert!(open().is_ok());
-        std::fs::create_dir_all(dir.path().join("nodes/n1/runtime/sandboxes/uid")).unwrap();
-        let refused = open().err().unwrap().to_string();
-        assert!(refused.contains("--runtime native"), "{refused}");
     }
 }

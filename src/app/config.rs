@@ -2,6 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::StartError;
+use crate::{logic::credentials::Keyring, runtime::images::RegistryConfig};
+
 /// Where a master keeps its objects.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Persistence {
@@ -14,11 +17,50 @@ pub enum Persistence {
 /// Which container runtime a node uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RuntimeChoice {
-    /// Native when this process may, else an explanation.
+    /// What the data directory's pods are in; else native when this process may; else docker when its engine answers;
+    /// else an explanation.
     #[default]
     Auto,
     /// The embedded OCI runtime.
     Native,
+    /// A Docker engine on this machine.
+    Docker,
     /// Simulated containers.
     Sim,
+}
+
+/// How a node gets images from registries.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RegistryOptions {
+    /// Registries (`host[:port]`) that may be spoken to without TLS. Those on loopback always may.
+    pub insecure: Vec<String>,
+    /// Certificate authorities beyond the system's: PEM files.
+    pub authorities: Vec<PathBuf>,
+    /// Credentials: a file in the form of Docker's `config.json`, read anew for each pull.
+    pub credentials: Option<PathBuf>,
+}
+
+impl RegistryOptions {
+    /// Reads the files, so that what is wrong with them is told at the start.
+    pub(super) fn read(&self) -> Result<RegistryConfig, StartError> {
+        let mut config = RegistryConfig { insecure: self.insecure.clone(), ..RegistryConfig::default() };
+        for path in &self.authorities {
+            config.trust(path).map_err(|source| StartError::File { path: path.clone(), source })?;
+        }
+        if let Some(path) = &self.credentials {
+            let json =
+                std::fs::read(path).map_err(|source| StartError::File { path: path.clone(), source })?;
+            let keyring = Keyring::of_config(&json)
+                .map_err(|why| StartError::Refused(format!("--registry-config {}: {why}", path.display())))?;
+            if !keyring.elsewhere().is_empty() {
+                let elsewhere = keyring.elsewhere().join(", ");
+                tracing::warn!(
+                    path = %path.display(),
+                    elsewhere,
+                    "credentials that are kept by credential helpers or as identity tokens are not used"
+                );
+            }
+        }
+        Ok(config)
+    }
 }

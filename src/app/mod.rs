@@ -12,18 +12,20 @@
 mod client;
 mod cluster;
 mod config;
+mod docker;
 mod guard;
 mod kubeconfig;
 mod master;
 mod network;
 mod node;
 mod reset;
+mod runtime;
 mod telemetry;
 mod up;
 
 pub use client::{Client, ClientError, WatchEvent, Watcher};
 pub use cluster::{Cluster, ClusterConfig};
-pub use config::{Persistence, RuntimeChoice};
+pub use config::{Persistence, RegistryOptions, RuntimeChoice};
 pub use master::{Master, MasterConfig};
 pub use network::names as network_names;
 pub use node::{Node, NodeConfig, NodeLogin};

@@ -10,7 +10,7 @@ use std::{
 use super::{StartError, guard::Root, network};
 use crate::{
     actors::{
-        kubelet::{self, KubeletSeed, NodeContext, Starts},
+        kubelet::{self, Configs, KubeletSeed, NodeContext, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
@@ -18,7 +18,7 @@ use crate::{
     net::{self, CaCertificate, Connector, Dialer, Identity, LinkConfig, identity::MASTER},
     runtime::{
         ContainerRuntime,
-        images::ImageStore,
+        images::{ImageStore, RegistryConfig},
         native::{self, NativeConfig, NativeRuntime},
     },
 };
@@ -52,8 +52,12 @@ pub struct NodeConfig {
     pub address: IpAddr,
     /// Most pods on the node.
     pub max_pods: u32,
+    /// A directory of manifests: pods that the node runs in any case.
+    pub manifests: Option<PathBuf>,
     /// CrashLoopBackOff.
     pub crash_loop: Backoff,
+    /// The node's own credentials for registries: a file in the form of Docker's `config.json`.
+    pub registry_config: Option<PathBuf>,
     /// Called when the node's supervisor gives up.
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
@@ -77,7 +81,7 @@ impl Node {
             let path = config.directory.join(dir);
             std::fs::create_dir_all(&path).map_err(|source| StartError::File { path, source })?;
         }
-        let NodeConfig { login, runtime, labels, address, max_pods, .. } = config;
+        let NodeConfig { login, runtime, labels, address, max_pods, manifests, .. } = config;
         let connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
         let context = Arc::new(NodeContext {
             name: login.name.to_string(),
@@ -86,6 +90,8 @@ impl Node {
             host_ip: Some(address),
             crash_loop: config.crash_loop,
             starts: Starts::default(),
+            configs: Configs::default(),
+            registry_config: config.registry_config,
         });
         let facts = MachineFacts {
             hostname: login.name.to_string(),
@@ -107,6 +113,7 @@ impl Node {
                 uplink,
                 slot: slot.clone(),
                 pods: pods.clone(),
+                manifests: manifests.clone(),
             },
             move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
         );
@@ -138,7 +145,8 @@ pub(super) fn may_run_containers() -> Result<(), StartError> {
     let Err(missing) = native::check() else { return Ok(()) };
     let lines: Vec<String> = missing.iter().map(|m| format!("  - {m}")).collect();
     Err(StartError::Refused(format!(
-        "this machine cannot run containers natively:\n{}\n(or try it with simulated containers: --runtime sim)",
+        "this machine cannot run containers natively:\n{}\n(or have docker run them: --runtime docker; or simulate them: \
+         --runtime sim)",
         lines.join("\n")
     )))
 }
@@ -151,6 +159,7 @@ pub async fn native_runtime(
     data: &std::path::Path,
     name: &NodeName,
     index: usize,
+    registries: RegistryConfig,
 ) -> Result<Arc<dyn ContainerRuntime>, StartError> {
     may_run_containers()?;
     // Shims run elsewhere, and names of bridges follow from the path: it has to be one for however it was typed.
@@ -161,6 +170,7 @@ pub async fn native_runtime(
         .map_err(|source| StartError::File { path: "/proc/self/exe".into(), source })?;
     images.ensure_builtin(&program).await?;
     let mut config = NativeConfig::new(data.join("nodes").join(name.as_str()).join("runtime"), images);
+    config.registries = registries;
     let (bridge, cgroup) = network::names(data, index);
     config.bridge = bridge;
     config.cgroup_parent = cgroup;

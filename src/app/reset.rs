@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::{StartError, network};
+use super::{StartError, docker, network};
 use crate::{
     model::NodeName,
     runtime::{
@@ -79,13 +79,17 @@ fn run(options: &ResetOptions) -> Result<ExitCode, StartError> {
         )));
     }
     let lock = DataDir::open(&data)?;
-    let left = Left::find(&data);
+    let mut left = Left::find(&data);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(file(Path::new("the machine")))?;
+    let in_engine = runtime.block_on(docker::Left::find(&data, &left.nodes))?;
     if left.pods > 0 && !nix::unistd::geteuid().is_root() {
         return Err(StartError::Refused(format!(
             "the {} pods of this cluster were started by root: run this as root (sudo)",
             left.pods
         )));
     }
+    left.pods += in_engine.iter().map(|left| left.pods).sum::<usize>();
     if !options.yes {
         if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
             eprintln!("troupe: {left}; there is no terminal to ask on: to agree, give --yes");
@@ -96,10 +100,12 @@ fn run(options: &ResetOptions) -> Result<ExitCode, StartError> {
             return Ok(ExitCode::from(1));
         }
     }
-    if nix::unistd::geteuid().is_root() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        runtime.map_err(file(Path::new("the machine")))?.block_on(end_nodes(&data, &left.nodes))?;
-    }
+    runtime.block_on(async {
+        for left in &in_engine {
+            left.remove().await?;
+        }
+        if nix::unistd::geteuid().is_root() { end_nodes(&data, &left.nodes).await } else { Ok(()) }
+    })?;
     native::unmount_below(&data).map_err(file(&data))?;
     remove_files(&data, lock)?;
     println!("{} pods ended; the cluster in {} is no more", left.pods, data.display());
@@ -109,8 +115,12 @@ fn run(options: &ResetOptions) -> Result<ExitCode, StartError> {
 /// After a clean end of `troupe up`: takes the bridges and cgroups of nodes that have no sandbox off the machine. Does
 /// nothing when another process has taken over meanwhile.
 pub(super) async fn tidy(data: &Path, nodes: &[NodeName]) {
-    let (Ok(data), true) = (fs::canonicalize(data), nix::unistd::geteuid().is_root()) else { return };
+    let Ok(data) = fs::canonicalize(data) else { return };
     let Ok(_lock) = DataDir::open(&data) else { return };
+    docker::tidy(&data, nodes).await;
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
     for (index, name) in nodes.iter().enumerate() {
         if has_pods(&data, name) {
             continue;

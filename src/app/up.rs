@@ -14,7 +14,7 @@ use std::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    Cluster, ClusterConfig, RuntimeChoice, StartError,
+    Cluster, ClusterConfig, RegistryOptions, RuntimeChoice, StartError,
     cluster::this_machine,
     network::pod_network,
     node::MAX_PODS,
@@ -48,6 +48,10 @@ pub struct UpOptions {
     pub api_names: Vec<String>,
     /// The first delay of CrashLoopBackOff; Kubernetes' 10 s unless given.
     pub crash_loop_initial: Option<Duration>,
+    /// Where images come from.
+    pub registries: RegistryOptions,
+    /// A directory of manifests, whose pods the first node runs in any case.
+    pub manifests: Option<PathBuf>,
 }
 
 impl UpOptions {
@@ -64,6 +68,8 @@ impl UpOptions {
             max_pods: MAX_PODS,
             api_names: Vec::new(),
             crash_loop_initial: None,
+            registries: RegistryOptions::default(),
+            manifests: None,
         }
     }
 }
@@ -160,6 +166,8 @@ fn config(
         .collect();
     config.runtime = options.runtime;
     config.max_pods = options.max_pods;
+    config.registries = options.registries.clone();
+    config.manifests.clone_from(&options.manifests);
     if let Some(initial) = options.crash_loop_initial {
         config.crash_loop.initial = initial;
         config.crash_loop.cap = config.crash_loop.cap.max(initial);

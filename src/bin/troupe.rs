@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use troupe::{
-    app::{self, ResetOptions, RuntimeChoice, UpOptions},
+    app::{self, RegistryOptions, ResetOptions, RuntimeChoice, UpOptions},
     cli::{self, Invocation, RuntimeArg, UpArgs, default_data_dir},
 };
 
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     }
     match cli::parse(std::env::args_os()) {
         Ok(Invocation::Demo(args)) => cli::demo::demo(&args),
-        Ok(Invocation::Up(args)) => up(args),
+        Ok(Invocation::Up(args)) => up(*args),
         Ok(Invocation::Reset(args)) => app::reset(&ResetOptions {
             data_dir: args.data_dir.unwrap_or_else(default_data_dir),
             yes: args.yes,
@@ -41,10 +41,7 @@ fn up(args: UpArgs) -> ExitCode {
         RuntimeArg::Auto => RuntimeChoice::Auto,
         RuntimeArg::Native => RuntimeChoice::Native,
         RuntimeArg::Sim => RuntimeChoice::Sim,
-        RuntimeArg::Docker => {
-            eprintln!("troupe: the docker runtime is not built yet; use --runtime native (as root) or sim");
-            return ExitCode::from(2);
-        }
+        RuntimeArg::Docker => RuntimeChoice::Docker,
     };
     let usual = UpOptions::new(args.data_dir());
     app::up(UpOptions {
@@ -57,6 +54,12 @@ fn up(args: UpArgs) -> ExitCode {
         max_pods: args.max_pods.unwrap_or(usual.max_pods),
         api_names: args.api_names,
         crash_loop_initial: args.crash_loop_backoff,
+        registries: RegistryOptions {
+            insecure: args.insecure_registries,
+            authorities: args.registry_authorities,
+            credentials: args.registry_config,
+        },
+        manifests: args.manifests,
         ..usual
     })
 }

@@ -24,7 +24,7 @@ pub enum Command {
     /// Run the whole story on a throw-away cluster, in a minute
     Demo(DemoArgs),
     /// Run a cluster on this machine, in the foreground
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// End every container of a cluster on this machine and remove its data directory
     Reset(ResetArgs),
     /// kubectl's verbs.

@@ -1,7 +1,9 @@
-//! `image`: what the nodes have to run, without a registry.
+//! `image`: what the nodes have to run.
 //!
 //! Owns: uploads to one node or to every ready one, with progress on a terminal only. An archive from standard input can
 //! be read only once, so it goes to one node, which has to be named where there are several.
+
+mod pull;
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -57,6 +59,12 @@ enum Action {
         /// The image's name
         name: String,
     },
+    /// Get images from their registries, also when they are there already
+    Pull {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
     /// Show the images
     #[command(visible_alias = "list")]
     Ls,
@@ -77,6 +85,7 @@ pub async fn run(session: &Session, args: &ImageArgs) -> Outcome {
     match &args.action {
         Action::Load { file, name } => upload(session, &nodes, "load", file, name.as_deref()).await,
         Action::Import { file, name } => upload(session, &nodes, "import", file, Some(name)).await,
+        Action::Pull { names } => pull::pull(session, &nodes, names).await,
         Action::Ls => list(session, &nodes).await,
         Action::Rm { names } => remove(session, &nodes, names).await,
     }
@@ -180,6 +189,10 @@ impl Progress {
 
     fn sent(&mut self, bytes: usize) {
         self.sent += bytes as u64;
+        self.show();
+    }
+
+    fn show(&mut self) {
         if !self.visible || self.shown.is_some_and(|at| at.elapsed() < SHOW_EVERY) {
             return;
         }

@@ -22,7 +22,7 @@ pub enum Invocation {
     /// Tell the story.
     Demo(DemoArgs),
     /// Run a cluster.
-    Up(UpArgs),
+    Up(Box<UpArgs>),
     /// End one for good.
     Reset(ResetArgs),
     /// Ask one.

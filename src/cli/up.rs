@@ -58,18 +58,32 @@ pub struct UpArgs {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     #[serde(deserialize_with = "duration")]
     pub crash_loop_backoff: Option<Duration>,
+    /// A registry, HOST or HOST:PORT, that may be spoken to without TLS, as those on loopback may (repeatable)
+    #[arg(long = "insecure-registry", value_name = "HOST")]
+    #[serde(rename = "insecure-registry")]
+    pub insecure_registries: Vec<String>,
+    /// A certificate authority for registries beside the system's: a PEM file (repeatable)
+    #[arg(long = "registry-ca", value_name = "FILE")]
+    #[serde(rename = "registry-ca")]
+    pub registry_authorities: Vec<PathBuf>,
+    /// Credentials for registries: a file in the form of Docker's config.json
+    #[arg(long, value_name = "FILE")]
+    pub registry_config: Option<PathBuf>,
+    /// A directory of pod manifests that the first node runs in any case (static pods)
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
 }
 
 /// Names of the runtimes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RuntimeArg {
-    /// Native when this process may
+    /// Native when this process may, else docker when its engine answers
     #[default]
     Auto,
     /// The embedded OCI runtime
     Native,
-    /// Docker's daemon
+    /// The Docker engine of this machine (at $DOCKER_HOST or /var/run/docker.sock)
     Docker,
     /// Simulated containers
     Sim,
@@ -108,8 +122,12 @@ impl UpArgs {
             runtime: self.runtime.or(file.runtime),
             pod_network: self.pod_network.or(file.pod_network),
             max_pods: self.max_pods.or(file.max_pods),
-            api_names: if self.api_names.is_empty() { file.api_names } else { self.api_names },
+            api_names: either(self.api_names, file.api_names),
             crash_loop_backoff: self.crash_loop_backoff.or(file.crash_loop_backoff),
+            insecure_registries: either(self.insecure_registries, file.insecure_registries),
+            registry_authorities: either(self.registry_authorities, file.registry_authorities),
+            registry_config: self.registry_config.or(file.registry_config),
+            manifests: self.manifests.or(file.manifests),
         }
     }
 
@@ -117,6 +135,11 @@ impl UpArgs {
     pub fn data_dir(&self) -> PathBuf {
         self.data_dir.clone().unwrap_or_else(default_data_dir)
     }
+}
+
+/// What the command line says, else what the file says.
+fn either<T>(given: Vec<T>, file: Vec<T>) -> Vec<T> {
+    if given.is_empty() { file } else { given }
 }
 
 /// `/var/lib/troupe` for root, else `$XDG_DATA_HOME/troupe` or `~/.local/share/troupe`.

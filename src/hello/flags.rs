@@ -26,6 +26,7 @@ hello: a small HTTP server that says which pod answered, and misbehaves when tol
   --burn-cpu DURATION    use one core fully for so long
   --allocate SIZE        hold so much memory (64Mi, 1Gi, 1000000)
   --ignore-sigterm       do not end when asked to
+  --pause                only hold a sandbox's namespaces open, and nothing else
 
 Paths: / (JSON with Accept: application/json), /healthz, /unhealthy and /healthy (switch /healthz), /env, /headers,
 /exit?code=N, /crash, /hang, /burn?for=DURATION, /allocate?size=SIZE
@@ -68,6 +69,8 @@ pub struct Flags {
     pub allocate: Option<u64>,
     /// Do not end on SIGTERM.
     pub ignore_sigterm: bool,
+    /// Only hold namespaces open.
+    pub pause: bool,
     /// Only print the usage.
     pub help: bool,
 }
@@ -104,6 +107,7 @@ impl Flags {
                 "--hang" => flags.hang = true,
                 "--burn-cpu" => flags.burn_cpu = Some(duration(value()?)?),
                 "--allocate" => flags.allocate = Some(size(value()?)?),
+                "--pause" => flags.pause = true,
                 "--ignore-sigterm" => flags.ignore_sigterm = true,
                 "--help" | "-h" => flags.help = true,
                 other => return Err(format!("unknown flag {other:?}; --help lists the flags")),

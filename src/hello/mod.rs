@@ -18,7 +18,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    wait::{WaitPidFlag, waitpid},
+};
 use serde_json::json;
 
 pub use self::flags::{Flags, USAGE};
@@ -64,6 +67,9 @@ pub fn main(args: &[String]) -> i32 {
 }
 
 fn run(flags: &Flags, args: &[String]) -> Result<(), String> {
+    if flags.pause {
+        return pause();
+    }
     handle_signals(flags)?;
     if let Some(sleep) = flags.sleep {
         thread::sleep(sleep);
@@ -114,6 +120,27 @@ fn handle_signals(flags: &Flags) -> Result<(), String> {
             }
         }
     })
+}
+
+/// Holds a sandbox's namespaces open and, as their first process, takes leave of orphans, until told to end.
+fn pause() -> Result<(), String> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGCHLD] {
+        signals.add(signal);
+    }
+    signals.thread_block().map_err(|e| format!("block signals: {e}"))?;
+    // For those who look at processes, and who share them. It works without as well.
+    let _ = nix::sys::prctl::set_name(c"pause");
+    loop {
+        match signals.wait() {
+            Ok(Signal::SIGCHLD) => {
+                let any = nix::unistd::Pid::from_raw(-1);
+                while waitpid(any, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status.pid().is_some()) {}
+            }
+            Ok(_) => return Ok(()),
+            Err(error) => return Err(format!("wait for a signal: {error}")),
+        }
+    }
 }
 
 /// Everything that is done once, before serving.

@@ -1,9 +1,12 @@
 //! Every decision, pure: no actor, runtime, clock, randomness or I/O. Time, seeds and limits are arguments.
 
+pub mod credentials;
 pub mod edit;
 pub mod endpoints;
 pub mod events;
 pub mod garbage;
+pub mod image_gc;
+pub mod mirrors;
 pub mod namespaces;
 pub mod nodes;
 pub mod placement;
@@ -14,3 +17,4 @@ pub mod select;
 pub mod supervision;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod trust;

@@ -17,7 +17,10 @@ use k8s_openapi::{
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{edit::Edit, pod::status::time};
+use super::{
+    edit::Edit,
+    pod::{gates, status::time},
+};
 use crate::model::{KindFacet, NodeName, Object, SealError, Uid, seal};
 
 /// What a machine says of itself.
@@ -252,16 +255,34 @@ pub fn wanted_mark(document: &[u8]) -> u64 {
         labels: BTreeMap<String, String>,
         annotations: BTreeMap<String, String>,
     }
+    #[derive(Deserialize, Default)]
+    #[serde(default)]
+    struct Status {
+        conditions: Vec<Condition>,
+    }
+    #[derive(Deserialize, Hash)]
+    struct Condition {
+        #[serde(rename = "type")]
+        name: String,
+        status: String,
+    }
     #[derive(Deserialize)]
     struct Wanted<'a> {
         #[serde(default)]
         metadata: Meta,
+        /// Of which only what others say is wanted: gates wait for it.
+        #[serde(default)]
+        status: Status,
         #[serde(borrow)]
         spec: Option<&'a RawValue>,
     }
     let mut hasher = DefaultHasher::new();
     match serde_json::from_slice::<Wanted<'_>>(document) {
-        Ok(wanted) => (wanted.metadata, wanted.spec.map(RawValue::get)).hash(&mut hasher),
+        Ok(wanted) => {
+            (wanted.metadata, wanted.spec.map(RawValue::get)).hash(&mut hasher);
+            let foreign = wanted.status.conditions.into_iter().filter(|c| gates::is_foreign(&c.name));
+            foreign.for_each(|condition| condition.hash(&mut hasher));
+        }
         // No pod: the node will say so.
         Err(_) => document.hash(&mut hasher),
     }
@@ -306,8 +327,9 @@ pub fn pod_reported(
     if told.terminated && deleting && object.facet.meta.finalizers.is_empty() {
         return Ok(Report::Write(Box::new(Edit::Remove(object.clone()))));
     }
-    let status: v1::PodStatus = serde_json::from_slice(told.status)?;
+    let mut status: v1::PodStatus = serde_json::from_slice(told.status)?;
     let mut pod: v1::Pod = object.parse()?;
+    gates::keep_foreign(&mut status, pod.status.as_ref());
     // Only finalizers hold it now: with no grace left, whoever takes the last one away ends it.
     let held = told.terminated && deleting && pod.metadata.deletion_grace_period_seconds != Some(0);
     if pod.status.as_ref() == Some(&status) && !held {
@@ -394,7 +416,8 @@ mod tests {
             wanted_mark(pod.to_string().as_bytes())
         };
         let first = pod(&|_| {});
-        let news: [&dyn Fn(&mut serde_json::Value); 4] = [
+        let news: [&dyn Fn(&mut serde_json::Value); 5] = [
+            &|p| p["status"]["conditions"] = serde_json::json!([{"type": "a.b/c", "status": "True"}]),
             &|p| p["spec"]["containers"][0]["image"] = "two".into(),
             &|p| p["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into(),
             &|p| p["metadata"]["deletionGracePeriodSeconds"] = 3.into(),
@@ -404,6 +427,8 @@ mod tests {
             assert_ne!(pod(change), first, "{row}");
         }
         assert_eq!(pod(&|p| p["status"]["phase"] = "Running".into()), first);
+        let own = serde_json::json!([{"type": "Ready", "status": "True"}]);
+        assert_eq!(pod(&|p| p["status"]["conditions"] = own.clone()), first);
         assert_eq!(pod(&|p| p["metadata"]["resourceVersion"] = "6".into()), first);
         assert_ne!(wanted_mark(b"no pod"), first);
     }

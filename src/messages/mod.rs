@@ -4,6 +4,7 @@
 //! Invariant: a message that would hurt when handled late carries a revision or an incarnation.
 
 mod events;
+mod exec;
 mod kubelet;
 mod node;
 mod port;

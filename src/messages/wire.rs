@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use super::exec::{Channel, ExecRequest};
 use crate::model::{NodeName, Revision, Uid};
 
 /// master → node, on the control stream.
@@ -20,6 +21,8 @@ pub enum ToNode {
     Assignments(Assignments),
     /// The node's place in the cluster.
     Welcome(Welcome),
+    /// What the node's pods refer to.
+    Configs(Configs),
 }
 
 /// node → master: control and state.
@@ -35,6 +38,8 @@ pub enum ToMaster {
     Events(Vec<EventReport>),
     /// A planned end: pods run on, nothing is to be rescheduled.
     Goodbye,
+    /// All static pods of the node, for the API to show; newest wins.
+    Mirrors(Vec<Mirror>),
 }
 
 /// The full set of a node's pods. `documents` holds those not yet sent on this connection, or changed since.
@@ -66,6 +71,65 @@ pub struct PodDocument {
     pub revision: Revision,
     /// The pod as JSON.
     pub json: Bytes,
+}
+
+/// Every config map, secret and service account that a node's pods refer to; what is not named is of no interest any
+/// more. `documents` holds those not yet sent on this connection, or changed since; when they are many, more pictures
+/// bring the rest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Configs {
+    /// The store's revision that this picture shows.
+    pub revision: Revision,
+    /// Every object.
+    pub objects: Vec<ConfigObject>,
+    /// New and changed contents.
+    pub documents: Vec<ConfigDocument>,
+}
+
+/// Which kind of object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ConfigKind {
+    /// A config map.
+    ConfigMap,
+    /// A secret.
+    Secret,
+    /// A service account.
+    ServiceAccount,
+}
+
+/// One object of the set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigObject {
+    /// Its kind.
+    pub kind: ConfigKind,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The revision of its document; `None`: there is no such object.
+    pub revision: Option<Revision>,
+}
+
+/// An object's content.
+#[derive(Clone, PartialEq, Serialize, Deserialize)]
+pub struct ConfigDocument {
+    /// Its place among the picture's objects.
+    pub object: u32,
+    /// The document's revision.
+    pub revision: Revision,
+    /// `data`, `binaryData`, `type` and `imagePullSecrets` of the object as JSON.
+    pub json: Bytes,
+}
+
+/// Contents may be secrets: they are never printed.
+impl std::fmt::Debug for ConfigDocument {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConfigDocument")
+            .field("object", &self.object)
+            .field("revision", &self.revision)
+            .field("bytes", &self.json.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a node must know before it runs pods.
@@ -110,6 +174,15 @@ pub struct PodReport {
     pub terminated: bool,
 }
 
+/// A static pod, which its node runs from a file of its own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mirror {
+    /// The pod that is to show it, as JSON.
+    pub json: Bytes,
+    /// Kubernetes' `PodStatus` as JSON; empty when nothing is known yet.
+    pub status: Bytes,
+}
+
 /// Something a kubelet saw.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventReport {
@@ -142,6 +215,10 @@ pub enum Open {
     ImageList,
     /// master → node: remove an image by name.
     ImageRemove(String),
+    /// master → node: pull an image by name; [`PullLine`]s come back until the end.
+    ImagePull(String),
+    /// master → node: run a program in a container; frames of [`Channel`]s flow both ways.
+    Exec(ExecRequest),
 }
 
 /// Answer to [`Open`].
@@ -160,6 +237,27 @@ pub enum ImageAnswer {
     /// The names that were loaded or removed.
     Done(Vec<String>),
     /// The image was refused, and why.
+    Refused(String),
+}
+
+/// What a node tells of a pull that it was asked for, as JSON, one a line; the last is not [`PullLine::Progress`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
+pub enum PullLine {
+    /// How far it is.
+    Progress {
+        /// Layers of the image; 0 before that is known.
+        layers: u32,
+        /// Those that are here.
+        layers_done: u32,
+        /// Bytes fetched.
+        bytes: u64,
+        /// Bytes to be fetched.
+        total_bytes: u64,
+    },
+    /// The full name of what is here now.
+    Done(String),
+    /// Why the image was not got.
     Refused(String),
 }
 

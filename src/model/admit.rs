@@ -107,6 +107,8 @@ pub enum Part {
     Main,
     /// Only `status` (and labels, annotations as Kubernetes allows).
     Status,
+    /// Only a pod's `spec.ephemeralContainers`.
+    EphemeralContainers,
 }
 
 /// Admits a new state of an object: keeps what may not change (uid, creation time, deletion mark, and `status` or the

@@ -287,12 +287,13 @@ fn a_namespace_on_its_way_out_loses_its_own_finalizer() {
 fn warnings_tell_what_is_dropped_and_what_is_not_acted_on() {
     let mut json = pod();
     json["spec"]["foo"] = 1.into();
-    json["spec"]["containers"][0]["livenessProbe"] = json!({"exec": {"command": ["true"]}});
+    json["spec"]["containers"][0]["resizePolicy"] =
+        json!([{"resourceName": "cpu", "restartPolicy": "NotRequired"}]);
     assert_eq!(
         create(Kind::Pod, &json).warnings,
         [
             "unknown field \"spec.foo\"",
-            "spec.containers[0].livenessProbe: stored but not yet acted on by troupe"
+            "spec.containers[0].resizePolicy: stored but not yet acted on by troupe"
         ]
     );
 }

@@ -21,7 +21,7 @@ mod rules_service;
 pub mod selector;
 mod snapshot;
 pub mod table;
-mod table_pod;
+pub(crate) mod table_pod;
 mod unsupported;
 mod validate;
 

@@ -73,6 +73,7 @@ static ROWS: [Row; Kind::ALL.len()] = [
         verbs: VERBS,
         subresources: &[
             Subresource { name: "binding", kind: "Binding", group_version: None, verbs: &["create"] },
+            Subresource { name: "ephemeralcontainers", kind: "Pod", group_version: None, verbs: READ_WRITE },
             Subresource {
                 name: "eviction",
                 kind: "Eviction",

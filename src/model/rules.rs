@@ -92,6 +92,17 @@ impl Rules for Pod {
                 self.spec.clone_from(&old.spec);
                 self.metadata.owner_references.clone_from(&old.metadata.owner_references);
             }
+            Part::EphemeralContainers => {
+                let wanted = self.spec.take().and_then(|spec| spec.ephemeral_containers);
+                let (spec, meta) =
+                    (self.spec.insert(old.spec.clone().unwrap_or_default()), &mut self.metadata);
+                spec.ephemeral_containers = wanted;
+                self.status.clone_from(&old.status);
+                meta.labels.clone_from(&old.metadata.labels);
+                meta.annotations.clone_from(&old.metadata.annotations);
+                meta.finalizers.clone_from(&old.metadata.finalizers);
+                meta.owner_references.clone_from(&old.metadata.owner_references);
+            }
         }
     }
 
@@ -103,6 +114,7 @@ impl Rules for Pod {
         match part {
             Part::Main => validate::pod_update(self, old, faults),
             Part::Status => validate::pod_status_update(self, old, faults),
+            Part::EphemeralContainers => validate::ephemeral_update(self, old, faults),
         }
     }
 
@@ -138,7 +150,7 @@ impl Rules for ReplicationController {
 
     fn prepare_update(&mut self, old: &Self, part: Part) {
         match part {
-            Part::Main => {
+            Part::Main | Part::EphemeralContainers => {
                 self.status.clone_from(&old.status);
                 if self.spec != old.spec {
                     self.metadata.generation = Some(old.metadata.generation.unwrap_or(0) + 1);
@@ -154,7 +166,7 @@ impl Rules for ReplicationController {
 
     fn validate_update(&self, _old: &Self, part: Part, faults: &mut Faults) {
         match part {
-            Part::Main => self.validate(faults),
+            Part::Main | Part::EphemeralContainers => self.validate(faults),
             Part::Status => validate::replication_controller_status(self, faults),
         }
     }
@@ -216,7 +228,7 @@ impl Rules for Node {
 
     fn prepare_update(&mut self, old: &Self, part: Part) {
         match part {
-            Part::Main => self.status.clone_from(&old.status),
+            Part::Main | Part::EphemeralContainers => self.status.clone_from(&old.status),
             Part::Status => self.spec.clone_from(&old.spec),
         }
     }

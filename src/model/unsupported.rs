@@ -2,24 +2,13 @@
 //!
 //! Owns: the table of such fields. A row goes when its field comes alive.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeMount};
 
 type InSpec = (&'static str, fn(&PodSpec) -> bool);
 type InContainer = (&'static str, fn(&Container) -> bool);
 
 const IN_SPEC: &[InSpec] = &[
-    ("initContainers", |s| s.init_containers.iter().flatten().next().is_some()),
-    ("ephemeralContainers", |s| s.ephemeral_containers.iter().flatten().next().is_some()),
-    ("hostNetwork", |s| s.host_network == Some(true)),
-    ("hostPID", |s| s.host_pid == Some(true)),
-    ("hostIPC", |s| s.host_ipc == Some(true)),
     ("hostUsers", |s| s.host_users == Some(false)),
-    ("shareProcessNamespace", |s| s.share_process_namespace == Some(true)),
-    ("activeDeadlineSeconds", |s| s.active_deadline_seconds.is_some()),
-    ("hostAliases", |s| s.host_aliases.iter().flatten().next().is_some()),
-    ("dnsConfig", |s| s.dns_config.is_some()),
-    ("imagePullSecrets", |s| s.image_pull_secrets.iter().flatten().next().is_some()),
-    ("readinessGates", |s| s.readiness_gates.iter().flatten().next().is_some()),
     ("resourceClaims", |s| s.resource_claims.iter().flatten().next().is_some()),
     ("runtimeClassName", |s| s.runtime_class_name.is_some()),
     ("schedulingGates", |s| s.scheduling_gates.iter().flatten().next().is_some()),
@@ -27,17 +16,17 @@ const IN_SPEC: &[InSpec] = &[
 ];
 
 const IN_CONTAINER: &[InContainer] = &[
-    ("livenessProbe", |c| c.liveness_probe.is_some()),
-    ("readinessProbe", |c| c.readiness_probe.is_some()),
-    ("startupProbe", |c| c.startup_probe.is_some()),
-    ("lifecycle", |c| c.lifecycle.is_some()),
-    ("envFrom", |c| c.env_from.iter().flatten().next().is_some()),
+    ("lifecycle.stopSignal", |c| c.lifecycle.as_ref().is_some_and(|l| l.stop_signal.is_some())),
+    ("volumeMounts.recursiveReadOnly", |c| {
+        let asks = |m: &VolumeMount| !matches!(m.recursive_read_only.as_deref(), None | Some("Disabled"));
+        c.volume_mounts.iter().flatten().any(asks)
+    }),
     ("volumeDevices", |c| c.volume_devices.iter().flatten().next().is_some()),
     ("resizePolicy", |c| c.resize_policy.iter().flatten().next().is_some()),
 ];
 
 /// Volume sources that are mounted.
-const MOUNTED: &[&str] = &["emptyDir", "hostPath"];
+const MOUNTED: &[&str] = &["configMap", "downwardAPI", "emptyDir", "hostPath", "projected", "secret"];
 
 /// A sentence for each field of this pod that is stored but not acted on.
 pub fn unsupported(pod: &Pod) -> Vec<String> {
@@ -48,21 +37,40 @@ pub fn unsupported(pod: &Pod) -> Vec<String> {
 pub(crate) fn unsupported_spec(spec: &PodSpec, root: &str) -> Vec<String> {
     let text = |path: String| format!("{root}.{path}: stored but not yet acted on by troupe");
     let in_spec = IN_SPEC.iter().filter(|(_, set)| set(spec)).map(|(name, _)| text((*name).to_owned()));
-    let in_containers = spec.containers.iter().enumerate().flat_map(|(index, container)| {
+    let main = spec.containers.iter().enumerate().map(|c| ("containers", c));
+    let init = spec.init_containers.iter().flatten().enumerate().map(|c| ("initContainers", c));
+    let in_containers = main.chain(init).flat_map(|(list, (index, container))| {
         IN_CONTAINER
             .iter()
             .filter(|(_, set)| set(container))
-            .map(move |(name, _)| text(format!("containers[{index}].{name}")))
+            .map(move |(name, _)| text(format!("{list}[{index}].{name}")))
             .collect::<Vec<_>>()
     });
-    let in_volumes = spec.volumes.iter().flatten().enumerate().filter_map(|(index, volume)| {
-        unmounted(volume).map(|source| text(format!("volumes[{index}].{source}")))
+    let in_volumes = spec.volumes.iter().flatten().enumerate().flat_map(|(index, volume)| {
+        unmounted(volume).into_iter().map(move |source| text(format!("volumes[{index}].{source}")))
     });
     in_spec.chain(in_containers).chain(in_volumes).collect()
 }
 
-fn unmounted(volume: &Volume) -> Option<&'static str> {
-    super::validate::volume_sources(volume).into_iter().find(|source| !MOUNTED.contains(source))
+fn unmounted(volume: &Volume) -> Vec<String> {
+    let all = super::validate::volume_sources(volume).into_iter();
+    let mut paths: Vec<String> = all.filter(|source| !MOUNTED.contains(source)).map(str::to_owned).collect();
+    let on_disk = volume.empty_dir.as_ref().filter(|e| e.medium.as_deref().unwrap_or_default().is_empty());
+    if on_disk.is_some_and(|e| e.size_limit.is_some()) {
+        paths.push("emptyDir.sizeLimit".to_owned());
+    }
+    let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten()).enumerate();
+    for (index, source) in sources {
+        for (name, is) in [
+            ("serviceAccountToken", source.service_account_token.is_some()),
+            ("clusterTrustBundle", source.cluster_trust_bundle.is_some()),
+        ] {
+            if is {
+                paths.push(format!("projected.sources[{index}].{name}"));
+            }
+        }
+    }
+    paths
 }
 
 #[cfg(test)]
@@ -74,20 +82,29 @@ mod tests {
     #[test]
     fn each_field_is_named_with_its_place() {
         let pod: Pod = serde_json::from_value(json!({"spec": {
-            "hostNetwork": true,
-            "initContainers": [{"name": "i"}],
-            "containers": [{"name": "a"}, {"name": "b", "livenessProbe": {"exec": {"command": ["true"]}}}],
-            "volumes": [{"name": "e", "emptyDir": {}}, {"name": "s", "secret": {"secretName": "s"}}],
+            "runtimeClassName": "r",
+            "initContainers": [{"name": "i", "resizePolicy": [{"resourceName": "cpu"}]}],
+            "containers": [{"name": "a"}, {"name": "b", "lifecycle": {"stopSignal": "SIGINT"}}],
+            "volumes": [
+                {"name": "e", "emptyDir": {}},
+                {"name": "s", "secret": {"secretName": "s"}},
+                {"name": "c", "persistentVolumeClaim": {"claimName": "c"}},
+                {"name": "l", "emptyDir": {"sizeLimit": "1Mi"}},
+                {"name": "m", "emptyDir": {"sizeLimit": "1Mi", "medium": "Memory"}},
+                {"name": "t", "projected": {"sources": [{"secret": {"name": "s"}}, {"serviceAccountToken": {"path": "t"}}]}}
+            ],
         }}))
         .unwrap();
         let tail = ": stored but not yet acted on by troupe";
         assert_eq!(
             unsupported(&pod),
             [
-                "spec.initContainers",
-                "spec.hostNetwork",
-                "spec.containers[1].livenessProbe",
-                "spec.volumes[1].secret"
+                "spec.runtimeClassName",
+                "spec.containers[1].lifecycle.stopSignal",
+                "spec.initContainers[0].resizePolicy",
+                "spec.volumes[2].persistentVolumeClaim",
+                "spec.volumes[3].emptyDir.sizeLimit",
+                "spec.volumes[5].projected.sources[1].serviceAccountToken"
             ]
             .map(|path| format!("{path}{tail}"))
         );

@@ -5,7 +5,9 @@
 //! the process that drives the runtime and are found again by `list_*` after its restart; every operation that ends
 //! something is idempotent; an exit is told by an event *and* stays readable by `list_containers` until removed.
 
+pub mod docker;
 pub mod images;
+mod limits;
 pub mod logs;
 pub mod native;
 pub mod sim;
@@ -14,7 +16,10 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, pin::Pin, time::Dur
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::{io::AsyncRead, sync::broadcast};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::broadcast,
+};
 
 use crate::model::Uid;
 
@@ -60,17 +65,86 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// Forgets an ended container and its root file system; kills it if it runs. Idempotent.
     async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError>;
 
+    /// Runs a program in a running container and waits for its end, at most `timeout`; then it is killed. What it
+    /// writes beyond [`EXEC_OUTPUT_BYTES`] a stream is dropped.
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> Result<ExecOutput, RuntimeError> {
+        let _ = (id, command, timeout);
+        Err(RuntimeError::Unsupported(self.name(), "run programs in containers"))
+    }
+
+    /// Runs a program in a running container with streams to it. How it ended, and that it could not be started, is told
+    /// by [`ExecStreams::end`]. Without an implementation its output comes when it has ended, and nothing can be typed.
+    async fn exec(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        stdin: bool,
+    ) -> Result<ExecStreams, RuntimeError> {
+        if stdin {
+            return Err(RuntimeError::Unsupported(self.name(), "feed programs in containers"));
+        }
+        let output = self.exec_sync(id, command, LONGEST_EXEC).await?;
+        Ok(ExecStreams {
+            stdin: None,
+            stdout: Box::pin(std::io::Cursor::new(output.stdout)),
+            stderr: Box::pin(std::io::Cursor::new(output.stderr)),
+            end: Box::pin(std::future::ready(Ok(output.code))),
+        })
+    }
+
+    /// Whether pods' addresses can be reached from the node. Where they cannot be, since pods are simulated, nothing is
+    /// asked over the network and all that would be counts as well.
+    fn has_network(&self) -> bool {
+        true
+    }
+
     /// Every container not yet removed, also those started by an earlier process.
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError>;
 
     /// What happens from now on. A receiver that lags must list again.
     fn events(&self) -> broadcast::Receiver<RuntimeEvent>;
 
+    /// Whether its containers see files of the node, so that volumes have to be made for them.
+    fn has_files(&self) -> bool {
+        true
+    }
+
     /// The image of that name, if present. Names are normalised by the runtime (`busybox` = `docker.io/library/busybox:latest`).
     async fn image(&self, name: &str) -> Result<Option<Image>, RuntimeError>;
 
     /// Every image.
     async fn list_images(&self) -> Result<Vec<Image>, RuntimeError>;
+
+    /// Fetches an image from its registry, also when one of that name is here already. Pulls of one name at a time are
+    /// one pull.
+    async fn pull_image(&self, name: &str, auth: Option<RegistryAuth>) -> Result<Image, RuntimeError> {
+        let _ = (name, auth);
+        Err(RuntimeError::Unsupported(self.name(), "pull images from registries"))
+    }
+
+    /// How far the pull of an image is, if one is under way and the runtime can tell.
+    fn pull_progress(&self, name: &str) -> Option<PullProgress> {
+        let _ = name;
+        None
+    }
+
+    /// Whether the image of that name was brought by hand: then nobody is asked for a newer one. As long as a runtime does
+    /// not pull, all were.
+    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+        let _ = name;
+        Ok(true)
+    }
+
+    /// Images that came from a registry and that nothing uses: they may go when the disk fills up. A runtime that does
+    /// not own its images names none.
+    async fn idle_images(&self) -> Result<Vec<IdleImage>, RuntimeError> {
+        Ok(Vec::new())
+    }
 
     /// Loads images from a tar (docker-archive or OCI layout, maybe gzip): returns the names loaded. `rename` names
     /// the only image in the archive.
@@ -95,6 +169,7 @@ impl std::fmt::Display for ContainerId {
 
 /// What a sandbox is to be like.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct SandboxConfig {
     /// The pod's namespace.
     pub namespace: String,
@@ -104,6 +179,12 @@ pub struct SandboxConfig {
     pub uid: String,
     /// The host name inside.
     pub hostname: String,
+    /// What follows the host name in the pod's full name, `SUBDOMAIN.NAMESPACE.svc.cluster.local`; empty: it has none.
+    pub domain: String,
+    /// Name resolution; `None`: as on the node.
+    pub dns: Option<Dns>,
+    /// All containers see each other's processes; the first process of their namespace is the runtime's.
+    pub share_pids: bool,
     /// Share the node's network instead of an address of its own.
     pub host_network: bool,
     /// Share the node's pids.
@@ -118,6 +199,18 @@ pub struct SandboxConfig {
     pub pids_limit: i64,
     /// Sysctls to set in the sandbox's namespaces.
     pub sysctls: BTreeMap<String, String>,
+}
+
+/// What a pod's `/etc/resolv.conf` says.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Dns {
+    /// Addresses of name servers.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Options, `ndots:5`.
+    pub options: Vec<String>,
 }
 
 /// A sandbox as found.
@@ -166,12 +259,15 @@ pub struct ContainerConfig {
     pub stdin: bool,
     /// Give it a terminal.
     pub tty: bool,
+    /// It sees this container's processes, and ends with it.
+    #[serde(default)]
+    pub join_pids: Option<ContainerId>,
     /// Where the program may leave its last words (`terminationMessagePath`): a file on the node that is mounted there.
     pub termination_message: Option<(PathBuf, String)>,
 }
 
 /// A bind mount.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Mount {
     /// On the node; exists.
     pub host_path: PathBuf,
@@ -179,6 +275,24 @@ pub struct Mount {
     pub container_path: String,
     /// Cannot be written through it.
     pub read_only: bool,
+    /// The directory that `host_path` must not leave by any symlink, when others may write below it.
+    #[serde(default)]
+    pub within: Option<PathBuf>,
+    /// Which later mounts are seen on the other side.
+    #[serde(default)]
+    pub propagation: Propagation,
+}
+
+/// Which of the mounts that are made later below a mounted directory are seen on its other side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Propagation {
+    /// None.
+    #[default]
+    Private,
+    /// Those of the node, in the container.
+    HostToContainer,
+    /// Those, and the container's on the node.
+    Bidirectional,
 }
 
 /// Limits of one container; 0 = none.
@@ -194,6 +308,7 @@ pub struct ContainerResources {
 
 /// Security settings of one container.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Security {
     /// User id; the image's user when absent.
     pub user: Option<u32>,
@@ -201,6 +316,8 @@ pub struct Security {
     pub group: Option<u32>,
     /// More group ids.
     pub supplemental_groups: Vec<u32>,
+    /// No group ids but those said here: what the image's `/etc/group` says of the user does not count.
+    pub strict_groups: bool,
     /// Refuse to run as uid 0.
     pub run_as_non_root: bool,
     /// Capabilities beyond the default set, `NET_ADMIN`.
@@ -211,11 +328,14 @@ pub struct Security {
     pub privileged: bool,
     /// The root file system cannot be written.
     pub read_only_root: bool,
-    /// Programs may gain privileges (setuid): Kubernetes' `allowPrivilegeEscalation`, whose default is true there and
-    /// here false unless asked for.
+    /// Programs may gain privileges (setuid), within the container's capabilities and its system call filter.
     pub allow_privilege_escalation: bool,
     /// No system call filter.
     pub seccomp_unconfined: bool,
+    /// The system call filter in this file on the node (the OCI's JSON) in place of the runtime's own.
+    pub seccomp_profile: Option<PathBuf>,
+    /// All of `/proc` and `/sys` is shown, nothing of it masked or read-only.
+    pub unmasked_proc: bool,
 }
 
 /// Where a container is in its life.
@@ -265,6 +385,75 @@ pub struct ContainerStatus {
     pub pid: Option<i32>,
 }
 
+/// How a program run by [`ContainerRuntime::exec_sync`] ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExecOutput {
+    /// Its exit code; 128 + signal when a signal ended it.
+    pub code: i32,
+    /// It was killed because its time was up.
+    pub timed_out: bool,
+    /// What it wrote to standard output.
+    pub stdout: Vec<u8>,
+    /// What it wrote to standard error.
+    pub stderr: Vec<u8>,
+}
+
+/// A program that [`ContainerRuntime::exec`] runs. Dropping its streams does not end it.
+pub struct ExecStreams {
+    /// Its standard input, when asked for; dropping it is its end.
+    pub stdin: Option<Pin<Box<dyn AsyncWrite + Send>>>,
+    /// Its standard output.
+    pub stdout: Reader,
+    /// Its standard error.
+    pub stderr: Reader,
+    /// Its exit code.
+    pub end: Pin<Box<dyn Future<Output = Result<i32, RuntimeError>> + Send>>,
+}
+
+/// A program that nobody limits.
+pub const LONGEST_EXEC: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// As much of each stream is kept of what a program run by `exec_sync` writes.
+pub const EXEC_OUTPUT_BYTES: usize = 64 * 1024;
+
+/// Who pulls an image.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct RegistryAuth {
+    /// The user's name.
+    pub username: String,
+    /// The user's password, or a token in its place.
+    pub password: String,
+}
+
+impl std::fmt::Debug for RegistryAuth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RegistryAuth").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+/// An image that may go: it can be pulled again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdleImage {
+    /// Its full names.
+    pub names: Vec<String>,
+    /// When a container of it was last removed, or it was pulled; milliseconds since the epoch.
+    pub used_ms: i64,
+}
+
+/// How far a pull is. What is here already counts as done from the beginning.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PullProgress {
+    /// Layers of the image; 0 before that is known.
+    pub layers: u32,
+    /// Those that are here.
+    pub layers_done: u32,
+    /// Bytes fetched.
+    pub bytes: u64,
+    /// Bytes to be fetched.
+    pub total_bytes: u64,
+}
+
 /// What a runtime saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuntimeEvent {
@@ -306,6 +495,9 @@ pub enum RuntimeError {
     /// The name is no image name.
     #[error("invalid image name {0:?}: {1}")]
     InvalidImageName(String, String),
+    /// The image was not got from its registry: `ErrImagePull`.
+    #[error("{0}")]
+    Pull(String),
     /// An image archive is not what it should be.
     #[error("image archive: {0}")]
     BadImage(String),

@@ -88,8 +88,12 @@ impl<H: Harness> Bench<H> {
     }
 
     pub async fn sandbox(&self, uid: &str) -> SandboxStatus {
+        self.sandbox_with(sandbox(uid)).await
+    }
+
+    pub async fn sandbox_with(&self, config: SandboxConfig) -> SandboxStatus {
         self.runtime().set_pod_cidr(&self.subnet).await.unwrap();
-        self.runtime().run_pod_sandbox(sandbox(uid)).await.unwrap()
+        self.runtime().run_pod_sandbox(config).await.unwrap()
     }
 
     /// A sandbox as it is listed.
@@ -175,8 +179,14 @@ impl<H: Harness> Bench<H> {
 
     /// A log's records without their times: `stdout F text`.
     pub fn log(&self, name: &str) -> Vec<String> {
+        let lines = self.raw_log(name);
+        lines.iter().filter_map(|line| line.split_once(' ')).map(|(_, rest)| rest.to_owned()).collect()
+    }
+
+    /// A log's records as they are: `TIME stdout F text`.
+    pub fn raw_log(&self, name: &str) -> Vec<String> {
         let text = std::fs::read_to_string(self.dir.path().join("logs").join(name)).unwrap_or_default();
-        text.lines().filter_map(|line| line.split_once(' ')).map(|(_, rest)| rest.to_owned()).collect()
+        text.lines().map(str::to_owned).collect()
     }
 
     /// Waits until a log has a line with this text.

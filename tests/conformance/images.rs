@@ -138,6 +138,16 @@ pub async fn names_that_are_none_are_refused<H: Harness>(bench: &mut Bench<H>) {
     assert!(names(bench).await.is_empty());
 }
 
+pub async fn what_no_registry_has_is_not_pulled<H: Harness>(bench: &mut Bench<H>) {
+    // Nothing listens there.
+    let error = bench.runtime().pull_image("127.0.0.1:1/none:1", None).await.unwrap_err();
+    assert!(!error.to_string().is_empty(), "a reason");
+    let error = bench.runtime().pull_image("Not A Name", None).await.unwrap_err();
+    assert!(matches!(error, RuntimeError::InvalidImageName(..)), "{error}");
+    assert!(bench.runtime().image("127.0.0.1:1/none:1").await.unwrap().is_none());
+    assert!(names(bench).await.is_empty());
+}
+
 pub async fn a_running_container_keeps_its_image<H: Harness>(bench: &mut Bench<H>) {
     let id = bench.running("a").await;
     bench.runtime().remove_image(BUILTIN_IMAGE).await.unwrap();

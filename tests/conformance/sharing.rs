@@ -1,8 +1,8 @@
 //! Cases: what the containers of one pod have in common, and what they do not.
 
-use troupe::runtime::{ContainerConfig, Mount};
+use troupe::runtime::{ContainerConfig, Mount, SandboxConfig};
 
-use super::harness::{Bench, Harness, until};
+use super::harness::{Bench, Harness, sandbox, until};
 
 pub async fn containers_of_a_pod_share_the_host_name<H: Harness>(bench: &mut Bench<H>) {
     for pod in ["a", "b"] {
@@ -56,6 +56,36 @@ pub async fn containers_of_a_pod_share_memory<H: Harness>(bench: &mut Bench<H>) 
     assert_ne!(exit.code, 0);
 }
 
+/// `shareProcessNamespace`: process 1 is nobody's program, the others' are seen, and one container's end is not another's.
+pub async fn containers_that_share_a_pid_namespace_see_each_other<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox_with(SandboxConfig { share_pids: true, ..sandbox("a") }).await;
+    let first = bench.start("a", bench.hello("first", &["--listen", "127.0.0.1:7000"])).await;
+    bench.line("first", "listening").await;
+    // The last number is the one in the process' own namespace.
+    let pid = bench.find(&first).await.unwrap().pid.unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let inside = status.lines().find_map(|line| line.strip_prefix("NSpid:")?.split_whitespace().next_back());
+    let inside = inside.unwrap().to_owned();
+    assert_ne!(inside, "1", "a program that is process 1 would take the others along");
+    let command_line = format!("/proc/{inside}/cmdline");
+    let look = bench.hello("look", &["--read", &command_line, "--read", "/proc/1/comm", "--once"]);
+    let (lines, exit) = bench.output_of("a", look).await;
+    assert_eq!(exit.code, 0, "{:?}", bench.log("look"));
+    assert!(lines[0].contains("127.0.0.1:7000"), "{lines:?}");
+    assert!(!lines[1].contains("hello"), "{lines:?}");
+    // Its end is told as ever, and the pod goes on.
+    bench.harness.kill(&bench.find(&first).await.unwrap());
+    assert_eq!(bench.exit(&first).await.signal, Some(9));
+    let again = bench.start("a", bench.hello("again", &[])).await;
+    bench.restart(async {}).await;
+    assert!(bench.find(&again).await.unwrap().pid.is_some());
+    bench.runtime().remove_pod_sandbox(&"a".into()).await.unwrap();
+    // Without it every program is process 1 and sees itself alone.
+    bench.sandbox("b").await;
+    let (lines, _) = bench.output_of("b", bench.hello("alone", &["--read", "/proc/1/comm", "--once"])).await;
+    assert!(lines[0].contains("hello"), "{lines:?}");
+}
+
 /// What an `emptyDir` is: a directory of the node, mounted into several containers.
 pub async fn containers_of_a_pod_share_a_directory<H: Harness>(bench: &mut Bench<H>) {
     bench.sandbox("a").await;
@@ -64,7 +94,7 @@ pub async fn containers_of_a_pod_share_a_directory<H: Harness>(bench: &mut Bench
         mounts: vec![Mount {
             host_path: host_path.clone(),
             container_path: container_path.into(),
-            read_only: false,
+            ..Mount::default()
         }],
         ..config
     };
@@ -84,7 +114,12 @@ pub async fn a_read_only_mount_cannot_be_written<H: Harness>(bench: &mut Bench<H
     let host_path = bench.shared_dir("fixed");
     std::fs::write(host_path.join("note"), "fixed").unwrap();
     let config = ContainerConfig {
-        mounts: vec![Mount { host_path: host_path.clone(), container_path: "/data".into(), read_only: true }],
+        mounts: vec![Mount {
+            host_path: host_path.clone(),
+            container_path: "/data".into(),
+            read_only: true,
+            ..Mount::default()
+        }],
         ..bench.hello("c", &["--read", "/data/note", "--write", "/data/note=changed", "--once"])
     };
     let (_, exit) = bench.output_of("a", config).await;

@@ -6,10 +6,21 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod chaos;
+mod configs;
 mod disk;
+mod docker;
+#[path = "../conformance/engine.rs"]
+#[allow(dead_code, reason = "shared with the conformance suite, which needs more of it")]
+mod engine;
+mod exec;
 mod harness;
 mod life;
+mod manifests;
+mod order;
 mod placement;
 mod pods;
+mod probes;
 mod recovery;
 mod refusals;
+mod registry;
+mod sandbox;

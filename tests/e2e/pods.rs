@@ -10,7 +10,7 @@ fn waiting(pod: &Value) -> &str {
 
 /// A container's log, once it has this line.
 #[track_caller]
-fn until_logged(cluster: &Cluster, ns: &str, pod: &str, container: &str, line: &str) -> String {
+pub fn until_logged(cluster: &Cluster, ns: &str, pod: &str, container: &str, line: &str) -> String {
     until(&format!("{container} of {pod} says {line:?}"), || {
         let log = cluster.kubectl(&["logs", "-n", ns, pod, "-c", container]).result()?;
         check(log.lines().any(|l| l == line), || log.clone())?;
@@ -148,9 +148,9 @@ fn what_keeps_a_container_from_running_is_told_in_its_state_and_an_event() {
         (
             "badvolume",
             json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}),
-            &["CreateContainerConfigError"],
-            "Failed",
-            "is not a directory",
+            &["ContainerCreating"],
+            "FailedMount",
+            "MountVolume.SetUp failed for volume \"v\" : hostPath type check failed: /proc/version is not a directory",
         ),
     ];
     for (name, change, ..) in &rows {
@@ -189,12 +189,12 @@ fn an_image_that_is_imported_lets_waiting_pods_run() {
     let ns = "images";
     cluster.namespace(ns);
     let script = "trap 'echo bye; exit 7' TERM; echo up; while true; do sleep 0.05; done";
-    let container = json!({"name": "c", "image": "busybox", "command": ["sh", "-c", script]});
+    let container = json!({"name": "c", "image": "nowhere.example/busybox", "command": ["sh", "-c", script]});
     cluster.apply(ns, &bare_pod("shell", "Always", &[container]));
     cluster.until_pod(ns, "shell", "waiting for its image", |pod| waiting(pod).contains("Pull"));
     let tar = cluster.scratch().join("busybox.tar");
     rootfs(&busybox, &tar);
-    let uri = "/api/v1/nodes/n1/proxy/images/import?name=busybox";
+    let uri = "/api/v1/nodes/n1/proxy/images/import?name=nowhere.example/busybox";
     cluster.kubectl(&["create", "--raw", uri, "-f", tar.to_str().unwrap()]).ok();
     // Long before its next turn: the coming of an image ends the wait.
     cluster.until_pod(ns, "shell", "running", is_ready);
@@ -203,7 +203,7 @@ fn an_image_that_is_imported_lets_waiting_pods_run() {
 }
 
 /// A root file system of busybox alone, as a tar.
-fn rootfs(busybox: &std::path::Path, tar: &std::path::Path) {
+pub fn rootfs(busybox: &std::path::Path, tar: &std::path::Path) {
     let mut archive = tar::Builder::new(std::fs::File::create(tar).expect("it is written"));
     archive.append_path_with_name(busybox, "bin/busybox").expect("it is written");
     for name in ["sh", "sleep", "echo"] {

@@ -82,7 +82,7 @@ async fn links_where_the_runtime_mounts_or_makes_things_reach_nothing_outside() 
                 mounts: vec![Mount {
                     host_path: volume.clone(),
                     container_path: "/data/volume".into(),
-                    read_only: false,
+                    ..Mount::default()
                 }],
                 ..config(&image, &["sh", "-c", "echo pwned > /etc/hosts; touch /dev/x /data/x; exit 0"])
             };

@@ -1,7 +1,7 @@
 //! What a container may not do, and what it may.
 
 use super::bench::{Bench, config, sandbox_config};
-use troupe::runtime::{ContainerConfig, Mount, RuntimeError};
+use troupe::runtime::{ContainerConfig, ContainerRuntime as _, Mount, RuntimeError};
 
 /// `unshare` is refused by the filter and needs no capability for a user namespace, so only the filter can refuse it.
 const UNSHARE: &str = "unshare -U true && echo allowed || echo denied";
@@ -16,6 +16,34 @@ async fn the_system_call_filter_denies_unless_unconfined() {
 }
 
 #[tokio::test]
+async fn a_profile_from_a_file_takes_the_default_filters_place() {
+    let mut bench = Bench::new().await;
+    let file = bench.path().join("profile.json");
+    let rule = |name: &str, action: &str| serde_json::json!({"names": [name], "action": action});
+    let deny = serde_json::json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [
+        rule("mkdirat", "SCMP_ACT_ERRNO"), rule("mkdir", "SCMP_ACT_ERRNO"),
+        rule("sethostname", "SCMP_ACT_KILL_PROCESS"),
+    ]});
+    std::fs::write(&file, deny.to_string()).unwrap();
+    let script =
+        "mkdir /d && echo made || echo denied; sh -c 'hostname x'; echo $?; unshare -U true && echo allowed";
+    for escalate in [false, true] {
+        let change = |config: &mut ContainerConfig| {
+            config.security.seccomp_profile = Some(file.clone());
+            config.security.allow_privilege_escalation = escalate;
+        };
+        let (lines, _) = bench.script(change, script).await;
+        // 159 is 128 and SIGSYS.
+        assert_eq!(lines, ["denied", "159", "allowed"], "escalation {escalate}");
+    }
+    let pod = bench.sandbox("bad").await;
+    let mut missing = config("bad", &["true"]);
+    missing.security.seccomp_profile = Some(bench.path().join("none.json"));
+    let refused = bench.create(&pod, missing).await;
+    assert!(matches!(&refused, Err(RuntimeError::Config(text)) if text.contains("none.json")), "{refused:?}");
+}
+
+#[tokio::test]
 async fn a_denied_system_call_fails_with_eperm_and_clone3_as_if_it_did_not_exist() {
     let mut bench = Bench::new().await;
     // The capability is there, so what refuses is the filter: with SYS_ADMIN it would allow the call.
@@ -26,7 +54,12 @@ async fn a_denied_system_call_fails_with_eperm_and_clone3_as_if_it_did_not_exist
     // This machine's C library starts threads and processes by clone3 where there is one.
     let probe = std::env::current_exe().unwrap();
     let with_probe = |config: &mut ContainerConfig| {
-        config.mounts = vec![Mount { host_path: probe, container_path: "/probe".into(), read_only: true }];
+        config.mounts = vec![Mount {
+            host_path: probe,
+            container_path: "/probe".into(),
+            read_only: true,
+            ..Mount::default()
+        }];
         config.env = vec![("TROUPE_TEST_THREADS".into(), "1".into())];
     };
     let script =
@@ -179,7 +212,7 @@ async fn a_read_only_root_cannot_be_written_but_volumes_can() {
     let volumes = [("rw", false), ("ro", true)].map(|(name, read_only)| {
         let host_path = bench.path().join(name);
         std::fs::create_dir(&host_path).unwrap();
-        Mount { host_path, container_path: format!("/{name}"), read_only }
+        Mount { host_path, container_path: format!("/{name}"), read_only, ..Mount::default() }
     });
     let written = bench.path().join("rw/file");
     let change = |config: &mut ContainerConfig| {
@@ -190,6 +223,42 @@ async fn a_read_only_root_cannot_be_written_but_volumes_can() {
         bench.script(change, "for d in / /ro /rw; do touch $d/file 2>/dev/null && echo $d; done").await;
     assert_eq!(lines, ["/rw"]);
     assert!(written.exists());
+}
+
+/// Another container may write to a volume at any time.
+#[tokio::test]
+async fn a_part_of_a_volume_is_what_it_was_when_it_was_checked_and_never_lies_outside() {
+    let mut bench = Bench::new().await;
+    let volume = bench.path().join("volume");
+    let (part, secret) = (volume.join("sub/part"), bench.path().join("secret"));
+    for dir in [&part, &secret] {
+        std::fs::create_dir_all(dir).unwrap();
+    }
+    std::fs::write(part.join("mine"), "").unwrap();
+    std::fs::write(secret.join("theirs"), "").unwrap();
+    let pod = bench.sandbox("p").await;
+    let listing = |host_path: &std::path::Path| ContainerConfig {
+        mounts: vec![Mount {
+            host_path: host_path.to_owned(),
+            container_path: "/v".into(),
+            within: Some(volume.clone()),
+            ..Mount::default()
+        }],
+        ..config("c", &["ls", "/v"])
+    };
+    let id = bench.create(&pod, listing(&part)).await.unwrap();
+    std::fs::rename(&part, volume.join("aside")).unwrap();
+    std::os::unix::fs::symlink(&secret, &part).unwrap();
+    bench.runtime().start_container(&id).await.unwrap();
+    bench.exit(&id).await;
+    assert_eq!(bench.output("c"), ["stdout F mine"]);
+    // The next one is refused, and what was held of the first is given back with it.
+    let refused = bench.try_start(&pod, listing(&part)).await;
+    assert!(
+        matches!(&refused, Err(RuntimeError::Config(text)) if text.ends_with("leads out of the volume")),
+        "{refused:?}"
+    );
+    bench.runtime().remove_container(&id).await.unwrap();
 }
 
 #[tokio::test]

@@ -79,6 +79,7 @@ async fn drives_containers_until_killed() {
             host_path: path.clone(),
             container_path: "/go".into(),
             read_only: true,
+            ..Default::default()
         }];
         let id = runtime.create_container(&pod, container).await.unwrap();
         runtime.start_container(&id).await.unwrap();

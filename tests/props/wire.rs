@@ -60,6 +60,7 @@ pub fn to_master() -> Vec<ToMaster> {
         ToMaster::Pods(vec![pod_report()]),
         ToMaster::Events(vec![event_report()]),
         ToMaster::Goodbye,
+        ToMaster::Mirrors(vec![Mirror { json: b"{}".to_vec().into(), status: b"{}".to_vec().into() }]),
     ]
 }
 
@@ -76,6 +77,18 @@ pub fn to_node() -> Vec<ToNode> {
             }],
         }),
         ToNode::Welcome(Welcome { pod_cidr: "10.244.3.0/24".into(), cluster: "c".into() }),
+        ToNode::Configs(Configs {
+            revision: Revision(1000),
+            objects: [ConfigKind::ConfigMap, ConfigKind::Secret, ConfigKind::ServiceAccount]
+                .map(|kind| ConfigObject {
+                    kind,
+                    namespace: "ns".into(),
+                    name: "o".into(),
+                    revision: (kind == ConfigKind::Secret).then_some(Revision(7)),
+                })
+                .into(),
+            documents: vec![ConfigDocument { object: 1, revision: Revision(7), json: b"{}".to_vec().into() }],
+        }),
     ]
 }
 
@@ -87,6 +100,16 @@ pub fn open() -> Vec<Open> {
         Open::ImageLoad(ImageLoad::RootFs("b:2".into())),
         Open::ImageList,
         Open::ImageRemove("a:1".into()),
+        Open::ImagePull("a:1".into()),
+        Open::Exec(ExecRequest {
+            namespace: "ns".into(),
+            pod: "p".into(),
+            uid: "u1".into(),
+            container: "c".into(),
+            command: vec!["ls".into(), "-l".into()],
+            stdin: true,
+            tty: false,
+        }),
     ]
 }
 
@@ -121,17 +144,19 @@ fn every_variant_has_its_golden_bytes() {
             ToMaster::Pods(_) => 2,
             ToMaster::Events(_) => 3,
             ToMaster::Goodbye => 4,
+            ToMaster::Mirrors(_) => 5,
         })
         .collect::<Vec<_>>();
-    assert_eq!(to_master, [0, 1, 2, 3, 4]);
+    assert_eq!(to_master, [0, 1, 2, 3, 4, 5]);
     let to_node = to_node()
         .iter()
         .map(|m| match m {
             ToNode::Assignments(_) => 0,
             ToNode::Welcome(_) => 1,
+            ToNode::Configs(_) => 2,
         })
         .collect::<Vec<_>>();
-    assert_eq!(to_node, [0, 1]);
+    assert_eq!(to_node, [0, 1, 2]);
     let open = open()
         .iter()
         .map(|m| match m {
@@ -140,9 +165,11 @@ fn every_variant_has_its_golden_bytes() {
             Open::ImageLoad(ImageLoad::RootFs(_)) => 11,
             Open::ImageList => 2,
             Open::ImageRemove(_) => 3,
+            Open::ImagePull(_) => 4,
+            Open::Exec(_) => 5,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -163,6 +190,7 @@ fn messages_to_the_master_have_their_bytes_for_ever() {
         0201026e730170027531fb2c01137b227068617365223a2252756e6e696e67227d01
         0301026e7301700275310112737065632e636f6e7461696e6572737b637d01074261636b4f6666016d01
         04
+        0501027b7d027b7d
         ",
     );
 }
@@ -174,6 +202,7 @@ fn messages_to_a_node_have_their_bytes_for_ever() {
         r"
         00fbe80301027531070102753107027b7d
         010d31302e3234342e332e302f32340163
+        02fbe8030300026e73016f0001026e73016f010702026e73016f00010107027b7d
         ",
     );
 }
@@ -188,6 +217,8 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         010103623a32
         02
         0303613a31
+        0403613a31
+        05026e730170027531016302026c73022d6c0100
         ",
     );
     golden(
@@ -208,6 +239,17 @@ fn answers_about_images_have_their_text_for_ever() {
     ] {
         assert_eq!(serde_json::to_string(&answer).unwrap(), text);
         assert_eq!(serde_json::from_str::<ImageAnswer>(text).unwrap(), answer);
+    }
+    for (line, text) in [
+        (
+            PullLine::Progress { layers: 3, layers_done: 1, bytes: 10, total_bytes: 20 },
+            r#"{"progress":{"layers":3,"layersDone":1,"bytes":10,"totalBytes":20}}"#,
+        ),
+        (PullLine::Done("a:1".into()), r#"{"done":"a:1"}"#),
+        (PullLine::Refused("no".into()), r#"{"refused":"no"}"#),
+    ] {
+        assert_eq!(serde_json::to_string(&line).unwrap(), text);
+        assert_eq!(serde_json::from_str::<PullLine>(text).unwrap(), line);
     }
 }
 
@@ -298,8 +340,33 @@ fn pictures() -> impl Strategy<Value = ToNode> {
                 .collect(),
         })
     });
+    let object = (0..3_usize, text(), text(), prop::option::of(any::<u64>()));
+    let content = (any::<u32>(), any::<u64>(), bytes());
+    let objects = prop::collection::vec(object, 0..5);
+    let configs = (any::<u64>(), objects, prop::collection::vec(content, 0..5)).prop_map(
+        |(revision, objects, documents)| {
+            let kinds = [ConfigKind::ConfigMap, ConfigKind::Secret, ConfigKind::ServiceAccount];
+            let objects = objects.into_iter().map(|(kind, namespace, name, revision)| ConfigObject {
+                kind: kinds[kind],
+                namespace,
+                name,
+                revision: revision.map(Revision),
+            });
+            let documents = documents.into_iter().map(|(object, revision, json)| ConfigDocument {
+                object,
+                revision: Revision(revision),
+                json: json.into(),
+            });
+            ToNode::Configs(Configs {
+                revision: Revision(revision),
+                objects: objects.collect(),
+                documents: documents.collect(),
+            })
+        },
+    );
     prop_oneof![
         pictures,
+        configs,
         (text(), text()).prop_map(|(pod_cidr, cluster)| ToNode::Welcome(Welcome { pod_cidr, cluster }))
     ]
 }

@@ -4,6 +4,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, thread::available_parallelism};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::{configs::Configs, machine};
 use crate::{
     logic::{
         pod::config::{Around, Places},
@@ -26,6 +27,10 @@ pub struct NodeContext {
     pub crash_loop: Backoff,
     /// Turns to start something.
     pub starts: Starts,
+    /// The config maps and secrets that its pods refer to.
+    pub configs: Configs,
+    /// The node's own credentials for registries: a file in the form of Docker's `config.json`.
+    pub registry_config: Option<PathBuf>,
 }
 
 /// How much a node starts at once. A start keeps a core busy, so a hundred at once would all be slow, and with them the
@@ -66,9 +71,20 @@ impl NodeContext {
         }
     }
 
+    /// Where profiles lie that pods name by `seccompProfile.localhostProfile`.
+    pub fn seccomp_profiles(&self) -> PathBuf {
+        self.dir.join("seccomp")
+    }
+
     /// What a pod may ask about its surroundings.
     pub fn around(&self, pod_ip: Option<IpAddr>) -> Around {
-        Around { node: self.name.clone(), host_ip: self.host_ip, pod_ip }
+        Around {
+            node: self.name.clone(),
+            host_ip: self.host_ip,
+            pod_ip,
+            allocatable: machine::allocatable(&self.dir),
+            sources: self.configs.now(),
+        }
     }
 }
 

@@ -2,11 +2,14 @@
 //!
 //! Owns: the grouping of what the runtime lists, its events as a stream, and the removal of directories. No decisions.
 
-use std::collections::HashMap;
+use std::{
+    collections::HashMap,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     model::Uid,
-    runtime::{ContainerStatus, RuntimeEvent, SandboxStatus},
+    runtime::{ContainerStatus, RuntimeEvent, SandboxStatus, native::unmount_below},
 };
 
 /// What the runtime has of a pod.
@@ -18,10 +21,24 @@ pub struct Found {
     pub containers: Vec<ContainerStatus>,
 }
 
-/// Removes directories off the actor's thread: a volume may hold much.
-pub fn remove_dirs(dirs: Vec<std::path::PathBuf>) {
+/// Directories of pods that the node does not know any more.
+pub fn forgotten_dirs(pods: &Path, keep: impl Fn(&Uid) -> bool) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(pods).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| !keep(&Uid::from(entry.file_name().to_string_lossy().as_ref())))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// Removes directories off the actor's thread: a volume may hold much. What is mounted in them is taken off first.
+pub fn remove_dirs(dirs: Vec<PathBuf>) {
     tokio::task::spawn_blocking(move || {
         for dir in dirs {
+            if let Err(error) = unmount_below(&dir) {
+                // Without this a removal would reach into what is mounted.
+                tracing::warn!(dir = %dir.display(), %error, "a pod's volumes could not be unmounted");
+                continue;
+            }
             match std::fs::remove_dir_all(&dir) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     tracing::warn!(dir = %dir.display(), %error, "a pod's directory could not be removed");

@@ -10,7 +10,7 @@ use std::{
 
 use k8s_openapi::api::core::v1;
 
-use crate::logic::pod::config::Places;
+use crate::logic::pod::{config::Places, init::container_named};
 
 /// A termination message is cut here, as Kubernetes cuts it.
 const MESSAGE_BYTES: u64 = 4096;
@@ -29,10 +29,9 @@ pub fn last_words(
     attempt: u32,
     code: i32,
 ) -> Option<String> {
-    let spec = pod.spec.iter().flat_map(|s| &s.containers).find(|c| c.name == container);
-    let policy = spec.and_then(|c| c.termination_message_policy.as_deref());
+    let policy = container_named(pod, container).and_then(|c| c.termination_message_policy.clone());
     let message = read_message(&places.termination_message(container, attempt));
-    if message.is_none() && code != 0 && policy == Some("FallbackToLogsOnError") {
+    if message.is_none() && code != 0 && policy.as_deref() == Some("FallbackToLogsOnError") {
         return read_log(&places.log(container, attempt));
     }
     message

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::context::NodeContext;
-use crate::logic::nodes::MachineFacts;
+use crate::logic::{nodes::MachineFacts, pod::downward::Allocatable};
 
 /// Fills what the machine and the runtime know into `base` (address, limits, version come from the configuration).
 pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>) -> MachineFacts {
@@ -27,7 +27,20 @@ pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>
     }
 }
 
-fn disk(dir: &std::path::Path) -> (u64, u64) {
+/// What pods may use of this machine together: all of it.
+pub fn allocatable(dir: &std::path::Path) -> Allocatable {
+    let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let memory = memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
+    Allocatable {
+        cpu_milli: i64::try_from(cores).unwrap_or(1).saturating_mul(1000),
+        memory_bytes: whole(memory),
+        ephemeral_bytes: whole(disk(dir).0),
+    }
+}
+
+/// Bytes of the disk that a directory is on, and those that are free.
+pub fn disk(dir: &std::path::Path) -> (u64, u64) {
     nix::sys::statvfs::statvfs(dir).map_or((0, 0), |s| {
         let block = s.fragment_size();
         (s.blocks().saturating_mul(block), s.blocks_available().saturating_mul(block))

@@ -5,18 +5,27 @@
 //! only when the picture says so. It keeps nothing on disk: a fresh kubelet lists the runtime and goes on.
 //! Leaves out: the link (it speaks through ports) and what a pod's next step is ([`crate::logic::pod`]).
 
+mod configs;
 mod context;
+mod exec;
 mod found;
+mod hooks;
+mod image_gc;
+mod images;
 mod last_words;
 mod machine;
+mod manifests;
 mod pod;
+mod probes;
+mod pull_secrets;
 mod start;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod volumes;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -28,10 +37,13 @@ use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
+pub use configs::Configs;
 pub use context::{NodeContext, Starts, now_ms};
-use found::{Found, group, remove_dirs, stream_of};
+use found::{Found, forgotten_dirs, group, remove_dirs, stream_of};
+use manifests::Manifests;
 use pod::{
-    LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw, Wanted,
+    LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
+    SourcesMoved, Wanted,
 };
 pub use streams::StreamAsked;
 
@@ -41,11 +53,13 @@ use crate::{
         uplink::{Uplink, UplinkSeed},
     },
     logic::{
+        image_gc::PERIOD,
         nodes::{MachineFacts, node_status},
+        pod::sources::references,
         supervision::Intensity,
     },
     messages::{FromMaster, LinkUp, Port, Slot, TellMaster, wire},
-    model::{Revision, Uid},
+    model::{Key, Revision, Uid},
     net::Dialer,
     runtime::{ContainerStatus, RuntimeEvent, SandboxStatus},
 };
@@ -72,6 +86,8 @@ pub struct KubeletSeed {
     pub slot: Slot<Kubelet>,
     /// Where its pods are children.
     pub pods: SupervisorHandle,
+    /// A directory of pods to run in any case.
+    pub manifests: Option<std::path::PathBuf>,
 }
 
 /// What a node consists of, in the order of dependence: its kubelet, the pods' supervisor, the link to the master. When
@@ -119,6 +135,8 @@ struct Entry {
     /// What the pod's next incarnation begins with.
     wanted: Arc<ArcSwap<Wanted>>,
     revision: Revision,
+    /// The config maps and secrets that it refers to.
+    refers: BTreeSet<Key>,
     report: Option<wire::PodReport>,
     /// The containers as last reported: which log is which.
     containers: Vec<v1::ContainerStatus>,
@@ -136,7 +154,9 @@ impl Entry {
     }
 
     fn note(&mut self, status: &v1::PodStatus) {
-        self.containers = status.container_statuses.clone().unwrap_or_default();
+        let all = status.container_statuses.iter().chain(&status.init_container_statuses);
+        let all = all.chain(&status.ephemeral_container_statuses);
+        self.containers = all.flatten().cloned().collect();
         for container in &self.containers {
             let runs = container.state.as_ref().is_some_and(|s| s.running.is_some());
             let sender =
@@ -154,6 +174,8 @@ pub struct Kubelet {
     /// What the runtime had when this kubelet started; taken over or ended with the first picture.
     found: HashMap<Uid, Found>,
     listed: bool,
+    /// What pods left that ended while there was no kubelet has been removed.
+    swept: bool,
     /// A picture that came before the runtime was listed.
     early: Option<wire::Assignments>,
     sequence: u64,
@@ -163,6 +185,7 @@ pub struct Kubelet {
     /// Why the pod network cannot be set up.
     network_fault: Option<String>,
     pod_cidr: String,
+    manifests: Manifests,
 }
 
 impl Kubelet {
@@ -170,10 +193,12 @@ impl Kubelet {
     pub fn new(life: Life, seed: KubeletSeed) -> Kubelet {
         Kubelet {
             life,
+            manifests: Manifests::new(seed.manifests.clone()),
             seed,
             pods: HashMap::new(),
             found: HashMap::new(),
             listed: false,
+            swept: false,
             early: None,
             sequence: 0,
             status: None,
@@ -205,9 +230,7 @@ impl Kubelet {
                         kubelet.report_node(false, ctx);
                     }
                     tracing::info!(pods = kubelet.found.len(), "kubelet listed its runtime");
-                    if let Some(picture) = kubelet.early.take() {
-                        kubelet.assign(picture, ctx);
-                    }
+                    kubelet.begin(ctx);
                 }
                 Err(error) => {
                     tracing::error!(%error, "the runtime cannot be listed; trying again");
@@ -241,9 +264,20 @@ impl Kubelet {
         }));
     }
 
+    /// Begins with what is to run, once it is known what runs and what this node's own files say.
+    fn begin(&mut self, ctx: &mut Context<Self>) {
+        if !self.listed || !self.manifests.known {
+            return;
+        }
+        self.run_manifests();
+        if let Some(picture) = self.early.take() {
+            self.assign(picture, ctx);
+        }
+    }
+
     /// Makes the set of pods what the master's picture says.
     fn assign(&mut self, picture: wire::Assignments, ctx: &mut Context<Self>) {
-        if !self.listed {
+        if !self.listed || !self.manifests.known {
             self.early = Some(picture);
             return;
         }
@@ -257,18 +291,32 @@ impl Kubelet {
             }
         }
         let wanted: HashSet<&Uid> = picture.pods.iter().map(|p| &p.uid).collect();
-        let gone: Vec<Uid> = self.pods.keys().filter(|uid| !wanted.contains(uid)).cloned().collect();
+        let own = |uid: &Uid| wanted.contains(uid) || self.manifests.has(uid);
+        if !std::mem::replace(&mut self.swept, true) {
+            let keep = |uid: &Uid| own(uid) || self.found.contains_key(uid) || self.pods.contains_key(uid);
+            remove_dirs(forgotten_dirs(&self.seed.node.dir.join("pods"), keep));
+        }
+        let gone: Vec<Uid> = self.pods.keys().filter(|uid| !own(uid)).cloned().collect();
+        let mut mirrored = false;
         for assigned in &picture.pods {
-            if let Some((revision, pod)) = documents.remove(&assigned.uid) {
-                self.take(&assigned.uid, revision, pod);
+            match documents.remove(&assigned.uid) {
+                // What it shows runs already; one that is to vanish is made anew.
+                Some((_, pod)) if self.manifests.note_mirror(&pod) => mirrored = true,
+                Some((revision, pod)) => self.take(&assigned.uid, revision, pod),
+                None => {}
             }
         }
         for uid in gone {
             self.unassign(&uid);
         }
-        let orphans: Vec<(Uid, Found)> = self.found.extract_if(|uid, _| !wanted.contains(uid)).collect();
+        let manifests = &self.manifests;
+        let orphaned = |uid: &Uid| !wanted.contains(uid) && !manifests.has(uid);
+        let orphans: Vec<(Uid, Found)> = self.found.extract_if(|uid, _| orphaned(uid)).collect();
         for (uid, found) in orphans {
             self.end_orphan(uid, found, ctx);
+        }
+        if mirrored {
+            self.tell_mirrors();
         }
     }
 
@@ -276,6 +324,7 @@ impl Kubelet {
         if let Some(entry) = self.pods.get_mut(uid) {
             if entry.revision < revision {
                 entry.revision = revision;
+                entry.refers = references(&pod);
                 entry.wanted.store(Arc::new(Wanted { pod: pod.clone(), assigned: true }));
                 if let Some(address) = entry.slot.address() {
                     address.do_send(PodAssigned(pod));
@@ -284,11 +333,13 @@ impl Kubelet {
             return;
         }
         let slot = Slot::new("pod");
+        let refers = references(&pod);
         let wanted = Arc::new(ArcSwap::from_pointee(Wanted { pod, assigned: true }));
         let seed = PodSeed {
             node: self.seed.node.clone(),
             wanted: wanted.clone(),
             fresh: Arc::new(AtomicBool::new(self.found.remove(uid).is_none())),
+            told: Arc::default(),
             report: self.seed.slot.port(),
             notice: self.seed.slot.port(),
         };
@@ -296,7 +347,15 @@ impl Kubelet {
         self.seed.pods.start_child(child.never_escalate()).detach();
         self.pods.insert(
             uid.clone(),
-            Entry { slot, wanted, revision, report: None, containers: Vec::new(), running: HashMap::new() },
+            Entry {
+                slot,
+                wanted,
+                revision,
+                refers,
+                report: None,
+                containers: Vec::new(),
+                running: HashMap::new(),
+            },
         );
     }
 
@@ -370,11 +429,12 @@ impl Kubelet {
     }
 
     fn report_all(&mut self) {
-        for (uid, entry) in &self.pods {
+        for (uid, entry) in self.pods.iter().filter(|(uid, _)| !self.manifests.has(uid)) {
             if let Some(report) = &entry.report {
                 self.tell(Some(uid.to_string()), wire::ToMaster::Pods(vec![report.clone()]));
             }
         }
+        self.tell_mirrors();
     }
 }
 
@@ -395,6 +455,8 @@ impl Actor for Kubelet {
         let events = stream_of(self.seed.node.runtime.events());
         ctx.add_stream(events);
         ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
+        ctx.run_interval(PERIOD, |kubelet, ctx| kubelet.collect_images(ctx));
+        self.follow_manifests(ctx);
     }
 }
 
@@ -444,6 +506,15 @@ impl Handler<FromMaster> for Kubelet {
         self.life.beat();
         match message.0 {
             wire::ToNode::Assignments(picture) => self.assign(picture, ctx),
+            wire::ToNode::Configs(picture) => {
+                let changed = self.seed.node.configs.take(picture);
+                let sources = self.seed.node.configs.now();
+                for entry in self.pods.values().filter(|e| sources.concerns(&e.refers, &changed)) {
+                    if let Some(address) = entry.slot.address() {
+                        address.do_send(SourcesMoved);
+                    }
+                }
+            }
             wire::ToNode::Welcome(welcome) => {
                 self.pod_cidr = welcome.pod_cidr;
                 self.set_pod_cidr(ctx);
@@ -472,7 +543,11 @@ impl Handler<PodReported> for Kubelet {
         };
         entry.report = Some(report.clone());
         let leaves = message.terminated && !entry.assigned();
-        self.tell(Some(message.uid.to_string()), wire::ToMaster::Pods(vec![report]));
+        if self.manifests.has(&message.uid) {
+            self.tell_mirrors();
+        } else {
+            self.tell(Some(message.uid.to_string()), wire::ToMaster::Pods(vec![report]));
+        }
         if leaves {
             self.forget(&message.uid);
         }
@@ -490,8 +565,8 @@ impl Handler<PodNoticed> for Kubelet {
         let event = wire::EventReport {
             namespace: meta.namespace.clone().unwrap_or_default(),
             name: meta.name.clone().unwrap_or_default(),
-            uid: message.uid,
-            field_path: notice.container.map(|c| format!("spec.containers{{{c}}}")),
+            uid: self.manifests.told_uid(message.uid),
+            field_path: notice.container.map(|c| crate::logic::pod::init::field_path(&pod, &c)),
             warning: notice.warning,
             reason: notice.reason.into(),
             message: notice.message,

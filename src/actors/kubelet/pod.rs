@@ -4,8 +4,12 @@
 //! action's outcome goes back into the machine, which is then stepped again; nothing else changes it.
 //! After a panic the supervisor makes a fresh actor, which takes over what the runtime still has of the pod.
 
+mod supply;
+
 use std::{
+    collections::HashSet,
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -17,18 +21,28 @@ use std::{
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, WrapFuture as _,
 };
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use k8s_openapi::api::core::v1;
+use tokio_util::sync::CancellationToken;
+
+pub use supply::SourcesMoved;
 
 use super::{
     context::{NodeContext, now_ms},
     found::Found,
+    hooks::Hooked,
+    images::Teller,
     last_words::last_words,
-    start::{Started, sandbox_config, start_container},
+    probes,
+    start::{Started, run_sandbox, start_container},
+    volumes,
 };
 use crate::{
     actors::supervisor::Life,
-    logic::pod::{Action, Adopted, Ended, Machine, Notice, StartFailure, config::Places, status::pod_status},
+    logic::pod::{
+        Action, Adopted, Ended, Machine, Notice, Role, StartFailure, config::Places, ephemeral,
+        gates::keep_foreign, status::pod_status,
+    },
     messages::Port,
     model::Uid,
     runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent},
@@ -99,6 +113,8 @@ pub struct PodSeed {
     pub wanted: Arc<ArcSwap<Wanted>>,
     /// Nothing of the pod was on the node when the kubelet took it: its first incarnation need not look.
     pub fresh: Arc<AtomicBool>,
+    /// What was last reported: an incarnation that takes over goes on with it.
+    pub told: Arc<ArcSwapOption<v1::PodStatus>>,
     /// Where to report.
     pub report: Port<PodReported>,
     /// Where to tell events.
@@ -112,7 +128,12 @@ pub struct PodActor {
     uid: Uid,
     machine: Machine,
     reported: Option<(v1::PodStatus, bool)>,
+    /// Lives whose preStop hook was begun: it is not run again when they are to end sooner.
+    pre_stopped: HashSet<String>,
+    teller: Teller,
     wake: Option<SpawnHandle>,
+    /// Its volumes are written by one at a time.
+    volumes: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl PodActor {
@@ -120,11 +141,29 @@ impl PodActor {
     pub fn new(life: Life, seed: PodSeed) -> PodActor {
         let wanted = seed.wanted.load_full();
         let uid = Uid::from(wanted.pod.metadata.uid.clone().unwrap_or_default());
-        let mut machine = Machine::new(wanted.pod.clone(), seed.node.crash_loop, now_ms());
+        let mut pod = wanted.pod.clone();
+        if let Some(told) = seed.told.load_full() {
+            let mut status = (*told).clone();
+            keep_foreign(&mut status, pod.status.as_ref());
+            Arc::make_mut(&mut pod).status = Some(status);
+        }
+        let mut machine = Machine::new(pod, seed.node.crash_loop, now_ms());
         if !wanted.assigned {
             machine.evict();
         }
-        PodActor { life, uid, machine, reported: None, wake: None, seed }
+        let ending = CancellationToken::new();
+        let teller = Teller { uid: uid.clone(), notice: seed.notice.clone(), ending };
+        PodActor {
+            life,
+            uid,
+            machine,
+            reported: None,
+            pre_stopped: HashSet::new(),
+            teller,
+            wake: None,
+            volumes: Arc::default(),
+            seed,
+        }
     }
 
     /// Takes over what the node has of the pod, else what is told of it.
@@ -134,13 +173,20 @@ impl PodActor {
         let pod = &self.machine.pod;
         let lives: Vec<Adopted> =
             found.containers.into_iter().map(|life| adopted(life, pod, &places)).collect();
-        self.machine.adopt(found.sandbox.ready, found.sandbox.ip, &lives);
+        let ip = self.address(found.sandbox.ip);
+        self.machine.adopt(found.sandbox.ready, ip, &lives);
+    }
+
+    /// The pod's address: its sandbox's, or the node's when it shares the node's network.
+    fn address(&self, own: Option<IpAddr>) -> Option<IpAddr> {
+        let shares = self.machine.pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
+        own.or_else(|| self.seed.node.host_ip.filter(|_| shares))
     }
 
     fn log_dirs(&self) -> Vec<PathBuf> {
-        let (places, spec) = (self.places(), self.machine.pod.spec.as_ref());
-        let names = spec.into_iter().flat_map(|spec| &spec.containers).map(|container| &container.name);
-        names.filter_map(|name| places.log(name, 0).parent().map(Path::to_owned)).collect()
+        let places = self.places();
+        let logs = self.machine.containers.iter().map(|container| places.log(&container.name, 0));
+        logs.filter_map(|log| log.parent().map(Path::to_owned)).collect()
     }
 
     fn places(&self) -> Places {
@@ -152,6 +198,10 @@ impl PodActor {
     /// Steps the machine, carries out what it wants, and reports what became of it.
     fn advance(&mut self, ctx: &mut Context<Self>) {
         self.life.beat();
+        // Both are for ever: nothing will be started any more.
+        if self.machine.is_ending() || self.machine.is_over() {
+            self.teller.ending.cancel();
+        }
         let step = self.machine.step(now_ms());
         for notice in step.notices {
             self.tell_notice(notice);
@@ -170,8 +220,7 @@ impl PodActor {
     }
 
     fn tell_notice(&self, notice: Notice) {
-        // Events are best effort: the kubelet may be between two incarnations.
-        let _ = self.seed.notice.tell(PodNoticed { uid: self.uid.clone(), notice });
+        self.teller.tell(notice);
     }
 
     fn report(&mut self) {
@@ -183,6 +232,7 @@ impl PodActor {
             return;
         }
         self.reported = Some((status.clone(), terminated));
+        self.seed.told.store(Some(Arc::new(status.clone())));
         // A kubelet that is being restarted asks every pod again.
         let _ = self.seed.report.tell(PodReported { uid: self.uid.clone(), status, terminated });
     }
@@ -193,31 +243,62 @@ impl PodActor {
         let uid = self.uid.clone();
         match action {
             Action::RunSandbox => {
-                let config = sandbox_config(&self.machine.pod);
-                let node = self.seed.node.clone();
+                let (node, spec, places) = (self.seed.node.clone(), self.machine.pod.clone(), self.places());
+                let (volumes, known, wanted) = (self.volumes.clone(), node.configs.now(), spec.clone());
                 let dirs = self.log_dirs();
+                // Meanwhile, so that the containers' starts find them. Those say so if it failed.
+                tokio::task::spawn_blocking(move || dirs.iter().try_for_each(fs::create_dir_all));
                 let work = async move {
-                    let _turn = node.starts.sandbox().await;
-                    // Meanwhile, so that the containers' starts find them. Those say so if it failed.
-                    let made =
-                        tokio::task::spawn_blocking(move || dirs.iter().try_for_each(fs::create_dir_all));
-                    let status = runtime.run_pod_sandbox(config).await;
-                    let _ = made.await;
-                    status
+                    let _alone = volumes.lock().await;
+                    volumes::set_up(&node, &spec, places).await?;
+                    Ok(run_sandbox(node, spec).await)
                 };
-                ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
+                ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
                     match outcome {
-                        Ok(status) => pod.machine.sandbox_ready(status.ip),
-                        Err(error) => pod.machine.sandbox_failed(&error.to_string(), now_ms()),
+                        Ok(Ok(status)) => pod.machine.sandbox_ready(pod.address(status.ip)),
+                        Ok(Err(error)) => pod.machine.sandbox_failed(&error, now_ms()),
+                        Err(messages) => pod.machine.volumes_failed(messages, now_ms()),
+                    }
+                    pod.catch_up(&known);
+                    if !pod.knows_no_more_than(&known) || !Arc::ptr_eq(&wanted, &pod.machine.pod) {
+                        pod.refresh_volumes(ctx);
                     }
                     pod.advance(ctx);
                 }));
             }
             Action::Start(index) => self.start(index, ctx),
-            Action::Stop { id, grace, .. } => {
-                let container = ContainerId(id.clone());
-                let work = async move { runtime.stop_container(&container, grace).await };
+            Action::PostStart { index, id } => {
+                let Some(hooked) = self.hooked(index, &id) else { return };
+                ctx.spawn(hooked.post_start().into_actor(self).map(move |outcome, pod, ctx| {
+                    if let Err(error) = &outcome {
+                        tracing::warn!(pod = %pod.uid, %error, "a postStart hook failed");
+                    }
+                    pod.machine.post_start_done(&id, outcome.is_ok());
+                    pod.advance(ctx);
+                }));
+            }
+            Action::Probe { index, id, kind } => {
+                let Some(Hooked { node, pod, name, ip, .. }) = self.hooked(index, &id) else { return };
+                let work = probes::run(node, pod, name, id.clone(), kind, ip);
                 ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
+                    pod.machine.probed(&id, kind, &outcome);
+                    pod.advance(ctx);
+                }));
+            }
+            Action::Stop { index, id, grace } => {
+                let Some(hooked) = self.hooked(index, &id) else { return };
+                let hook = hooked.has_pre_stop() && self.pre_stopped.insert(id.clone());
+                let work = async move {
+                    if hook {
+                        return hooked.stop(grace).await;
+                    }
+                    (Ok(()), runtime.stop_container(&hooked.id, grace).await)
+                };
+                ctx.spawn(work.into_actor(self).map(move |(hooked, outcome), pod, ctx| {
+                    if let Err(error) = hooked {
+                        tracing::warn!(pod = %pod.uid, %error, "a preStop hook failed");
+                        pod.machine.pre_stop_failed(index);
+                    }
                     let Err(error) = outcome else { return pod.check_exits(ctx) };
                     tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
                     pod.machine.container_stuck(&id);
@@ -235,7 +316,12 @@ impl PodActor {
                 );
             }
             Action::StopSandbox => {
-                let work = async move { runtime.stop_pod_sandbox(&uid).await };
+                let places = self.places();
+                let work = async move {
+                    runtime.stop_pod_sandbox(&uid).await?;
+                    volumes::release(places).await;
+                    Ok(())
+                };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
                     pod.settled(outcome, Machine::sandbox_stopped, ctx);
                 }));
@@ -267,32 +353,64 @@ impl PodActor {
         }
     }
 
+    /// A container's present life with all that its hooks and probes need.
+    fn hooked(&self, index: usize, id: &str) -> Option<Hooked> {
+        let container = self.machine.containers.get(index)?;
+        Some(Hooked {
+            node: self.seed.node.clone(),
+            pod: self.machine.pod.clone(),
+            name: container.name.clone(),
+            id: ContainerId(id.to_owned()),
+            ip: self.machine.ip,
+        })
+    }
+
     fn start(&mut self, index: usize, ctx: &mut Context<Self>) {
         let Some(container) = self.machine.containers.get(index) else { return };
-        let work = start_container(
-            self.seed.node.clone(),
-            self.machine.pod.clone(),
-            index,
+        let known = self.seed.node.configs.now();
+        let target = ephemeral::target(&self.machine.pod, &container.name)
+            .map(|name| {
+                let id = self.machine.running_id(name).map(|id| ContainerId(id.to_owned()));
+                id.ok_or_else(|| format!("unable to find target container {name:?}: it does not run"))
+            })
+            .transpose();
+        let (node, spec, places) = (self.seed.node.clone(), self.machine.pod.clone(), self.places());
+        // The others' volumes came before the sandbox.
+        let late = (container.role == Role::Ephemeral).then(|| self.volumes.clone());
+        let start = start_container(
+            node.clone(),
+            spec.clone(),
+            container.name.clone(),
             container.attempt,
             self.machine.ip,
+            self.teller.clone(),
+            target,
         );
+        let work = async move {
+            if let Some(volumes) = late {
+                let _alone = volumes.lock().await;
+                let set_up = volumes::set_up(&node, &spec, places).await;
+                set_up.map_err(|messages| StartFailure::Config(messages.join("; ")))?;
+            }
+            start.await
+        };
         ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
             match outcome {
                 Ok(started) => pod.started_one(index, started, ctx),
                 Err(failure) => pod.failed_one(index, failure),
             }
+            pod.catch_up(&known);
             pod.advance(ctx);
         }));
     }
 
     fn started_one(&mut self, index: usize, started: Started, ctx: &mut Context<Self>) {
         if let Some(container) = self.machine.containers.get(index) {
-            let image = self.machine.pod.spec.as_ref().and_then(|s| s.containers.get(index)?.image.clone());
             let name = container.name.clone();
-            let pulled =
-                format!("Container image \"{}\" already present on machine", image.unwrap_or_default());
-            self.machine.notice(Some(&name), false, "Pulled", pulled);
             self.machine.notice(Some(&name), false, "Created", format!("Created container: {name}"));
+        }
+        for sentence in started.skipped_env {
+            self.machine.notice(None, true, "InvalidEnvironmentVariableNames", sentence);
         }
         self.machine.container_started(index, started.id, started.image_id, started.started_ms);
         // Its exit may have been told before we knew its id.
@@ -333,6 +451,7 @@ impl PodActor {
             _ => None,
         });
         let Some((name, attempt, started_ms)) = place else { return };
+        self.pre_stopped.remove(&id.0);
         let message = last_words(&self.machine.pod, &self.places(), &name, attempt, exit.code);
         self.machine.container_exited(ended(id.0, exit, started_ms, message));
     }
@@ -398,6 +517,7 @@ impl Actor for PodActor {
         ctx.wait(look.into_actor(self).map(|found, pod, ctx| match found {
             Ok(found) => {
                 pod.adopt(found);
+                pod.refresh_volumes(ctx);
                 pod.advance(ctx);
             }
             // Without knowing what there is, anything would be wrong; the supervisor tries again.
@@ -411,6 +531,7 @@ impl Handler<PodAssigned> for PodActor {
 
     fn handle(&mut self, message: PodAssigned, ctx: &mut Self::Context) {
         self.machine.assign(message.0);
+        self.refresh_volumes(ctx);
         self.advance(ctx);
     }
 }

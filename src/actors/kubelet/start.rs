@@ -4,14 +4,23 @@ use std::{fs, io, path::Path, sync::Arc};
 
 use k8s_openapi::api::core::v1;
 
-use super::context::{NodeContext, now_ms};
+use super::{
+    context::{NodeContext, now_ms},
+    images::{Teller, ensure_image},
+};
 use crate::{
     logic::pod::{
         StartFailure,
-        config::{MountPlan, Places, Plan, plan},
+        config::{Places, Plan, plan},
+        dns,
+        init::container_named,
+        volumes::{MountPlan, Propagation},
     },
     model::Uid,
-    runtime::{ContainerConfig, ContainerResources, Mount, RuntimeError, SandboxConfig, Security},
+    runtime::{
+        self, ContainerConfig, ContainerId, ContainerResources, Dns, Mount, RuntimeError, SandboxConfig,
+        SandboxStatus, Security, native::beneath,
+    },
 };
 
 /// A container that runs.
@@ -22,17 +31,39 @@ pub struct Started {
     pub image_id: String,
     /// Milliseconds since the epoch.
     pub started_ms: i64,
+    /// A sentence for each source of variables of which something was left out.
+    pub skipped_env: Vec<String>,
+}
+
+/// Makes the sandbox that a pod asks for.
+///
+/// # Errors
+/// A sentence: what the spec asks for that cannot be, or the runtime's.
+pub async fn run_sandbox(node: Arc<NodeContext>, pod: Arc<v1::Pod>) -> Result<SandboxStatus, String> {
+    let _turn = node.starts.sandbox().await;
+    // Of a pod that says nothing about it the runtime takes the node's own file.
+    let resolv = tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default();
+    let config = sandbox_config(&pod, &resolv)?;
+    node.runtime.run_pod_sandbox(config).await.map_err(|error| error.to_string())
 }
 
 /// The sandbox that a pod asks for.
-pub fn sandbox_config(pod: &v1::Pod) -> SandboxConfig {
+fn sandbox_config(pod: &v1::Pod, resolv: &str) -> Result<SandboxConfig, String> {
     let (meta, spec) = (&pod.metadata, pod.spec.as_ref());
     let flag = |f: fn(&v1::PodSpec) -> Option<bool>| spec.and_then(f).unwrap_or(false);
-    let name = meta.name.clone().unwrap_or_default();
+    let dns::Names { hostname, domain } = dns::names(pod)?;
     let context = spec.and_then(|s| s.security_context.as_ref());
-    SandboxConfig {
-        hostname: hostname(&spec.and_then(|s| s.hostname.clone()).unwrap_or_else(|| name.clone())),
+    Ok(SandboxConfig {
+        hostname,
+        domain,
+        dns: dns::resolver(pod, resolv).map(|dns::Resolver { servers, searches, options }| Dns {
+            servers,
+            searches,
+            options,
+        }),
+        share_pids: flag(|s| s.share_process_namespace),
         namespace: meta.namespace.clone().unwrap_or_default(),
+        name: meta.name.clone().unwrap_or_default(),
         uid: meta.uid.clone().unwrap_or_default(),
         host_network: flag(|s| s.host_network),
         host_pid: flag(|s| s.host_pid),
@@ -49,43 +80,41 @@ pub fn sandbox_config(pod: &v1::Pod) -> SandboxConfig {
             .flatten()
             .map(|s| (s.name.clone(), s.value.clone()))
             .collect(),
-        name,
         ..SandboxConfig::default()
-    }
+    })
 }
 
-/// A host name is at most 63 characters; Kubernetes cuts a pod's name and drops what must not end it.
-fn hostname(name: &str) -> String {
-    let cut: String = name.chars().take(63).collect();
-    cut.trim_end_matches(['-', '.']).to_owned()
-}
-
-/// Makes and starts life number `attempt` of a container.
+/// Makes and starts life number `attempt` of a container; `target` is whose processes it is to see.
 pub async fn start_container(
     node: Arc<NodeContext>,
     pod: Arc<v1::Pod>,
-    index: usize,
+    name: String,
     attempt: u32,
     pod_ip: Option<std::net::IpAddr>,
+    teller: Teller,
+    target: Result<Option<ContainerId>, String>,
 ) -> Result<Started, StartFailure> {
-    let _turn = node.starts.container().await;
     let meta = &pod.metadata;
     let text = |t: &Option<String>| t.clone().unwrap_or_default();
     let places = node.places(&text(&meta.namespace), &text(&meta.name), &text(&meta.uid));
-    let container = pod
-        .spec
-        .as_ref()
-        .and_then(|s| s.containers.get(index))
-        .ok_or_else(|| StartFailure::Config(format!("the pod has no container number {index}")))?;
+    let container = container_named(&pod, &name)
+        .ok_or_else(|| StartFailure::Config(format!("the pod has no container {name} any more")))?;
+    let container = &*container;
     let uid = Uid::from(text(&meta.uid));
     let image = container.image.clone().unwrap_or_default();
-    let found = node.runtime.image(&image).await.map_err(|e| failure(e, &image))?;
-    if found.is_none() {
-        return Err(missing_image(container, &image));
-    }
+    let found = ensure_image(&node, &pod, container, &teller).await?;
+    let _turn = node.starts.container().await;
     let plan = plan(&pod, container, &places, &node.around(pod_ip)).map_err(StartFailure::Config)?;
-    prepare(&places, container, attempt, &plan).map_err(StartFailure::Config)?;
-    let config = container_config(&pod, container, attempt, &places, plan);
+    prepare(&places, container, attempt).map_err(StartFailure::Config)?;
+    if node.runtime.has_files() {
+        prepare_sub_paths(container, &plan.mounts).map_err(StartFailure::Config)?;
+    }
+    let skipped_env = plan.skipped_env.clone();
+    let mut config = container_config(&pod, container, attempt, &places, plan);
+    config.join_pids = target.map_err(StartFailure::Create)?;
+    config.security.seccomp_profile = seccomp(&pod, container)
+        .and_then(|profile| profile.localhost_profile.as_deref())
+        .map(|file| node.seccomp_profiles().join(file));
     let id = node.runtime.create_container(&uid, config).await.map_err(|e| failure(e, &image))?;
     match node.runtime.start_container(&id).await {
         Ok(()) => {}
@@ -98,44 +127,25 @@ pub async fn start_container(
             return Err(failure(other, &image));
         }
     }
-    let image_id = found.map(|i| i.id).unwrap_or_default();
     // The runtime's word on when: a later kubelet that takes the container over is told the same.
     let all = node.runtime.list_containers().await.unwrap_or_default();
     let started_ms = all.iter().find(|c| c.id == id).map(|c| c.started_ms).filter(|ms| *ms > 0);
-    Ok(Started { id: id.0, image_id, started_ms: started_ms.unwrap_or_else(now_ms) })
-}
-
-fn missing_image(container: &v1::Container, image: &str) -> StartFailure {
-    if container.image_pull_policy.as_deref() == Some("Never") {
-        StartFailure::Image {
-            never: true,
-            message: format!("Container image \"{image}\" is not present with pull policy of Never"),
-        }
-    } else {
-        StartFailure::Image {
-            never: false,
-            message: format!(
-                "Failed to pull image \"{image}\": pulling from registries is not supported yet; load it with: \
-                 troupe image load FILE"
-            ),
-        }
-    }
+    let started_ms = started_ms.unwrap_or_else(now_ms);
+    Ok(Started { id: id.0, image_id: found.id, started_ms, skipped_env })
 }
 
 fn failure(error: RuntimeError, image: &str) -> StartFailure {
     match error {
-        RuntimeError::ImageNotFound(_) => StartFailure::Image {
-            never: false,
-            message: format!("Failed to pull image \"{image}\": it was removed meanwhile"),
-        },
-        RuntimeError::InvalidImageName(..) => StartFailure::InvalidImageName(error.to_string()),
+        RuntimeError::ImageNotFound(_) => {
+            StartFailure::Image { never: false, message: format!("image {image:?} was removed meanwhile") }
+        }
         RuntimeError::Config(message) => StartFailure::Config(message),
         other => StartFailure::Create(other.to_string()),
     }
 }
 
-/// Makes the directories and files that the mounts and the log need.
-fn prepare(places: &Places, container: &v1::Container, attempt: u32, plan: &Plan) -> Result<(), String> {
+/// Makes the directories and files that the log and the last words need.
+fn prepare(places: &Places, container: &v1::Container, attempt: u32) -> Result<(), String> {
     let made = |path: &Path, result: io::Result<()>| {
         result.map_err(|e| format!("cannot make {}: {e}", path.display()))
     };
@@ -148,9 +158,6 @@ fn prepare(places: &Places, container: &v1::Container, attempt: u32, plan: &Plan
     made(&message, fs::File::create(&message).map(|_| ()))?;
     // The program may run as any user.
     made(&message, permit(&message, 0o666))?;
-    for mount in &plan.mounts {
-        prepare_mount(mount)?;
-    }
     Ok(())
 }
 
@@ -159,33 +166,18 @@ fn permit(path: &Path, mode: u32) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
-/// `hostPath.type`'s rules; an `emptyDir` comes as `DirectoryOrCreate` below the pod's own directory.
-fn prepare_mount(mount: &MountPlan) -> Result<(), String> {
-    use std::os::unix::fs::FileTypeExt as _;
-    let path = &mount.host_path;
-    let refuse = |what: &str| Err(format!("hostPath type check failed: {} is not a {what}", path.display()));
-    let cannot = |e: io::Error| format!("cannot make {}: {e}", path.display());
-    let kind = fs::metadata(path).ok();
-    match mount.host_type.as_str() {
-        "DirectoryOrCreate" if kind.is_none() => {
-            fs::create_dir_all(path).map_err(cannot)?;
-            permit(path, 0o777).map_err(cannot)
-        }
-        "FileOrCreate" if kind.is_none() => fs::File::create(path).map(|_| ()).map_err(cannot),
-        "Directory" | "DirectoryOrCreate" if !kind.as_ref().is_some_and(fs::Metadata::is_dir) => {
-            refuse("directory")
-        }
-        "File" | "FileOrCreate" if !kind.as_ref().is_some_and(fs::Metadata::is_file) => refuse("file"),
-        "Socket" if !kind.as_ref().is_some_and(|k| k.file_type().is_socket()) => refuse("socket file"),
-        "CharDevice" if !kind.as_ref().is_some_and(|k| k.file_type().is_char_device()) => {
-            refuse("character device")
-        }
-        "BlockDevice" if !kind.as_ref().is_some_and(|k| k.file_type().is_block_device()) => {
-            refuse("block device")
-        }
-        "" if kind.is_none() => fs::create_dir_all(path).map_err(cannot),
-        _ => Ok(()),
+/// A `subPath` that is missing is made as a directory, and none leads out of its volume.
+fn prepare_sub_paths(container: &v1::Container, mounts: &[MountPlan]) -> Result<(), String> {
+    for (mount, asked) in mounts.iter().zip(container.volume_mounts.iter().flatten()) {
+        let Some(root) = &mount.within else { continue };
+        beneath::make_dirs(root, &mount.host_path).map_err(|cause| {
+            let (volume, container) = (&asked.name, &container.name);
+            format!(
+                "failed to prepare subPath for volumeMount \"{volume}\" of container \"{container}\": {cause}"
+            )
+        })?;
     }
+    Ok(())
 }
 
 fn container_config(
@@ -212,6 +204,12 @@ fn container_config(
                 host_path: m.host_path,
                 container_path: m.container_path,
                 read_only: m.read_only,
+                within: m.within,
+                propagation: match m.propagation {
+                    Propagation::Private => runtime::Propagation::Private,
+                    Propagation::FromNode => runtime::Propagation::HostToContainer,
+                    Propagation::Both => runtime::Propagation::Bidirectional,
+                },
             })
             .collect(),
         log_path: places.log(&container.name, attempt),
@@ -223,6 +221,8 @@ fn container_config(
         security: security(pod, container),
         stdin: container.stdin.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
+        // Which container is the target only the pod's actor knows.
+        join_pids: None,
         termination_message: Some((places.termination_message(&container.name, attempt), message_path)),
     }
 }
@@ -233,9 +233,6 @@ fn security(pod: &v1::Pod, container: &v1::Container) -> Security {
     let pods = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     let id = |n: Option<i64>| n.and_then(|n| u32::try_from(n).ok());
     let capabilities = own.and_then(|c| c.capabilities.as_ref());
-    let seccomp = own
-        .and_then(|c| c.seccomp_profile.as_ref())
-        .or_else(|| pods.and_then(|c| c.seccomp_profile.as_ref()));
     let groups = pods.and_then(|c| c.supplemental_groups.as_ref()).into_iter().flatten();
     let fs_group = pods.and_then(|c| c.fs_group);
     Security {
@@ -250,7 +247,18 @@ fn security(pod: &v1::Pod, container: &v1::Container) -> Security {
         drop_capabilities: capabilities.and_then(|c| c.drop.clone()).unwrap_or_default(),
         privileged: own.and_then(|c| c.privileged).unwrap_or(false),
         read_only_root: own.and_then(|c| c.read_only_root_filesystem).unwrap_or(false),
-        allow_privilege_escalation: own.and_then(|c| c.allow_privilege_escalation).unwrap_or(false),
-        seccomp_unconfined: seccomp.is_some_and(|p| p.type_ == "Unconfined"),
+        // Kubernetes' default, which images with sudo or ping rely on: the capabilities and the system call filter stay.
+        allow_privilege_escalation: own.and_then(|c| c.allow_privilege_escalation).unwrap_or(true),
+        seccomp_unconfined: seccomp(pod, container).is_some_and(|p| p.type_ == "Unconfined"),
+        strict_groups: pods.and_then(|c| c.supplemental_groups_policy.as_deref()) == Some("Strict"),
+        // Where profiles lie only the node knows.
+        seccomp_profile: None,
+        unmasked_proc: own.and_then(|c| c.proc_mount.as_deref()) == Some("Unmasked"),
     }
+}
+
+/// The container's profile, else the pod's.
+fn seccomp<'a>(pod: &'a v1::Pod, container: &'a v1::Container) -> Option<&'a v1::SeccompProfile> {
+    let pods = || pod.spec.as_ref()?.security_context.as_ref()?.seccomp_profile.as_ref();
+    container.security_context.as_ref().and_then(|c| c.seccomp_profile.as_ref()).or_else(pods)
 }

@@ -1,4 +1,4 @@
-//! Byte streams that the master opens: logs and images.
+//! Byte streams that the master opens: logs, images and programs run in containers.
 //!
 //! Owns: which file a log request means (Kubernetes' rules for running, waiting and previous containers) and the
 //! passage of image archives into the runtime. Each stream is a task of its own and never delays the kubelet.
@@ -13,11 +13,11 @@ use actix::{Addr, AsyncContext as _, Context, Handler, Message};
 use k8s_openapi::api::core::v1;
 use tokio::{io::AsyncWriteExt as _, sync::watch};
 
-use super::{Kubelet, context::NodeContext, pod::ImagesChanged};
+use super::{Kubelet, context::NodeContext, images, pod::ImagesChanged};
 use crate::{
-    messages::wire::{ByteStream, ImageAnswer, ImageLoad, LogRequest, Open},
+    messages::wire::{ByteStream, ImageAnswer, ImageLoad, LogRequest, Open, PullLine},
     net::{NetError, Responder},
-    runtime::{RuntimeError, logs},
+    runtime::{PullProgress, RuntimeError, images::normalize, logs},
 };
 
 /// link → kubelet: the master wants a flow of bytes.
@@ -61,8 +61,17 @@ impl Handler<StreamAsked> for Kubelet {
             Open::ImageList => {
                 tokio::spawn(list_images(self.seed.node.clone(), responder));
             }
+            Open::Exec(request) => match self.exec_in(&request) {
+                Ok(id) => {
+                    tokio::spawn(super::exec::serve(self.seed.node.clone(), id, request, responder));
+                }
+                Err((code, text)) => refuse(responder, code, text),
+            },
             Open::ImageRemove(name) => {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
+            }
+            Open::ImagePull(name) => {
+                tokio::spawn(pull_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
         }
     }
@@ -81,10 +90,11 @@ impl Handler<ImagesMoved> for Kubelet {
 
 impl Kubelet {
     fn log_file(&self, request: &LogRequest) -> Result<(LogFile, watch::Receiver<bool>), (u16, String)> {
-        let uid = request.uid.as_str().into();
+        let own = self.manifests.own_uid(&request.namespace, &request.pod);
+        let uid = own.unwrap_or_else(|| request.uid.as_str().into());
         let entry =
             self.pods.get(&uid).ok_or_else(|| (404, format!("pod {} is not on this node", request.pod)))?;
-        let places = self.seed.node.places(&request.namespace, &request.pod, &request.uid);
+        let places = self.seed.node.places(&request.namespace, &request.pod, uid.as_str());
         let (attempt, running) = which_life(&entry.containers, request)?;
         let file = LogFile { path: places.log(&request.container, attempt), running };
         let alive = entry
@@ -119,7 +129,7 @@ fn which_life(statuses: &[v1::ContainerStatus], request: &LogRequest) -> Result<
     }
 }
 
-fn refuse(responder: Responder, code: u16, text: String) {
+pub(super) fn refuse(responder: Responder, code: u16, text: String) {
     tokio::spawn(async move {
         if let Err(error) = responder.refuse(code, &text).await {
             tracing::debug!(%error, "a refusal did not reach the master");
@@ -167,6 +177,47 @@ async fn load_image(node: Arc<NodeContext>, load: ImageLoad, responder: Responde
         ImageLoad::RootFs(name) => node.runtime.import_image(read, &name).await.map(|n| vec![n]),
     };
     answer(write, loaded, &kubelet).await;
+}
+
+/// How often whoever asked for a pull is told how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(500);
+
+async fn pull_image(node: Arc<NodeContext>, name: String, responder: Responder, kubelet: Addr<Kubelet>) {
+    let Ok(mut stream) = responder.accept().await else { return };
+    let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+    let pulling = images::pull(&node, &name, Vec::new());
+    tokio::pin!(pulling);
+    let last = loop {
+        tokio::select! {
+            outcome = &mut pulling => break match outcome {
+                Ok(_) => {
+                    kubelet.do_send(ImagesMoved);
+                    PullLine::Done(normalize(&name).unwrap_or_else(|_| name.clone()))
+                }
+                Err(error) => PullLine::Refused(error.to_string()),
+            },
+            _ = ticks.tick() => {
+                let Some(now) = node.runtime.pull_progress(&name) else { continue };
+                let PullProgress { layers, layers_done, bytes, total_bytes } = now;
+                let line = PullLine::Progress { layers, layers_done, bytes, total_bytes };
+                if let Err(error) = say(&mut stream.write, &line).await {
+                    // The pull itself goes on in the runtime.
+                    return tracing::debug!(%error, "nobody listens to a pull any more");
+                }
+            }
+        }
+    };
+    let said = say(&mut stream.write, &last).await;
+    if let Err(error) = said.and(stream.write.shutdown().await) {
+        tracing::debug!(%error, "a pull's outcome did not reach the master");
+    }
+}
+
+async fn say(write: &mut (impl tokio::io::AsyncWrite + Unpin), line: &PullLine) -> std::io::Result<()> {
+    let mut json = serde_json::to_vec(line)?;
+    json.push(b'\n');
+    write.write_all(&json).await?;
+    write.flush().await
 }
 
 async fn remove_image(node: Arc<NodeContext>, name: String, responder: Responder, kubelet: Addr<Kubelet>) {

@@ -57,8 +57,11 @@ impl Bench {
             runtime: Arc::new(SimRuntime::open(machine.clone())),
             dir: dir.path().to_owned(),
             host_ip: None,
-            crash_loop: Backoff::CRASH_LOOP,
+            // What waits for the wall clock waits for it really.
+            crash_loop: Backoff { initial: Duration::from_millis(100), ..Backoff::CRASH_LOOP },
             starts: context::Starts::default(),
+            configs: Configs::default(),
+            registry_config: None,
         };
         let seed = KubeletSeed {
             node: Arc::new(node),
@@ -67,6 +70,7 @@ impl Bench {
             uplink: Port::fixed("uplink", master.recipient()),
             slot: slot.clone(),
             pods: pods.clone(),
+            manifests: None,
         };
         root.start_child(ChildSpec::new("kubelet", &slot, move |life| Ok(Kubelet::new(life, seed.clone()))))
             .detach();
@@ -155,6 +159,81 @@ fn deleting(mut pod: Value) -> Value {
     pod["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into();
     pod["metadata"]["deletionGracePeriodSeconds"] = 1.into();
     pod
+}
+
+/// A picture of the config map `settings`.
+fn settings(revision: u64, value: Option<&str>) -> FromMaster {
+    let revision = Revision(revision);
+    let object = wire::ConfigObject {
+        kind: wire::ConfigKind::ConfigMap,
+        namespace: "default".into(),
+        name: "settings".into(),
+        revision: value.map(|_| revision),
+    };
+    let document = value.map(|value| wire::ConfigDocument {
+        object: 0,
+        revision,
+        json: json!({"data": {"k": value}}).to_string().into(),
+    });
+    FromMaster(wire::ToNode::Configs(wire::Configs {
+        revision,
+        objects: vec![object],
+        documents: document.into_iter().collect(),
+    }))
+}
+
+#[test]
+fn a_container_that_waits_for_a_config_map_starts_the_moment_it_comes() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        let mut waiting = pod(&["c"], "one");
+        let source = json!({"configMapKeyRef": {"name": "settings", "key": "k"}});
+        waiting["spec"]["containers"][0]["env"] = json!([{"name": "K", "valueFrom": source}]);
+        bench.until("the kubelet is there", |b| b.slot.address().is_some()).await;
+        let kubelet = bench.slot.address().unwrap();
+        kubelet.do_send(settings(1, None));
+        bench.assign(&[waiting]).await;
+        let reason = |b: &Bench| {
+            let state = b.containers().first().and_then(|c| c.state.clone()?.waiting);
+            state.map(|w| (w.reason.unwrap_or_default(), w.message.unwrap_or_default()))
+        };
+        let expected =
+            ("CreateContainerConfigError".to_owned(), "configmap \"settings\" not found".to_owned());
+        bench.until("it waits", |b| reason(b).as_ref() == Some(&expected)).await;
+        // Without news it would be tried again in ten seconds only.
+        let before = tokio::time::Instant::now();
+        kubelet.do_send(settings(2, Some("v")));
+        bench.until("it runs", |b| b.runs(0)).await;
+        assert!(before.elapsed() < Duration::from_secs(2), "{:?}", before.elapsed());
+    });
+}
+
+#[test]
+fn a_pod_whose_volume_lacks_its_config_map_is_being_created_until_it_comes() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        let mut waiting = pod(&["c"], "one");
+        waiting["spec"]["volumes"] = json!([{"name": "v", "configMap": {"name": "settings"}}]);
+        waiting["spec"]["containers"][0]["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+        bench.until("the kubelet is there", |b| b.slot.address().is_some()).await;
+        let kubelet = bench.slot.address().unwrap();
+        kubelet.do_send(settings(1, None));
+        bench.assign(&[waiting]).await;
+        let told = |b: &Bench| {
+            let told = b.told.lock().unwrap();
+            let events = told.iter().filter_map(|message| match message {
+                wire::ToMaster::Events(events) => Some(events),
+                _ => None,
+            });
+            let message = "MountVolume.SetUp failed for volume \"v\" : configmap \"settings\" not found";
+            events.flatten().filter(|e| e.reason == "FailedMount" && e.message == message).count()
+        };
+        bench.until("it waits", |b| told(b) >= 1).await;
+        let state = bench.containers()[0].state.clone().unwrap().waiting.unwrap();
+        assert_eq!(state.reason.as_deref(), Some("ContainerCreating"));
+        kubelet.do_send(settings(2, Some("v")));
+        bench.until("it runs", |b| b.runs(0)).await;
+    });
 }
 
 fn refusal() -> RuntimeError {
@@ -247,5 +326,101 @@ fn a_kubelet_that_takes_over_tells_the_same_and_restarts_nothing() {
         assert_eq!(bench.report("u").unwrap(), before);
         let ids = |all: &[ContainerStatus]| all.iter().map(|c| c.id.clone()).collect::<Vec<_>>();
         assert_eq!(ids(&bench.running().await), ids(&running));
+    });
+}
+
+/// The words of the events told so far: reason and message.
+fn events(bench: &Bench) -> Vec<(String, String)> {
+    let told = bench.told.lock().unwrap();
+    let all = told.iter().filter_map(|message| match message {
+        wire::ToMaster::Events(events) => Some(events),
+        _ => None,
+    });
+    all.flatten().map(|event| (event.reason.clone(), event.message.clone())).collect()
+}
+
+/// As the master says before it assigns pods: there is no such service account, so no secrets of its either.
+async fn without_account(bench: &Bench) {
+    bench.until("the kubelet is there", |b| b.slot.address().is_some()).await;
+    let (kind, revision) = (wire::ConfigKind::ServiceAccount, Revision(1));
+    let account =
+        wire::ConfigObject { kind, namespace: "default".into(), name: "default".into(), revision: None };
+    let picture = wire::Configs { revision, objects: vec![account], documents: Vec::new() };
+    bench.slot.address().unwrap().do_send(FromMaster(wire::ToNode::Configs(picture)));
+}
+
+fn with_registry(images: &[(&str, u64)]) -> SimConfig {
+    let registry = images.iter().map(|(name, secs)| ((*name).to_owned(), Duration::from_secs(*secs)));
+    SimConfig { any_image: false, registry: registry.collect(), ..SimConfig::default() }
+}
+
+#[test]
+fn an_image_is_pulled_and_told_of_in_order() {
+    system(async {
+        let mut bench = Bench::start(with_registry(&[("r.io/app:1", 2)]));
+        without_account(&bench).await;
+        bench.assign(&[pod(&["c"], "r.io/app:1")]).await;
+        bench.until("it runs", |b| b.runs(0)).await;
+        let events = events(&bench);
+        let reasons: Vec<&str> = events.iter().map(|(reason, _)| reason.as_str()).collect();
+        assert_eq!(reasons, ["Pulling", "Pulled", "Created", "Started"]);
+        assert_eq!(events[0].1, "Pulling image \"r.io/app:1\"");
+        assert!(events[1].1.starts_with("Successfully pulled image \"r.io/app:1\" in "), "{}", events[1].1);
+    });
+}
+
+#[test]
+fn a_pull_that_fails_backs_off_and_the_next_one_brings_the_pod_up() {
+    system(async {
+        let mut bench = Bench::start(with_registry(&[("r.io/app:1", 0)]));
+        without_account(&bench).await;
+        bench.machine.fail_next(Operation::PullImage, RuntimeError::Pull("no route".into()));
+        bench.assign(&[pod(&["c"], "r.io/app:1")]).await;
+        let waits = |reason: &'static str| {
+            move |b: &Bench| {
+                let waiting = |c: &v1::ContainerStatus| c.state.clone()?.waiting?.reason;
+                b.containers().first().and_then(waiting).as_deref() == Some(reason)
+            }
+        };
+        bench.until("the pull has failed", waits("ErrImagePull")).await;
+        bench.until("it backs off", waits("ImagePullBackOff")).await;
+        bench.until("it runs", |b| b.runs(0)).await;
+        let events = events(&bench);
+        let reasons: Vec<&str> = events.iter().map(|(reason, _)| reason.as_str()).collect();
+        let expected =
+            ["Pulling", "Failed", "Failed", "BackOff", "Failed", "Pulling", "Pulled", "Created", "Started"];
+        assert_eq!(reasons, expected);
+        assert_eq!(events[1].1, "Failed to pull image \"r.io/app:1\": no route");
+    });
+}
+
+#[test]
+fn pods_that_wait_for_a_pull_hold_no_turn_to_start_and_end_when_they_are_told_to() {
+    system(async {
+        // More than there are turns, and none of these pulls ever ends.
+        const HANGING: usize = 200;
+        let mut config = with_registry(&[("r.io/never:1", 1_000_000)]);
+        config.images.insert("here:1".into(), Default::default());
+        let mut bench = Bench::start(config);
+        without_account(&bench).await;
+        let named = |uid: &str, image: &str| {
+            let mut pod = pod(&["c"], image);
+            pod["metadata"]["uid"] = uid.into();
+            pod["metadata"]["name"] = uid.into();
+            pod
+        };
+        let mut pods: Vec<Value> =
+            (0..HANGING).map(|n| named(&format!("hanging-{n}"), "r.io/never:1")).collect();
+        bench.assign(&pods).await;
+        bench
+            .until("all pull", |b| events(b).iter().filter(|(r, _)| r == "Pulling").count() == HANGING)
+            .await;
+        pods.push(named("u", "here:1"));
+        bench.assign(&pods).await;
+        bench.until("another pod runs", |b| b.runs(0)).await;
+        pods[0] = deleting(pods[0].clone());
+        bench.assign(&pods).await;
+        let ended = |b: &Bench| b.report("hanging-0").is_some_and(|(_, terminated)| terminated);
+        bench.until("the one that is deleted is gone", ended).await;
     });
 }

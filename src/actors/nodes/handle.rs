@@ -5,7 +5,7 @@
 //! on one pod only the newest is written; a node speaks of the pods bound to it and of itself, nothing else.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -18,7 +18,7 @@ use futures_util::stream;
 use k8s_openapi::{api::core::v1, jiff::Timestamp};
 
 use super::{
-    Links, RegistrySeed, bound_to,
+    Links, RegistrySeed, bound_to, configs,
     refusals::{Refusals, Refused},
 };
 use crate::{
@@ -30,11 +30,14 @@ use crate::{
     },
     messages::{Durability, Port, RecordEvent, wire},
     model::{Key, Kind, NodeName, Object, Revision, Uid, seal},
-    net::{Class, Link, LinkEvent, LinkEvents, LinkHandle},
+    net::{Class, Link, LinkEvent, LinkEvents, LinkHandle, NetError},
 };
 
 /// Writing a node's reports is tried again at this pace when the store cannot.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// Between two pictures of many config maps and secrets, other messages have their turn.
+const CONFIG_PACE: Duration = Duration::from_millis(200);
 
 /// registry → node: everything the node is to run.
 #[derive(Message)]
@@ -45,6 +48,11 @@ pub(super) struct NodePods {
     /// The pods bound to it.
     pub(super) pods: Vec<Arc<Object>>,
 }
+
+/// registry → node: these config maps, secrets or service accounts are not what they were.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub(super) struct ConfigsMoved(pub(super) Arc<BTreeSet<Key>>);
 
 /// registry → node: the node has connected.
 #[derive(Message)]
@@ -64,8 +72,8 @@ pub(super) struct Begun(pub(super) NodeName);
 /// The actor.
 pub(super) struct NodeHandle {
     life: Life,
-    name: NodeName,
-    seed: RegistrySeed,
+    pub(super) name: NodeName,
+    pub(super) seed: RegistrySeed,
     links: Links,
     begun: Port<Begun>,
     link: Option<LinkHandle<wire::ToNode>>,
@@ -75,14 +83,20 @@ pub(super) struct NodeHandle {
     /// The node has said hello on this connection, and may be told what to run.
     greeted: bool,
     revision: Revision,
-    pods: BTreeMap<Uid, Arc<Object>>,
+    pub(super) pods: BTreeMap<Uid, Arc<Object>>,
     /// The documents sent on this connection, by their marks.
     sent: HashMap<Uid, u64>,
     /// Each pod's [`wanted_mark`] as of a revision.
     marks: HashMap<Uid, (Revision, u64)>,
+    configs: configs::Told,
+    /// More of them is to be sent soon.
+    configs_wait: bool,
     /// Reports not yet written, newest only.
     pending: BTreeMap<Uid, wire::PodReport>,
     writing: bool,
+    /// The node's static pods as last told, while they are not all written.
+    pub(super) mirrors: Option<Vec<wire::Mirror>>,
+    pub(super) mirroring: bool,
     lost: Option<SpawnHandle>,
     refusals: Refusals,
 }
@@ -109,25 +123,55 @@ impl NodeHandle {
             pods: BTreeMap::new(),
             sent: HashMap::new(),
             marks: HashMap::new(),
+            configs: configs::Told::default(),
+            configs_wait: false,
             pending: BTreeMap::new(),
             writing: false,
+            mirrors: None,
+            mirroring: false,
             lost: None,
             refusals: Refusals::default(),
         }
     }
 
-    fn key(&self) -> Key {
+    pub(super) fn key(&self) -> Key {
         Key::new(Kind::Node, "", self.name.0.clone())
     }
 
-    fn take_pods(&mut self, pods: NodePods) {
+    fn take_pods(&mut self, pods: NodePods, ctx: &mut Context<Self>) {
         self.revision = pods.revision;
         self.pods = pods.pods.into_iter().map(|p| (p.uid().clone(), p)).collect();
-        self.send_assignments();
+        self.send_assignments(ctx);
     }
 
-    /// Sends the whole set, with the documents that this connection has not carried yet.
-    fn send_assignments(&mut self) {
+    /// Sends what the node's pods refer to, as far as this connection has not carried it yet.
+    fn send_configs(&mut self, ctx: &mut Context<Self>) {
+        let Some(link) = self.link.as_ref().filter(|_| self.greeted && !self.configs_wait) else { return };
+        let Some(next) = self.configs.next(&self.seed.wiring.view.snapshot()) else { return };
+        let more = match link.send(Class::Control, &wire::ToNode::Configs(next.message.clone())) {
+            Ok(()) => {
+                let more = next.more;
+                self.configs.carried(next);
+                more
+            }
+            Err(NetError::Full) => true,
+            Err(error) => {
+                tracing::warn!(node = %self.name, %error, "config maps and secrets not sent; connecting anew");
+                link.close("configs not sent");
+                return;
+            }
+        };
+        if more {
+            self.configs_wait = true;
+            ctx.run_later(CONFIG_PACE, |node, ctx| {
+                node.configs_wait = false;
+                node.send_configs(ctx);
+            });
+        }
+    }
+
+    /// Sends the whole set, with the documents that this connection has not carried yet; what they refer to goes first.
+    fn send_assignments(&mut self, ctx: &mut Context<Self>) {
         let Some(link) = self.link.clone().filter(|_| self.greeted) else { return };
         self.sent.retain(|uid, _| self.pods.contains_key(uid));
         self.marks.retain(|uid, _| self.pods.contains_key(uid));
@@ -137,6 +181,9 @@ impl NodeHandle {
                 self.marks.insert(pod.uid().clone(), (pod.revision, wanted_mark(&pod.json)));
             }
         }
+        let marks = &self.marks;
+        self.configs.note_pods(&self.pods, |pod| marks.get(pod.uid()).map(|(_, mark)| *mark));
+        self.send_configs(ctx);
         let mark = |pod: &Object| self.marks.get(pod.uid()).map(|(_, mark)| *mark);
         let fresh: Vec<&Arc<Object>> =
             self.pods.values().filter(|p| self.sent.get(p.uid()).copied() != mark(p)).collect();
@@ -184,6 +231,7 @@ impl NodeHandle {
                     self.record(event);
                 }
             }
+            wire::ToMaster::Mirrors(told) => self.mirror(told, ctx),
             wire::ToMaster::Goodbye => tracing::info!(node = %self.name, "node says goodbye"),
         }
     }
@@ -198,7 +246,8 @@ impl NodeHandle {
         }
         self.greeted = true;
         self.sent.clear();
-        self.send_assignments();
+        self.configs.begin_anew();
+        self.send_assignments(ctx);
         self.write_node(hello.report, hello.labels, ctx);
     }
 
@@ -262,7 +311,8 @@ impl NodeHandle {
                 }
             }
         };
-        ctx.spawn(work.into_actor(self));
+        // Mirrors wait for their node's object, which owns them.
+        ctx.spawn(work.into_actor(self).map(|(), node, ctx| node.write_mirrors(ctx)));
     }
 
     /// Writes the newest pending report of each pod, one batch at a time.
@@ -408,9 +458,20 @@ impl Actor for NodeHandle {
 impl Handler<NodePods> for NodeHandle {
     type Result = ();
 
-    fn handle(&mut self, pods: NodePods, _: &mut Self::Context) {
+    fn handle(&mut self, pods: NodePods, ctx: &mut Self::Context) {
         self.life.beat();
-        self.take_pods(pods);
+        self.take_pods(pods, ctx);
+    }
+}
+
+impl Handler<ConfigsMoved> for NodeHandle {
+    type Result = ();
+
+    fn handle(&mut self, moved: ConfigsMoved, ctx: &mut Self::Context) {
+        self.life.beat();
+        if self.configs.concerns(&moved.0) {
+            self.send_configs(ctx);
+        }
     }
 }
 
@@ -432,7 +493,7 @@ impl Handler<Linked> for NodeHandle {
         self.sent.clear();
         self.subnet = linked.subnet;
         ctx.add_stream(events_of(self.connection, events));
-        self.take_pods(linked.pods);
+        self.take_pods(linked.pods, ctx);
     }
 }
 

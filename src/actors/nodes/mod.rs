@@ -5,13 +5,15 @@
 //! certificate only; no two nodes get one subnet (all are handed out here); a link that comes before its node's actor
 //! has begun waits for it. Leaves out what a node says.
 
+mod configs;
 mod handle;
+mod mirrors;
 mod refusals;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
@@ -24,7 +26,7 @@ use dashmap::DashMap;
 use futures_util::stream;
 use tokio::sync::Mutex;
 
-use self::handle::{Begun, Linked, NodeHandle, NodePods};
+use self::handle::{Begun, ConfigsMoved, Linked, NodeHandle, NodePods};
 use crate::{
     actors::{
         commit::Wiring,
@@ -187,6 +189,7 @@ impl NodeRegistry {
 
     fn note(&mut self, changes: &[crate::messages::Change], ctx: &mut Context<Self>) {
         let mut touched: Vec<NodeName> = Vec::new();
+        let mut configs = BTreeSet::new();
         for change in changes {
             let (before, after) = sides(change);
             match change.object.key.kind {
@@ -204,6 +207,9 @@ impl NodeRegistry {
                         touched.push(node);
                     }
                 }
+                Kind::ConfigMap | Kind::Secret | Kind::ServiceAccount => {
+                    configs.insert(change.object.key.clone());
+                }
                 _ => {}
             }
         }
@@ -212,6 +218,12 @@ impl NodeRegistry {
         touched.dedup();
         for name in touched {
             self.tell_pods(&name);
+        }
+        if !configs.is_empty() {
+            let moved = ConfigsMoved(Arc::new(configs));
+            for address in self.nodes.values().filter_map(|known| known.slot.address()) {
+                address.do_send(moved.clone());
+            }
         }
     }
 

@@ -56,7 +56,7 @@ impl Master {
         let (handle, mut events) = self.link(node).await;
         handle.send(Class::Control, &hello()).unwrap();
         assert!(matches!(message(&mut events).await, ToNode::Welcome(_)));
-        assert!(matches!(message(&mut events).await, ToNode::Assignments(_)));
+        picture(&mut events, |_| true).await;
         self.bench.until(&node_key(node), |o| is_ready(o) == Some(true)).await;
         (handle, events)
     }
@@ -140,6 +140,70 @@ fn a_node_is_told_of_its_own_pods_alone() {
         // The other one is told nothing of it.
         let nothing = tokio::time::timeout(LOST_AFTER, first.1.next()).await;
         assert!(nothing.is_err());
+        master.stop().await;
+    });
+}
+
+/// Pictures of configs until one has this many objects and documents: their names, and the documents' text.
+async fn configs(
+    events: &mut LinkEvents<ToNode>,
+    objects: usize,
+    documents: usize,
+) -> (Vec<String>, Vec<String>) {
+    loop {
+        let ToNode::Configs(picture) = message(events).await else { continue };
+        let named: Vec<_> =
+            picture.objects.iter().filter(|o| o.kind != wire::ConfigKind::ServiceAccount).collect();
+        if (named.len(), picture.documents.len()) == (objects, documents) {
+            let texts = picture.documents.iter().map(|d| String::from_utf8(d.json.to_vec()).unwrap());
+            return (named.iter().map(|o| o.name.clone()).collect(), texts.collect());
+        }
+    }
+}
+
+#[test]
+fn a_node_is_told_of_what_its_own_pods_refer_to_and_again_when_that_changes() {
+    system(async {
+        let master = Master::start().await;
+        let bench = &master.bench;
+        let map = |name: &str, value: &str| json!({"metadata": {"name": name, "namespace": "default"}, "data": {"k": value}});
+        for name in ["own", "foreign"] {
+            bench.create(Kind::ConfigMap, map(name, "1")).await;
+        }
+        let secret = json!({"metadata": {"name": "pull", "namespace": "default"}, "data": {"p": "Z2g="}});
+        bench.create(Kind::Secret, secret).await;
+        let (mut first, mut second) = (master.join("n1").await, master.join("n2").await);
+        let mut bound = pod("p", "n1");
+        bound["spec"]["containers"][0]["envFrom"] = json!([{"configMapRef": {"name": "own"}}]);
+        let bound = bench.create(Kind::Pod, bound).await;
+        let (names, texts) = configs(&mut first.1, 1, 1).await;
+        assert_eq!((names, texts), (vec!["own".to_owned()], vec![r#"{"data":{"k":"1"}}"#.to_owned()]));
+        picture(&mut first.1, |p| p.pods.iter().any(|p| p.uid == *bound.uid())).await;
+        // It changes, is deleted, and comes back.
+        let key = Key::new(Kind::ConfigMap, "default", "own");
+        bench.change(&key, |map| map["data"]["k"] = "2".into()).await;
+        assert_eq!(configs(&mut first.1, 1, 1).await.1, [r#"{"data":{"k":"2"}}"#]);
+        bench.remove(&key).await;
+        assert_eq!(configs(&mut first.1, 1, 0).await.0, ["own"]);
+        bench.create(Kind::ConfigMap, map("own", "3")).await;
+        assert_eq!(configs(&mut first.1, 1, 1).await.1, [r#"{"data":{"k":"3"}}"#]);
+        // What its service account pulls images with belongs to it, also when that is said later.
+        let account = json!({"metadata": {"name": "default", "namespace": "default"},
+            "imagePullSecrets": [{"name": "pull"}]});
+        bench.create(Kind::ServiceAccount, account).await;
+        let (names, texts) = configs(&mut first.1, 2, 2).await;
+        assert_eq!(names, ["own", "pull"]);
+        assert!(texts.contains(&r#"{"data":{"p":"Z2g="}}"#.to_owned()), "{texts:?}");
+        // A new connection begins with everything.
+        let (handle, mut events) = master.link("n1").await;
+        handle.send(Class::Control, &hello()).unwrap();
+        assert_eq!(configs(&mut events, 2, 3).await.0, ["own", "pull"]);
+        let foreign = Key::new(Kind::ConfigMap, "default", "foreign");
+        bench.change(&foreign, |map| map["data"]["k"] = "2".into()).await;
+        bench.remove(&bound.key).await;
+        assert_eq!(configs(&mut events, 0, 0).await.0.len(), 0);
+        let nothing = tokio::time::timeout(LOST_AFTER, second.1.next()).await;
+        assert!(nothing.is_err(), "the other node is told of nothing");
         master.stop().await;
     });
 }

@@ -188,7 +188,7 @@ impl Client {
         path: &str,
         accept: &str,
     ) -> Outcome<impl Stream<Item = Outcome<Value>> + use<>> {
-        Ok(watch::events(path.to_owned(), self.bytes(path, accept).await?))
+        Ok(watch::events(path.to_owned(), self.bytes(Method::GET, path, accept).await?))
     }
 
     /// GET as a stream of bytes, for logs.
@@ -196,15 +196,24 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub async fn stream(&self, path: &str) -> Outcome<impl Stream<Item = Outcome<Bytes>> + Unpin + use<>> {
-        self.bytes(path, "*/*").await
+        self.bytes(Method::GET, path, "*/*").await
+    }
+
+    /// POST without a body, answered by a stream of bytes: work that tells how far it is.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub async fn work(&self, path: &str) -> Outcome<impl Stream<Item = Outcome<Bytes>> + Unpin + use<>> {
+        self.bytes(Method::POST, path, "*/*").await
     }
 
     async fn bytes(
         &self,
+        method: Method,
         path: &str,
         accept: &str,
     ) -> Outcome<impl Stream<Item = Outcome<Bytes>> + Unpin + use<>> {
-        let request = self.prepare(Method::GET, path, accept);
+        let request = self.prepare(method, path, accept);
         let answer = self.begun(request.send()).await?;
         let answer = self.accepted(path, answer).await?;
         let path = path.to_owned();

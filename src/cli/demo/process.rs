@@ -4,9 +4,10 @@ use std::{
     fs,
     net::Ipv4Addr,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use awc::error::SendRequestError;
 use nix::{
     sys::signal::{Signal, kill as send},
     unistd::Pid,
@@ -82,12 +83,24 @@ pub fn kill(pid: i32) -> Act {
     send(Pid::from_raw(pid), Signal::SIGKILL).map_err(|error| format!("kill -9 {pid}: {error}"))
 }
 
+/// How long, and how often, a page is asked for whose server is not there yet.
+const PATIENCE: Duration = Duration::from_secs(5);
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// The page of a pod.
 pub async fn fetch(address: &str) -> Act<String> {
     let url = format!("http://{address}:8080/");
     let fault = |error: String| format!("GET {url}: {error}");
     let client = awc::Client::builder().timeout(Duration::from_secs(5)).finish();
-    let mut answer = client.get(&url).send().await.map_err(|e| fault(e.to_string()))?;
+    let until = Instant::now() + PATIENCE;
+    let mut answer = loop {
+        match client.get(&url).send().await {
+            Ok(answer) => break answer,
+            // A container runs some moments before its program listens.
+            Err(SendRequestError::Connect(_)) if Instant::now() < until => tokio::time::sleep(PAUSE).await,
+            Err(error) => return Err(fault(error.to_string())),
+        }
+    };
     let body = answer.body().await.map_err(|e| fault(e.to_string()))?;
     Ok(String::from_utf8_lossy(&body).into_owned())
 }

@@ -1,17 +1,19 @@
 //! What a container's program gets: command, environment, mounts, limits, from the pod's spec.
 //!
-//! Owns: `$(VAR)` expansion, downward fields, and the translation of a container's spec into the runtime's terms. Pure:
-//! directories on the node are handed in. What the spec asks for and this kubelet cannot give yet is an error here
-//! (`CreateContainerConfigError`), never silently left out.
+//! Owns: `$(VAR)` expansion and the translation of a container's spec into the runtime's terms; variables are
+//! [`super::env`]'s, mounts [`super::volumes`]'. Pure: directories on the node are handed in. What the spec asks for and
+//! this kubelet cannot give yet is an error here (`CreateContainerConfigError`), never silently left out.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use k8s_openapi::api::core::v1;
 
+use super::{
+    downward::Allocatable,
+    env::environment,
+    sources::Sources,
+    volumes::{MountPlan, mounts},
+};
 use crate::model::quantity;
 
 /// Where things of one pod are on its node.
@@ -24,7 +26,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// Where an `emptyDir` volume lives.
+    /// Where a volume lives that is the pod's own.
     pub fn volume(&self, name: &str) -> PathBuf {
         self.pod_dir.join("volumes").join(name)
     }
@@ -50,19 +52,10 @@ pub struct Around {
     pub host_ip: Option<IpAddr>,
     /// The pod's address.
     pub pod_ip: Option<IpAddr>,
-}
-
-/// A bind mount to be made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MountPlan {
-    /// On the node.
-    pub host_path: PathBuf,
-    /// In the container.
-    pub container_path: String,
-    /// Cannot be written through it.
-    pub read_only: bool,
-    /// What `host_path` must be, and whether to make it: `hostPath.type`, or `DirectoryOrCreate` for an emptyDir.
-    pub host_type: String,
+    /// What pods may use of the node together.
+    pub allocatable: Allocatable,
+    /// The config maps and secrets that the node knows.
+    pub sources: Arc<Sources>,
 }
 
 /// What a container is to be like, in the runtime's terms but without its types.
@@ -74,6 +67,8 @@ pub struct Plan {
     pub args: Vec<String>,
     /// Environment, expanded, in order.
     pub env: Vec<(String, String)>,
+    /// A sentence for each source of variables of which something was left out.
+    pub skipped_env: Vec<String>,
     /// Mounts.
     pub mounts: Vec<MountPlan>,
     /// Requested thousandths of a core.
@@ -95,7 +90,7 @@ pub fn plan(
     around: &Around,
 ) -> Result<Plan, String> {
     let env = environment(pod, container, around)?;
-    let vars: BTreeMap<&str, &str> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
+    let vars: BTreeMap<&str, &str> = env.vars.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let all = |list: &Option<Vec<String>>| list.iter().flatten().map(|text| expand(text, &vars)).collect();
     let amounts = container.resources.as_ref();
     let amount = |list: Option<&BTreeMap<String, _>>, name: &str| -> i64 {
@@ -111,105 +106,23 @@ pub fn plan(
     Ok(Plan {
         command: all(&container.command),
         args: all(&container.args),
-        mounts: mounts(pod, container, places)?,
-        env,
+        mounts: mounts(pod, container, places, &vars)?,
+        skipped_env: env.skipped.clone(),
+        env: env.vars.clone(),
         cpu_request_milli: amount(requests, "cpu"),
         cpu_limit_milli: amount(limits, "cpu"),
         memory_limit_bytes: amount(limits, "memory") / 1000,
     })
 }
 
-fn environment(
-    pod: &v1::Pod,
-    container: &v1::Container,
-    around: &Around,
-) -> Result<Vec<(String, String)>, String> {
-    let mut env: Vec<(String, String)> = Vec::new();
-    if container.env_from.as_ref().is_some_and(|e| !e.is_empty()) {
-        return Err("envFrom is not supported yet".into());
-    }
-    for var in container.env.iter().flatten() {
-        let value = match &var.value_from {
-            None => {
-                let known: BTreeMap<&str, &str> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-                expand(var.value.as_deref().unwrap_or_default(), &known)
-            }
-            Some(source) => match &source.field_ref {
-                Some(field) => downward(pod, &field.field_path, around)?,
-                None => return Err(format!("env {}: only value and fieldRef are supported yet", var.name)),
-            },
-        };
-        env.push((var.name.clone(), value));
-    }
-    Ok(env)
-}
-
-/// Kubernetes' downward API fields that an environment variable may show.
-fn downward(pod: &v1::Pod, path: &str, around: &Around) -> Result<String, String> {
-    let (meta, spec) = (&pod.metadata, pod.spec.as_ref());
-    let subscript = |map: &Option<BTreeMap<String, String>>, name: &str| {
-        path.strip_prefix(name)
-            .and_then(|rest| rest.strip_prefix("['"))
-            .and_then(|rest| rest.strip_suffix("']"))
-            .map(|key| map.as_ref().and_then(|m| m.get(key)).cloned().unwrap_or_default())
-    };
-    let ip = |ip: Option<IpAddr>| ip.map(|ip| ip.to_string()).unwrap_or_default();
-    let value = match path {
-        "metadata.name" => meta.name.clone(),
-        "metadata.namespace" => meta.namespace.clone(),
-        "metadata.uid" => meta.uid.clone(),
-        "spec.nodeName" => Some(around.node.clone()),
-        "spec.serviceAccountName" => spec.and_then(|s| s.service_account_name.clone()),
-        "status.podIP" | "status.podIPs" => Some(ip(around.pod_ip)),
-        "status.hostIP" | "status.hostIPs" => Some(ip(around.host_ip)),
-        _ => {
-            return subscript(&meta.labels, "metadata.labels")
-                .or_else(|| subscript(&meta.annotations, "metadata.annotations"))
-                .ok_or_else(|| format!("unsupported fieldPath: {path}"));
-        }
-    };
-    Ok(value.unwrap_or_default())
-}
-
-fn mounts(pod: &v1::Pod, container: &v1::Container, places: &Places) -> Result<Vec<MountPlan>, String> {
-    let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref());
-    let mut plans = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
-        let volume = volumes
-            .and_then(|v| v.iter().find(|v| v.name == mount.name))
-            .ok_or_else(|| format!("volume mount {} names no volume", mount.name))?;
-        let (mut host_path, host_type) = if volume.empty_dir.is_some() {
-            (places.volume(&volume.name), "DirectoryOrCreate".to_owned())
-        } else if let Some(host) = &volume.host_path {
-            (PathBuf::from(&host.path), host.type_.clone().unwrap_or_default())
-        } else {
-            return Err(format!(
-                "volume {}: only emptyDir and hostPath volumes are supported yet",
-                volume.name
-            ));
-        };
-        if let Some(sub) = mount.sub_path.as_deref().filter(|s| !s.is_empty()) {
-            if Path::new(sub).components().any(|c| !matches!(c, std::path::Component::Normal(_))) {
-                return Err(format!(
-                    "volume mount {}: subPath {sub:?} must stay inside the volume",
-                    mount.name
-                ));
-            }
-            host_path.push(sub);
-        }
-        plans.push(MountPlan {
-            host_path,
-            container_path: mount.mount_path.clone(),
-            read_only: mount.read_only.unwrap_or(false),
-            host_type,
-        });
-    }
-    Ok(plans)
-}
-
 /// Expands `$(VAR)` as Kubernetes does: `$$` is a literal `$`, unknown variables stay as they are written. (Idea and
 /// rules: Kubernetes' `third_party/forked/golang/expansion`.)
 pub fn expand(text: &str, vars: &BTreeMap<&str, &str>) -> String {
+    expand_noting(text, vars, &mut Vec::new())
+}
+
+/// As [`expand`]; also gives the names of unknown variables.
+pub(super) fn expand_noting(text: &str, vars: &BTreeMap<&str, &str>, unknown: &mut Vec<String>) -> String {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find('$') {
@@ -225,6 +138,7 @@ pub fn expand(text: &str, vars: &BTreeMap<&str, &str>) -> String {
                     match vars.get(name) {
                         Some(value) => out.push_str(value),
                         None => {
+                            unknown.push(name.to_owned());
                             out.push_str("$(");
                             out.push_str(name);
                             out.push(')');
@@ -285,18 +199,6 @@ mod tests {
         let plan = plan(&pod, container, &places, &Around::default()).unwrap();
         assert_eq!(plan.args, ["--at=web.shop.$(LATER)"]);
         assert_eq!(plan.env[2].1, "web.shop.$(LATER)");
-    }
-
-    #[test]
-    fn a_sub_path_cannot_leave_its_volume() {
-        let pod: v1::Pod = serde_json::from_value(serde_json::json!({
-            "spec": {"volumes": [{"name": "v", "emptyDir": {}}], "containers": [{"name": "c", "volumeMounts":
-                [{"name": "v", "mountPath": "/m", "subPath": "../../etc"}]}]}
-        }))
-        .unwrap();
-        let places = Places { pod_dir: "/p".into(), log_dir: "/l".into() };
-        let container = &pod.spec.as_ref().unwrap().containers[0];
-        assert!(plan(&pod, container, &places, &Around::default()).unwrap_err().contains("must stay inside"));
     }
 
     proptest! {

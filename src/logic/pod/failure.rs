@@ -4,6 +4,7 @@
 
 use super::{
     Machine,
+    images::{ERR_IMAGE_PULL, shown_ms},
     machine::{CRASH_LOOP, image_in, millis},
     state::{ContainerPhase, Ended, StartFailure, WaitingReason},
 };
@@ -20,13 +21,18 @@ impl Machine {
             && container.image != image_in(&self.pod, &container.name)
         {
             // It failed with an image that is not its own any more.
-            (*not_before_ms, container.image_failures) = (0, 0);
+            (*not_before_ms, container.image_failures, container.pull_again_ms) = (0, 0, 0);
         }
     }
 
     fn note_failure(&mut self, index: usize, failure: StartFailure, now_ms: i64) {
+        let over = self.ending.is_some() || self.is_over();
         let Some(container) = self.containers.get_mut(index) else { return };
         let name = container.name.clone();
+        if !matches!(failure, StartFailure::Image { .. }) {
+            // It came further: its image is not what holds it up any more.
+            container.image_failures = 0;
+        }
         let mut wait = |reason, message: &str, delay_ms: i64| {
             container.phase = ContainerPhase::Waiting {
                 not_before_ms: now_ms + delay_ms,
@@ -37,21 +43,27 @@ impl Machine {
             StartFailure::Image { never: true, message } => {
                 wait("ErrImageNeverPull", &message, CREATE_RETRY_MS);
                 self.notice(Some(&name), true, "ErrImageNeverPull", message);
+                self.notice(Some(&name), true, "Failed", "Error: ErrImageNeverPull".into());
             }
+            // The pull was given up because the pod is to end, or is over: that is no news.
+            StartFailure::Image { message, .. } if over => wait(ERR_IMAGE_PULL, &message, 0),
             StartFailure::Image { never: false, message } => {
-                let again = container.image_failures;
-                container.image_failures = again.saturating_add(1);
-                let delay = millis(self.crash_loop.delay(container.image_failures, 0.0));
-                let reason = if again == 0 { "ErrImagePull" } else { "ImagePullBackOff" };
+                container.image_failures = container.image_failures.saturating_add(1);
+                let delay_ms = millis(self.crash_loop.delay(container.image_failures, 0.0));
+                container.pull_again_ms = now_ms + delay_ms;
                 container.phase = ContainerPhase::Waiting {
-                    not_before_ms: now_ms + delay,
-                    why: WaitingReason { reason, message: Some(message.clone()) },
+                    not_before_ms: now_ms + shown_ms(delay_ms),
+                    why: WaitingReason { reason: ERR_IMAGE_PULL, message: Some(message.clone()) },
                 };
-                self.notice(Some(&name), true, "Failed", message);
+                let image = container.image.clone();
+                let told = format!("Failed to pull image \"{image}\": {message}");
+                self.notice(Some(&name), true, "Failed", told);
+                self.notice(Some(&name), true, "Failed", format!("Error: {ERR_IMAGE_PULL}"));
             }
             StartFailure::InvalidImageName(message) => {
                 wait("InvalidImageName", &message, CREATE_RETRY_MS);
                 self.notice(Some(&name), true, "InspectFailed", message);
+                self.notice(Some(&name), true, "Failed", "Error: InvalidImageName".into());
             }
             StartFailure::Config(message) => {
                 wait("CreateContainerConfigError", &message, CREATE_RETRY_MS);

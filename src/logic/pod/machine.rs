@@ -14,11 +14,15 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1;
 
-use super::state::{Action, Container, ContainerPhase, Ended, Notice, SandboxPhase, Step, WaitingReason};
+use super::{
+    init,
+    refusal::PodFailure,
+    state::{Action, Container, ContainerPhase, Ended, Notice, Role, SandboxPhase, Step, WaitingReason},
+};
 use crate::logic::supervision::{Backoff, Decision, End, History, Intensity, Policy, Restart, Run, decide};
 
 /// A sandbox that failed is tried again after 1, 2, 4 … s, at most every minute.
-const SANDBOX_BACKOFF: Backoff = Backoff {
+pub(super) const SANDBOX_BACKOFF: Backoff = Backoff {
     immediate: 1,
     initial: Duration::from_secs(1),
     factor: 2,
@@ -34,12 +38,22 @@ pub struct Machine {
     pub pod: Arc<v1::Pod>,
     /// The sandbox.
     pub sandbox: SandboxPhase,
-    /// The containers in the spec's order.
+    /// The main containers in the spec's order, then the init containers in theirs, then the ephemeral ones.
     pub containers: Vec<Container>,
     /// The pod's last address: shown until the pod is gone.
     pub ip: Option<IpAddr>,
     /// When the node took the pod; milliseconds since the epoch.
     pub accepted_ms: i64,
+    /// Why the pod failed as a whole, if it did.
+    pub failed: Option<PodFailure>,
+    /// How many of the containers are main ones.
+    pub(super) mains: usize,
+    /// How many are init containers or sidecars.
+    pub(super) inits: usize,
+    /// The init container whose turn it is; beyond the last one when the pod is initialized.
+    pub(super) init_next: usize,
+    /// When everything was first asked to end.
+    pub(super) stopping_since_ms: Option<i64>,
     pub(super) crash_loop: Backoff,
     /// Grace in seconds, once the pod is to end.
     pub(super) ending: Option<i64>,
@@ -48,10 +62,12 @@ pub struct Machine {
     pub(super) forget: Vec<String>,
 }
 
-fn policy(pod: &v1::Pod) -> Restart {
-    match pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()) {
-        Some("Never") => Restart::Temporary,
-        Some("OnFailure") => Restart::Transient,
+fn policy(pod: &v1::Pod, role: Role) -> Restart {
+    match (role, pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref())) {
+        (Role::Sidecar, _) => Restart::Permanent,
+        (Role::Ephemeral, _) => Restart::Temporary,
+        (_, Some("Never")) => Restart::Temporary,
+        (Role::Init, _) | (_, Some("OnFailure")) => Restart::Transient,
         _ => Restart::Permanent,
     }
 }
@@ -59,26 +75,19 @@ fn policy(pod: &v1::Pod) -> Restart {
 impl Machine {
     /// A pod that is new on this node.
     pub fn new(pod: Arc<v1::Pod>, crash_loop: Backoff, now_ms: i64) -> Machine {
-        let spec = pod.spec.as_ref();
-        let containers = spec
-            .map(|s| s.containers.as_slice())
-            .unwrap_or_default()
-            .iter()
-            .map(|c| Container {
-                name: c.name.clone(),
-                attempt: 0,
-                phase: ContainerPhase::Waiting { not_before_ms: 0, why: CREATING },
-                last: None,
-                image: String::new(),
-                image_id: None,
-                image_failures: 0,
-                replacing: false,
-                history: History::default(),
-            })
-            .collect();
+        let creating = creating(&pod);
+        let containers: Vec<Container> =
+            init::containers(&pod).map(|(role, c)| Container::new(&c.name, role, &creating)).collect();
+        let mains = containers.iter().filter(|c| c.role == Role::Main).count();
+        let inits = containers.iter().filter(|c| matches!(c.role, Role::Init | Role::Sidecar)).count();
         let mut machine = Machine {
             sandbox: SandboxPhase::Absent { not_before_ms: 0 },
             containers,
+            failed: None,
+            mains,
+            inits,
+            init_next: mains,
+            stopping_since_ms: None,
             ip: None,
             accepted_ms: now_ms,
             crash_loop,
@@ -89,23 +98,26 @@ impl Machine {
             pod,
         };
         machine.note_deletion();
+        machine.note_refusal();
         machine
     }
 
     /// A new state of the pod's document: its spec's changeable fields, or that it is being deleted.
     pub fn assign(&mut self, pod: Arc<v1::Pod>) {
+        let creating = self.creating();
         for container in &mut self.containers {
             if image_in(&pod, &container.name) == image_in(&self.pod, &container.name) {
                 continue;
             }
             // What failed with the old image says nothing about the new one.
             container.history = History::default();
-            container.image_failures = 0;
+            (container.image_failures, container.pull_again_ms) = (0, 0);
             if let ContainerPhase::Waiting { not_before_ms, why } = &mut container.phase {
-                (*not_before_ms, *why) = (0, CREATING);
+                (*not_before_ms, *why) = (0, creating.clone());
             }
         }
         self.pod = pod;
+        self.add_ephemeral();
         self.note_deletion();
     }
 
@@ -131,15 +143,36 @@ impl Machine {
         self.sandbox == SandboxPhase::Removed
     }
 
-    /// Whether every container has ended and none will be started again.
+    /// Whether nothing will be started again: the main containers have ended for good, or the pod has failed.
+    pub fn is_over(&self) -> bool {
+        let ended = |c: &Container| matches!(c.phase, ContainerPhase::Exited(_));
+        self.failed.is_some()
+            || self.init_failed()
+            || (!self.main().is_empty() && self.main().iter().all(ended))
+    }
+
+    fn is_starting(&self) -> bool {
+        self.containers.iter().any(|c| matches!(c.phase, ContainerPhase::Starting { .. }))
+    }
+
+    /// Whether it is over and every container has ended.
     pub fn is_finished(&self) -> bool {
-        !self.containers.is_empty()
-            && self.containers.iter().all(|c| matches!(c.phase, ContainerPhase::Exited(_)))
+        self.is_over() && !self.containers.iter().any(Container::is_alive)
+    }
+
+    /// What a container waits for that has not run yet.
+    pub(super) fn creating(&self) -> WaitingReason {
+        creating(&self.pod)
     }
 
     /// Decides every step that is due.
     pub fn step(&mut self, now_ms: i64) -> Step {
         let mut step = Step::default();
+        self.check_deadline(now_ms, &mut step);
+        self.advance_init();
+        if self.is_finished() {
+            self.close_waiting();
+        }
         match self.sandbox {
             SandboxPhase::Removed
             | SandboxPhase::Starting
@@ -154,14 +187,16 @@ impl Machine {
                 self.sandbox = SandboxPhase::Removing { again: self.ending.is_none() };
                 step.actions.push(Action::RemoveSandbox);
             }
-            _ if self.ending.is_some() => self.step_ending(&mut step),
-            SandboxPhase::Absent { .. } | SandboxPhase::Stopped if self.is_finished() => {}
+            _ if self.ending.is_some() => self.step_ending(now_ms, &mut step),
+            SandboxPhase::Absent { .. } | SandboxPhase::Stopped if self.is_over() => {}
             SandboxPhase::Stopped => {
                 self.sandbox = SandboxPhase::Removing { again: true };
                 step.actions.push(Action::RemoveSandbox);
             }
+            // What is still being started belongs to the sandbox before: it will be told to have failed.
+            SandboxPhase::Absent { .. } if self.is_starting() => {}
             SandboxPhase::Absent { not_before_ms } if not_before_ms > now_ms => {
-                step.wake_at_ms = Some(not_before_ms);
+                step.wake(not_before_ms);
             }
             SandboxPhase::Absent { .. } => {
                 self.sandbox = SandboxPhase::Starting;
@@ -171,8 +206,12 @@ impl Machine {
                 self.sandbox = SandboxPhase::Stopping;
                 step.actions.push(Action::StopSandbox);
             }
+            SandboxPhase::Ready { .. } if self.is_over() => {
+                self.stop_all(grace_of(&self.pod), now_ms, &mut step);
+            }
             SandboxPhase::Ready { .. } => self.step_running(now_ms, &mut step),
         }
+        self.step_checks(now_ms, &mut step);
         step.actions.extend(self.forget.drain(..).map(|id| Action::Forget { id }));
         step.notices = std::mem::take(&mut self.notices);
         step
@@ -180,12 +219,15 @@ impl Machine {
 
     fn step_running(&mut self, now_ms: i64, step: &mut Step) {
         let grace = grace_of(&self.pod);
-        for (index, container) in self.containers.iter_mut().enumerate() {
+        for index in 0..self.containers.len() {
+            let may_start = self.may_start(index);
+            let container = &mut self.containers[index];
             let image = image_in(&self.pod, &container.name);
+            container.show_back_off(image, now_ms, &mut self.notices);
             match &mut container.phase {
+                ContainerPhase::Waiting { .. } if !may_start => {}
                 ContainerPhase::Waiting { not_before_ms, .. } if *not_before_ms > now_ms => {
-                    let at = *not_before_ms;
-                    step.wake_at_ms = Some(step.wake_at_ms.map_or(at, |earlier| earlier.min(at)));
+                    step.wake(*not_before_ms);
                 }
                 ContainerPhase::Waiting { why, .. } => {
                     image.clone_into(&mut container.image);
@@ -210,33 +252,8 @@ impl Machine {
         }
     }
 
-    fn step_ending(&mut self, step: &mut Step) {
-        let seconds = self.ending.unwrap_or(0);
-        let grace = Duration::from_secs(seconds.unsigned_abs());
-        let mut alive = false;
-        for (index, container) in self.containers.iter_mut().enumerate() {
-            match &mut container.phase {
-                ContainerPhase::Running { id, stopping, .. } => {
-                    alive = true;
-                    if stopping.is_some_and(|asked| asked <= seconds) {
-                        continue;
-                    }
-                    step.actions.push(Action::Stop { index, id: id.clone(), grace });
-                    // Asked for again only to end sooner.
-                    if stopping.replace(seconds).is_none() {
-                        self.notices.push(Notice {
-                            container: Some(container.name.clone()),
-                            warning: false,
-                            reason: "Killing",
-                            message: format!("Stopping container {}", container.name),
-                        });
-                    }
-                }
-                ContainerPhase::Starting { .. } => alive = true,
-                ContainerPhase::Waiting { .. } | ContainerPhase::Exited(_) => {}
-            }
-        }
-        if alive {
+    fn step_ending(&mut self, now_ms: i64, step: &mut Step) {
+        if self.stop_all(self.ending.unwrap_or(0), now_ms, step) {
             return;
         }
         self.sandbox = SandboxPhase::Removing { again: false };
@@ -276,6 +293,7 @@ impl Machine {
                 self.ended(index, ended);
             }
         }
+        self.begin_anew();
     }
 
     /// Outcome of [`Action::StopSandbox`].
@@ -317,6 +335,7 @@ impl Machine {
             self.ended(index, lost(id, started_ms, started_ms));
             return;
         }
+        self.begin_checks(index, &id, started_ms);
         self.notice(Some(&name), false, "Started", format!("Started container {name}"));
     }
 
@@ -343,16 +362,18 @@ impl Machine {
 
     /// The one place where it is decided whether an ended container lives again.
     pub(super) fn ended(&mut self, index: usize, ended: Ended) {
-        let policy =
-            Policy { restart: policy(&self.pod), intensity: Intensity::UNLIMITED, backoff: self.crash_loop };
+        let (over, creating) = (self.ending.is_some() || self.is_over(), self.creating());
+        let restart = policy(&self.pod, self.containers[index].role);
+        let policy = Policy { restart, intensity: Intensity::UNLIMITED, backoff: self.crash_loop };
         let container = &mut self.containers[index];
+        let failed = container.checks.end();
         let span = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
         let run = Run {
-            end: if ended.code == 0 { End::Normal } else { End::Failed },
+            end: if ended.code == 0 && !failed { End::Normal } else { End::Failed },
             at: span(ended.finished_ms),
             lasted: span(ended.finished_ms - ended.started_ms.max(1)),
         };
-        let decision = if self.ending.is_some() {
+        let decision = if over {
             Decision::Stop
         } else if std::mem::take(&mut container.replacing) {
             container.history = History::default();
@@ -370,7 +391,7 @@ impl Machine {
                 let not_before_ms = ended.finished_ms + millis(wait);
                 let name = container.name.clone();
                 if wait.is_zero() {
-                    container.phase = ContainerPhase::Waiting { not_before_ms, why: CREATING };
+                    container.phase = ContainerPhase::Waiting { not_before_ms, why: creating };
                     return;
                 }
                 let meta = &self.pod.metadata;
@@ -407,7 +428,7 @@ impl Machine {
             if let ContainerPhase::Waiting { not_before_ms, why } = &mut container.phase
                 && matches!(why.reason, "ErrImagePull" | "ImagePullBackOff" | "ErrImageNeverPull")
             {
-                *not_before_ms = 0;
+                (*not_before_ms, container.pull_again_ms) = (0, 0);
             }
         }
     }
@@ -420,17 +441,29 @@ impl Machine {
 
 /// The image that a pod's spec asks for.
 pub(super) fn image_in<'a>(pod: &'a v1::Pod, container: &str) -> &'a str {
-    let containers = pod.spec.iter().flat_map(|s| &s.containers);
-    containers.filter(|c| c.name == container).find_map(|c| c.image.as_deref()).unwrap_or_default()
+    let spec = pod.spec.as_ref();
+    let named = |c: &&v1::Container| c.name == container;
+    let init = spec.into_iter().flat_map(|s| s.init_containers.iter().flatten());
+    let kept = spec.into_iter().flat_map(|s| &s.containers).chain(init).find(named);
+    let ephemeral = || {
+        let all = spec?.ephemeral_containers.iter().flatten();
+        all.filter(|c| c.name == container).find_map(|c| c.image.as_deref())
+    };
+    kept.and_then(|c| c.image.as_deref()).or_else(ephemeral).unwrap_or_default()
 }
 
 /// Seconds between SIGTERM and SIGKILL when nothing else is said.
-fn grace_of(pod: &v1::Pod) -> i64 {
+pub(super) fn grace_of(pod: &v1::Pod) -> i64 {
     pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30).max(0)
 }
 
 pub(super) const CRASH_LOOP: &str = "CrashLoopBackOff";
-const CREATING: WaitingReason = WaitingReason { reason: "ContainerCreating", message: None };
+
+/// What is told of a container that has not run yet.
+fn creating(pod: &v1::Pod) -> WaitingReason {
+    let init = pod.spec.as_ref().is_some_and(|s| s.init_containers.iter().flatten().next().is_some());
+    WaitingReason { reason: if init { "PodInitializing" } else { "ContainerCreating" }, message: None }
+}
 
 /// The end of a container whose sandbox died under it.
 pub(super) fn lost(id: String, started_ms: i64, finished_ms: i64) -> Ended {

@@ -185,13 +185,65 @@ fn a_missing_image_is_tried_again_and_at_once_when_images_come() {
     m.sandbox_ready(None);
     m.step(0);
     let missing = || StartFailure::Image { never: false, message: "no".into() };
+    let shown = |m: &Machine| match &m.containers[0].phase {
+        ContainerPhase::Waiting { why, .. } => (why.reason, why.message.clone().unwrap_or_default()),
+        other => panic!("not waiting: {other:?}"),
+    };
+    let told = |step: Step| -> Vec<(bool, &'static str, String)> {
+        step.notices.into_iter().map(|n| (n.warning, n.reason, n.message)).collect()
+    };
     m.container_failed(0, missing(), 0);
-    assert_eq!(m.step(0).wake_at_ms, Some(10_000));
+    let step = m.step(0);
+    assert_eq!((step.wake_at_ms, shown(&m)), (Some(5_000), ("ErrImagePull", "no".into())));
+    let expected = [
+        (true, "Failed", "Failed to pull image \"i\": no".to_owned()),
+        (true, "Failed", "Error: ErrImagePull".to_owned()),
+    ];
+    assert_eq!(told(step), expected);
+    let step = m.step(5_000);
+    assert_eq!((&step.actions[..], step.wake_at_ms), (&[][..], Some(10_000)));
+    assert_eq!(shown(&m), ("ImagePullBackOff", "Back-off pulling image \"i\": ErrImagePull: no".into()));
+    let expected = [
+        (false, "BackOff", "Back-off pulling image \"i\"".to_owned()),
+        (true, "Failed", "Error: ImagePullBackOff".to_owned()),
+    ];
+    assert_eq!(told(step), expected);
+    assert_eq!(m.step(10_000).actions, [Action::Start(0)]);
+    // Twice as long after the second failure, and at once when an image comes.
+    m.container_failed(0, missing(), 10_000);
+    m.step(15_000);
+    assert_eq!(m.step(15_000).wake_at_ms, Some(30_000));
     m.images_changed();
-    assert_eq!(m.step(1).actions, [Action::Start(0)]);
-    m.container_failed(0, missing(), 1);
-    let ContainerPhase::Waiting { why, .. } = &m.containers[0].phase else { panic!("not waiting") };
-    assert_eq!(why.reason, "ImagePullBackOff");
+    assert_eq!(m.step(15_001).actions, [Action::Start(0)]);
+    // Never more than five minutes.
+    let mut now = 15_001;
+    for _ in 0..10 {
+        m.container_failed(0, missing(), now);
+        m.step(now + 5_000);
+        let at = m.step(now + 5_000).wake_at_ms.unwrap();
+        assert!(at - now <= 300_000, "{}", at - now);
+        now = at;
+        assert_eq!(m.step(now).actions, [Action::Start(0)]);
+    }
+    // What got further begins anew with the next failure.
+    m.container_failed(0, StartFailure::Create("full".into()), now);
+    m.step(now + 10_000);
+    m.container_failed(0, missing(), now + 10_000);
+    m.step(now + 15_000);
+    assert_eq!(m.step(now + 15_000).wake_at_ms, Some(now + 20_000));
+}
+
+#[test]
+fn a_pull_that_is_given_up_because_the_pod_ends_is_no_news() {
+    let mut m = machine("Always", 1);
+    m.step(0);
+    m.sandbox_ready(None);
+    m.step(0);
+    m.assign(deleting(&m, 1));
+    assert_eq!(m.step(1).actions, [], "the start is under way");
+    m.container_failed(0, StartFailure::Image { never: false, message: "the pod is to end".into() }, 2);
+    let step = m.step(2);
+    assert_eq!((step.actions, step.notices), (vec![Action::RemoveSandbox], vec![]));
 }
 
 #[test]

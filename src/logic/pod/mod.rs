@@ -5,15 +5,29 @@
 //! CrashLoopBackOff is the supervisor's backoff, both from [`super::supervision`].
 //! Leaves out: doing any of it. The pod actor carries out the actions and feeds the outcomes back.
 
+mod checks;
 pub mod config;
+pub mod dns;
+pub mod downward;
+pub mod env;
+pub mod ephemeral;
 mod failure;
+pub mod gates;
+pub mod images;
+pub mod init;
 mod machine;
+pub mod probe;
+mod refusal;
+pub mod sources;
 mod state;
 pub mod status;
 mod takeover;
+pub mod volumes;
+mod waiting;
 
+pub use checks::Checks;
 pub use machine::Machine;
 pub use state::{
-    Action, Adopted, Container, ContainerPhase, Ended, Notice, SandboxPhase, StartFailure, Step,
+    Action, Adopted, Container, ContainerPhase, Ended, Notice, Role, SandboxPhase, StartFailure, Step,
     WaitingReason,
 };

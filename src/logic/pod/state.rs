@@ -2,6 +2,7 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use super::{checks::Checks, probe::ProbeKind};
 use crate::logic::supervision::History;
 
 /// Where a sandbox is in its life.
@@ -90,11 +91,26 @@ pub enum ContainerPhase {
     Exited(Ended),
 }
 
+/// What a container is to its pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// One of `containers`.
+    Main,
+    /// One of `initContainers` that runs to its end before the others begin.
+    Init,
+    /// One of `initContainers` that runs beside the others: `restartPolicy: Always`.
+    Sidecar,
+    /// One of `ephemeralContainers`: added to look into the pod, and nothing depends on it.
+    Ephemeral,
+}
+
 /// One container of the pod.
 #[derive(Clone, Debug)]
 pub struct Container {
     /// Its name.
     pub name: String,
+    /// What it is to the pod.
+    pub role: Role,
     /// How often it was started again: its present (or next) life's number.
     pub attempt: u32,
     /// Where it is.
@@ -107,8 +123,12 @@ pub struct Container {
     pub image_id: Option<String>,
     /// Its image's unsuccessful attempts in a row: they back off on their own.
     pub(super) image_failures: u32,
+    /// When a pull that failed is tried again; milliseconds since the epoch.
+    pub(super) pull_again_ms: i64,
     /// It is being stopped because its definition changed: it starts again whatever its restart policy.
     pub(super) replacing: bool,
+    /// What is asked of its present life.
+    pub checks: Checks,
     pub(super) history: History,
 }
 
@@ -119,7 +139,7 @@ pub enum Action {
     RunSandbox,
     /// Make and start this container (index into [`containers`](super::machine::Machine::containers)).
     Start(usize),
-    /// End this container.
+    /// Run this container's preStop hook, then end it, all within the grace.
     Stop {
         /// The container's index.
         index: usize,
@@ -127,6 +147,22 @@ pub enum Action {
         id: String,
         /// SIGKILL after this.
         grace: Duration,
+    },
+    /// Run this container's postStart hook.
+    PostStart {
+        /// The container's index.
+        index: usize,
+        /// The runtime's id.
+        id: String,
+    },
+    /// Run one of this container's probes.
+    Probe {
+        /// The container's index.
+        index: usize,
+        /// The runtime's id.
+        id: String,
+        /// Which.
+        kind: ProbeKind,
     },
     /// Remove a life before the last one.
     Forget {
@@ -170,7 +206,7 @@ pub enum StartFailure {
     Image {
         /// `imagePullPolicy: Never`.
         never: bool,
-        /// A sentence.
+        /// What the runtime or the registry says.
         message: String,
     },
     /// The image's name is none.

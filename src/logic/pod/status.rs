@@ -7,7 +7,10 @@ use std::net::IpAddr;
 
 use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
-use super::{Container, ContainerPhase, Ended, Machine, SandboxPhase};
+use super::{
+    Container, ContainerPhase, Ended, Machine, Role, SandboxPhase, gates, machine::image_in,
+    refusal::SYSCTL_FORBIDDEN,
+};
 use crate::model::Phase;
 
 /// A point in time from milliseconds since the epoch, in whole seconds as Kubernetes writes them.
@@ -19,9 +22,21 @@ pub fn time(ms: i64) -> Time {
 pub fn phase(machine: &Machine) -> Phase {
     let policy_always =
         machine.pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).is_none_or(|p| p == "Always");
+    let alive = machine.containers.iter().any(Container::is_alive);
+    if !alive && (machine.failed.is_some() || machine.init_failed()) {
+        return Phase::Failed;
+    }
+    if !machine.is_initialized() {
+        return Phase::Pending;
+    }
     let (mut waiting_new, mut running, mut failed) = (false, false, false);
-    for container in &machine.containers {
+    for container in machine.main() {
         match &container.phase {
+            ContainerPhase::Running { .. }
+                if container.checks.in_post_start() && container.last.is_none() =>
+            {
+                waiting_new = true;
+            }
             ContainerPhase::Running { .. } => running = true,
             ContainerPhase::Exited(ended) => failed |= ended.code != 0,
             ContainerPhase::Waiting { .. } | ContainerPhase::Starting { .. } => match &container.last {
@@ -31,10 +46,11 @@ pub fn phase(machine: &Machine) -> Phase {
             },
         }
     }
-    if waiting_new || machine.containers.is_empty() {
+    if waiting_new || machine.main().is_empty() {
         return if machine.is_ending() && !running && failed { Phase::Failed } else { Phase::Pending };
     }
-    if running || (policy_always && !machine.is_ending()) {
+    // Sidecars that are being ended belong to the pod until they have.
+    if running || alive || (policy_always && !machine.is_ending()) {
         Phase::Running
     } else if failed {
         Phase::Failed
@@ -52,26 +68,35 @@ pub fn pod_status(
     now_ms: i64,
 ) -> v1::PodStatus {
     let phase = phase(machine);
-    let statuses: Vec<v1::ContainerStatus> =
-        machine.containers.iter().map(|c| container_status(machine, c, runtime)).collect();
-    let not_ready: Vec<&str> = statuses.iter().filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
+    let told = |list: &[Container]| -> Vec<v1::ContainerStatus> {
+        list.iter().map(|c| container_status(machine, c, runtime)).collect()
+    };
+    let (statuses, init) = (told(machine.main()), told(machine.init()));
+    let ephemeral = told(machine.ephemeral());
+    let sidecars = init.iter().zip(machine.init()).filter(|(_, c)| c.role == Role::Sidecar).map(|(s, _)| s);
+    let not_ready: Vec<&str> =
+        sidecars.chain(&statuses).filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
     let ready = Verdict::of(not_ready.is_empty(), phase, &not_ready);
     let sandbox_ready = matches!(machine.sandbox, SandboxPhase::Ready { .. });
     let conditions = vec![
         condition("PodReadyToStartContainers", Verdict::plain(sandbox_ready), before, now_ms),
-        condition("Initialized", Verdict::plain_or(true, phase), before, now_ms),
-        condition("Ready", ready.clone(), before, now_ms),
+        condition("Initialized", Verdict::initialized(machine, phase), before, now_ms),
+        condition("Ready", ready.clone().and_gates(&machine.pod), before, now_ms),
         condition("ContainersReady", ready, before, now_ms),
         condition("PodScheduled", Verdict::plain(true), before, now_ms),
     ];
+    // Nothing was ever made of a pod that the node refused, so there is nothing to tell of its containers.
+    let refused = machine.failed.as_ref().is_some_and(|f| f.reason == SYSCTL_FORBIDDEN);
     let ip = machine.ip.map(|ip| ip.to_string());
-    let host_network = machine.pod.spec.as_ref().and_then(|s| s.host_network).unwrap_or(false);
     let host = host_ip.map(|ip| ip.to_string());
-    let ip = ip.or_else(|| host.clone().filter(|_| host_network && sandbox_ready));
     v1::PodStatus {
         phase: Some(phase.as_str().to_owned()),
         conditions: Some(conditions),
-        container_statuses: Some(statuses),
+        reason: machine.failed.as_ref().map(|f| f.reason.to_owned()),
+        message: machine.failed.as_ref().map(|f| f.message.clone()),
+        container_statuses: Some(statuses).filter(|_| !refused),
+        ephemeral_container_statuses: Some(ephemeral).filter(|all| !refused && !all.is_empty()),
+        init_container_statuses: Some(init).filter(|init| !refused && !init.is_empty()),
         host_ip: host.clone(),
         host_ips: host.map(|ip| vec![v1::HostIP { ip }]),
         pod_ip: ip.clone(),
@@ -97,8 +122,27 @@ impl Verdict {
         Verdict { holds, reason: None, message: None }
     }
 
-    fn plain_or(holds: bool, phase: Phase) -> Verdict {
-        Verdict { reason: (phase == Phase::Succeeded).then_some("PodCompleted"), ..Verdict::plain(holds) }
+    fn initialized(machine: &Machine, phase: Phase) -> Verdict {
+        if phase == Phase::Succeeded {
+            return Verdict { reason: Some("PodCompleted"), ..Verdict::plain(true) };
+        }
+        if machine.is_initialized() {
+            return Verdict::plain(true);
+        }
+        let names: Vec<&str> = machine.to_initialize().map(|c| c.name.as_str()).collect();
+        Verdict {
+            reason: Some("ContainersNotInitialized"),
+            message: Some(format!("containers with incomplete status: [{}]", names.join(" "))),
+            ..Verdict::plain(false)
+        }
+    }
+
+    /// Containers that are ready make a ready pod when its gates are open.
+    fn and_gates(self, pod: &v1::Pod) -> Verdict {
+        match gates::closed(pod).filter(|_| self.holds) {
+            Some(why) => Verdict { holds: false, reason: Some("ReadinessGatesNotReady"), message: Some(why) },
+            None => self,
+        }
     }
 
     fn of(holds: bool, phase: Phase, not_ready: &[&str]) -> Verdict {
@@ -132,10 +176,7 @@ fn condition(name: &str, verdict: Verdict, before: Option<&v1::PodStatus>, now_m
 }
 
 fn container_status(machine: &Machine, container: &Container, runtime: &str) -> v1::ContainerStatus {
-    let asked = || {
-        let spec = machine.pod.spec.iter().flat_map(|s| &s.containers).find(|c| c.name == container.name);
-        spec.and_then(|c| c.image.clone()).unwrap_or_default()
-    };
+    let asked = || image_in(&machine.pod, &container.name).to_owned();
     // A container is told to be what it last was until its next life begins, its count of restarts too.
     let between = matches!(container.phase, ContainerPhase::Waiting { .. } | ContainerPhase::Starting { .. });
     let restarts =
@@ -145,10 +186,17 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         waiting: Some(v1::ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..v1::ContainerState::default()
     };
-    let running = matches!(container.phase, ContainerPhase::Running { .. });
+    let checks = &container.checks;
+    let running = matches!(container.phase, ContainerPhase::Running { .. }) && !checks.in_post_start();
+    let done = matches!(&container.phase, ContainerPhase::Exited(ended) if ended.code == 0);
+    let ready = if container.role == Role::Init { done } else { running && checks.ready() };
     let (state, id) = match &container.phase {
         ContainerPhase::Waiting { why, .. } | ContainerPhase::Starting { why } => {
             (waiting(why.reason, why.message.clone()), container.last.as_ref().and_then(|l| l.id.clone()))
+        }
+        // As in Kubernetes, whose kubelet waits in the start for the hook.
+        ContainerPhase::Running { id, .. } if checks.in_post_start() => {
+            (waiting("ContainerCreating", None), Some(id.clone()))
         }
         ContainerPhase::Running { id, started_ms, .. } => (
             v1::ContainerState {
@@ -164,8 +212,8 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         image,
         image_id: container.image_id.clone().unwrap_or_default(),
         container_id: id.map(|id| format!("{runtime}://{id}")),
-        ready: running,
-        started: Some(running),
+        ready,
+        started: Some(container.has_started()),
         restart_count: i32::try_from(restarts).unwrap_or(i32::MAX),
         state: Some(state),
         last_state: Some(container.last.as_ref().map(|l| terminated(l, runtime)).unwrap_or_default()),

@@ -44,6 +44,7 @@ impl Machine {
                     if !ready {
                         running_lost.push(index);
                     }
+                    self.resume_checks(index, &newest.id, newest.started_ms);
                 }
                 Some(ended) => {
                     self.ended(index, ended.clone());
@@ -56,9 +57,12 @@ impl Machine {
                 self.ended(index, lost(id, started_ms, started_ms));
             }
         }
+        self.resume_init();
         // A stopped sandbox of a pod that had finished is not one that was lost.
         if !ready && self.is_finished() && !outlived {
             self.sandbox = SandboxPhase::Stopped;
+        } else if !ready {
+            self.begin_anew();
         }
     }
 
@@ -87,7 +91,9 @@ impl Machine {
     pub fn recall(&mut self) {
         let Some(told) = self.pod.status.clone() else { return };
         let over = matches!(told.phase.as_deref(), Some("Succeeded" | "Failed"));
-        for status in told.container_statuses.iter().flatten() {
+        let statuses = told.container_statuses.iter().chain(&told.init_container_statuses);
+        let statuses = statuses.chain(&told.ephemeral_container_statuses).flatten();
+        for status in statuses {
             let Some(index) = self.containers.iter().position(|c| c.name == status.name) else { continue };
             let Some(ended) = last_told(status, self.accepted_ms) else { continue };
             self.containers[index].attempt = u32::try_from(status.restart_count).unwrap_or(0);
@@ -99,6 +105,8 @@ impl Machine {
                 self.ended(index, ended);
             }
         }
+        self.resume_init();
+        self.begin_anew();
     }
 }
 

@@ -7,6 +7,7 @@
 mod cluster;
 mod container;
 mod data;
+mod ephemeral;
 mod meta;
 mod pod;
 mod probe;
@@ -20,6 +21,7 @@ pub(crate) use cluster::{
     replication_controller_status,
 };
 pub(crate) use data::{config_map, config_map_update, secret, secret_update};
+pub(crate) use ephemeral::ephemeral_update;
 pub(crate) use meta::{meta, meta_update};
 pub(crate) use pod::pod;
 pub(crate) use service::{endpoints, service, service_update};

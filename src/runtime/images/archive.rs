@@ -17,15 +17,11 @@ use tar::{Archive, EntryType};
 
 use super::{
     Limits,
+    manifest::{Descriptor, MAX_DEPTH, MAX_DOCUMENT, OciManifest, choose},
     stream::{BUFFER, HeaderGuard, Limited, bad, digest_of, system},
 };
 use crate::runtime::RuntimeError;
 
-/// Largest manifest, index or configuration: the distribution specification asks registries for 4 MiB at least, and
-/// real ones have a few KiB. These alone are read into memory.
-const MAX_DOCUMENT: u64 = 4 * 1024 * 1024;
-/// Longest chain of indexes (an index of indexes…) and of links that is followed.
-const MAX_DEPTH: usize = 4;
 /// Most images in one archive.
 const MAX_IMAGES: usize = 1000;
 
@@ -154,11 +150,7 @@ impl Spread {
         if depth > MAX_DEPTH {
             return Err(bad("indexes are nested too deep"));
         }
-        let chosen = match choices.iter().find(|d| d.platform.as_ref().is_some_and(Platform::is_here)) {
-            Some(chosen) => chosen,
-            // Without platforms there is nothing to choose by.
-            None => choices.iter().find(|d| d.platform.is_none()).ok_or_else(|| not_for_here(&choices))?,
-        };
+        let chosen = choose(&choices)?;
         let document = self.blob(&chosen.digest)?;
         let manifest: OciManifest = parse(&chosen.digest, &document)?;
         if let Some(nested) = manifest.manifests {
@@ -258,24 +250,6 @@ pub(super) fn parse<T: DeserializeOwned>(name: &str, bytes: &[u8]) -> Result<T, 
     serde_json::from_slice(bytes).map_err(|e| bad(format!("{name}: {e}")))
 }
 
-fn not_for_here(choices: &[Descriptor]) -> RuntimeError {
-    let has: Vec<String> =
-        choices.iter().filter_map(|d| d.platform.as_ref()).map(Platform::to_string).collect();
-    bad(format!("no image for linux/{} in it; it has {}", architecture(), has.join(", ")))
-}
-
-/// This machine's architecture in the image specification's (Go's) words.
-pub(super) fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "x86" => "386",
-        "powerpc64" => "ppc64le",
-        "loongarch64" => "loong64",
-        other => other,
-    }
-}
-
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DockerManifest {
@@ -288,53 +262,4 @@ struct DockerManifest {
 struct OciIndex {
     #[serde(default)]
     manifests: Vec<Descriptor>,
-}
-
-/// A manifest, or an index in its place.
-#[derive(Deserialize)]
-struct OciManifest {
-    manifests: Option<Vec<Descriptor>>,
-    config: Option<Descriptor>,
-    layers: Option<Vec<Descriptor>>,
-}
-
-#[derive(Deserialize)]
-struct Descriptor {
-    digest: String,
-    platform: Option<Platform>,
-    #[serde(default)]
-    annotations: BTreeMap<String, String>,
-}
-
-impl Descriptor {
-    /// The full name, where a tool wrote one. A bare tag (`latest`) is no name.
-    fn names(&self) -> Vec<String> {
-        ["io.containerd.image.name", "org.opencontainers.image.ref.name"]
-            .iter()
-            .filter_map(|key| self.annotations.get(*key))
-            .find(|name| name.contains(['/', ':']))
-            .into_iter()
-            .cloned()
-            .collect()
-    }
-}
-
-#[derive(Deserialize)]
-struct Platform {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-}
-
-impl Platform {
-    fn is_here(&self) -> bool {
-        self.os == "linux" && self.architecture == architecture()
-    }
-}
-
-impl std::fmt::Display for Platform {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}/{}", self.os, self.architecture)
-    }
 }

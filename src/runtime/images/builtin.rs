@@ -20,9 +20,13 @@ use super::{
 use crate::runtime::RuntimeError;
 
 /// The user the program runs as: nobody's, so that it fits under every pod security rule.
-const USER: &str = "65532:65532";
-const PASSWD: &str = "root:x:0:0:root:/:/sbin/nologin\nhello:x:65532:65532:hello:/:/sbin/nologin\n";
-const GROUP: &str = "root:x:0:\nhello:x:65532:\n";
+pub(super) const USER: &str = "65532:65532";
+pub(super) const PASSWD: &str =
+    "root:x:0:0:root:/:/sbin/nologin\nhello:x:65532:65532:hello:/:/sbin/nologin\n";
+pub(super) const GROUP: &str = "root:x:0:\nhello:x:65532:\n";
+/// Its directories and their modes.
+pub(super) const DIRS: &[(&str, u32)] =
+    &[("", 0o755), ("dev", 0o755), ("etc", 0o755), ("proc", 0o755), ("sys", 0o755), ("tmp", 0o1777)];
 /// Raised when the image's other content changes, so that stores make it anew.
 const EDITION: u32 = 1;
 
@@ -58,18 +62,17 @@ pub(super) fn ensure(disk: &Disk, exe: &Path) -> Result<(), RuntimeError> {
     disk.sweep()
 }
 
-fn identity(exe: &Metadata) -> String {
+/// What tells an executable from another one, short of reading it.
+pub(super) fn identity(exe: &Metadata) -> String {
     format!("{EDITION} {} {} {} {}.{}", exe.dev(), exe.ino(), exe.len(), exe.mtime(), exe.mtime_nsec())
 }
 
 fn fill(home: &Path, exe: &Path, of_exe: &Metadata) -> io::Result<()> {
     let root = home.join("fs");
-    for (dir, mode) in
-        [("", 0o755), ("dev", 0o755), ("etc", 0o755), ("proc", 0o755), ("sys", 0o755), ("tmp", 0o1777)]
-    {
+    for (dir, mode) in DIRS {
         let path = root.join(dir);
         fs::create_dir_all(&path)?;
-        fs::set_permissions(&path, Permissions::from_mode(mode))?;
+        fs::set_permissions(&path, Permissions::from_mode(*mode))?;
     }
     for (file, text) in [("etc/passwd", PASSWD), ("etc/group", GROUP)] {
         fs::write(root.join(file), text)?;

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! DIR/index.json   DIR/layers/HEX/fs/…   DIR/pins/OWNER = image id   DIR/staging/UUID/… (locked while in use)
+//! DIR/used/HEX (its time is that of an image's last use)
 //! ```
 
 use std::{
@@ -29,13 +30,16 @@ pub(super) struct Index {
     version: u32,
     /// Full name → image id.
     pub(super) names: BTreeMap<String, String>,
+    /// Those of the names that came from a registry; the others were brought by hand.
+    #[serde(default)]
+    pub(super) pulled: BTreeSet<String>,
     /// By image id.
     pub(super) images: BTreeMap<String, Record>,
 }
 
 impl Default for Index {
     fn default() -> Index {
-        Index { version: VERSION, names: BTreeMap::new(), images: BTreeMap::new() }
+        Index { version: VERSION, names: BTreeMap::new(), pulled: BTreeSet::new(), images: BTreeMap::new() }
     }
 }
 
@@ -91,7 +95,7 @@ impl Disk {
     /// Makes the directory ready and removes what crashed processes left.
     pub(super) fn open(dir: &Path) -> Result<Disk, RuntimeError> {
         let disk = Disk { dir: dir.to_owned() };
-        for sub in ["layers", "pins", "staging"] {
+        for sub in ["layers", "pins", "staging", "used"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).map_err(system(format!("create {}", path.display())))?;
         }
@@ -221,6 +225,9 @@ impl Disk {
     /// Ends an owner's pin.
     pub(super) fn unpin(&self, owner: &str) -> Result<(), RuntimeError> {
         let path = self.pin_path(owner)?;
+        if let Ok(image) = fs::read_to_string(&path) {
+            self.note_use(&image);
+        }
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 Err(system(format!("remove {}", path.display()))(e))
@@ -237,8 +244,29 @@ impl Disk {
         Ok(self.dir.join("pins").join(owner))
     }
 
-    fn pinned(&self) -> io::Result<BTreeSet<String>> {
-        fs::read_dir(self.dir.join("pins"))?.map(|entry| fs::read_to_string(entry?.path())).collect()
+    /// The ids of the images that have an owner.
+    pub(super) fn pinned(&self) -> Result<BTreeSet<String>, RuntimeError> {
+        let dir = self.dir.join("pins");
+        let read = || fs::read_dir(&dir)?.map(|e| fs::read_to_string(e?.path())).collect::<io::Result<_>>();
+        read().map_err(system(format!("read {}", dir.display())))
+    }
+
+    /// Notes that an image was used until now. What is lost of that only makes it look older.
+    pub(super) fn note_use(&self, image: &str) {
+        if let Err(error) = fs::write(self.used(image), "") {
+            tracing::debug!(image, %error, "an image's use could not be noted");
+        }
+    }
+
+    /// When an image was last used, as far as is known; milliseconds since the epoch.
+    pub(super) fn used_ms(&self, image: &str) -> i64 {
+        let at = fs::metadata(self.used(image)).and_then(|meta| meta.modified()).ok();
+        let since = at.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+        since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
+    }
+
+    fn used(&self, image: &str) -> PathBuf {
+        self.dir.join("used").join(image.trim_start_matches("sha256:"))
     }
 
     /// Removes images without name and pin, and layers without image. While a load is under way nothing happens: it
@@ -252,12 +280,16 @@ impl Disk {
         let trash = self.stage()?;
         let _lock = self.lock(Hold::Exclusive)?;
         let mut index = self.read()?;
-        let mut wanted = self.pinned().map_err(failed())?;
+        let mut wanted = self.pinned()?;
         wanted.extend(index.names.values().cloned());
-        let before = index.images.len();
-        index.images.retain(|id, _| wanted.contains(id));
-        if index.images.len() != before {
+        let gone: Vec<String> = index.images.keys().filter(|id| !wanted.contains(*id)).cloned().collect();
+        if !gone.is_empty() {
+            index.images.retain(|id, _| wanted.contains(id));
             self.write(&index)?;
+        }
+        for id in gone {
+            // Absent for an image that was never used.
+            let _ = fs::remove_file(self.used(&id));
         }
         let used: BTreeSet<PathBuf> = (index.images.values())
             .flat_map(|record| &record.layers)

@@ -1,6 +1,6 @@
 //! Archives become images of the store.
 //!
-//! Owns: `load` and `import`, the blocking part. Invariant: layers are complete, on disk and checked against their
+//! Owns: `load`, `import` and `pulled`, the blocking part. Invariant: layers are complete, on disk and checked against their
 //! digests before they get their place, and the index names an image only after all its layers have theirs.
 
 use std::{
@@ -14,8 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Limits,
-    archive::{Blob, Found, Spread, architecture, parse},
+    archive::{Blob, Found, Spread, parse},
     index::{Disk, LayerRecord, Record, Staging},
+    manifest::architecture,
     name::normalize,
     stream::{Hashing, Limited, bad, decompressed, digest_of, system},
     unpack::unpack,
@@ -46,7 +47,7 @@ pub(super) fn load(
         .map(|image| work.image(image))
         .collect::<Result<Vec<(String, Record)>, RuntimeError>>()?;
     work.place()?;
-    commit(disk, names.iter().zip(images))?;
+    commit(disk, names.iter().zip(images), Origin::Hand)?;
     drop(loading);
     disk.sweep()?;
     Ok(names.into_iter().flatten().collect())
@@ -67,14 +68,44 @@ pub(super) fn import(
     let config = Configuration::of_layers(vec![layer.diff_id.clone()]);
     let id = digest_of(&serde_json::to_vec(&config).map_err(bad)?);
     work.place()?;
-    commit(disk, [(&vec![name.clone()], (id, config.record(vec![layer])))])?;
+    commit(disk, [(&vec![name.clone()], (id, config.record(vec![layer])))], Origin::Hand)?;
     drop(loading);
     disk.sweep()?;
     Ok(name)
 }
 
+/// Makes the image that a registry described; layers that are here need no file. The caller holds a staging directory
+/// and the lock on loads.
+pub(super) fn pulled(
+    disk: &Disk,
+    limits: &Limits,
+    staging: &Staging,
+    found: &Found,
+) -> Result<(), RuntimeError> {
+    let mut work = Work { disk, limits, staging, new: HashMap::new(), bytes: 0 };
+    let image = work.image(found)?;
+    work.place()?;
+    disk.note_use(&image.0);
+    commit(disk, [(&found.names, image)], Origin::Registry)
+}
+
+/// The digests of the unpacked layers that an image's configuration lists, checked against the machine and against the
+/// number of layers there are.
+pub(super) fn layers_of(config: &[u8], layers: usize) -> Result<Vec<String>, RuntimeError> {
+    let config: Configuration = parse("image configuration", config)?;
+    config.check(layers)?;
+    Ok(config.rootfs.diff_ids)
+}
+
+/// How an image came.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Hand,
+    Registry,
+}
+
 /// Each image's full names.
-fn full_names(found: &[Found], rename: Option<String>) -> Result<Vec<Vec<String>>, RuntimeError> {
+pub(super) fn full_names(found: &[Found], rename: Option<String>) -> Result<Vec<Vec<String>>, RuntimeError> {
     match (found, rename) {
         ([], _) => Err(bad("it holds no image")),
         ([_], Some(name)) => Ok(vec![vec![name]]),
@@ -94,11 +125,16 @@ fn full_names(found: &[Found], rename: Option<String>) -> Result<Vec<Vec<String>
 fn commit<'a>(
     disk: &Disk,
     images: impl IntoIterator<Item = (&'a Vec<String>, (String, Record))>,
+    origin: Origin,
 ) -> Result<(), RuntimeError> {
     disk.update(|index| {
         for (names, (id, record)) in images {
             for name in names {
                 index.names.insert(name.clone(), id.clone());
+                match origin {
+                    Origin::Hand => index.pulled.remove(name),
+                    Origin::Registry => index.pulled.insert(name.clone()),
+                };
             }
             index.images.insert(id, record);
         }
@@ -126,18 +162,8 @@ impl Work<'_> {
     fn image(&mut self, found: &Found) -> Result<(String, Record), RuntimeError> {
         let id = digest_of(&found.config);
         let config: Configuration = parse("image configuration", &found.config)?;
-        config.check_platform()?;
-        let diff_ids = &config.rootfs.diff_ids;
-        if found.layers.len() != diff_ids.len() {
-            return Err(bad(format!(
-                "{} layers, but the configuration lists {}",
-                found.layers.len(),
-                diff_ids.len()
-            )));
-        }
-        if diff_ids.len() > MAX_LAYERS {
-            return Err(bad(format!("{} layers; {MAX_LAYERS} are possible", diff_ids.len())));
-        }
+        config.check(found.layers.len())?;
+        let diff_ids = config.diff_ids();
         let layers = found
             .layers
             .iter()
@@ -258,6 +284,17 @@ impl Configuration {
         }
     }
 
+    /// Its layers, bottom first.
+    pub(super) fn diff_ids(&self) -> &[String] {
+        &self.rootfs.diff_ids
+    }
+
+    /// Whether it is for this machine and for an image of so many layers.
+    pub(super) fn check(&self, layers: usize) -> Result<(), RuntimeError> {
+        self.check_platform()?;
+        self.check_layers(layers)
+    }
+
     fn check_platform(&self) -> Result<(), RuntimeError> {
         let here = architecture();
         if (self.os.is_empty() || self.os == "linux")
@@ -266,6 +303,17 @@ impl Configuration {
             return Ok(());
         }
         Err(bad(format!("the image is for {}/{}; this machine is linux/{here}", self.os, self.architecture)))
+    }
+
+    fn check_layers(&self, layers: usize) -> Result<(), RuntimeError> {
+        let listed = self.rootfs.diff_ids.len();
+        if layers != listed {
+            return Err(bad(format!("{layers} layers, but the configuration lists {listed}")));
+        }
+        if listed > MAX_LAYERS {
+            return Err(bad(format!("{listed} layers; {MAX_LAYERS} are possible")));
+        }
+        Ok(())
     }
 
     fn record(&self, layers: Vec<LayerRecord>) -> Record {

@@ -1,34 +1,41 @@
 //! Images on one machine: loaded from archives, unpacked once, handed out as directories for overlayfs.
 //!
 //! Owns: [`ImageStore`]. Invariants: a name resolves only to an image whose layers are all unpacked and checked; a crash
-//! at any moment leaves no half image; layers with the same content are stored once. Leaves to others: fetching from
-//! registries, mounting, and when an image is not needed any more.
+//! at any moment leaves no half image; layers with the same content are stored once. Leaves to others: mounting, and
+//! when an image is not needed any more.
 //!
 //! ```text
-//! archive → stream (gzip, limits) → archive (which images) → load → unpack (layer by layer) → index
+//! archive → stream (gzip, zstd, limits) → archive (which images) → load → unpack (layer by layer) → index
 //! ```
 
 mod archive;
 mod builtin;
 mod index;
 mod load;
+mod manifest;
 mod name;
+pub mod pack;
+mod registry;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod unpack;
+mod zstd;
 
 use std::{
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-pub use self::name::normalize;
 use self::{
     index::{Disk, Hold, Record},
     stream::Blocking,
 };
-use super::{Image, Reader, RuntimeError};
+pub use self::{
+    name::normalize,
+    registry::{Pulls, RegistryConfig},
+};
+use super::{IdleImage, Image, Reader, RuntimeError};
 
 /// The image that needs no archive: our own executable.
 pub const BUILTIN_IMAGE: &str = "troupe.local/hello:latest";
@@ -143,12 +150,34 @@ impl ImageStore {
         blocking(move || load::import(&store.disk, &store.limits, rootfs, &name)).await
     }
 
+    /// Whether the image of a name was brought by hand (loaded, imported, built in): there is nobody to ask for a newer
+    /// one. So it is with an image that is named by its id. False when there is none.
+    pub fn by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+        let index = self.disk.read()?;
+        if index.images.contains_key(name) {
+            return Ok(true);
+        }
+        let full = normalize(name)?;
+        Ok(index.names.contains_key(&full) && !index.pulled.contains(&full))
+    }
+
+    /// The images that have only names that were pulled, and that nothing keeps.
+    pub fn idle(&self) -> Result<Vec<IdleImage>, RuntimeError> {
+        let _lock = self.disk.lock(Hold::Shared)?;
+        let index = self.disk.read()?;
+        let kept = self.disk.pinned()?;
+        let images = index.images.keys().filter(|id| !kept.contains(*id)).filter_map(|id| index.image(id));
+        let idle = images.filter(|i| !i.names.is_empty() && i.names.iter().all(|n| index.pulled.contains(n)));
+        Ok(idle.map(|i| IdleImage { used_ms: self.disk.used_ms(&i.id), names: i.names }).collect())
+    }
+
     /// Removes a name, and the image's content that nothing else needs: no other name, no other image, no pin.
     pub async fn remove(&self, name: &str) -> Result<(), RuntimeError> {
         let (store, asked) = (self.clone(), name.to_owned());
         let full = normalize(name)?;
         blocking(move || {
             store.disk.update(|index| {
+                index.pulled.remove(&full);
                 index.names.remove(&full).map(|_| ()).ok_or(RuntimeError::ImageNotFound(asked))
             })?;
             store.disk.sweep()

@@ -1,7 +1,7 @@
 //! Bytes on their way: from async readers into blocking code, hashed, decompressed and counted.
 //!
 //! Owns: the adapters that image archives pass through. Invariant: nothing here holds more than a buffer of the bytes
-//! that pass. Limits: gzip is the only compression; zstd is named in the error.
+//! that pass, and a decompressor's window.
 
 use std::{
     cell::Cell,
@@ -14,6 +14,7 @@ use flate2::bufread::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 use tokio::{io::AsyncReadExt, runtime::Handle};
 
+use super::zstd::Frames;
 use crate::runtime::{Reader, RuntimeError};
 
 /// Size of the buffers that bytes pass through: large enough that system calls do not count.
@@ -96,7 +97,8 @@ pub(super) fn digest_of(bytes: &[u8]) -> String {
     format_digest(&Sha256::digest(bytes))
 }
 
-fn format_digest(hash: &[u8]) -> String {
+/// A hash as a digest.
+pub(super) fn format_digest(hash: &[u8]) -> String {
     hash.iter().fold(String::from("sha256:"), |mut text, byte| {
         // Writing to a String cannot fail.
         let _ = write!(text, "{byte:02x}");
@@ -104,16 +106,19 @@ fn format_digest(hash: &[u8]) -> String {
     })
 }
 
-/// Decompresses what begins with gzip's magic bytes and passes everything else as it is.
+/// Decompresses what begins with gzip's or zstd's magic bytes and passes everything else as it is.
 pub(super) fn decompressed<'a>(reader: impl Read + 'a) -> Result<Box<dyn Read + 'a>, RuntimeError> {
     let mut reader = BufReader::with_capacity(BUFFER, Peeked::new(reader).map_err(bad)?);
     let magic = reader.fill_buf().map_err(bad)?;
-    if magic.starts_with(&ZSTD) {
-        return Err(RuntimeError::BadImage(
-            "zstd compression is not supported; save the image with gzip or without compression".into(),
-        ));
-    }
-    Ok(if magic.starts_with(&GZIP) { Box::new(MultiGzDecoder::new(reader)) } else { Box::new(reader) })
+    // zstd may begin with a frame to be skipped, which has sixteen magic numbers of its own.
+    let skippable = matches!(magic, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
+    Ok(if magic.starts_with(&GZIP) {
+        Box::new(MultiGzDecoder::new(reader))
+    } else if skippable || magic.starts_with(&ZSTD) {
+        Box::new(Frames::new(reader))
+    } else {
+        Box::new(reader)
+    })
 }
 
 /// A reader whose first read yields the magic bytes in one piece, however small the pieces below.

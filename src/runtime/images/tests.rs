@@ -16,7 +16,7 @@ use super::{stream::digest_of, *};
 
 /// One entry of a test's tar.
 #[derive(Clone, Copy)]
-enum E<'a> {
+pub(super) enum E<'a> {
     File(&'a str, &'a str),
     Dir(&'a str),
     Sym(&'a str, &'a str),
@@ -40,7 +40,7 @@ fn header(name: &str, kind: EntryType, size: u64, link: &str) -> Header {
     header
 }
 
-fn tar(entries: &[E]) -> Vec<u8> {
+pub(super) fn tar(entries: &[E]) -> Vec<u8> {
     let mut tar = Builder::new(Vec::new());
     for entry in entries {
         let (header, content) = match *entry {
@@ -60,13 +60,13 @@ fn tar(entries: &[E]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut gz = GzEncoder::new(Vec::new(), Compression::fast());
     gz.write_all(bytes).unwrap();
     gz.finish().unwrap()
 }
 
-fn files(entries: &[(&str, &[u8])]) -> Vec<u8> {
+pub(super) fn files(entries: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = Builder::new(Vec::new());
     for (name, content) in entries {
         tar.append(&header(name, EntryType::Regular, content.len() as u64, ""), *content).unwrap();
@@ -74,10 +74,10 @@ fn files(entries: &[(&str, &[u8])]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-fn config(layers: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn config(layers: &[Vec<u8>]) -> Vec<u8> {
     let diff_ids: Vec<String> = layers.iter().map(|layer| digest_of(layer)).collect();
     json!({
-        "architecture": archive::architecture(), "os": "linux",
+        "architecture": manifest::architecture(), "os": "linux",
         "config": {
             "Entrypoint": ["/bin/app"], "Cmd": ["-v"], "Env": ["A=1"], "WorkingDir": "/srv", "User": "7",
             "StopSignal": "SIGQUIT"
@@ -140,11 +140,11 @@ fn store() -> (TempDir, ImageStore) {
     (dir, store)
 }
 
-fn layers_in(dir: &TempDir) -> usize {
+pub(super) fn layers_in(dir: &TempDir) -> usize {
     fs::read_dir(dir.path().join("layers")).unwrap().count()
 }
 
-fn nothing_staged(dir: &TempDir) {
+pub(super) fn nothing_staged(dir: &TempDir) {
     assert_eq!(fs::read_dir(dir.path().join("staging")).unwrap().count(), 0, "a staging directory is left");
 }
 
@@ -189,7 +189,7 @@ async fn an_oci_layout_gives_the_image_for_this_machine_out_of_nested_indexes() 
     let nested = layout.blob(
         json!({"manifests": [
             {"digest": other, "platform": {"os": "linux", "architecture": "s390x"}},
-            {"digest": ours, "platform": {"os": "linux", "architecture": archive::architecture()}},
+            {"digest": ours, "platform": {"os": "linux", "architecture": manifest::architecture()}},
             {"digest": other, "platform": {"os": "unknown", "architecture": "unknown"}},
         ]})
         .to_string()

@@ -79,6 +79,35 @@ pub(super) fn unpack(tar: impl Read, target: &Path, limits: &Limits) -> Result<U
     Ok(done)
 }
 
+/// Looks at a plain tar as [`unpack`] would, without writing anything.
+pub(super) fn check(tar: impl Read, limits: &Limits) -> Result<Unpacked, RuntimeError> {
+    let (tar, allowance) = HeaderGuard::new(tar);
+    let mut archive = Archive::new(tar);
+    let mut done = Unpacked::default();
+    let mut buf = vec![0; BUFFER];
+    let mut entries = archive.entries().map_err(bad)?;
+    loop {
+        allowance.headers();
+        let Some(entry) = entries.next() else { return Ok(done) };
+        let mut entry = entry.map_err(bad)?;
+        done.entries += 1;
+        if done.entries > limits.entries {
+            return Err(bad(format!("more than {} entries in a layer", limits.entries)));
+        }
+        Meta::of(&mut entry)?;
+        allowance.contents();
+        loop {
+            match entry.read(&mut buf).map_err(bad)? {
+                0 => break,
+                n => done.bytes += n as u64,
+            }
+        }
+        if done.bytes > limits.unpacked_bytes {
+            return Err(bad(format!("more than {} bytes unpacked", limits.unpacked_bytes)));
+        }
+    }
+}
+
 /// What an entry says about itself.
 struct Meta {
     /// Relative, without `.` and `..`; empty for the root itself.

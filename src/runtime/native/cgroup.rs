@@ -141,8 +141,8 @@ impl Hierarchies {
     pub(super) fn make(&self, path: &Path) -> io::Result<()> {
         let Hierarchies::V1(mounts) = self else { return Ok(()) };
         let inside = path.strip_prefix("/").unwrap_or(path);
-        let shown = mounts.iter().filter(|(name, _)| SHOWN.contains(&name.as_str()));
-        shown.map(|(_, root)| fs::create_dir_all(root.join(inside))).collect()
+        let mut shown = mounts.iter().filter(|(name, _)| SHOWN.contains(&name.as_str()));
+        shown.try_for_each(|(_, root)| fs::create_dir_all(root.join(inside)))
     }
 
     /// Has `dir` look like a container's own `/sys/fs/cgroup`: the groups at `path` of those controllers whose files

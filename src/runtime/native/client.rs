@@ -55,11 +55,16 @@ impl Client {
 
     /// Asks and waits.
     pub(super) async fn call(&self, request: Request) -> Result<Reply, RuntimeError> {
+        self.call_within(request, CALL_TIMEOUT).await
+    }
+
+    /// Asks and waits for so long.
+    pub(super) async fn call_within(&self, request: Request, time: Duration) -> Result<Reply, RuntimeError> {
         let operation = || format!("ask the pod's shim to {request:?}");
         let gone = || RuntimeError::System { operation: operation(), cause: "the shim has ended".into() };
         let (answer, wait) = oneshot::channel();
         self.calls.send((request.clone(), answer)).await.map_err(|_| gone())?;
-        match tokio::time::timeout(CALL_TIMEOUT, wait).await {
+        match tokio::time::timeout(time, wait).await {
             Ok(Ok(result)) => result.map_err(Fault::into_error),
             Ok(Err(_)) => Err(gone()),
             Err(_) => Err(RuntimeError::System { operation: operation(), cause: "no answer in time".into() }),

@@ -10,14 +10,16 @@ use nix::sys::signal::Signal;
 use super::{
     driver::{Driver, blocking, new_id},
     pod::Pod,
-    protocol::{Reply, Request},
+    protocol::{Program, Reply, Request},
     spec,
     state::{self, ContainerRecord, ImageRecord, system},
     user,
 };
 use crate::{
     model::Uid,
-    runtime::{ContainerConfig, ContainerId, ContainerState, RuntimeError, images::ResolvedImage},
+    runtime::{
+        ContainerConfig, ContainerId, ContainerState, Propagation, RuntimeError, images::ResolvedImage,
+    },
 };
 
 impl Driver {
@@ -32,11 +34,14 @@ impl Driver {
         let (driver, made_in, made) = (Arc::clone(self), Arc::clone(&pod), id.clone());
         let record = blocking(move || driver.prepare(&made_in, made, config)).await;
         let created = match &record {
-            Ok(_) => client.call(Request::Create { id: id.clone() }).await.map(drop),
+            Ok((_, program)) => {
+                let create = Request::Create { id: id.clone(), program: program.clone() };
+                client.call(create).await.map(drop)
+            }
             Err(error) => Err(error.clone()),
         };
         match (record, created) {
-            (Ok(record), Ok(())) => {
+            (Ok((record, _)), Ok(())) => {
                 self.own(&id, uid);
                 pod.add(record);
                 Ok(id)
@@ -53,20 +58,21 @@ impl Driver {
         }
     }
 
-    /// Checks the configuration against the image and writes the container's record.
+    /// Checks the configuration against the image and writes the container's record, without what may hold secrets.
     fn prepare(
         &self,
         pod: &Pod,
         id: ContainerId,
         config: ContainerConfig,
-    ) -> Result<ContainerRecord, RuntimeError> {
+    ) -> Result<(ContainerRecord, Program), RuntimeError> {
         let image = self
             .config
             .images
             .pin(&config.image, &id.0)?
             .ok_or_else(|| RuntimeError::ImageNotFound(config.image.clone()))?;
         user::check_non_root(&config.security, &image.user).map_err(RuntimeError::Config)?;
-        let record = ContainerRecord { id, config, image: image_record(image), created_ms: state::now_ms() };
+        let mut record =
+            ContainerRecord { id, config, image: image_record(image), created_ms: state::now_ms() };
         if spec::arguments(&record).is_none() {
             return Err(RuntimeError::Create("no command specified".to_owned()));
         }
@@ -74,18 +80,31 @@ impl Driver {
         {
             return Err(RuntimeError::Create(format!("the image's stop signal {signal:?} is unknown")));
         }
+        if let Some(mount) =
+            record.config.mounts.iter().find(|mount| mount.propagation == Propagation::Bidirectional)
+        {
+            return Err(RuntimeError::Config(format!(
+                "mount {}: the native runtime cannot give mountPropagation Bidirectional: what containers mount \
+                 never reaches the node",
+                mount.container_path
+            )));
+        }
+        let program = Program::take(&mut record.config);
+        if program.bytes() > Program::MAX_BYTES {
+            return Err(RuntimeError::Create("arguments and environment are too long".to_owned()));
+        }
         let dir = pod.dir.container(&record.id);
         fs::create_dir_all(&dir.0)
             .and_then(|()| state::write(&dir.record(), &record))
             .map_err(system(format!("record container {}", record.id)))?;
-        Ok(record)
+        Ok((record, program))
     }
 
     pub(super) async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let pod = self.container_pod(id)?;
         match pod.client()?.call(Request::Start { id: id.clone() }).await? {
             Reply::Started { pid, started_ms } => pod.started(id, pid, started_ms),
-            Reply::Done | Reply::Ready { .. } => {}
+            Reply::Done | Reply::Ready { .. } | Reply::Ran { .. } => {}
         }
         Ok(())
     }
@@ -167,7 +186,7 @@ impl Driver {
         Ok(())
     }
 
-    fn container_pod(&self, id: &ContainerId) -> Result<Arc<Pod>, RuntimeError> {
+    pub(super) fn container_pod(&self, id: &ContainerId) -> Result<Arc<Pod>, RuntimeError> {
         self.owner(id).ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))
     }
 }

@@ -90,9 +90,16 @@ impl Driver {
         let found = fs::read_dir(state::writable(&self.config.root)).into_iter().flatten().flatten();
         for entry in found {
             let uid = Uid::from(entry.file_name().to_string_lossy().as_ref());
-            if self.pod(&uid).is_none()
-                && let Err(error) = state::remove_tree(&entry.path())
-            {
+            if self.pod(&uid).is_some() {
+                continue;
+            }
+            for container in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
+                let id = container.file_name();
+                if let Err(error) = self.config.images.unpin(&id.to_string_lossy()) {
+                    tracing::warn!(pod = %uid, %error, "an image stays pinned by a container of the past");
+                }
+            }
+            if let Err(error) = state::remove_tree(&entry.path()) {
                 tracing::warn!(pod = %uid, %error, "what a pod of the past wrote cannot be removed");
             }
         }
@@ -110,8 +117,8 @@ impl Driver {
         if let Ok(stream) = launch::connect(&pod.dir) {
             let alive = match pod.attach(stream) {
                 Ok(client) => match client.call(Request::Hello).await {
-                    Ok(Reply::Ready { pid }) => {
-                        pod.set_shim(pid, None);
+                    Ok(Reply::Ready { pid, execs }) => {
+                        pod.set_shim(pid, None, execs);
                         true
                     }
                     _ => false,
@@ -310,7 +317,7 @@ impl Driver {
         // Over long since; if not, something would be made that was removed already.
         let _ = made.await;
         let launched = launched?;
-        pod.set_shim(launched.pid, launched.child);
+        pod.set_shim(launched.pid, launched.child, true);
         let client = pod.attach(launched.stream).map_err(system("talk to a shim"))?;
         client.call(Request::Hello).await.map(drop)
     }

@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 /// An IPv4 subnet, of which `.0` and the broadcast address are unused and `.1` is the bridge's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Subnet {
+pub(in crate::runtime) struct Subnet {
     base: u32,
     prefix: u8,
 }
@@ -20,7 +20,7 @@ const SHORTEST_PREFIX: u8 = 8;
 
 impl Subnet {
     /// Parses `10.244.1.0/24`; host bits must be zero.
-    pub(super) fn parse(cidr: &str) -> Result<Subnet, String> {
+    pub(in crate::runtime) fn parse(cidr: &str) -> Result<Subnet, String> {
         let (address, prefix) = cidr.split_once('/').ok_or("expected ADDRESS/PREFIX")?;
         let address: Ipv4Addr = address.parse().map_err(|_| format!("{address:?} is no IPv4 address"))?;
         let prefix: u8 = prefix.parse().map_err(|_| format!("{prefix:?} is no prefix length"))?;
@@ -35,7 +35,7 @@ impl Subnet {
     }
 
     /// The bridge's address and the pods' default route.
-    pub(super) fn gateway(&self) -> Ipv4Addr {
+    pub(in crate::runtime) fn gateway(&self) -> Ipv4Addr {
         Ipv4Addr::from(self.base + 1)
     }
 

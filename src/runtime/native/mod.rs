@@ -8,25 +8,29 @@
 //! NativeRuntime ─▶ driver ─▶ pod ─▶ client ═══ shim.sock ═══ shim ─▶ libcontainer ─▶ container
 //! ```
 
+pub mod beneath;
 mod caps;
 mod cgroup;
 mod check;
 mod client;
 mod containers;
 mod driver;
-mod ipam;
+mod exec;
+pub(super) mod ipam;
 mod launch;
 mod mounts;
 mod netlink;
 mod pod;
+mod profile;
 mod protocol;
 mod seccomp;
 mod seccomp_table;
 mod shim;
 mod spec;
 mod state;
+mod streams;
 mod sys;
-mod user;
+pub(super) mod user;
 
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -42,18 +46,23 @@ use self::{
     state::system,
 };
 use super::{
-    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, Reader, RuntimeError,
-    RuntimeEvent, SandboxConfig, SandboxStatus,
+    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, ExecStreams, IdleImage,
+    Image, PullProgress, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
 };
-use crate::{model::Uid, runtime::images::ImageStore};
+use crate::{
+    model::Uid,
+    runtime::images::{ImageStore, Pulls, RegistryConfig},
+};
 
 /// How a native runtime is set up.
 #[derive(Clone)]
 pub struct NativeConfig {
     /// Where sandboxes and containers are kept; one process at a time may use it.
     pub root: PathBuf,
-    /// Where images come from.
+    /// Where images are.
     pub images: ImageStore,
+    /// How the registries are reached that images are pulled from.
+    pub registries: RegistryConfig,
     /// The bridge that pods are on, at most 15 bytes; made when needed.
     pub bridge: String,
     /// The program that runs [`shim_main`] when its first argument is `shim`.
@@ -70,6 +79,7 @@ impl NativeConfig {
         NativeConfig {
             root,
             images,
+            registries: RegistryConfig::default(),
             bridge: "troupe0".to_owned(),
             // Through /proc, so that it is this version even after the file was replaced.
             shim: PathBuf::from("/proc/self/exe"),
@@ -86,6 +96,7 @@ impl NativeConfig {
 pub struct NativeRuntime {
     driver: Arc<Driver>,
     handle: Handle,
+    pulls: Pulls,
     /// Dropped with the runtime, which ends the thread.
     _stop: oneshot::Sender<()>,
 }
@@ -106,6 +117,7 @@ impl NativeRuntime {
             .build()
             .map_err(fault())?;
         let handle = runtime.handle().clone();
+        let pulls = Pulls::new(config.images.clone(), config.registries.clone());
         let driver = Arc::new(Driver::new(config));
         let (stop, stopped) = oneshot::channel();
         let (opened, open) = std::sync::mpsc::channel();
@@ -123,7 +135,7 @@ impl NativeRuntime {
             })
             .map_err(fault())?;
         open.recv().unwrap_or_else(|_| Err(io::Error::other("its thread has died"))).map_err(fault())?;
-        Ok(NativeRuntime { driver, handle, _stop: stop })
+        Ok(NativeRuntime { driver, handle, pulls, _stop: stop })
     }
 
     /// Removes every sandbox, the bridge and the cgroups: nothing of this runtime is left on the machine but its
@@ -201,6 +213,26 @@ impl ContainerRuntime for NativeRuntime {
         self.run(|driver| async move { driver.remove_container(&id).await }).await
     }
 
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> Result<ExecOutput, RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.exec_sync(&id, command, timeout).await }).await
+    }
+
+    async fn exec(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        stdin: bool,
+    ) -> Result<ExecStreams, RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.exec(&id, command, stdin).await }).await
+    }
+
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
         Ok(self.driver.pods().iter().flat_map(|pod| pod.container_statuses()).collect())
     }
@@ -219,6 +251,23 @@ impl ContainerRuntime for NativeRuntime {
 
     async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {
         self.run(|driver| blocking(move || driver.config.images.list())).await
+    }
+
+    async fn pull_image(&self, name: &str, auth: Option<RegistryAuth>) -> Result<Image, RuntimeError> {
+        self.pulls.pull(name, auth).await
+    }
+
+    fn pull_progress(&self, name: &str) -> Option<PullProgress> {
+        self.pulls.progress(name)
+    }
+
+    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+        let name = name.to_owned();
+        self.run(|driver| blocking(move || driver.config.images.by_hand(&name))).await
+    }
+
+    async fn idle_images(&self) -> Result<Vec<IdleImage>, RuntimeError> {
+        self.run(|driver| blocking(move || driver.config.images.idle())).await
     }
 
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {

@@ -58,6 +58,25 @@ pub fn unmount_below(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether what the node mounts below a path later appears here; `table` is mountinfo of this mount namespace.
+pub(super) fn receives(table: &[u8], path: &Path) -> bool {
+    let lines = table.split(|&byte| byte == b'\n');
+    let holder = lines
+        .filter_map(|line| {
+            let fields: Vec<&[u8]> = line.split(|&byte| byte == b' ').collect();
+            let point = PathBuf::from(OsString::from_vec(unescape(fields.get(MOUNT_POINT)?)));
+            // Optional fields end with a dash.
+            let optional = fields.iter().skip(MOUNT_POINT + 2).take_while(|field| **field != b"-");
+            let from_node = optional
+                .into_iter()
+                .any(|field| field.starts_with(b"master:") || field.starts_with(b"shared:"));
+            path.starts_with(&point).then(|| (point.components().count(), from_node))
+        })
+        // Of several on one point the last is on top.
+        .max_by_key(|(depth, _)| *depth);
+    holder.is_some_and(|(_, from_node)| from_node)
+}
+
 /// The mount points below a directory in the order of mountinfo's table.
 fn below(table: &[u8], dir: &Path) -> Vec<PathBuf> {
     table
@@ -101,5 +120,21 @@ mod tests {
             5 1 0:8 / /database rw - tmpfs t rw\n";
         assert_eq!(below(table, Path::new("/data")), [Path::new("/data/a b"), Path::new("/data/a b/c")]);
         assert_eq!(unescape(b"\\134\\0\\"), b"\\\\0\\");
+    }
+
+    #[test]
+    fn only_below_slaves_do_mounts_of_the_node_appear() {
+        let table = b"1 0 8:1 / / rw - ext4 /dev/a rw\n\
+            2 1 0:5 / /data rw,relatime master:7 - tmpfs t rw\n\
+            3 2 0:6 / /data/own rw - tmpfs master:9 rw\n";
+        for (path, appears) in [
+            ("/etc", false),
+            ("/data", true),
+            ("/data/x", true),
+            ("/data/own/x", false),
+            ("/database", false),
+        ] {
+            assert_eq!(receives(table, Path::new(path)), appears, "{path}");
+        }
     }
 }

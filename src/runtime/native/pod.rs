@@ -53,6 +53,8 @@ struct ShimProcess {
     child: Option<Child>,
     pid: i32,
     ticks: u64,
+    /// It can run programs in containers: older ones cannot.
+    execs: bool,
 }
 
 struct Container {
@@ -140,9 +142,14 @@ impl Pod {
     }
 
     /// Says which process the shim is; takes over the duty to reap it when it is this process' own child.
-    pub(super) fn set_shim(&self, pid: i32, child: Option<Child>) {
+    pub(super) fn set_shim(&self, pid: i32, child: Option<Child>, execs: bool) {
         let ticks = state::start_ticks(pid).unwrap_or_default();
-        self.inner().shim = ShimProcess { child, pid, ticks };
+        self.inner().shim = ShimProcess { child, pid, ticks, execs };
+    }
+
+    /// Whether the shim can run programs in its containers.
+    pub(super) fn execs(&self) -> bool {
+        self.inner().shim.execs
     }
 
     /// Returns when the shim's process is gone, and with it its namespaces and mounts; helps it after a while. Blocks.

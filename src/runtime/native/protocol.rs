@@ -4,12 +4,16 @@
 //! a number of the caller's which the answer repeats; exits are told to every connection, unasked.
 //! Invariant: a shim may outlive many versions of the driver, so fields are only ever added, with defaults.
 
+use std::path::PathBuf;
+
+use k8s_openapi::ByteString;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::runtime::{ContainerId, Exit, RuntimeError};
+use crate::runtime::{ContainerConfig, ContainerId, Exit, RuntimeError};
 
-/// No frame is longer: records go by file, so frames hold ids, numbers and error texts.
-pub(super) const MAX_FRAME: usize = 256 * 1024;
+/// No frame is longer: records go by file, so frames hold ids, numbers, error texts, a program's output in base64, and its
+/// arguments and environment, of which JSON may make six times as much.
+pub(super) const MAX_FRAME: usize = 8 * Program::MAX_BYTES;
 
 const LENGTH_BYTES: usize = 4;
 
@@ -26,15 +30,59 @@ pub(super) enum Request {
     /// Answer when the sandbox is ready.
     Hello,
     /// Mount the root file system of the container described in its directory and write its OCI spec.
-    Create { id: ContainerId },
+    Create {
+        id: ContainerId,
+        #[serde(default)]
+        program: Program,
+    },
     /// Run its program.
     Start { id: ContainerId },
     /// Send a signal to its first process; `everyone`: to all of its processes. No error when it has ended.
     Signal { id: ContainerId, signal: i32, everyone: bool },
     /// Unmount and forget an ended or never started container.
     Remove { id: ContainerId },
+    /// Run a program in a running container and answer when it has ended; kill it when its time is up.
+    Exec { id: ContainerId, command: Vec<String>, timeout_ms: u64 },
+    /// The same without a limit, and with the named pipes in `dir` as its streams.
+    ExecStreams { id: ContainerId, command: Vec<String>, dir: PathBuf, stdin: bool },
     /// Kill every container, answer, exit.
     Shutdown,
+}
+
+/// What a container's record leaves out: secrets may be in it, and records are on disk.
+#[derive(Clone, Default, Serialize, Deserialize)]
+pub(super) struct Program {
+    command: Vec<String>,
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+}
+
+impl Program {
+    /// Beyond this the kernel starts nothing: arguments and environment have three quarters of the largest stack.
+    pub(super) const MAX_BYTES: usize = 6 << 20;
+
+    /// Takes it out of a container's configuration.
+    pub(super) fn take(config: &mut ContainerConfig) -> Program {
+        let ContainerConfig { command, args, env, .. } = config;
+        Program { command: std::mem::take(command), args: std::mem::take(args), env: std::mem::take(env) }
+    }
+
+    /// Puts it back.
+    pub(super) fn restore(self, config: &mut ContainerConfig) {
+        (config.command, config.args, config.env) = (self.command, self.args, self.env);
+    }
+
+    /// How large it is.
+    pub(super) fn bytes(&self) -> usize {
+        let words = self.command.iter().chain(&self.args).map(String::len).sum::<usize>();
+        words + self.env.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
+    }
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Program").finish_non_exhaustive()
+    }
 }
 
 /// Shim → driver.
@@ -53,11 +101,21 @@ pub(super) enum Reply {
     /// To [`Request::Hello`].
     Ready {
         pid: i32,
+        /// Knows [`Request::Exec`].
+        #[serde(default)]
+        execs: bool,
     },
     /// To [`Request::Start`].
     Started {
         pid: i32,
         started_ms: i64,
+    },
+    /// To [`Request::Exec`].
+    Ran {
+        code: i32,
+        timed_out: bool,
+        stdout: ByteString,
+        stderr: ByteString,
     },
 }
 

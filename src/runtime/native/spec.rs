@@ -14,6 +14,7 @@ use super::{
     state::{ContainerRecord, SandboxDir, SandboxRecord},
     user::Identity,
 };
+use crate::runtime::{Mount, Propagation, limits::CPU_PERIOD_US};
 
 /// What the spec depends on beyond the records.
 pub(super) struct Facts<'a> {
@@ -23,6 +24,8 @@ pub(super) struct Facts<'a> {
     pub capabilities: &'a Names,
     /// Device nodes of the machine, for privileged containers.
     pub devices: &'a [Device],
+    /// The pid namespace of the whole pod, if it has one.
+    pub shared_pids: Option<&'a Path>,
     /// There is one cgroup hierarchy (version 2).
     pub unified_cgroups: bool,
     /// Swap can be limited.
@@ -102,8 +105,10 @@ pub(super) fn build(
     let privileged = security.privileged;
     let capabilities: Vec<String> = facts.capabilities.iter().map(|name| format!("CAP_{name}")).collect();
     let mut namespaces = vec![json!({"type": "mount"})];
-    if !sandbox.config.host_pid {
-        namespaces.push(json!({"type": "pid"}));
+    match facts.shared_pids {
+        Some(path) => namespaces.push(json!({"type": "pid", "path": path})),
+        None if sandbox.config.host_pid => {}
+        None => namespaces.push(json!({"type": "pid"})),
     }
     if facts.unified_cgroups {
         namespaces.push(json!({"type": "cgroup"}));
@@ -141,7 +146,7 @@ pub(super) fn build(
     });
     if privileged {
         linux["devices"] = facts.devices.iter().map(device).collect();
-    } else {
+    } else if !security.unmasked_proc {
         linux["maskedPaths"] = MASKED.into();
         linux["readonlyPaths"] = READ_ONLY.into();
     }
@@ -207,13 +212,21 @@ fn mounts(dir: &SandboxDir, record: &ContainerRecord, privileged: bool, unified:
     // A mount below another one has to come after it.
     let mut own: Vec<_> = config.mounts.iter().collect();
     own.sort_by_key(|mount| Path::new(&mount.container_path).components().count());
-    mounts.extend(own.into_iter().map(|mount| {
-        bind(&mount.host_path, &mount.container_path, if mount.read_only { &["ro"] } else { &[] })
-    }));
+    mounts.extend(own.into_iter().map(volume));
     if let Some((host, inside)) = &config.termination_message {
         mounts.push(bind(host, inside, &[]));
     }
     mounts
+}
+
+/// The pod's mounts are slaves of the node's, so a slave of those sees what the node mounts.
+fn volume(mount: &Mount) -> Value {
+    let mut volume =
+        bind(&mount.host_path, &mount.container_path, if mount.read_only { &["ro"] } else { &[] });
+    if mount.propagation == Propagation::HostToContainer {
+        volume["options"][1] = "rslave".into();
+    }
+    volume
 }
 
 /// Files of the pod that appear under `/etc` in each of its containers.
@@ -239,16 +252,14 @@ fn device(device: &Device) -> Value {
 fn resources(sandbox: &SandboxRecord, record: &ContainerRecord, facts: &Facts<'_>) -> Value {
     let limits = &record.config.resources;
     let mut cpu = json!({});
-    if limits.cpu_request_milli > 0 {
-        cpu["shares"] = (limits.cpu_request_milli * SHARES_PER_CORE / 1000).clamp(2, 262_144).into();
+    if let Some(shares) = limits.cpu_shares() {
+        cpu["shares"] = shares.into();
     }
-    if limits.cpu_limit_milli > 0 {
+    if let Some(quota) = limits.cpu_quota_us() {
         cpu["period"] = CPU_PERIOD_US.into();
-        cpu["quota"] = (limits.cpu_limit_milli * CPU_PERIOD_US / 1000).max(CPU_QUOTA_MIN_US).into();
+        cpu["quota"] = quota.into();
     }
-    let pids = sandbox.config.pids_limit;
-    // The kernel cannot even start the program with one.
-    let pids = if pids > 1 { pids } else { DEFAULT_PIDS };
+    let pids = sandbox.config.pids();
     let mut resources = json!({"cpu": cpu, "pids": {"limit": pids}});
     if limits.memory_limit_bytes > 0 {
         let mut memory = json!({"limit": limits.memory_limit_bytes});
@@ -263,17 +274,12 @@ fn resources(sandbox: &SandboxRecord, record: &ContainerRecord, facts: &Facts<'_
     resources
 }
 
-const SHARES_PER_CORE: i64 = 1024;
-const CPU_PERIOD_US: i64 = 100_000;
-/// The kernel's least.
-const CPU_QUOTA_MIN_US: i64 = 1_000;
-/// Far more than servers have threads, and far from what makes a machine unusable.
-const DEFAULT_PIDS: i64 = 4096;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::{ContainerConfig, ContainerId, Mount, SandboxConfig, native::state::ImageRecord};
+    use crate::runtime::{
+        ContainerConfig, ContainerId, SandboxConfig, limits::DEFAULT_PIDS, native::state::ImageRecord,
+    };
 
     fn strings(texts: &[&str]) -> Vec<String> {
         texts.iter().map(|text| (*text).to_owned()).collect()
@@ -303,6 +309,7 @@ mod tests {
             identity: &identity,
             capabilities: &capabilities,
             devices: &[],
+            shared_pids: None,
             unified_cgroups: false,
             swap_limit: false,
             max_open_files: 4096,
@@ -359,6 +366,9 @@ mod tests {
         let linux = plain.linux().as_ref().unwrap();
         assert!(linux.masked_paths().as_ref().unwrap().contains(&"/proc/kcore".to_owned()));
         assert!(linux.readonly_paths().as_ref().unwrap().contains(&"/proc/sys".to_owned()));
+        let unmasked = spec(|_, record| record.config.security.unmasked_proc = true);
+        assert!(unmasked.linux().as_ref().unwrap().masked_paths().is_none());
+        assert!(unmasked.linux().as_ref().unwrap().readonly_paths().is_none());
         let privileged = spec(|_, record| record.config.security.privileged = true);
         assert_eq!(privileged.process().as_ref().unwrap().no_new_privileges(), None);
         assert!(privileged.linux().as_ref().unwrap().masked_paths().is_none());
@@ -383,12 +393,25 @@ mod tests {
     fn nested_mounts_come_after_what_they_are_in_and_replace_pod_files() {
         let spec = spec(|_, record| {
             record.config.mounts = ["/data/in/side", "/data", "/etc/hosts"]
-                .map(|path| Mount { host_path: "/h".into(), container_path: path.into(), read_only: true })
+                .map(|path| Mount {
+                    host_path: "/h".into(),
+                    container_path: path.into(),
+                    read_only: true,
+                    ..Mount::default()
+                })
                 .into();
         });
         let destinations: Vec<_> =
             spec.mounts().as_ref().unwrap().iter().map(|m| m.destination().to_str().unwrap()).collect();
         let at = |path| destinations.iter().position(|d| *d == path).unwrap();
+        let options = |change: fn(&mut Mount)| {
+            let mut mount = Mount { container_path: "/v".into(), ..Mount::default() };
+            change(&mut mount);
+            volume(&mount)["options"].clone()
+        };
+        assert_eq!(options(|_| ()), json!(["rbind", "rprivate"]));
+        let from_node = options(|mount| mount.propagation = Propagation::HostToContainer);
+        assert_eq!(from_node, json!(["rbind", "rslave"]));
         assert!(at("/data") < at("/data/in/side"));
         assert_eq!(destinations.iter().filter(|d| **d == "/etc/hosts").count(), 1);
     }

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! ROOT/sandboxes/UID/     sandbox.json shim.sock shim.log hosts hostname resolv.conf shm/ libcontainer/
-//!                         containers/ID/  container.json config.json started.json exit.json rootfs/ cgroup/ layers/ disk
+//!                         containers/ID/  container.json config.json started.json exit.json rootfs/ cgroup/ layers/ held/ disk
 //! ROOT/writable/UID/ID/   upper/ work/
 //! ROOT/mount-points/      etc/hosts proc/ …: the lowest layer of every container
 //! ```
@@ -138,6 +138,10 @@ const DEPTH: usize = 2;
 /// The socket's name in a sandbox' directory.
 pub(super) const SOCKET: &str = "shim.sock";
 
+/// The pipes of a program with streams, in a directory of its own: its input, its standard output and error.
+pub(super) const INPUT: &str = "in";
+pub(super) const OUTPUTS: [&str; 2] = ["out", "err"];
+
 /// The directory of one container: also its OCI bundle.
 #[derive(Clone, Debug)]
 pub(super) struct ContainerDir(pub PathBuf);
@@ -157,6 +161,11 @@ impl ContainerDir {
 
     pub(super) fn exit(&self) -> PathBuf {
         self.0.join("exit.json")
+    }
+
+    /// Where parts of volumes are held, one below its number.
+    pub(super) fn held(&self) -> PathBuf {
+        self.0.join("held")
     }
 
     pub(super) fn rootfs(&self) -> PathBuf {

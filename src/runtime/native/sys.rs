@@ -57,10 +57,25 @@ pub(super) fn become_subreaper() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Closes every descriptor beyond the standard three.
+pub(super) fn close_all_but_standard() -> io::Result<()> {
+    // SAFETY: the caller's child process uses none of its parent's descriptors from here on; the kernel reads integers.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, 0_u32) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Waits for signals for ever.
+pub(super) fn pause() -> ! {
+    loop {
+        // SAFETY: takes nothing and touches no memory of ours.
+        unsafe { libc::pause() };
+    }
+}
+
 /// Forks the process: 0 in the child. To be called by a process with one thread only, where a fork is whole.
 pub(super) fn fork() -> nix::Result<i32> {
-    // SAFETY: a seed has one thread, so no lock is held by a thread that the child lacks, and the child may go on with
-    // any code.
+    // SAFETY: seeds and shims have one thread, so no lock is held by a thread that the child lacks, and the child may go
+    // on with any code.
     match unsafe { nix::unistd::fork() }? {
         nix::unistd::ForkResult::Child => Ok(0),
         nix::unistd::ForkResult::Parent { child } => Ok(child.as_raw()),
@@ -112,7 +127,25 @@ pub(super) fn open_in_root(
     path: &Path,
     flags: OFlag,
 ) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT);
+    open_as(root, path, flags, ResolveFlag::RESOLVE_IN_ROOT)
+}
+
+/// Opens `path` below `root`; refused when a symlink or `..` leads out of it (`EXDEV`).
+pub(super) fn open_beneath(
+    root: &impl std::os::fd::AsRawFd,
+    path: &Path,
+    flags: OFlag,
+) -> nix::Result<OwnedFd> {
+    open_as(root, path, flags, ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS)
+}
+
+fn open_as(
+    root: &impl std::os::fd::AsRawFd,
+    path: &Path,
+    flags: OFlag,
+    resolve: ResolveFlag,
+) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
     let fd = nix::fcntl::openat2(root.as_raw_fd(), path, how)?;
     // SAFETY: `openat2` just made this descriptor and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

@@ -45,7 +45,7 @@ pub(super) fn resolve(
         _ => entry.gid,
     };
     let mut groups = security.supplemental_groups.clone();
-    if !entry.name.is_empty() {
+    if !entry.name.is_empty() && !security.strict_groups {
         groups.extend(groups_of(group, entry.name));
     }
     groups.sort_unstable();
@@ -56,7 +56,7 @@ pub(super) fn resolve(
 }
 
 /// Kubernetes' `runAsNonRoot`: refuses what would run as root, or what cannot be told without looking into the image.
-pub(super) fn check_non_root(security: &Security, image_user: &str) -> Result<(), String> {
+pub(in crate::runtime) fn check_non_root(security: &Security, image_user: &str) -> Result<(), String> {
     if !security.run_as_non_root {
         return Ok(());
     }
@@ -152,6 +152,12 @@ mod tests {
         check("1234:99", None, None, (1234, 99, &[7], "/"));
         check("www:wheel", Some(1000), None, (1000, 0, &[7], "/"));
         check("www", Some(33), Some(5), (33, 5, &[7, 10, 29], "/var/www"));
+    }
+
+    #[test]
+    fn strict_groups_are_those_that_were_said() {
+        let security = Security { supplemental_groups: vec![7], strict_groups: true, ..Security::default() };
+        assert_eq!(resolve(&security, "www", PASSWD, GROUP).unwrap().groups, [7]);
     }
 
     #[test]

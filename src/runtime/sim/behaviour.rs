@@ -1,8 +1,8 @@
 //! What a simulated container will do, foretold from its image, arguments and environment.
 //!
 //! Owns: [`Behaviour`] and how one is found: what the configuration says of the image; for the built-in image its own
-//! flags; then the environment (`SIM_EXIT_AFTER_MS`, `SIM_EXIT_CODE`, `SIM_FAIL_START`, `SIM_IGNORE_SIGTERM`, `SIM_LOG`),
-//! which wins. Leaves out what would need real processes: files, networks, memory.
+//! flags; then the environment (`SIM_EXIT_AFTER_MS`, `SIM_EXIT_CODE`, `SIM_FAIL_START`, `SIM_IGNORE_SIGTERM`, `SIM_LOG`,
+//! `SIM_EXEC_CODE`), which wins. Leaves out what would need real processes: files, networks, memory.
 
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub struct Behaviour {
     pub fail_start: Option<String>,
     /// SIGTERM does not end it.
     pub ignore_sigterm: bool,
+    /// The code that programs run in it end with, unless they are the built-in one.
+    pub exec_code: i32,
     /// Lines it prints on standard output when it starts.
     pub stdout: Vec<String>,
     /// Lines it prints on standard error when it starts.
@@ -64,8 +66,22 @@ impl Behaviour {
         if env("SIM_IGNORE_SIGTERM").is_some() {
             behaviour.ignore_sigterm = true;
         }
+        if let Some(code) = env("SIM_EXEC_CODE").and_then(|code| code.parse().ok()) {
+            behaviour.exec_code = code;
+        }
         behaviour.stdout.extend(env("SIM_LOG").map(str::to_owned));
         behaviour
+    }
+
+    /// What a program run in a container of an image will do, where that can be foretold.
+    pub(super) fn of_program(image: &str, command: &[String], hostname: &str) -> Option<Behaviour> {
+        if image != BUILTIN_IMAGE {
+            return None;
+        }
+        let mut behaviour = Behaviour::default();
+        let config = ContainerConfig { command: command.to_vec(), ..ContainerConfig::default() };
+        behaviour.follow_hello(&config, hostname);
+        Some(behaviour)
     }
 
     /// Does as the hello program would.

@@ -22,14 +22,14 @@ use tokio::{
 };
 
 use super::{
-    Behaviour, Operation, SimMachine,
+    Behaviour, Operation, SimMachine, exec,
     machine::{State, draw, image_of, seeded},
 };
 use crate::{
     model::Uid,
     runtime::{
-        ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, Image, Reader, RuntimeError,
-        RuntimeEvent, SandboxConfig, SandboxStatus,
+        ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, IdleImage, Image,
+        Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
         images::{ImageStore, normalize},
         logs::{self, Stream},
     },
@@ -106,6 +106,7 @@ impl SimRuntime {
             for name in &image.names {
                 let image = Image { names: vec![name.clone()], ..image.clone() };
                 state.images.insert(name.clone(), image);
+                state.pulled.remove(name);
                 names.push(name.clone());
             }
         }
@@ -163,6 +164,10 @@ impl ContainerRuntime for SimRuntime {
 
     fn version(&self) -> String {
         env!("CARGO_PKG_VERSION").to_owned()
+    }
+
+    fn has_network(&self) -> bool {
+        false
     }
 
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
@@ -257,12 +262,27 @@ impl ContainerRuntime for SimRuntime {
         Ok(())
     }
 
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> Result<ExecOutput, RuntimeError> {
+        drop(self.ready_for(Operation::ExecSync)?);
+        exec::run(self.machine(), id, &command, timeout).await
+    }
+
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
         Ok(self.ready_for(Operation::ListContainers)?.container_statuses())
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
         self.machine().look().events.subscribe()
+    }
+
+    /// Nothing runs, so nothing looks at files.
+    fn has_files(&self) -> bool {
+        false
     }
 
     async fn image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
@@ -281,6 +301,34 @@ impl ContainerRuntime for SimRuntime {
         Ok(by_id.into_values().collect())
     }
 
+    async fn pull_image(&self, name: &str, _: Option<RegistryAuth>) -> Result<Image, RuntimeError> {
+        drop(self.ready_for(Operation::PullImage)?);
+        let full = normalize(name)?;
+        let delay = self.machine().config.registry.get(&full);
+        let delay = delay.ok_or_else(|| RuntimeError::Pull(format!("{full}: manifest unknown")))?;
+        pass(*delay).await;
+        let mut state = self.machine().look();
+        let image = state.images.entry(full.clone()).or_insert_with(|| image_of(&full)).clone();
+        state.pulled.insert(full);
+        Ok(image)
+    }
+
+    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+        let state = self.machine().look();
+        let found = self.find_image(&state, name)?;
+        Ok(found.is_some_and(|(full, _)| !state.pulled.contains(&full)))
+    }
+
+    async fn idle_images(&self) -> Result<Vec<IdleImage>, RuntimeError> {
+        let state = self.machine().look();
+        let in_use: Vec<String> = state.container_statuses().into_iter().map(|c| c.image_id).collect();
+        let pulled = state
+            .pulled
+            .iter()
+            .filter(|name| state.images.get(*name).is_some_and(|image| !in_use.contains(&image.id)));
+        Ok(pulled.map(|name| IdleImage { names: vec![name.clone()], used_ms: 0 }).collect())
+    }
+
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {
         drop(self.ready_for(Operation::LoadImage)?);
         self.take_images(|store| async move { store.load(archive, rename).await.map(drop) }).await
@@ -295,6 +343,7 @@ impl ContainerRuntime for SimRuntime {
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
         let mut state = self.ready_for(Operation::RemoveImage)?;
         let full = normalize(name)?;
+        state.pulled.remove(&full);
         state.images.remove(&full).map(drop).ok_or_else(|| RuntimeError::ImageNotFound(name.to_owned()))
     }
 }

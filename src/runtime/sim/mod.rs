@@ -9,6 +9,7 @@
 //! ```
 
 mod behaviour;
+mod exec;
 mod handle;
 mod machine;
 #[cfg(test)]
@@ -46,6 +47,8 @@ pub struct SimConfig {
     pub images: BTreeMap<String, Behaviour>,
     /// Every other valid image name is here, too, and its containers run until they are stopped.
     pub any_image: bool,
+    /// Images that the simulated registry has, by any form of their name. Pulling one takes this long.
+    pub registry: BTreeMap<String, Duration>,
     /// Events kept for a slow receiver. Memory is taken for all of them at once, so it is small for many machines.
     pub event_capacity: usize,
 }
@@ -60,6 +63,7 @@ impl Default for SimConfig {
             start_failures_per_mille: 0,
             images: BTreeMap::new(),
             any_image: true,
+            registry: BTreeMap::new(),
             event_capacity: 256,
         }
     }
@@ -78,9 +82,11 @@ pub enum Operation {
     StartContainer,
     StopContainer,
     RemoveContainer,
+    ExecSync,
     ListContainers,
     Image,
     ListImages,
+    PullImage,
     LoadImage,
     ImportImage,
     RemoveImage,
@@ -103,12 +109,16 @@ impl SimMachine {
         for (name, behaviour) in &config.images {
             images.insert(normalize(name)?, behaviour.clone());
         }
+        let mut registry = BTreeMap::new();
+        for (name, delay) in &config.registry {
+            registry.insert(normalize(name)?, *delay);
+        }
         images.entry(BUILTIN_IMAGE.to_owned()).or_default();
         for name in images.keys() {
             state.images.insert(name.clone(), image_of(name));
         }
         Ok(Arc::new(SimMachine {
-            config: SimConfig { images, ..config },
+            config: SimConfig { images, registry, ..config },
             state: Mutex::new(state),
             wake: Notify::new(),
         }))
@@ -129,6 +139,13 @@ impl SimMachine {
         let mut state = self.look();
         let now = state.now_ms();
         state.end(id, code, None, false, now);
+    }
+
+    /// From now on programs run in a container end with this code, unless they are the built-in one.
+    pub fn set_exec_code(&self, id: &ContainerId, code: i32) {
+        if let Ok(container) = self.look().container_mut(id) {
+            container.behaviour.exec_code = code;
+        }
     }
 
     /// The kernel ends a container over its memory limit.

@@ -31,13 +31,15 @@ fn troupe() -> Command {
 pub struct Options {
     /// More arguments for `troupe up`.
     pub arguments: Vec<&'static str>,
+    /// What is added to its environment.
+    pub environment: Vec<(&'static str, String)>,
     /// CrashLoopBackOff's first delay.
     pub backoff: &'static str,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { arguments: Vec::new(), backoff: "300ms" }
+        Options { arguments: Vec::new(), environment: Vec::new(), backoff: "300ms" }
     }
 }
 
@@ -122,6 +124,7 @@ impl Cluster {
         command.args(["--api", api, "--node-name", "n1"]);
         command.args(["--crash-loop-backoff", self.options.backoff]).args(&self.options.arguments);
         command.env("TROUPE_LOG", "warn,troupe=debug").stdin(Stdio::null());
+        command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         command
     }
 

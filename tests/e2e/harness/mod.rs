@@ -5,6 +5,7 @@
 
 mod cluster;
 mod documents;
+mod registry;
 mod shared;
 mod sweep;
 
@@ -16,6 +17,7 @@ use std::{
 
 pub use cluster::{Cluster, Options};
 pub use documents::{bare_pod, controller, hello, is_deleting, is_ready, kill9, text};
+pub use registry::{Registry, digest, registry_ready};
 pub use shared::shared;
 
 /// Far beyond what anything takes on an idle machine: a test that waits so long has failed.

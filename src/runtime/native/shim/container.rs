@@ -4,7 +4,6 @@
 //! of a container's state is not asked (it guesses), `waitpid` is; the exit is on disk before anyone hears of it.
 
 use std::{
-    collections::BTreeSet,
     fs,
     io::Read,
     os::{
@@ -25,12 +24,14 @@ use nix::{
     },
     unistd::{Gid, Uid, pipe2},
 };
+use seccompiler::BpfProgram;
 
 use super::{
     super::{
-        caps,
+        beneath, caps,
         cgroup::Hierarchies,
-        protocol::Fault,
+        mounts, profile,
+        protocol::{Fault, Program},
         seccomp, spec,
         state::{self, ContainerDir, ContainerRecord, SandboxDir, SandboxRecord, Started},
         sys, user,
@@ -39,13 +40,15 @@ use super::{
     log::{LogFile, Pump},
     sandbox::{make_dir_in_root, read_in_root},
 };
-use crate::runtime::{ContainerId, Exit};
+use crate::runtime::{ContainerId, Exit, Propagation};
 
 /// What all containers of the pod share.
 pub(super) struct Pod<'a> {
     pub dir: &'a SandboxDir,
     pub record: &'a SandboxRecord,
     pub hierarchies: &'a Hierarchies,
+    /// The pid namespace that all of them enter.
+    pub shared_pids: Option<&'a Path>,
 }
 
 /// A container whose program runs.
@@ -53,17 +56,20 @@ pub(super) struct Running {
     pub pid: i32,
     pub log: LogFile,
     pub pumps: Vec<Pump>,
+    /// What it was started with: other programs in it get the same.
+    pub plan: Plan,
     /// Held open while the program may read from it; nobody writes yet.
     _stdin: Option<OwnedFd>,
 }
 
 impl Pod<'_> {
     /// Mounts the root file system and writes the spec; gives what the start needs.
-    pub(super) fn create(&self, id: &ContainerId) -> Result<Plan, Fault> {
+    pub(super) fn create(&self, id: &ContainerId, program: Program) -> Result<Plan, Fault> {
         let dir = self.dir.container(id);
-        let record = read_record(&dir)?;
+        let mut record = read_record(&dir)?;
+        program.restore(&mut record.config);
         mount_root(&dir, &record, self.dir.mount_points())?;
-        let plan = self.plan(&dir, &record);
+        let plan = prepare_volumes(&dir, &mut record).and_then(|()| self.plan(&dir, &record));
         if plan.is_err() {
             unmount_root(&dir);
         }
@@ -100,6 +106,15 @@ impl Pod<'_> {
         )
         .map_err(Fault::Config)?;
         let filtered = !security.seccomp_unconfined && !security.privileged;
+        let profile = security.seccomp_profile.as_deref().filter(|_| filtered);
+        let filters = match profile.map(profile::load).transpose().map_err(Fault::Config)? {
+            Some(filters) => filters,
+            None if filtered => vec![
+                seccomp::default_filter(&capabilities)
+                    .map_err(Fault::system("compile the system call filter"))?,
+            ],
+            None => Vec::new(),
+        };
         // A filter goes on either with no_new_privs or with CAP_SYS_ADMIN; in the latter case the capability has to
         // stay until then, and one to take it off the bounding set.
         let mut setup = capabilities.clone();
@@ -109,15 +124,19 @@ impl Pod<'_> {
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let environment = spec::environment(record, &hostname.to_string_lossy(), &identity.home);
         let devices = if security.privileged { node_devices() } else { Vec::new() };
+        let joined = record.config.join_pids.as_ref().map(|id| self.pids_of(id)).transpose()?;
         let facts = spec::Facts {
             identity: &identity,
             capabilities: &setup,
             devices: &devices,
+            shared_pids: joined.as_deref().or(self.shared_pids),
             unified_cgroups: self.hierarchies.unified(),
             swap_limit: self.hierarchies.swap_limit(),
             max_open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard),
         };
-        spec::build(self.record, self.dir, record, &arguments, &environment, &facts)
+        // What runs is the executor's, which has it from memory: the spec lies on disk, and secrets may be in this.
+        let unsaid = ["program".to_owned()];
+        spec::build(self.record, self.dir, record, &unsaid, &[], &facts)
             .map_err(|error| error.to_string())
             .and_then(|spec| spec.save(dir.spec()).map_err(|error| error.to_string()))
             .map_err(|cause| Fault::System { operation: "write the OCI spec".to_owned(), cause })?;
@@ -128,42 +147,37 @@ impl Pod<'_> {
             environment,
             uid: identity.uid,
             gid: identity.gid,
-            filtered,
             privileged: security.privileged,
-            capabilities,
+            filters: Rc::new(filters),
             final_capabilities,
             log_path: record.config.log_path.clone(),
             stdin: record.config.stdin,
         })
     }
 
+    /// The pid namespace of a running container.
+    fn pids_of(&self, id: &ContainerId) -> Result<PathBuf, Fault> {
+        let dir = self.dir.container(id);
+        match (dir.read_started(), dir.read_exit()) {
+            (Some(started), None) => Ok(format!("/proc/{}/ns/pid", started.pid).into()),
+            _ => Err(Fault::Create(format!("container {id}, whose processes it is to see, does not run"))),
+        }
+    }
+
     /// Runs the program of a container as planned when it was created; returns when its first instruction is next.
     pub(super) fn start(&self, id: &ContainerId, plan: Plan) -> Result<(Running, Started), Fault> {
         let dir = self.dir.container(id);
-        let filter = if plan.filtered {
-            let program = seccomp::default_filter(&plan.capabilities)
-                .map_err(Fault::system("compile the system call filter"))?;
-            Some(Rc::new(program))
-        } else {
-            None
-        };
         let log = LogFile::open(&plan.log_path)
             .map_err(Fault::system(format!("open log {}", plan.log_path.display())))?;
-        let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(Fault::system("make a pipe"));
-        let (out, out_end) = pipe()?;
-        let (err, err_end) = pipe()?;
+        let (out, out_end) = plan.output_pipe()?;
+        let (err, err_end) = plan.output_pipe()?;
         let (verdict, failures) = pipe()?;
-        for end in [&out_end, &err_end] {
-            // So that a program that is not root can open /dev/stdout.
-            let owner = (Some(Uid::from_raw(plan.uid)), Some(Gid::from_raw(plan.gid)));
-            nix::unistd::fchown(end.as_raw_fd(), owner.0, owner.1).map_err(Fault::system("own a pipe"))?;
-        }
         let failures = Rc::new(failures);
         let executor = ProgramStart {
-            arguments: plan.arguments,
-            environment: plan.environment,
-            filter,
-            final_capabilities: plan.final_capabilities,
+            arguments: plan.arguments.clone(),
+            environment: plan.environment.clone(),
+            filters: Rc::clone(&plan.filters),
+            final_capabilities: plan.final_capabilities.clone(),
             failures: Rc::clone(&failures),
         };
         let mut builder = ContainerBuilder::new(id.0.clone(), SyscallType::default())
@@ -200,7 +214,6 @@ impl Pod<'_> {
         let pid = container.pid().map_or(0, nix::unistd::Pid::as_raw);
         let started = container.start().map_err(|error| chain(&error));
         let told = read_verdict(verdict);
-        let _ = state::remove_tree(&self.dir.libcontainer().join(&id.0));
         if let Some(failure) = told.or(started.err()) {
             let _ =
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
@@ -211,12 +224,8 @@ impl Pod<'_> {
         let started =
             Started { pid, ticks: state::start_ticks(pid).unwrap_or_default(), started_ms: state::now_ms() };
         state::write(&dir.started(), &started).map_err(Fault::system("record the start"))?;
-        for end in [&out, &err] {
-            fcntl(end.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
-                .map_err(Fault::system("set up a pipe"))?;
-        }
         let pumps = vec![Pump::new(out, "stdout"), Pump::new(err, "stderr")];
-        Ok((Running { pid, log, pumps, _stdin: stdin }, started))
+        Ok((Running { pid, log, pumps, plan, _stdin: stdin }, started))
     }
 
     /// Records how a container ended and clears what it leaves in the kernel, except its root file system.
@@ -225,11 +234,7 @@ impl Pod<'_> {
             pump.drain(&mut running.log);
         }
         let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
-        let (code, signal) = match status {
-            WaitStatus::Exited(_, code) => (code, None),
-            WaitStatus::Signaled(_, signal, _) => (SIGNAL_BASE + signal as i32, Some(signal as i32)),
-            _ => (UNKNOWN_CODE, None),
-        };
+        let (code, signal) = code_of(status);
         let exit = Exit {
             code,
             signal,
@@ -243,8 +248,9 @@ impl Pod<'_> {
         exit
     }
 
-    /// Removes a dead container's cgroup.
+    /// Removes a dead container's cgroup, and what libcontainer knew of it.
     fn forget(&self, id: &ContainerId) {
+        let _ = state::remove_tree(&self.dir.libcontainer().join(&id.0));
         let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
         group.kill();
         if let Err(error) = group.remove() {
@@ -255,6 +261,15 @@ impl Pod<'_> {
     /// Unmounts an ended container's root file system.
     pub(super) fn remove(&self, id: &ContainerId) {
         unmount_root(&self.dir.container(id));
+    }
+}
+
+/// The exit code that a status means, and the signal, if one ended it.
+pub(super) fn code_of(status: WaitStatus) -> (i32, Option<i32>) {
+    match status {
+        WaitStatus::Exited(_, code) => (code, None),
+        WaitStatus::Signaled(_, signal, _) => (SIGNAL_BASE + signal as i32, Some(signal as i32)),
+        _ => (UNKNOWN_CODE, None),
     }
 }
 
@@ -269,20 +284,55 @@ pub(super) struct Plan {
     environment: Vec<String>,
     uid: u32,
     gid: u32,
-    filtered: bool,
     privileged: bool,
-    capabilities: BTreeSet<String>,
+    /// To be put on in this order.
+    filters: Rc<Vec<BpfProgram>>,
     final_capabilities: Option<::caps::CapsHashSet>,
     log_path: PathBuf,
     stdin: bool,
+}
+
+impl Plan {
+    /// A pipe for a program's output: our end, which does not block, and the program's.
+    pub(super) fn output_pipe(&self) -> Result<(OwnedFd, OwnedFd), Fault> {
+        let (ours, theirs) = pipe()?;
+        self.own_pipe(theirs.as_raw_fd()).map_err(Fault::system("own a pipe"))?;
+        fcntl(ours.as_raw_fd(), FcntlArg::F_SETFL(OFlag::O_NONBLOCK))
+            .map_err(Fault::system("set up a pipe"))?;
+        Ok((ours, theirs))
+    }
+
+    /// So that a program that is not root can open /dev/stdout.
+    pub(super) fn own_pipe(&self, pipe: std::os::fd::RawFd) -> nix::Result<()> {
+        nix::unistd::fchown(pipe, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
+    }
+
+    /// How another program is started in the container of this plan: as its own was.
+    pub(super) fn program_start(
+        &self,
+        arguments: Vec<String>,
+        failures: Rc<OwnedFd>,
+    ) -> Result<ProgramStart, Fault> {
+        Ok(ProgramStart {
+            arguments,
+            environment: self.environment.clone(),
+            filters: Rc::clone(&self.filters),
+            final_capabilities: self.final_capabilities.clone(),
+            failures,
+        })
+    }
+}
+
+pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd), Fault> {
+    pipe2(OFlag::O_CLOEXEC).map_err(Fault::system("make a pipe"))
 }
 
 fn read_record(dir: &ContainerDir) -> Result<ContainerRecord, Fault> {
     state::read(&dir.record()).map_err(Fault::system(format!("read {}", dir.record().display())))
 }
 
-/// Mounts the image's layers with a writable one on top and the layer of mount points below. Layers go by short links, since the kernel takes no more than
-/// a page of options and none of their separators in names.
+/// Mounts the image's layers with a writable one on top and the layer of mount points below. Layers go by short links,
+/// since the kernel takes no more than a page of options and none of their separators in names.
 fn mount_root(dir: &ContainerDir, record: &ContainerRecord, mount_points: PathBuf) -> Result<(), Fault> {
     let fault = |what: &str| Fault::system(format!("{what} of container {}", record.id));
     for path in [dir.0.join("rootfs"), dir.0.join("layers")] {
@@ -309,7 +359,65 @@ fn mount_root(dir: &ContainerDir, record: &ContainerRecord, mount_points: PathBu
     mounted.map_err(Fault::system(format!("mount the root file system of container {}", record.id)))
 }
 
+/// Checks volumes, and holds some at a place of the container's own: parts of volumes, where no stranger can put a
+/// symlink in their place before the container starts; and those that are not to see what the node mounts later.
+fn prepare_volumes(dir: &ContainerDir, record: &mut ContainerRecord) -> Result<(), Fault> {
+    let table = fs::read("/proc/self/mountinfo").map_err(Fault::system("read the mounts"))?;
+    for (index, mount) in record.config.mounts.iter_mut().enumerate() {
+        let place = fs::canonicalize(&mount.host_path).unwrap_or_else(|_| mount.host_path.clone());
+        let receives = mounts::receives(&table, &place);
+        if mount.propagation == Propagation::HostToContainer && !receives {
+            return Err(Fault::Config(format!(
+                "path {} is not on a shared mount of the node: mountPropagation HostToContainer cannot work; on the \
+                 node: mount --make-rshared /",
+                mount.host_path.display()
+            )));
+        }
+        let private = receives && mount.propagation == Propagation::Private;
+        let part =
+            match &mount.within {
+                Some(root) => Some(beneath::open(root, &mount.host_path).map_err(|error| {
+                    Fault::Config(format!("subPath {}: {error}", mount.host_path.display()))
+                })?),
+                // What is not there is told when the container starts.
+                None if private && place.exists() => None,
+                None => continue,
+            };
+        let source = match &part {
+            Some(part) => PathBuf::from(format!("/proc/self/fd/{}", part.as_raw_fd())),
+            None => mount.host_path.clone(),
+        };
+        let held = dir.held().join(index.to_string());
+        hold(&source, &held, private).map_err(Fault::system(format!(
+            "hold {} of container {}",
+            mount.host_path.display(),
+            record.id
+        )))?;
+        mount.host_path = held;
+    }
+    Ok(())
+}
+
+/// Binds a file or directory to a new place.
+fn hold(source: &Path, held: &Path, private: bool) -> std::io::Result<()> {
+    fs::create_dir_all(held.parent().unwrap_or(held))?;
+    if fs::metadata(source)?.is_dir() {
+        fs::create_dir(held)?;
+    } else {
+        fs::File::create(held)?;
+    }
+    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+    mount(Some(source), held, None::<&str>, bind, None::<&str>)?;
+    if private {
+        mount(None::<&str>, held, None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)?;
+    }
+    Ok(())
+}
+
 fn unmount_root(dir: &ContainerDir) {
+    for entry in fs::read_dir(dir.held()).into_iter().flatten().flatten() {
+        let _ = umount2(&entry.path(), MntFlags::MNT_DETACH);
+    }
     let _ = umount2(&dir.rootfs(), MntFlags::MNT_DETACH);
 }
 
@@ -345,7 +453,7 @@ const LIBCONTAINER_DEVICES: &[&str] =
     &["null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"];
 
 /// What the container's process said went wrong; `None` when exec closed the pipe.
-fn read_verdict(pipe: OwnedFd) -> Option<String> {
+pub(super) fn read_verdict(pipe: OwnedFd) -> Option<String> {
     let mut poll = [libc::pollfd { fd: pipe.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
     match sys::poll(&mut poll, VERDICT_MS) {
         Ok(0) | Err(_) => Some("the program did not start in time".to_owned()),
@@ -370,7 +478,7 @@ const VERDICT_MS: i32 = 10_000;
 const VERDICT_BYTES: u64 = 4096;
 
 /// An error with its causes, each said once.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -29,8 +29,8 @@ use super::super::sys;
 pub(super) struct ProgramStart {
     pub arguments: Vec<String>,
     pub environment: Vec<String>,
-    /// `None`: every system call is allowed.
-    pub filter: Option<Rc<BpfProgram>>,
+    /// To be put on in this order; none: every system call is allowed.
+    pub filters: Rc<Vec<BpfProgram>>,
     /// Set when putting on the filter needed more capabilities than the program gets.
     pub final_capabilities: Option<CapsHashSet>,
     /// Where to say what went wrong.
@@ -55,7 +55,7 @@ impl ProgramStart {
         // Rust ignores SIGPIPE and the shim blocks signals; both would be inherited.
         sys::reset_sigpipe();
         SigSet::empty().thread_set_mask().map_err(|errno| format!("signal mask: {errno}"))?;
-        if let Some(filter) = &self.filter {
+        for filter in self.filters.iter() {
             sys::install_seccomp_filter(filter).map_err(|error| format!("seccomp filter: {error}"))?;
         }
         if let Some(last) = &self.final_capabilities {

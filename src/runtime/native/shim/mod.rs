@@ -13,8 +13,10 @@
 //! ```
 
 mod container;
+mod exec;
 mod executor;
 mod log;
+mod pids;
 mod sandbox;
 
 use std::{
@@ -26,6 +28,7 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::PathBuf,
+    time::Duration,
 };
 
 use nix::{
@@ -38,11 +41,15 @@ use nix::{
     unistd::Pid,
 };
 
-use self::container::{Plan, Pod, Running};
+use self::{
+    container::{Plan, Pod, Running},
+    exec::{Caller, Ends, Execs},
+    pids::Holder,
+};
 use super::{
     cgroup::Hierarchies,
     launch,
-    protocol::{self, Call, Fault, Message, Reply, Request},
+    protocol::{self, Call, Fault, Message, Program, Reply, Request},
     state::{self, SandboxDir, SandboxRecord},
     sys,
 };
@@ -84,12 +91,18 @@ struct Shim {
     hierarchies: Hierarchies,
     /// The sandbox, or why there is none.
     ready: Result<(), Fault>,
+    /// The pod's pid namespace, if its containers share one.
+    holder: Option<Holder>,
     listener: UnixListener,
     signals: SignalFd,
     clients: BTreeMap<RawFd, Client>,
     /// Containers created and not yet started.
     planned: BTreeMap<ContainerId, Plan>,
     running: BTreeMap<ContainerId, Running>,
+    /// Programs run in them besides their own.
+    execs: Execs,
+    /// How many clients there were: each has a number of its own, unlike a descriptor.
+    connected: u64,
     /// Nothing was started since memory was last given back.
     settled: bool,
     /// Who asked for the end, once someone has.
@@ -98,6 +111,7 @@ struct Shim {
 
 /// A connection; the driver has one, and a second one while it is replaced.
 struct Client {
+    number: u64,
     stream: UnixStream,
     input: Vec<u8>,
     output: Vec<u8>,
@@ -125,18 +139,28 @@ impl Shim {
         std::env::set_current_dir("/")?;
         let record: SandboxRecord = state::read(&dir.record())?;
         let hierarchies = Hierarchies::detect();
-        let ready = sandbox::enter(&dir, &record, &hierarchies);
+        let mut ready = sandbox::enter(&dir, &record, &hierarchies);
+        let mut holder = None;
+        if ready.is_ok() && record.config.share_pids {
+            match Holder::start() {
+                Ok(started) => holder = Some(started),
+                Err(error) => ready = Err(Fault::system("make the pod's pid namespace")(error)),
+            }
+        }
         Ok(Shim {
             dir,
             record,
             hierarchies,
             ready,
+            holder,
             listener,
             signals,
             clients: BTreeMap::new(),
             planned: BTreeMap::new(),
             settled: true,
             running: BTreeMap::new(),
+            execs: Execs::default(),
+            connected: 0,
             ending: None,
         })
     }
@@ -144,15 +168,17 @@ impl Shim {
     fn run(mut self) -> io::Result<()> {
         loop {
             let mut polled = self.polled();
-            sys::poll(&mut polled, -1)?;
+            sys::poll(&mut polled, self.execs.wait_ms())?;
             // Output first: what a program wrote before it ended comes before its exit.
             let ready = |fd: RawFd| polled.iter().any(|entry| entry.fd == fd && entry.revents != 0);
             for running in self.running.values_mut() {
                 let Running { log, pumps, .. } = running;
                 pumps.retain_mut(|pump| !ready(pump.fd()) || pump.turn(log));
             }
+            self.execs.read(ready);
             while let Ok(Some(_)) = self.signals.read_signal() {}
-            self.reap();
+            self.reap()?;
+            self.execs.expire();
             if ready(self.listener.as_raw_fd()) {
                 self.accept();
             }
@@ -160,7 +186,11 @@ impl Shim {
             for fd in clients {
                 self.serve(fd);
             }
+            while self.answer_execs() {}
             if self.ended() {
+                if let Some(holder) = self.holder.take() {
+                    holder.end();
+                }
                 return Ok(());
             }
             // After the answer, so that nobody waits for it.
@@ -182,27 +212,34 @@ impl Shim {
         }));
         let pumps = self.running.values().flat_map(|running| &running.pumps);
         polled.extend(pumps.map(|pump| entry(pump.fd(), libc::POLLIN)));
+        polled.extend(self.execs.fds().map(|fd| entry(fd, libc::POLLIN)));
         polled
     }
 
-    /// Takes the status of every child that ended: containers', and strays adopted from them.
-    fn reap(&mut self) {
+    /// Takes the status of every child that ended: containers', and strays adopted from them. Fails when the process
+    /// ended that held the containers' pid namespace: nothing can be started in it any more.
+    fn reap(&mut self) -> io::Result<()> {
         loop {
             let status = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
                 Ok(status) => status,
                 Err(Errno::EINTR) => continue,
                 Err(errno) => {
                     tracing::error!(%errno, "cannot wait for children");
-                    return;
+                    return Ok(());
                 }
             };
             let Some(pid) = status.pid().map(Pid::as_raw) else { continue };
+            if self.holder.as_ref().is_some_and(|holder| holder.pid() == pid) {
+                return Err(io::Error::other("the pod's pid namespace has ended"));
+            }
             let Some(id) =
                 self.running.iter().find(|(_, running)| running.pid == pid).map(|(id, _)| id.clone())
             else {
+                self.execs.reaped(pid, status);
                 continue;
             };
+            self.execs.kill(Some(&id));
             let Some(running) = self.running.remove(&id) else { continue };
             let exit = self.pod().ended(&id, running, status);
             self.tell_all(&Message::Exited { id, exit });
@@ -210,7 +247,12 @@ impl Shim {
     }
 
     fn pod(&self) -> Pod<'_> {
-        Pod { dir: &self.dir, record: &self.record, hierarchies: &self.hierarchies }
+        Pod {
+            dir: &self.dir,
+            record: &self.record,
+            hierarchies: &self.hierarchies,
+            shared_pids: self.holder.as_ref().map(Holder::path),
+        }
     }
 
     fn accept(&mut self) {
@@ -219,7 +261,9 @@ impl Shim {
                 continue;
             }
             let fd = stream.as_raw_fd();
-            self.clients.insert(fd, Client { stream, input: Vec::new(), output: Vec::new() });
+            self.connected += 1;
+            let (input, output) = (Vec::new(), Vec::new());
+            self.clients.insert(fd, Client { number: self.connected, stream, input, output });
         }
     }
 
@@ -228,15 +272,12 @@ impl Shim {
         let mut calls = Vec::new();
         let Some(client) = self.clients.get_mut(&fd) else { return };
         let mut alive = client.receive(&mut calls);
-        for call in calls {
-            match self.answer(&call) {
-                Some(result) => {
-                    let message = Message::Answer { seq: call.seq, result };
-                    if let Some(client) = self.clients.get_mut(&fd) {
-                        alive &= client.send(&message);
-                    }
-                }
-                None => self.ending = Some((fd, call.seq)),
+        let number = client.number;
+        for Call { seq, request } in calls {
+            if let Some(result) = self.answer(&request, fd, Caller { client: number, seq })
+                && let Some(client) = self.clients.get_mut(&fd)
+            {
+                alive &= client.send(&Message::Answer { seq, result });
             }
         }
         if let Some(client) = self.clients.get_mut(&fd) {
@@ -247,18 +288,28 @@ impl Shim {
         }
     }
 
-    /// `None`: the answer comes when everything has ended.
-    fn answer(&mut self, call: &Call) -> Option<Result<Reply, Fault>> {
-        if let (Err(fault), false) = (&self.ready, matches!(call.request, Request::Shutdown)) {
+    /// `None`: the answer comes when something has ended: a program, or everything.
+    fn answer(&mut self, request: &Request, fd: RawFd, caller: Caller) -> Option<Result<Reply, Fault>> {
+        if let (Err(fault), false) = (&self.ready, matches!(request, Request::Shutdown)) {
             return Some(Err(fault.clone()));
         }
-        Some(match &call.request {
-            Request::Hello => Ok(Reply::Ready { pid: std::process::id() as i32 }),
-            Request::Create { id } => self.create(id),
+        Some(match request {
+            Request::Hello => Ok(Reply::Ready { pid: std::process::id() as i32, execs: true }),
+            Request::Create { id, program } => self.create(id, program.clone()),
             Request::Start { id } => self.start(id),
             Request::Signal { id, signal, everyone } => self.signal(id, *signal, *everyone),
             Request::Remove { id } => self.remove(id),
+            Request::Exec { id, command, timeout_ms } => {
+                let time = Duration::from_millis(*timeout_ms);
+                return self.exec(id, command, Ends::Captured(time), caller).err().map(Err);
+            }
+            Request::ExecStreams { id, command, dir, stdin } => {
+                let ends = Ends::Pipes { dir: dir.clone(), stdin: *stdin };
+                return self.exec(id, command, ends, caller).err().map(Err);
+            }
             Request::Shutdown => {
+                self.ending = Some((fd, caller.seq));
+                self.execs.kill(None);
                 for id in self.running.keys() {
                     self.kill_all(id);
                 }
@@ -267,8 +318,8 @@ impl Shim {
         })
     }
 
-    fn create(&mut self, id: &ContainerId) -> Result<Reply, Fault> {
-        let plan = self.pod().create(id)?;
+    fn create(&mut self, id: &ContainerId, program: Program) -> Result<Reply, Fault> {
+        let plan = self.pod().create(id, program)?;
         self.planned.insert(id.clone(), plan);
         Ok(Reply::Done)
     }
@@ -283,6 +334,52 @@ impl Shim {
         self.running.insert(id.clone(), running);
         self.settled = false;
         Ok(Reply::Started { pid: started.pid, started_ms: started.started_ms })
+    }
+
+    /// Begins to run a program in a container; the answer comes when it has ended.
+    fn exec(
+        &mut self,
+        id: &ContainerId,
+        command: &[String],
+        ends: Ends,
+        caller: Caller,
+    ) -> Result<(), Fault> {
+        let Some(running) = self.running.get(id).filter(|_| self.ending.is_none()) else {
+            return Err(Fault::System {
+                operation: format!("run a program in container {id}"),
+                cause: "it is not running".to_owned(),
+            });
+        };
+        // Borrows its parts only: `execs` changes.
+        let pod = Pod {
+            dir: &self.dir,
+            record: &self.record,
+            hierarchies: &self.hierarchies,
+            shared_pids: self.holder.as_ref().map(Holder::path),
+        };
+        self.execs.begin(&pod, id, &running.plan, command, ends, caller)?;
+        self.settled = false;
+        Ok(())
+    }
+
+    /// Tells of programs that have ended, to clients that keep up: what they do not take now they are told later. Whether
+    /// there was something to tell.
+    fn answer_execs(&mut self) -> bool {
+        let clients = &self.clients;
+        let room = |number| {
+            let client = clients.values().find(|client| client.number == number)?;
+            Some(client.output.is_empty())
+        };
+        let answers = self.execs.answers(room);
+        let some = !answers.is_empty();
+        for (Caller { client: number, seq }, result) in answers {
+            let message = Message::Answer { seq, result };
+            self.clients
+                .retain(|_, client| client.number != number || (client.send(&message) && client.flush()));
+        }
+        // The output that was kept is free again.
+        self.settled &= !some;
+        some
     }
 
     fn signal(&self, id: &ContainerId, signal: i32, everyone: bool) -> Result<Reply, Fault> {
@@ -300,7 +397,8 @@ impl Shim {
         if let Some(running) = self.running.get(id) {
             let _ = kill(Pid::from_raw(running.pid), Signal::SIGKILL);
         }
-        if self.record.config.host_pid {
+        // Elsewhere the rest dies with the first process, whose pid namespace it is.
+        if self.record.config.host_pid || self.record.config.share_pids {
             self.hierarchies.group(&self.record.cgroup.join(&id.0)).kill();
         }
     }
@@ -323,7 +421,9 @@ impl Shim {
 
     /// The end was asked for and nothing runs any more: says so.
     fn ended(&mut self) -> bool {
-        let Some((fd, seq)) = self.ending.filter(|_| self.running.is_empty()) else { return false };
+        let Some((fd, seq)) = self.ending.filter(|_| self.running.is_empty() && !self.execs.alive()) else {
+            return false;
+        };
         if let Some(client) = self.clients.get_mut(&fd) {
             client.send(&Message::Answer { seq, result: Ok(Reply::Done) });
             client.flush();

@@ -1,0 +1,133 @@
+//! A pod's volumes on the node's disk and in its memory.
+//!
+//! Owns: making what [`crate::logic::pod::volumes`] says, before the pod's sandbox, and keeping files up to date while it
+//! runs. Invariants: all of it can be repeated, so that a later kubelet goes on with what is there; contents of secrets
+//! are written to memory only; what is mounted lies below the pod's directory, where whoever removes that finds it.
+
+mod atomic;
+mod host;
+mod memory;
+
+use std::{
+    fs, io,
+    os::unix::fs::{PermissionsExt as _, chown},
+    path::Path,
+    sync::Arc,
+};
+
+use k8s_openapi::api::core::v1;
+
+use super::context::NodeContext;
+use crate::{
+    logic::pod::{
+        config::Places,
+        volumes::{Source, Volume, failed, fs_group, volumes},
+    },
+    runtime::native::unmount_below,
+};
+
+/// Makes every volume that the pod's containers mount.
+///
+/// # Errors
+/// Kubernetes' message for each volume that cannot be had.
+pub async fn set_up(node: &Arc<NodeContext>, pod: &v1::Pod, places: Places) -> Result<(), Vec<String>> {
+    apply(node, pod, places, true).await
+}
+
+/// Brings the files of a running pod's volumes up to date.
+///
+/// # Errors
+/// Kubernetes' message for each volume that cannot be; its files stay as they are.
+pub async fn refresh(node: &Arc<NodeContext>, pod: &v1::Pod, places: Places) -> Result<(), Vec<String>> {
+    apply(node, pod, places, false).await
+}
+
+/// Gives back the memory that volumes take when nothing of the pod runs any more; directories stay for its removal.
+pub async fn release(places: Places) {
+    let volumes = places.pod_dir.join("volumes");
+    let work = tokio::task::spawn_blocking(move || unmount_below(&volumes).map_err(|e| e.to_string()));
+    if let Err(error) = work.await.unwrap_or_else(|error| Err(error.to_string())) {
+        tracing::warn!(%error, "volumes of an ended pod could not be unmounted");
+    }
+}
+
+async fn apply(
+    node: &Arc<NodeContext>,
+    pod: &v1::Pod,
+    places: Places,
+    fresh: bool,
+) -> Result<(), Vec<String>> {
+    let (mut wanted, mut messages) = (Vec::new(), Vec::new());
+    for volume in volumes(pod, &node.around(None)) {
+        match volume {
+            Ok(volume) if fresh || matches!(volume.source, Source::Files { .. }) => wanted.push(volume),
+            Ok(_) => {}
+            Err(message) => messages.push(message),
+        }
+    }
+    let group = fs_group(pod);
+    if node.runtime.has_files() && !wanted.is_empty() {
+        let work = move || {
+            let each = wanted.iter().filter_map(|volume| {
+                make(&places, volume, group, fresh).err().map(|cause| failed(&volume.name, &cause))
+            });
+            each.collect::<Vec<String>>()
+        };
+        match tokio::task::spawn_blocking(work).await {
+            Ok(more) => messages.extend(more),
+            Err(error) => messages.push(format!("MountVolume.SetUp failed: {error}")),
+        }
+    }
+    if messages.is_empty() { Ok(()) } else { Err(messages) }
+}
+
+fn make(places: &Places, volume: &Volume, group: Option<u32>, fresh: bool) -> Result<(), String> {
+    let dir = places.volume(&volume.name);
+    let cannot = |error: io::Error| format!("{}: {error}", dir.display());
+    match &volume.source {
+        Source::Host { path, kind } => host::check(path, kind),
+        Source::Directory => {
+            if !dir.exists() {
+                private(places).and_then(|()| fs::create_dir_all(&dir)).map_err(cannot)?;
+                open_to_all(&dir, group).map_err(cannot)?;
+            }
+            Ok(())
+        }
+        Source::Memory { size } => {
+            private(places).and_then(|()| fs::create_dir_all(&dir)).map_err(cannot)?;
+            if memory::mount(&dir, *size).map_err(cannot)? {
+                open_to_all(&dir, group).map_err(cannot)?;
+            }
+            Ok(())
+        }
+        Source::Files { memory, files } => {
+            if fresh {
+                private(places).and_then(|()| fs::create_dir_all(&dir)).map_err(cannot)?;
+                fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).map_err(cannot)?;
+                if *memory {
+                    memory::mount(&dir, None).map_err(cannot)?;
+                }
+            }
+            if *memory && !memory::is_mounted(&dir).map_err(cannot)? {
+                // Rather no update than a secret on disk.
+                return Err(format!("{}: it is not mounted any more", dir.display()));
+            }
+            atomic::write(&dir, files, group).map(drop).map_err(cannot)
+        }
+    }
+}
+
+/// The pod's directory, which only root may enter: whatever modes its files have, they are not the node's users'.
+fn private(places: &Places) -> io::Result<()> {
+    fs::create_dir_all(&places.pod_dir)?;
+    fs::set_permissions(&places.pod_dir, fs::Permissions::from_mode(0o700))
+}
+
+/// An empty volume can be written by whatever user a container runs as.
+fn open_to_all(dir: &Path, group: Option<u32>) -> io::Result<()> {
+    let set_gid = if group.is_some() { 0o2000 } else { 0 };
+    if let Some(group) = group {
+        chown(dir, None, Some(group))?;
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o777 | set_gid))
+}

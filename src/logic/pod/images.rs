@@ -1,0 +1,155 @@
+//! A container's image: whether it has to be pulled, and what is told about that, in Kubernetes' words.
+
+use std::time::Duration;
+
+use super::state::{Container, ContainerPhase, Notice, WaitingReason};
+
+/// What a node has under an image's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// Nothing.
+    Absent,
+    /// An image that somebody loaded: nobody is asked for a newer one, so that a node without a registry works.
+    ByHand,
+    /// An image that came from its registry.
+    Pulled,
+}
+
+/// What is to be done about an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It is here.
+    Use,
+    /// It is to be got from its registry.
+    Pull,
+    /// It is not here and may not be got.
+    Never,
+}
+
+/// What `imagePullPolicy` makes of what is here.
+pub fn decide(policy: Option<&str>, presence: Presence) -> Verdict {
+    match (policy, presence) {
+        (_, Presence::ByHand) => Verdict::Use,
+        (Some("Never"), Presence::Absent) => Verdict::Never,
+        (Some("Always"), Presence::Pulled) => Verdict::Pull,
+        (_, Presence::Pulled) => Verdict::Use,
+        (_, Presence::Absent) => Verdict::Pull,
+    }
+}
+
+/// It was here.
+pub fn present(container: &str, image: &str) -> Notice {
+    normal(container, "Pulled", format!("Container image \"{image}\" already present on machine"))
+}
+
+/// A pull begins.
+pub fn pulling(container: &str, image: &str) -> Notice {
+    normal(container, "Pulling", format!("Pulling image \"{image}\""))
+}
+
+/// A pull has ended well.
+pub fn pulled(container: &str, image: &str, took: Duration, size_bytes: u64) -> Notice {
+    let took = go_duration(took);
+    let message = format!(
+        "Successfully pulled image \"{image}\" in {took} ({took} including waiting). Image size: {size_bytes} bytes."
+    );
+    normal(container, "Pulled", message)
+}
+
+fn normal(container: &str, reason: &'static str, message: String) -> Notice {
+    Notice { container: Some(container.to_owned()), warning: false, reason, message }
+}
+
+/// A duration in milliseconds as Go prints it: `313ms`, `1.5s`, `2m0.25s`.
+fn go_duration(duration: Duration) -> String {
+    let millis = duration.as_millis();
+    if millis == 0 {
+        return "0s".into();
+    }
+    if millis < 1000 {
+        return format!("{millis}ms");
+    }
+    let (minutes, rest) = (millis / 60_000, millis % 60_000);
+    let fraction = format!("{:03}", rest % 1000);
+    let seconds = format!("{}.{}", rest / 1000, fraction.trim_end_matches('0'));
+    let seconds = seconds.trim_end_matches('.');
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => format!("{seconds}s"),
+        (0, minutes) => format!("{minutes}m{seconds}s"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}s"),
+    }
+}
+
+pub(super) const ERR_IMAGE_PULL: &str = "ErrImagePull";
+pub(super) const BACK_OFF: &str = "ImagePullBackOff";
+
+/// A failed pull shows as such for half of its backoff, but no longer than this; then the backoff shows.
+const SHOWN_MS: i64 = 5_000;
+
+/// Until when a pull that is tried again after `delay_ms` shows as failed.
+pub(super) fn shown_ms(delay_ms: i64) -> i64 {
+    (delay_ms / 2).min(SHOWN_MS)
+}
+
+impl Container {
+    /// When a failed pull was shown for long enough, the container waits in backoff.
+    pub(super) fn show_back_off(&mut self, image: &str, now_ms: i64, notices: &mut Vec<Notice>) {
+        let ContainerPhase::Waiting { not_before_ms, why } = &mut self.phase else { return };
+        if why.reason != ERR_IMAGE_PULL || *not_before_ms > now_ms || self.pull_again_ms <= now_ms {
+            return;
+        }
+        let told = format!("Back-off pulling image \"{image}\"");
+        let cause =
+            why.message.take().map(|cause| format!(": {ERR_IMAGE_PULL}: {cause}")).unwrap_or_default();
+        *why = WaitingReason { reason: BACK_OFF, message: Some(format!("{told}{cause}")) };
+        *not_before_ms = self.pull_again_ms;
+        notices.push(normal(&self.name, "BackOff", told));
+        let failed = Notice { warning: true, ..normal(&self.name, "Failed", format!("Error: {BACK_OFF}")) };
+        notices.push(failed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_policy_decides_and_what_was_brought_by_hand_answers_every_policy() {
+        use Presence::{Absent, ByHand, Pulled};
+        for (policy, presence, verdict) in [
+            (Some("Always"), Absent, Verdict::Pull),
+            (Some("Always"), Pulled, Verdict::Pull),
+            (Some("Always"), ByHand, Verdict::Use),
+            (Some("IfNotPresent"), Absent, Verdict::Pull),
+            (Some("IfNotPresent"), Pulled, Verdict::Use),
+            (Some("IfNotPresent"), ByHand, Verdict::Use),
+            (Some("Never"), Absent, Verdict::Never),
+            (Some("Never"), Pulled, Verdict::Use),
+            (Some("Never"), ByHand, Verdict::Use),
+            (None, Absent, Verdict::Pull),
+            (None, Pulled, Verdict::Use),
+        ] {
+            assert_eq!(decide(policy, presence), verdict, "{policy:?} {presence:?}");
+        }
+    }
+
+    #[test]
+    fn times_are_told_as_go_tells_them() {
+        for (ms, text) in [
+            (0, "0s"),
+            (313, "313ms"),
+            (1000, "1s"),
+            (1594, "1.594s"),
+            (1500, "1.5s"),
+            (60_000, "1m0s"),
+            (61_020, "1m1.02s"),
+            (3_600_000, "1h0m0s"),
+        ] {
+            assert_eq!(go_duration(Duration::from_millis(ms)), text);
+        }
+        let told = pulled("c", "busybox", Duration::from_millis(1661), 4_269_694).message;
+        let kubernetes = "Successfully pulled image \"busybox\" in 1.661s (1.661s including waiting). Image size: \
+            4269694 bytes.";
+        assert_eq!(told, kubernetes);
+    }
+}

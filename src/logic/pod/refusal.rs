@@ -1,0 +1,100 @@
+//! Pods that fail as a whole, whatever their containers do.
+//!
+//! Owns: `activeDeadlineSeconds`, and what a node refuses to run: sysctls that are not a pod's own and safe. Invariant: a
+//! pod that has failed this way starts nothing again, also under the next kubelet, which reads the reason in its status.
+
+use k8s_openapi::api::core::v1;
+
+use super::{Machine, state::Step};
+
+/// Why a pod failed as a whole, as its status says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodFailure {
+    /// One word.
+    pub reason: &'static str,
+    /// A sentence.
+    pub message: String,
+}
+
+/// It ran for longer than it may.
+pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+/// It asks for a sysctl that it may not set.
+pub const SYSCTL_FORBIDDEN: &str = "SysctlForbidden";
+
+/// Sysctls that belong to a pod's namespaces and cannot hurt others: Kubernetes' safe ones.
+const SAFE_SYSCTLS: &[&str] = &[
+    "kernel.shm_rmid_forced",
+    "net.ipv4.ip_local_port_range",
+    "net.ipv4.ip_local_reserved_ports",
+    "net.ipv4.ip_unprivileged_port_start",
+    "net.ipv4.ping_group_range",
+    "net.ipv4.tcp_fin_timeout",
+    "net.ipv4.tcp_keepalive_intvl",
+    "net.ipv4.tcp_keepalive_probes",
+    "net.ipv4.tcp_keepalive_time",
+    "net.ipv4.tcp_rmem",
+    "net.ipv4.tcp_syncookies",
+    "net.ipv4.tcp_wmem",
+];
+
+/// Why a node does not run this pod, in Kubernetes' words.
+pub fn refusal(pod: &v1::Pod) -> Option<PodFailure> {
+    let spec = pod.spec.as_ref()?;
+    let sysctls = spec.security_context.as_ref()?.sysctls.as_ref()?;
+    let message = sysctls.iter().find_map(|sysctl| {
+        // Both separators are allowed: `net/ipv4/tcp_syncookies`.
+        let name = sysctl.name.replace('/', ".");
+        if !SAFE_SYSCTLS.contains(&name.as_str()) {
+            return Some(format!("forbidden sysctl: {:?} not allowlisted", sysctl.name));
+        }
+        let shared = |field: Option<bool>, prefix: &str| field == Some(true) && name.starts_with(prefix);
+        if shared(spec.host_network, "net.") {
+            return Some(format!("forbidden sysctl: {:?} not allowed with host net enabled", sysctl.name));
+        }
+        shared(spec.host_ipc, "kernel.shm")
+            .then(|| format!("forbidden sysctl: {:?} not allowed with host ipc enabled", sysctl.name))
+    })?;
+    Some(PodFailure { reason: SYSCTL_FORBIDDEN, message })
+}
+
+/// The failure that an earlier kubelet told of.
+pub(super) fn told(pod: &v1::Pod) -> Option<PodFailure> {
+    let status = pod.status.as_ref()?;
+    let told = status.reason.as_deref()?;
+    let reason = [DEADLINE_EXCEEDED, SYSCTL_FORBIDDEN].into_iter().find(|known| *known == told)?;
+    Some(PodFailure { reason, message: status.message.clone().unwrap_or_default() })
+}
+
+impl Machine {
+    /// Refuses the pod if the node does not run such ones, or fails it as an earlier kubelet did.
+    pub(super) fn note_refusal(&mut self) {
+        self.failed = told(&self.pod);
+        if self.failed.is_some() {
+            return;
+        }
+        if let Some(PodFailure { reason, message }) = refusal(&self.pod) {
+            self.notice(None, true, reason, message.clone());
+            self.failed = Some(PodFailure { reason, message: format!("Pod was rejected: {message}") });
+        }
+    }
+
+    /// Fails the pod when its time is up; else sees to it that this is looked at again.
+    pub(super) fn check_deadline(&mut self, now_ms: i64, step: &mut Step) {
+        let deadline = self.pod.spec.as_ref().and_then(|s| s.active_deadline_seconds);
+        let Some(seconds) = deadline.filter(|_| self.ending.is_none() && !self.is_over()) else { return };
+        let at = step.wake_after(self.began_ms(), seconds);
+        if now_ms < at {
+            return;
+        }
+        step.wake_at_ms = None;
+        let message = "Pod was active on the node longer than the specified deadline";
+        self.notice(None, false, DEADLINE_EXCEEDED, message.into());
+        self.failed = Some(PodFailure { reason: DEADLINE_EXCEEDED, message: message.into() });
+    }
+
+    /// When the pod began on its node, as was told: milliseconds since the epoch.
+    fn began_ms(&self) -> i64 {
+        let told = self.pod.status.as_ref().and_then(|s| s.start_time.as_ref());
+        told.map_or(self.accepted_ms, |time| time.0.as_millisecond())
+    }
+}

@@ -1,0 +1,502 @@
+//! A pod's volumes: what has to be on the node before its containers can mount them, and where they mount it.
+//!
+//! Owns: which source a volume has, the files of config maps, secrets, the downward API and projections with their
+//! modes, and the translation of `volumeMounts`. Pure. Invariants: a path in a volume never leads out of it; contents of
+//! files are never printed; what this node cannot mount is an error, never an empty directory.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Component, Path, PathBuf},
+};
+
+use k8s_openapi::api::core::v1;
+
+use super::{
+    config::{Around, Places, expand_noting},
+    downward,
+    env::content,
+};
+use crate::model::{Kind, quantity};
+
+/// One volume of a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its name in the pod.
+    pub name: String,
+    /// What is in it.
+    pub source: Source,
+}
+
+/// What a volume is made of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An empty directory on the node's disk.
+    Directory,
+    /// An empty file system in memory.
+    Memory {
+        /// Bytes at most; the kernel's default without.
+        size: Option<u64>,
+    },
+    /// A file or directory of the node.
+    Host {
+        /// Where.
+        path: PathBuf,
+        /// `hostPath.type`: what it must be, and whether to make it.
+        kind: String,
+    },
+    /// Files that follow their sources.
+    Files {
+        /// Never on the node's disk.
+        memory: bool,
+        /// By path in the volume.
+        files: Files,
+    },
+}
+
+/// Files by their paths in a volume.
+pub type Files = BTreeMap<String, File>;
+
+/// A file of a volume.
+#[derive(Clone, PartialEq, Eq)]
+pub struct File {
+    /// Its content.
+    pub bytes: Vec<u8>,
+    /// Its permissions.
+    pub mode: u32,
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes, {:o}", self.bytes.len(), self.mode)
+    }
+}
+
+/// The mode of files when nothing else is said.
+const FILE_MODE: i32 = 0o644;
+
+/// Who owns a pod's volumes besides root: `fsGroup`.
+pub fn fs_group(pod: &v1::Pod) -> Option<u32> {
+    let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
+    context.and_then(|c| c.fs_group).and_then(|group| u32::try_from(group).ok())
+}
+
+/// The volumes that some container of the pod mounts, as they are to be now; for each that cannot be had, Kubernetes'
+/// message for the event `FailedMount`.
+pub fn volumes(pod: &v1::Pod, around: &Around) -> Vec<Result<Volume, String>> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let all = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let ephemeral = spec.ephemeral_containers.iter().flatten().flat_map(|c| c.volume_mounts.iter().flatten());
+    let mounts = all.flat_map(|c| c.volume_mounts.iter().flatten()).chain(ephemeral);
+    let mounted: Vec<&str> = mounts.map(|mount| mount.name.as_str()).collect();
+    let wanted = spec.volumes.iter().flatten().filter(|volume| mounted.contains(&volume.name.as_str()));
+    wanted
+        .map(|volume| match source(pod, volume, around) {
+            Ok(source) => Ok(Volume { name: volume.name.clone(), source }),
+            Err(cause) => Err(failed(&volume.name, &cause)),
+        })
+        .collect()
+}
+
+/// Kubernetes' words for a volume that cannot be set up.
+pub fn failed(volume: &str, cause: &str) -> String {
+    format!("MountVolume.SetUp failed for volume \"{volume}\" : {cause}")
+}
+
+fn source(pod: &v1::Pod, volume: &v1::Volume, around: &Around) -> Result<Source, String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let mut files = Files::new();
+    let memory = if let Some(empty) = &volume.empty_dir {
+        return empty_dir(empty);
+    } else if let Some(host) = &volume.host_path {
+        let kind = host.type_.clone().unwrap_or_default();
+        return Ok(Source::Host { path: PathBuf::from(&host.path), kind });
+    } else if let Some(map) = &volume.config_map {
+        let keys = Keys { kind: Kind::ConfigMap, name: &map.name, items: map.items.as_deref() };
+        keys.add(&mut files, around, namespace, map.optional, map.default_mode)?;
+        false
+    } else if let Some(secret) = &volume.secret {
+        let name = secret.secret_name.as_deref().unwrap_or_default();
+        let keys = Keys { kind: Kind::Secret, name, items: secret.items.as_deref() };
+        keys.add(&mut files, around, namespace, secret.optional, secret.default_mode)?;
+        true
+    } else if let Some(api) = &volume.downward_api {
+        downward_files(&mut files, pod, api.items.as_deref(), api.default_mode, around)?;
+        true
+    } else if let Some(projected) = &volume.projected {
+        for one in projected.sources.iter().flatten() {
+            projection(&mut files, pod, one, projected.default_mode, around)?;
+        }
+        true
+    } else {
+        return Err("volumes of this type are not supported by troupe".into());
+    };
+    Ok(Source::Files { memory, files })
+}
+
+fn empty_dir(empty: &v1::EmptyDirVolumeSource) -> Result<Source, String> {
+    let limit = empty.size_limit.as_ref().and_then(|q| quantity::parse_units(&q.0).ok());
+    let size = limit.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
+    match empty.medium.as_deref().unwrap_or_default() {
+        "" => Ok(Source::Directory),
+        "Memory" => Ok(Source::Memory { size }),
+        other => Err(format!("emptyDir medium {other:?} is not supported by troupe")),
+    }
+}
+
+fn projection(
+    files: &mut Files,
+    pod: &v1::Pod,
+    one: &v1::VolumeProjection,
+    mode: Option<i32>,
+    around: &Around,
+) -> Result<(), String> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    if let Some(map) = &one.config_map {
+        let keys = Keys { kind: Kind::ConfigMap, name: &map.name, items: map.items.as_deref() };
+        keys.add(files, around, namespace, map.optional, mode)
+    } else if let Some(secret) = &one.secret {
+        let keys = Keys { kind: Kind::Secret, name: &secret.name, items: secret.items.as_deref() };
+        keys.add(files, around, namespace, secret.optional, mode)
+    } else if let Some(api) = &one.downward_api {
+        downward_files(files, pod, api.items.as_deref(), mode, around)
+    } else if one.service_account_token.is_some() {
+        Err("serviceAccountToken: this cluster issues no tokens for service accounts".into())
+    } else {
+        Err("projected sources of this type are not supported by troupe".into())
+    }
+}
+
+/// Which keys of which object become files.
+struct Keys<'a> {
+    kind: Kind,
+    name: &'a str,
+    items: Option<&'a [v1::KeyToPath]>,
+}
+
+impl Keys<'_> {
+    fn add(
+        &self,
+        files: &mut Files,
+        around: &Around,
+        namespace: &str,
+        optional: Option<bool>,
+        default_mode: Option<i32>,
+    ) -> Result<(), String> {
+        let optional = optional == Some(true);
+        let Some(content) = content(around, self.kind, namespace, self.name, optional)? else {
+            return Ok(());
+        };
+        let file = |bytes: &[u8], mode: Option<i32>| File {
+            bytes: bytes.to_vec(),
+            mode: permissions(mode.or(default_mode)),
+        };
+        let Some(items) = self.items.filter(|items| !items.is_empty()) else {
+            let all = content.data.iter().chain(&content.binary);
+            files.extend(all.map(|(key, bytes)| (key.clone(), file(bytes, None))));
+            return Ok(());
+        };
+        for item in items {
+            match content.data.get(&item.key).or_else(|| content.binary.get(&item.key)) {
+                Some(bytes) => {
+                    files.insert(path_in_volume(&item.path)?, file(bytes, item.mode));
+                }
+                None if optional => {}
+                None if self.kind == Kind::Secret => {
+                    return Err(format!("references non-existent secret key: {}", item.key));
+                }
+                None => return Err(format!("configmap references non-existent config key: {}", item.key)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn downward_files(
+    files: &mut Files,
+    pod: &v1::Pod,
+    items: Option<&[v1::DownwardAPIVolumeFile]>,
+    default_mode: Option<i32>,
+    around: &Around,
+) -> Result<(), String> {
+    for item in items.unwrap_or_default() {
+        let text = match (&item.field_ref, &item.resource_field_ref) {
+            (Some(field), _) => downward::field(pod, &field.field_path, around)?,
+            (None, Some(resource)) => downward::resource(pod, None, resource, around)?,
+            (None, None) => String::new(),
+        };
+        let file = File { bytes: text.into_bytes(), mode: permissions(item.mode.or(default_mode)) };
+        files.insert(path_in_volume(&item.path)?, file);
+    }
+    Ok(())
+}
+
+fn permissions(mode: Option<i32>) -> u32 {
+    u32::try_from(mode.unwrap_or(FILE_MODE)).unwrap_or(0o644) & 0o777
+}
+
+/// A path of plain names: validation refused others, but what comes over a link is not trusted to be valid.
+fn path_in_volume(path: &str) -> Result<String, String> {
+    let parts: Vec<Component<'_>> = Path::new(path).components().collect();
+    let plain = parts.iter().all(|part| matches!(part, Component::Normal(_)));
+    if parts.is_empty() || !plain || path.starts_with("..") {
+        return Err(format!("path {path:?} must be below the volume"));
+    }
+    Ok(PathBuf::from_iter(parts).to_string_lossy().into_owned())
+}
+
+/// A bind mount to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountPlan {
+    /// On the node.
+    pub host_path: PathBuf,
+    /// With a `subPath`, the volume that `host_path` must not leave, whatever symlinks there are in it.
+    pub within: Option<PathBuf>,
+    /// In the container.
+    pub container_path: String,
+    /// Cannot be written through it.
+    pub read_only: bool,
+    /// Which later mounts are seen on the other side.
+    pub propagation: Propagation,
+}
+
+/// `mountPropagation`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Propagation {
+    /// None.
+    #[default]
+    Private,
+    /// What the node mounts below the volume appears in the container.
+    FromNode,
+    /// And what the container mounts appears on the node.
+    Both,
+}
+
+/// A container's mounts, given its environment.
+///
+/// # Errors
+/// A sentence for the container's waiting state.
+pub fn mounts(
+    pod: &v1::Pod,
+    container: &v1::Container,
+    places: &Places,
+    env: &BTreeMap<&str, &str>,
+) -> Result<Vec<MountPlan>, String> {
+    let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref());
+    let mut plans = Vec::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let volume = volumes
+            .and_then(|v| v.iter().find(|v| v.name == mount.name))
+            .ok_or_else(|| format!("volume mount {} names no volume", mount.name))?;
+        let root = match &volume.host_path {
+            Some(host) => PathBuf::from(&host.path),
+            None => places.volume(&volume.name),
+        };
+        let writable = volume.host_path.is_some() || volume.empty_dir.is_some();
+        let sub = sub_path(mount, env)?;
+        plans.push(MountPlan {
+            host_path: sub.as_ref().map_or_else(|| root.clone(), |sub| root.join(sub)),
+            within: sub.map(|_| root),
+            container_path: mount.mount_path.clone(),
+            read_only: !writable || mount.read_only.unwrap_or(false),
+            propagation: propagation(mount)?,
+        });
+    }
+    Ok(plans)
+}
+
+fn sub_path(mount: &v1::VolumeMount, env: &BTreeMap<&str, &str>) -> Result<Option<PathBuf>, String> {
+    let given = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let text = match (given(&mount.sub_path), given(&mount.sub_path_expr)) {
+        (Some(plain), _) => plain,
+        (None, Some(expression)) => {
+            let mut unknown = Vec::new();
+            let expanded = expand_noting(&expression, env, &mut unknown);
+            if let Some(name) = unknown.first() {
+                return Err(format!("volume mount {}: missing value for {name:?}", mount.name));
+            }
+            expanded
+        }
+        (None, None) => return Ok(None),
+    };
+    let path = Path::new(&text);
+    if path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir)) {
+        return Err(format!("volume mount {}: subPath {text:?} must stay inside the volume", mount.name));
+    }
+    let plain: PathBuf = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+    Ok((!plain.as_os_str().is_empty()).then_some(plain))
+}
+
+fn propagation(mount: &v1::VolumeMount) -> Result<Propagation, String> {
+    match mount.mount_propagation.as_deref() {
+        None | Some("" | "None") => Ok(Propagation::Private),
+        Some("HostToContainer") => Ok(Propagation::FromNode),
+        Some("Bidirectional") => Ok(Propagation::Both),
+        Some(other) => Err(format!("volume mount {}: unknown mountPropagation {other:?}", mount.name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::HashMap, sync::Arc};
+
+    use serde_json::{Value, json};
+
+    use super::{
+        super::sources::{Content, Sources},
+        *,
+    };
+    use crate::model::{Key, Revision};
+
+    fn around() -> Around {
+        let pairs =
+            |list: &[(&str, &str)]| list.iter().map(|(k, v)| ((*k).to_owned(), (*v).into())).collect();
+        let map = Content {
+            data: pairs(&[("a", "1"), ("b", "2")]),
+            binary: pairs(&[("bin", "x")]),
+            ..Content::default()
+        };
+        let secret = Content { data: pairs(&[("password", "geheim")]), ..Content::default() };
+        let keys = [(Kind::ConfigMap, "app", map), (Kind::Secret, "login", secret)];
+        let mut known: Vec<_> =
+            [Kind::ConfigMap, Kind::Secret].map(|kind| (Key::new(kind, "ns", "none"), None)).into();
+        let mut news = HashMap::new();
+        for (kind, name, content) in keys {
+            let key = Key::new(kind, "ns", name);
+            known.push((key.clone(), Some(Revision(1))));
+            news.insert(key, (Revision(1), Arc::new(content)));
+        }
+        Around { sources: Arc::new(Sources::default().after(known, news).0), ..Around::default() }
+    }
+
+    /// A pod with one volume that its one container mounts.
+    fn pod(source: Value, mount: Value) -> v1::Pod {
+        let (mut volume, mut at) = (source, json!({"name": "v", "mountPath": "/m"}));
+        volume["name"] = "v".into();
+        for (field, value) in mount.as_object().unwrap() {
+            at[field] = value.clone();
+        }
+        serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "ns", "labels": {"app": "shop"}},
+            "spec": {"volumes": [volume, {"name": "unused", "configMap": {"name": "none"}}],
+                "containers": [{"name": "c", "volumeMounts": [at]}]}
+        }))
+        .unwrap()
+    }
+
+    fn made(source: Value) -> Result<Source, String> {
+        let mut all = volumes(&pod(source, json!({})), &around());
+        assert_eq!(all.len(), 1, "what nobody mounts is not set up");
+        all.remove(0).map(|volume| volume.source)
+    }
+
+    fn files(source: Value) -> Vec<(String, String, u32)> {
+        let Ok(Source::Files { files, .. }) = made(source) else { panic!("no files") };
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        files.iter().map(|(path, file)| (path.clone(), text(&file.bytes), file.mode)).collect()
+    }
+
+    #[test]
+    fn keys_become_files_with_their_modes() {
+        let row = |path: &str, text: &str, mode| (path.to_owned(), text.to_owned(), mode);
+        assert_eq!(
+            files(json!({"configMap": {"name": "app", "defaultMode": 0o400}})),
+            [row("a", "1", 0o400), row("b", "2", 0o400), row("bin", "x", 0o400)]
+        );
+        let items = json!([{"key": "a", "path": "etc/deep/a", "mode": 0o600}, {"key": "bin", "path": "x"}]);
+        assert_eq!(
+            files(json!({"configMap": {"name": "app", "items": items}})),
+            [row("etc/deep/a", "1", 0o600), row("x", "x", 0o644)]
+        );
+        let sources = json!([
+            {"configMap": {"name": "app", "items": [{"key": "a", "path": "a"}]}},
+            {"secret": {"name": "login"}},
+            {"downwardAPI": {"items": [{"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}}]}},
+            {"secret": {"name": "none", "optional": true}}
+        ]);
+        assert_eq!(
+            files(json!({"projected": {"sources": sources, "defaultMode": 0o440}})),
+            [row("a", "1", 0o440), row("labels", "app=\"shop\"", 0o440), row("password", "geheim", 0o440)]
+        );
+        assert_eq!(files(json!({"secret": {"secretName": "none", "optional": true}})), []);
+    }
+
+    #[test]
+    fn secrets_are_kept_in_memory_and_config_maps_on_disk() {
+        for (source, in_memory) in [
+            (json!({"configMap": {"name": "app"}}), false),
+            (json!({"secret": {"secretName": "login"}}), true),
+            (json!({"downwardAPI": {}}), true),
+            (json!({"projected": {"sources": []}}), true),
+        ] {
+            assert!(matches!(made(source), Ok(Source::Files { memory, .. }) if memory == in_memory));
+        }
+        let memory = |limit: &str| made(json!({"emptyDir": {"medium": "Memory", "sizeLimit": limit}}));
+        assert_eq!(memory("1Mi"), Ok(Source::Memory { size: Some(1 << 20) }));
+        assert_eq!(memory("0"), Ok(Source::Memory { size: None }));
+        assert_eq!(made(json!({"emptyDir": {}})), Ok(Source::Directory));
+    }
+
+    #[test]
+    fn what_cannot_be_set_up_is_told_in_kubernetes_words() {
+        let item = |key: &str, path: &str| json!([{"key": key, "path": path}]);
+        for (source, cause) in [
+            (json!({"configMap": {"name": "none"}}), "configmap \"none\" not found"),
+            (json!({"secret": {"secretName": "none"}}), "secret \"none\" not found"),
+            (
+                json!({"configMap": {"name": "app", "items": item("zz", "zz")}}),
+                "configmap references non-existent config key: zz",
+            ),
+            (
+                json!({"secret": {"secretName": "login", "items": item("zz", "zz")}}),
+                "references non-existent secret key: zz",
+            ),
+            (
+                json!({"configMap": {"name": "app", "items": item("a", "../../etc/cron")}}),
+                "path \"../../etc/cron\" must be below the volume",
+            ),
+            (
+                json!({"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}),
+                "serviceAccountToken: this cluster issues no tokens for service accounts",
+            ),
+            (
+                json!({"persistentVolumeClaim": {"claimName": "c"}}),
+                "volumes of this type are not supported by troupe",
+            ),
+        ] {
+            let message = made(source).unwrap_err();
+            assert_eq!(message, format!("MountVolume.SetUp failed for volume \"v\" : {cause}"));
+        }
+    }
+
+    fn mounted(source: Value, mount: Value) -> Result<MountPlan, String> {
+        let pod = pod(source, mount);
+        let places = Places { pod_dir: "/p".into(), log_dir: "/l".into() };
+        let env = BTreeMap::from([("NAME", "n"), ("UP", "../x")]);
+        mounts(&pod, &pod.spec.as_ref().unwrap().containers[0], &places, &env).map(|mut all| all.remove(0))
+    }
+
+    #[test]
+    fn mounts_of_files_are_read_only_and_sub_paths_stay_inside() {
+        let secret = || json!({"secret": {"secretName": "login"}});
+        let empty = || json!({"emptyDir": {}});
+        assert!(mounted(secret(), json!({"readOnly": false})).unwrap().read_only);
+        assert!(!mounted(empty(), json!({})).unwrap().read_only);
+        let sub = mounted(empty(), json!({"subPath": "a/./b"})).unwrap();
+        assert_eq!(
+            (sub.host_path, sub.within),
+            ("/p/volumes/v/a/b".into(), Some(PathBuf::from("/p/volumes/v")))
+        );
+        let expanded = mounted(empty(), json!({"subPathExpr": "$(NAME)/$$(NAME)"})).unwrap();
+        assert_eq!(expanded.host_path, PathBuf::from("/p/volumes/v/n/$(NAME)"));
+        for (mount, message) in [
+            (json!({"subPath": "../../etc"}), "must stay inside"),
+            (json!({"subPath": "/etc"}), "must stay inside"),
+            (json!({"subPathExpr": "$(UP)"}), "must stay inside"),
+            (json!({"subPathExpr": "a/$(NOBODY)"}), "missing value for \"NOBODY\""),
+        ] {
+            let refused = mounted(empty(), mount).unwrap_err();
+            assert!(refused.contains(message), "{refused}");
+        }
+    }
+}

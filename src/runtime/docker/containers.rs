@@ -1,0 +1,159 @@
+//! Containers' lives: create, start, stop, remove.
+//!
+//! Owns: the order of steps. Invariants: a container is started at most once; what ends something succeeds when it has
+//! ended already.
+
+use std::{sync::Arc, time::Duration};
+
+use bollard::query_parameters::{CreateContainerOptions, StartContainerOptions};
+
+use super::{
+    driver::{Driver, refusal},
+    engine::{self, start_error},
+    images::engine_image,
+    labels::{self, Kind},
+    logs, spec, status,
+};
+use crate::{
+    model::Uid,
+    runtime::{ContainerConfig, ContainerId, ContainerState, RuntimeError, native::user::check_non_root},
+};
+
+impl Driver {
+    pub(super) async fn create_container(
+        &self,
+        pod: &Uid,
+        mut config: ContainerConfig,
+    ) -> Result<ContainerId, RuntimeError> {
+        let seccomp = prepare(&mut config).await?;
+        let mut sandboxes = self.sandboxes(Some(pod)).await?.into_iter();
+        let sandbox =
+            sandboxes.next().ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {pod}")))?;
+        if !sandbox.running {
+            return Err(RuntimeError::Create(format!("the sandbox of pod {pod} is not ready")));
+        }
+        let absent = || RuntimeError::ImageNotFound(config.image.clone());
+        let image = self.find_image(&config.image).await?.ok_or_else(absent)?;
+        check_non_root(&config.security, &image.user).map_err(RuntimeError::Config)?;
+        let mut body = spec::container(
+            &self.root,
+            &sandbox.sandbox,
+            &sandbox.id,
+            &image.user,
+            &config,
+            seccomp.as_deref(),
+        );
+        body.image = Some(engine_image(&config.image)?);
+        // One life may be made twice, when the first attempt failed late.
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let name = labels::name(
+            &self.root,
+            &[&sandbox.sandbox.namespace, &sandbox.sandbox.name, &config.name, &unique[..8]],
+        );
+        let options = CreateContainerOptions { name: Some(name), ..CreateContainerOptions::default() };
+        match self.docker.create_container(Some(options), body).await {
+            Ok(made) => Ok(ContainerId(made.id)),
+            Err(error) => {
+                let text = engine::message(&error);
+                Err(match engine::status(&error) {
+                    Some(404) if text.to_lowercase().contains("no such image") => absent(),
+                    Some(404) => RuntimeError::NotFound(format!("sandbox of pod {pod}")),
+                    _ if text.to_lowercase().contains("no command specified") => {
+                        RuntimeError::Create("no command specified".to_owned())
+                    }
+                    Some(400) => refusal("create a container", error),
+                    _ => RuntimeError::Create(text),
+                })
+            }
+        }
+    }
+
+    pub(super) async fn start_container(self: &Arc<Self>, id: &ContainerId) -> Result<(), RuntimeError> {
+        let found = self.expected(id).await?;
+        let labels =
+            found.config.as_ref().and_then(|config| labels::Container::read(config.labels.as_ref()?));
+        let (Some(container), Some(labels)) = (status::container(&found), labels) else {
+            return Err(RuntimeError::NotFound(format!("container {id}")));
+        };
+        if container.state != ContainerState::Created {
+            return Err(RuntimeError::Start(format!("container {id} was started before")));
+        }
+        self.ends.expect(&id.0, Kind::Container, &container.pod);
+        if let Err(error) = self.docker.start_container(&id.0, None::<StartContainerOptions>).await {
+            self.ends.forget(&id.0);
+            return Err(if engine::is_absent(&error) && self.inspect(&id.0).await?.is_none() {
+                RuntimeError::NotFound(format!("container {id}"))
+            } else {
+                start_error(&error)
+            });
+        }
+        logs::begin(self, id.0.clone(), labels);
+        Ok(())
+    }
+
+    pub(super) async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        let Some(found) = self.inspect(&id.0).await? else { return Ok(()) };
+        if found.state.as_ref().is_some_and(|state| state.running == Some(true)) {
+            let asked =
+                found.config.and_then(|config| config.stop_signal).filter(|signal| !signal.is_empty());
+            let mut dead = false;
+            if !grace.is_zero() {
+                self.signal(&id.0, asked.as_deref().unwrap_or("SIGTERM")).await?;
+                dead = match tokio::time::timeout(grace, self.wait_dead(&id.0)).await {
+                    Ok(waited) => waited.map(|()| true)?,
+                    Err(_) => false,
+                };
+            }
+            if !dead {
+                self.kill_and_wait(&id.0).await?;
+            }
+        }
+        self.ends.told(&id.0).await;
+        Ok(())
+    }
+
+    pub(super) async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.stop_container(id, Duration::ZERO).await?;
+        if self.inspect(&id.0).await?.is_some() {
+            self.remove(&id.0).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Refuses what an engine cannot do, finds what a configuration names on the node, and gives its system call filter.
+///
+/// A path that must not leave its directory is resolved here and given to the engine without symlinks; unlike in the
+/// native runtime, who can write to the directory might exchange it before the engine mounts it.
+async fn prepare(config: &mut ContainerConfig) -> Result<Option<String>, RuntimeError> {
+    if config.security.strict_groups {
+        return Err(RuntimeError::Config(
+            "supplementalGroupsPolicy Strict: the docker runtime cannot leave out the groups of the image"
+                .into(),
+        ));
+    }
+    for mount in &mut config.mounts {
+        let Some(within) = &mount.within else { continue };
+        let real = |path: &std::path::Path| {
+            let path = path.to_owned();
+            async move {
+                tokio::fs::canonicalize(&path)
+                    .await
+                    .map_err(|error| RuntimeError::Config(format!("{}: {error}", path.display())))
+            }
+        };
+        let (path, directory) = (real(&mount.host_path).await?, real(within).await?);
+        if !path.starts_with(&directory) {
+            return Err(RuntimeError::Config(format!(
+                "{} leads out of {}",
+                mount.host_path.display(),
+                directory.display()
+            )));
+        }
+        mount.host_path = path;
+    }
+    let Some(profile) = &config.security.seccomp_profile else { return Ok(None) };
+    tokio::fs::read_to_string(profile).await.map(Some).map_err(|error| {
+        RuntimeError::Config(format!("cannot load seccomp profile {}: {error}", profile.display()))
+    })
+}

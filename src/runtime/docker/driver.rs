@@ -1,0 +1,367 @@
+//! The driver: carries out what the trait asks, on a thread and a tokio runtime of its own.
+//!
+//! Owns: the connection to the engine and the life cycles of sandboxes. Invariants: the engine is the one truth (what is
+//! remembered here can be asked for again); changes to one pod's sandbox happen one at a time, different ones at once;
+//! what carries no label of this root is never touched.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use bollard::{
+    Docker,
+    models::{ContainerInspectResponse, ContainerSummary, ContainerSummaryStateEnum},
+    query_parameters::{
+        CreateContainerOptions, InspectContainerOptions, KillContainerOptions, ListContainersOptions,
+        RemoveContainerOptions, StartContainerOptions, WaitContainerOptions,
+    },
+};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, broadcast};
+
+use super::{
+    DockerConfig,
+    ends::Ends,
+    engine::{self, ended, fault, is_absent, is_over},
+    images::Images,
+    labels::{self, Kind},
+    network::Network,
+    spec, status,
+};
+use crate::{
+    model::Uid,
+    runtime::{ContainerId, ContainerStatus, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus},
+};
+
+/// A receiver that is further behind has to list again anyway.
+const EVENTS: usize = 1024;
+/// How long a killed container may take to die: it may be in a system call that the kernel cannot interrupt at once.
+pub(super) const DEATH_WAIT: Duration = Duration::from_secs(30);
+/// Requests to the engine at the same time on behalf of one call: it works on a few at a time anyway.
+const AT_ONCE: usize = 8;
+
+pub(super) struct Driver {
+    pub config: DockerConfig,
+    /// The root as label.
+    pub root: String,
+    pub docker: Docker,
+    /// The engine's version.
+    pub version: String,
+    pub events: broadcast::Sender<RuntimeEvent>,
+    pub ends: Ends,
+    pub images: Images,
+    network: AsyncMutex<Option<Network>>,
+    /// Held while a sandbox changes.
+    locks: Mutex<HashMap<Uid, Arc<AsyncMutex<()>>>>,
+    /// What is known of containers, so that a listing asks only for what changed.
+    known: Mutex<HashMap<String, (Option<ContainerSummaryStateEnum>, ContainerStatus)>>,
+}
+
+/// A sandbox and the engine's id of its container.
+pub(super) struct Found {
+    pub id: String,
+    pub sandbox: labels::Sandbox,
+    pub running: bool,
+    address: Option<String>,
+}
+
+impl Driver {
+    pub(super) async fn new(config: DockerConfig) -> Result<Driver, RuntimeError> {
+        let (docker, version) = engine::connect(&config.socket).await?;
+        Ok(Driver {
+            root: config.root.to_string_lossy().into_owned(),
+            config,
+            docker,
+            version,
+            events: broadcast::channel(EVENTS).0,
+            ends: Ends::default(),
+            images: Images::default(),
+            network: AsyncMutex::default(),
+            locks: Mutex::default(),
+            known: Mutex::default(),
+        })
+    }
+
+    fn known(&self) -> MutexGuard<'_, HashMap<String, (Option<ContainerSummaryStateEnum>, ContainerStatus)>> {
+        // Each change is one call on the map, so a panic elsewhere leaves nothing half done.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn locks(&self) -> MutexGuard<'_, HashMap<Uid, Arc<AsyncMutex<()>>>> {
+        self.locks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for the turn to change a sandbox.
+    async fn lock(&self, uid: &Uid) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.locks();
+            // Nobody holds or waits for those that only the map has.
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            Arc::clone(locks.entry(uid.clone()).or_default())
+        };
+        lock.lock_owned().await
+    }
+
+    pub(super) async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
+        let network = Network::ensure(self, cidr).await?;
+        *self.network.lock().await = Some(network);
+        Ok(())
+    }
+
+    pub(super) async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
+        let uid = Uid::from(config.uid.as_str());
+        let _turn = self.lock(&uid).await;
+        for found in self.sandboxes(Some(&uid)).await? {
+            if found.running {
+                return Ok(found.status());
+            }
+            self.remove(&found.id).await?;
+        }
+        let network = match config.host_network {
+            true => None,
+            false => Some(self.network.lock().await.clone().ok_or_else(|| RuntimeError::System {
+                operation: "give the pod an address".to_owned(),
+                cause: "the node has no pod subnet yet".to_owned(),
+            })?),
+        };
+        self.ensure_program().await?;
+        let name = labels::name(&self.root, &[&config.namespace, &config.name, &config.uid]);
+        let created_ms = crate::runtime::docker::now_ms();
+        let body = spec::sandbox(&self.root, &config, network.as_ref().map(|n| n.name.as_str()), created_ms);
+        let options = CreateContainerOptions { name: Some(name), ..CreateContainerOptions::default() };
+        let made = self.docker.create_container(Some(options), body).await;
+        let id = made.map_err(|error| refusal("create a sandbox", error))?.id;
+        self.ends.expect(&id, Kind::Sandbox, &uid);
+        let begun = match self.docker.start_container(&id, None::<StartContainerOptions>).await {
+            Ok(()) => self.sandboxes(Some(&uid)).await,
+            Err(error) => Err(sandbox_refusal(error)),
+        };
+        match begun.map(|all| all.into_iter().find(|found| found.id == id && found.running)) {
+            Ok(Some(found)) => Ok(found.status()),
+            failed => {
+                self.ends.forget(&id);
+                if let Err(left) = self.remove(&id).await {
+                    tracing::warn!(pod = %uid, error = %left, "a failed sandbox is left in the engine");
+                }
+                failed.and(Err(RuntimeError::System {
+                    operation: format!("run the sandbox of pod {uid}"),
+                    cause: "it ended at once".to_owned(),
+                }))
+            }
+        }
+    }
+
+    pub(super) async fn stop_sandbox(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
+        let _turn = self.lock(uid).await;
+        self.stop_locked(uid).await
+    }
+
+    async fn stop_locked(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
+        self.end_containers(uid).await?;
+        for found in self.sandboxes(Some(uid)).await?.into_iter().filter(|found| found.running) {
+            // From here on its end is no loss.
+            self.ends.forget(&found.id);
+            self.kill_and_wait(&found.id).await?;
+        }
+        Ok(())
+    }
+
+    /// Kills all containers of a pod and waits until their ends are told.
+    pub(super) async fn end_containers(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
+        let all = self.summaries(Kind::Container, Some(uid)).await?;
+        let running: Vec<String> = all.into_iter().filter(is_running).filter_map(|found| found.id).collect();
+        stream::iter(running.into_iter().map(|id| {
+            let driver = Arc::clone(self);
+            async move {
+                driver.kill_and_wait(&id).await?;
+                driver.ends.told(&id).await;
+                Ok(())
+            }
+        }))
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await
+    }
+
+    pub(super) async fn remove_sandbox(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
+        let _turn = self.lock(uid).await;
+        self.stop_locked(uid).await?;
+        for kind in [Kind::Container, Kind::Sandbox] {
+            for id in self.summaries(kind, Some(uid)).await?.into_iter().filter_map(|found| found.id) {
+                self.remove(&id).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sandboxes, of one pod or all.
+    pub(super) async fn sandboxes(&self, pod: Option<&Uid>) -> Result<Vec<Found>, RuntimeError> {
+        let all = self.summaries(Kind::Sandbox, pod).await?;
+        Ok(all.into_iter().filter_map(Found::read).collect())
+    }
+
+    pub(super) async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
+        Ok(self.sandboxes(None).await?.iter().map(Found::status).collect())
+    }
+
+    pub(super) async fn summaries(
+        &self,
+        kind: Kind,
+        pod: Option<&Uid>,
+    ) -> Result<Vec<ContainerSummary>, RuntimeError> {
+        let filters = Some(labels::filter_kind(&self.root, kind, pod));
+        let options = ListContainersOptions { all: true, filters, ..ListContainersOptions::default() };
+        self.docker.list_containers(Some(options)).await.map_err(fault("list the engine's containers"))
+    }
+
+    /// Every container, and none as ended before its end was told.
+    pub(super) async fn list_containers(self: &Arc<Self>) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        let found = self.summaries(Kind::Container, None).await?;
+        let asked: Vec<_> = found.into_iter().filter_map(|found| Some((found.id?, found.state))).collect();
+        self.known().retain(|id, _| asked.iter().any(|(other, _)| other == id));
+        let statuses = stream::iter(asked.into_iter().map(|(id, state)| {
+            let driver = Arc::clone(self);
+            async move { driver.container_status(id, state).await }
+        }));
+        let all: Vec<Option<ContainerStatus>> = statuses.buffered(AT_ONCE).try_collect().await?;
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    async fn container_status(
+        &self,
+        id: String,
+        state: Option<ContainerSummaryStateEnum>,
+    ) -> Result<Option<ContainerStatus>, RuntimeError> {
+        if let Some((of, status)) = self.known().get(&id)
+            && *of == state
+        {
+            return Ok(Some(status.clone()));
+        }
+        let Some(found) = self.inspect(&id).await? else { return Ok(None) };
+        let Some(status) = status::container(&found) else { return Ok(None) };
+        if matches!(status.state, crate::runtime::ContainerState::Exited(_)) {
+            self.ends.told(&id).await;
+        }
+        self.known().insert(id, (state, status.clone()));
+        Ok(Some(status))
+    }
+
+    /// A container of this root.
+    pub(super) async fn inspect(&self, id: &str) -> Result<Option<ContainerInspectResponse>, RuntimeError> {
+        match self.docker.inspect_container(id, None::<InspectContainerOptions>).await {
+            Ok(found) => {
+                let labels = found.config.as_ref().and_then(|config| config.labels.as_ref());
+                let ours = labels.and_then(|labels| labels.get(labels::ROOT)) == Some(&self.root);
+                Ok(Some(found).filter(|_| ours))
+            }
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(fault(format!("look at container {id}"))(error)),
+        }
+    }
+
+    /// [`Driver::inspect`] of what has to be there.
+    pub(super) async fn expected(&self, id: &ContainerId) -> Result<ContainerInspectResponse, RuntimeError> {
+        self.inspect(&id.0).await?.ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))
+    }
+
+    /// Kills what runs, and returns once it is dead.
+    pub(super) async fn kill_and_wait(&self, id: &str) -> Result<(), RuntimeError> {
+        self.signal(id, "SIGKILL").await?;
+        match tokio::time::timeout(DEATH_WAIT, self.wait_dead(id)).await {
+            Ok(dead) => dead,
+            Err(_) => Err(RuntimeError::System {
+                operation: format!("kill container {id}"),
+                cause: "it does not die".to_owned(),
+            }),
+        }
+    }
+
+    /// Sends a signal to what runs.
+    pub(super) async fn signal(&self, id: &str, signal: &str) -> Result<(), RuntimeError> {
+        let options = KillContainerOptions { signal: signal.to_owned() };
+        let sent = self.docker.kill_container(id, Some(options)).await;
+        ended(sent).map_err(fault(format!("send {signal} to container {id}")))
+    }
+
+    /// Returns once a container does not run (any more).
+    pub(super) async fn wait_dead(&self, id: &str) -> Result<(), RuntimeError> {
+        let options = WaitContainerOptions { condition: "not-running".to_owned() };
+        let mut waiting = std::pin::pin!(self.docker.wait_container(id, Some(options)));
+        match waiting.next().await {
+            // Exit codes other than 0 come as errors.
+            None | Some(Ok(_) | Err(bollard::errors::Error::DockerContainerWaitError { .. })) => Ok(()),
+            Some(Err(error)) if is_over(&error) => Ok(()),
+            Some(Err(error)) => Err(fault(format!("wait for container {id}"))(error)),
+        }
+    }
+
+    /// Removes a container that has ended, with the volumes that its image declares.
+    pub(super) async fn remove(&self, id: &str) -> Result<(), RuntimeError> {
+        let options = RemoveContainerOptions { v: true, force: true, ..RemoveContainerOptions::default() };
+        let removed = self.docker.remove_container(id, Some(options)).await;
+        self.ends.forget(id);
+        match removed {
+            // Somebody else is at it: that ends when it does.
+            Err(error) if engine::status(&error) == Some(409) => {
+                let options = WaitContainerOptions { condition: "removed".to_owned() };
+                let mut gone = std::pin::pin!(self.docker.wait_container(id, Some(options)));
+                let _ = tokio::time::timeout(DEATH_WAIT, gone.next()).await;
+                Ok(())
+            }
+            other => ended(other).map_err(fault(format!("remove container {id}"))),
+        }
+    }
+
+    /// Removes everything of this root from the engine but images.
+    pub(super) async fn destroy(self: &Arc<Self>) -> Result<(), RuntimeError> {
+        let mut pods: Vec<Uid> = Vec::new();
+        for kind in [Kind::Sandbox, Kind::Container] {
+            let labels = self.summaries(kind, None).await?.into_iter().filter_map(|found| found.labels);
+            pods.extend(labels.filter_map(|labels| labels::kind_and_pod(&labels)).map(|(_, pod)| pod));
+        }
+        pods.sort();
+        pods.dedup();
+        for pod in pods {
+            self.remove_sandbox(&pod).await?;
+        }
+        *self.network.lock().await = None;
+        Network::remove_unused(self, None).await
+    }
+}
+
+impl Found {
+    fn read(found: ContainerSummary) -> Option<Found> {
+        let running = is_running(&found);
+        let mut networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        let address = networks.drain().find_map(|(_, network)| network.ip_address);
+        Some(Found { id: found.id?, sandbox: labels::Sandbox::read(&found.labels?)?, running, address })
+    }
+
+    pub(super) fn status(&self) -> SandboxStatus {
+        status::sandbox(&self.sandbox, self.running, self.address.as_deref())
+    }
+}
+
+pub(super) fn is_running(found: &ContainerSummary) -> bool {
+    use ContainerSummaryStateEnum::{PAUSED, RUNNING};
+    matches!(found.state, Some(RUNNING | PAUSED))
+}
+
+/// A configuration that the engine does not take, in Kubernetes' distinction.
+pub(super) fn refusal(operation: &str, error: bollard::errors::Error) -> RuntimeError {
+    match engine::status(&error) {
+        Some(400) => RuntimeError::Config(engine::message(&error)),
+        _ => fault(operation)(error),
+    }
+}
+
+/// Why a sandbox does not start: most often the network.
+fn sandbox_refusal(error: bollard::errors::Error) -> RuntimeError {
+    let text = engine::message(&error);
+    match text.contains("address") {
+        true => RuntimeError::System { operation: "give the pod an address".to_owned(), cause: text },
+        false => RuntimeError::System { operation: "start a sandbox".to_owned(), cause: text },
+    }
+}

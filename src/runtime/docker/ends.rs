@@ -1,0 +1,137 @@
+//! What runs and whose end is still to be told.
+//!
+//! Owns: the table of running containers. Invariants: an end is told once; a container is told as ended only after its
+//! log is written to the end, so that whoever hears of the end finds the last line.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::sync::watch;
+
+use super::labels::Kind;
+use crate::model::Uid;
+
+/// How long a listing, or an end, waits for the other: beyond it something is wrong with the engine, and an end without
+/// the last lines is better than none.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+#[derive(Default)]
+pub(super) struct Ends {
+    table: Mutex<HashMap<String, Running>>,
+}
+
+struct Running {
+    kind: Kind,
+    pod: Uid,
+    /// Nothing more comes into its log.
+    log_ended: watch::Sender<bool>,
+    /// Its end was told, once this is dropped.
+    told: watch::Sender<()>,
+    telling: bool,
+}
+
+/// An end about to be told; [`Ends::forget`] says that it was.
+pub(super) struct Telling {
+    pub kind: Kind,
+    pub pod: Uid,
+    log_ended: watch::Receiver<bool>,
+}
+
+impl Telling {
+    /// Waits until the log is written to the end.
+    pub(super) async fn log_ended(&mut self) {
+        let _ = tokio::time::timeout(PATIENCE, self.log_ended.wait_for(|ended| *ended)).await;
+    }
+}
+
+impl Ends {
+    fn table(&self) -> MutexGuard<'_, HashMap<String, Running>> {
+        // Each change is one call on the map, so a panic elsewhere leaves nothing half done.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on the end of this is to be told. Before it starts, lest a short life be missed.
+    pub(super) fn expect(&self, id: &str, kind: Kind, pod: &Uid) {
+        let running = Running {
+            kind,
+            pod: pod.clone(),
+            log_ended: watch::Sender::new(false),
+            told: watch::Sender::new(()),
+            telling: false,
+        };
+        self.table().insert(id.to_owned(), running);
+    }
+
+    /// Its end was told, or nobody is to hear of it.
+    pub(super) fn forget(&self, id: &str) {
+        self.table().remove(id);
+    }
+
+    /// Everything whose end was not told.
+    pub(super) fn expected(&self) -> Vec<String> {
+        self.table().iter().filter(|(_, running)| !running.telling).map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Its log is complete.
+    pub(super) fn log_ended(&self, id: &str) {
+        if let Some(running) = self.table().get(id) {
+            running.log_ended.send_replace(true);
+        }
+    }
+
+    /// Takes over the telling of an end; `None` when nobody waits for it, or another tells it.
+    pub(super) fn begin_telling(&self, id: &str) -> Option<Telling> {
+        let mut table = self.table();
+        let running = table.get_mut(id).filter(|running| !running.telling)?;
+        running.telling = true;
+        let log_ended = running.log_ended.subscribe();
+        Some(Telling { kind: running.kind, pod: running.pod.clone(), log_ended })
+    }
+
+    /// Waits until the end of what has ended was told.
+    pub(super) async fn told(&self, id: &str) {
+        let Some(mut told) = self.table().get(id).map(|running| running.told.subscribe()) else { return };
+        let _ = tokio::time::timeout(PATIENCE, async { while told.changed().await.is_ok() {} }).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_is_told_once_and_after_its_log() {
+        let ends = Ends::default();
+        ends.expect("c", Kind::Container, &"pod".into());
+        assert_eq!(ends.expected(), ["c"]);
+        let mut telling = ends.begin_telling("c").unwrap();
+        assert!(ends.begin_telling("c").is_none(), "only once");
+        assert!(ends.expected().is_empty());
+        let begun = tokio::time::Instant::now();
+        tokio::join!(telling.log_ended(), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            ends.log_ended("c");
+        });
+        assert_eq!(begun.elapsed(), Duration::from_secs(1));
+        // Who asks meanwhile waits for the telling.
+        tokio::join!(ends.told("c"), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            ends.forget("c");
+        });
+        assert_eq!(begun.elapsed(), Duration::from_secs(2));
+        ends.told("c").await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(2), "what is not expected is not waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_never_ends_does_not_hold_back_an_end_for_ever() {
+        let ends = Ends::default();
+        ends.expect("c", Kind::Container, &"pod".into());
+        let begun = tokio::time::Instant::now();
+        ends.begin_telling("c").unwrap().log_ended().await;
+        assert_eq!(begun.elapsed(), PATIENCE);
+    }
+}

@@ -1,0 +1,395 @@
+//! The engine's images in the trait's words.
+//!
+//! Owns: names, loading, pulling, and the images made of our own program: the built-in one and the sandboxes'. Invariant:
+//! what is loaded was checked by [`crate::runtime::images::pack`] first. The engine's images are one for all who use it:
+//! what `docker build` made is there for pods, and what is loaded here is there for docker.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bollard::{
+    auth::DockerCredentials,
+    errors::Error,
+    models::ImageInspect,
+    query_parameters::{CreateImageOptions, ImportImageOptions, ListImagesOptions, RemoveImageOptions},
+};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio_util::io::ReaderStream;
+
+use super::{
+    driver::Driver,
+    engine::{self, fault, is_absent},
+    spec::PAUSE_IMAGE,
+};
+use crate::runtime::{
+    Image, Reader, RegistryAuth, RuntimeError,
+    images::{
+        BUILTIN_IMAGE, normalize,
+        pack::{self, PROGRAM_LABEL, Packed},
+    },
+};
+
+/// Images looked at together.
+const AT_ONCE: usize = 8;
+
+/// What is remembered of images.
+#[derive(Default)]
+pub(super) struct Images {
+    /// One load of our own program at a time.
+    program: AsyncMutex<()>,
+    /// By image id, which stands for its whole content: the user it runs as.
+    users: Mutex<HashMap<String, String>>,
+    pulls: Mutex<HashMap<PullKey, watch::Receiver<Pulled>>>,
+}
+
+/// Who pulls what: the full name, the user and the password.
+type PullKey = (String, String, String);
+/// How a pull ended, once it has.
+type Pulled = Option<Result<Image, RuntimeError>>;
+
+impl Images {
+    fn users(&self) -> MutexGuard<'_, HashMap<String, String>> {
+        // Each change is one call on the map, so a panic elsewhere leaves nothing half done.
+        self.users.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pulls(&self) -> MutexGuard<'_, HashMap<PullKey, watch::Receiver<Pulled>>> {
+        self.pulls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Driver {
+    /// The image of a name in any form, or of an id.
+    pub(super) async fn find_image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
+        Ok(self.inspect_image(&engine_image(name)?).await?.map(image))
+    }
+
+    async fn inspect_image(&self, name: &str) -> Result<Option<ImageInspect>, RuntimeError> {
+        match self.docker.inspect_image(name).await {
+            Ok(found) => Ok(Some(found)),
+            Err(error) if is_absent(&error) => Ok(None),
+            Err(error) => Err(fault(format!("look at image {name}"))(error)),
+        }
+    }
+
+    /// Whether an image was loaded, not pulled: then the engine knows no registry's digest of it.
+    pub(super) async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+        let found = self.inspect_image(&engine_image(name)?).await?;
+        Ok(found.is_some_and(|found| found.repo_digests.unwrap_or_default().is_empty()))
+    }
+
+    /// Every image with a name, but the sandboxes'.
+    pub(super) async fn list_images(self: &Arc<Self>) -> Result<Vec<Image>, RuntimeError> {
+        let all = self.docker.list_images(None::<ListImagesOptions>).await;
+        let all = all.map_err(fault("list the engine's images"))?.into_iter().filter_map(|found| {
+            let names = names(&found.repo_tags, &found.repo_digests);
+            let hidden = names.is_empty() || names == [PAUSE_IMAGE];
+            (!hidden).then(|| Image {
+                id: found.id,
+                names,
+                size_bytes: u64::try_from(found.size).unwrap_or(0),
+                user: String::new(),
+            })
+        });
+        let with_users = stream::iter(all.map(|image| {
+            let driver = Arc::clone(self);
+            async move { Ok(Image { user: driver.user_of(&image.id).await?, ..image }) }
+        }));
+        with_users.buffered(AT_ONCE).try_collect().await
+    }
+
+    async fn user_of(&self, id: &str) -> Result<String, RuntimeError> {
+        if let Some(user) = self.images.users().get(id) {
+            return Ok(user.clone());
+        }
+        let user = self.inspect_image(id).await?.map(|found| image(found).user).unwrap_or_default();
+        self.images.users().insert(id.to_owned(), user.clone());
+        Ok(user)
+    }
+
+    pub(super) async fn load_image(
+        &self,
+        archive: Reader,
+        rename: Option<String>,
+    ) -> Result<Vec<String>, RuntimeError> {
+        self.hand_over(pack::pack(archive, rename, &self.config.scratch()).await?).await
+    }
+
+    pub(super) async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
+        let names = self.hand_over(pack::pack_rootfs(rootfs, name, &self.config.scratch()).await?).await?;
+        names
+            .into_iter()
+            .next()
+            .ok_or_else(|| RuntimeError::InvalidImageName(name.to_owned(), "empty".to_owned()))
+    }
+
+    /// Has the engine load what was packed.
+    async fn hand_over(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
+        let open = tokio::fs::File::open(&packed.archive).await;
+        let file = open.map_err(|cause| RuntimeError::System {
+            operation: format!("open {}", packed.archive.display()),
+            cause: cause.to_string(),
+        })?;
+        let options = ImportImageOptions { quiet: true, ..ImportImageOptions::default() };
+        let answers = self.docker.import_image_stream(options, ReaderStream::new(file), None);
+        let done: Result<(), Error> = answers.try_for_each(|_| async { Ok(()) }).await;
+        done.map_err(|error| match error {
+            Error::DockerStreamError { error } => {
+                RuntimeError::BadImage(format!("the docker engine says: {error}"))
+            }
+            other => fault("load an image into the docker engine")(other),
+        })?;
+        Ok(packed.names.clone())
+    }
+
+    pub(super) async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
+        let full = engine_name(&normalize(name)?);
+        // Also one that containers use: they keep its content, as everywhere.
+        let options = RemoveImageOptions { force: true, ..RemoveImageOptions::default() };
+        match self.docker.remove_image(&full, Some(options), None).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_absent(&error) => Err(RuntimeError::ImageNotFound(name.to_owned())),
+            Err(error) => Err(fault(format!("remove image {full}"))(error)),
+        }
+    }
+
+    /// Makes the images of our own program, unless the engine has them of this very file.
+    pub(super) async fn ensure_images(&self) -> Result<(), RuntimeError> {
+        let _one_at_a_time = self.images.program.lock().await;
+        let identity = pack::program_identity(&self.config.program)?;
+        let mut missing = Vec::new();
+        for (name, entrypoint) in programs() {
+            if self.label_of(&name).await?.as_ref() != Some(&identity) {
+                missing.push((name, entrypoint));
+            }
+        }
+        self.load_programs(missing).await
+    }
+
+    /// Makes the sandboxes' image when somebody removed it.
+    pub(super) async fn ensure_program(&self) -> Result<(), RuntimeError> {
+        let _one_at_a_time = self.images.program.lock().await;
+        if self.inspect_image(PAUSE_IMAGE).await?.is_some() {
+            return Ok(());
+        }
+        self.load_programs(programs().into_iter().filter(|(name, _)| name == PAUSE_IMAGE).collect()).await
+    }
+
+    async fn load_programs(&self, programs: Vec<(String, Vec<String>)>) -> Result<(), RuntimeError> {
+        if programs.is_empty() {
+            return Ok(());
+        }
+        let packed = pack::pack_program(&self.config.program, programs, &self.config.scratch()).await?;
+        self.hand_over(packed).await.map(drop)
+    }
+
+    async fn label_of(&self, name: &str) -> Result<Option<String>, RuntimeError> {
+        let found = self.inspect_image(name).await?;
+        Ok(found.and_then(|found| found.config?.labels?.get(PROGRAM_LABEL).cloned()))
+    }
+
+    /// Pulls an image; calls for the same one at the same time are one pull.
+    pub(super) async fn pull_image(
+        &self,
+        name: &str,
+        auth: Option<RegistryAuth>,
+    ) -> Result<Image, RuntimeError> {
+        let full = normalize(name)?;
+        let auth = auth.unwrap_or_default();
+        let key = (full.clone(), auth.username.clone(), auth.password.clone());
+        let (tell, under_way) = {
+            let mut pulls = self.images.pulls();
+            match pulls.get(&key) {
+                // One whose end was not told was cut off with its caller.
+                Some(pull) if pull.has_changed().is_ok() => (None, pull.clone()),
+                _ => {
+                    let (tell, pull) = watch::channel(None);
+                    pulls.insert(key.clone(), pull.clone());
+                    (Some(tell), pull)
+                }
+            }
+        };
+        if let Some(tell) = tell {
+            let result = self.pull(&full, &auth).await;
+            self.images.pulls().remove(&key);
+            tell.send_replace(Some(result.clone()));
+            return result;
+        }
+        let mut under_way = under_way;
+        let result = under_way.wait_for(Option::is_some).await.ok().and_then(|result| result.clone());
+        result.unwrap_or_else(|| {
+            Err(RuntimeError::System {
+                operation: format!("pull image {full}"),
+                cause: "it was cut off".to_owned(),
+            })
+        })
+    }
+
+    async fn pull(&self, full: &str, auth: &RegistryAuth) -> Result<Image, RuntimeError> {
+        let name = engine_name(full);
+        let options = CreateImageOptions { from_image: Some(name.clone()), ..CreateImageOptions::default() };
+        let pulling = self.docker.create_image(Some(options), None, credentials(full, auth));
+        let done: Result<(), Error> = pulling.try_for_each(|_| async { Ok(()) }).await;
+        done.map_err(|error| pull_error(full, &engine::message(&error)))?;
+        self.inspect_image(&name)
+            .await?
+            .map(image)
+            .ok_or_else(|| RuntimeError::ImageNotFound(full.to_owned()))
+    }
+}
+
+/// The images made of our own program: names and entrypoints.
+fn programs() -> Vec<(String, Vec<String>)> {
+    let entrypoint =
+        |more: &[&str]| ["/hello", "hello"].iter().chain(more).map(|word| (*word).to_owned()).collect();
+    vec![(BUILTIN_IMAGE.to_owned(), entrypoint(&[])), (PAUSE_IMAGE.to_owned(), entrypoint(&["--pause"]))]
+}
+
+/// An image's name in any form, or its id, as the engine takes it.
+pub(super) fn engine_image(name: &str) -> Result<String, RuntimeError> {
+    if is_id(name) { Ok(name.to_owned()) } else { Ok(engine_name(&normalize(name)?)) }
+}
+
+fn is_id(name: &str) -> bool {
+    name.strip_prefix("sha256:")
+        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+/// A full name as the engine takes it: with a digest there is no tag.
+fn engine_name(full: &str) -> String {
+    let Some((named, digest)) = full.split_once('@') else { return full.to_owned() };
+    let slash = named.rfind('/').map_or(0, |at| at + 1);
+    let repository = named[slash..].find(':').map_or(named, |colon| &named[..slash + colon]);
+    format!("{repository}@{digest}")
+}
+
+fn image(found: ImageInspect) -> Image {
+    Image {
+        id: found.id.unwrap_or_default(),
+        names: names(&found.repo_tags.unwrap_or_default(), &found.repo_digests.unwrap_or_default()),
+        size_bytes: found.size.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
+        user: found.config.and_then(|config| config.user).unwrap_or_default(),
+    }
+}
+
+/// Full names, sorted; what has no tag goes by its digests.
+fn names(tags: &[String], digests: &[String]) -> Vec<String> {
+    let full = |names: &[String]| {
+        let mut names: Vec<String> = names.iter().filter_map(|name| normalize(name).ok()).collect();
+        names.sort();
+        names
+    };
+    let tags = full(tags);
+    if tags.is_empty() { full(digests) } else { tags }
+}
+
+fn credentials(full: &str, auth: &RegistryAuth) -> Option<DockerCredentials> {
+    if *auth == RegistryAuth::default() {
+        return None;
+    }
+    let given = |text: &str| Some(text.to_owned()).filter(|text| !text.is_empty());
+    let server = full.split('/').next().map(str::to_owned);
+    Some(match given(&auth.username) {
+        Some(username) => DockerCredentials {
+            username: Some(username),
+            password: given(&auth.password),
+            serveraddress: server,
+            ..DockerCredentials::default()
+        },
+        None => DockerCredentials {
+            registrytoken: given(&auth.password),
+            serveraddress: server,
+            ..DockerCredentials::default()
+        },
+    })
+}
+
+/// Why an image was not pulled, and what may help.
+fn pull_error(full: &str, text: &str) -> RuntimeError {
+    let lower = text.to_lowercase();
+    let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
+    let advice = if says(&["unauthorized", "access denied", "authentication required", "no basic auth"]) {
+        "; is the name right, and are the credentials in the pod's imagePullSecrets?"
+    } else if says(&["manifest unknown", "not found"]) {
+        "; the registry has no such image or tag"
+    } else if says(&["http response to https"]) {
+        "; the registry speaks plain HTTP: name it in the engine's insecure-registries"
+    } else if says(&[
+        "no such host",
+        "connection refused",
+        "timeout",
+        "deadline exceeded",
+        "network is unreachable",
+    ]) {
+        "; can the docker engine reach the registry?"
+    } else {
+        ""
+    };
+    RuntimeError::System {
+        operation: format!("failed to pull image {full:?}"),
+        cause: format!("{text}{advice}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_gets_names_without_tag_beside_a_digest() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for (full, name) in [
+            ("docker.io/library/a:1".to_owned(), "docker.io/library/a:1".to_owned()),
+            (format!("r.io:5000/a:1@{digest}"), format!("r.io:5000/a@{digest}")),
+            (format!("r.io:5000/a@{digest}"), format!("r.io:5000/a@{digest}")),
+        ] {
+            assert_eq!(engine_name(&full), name);
+        }
+    }
+
+    #[test]
+    fn names_are_full_sorted_and_never_none() {
+        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let digest = format!("b@sha256:{}", "a".repeat(64));
+        assert_eq!(
+            names(&texts(&["b:1", "a"]), &texts(&[&digest])),
+            ["docker.io/library/a:latest", "docker.io/library/b:1"]
+        );
+        assert_eq!(
+            names(&texts(&["<none>:<none>"]), &texts(&[&digest])),
+            [format!("docker.io/library/{digest}")]
+        );
+        assert!(names(&texts(&["<none>:<none>"]), &texts(&["<none>@<none>"])).is_empty());
+    }
+
+    #[test]
+    fn errors_of_registries_say_what_may_help() {
+        for (text, advice) in [
+            ("pull access denied for x, repository does not exist", "imagePullSecrets"),
+            ("manifest for x:9 not found: manifest unknown", "no such image or tag"),
+            (
+                "Get \"https://r:5000/v2/\": http: server gave HTTP response to HTTPS client",
+                "insecure-registries",
+            ),
+            ("dial tcp: lookup r on 127.0.0.53:53: no such host", "reach the registry"),
+            ("something else", "something else"),
+        ] {
+            let error = pull_error("r/x:9", text).to_string();
+            assert!(error.contains(advice) && error.contains(text) && error.contains("r/x:9"), "{error}");
+        }
+    }
+
+    #[test]
+    fn credentials_go_to_the_images_registry() {
+        assert!(credentials("r.io/a:1", &RegistryAuth::default()).is_none());
+        let auth = |username: &str| RegistryAuth { username: username.into(), password: "p".into() };
+        let basic = credentials("r.io:5000/a:1", &auth("u")).unwrap();
+        assert_eq!((basic.username.as_deref(), basic.password.as_deref()), (Some("u"), Some("p")));
+        assert_eq!(basic.serveraddress.as_deref(), Some("r.io:5000"));
+        let token = credentials("r.io/a:1", &auth("")).unwrap();
+        assert_eq!((token.username, token.registrytoken.as_deref()), (None, Some("p")));
+    }
+}

@@ -1,0 +1,287 @@
+//! Containers' output, from the engine into their log files in CRI's format.
+//!
+//! Owns: one follower for each container, its place in the engine's stream, and finding that place again after a restart.
+//! Invariant: no line is lost or doubled over a restart of ours. Each stream's times only grow, and a record is written
+//! with the engine's time: so the log itself tells where to go on. Limits: the engine keeps 64 MiB of a container's
+//! output; a full disk loses lines rather than blocking the container.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use bollard::{container::LogOutput, query_parameters::LogsOptions};
+use futures_util::StreamExt as _;
+use tokio::{
+    fs::{File, OpenOptions},
+    io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _},
+};
+
+use super::{driver::Driver, engine, labels::Container};
+use crate::runtime::logs::{MAX_PART, Stream, encode};
+
+/// Records written at once, when so many are there.
+const BATCH: usize = 256;
+/// Before the engine is asked again.
+const PAUSE: Duration = Duration::from_millis(200);
+/// What is read of a log's end to find the place: many records of the longest kind.
+const TAIL: u64 = 64 * MAX_PART as u64;
+
+/// Follows a container that was just started.
+pub(super) fn begin(driver: &Arc<Driver>, id: String, container: Container) {
+    spawn(driver, id, container, false);
+}
+
+/// Goes on where an earlier process was.
+pub(super) fn resume(driver: &Arc<Driver>, id: String, container: Container) {
+    spawn(driver, id, container, true);
+}
+
+fn spawn(driver: &Arc<Driver>, id: String, container: Container, resume: bool) {
+    let driver = Arc::clone(driver);
+    tokio::spawn(async move {
+        if let Err(error) = follow(&driver, &id, &container, resume).await {
+            tracing::warn!(container = %id, log = %container.log.display(), %error, "its output is not logged any more");
+        }
+        driver.ends.log_ended(&id);
+    });
+}
+
+async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) -> std::io::Result<()> {
+    let path = &container.log;
+    if resume && !path.parent().is_some_and(Path::exists) {
+        // Its pod's directory is gone: nobody wants to read it.
+        return Ok(());
+    }
+    let mut log = OpenOptions::new().create(true).append(true).read(true).open(path).await?;
+    let mut place = if resume { Place::find(&mut log).await? } else { Place::default() };
+    loop {
+        let options = LogsOptions {
+            follow: true,
+            stdout: true,
+            stderr: true,
+            timestamps: true,
+            since: i32::try_from(place.since()).unwrap_or(0),
+            ..LogsOptions::default()
+        };
+        let mut resumed = place.clone();
+        let mut batches = std::pin::pin!(driver.docker.logs(id, Some(options)).ready_chunks(BATCH));
+        let mut broken = None;
+        let mut out = Vec::new();
+        while let Some(batch) = batches.next().await {
+            out.clear();
+            for output in batch {
+                let output = match output {
+                    Ok(output) => output,
+                    Err(error) => {
+                        broken = Some(error);
+                        continue;
+                    }
+                };
+                let Some(record) = record(&output).filter(|record| resumed.is_new(record)) else { continue };
+                place.pass(&record);
+                encode(&mut out, record.time, record.stream, record.full, record.content);
+            }
+            log.write_all(&out).await?;
+            log.flush().await?;
+        }
+        match (broken, driver.inspect(id).await) {
+            (Some(error), _) if engine::is_absent(&error) => return Ok(()),
+            // Told to the end of a container that has ended.
+            (None, Ok(found)) => {
+                let running = found.and_then(|found| found.state).and_then(|state| state.running);
+                if running != Some(true) {
+                    return Ok(());
+                }
+            }
+            (Some(_), Ok(None)) => return Ok(()),
+            (_, _) => {}
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// A line, or a part of one, as the engine gives it out.
+struct Record<'a> {
+    time: SystemTime,
+    stream: Stream,
+    full: bool,
+    content: &'a [u8],
+}
+
+/// Takes `TIME CONTENT` apart; a part of a line has no line feed. `None` when it has not that form.
+fn record(output: &LogOutput) -> Option<Record<'_>> {
+    let (stream, bytes) = match output {
+        LogOutput::StdErr { message } => (Stream::Stderr, message),
+        // A terminal has one stream.
+        LogOutput::StdOut { message } | LogOutput::Console { message } => (Stream::Stdout, message),
+        LogOutput::StdIn { .. } => return None,
+    };
+    let space = bytes.iter().position(|byte| *byte == b' ')?;
+    let time = humantime::parse_rfc3339(std::str::from_utf8(&bytes[..space]).ok()?).ok()?;
+    let content = &bytes[space + 1..];
+    let line = content.strip_suffix(b"\n");
+    Some(Record { time, stream, full: line.is_some(), content: line.unwrap_or(content) })
+}
+
+/// How far each stream is written.
+#[derive(Clone, Default, Debug, PartialEq, Eq)]
+struct Place {
+    /// For [`Stream::Stdout`], then [`Stream::Stderr`]: the last record's time, and how many records have it.
+    last: [Option<(SystemTime, u32)>; 2],
+}
+
+impl Place {
+    fn of(&mut self, stream: Stream) -> &mut Option<(SystemTime, u32)> {
+        &mut self.last[usize::from(stream == Stream::Stderr)]
+    }
+
+    /// Notes a record as written.
+    fn pass(&mut self, record: &Record<'_>) {
+        let last = self.of(record.stream);
+        *last = match *last {
+            Some((time, count)) if time == record.time => Some((time, count + 1)),
+            _ => Some((record.time, 1)),
+        };
+    }
+
+    /// Whether a record comes after this place. Asked in the stream's order: it counts those of the last time.
+    fn is_new(&mut self, record: &Record<'_>) -> bool {
+        match self.of(record.stream) {
+            Some((time, _)) if record.time < *time => false,
+            Some((time, count)) if record.time == *time && *count > 0 => {
+                *count -= 1;
+                false
+            }
+            _ => true,
+        }
+    }
+
+    /// The second from which both streams have to be read again.
+    fn since(&self) -> u64 {
+        let seconds = |last: &Option<(SystemTime, u32)>| {
+            last.and_then(|(time, _)| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs())
+        };
+        self.last.iter().map(seconds).min().unwrap_or(0)
+    }
+
+    /// The place that a log is written to; cuts off a record that a crash left incomplete.
+    async fn find(log: &mut File) -> std::io::Result<Place> {
+        let end = log.seek(std::io::SeekFrom::End(0)).await?;
+        let begin = end.saturating_sub(TAIL);
+        log.seek(std::io::SeekFrom::Start(begin)).await?;
+        let mut tail = Vec::new();
+        log.read_to_end(&mut tail).await?;
+        let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        if whole < tail.len() && (whole > 0 || begin == 0) {
+            log.set_len(begin + whole as u64).await?;
+        }
+        // The first line of a part of a file may be half of one.
+        let first =
+            if begin == 0 { 0 } else { tail.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1) };
+        Ok(Place::read(&tail[first.min(whole)..whole], begin > 0))
+    }
+
+    /// The place after these records. `cut`: others came before them, so that a stream with none here is taken to be
+    /// as far as the first one.
+    fn read(records: &[u8], cut: bool) -> Place {
+        let mut place = Place::default();
+        let mut first = None;
+        for line in records.split(|byte| *byte == b'\n') {
+            let mut words = line.splitn(3, |byte| *byte == b' ');
+            let time =
+                words.next().and_then(|word| humantime::parse_rfc3339(std::str::from_utf8(word).ok()?).ok());
+            let stream = match words.next() {
+                Some(b"stdout") => Stream::Stdout,
+                Some(b"stderr") => Stream::Stderr,
+                _ => continue,
+            };
+            let Some(time) = time else { continue };
+            first.get_or_insert(time);
+            place.pass(&Record { time, stream, full: true, content: &[] });
+        }
+        if cut {
+            for last in &mut place.last {
+                *last = last.or(first.map(|time| (time, 0)));
+            }
+        }
+        place
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn out(text: &str) -> LogOutput {
+        LogOutput::StdOut { message: bytes::Bytes::copy_from_slice(text.as_bytes()) }
+    }
+
+    fn err(text: &str) -> LogOutput {
+        LogOutput::StdErr { message: bytes::Bytes::copy_from_slice(text.as_bytes()) }
+    }
+
+    #[test]
+    fn lines_and_parts_are_told_apart() {
+        let line = out("2024-05-06T07:08:09.000000001Z a b\n");
+        let taken = record(&line).unwrap();
+        assert_eq!((taken.content, taken.full, taken.stream), (&b"a b"[..], true, Stream::Stdout));
+        let part = err("2024-05-06T07:08:09.000000001Z part");
+        let taken = record(&part).unwrap();
+        assert_eq!((taken.content, taken.full, taken.stream), (&b"part"[..], false, Stream::Stderr));
+        for bad in ["", "now x\n", "2024"] {
+            assert!(record(&out(bad)).is_none(), "{bad}");
+        }
+    }
+
+    /// What a follower writes when it resumes after `written` and is given all of `stream` again.
+    fn resumed(written: &[LogOutput], stream: &[LogOutput]) -> Vec<String> {
+        let mut log = Vec::new();
+        for output in written {
+            let record = record(output).unwrap();
+            encode(&mut log, record.time, record.stream, record.full, record.content);
+        }
+        let mut place = Place::read(&log, false);
+        let new = stream.iter().filter(|output| place.is_new(&record(output).unwrap()));
+        new.map(|output| String::from_utf8_lossy(record(output).unwrap().content).into_owned()).collect()
+    }
+
+    #[test]
+    fn a_resumed_log_loses_and_doubles_nothing() {
+        let (one, two) = ("2024-05-06T07:08:09.000000001Z", "2024-05-06T07:08:09.000000002Z");
+        let stream = [
+            out(&format!("{two} a\n")),
+            // The streams' times are not ordered among each other.
+            err(&format!("{one} b\n")),
+            // And one time may be several records'.
+            out(&format!("{two} c\n")),
+            out(&format!("{two} d\n")),
+            err(&format!("{two} e\n")),
+        ];
+        let all = ["a", "b", "c", "d", "e"];
+        for written in 0..=stream.len() {
+            assert_eq!(resumed(&stream[..written], &stream), all[written..], "after {written}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_cut_by_a_crash_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "2024-05-06T07:08:09.000000001Z stdout F a\n2024-05-06T07:08:09.0000").unwrap();
+        let mut log = OpenOptions::new().append(true).read(true).open(&path).await.unwrap();
+        let place = Place::find(&mut log).await.unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "2024-05-06T07:08:09.000000001Z stdout F a\n");
+        assert!(place.last[0].is_some() && place.last[1].is_none());
+        assert_eq!(Place::find(&mut log).await.unwrap(), place);
+    }
+
+    #[test]
+    fn a_stream_that_is_silent_in_the_tail_goes_on_from_its_beginning() {
+        let record = b"2024-05-06T07:08:09.000000001Z stdout F a\n";
+        assert!(Place::read(record, false).last[1].is_none());
+        let silent = Place::read(record, true).last[1].unwrap();
+        assert_eq!((silent.0, silent.1), (Place::read(record, true).last[0].unwrap().0, 0));
+    }
+}

@@ -1,0 +1,321 @@
+//! The docker runtime: containers of a Docker engine on this machine.
+//!
+//! Owns: [`DockerRuntime`], its configuration and its thread. The engine runs the containers and remembers them; what is
+//! ours carries labels with the runtime's root, so that a restarted process finds it and another one on the same engine
+//! does not. Leaves to others: nothing of the engine's own set-up is changed.
+//!
+//! ```text
+//! DockerRuntime ─▶ driver (sandboxes, containers, exec, images) ─▶ engine's socket
+//!   events ◀─ events (die) ─▶ ends ◀─ logs (one follower a container) ◀─┘
+//! ```
+
+mod containers;
+mod driver;
+mod ends;
+mod engine;
+mod events;
+mod exec;
+mod images;
+mod labels;
+mod logs;
+mod network;
+mod spec;
+mod status;
+
+use std::{
+    fs,
+    future::Future,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use async_trait::async_trait;
+use tokio::{
+    runtime::{Builder, Handle},
+    sync::{broadcast, oneshot},
+};
+
+use self::driver::Driver;
+pub use self::engine::socket;
+use super::{
+    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, Image, Reader, RegistryAuth,
+    RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+};
+use crate::model::Uid;
+
+/// How a docker runtime is set up.
+#[derive(Clone, Debug)]
+pub struct DockerConfig {
+    /// Names what is this runtime's in the engine, and holds files on their way into it; one process at a time may use
+    /// it. Absolute.
+    pub root: PathBuf,
+    /// The engine's socket: [`socket`] for the usual one.
+    pub socket: PathBuf,
+    /// The program that the built-in image and the sandboxes' are made of: this one.
+    pub program: PathBuf,
+}
+
+impl DockerConfig {
+    fn scratch(&self) -> PathBuf {
+        self.root.join("scratch")
+    }
+
+    fn used_socket(&self) -> PathBuf {
+        self.root.join(USED)
+    }
+}
+
+/// The file of a root that says which engine has something of it.
+const USED: &str = "socket";
+
+/// The engine that has something of a runtime with this root, if one has.
+pub fn used_socket(root: &Path) -> Option<PathBuf> {
+    fs::read_to_string(root.join(USED)).ok().map(PathBuf::from)
+}
+
+/// Whether an engine answers on a socket.
+///
+/// # Errors
+/// What is wrong, and what to do.
+pub fn check(socket: &Path) -> Result<(), RuntimeError> {
+    let runtime =
+        Builder::new_current_thread().enable_all().build().map_err(system("ask the docker engine"))?;
+    let socket = socket.to_owned();
+    // On a thread of its own: the caller may be inside a runtime.
+    let asked = std::thread::spawn(move || {
+        runtime.block_on(async { tokio::time::timeout(PATIENCE, engine::connect(&socket)).await })
+    });
+    match asked.join() {
+        Ok(Ok(answer)) => answer.map(drop),
+        _ => Err(system("ask the docker engine")(io::Error::other(
+            "it does not answer: look after dockerd (systemctl status docker)",
+        ))),
+    }
+}
+
+/// How long an engine may take to say who it is.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Has containers run by a Docker engine.
+///
+/// Its work is done on a thread of its own, so its methods may be called from any tokio runtime, and a call goes on to
+/// its end even when its caller stops waiting.
+pub struct DockerRuntime {
+    driver: Arc<Driver>,
+    handle: Handle,
+    /// Dropped with the runtime, which ends the thread.
+    _stop: oneshot::Sender<()>,
+}
+
+impl DockerRuntime {
+    /// Connects to the engine and finds what an earlier process left under the same root. Blocks meanwhile; the first
+    /// time the engine is also given the images of our own program.
+    ///
+    /// # Errors
+    /// When the engine does not answer, or the root cannot be used: what to do.
+    pub fn open(config: DockerConfig) -> Result<DockerRuntime, RuntimeError> {
+        DockerRuntime::start(config, true)
+    }
+
+    /// [`DockerRuntime::open`] in order to remove what there is: makes nothing.
+    ///
+    /// # Errors
+    /// When the engine does not answer.
+    pub fn open_to_remove(config: DockerConfig) -> Result<DockerRuntime, RuntimeError> {
+        DockerRuntime::start(config, false)
+    }
+
+    fn start(config: DockerConfig, run: bool) -> Result<DockerRuntime, RuntimeError> {
+        let operation = || system(format!("open the docker runtime in {}", config.root.display()));
+        if run {
+            let _ = fs::remove_dir_all(config.scratch());
+            fs::create_dir_all(config.scratch()).map_err(operation())?;
+        }
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .thread_name("docker-blocking")
+            .max_blocking_threads(BLOCKING_THREADS)
+            .build()
+            .map_err(operation())?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel();
+        let (opened, open) = std::sync::mpsc::channel();
+        let wanted = config.clone();
+        std::thread::Builder::new()
+            .name("docker-runtime".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    let driver = begin(wanted, run).await;
+                    let begun = driver.is_ok();
+                    // Receiving fails only when `open` below was abandoned.
+                    let _ = opened.send(driver);
+                    if begun {
+                        let _ = stopped.await;
+                    }
+                });
+                runtime.shutdown_background();
+            })
+            .map_err(operation())?;
+        let driver =
+            open.recv().unwrap_or_else(|_| Err(operation()(io::Error::other("its thread has died"))))?;
+        Ok(DockerRuntime { driver, handle, _stop: stop })
+    }
+
+    /// Removes every sandbox and the networks: nothing of this runtime is left in the engine but images.
+    ///
+    /// # Errors
+    /// When the engine does not remove something.
+    pub async fn destroy(&self) -> Result<(), RuntimeError> {
+        self.run(|driver| async move { driver.destroy().await }).await?;
+        let _ = fs::remove_file(self.driver.config.used_socket());
+        Ok(())
+    }
+
+    /// Runs a step on the runtime's own thread.
+    async fn run<T, F>(&self, step: impl FnOnce(Arc<Driver>) -> F) -> Result<T, RuntimeError>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, RuntimeError>> + Send + 'static,
+    {
+        self.handle.spawn(step(Arc::clone(&self.driver))).await.unwrap_or_else(|error| {
+            Err(RuntimeError::System { operation: "run a step".into(), cause: error.to_string() })
+        })
+    }
+}
+
+/// Images on their way are read and checked by so many threads at most.
+const BLOCKING_THREADS: usize = 4;
+
+async fn begin(config: DockerConfig, run: bool) -> Result<Arc<Driver>, RuntimeError> {
+    let driver = Arc::new(Driver::new(config).await?);
+    if run {
+        let (used, socket) =
+            (driver.config.used_socket(), driver.config.socket.to_string_lossy().into_owned());
+        fs::write(&used, socket).map_err(system(format!("write {}", used.display())))?;
+        driver.ensure_images().await?;
+        events::adopt(&driver).await?;
+        tokio::spawn(events::follow(Arc::clone(&driver)));
+    }
+    Ok(driver)
+}
+
+fn system(operation: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError {
+    let operation = operation.into();
+    move |cause| RuntimeError::System { operation, cause: cause.to_string() }
+}
+
+fn now_ms() -> i64 {
+    let age = SystemTime::now().duration_since(UNIX_EPOCH);
+    age.map_or(0, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
+}
+
+#[async_trait]
+impl ContainerRuntime for DockerRuntime {
+    fn name(&self) -> &'static str {
+        "docker"
+    }
+
+    fn version(&self) -> String {
+        self.driver.version.clone()
+    }
+
+    async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
+        let cidr = cidr.to_owned();
+        self.run(|driver| async move { driver.set_pod_cidr(&cidr).await }).await
+    }
+
+    async fn run_pod_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
+        self.run(|driver| async move { driver.run_sandbox(config).await }).await
+    }
+
+    async fn stop_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError> {
+        let pod = pod.clone();
+        self.run(|driver| async move { driver.stop_sandbox(&pod).await }).await
+    }
+
+    async fn remove_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError> {
+        let pod = pod.clone();
+        self.run(|driver| async move { driver.remove_sandbox(&pod).await }).await
+    }
+
+    async fn list_pod_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
+        self.run(|driver| async move { driver.list_sandboxes().await }).await
+    }
+
+    async fn create_container(
+        &self,
+        pod: &Uid,
+        config: ContainerConfig,
+    ) -> Result<ContainerId, RuntimeError> {
+        let pod = pod.clone();
+        self.run(|driver| async move { driver.create_container(&pod, config).await }).await
+    }
+
+    async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let id = id.clone();
+        self.run(|driver| async move { driver.start_container(&id).await }).await
+    }
+
+    async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
+        let id = id.clone();
+        self.run(|driver| async move { driver.stop_container(&id, grace).await }).await
+    }
+
+    async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let id = id.clone();
+        self.run(|driver| async move { driver.remove_container(&id).await }).await
+    }
+
+    async fn exec_sync(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        timeout: Duration,
+    ) -> Result<ExecOutput, RuntimeError> {
+        let id = id.clone();
+        self.run(|driver| async move { driver.exec_sync(&id, command, timeout).await }).await
+    }
+
+    async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        self.run(|driver| async move { driver.list_containers().await }).await
+    }
+
+    fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
+        self.driver.events.subscribe()
+    }
+
+    async fn image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
+        let name = name.to_owned();
+        self.run(|driver| async move { driver.find_image(&name).await }).await
+    }
+
+    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+        let name = name.to_owned();
+        self.run(|driver| async move { driver.brought_by_hand(&name).await }).await
+    }
+
+    async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {
+        self.run(|driver| async move { driver.list_images().await }).await
+    }
+
+    async fn pull_image(&self, name: &str, auth: Option<RegistryAuth>) -> Result<Image, RuntimeError> {
+        let name = name.to_owned();
+        self.run(|driver| async move { driver.pull_image(&name, auth).await }).await
+    }
+
+    async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {
+        self.run(|driver| async move { driver.load_image(archive, rename).await }).await
+    }
+
+    async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
+        let name = name.to_owned();
+        self.run(|driver| async move { driver.import_image(rootfs, &name).await }).await
+    }
+
+    async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
+        let name = name.to_owned();
+        self.run(|driver| async move { driver.remove_image(&name).await }).await
+    }
+}

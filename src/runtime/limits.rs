@@ -1,0 +1,34 @@
+//! Limits in the kernel's units: what Kubernetes' amounts mean to a cgroup, the same for every runtime.
+
+use super::{ContainerResources, SandboxConfig};
+
+const SHARES_PER_CORE: i64 = 1024;
+/// The kernel's least and most.
+const SHARES: std::ops::RangeInclusive<i64> = 2..=262_144;
+/// The period that CPU quotas are for.
+pub(super) const CPU_PERIOD_US: i64 = 100_000;
+/// The kernel's least.
+const CPU_QUOTA_MIN_US: i64 = 1_000;
+/// Far more than servers have threads, and far from what makes a machine unusable.
+pub(super) const DEFAULT_PIDS: i64 = 4096;
+
+impl ContainerResources {
+    /// The weight under contention, if any is asked for.
+    pub(super) fn cpu_shares(&self) -> Option<i64> {
+        let shares = self.cpu_request_milli * SHARES_PER_CORE / 1000;
+        (self.cpu_request_milli > 0).then(|| shares.clamp(*SHARES.start(), *SHARES.end()))
+    }
+
+    /// Microseconds of each [`CPU_PERIOD_US`], if there is a limit.
+    pub(super) fn cpu_quota_us(&self) -> Option<i64> {
+        let quota = self.cpu_limit_milli * CPU_PERIOD_US / 1000;
+        (self.cpu_limit_milli > 0).then(|| quota.max(CPU_QUOTA_MIN_US))
+    }
+}
+
+impl SandboxConfig {
+    /// Most processes and threads. The kernel cannot even start a program with one.
+    pub(super) fn pids(&self) -> i64 {
+        if self.pids_limit > 1 { self.pids_limit } else { DEFAULT_PIDS }
+    }
+}

@@ -1,0 +1,192 @@
+//! What only the docker runtime has to get right: its part of an engine that others use, too, and that comes and goes.
+
+use std::time::Duration;
+
+use bollard::{
+    container::LogOutput,
+    query_parameters::{ListNetworksOptions, LogsOptions},
+};
+use futures_util::TryStreamExt as _;
+use troupe::runtime::{
+    ContainerId, ContainerRuntime, ContainerState, RuntimeError, RuntimeEvent,
+    docker::{DockerConfig, DockerRuntime},
+};
+
+use super::{
+    docker::OnDocker,
+    engine,
+    harness::{Bench, Harness, LONG, STEP, sandbox, subnet, until},
+};
+
+/// Records of a container as the engine has them: `TIME STREAM TEXT`.
+fn engines_log(bench: &Bench<OnDocker>, id: &ContainerId) -> Vec<String> {
+    let id = id.0.clone();
+    let records = bench.harness.engine.engine().ask(move |docker| async move {
+        let options = LogsOptions { stdout: true, stderr: true, timestamps: true, ..Default::default() };
+        docker.logs(&id, Some(options)).try_collect::<Vec<LogOutput>>().await
+    });
+    let record = |output: &LogOutput| {
+        let stream = if matches!(output, LogOutput::StdErr { .. }) { "stderr" } else { "stdout" };
+        let text = output.to_string();
+        let (time, line) = text.trim_end().split_once(' ').unwrap();
+        format!("{time} {stream} F {line}")
+    };
+    records.unwrap().iter().map(record).collect()
+}
+
+#[tokio::test]
+async fn a_restart_neither_loses_nor_doubles_lines() {
+    if !engine::at_hand() {
+        return;
+    }
+    let mut bench = Bench::<OnDocker>::new().await;
+    bench.sandbox("a").await;
+    let args = ["--print", "tick", "--error", "tock", "--every", "3ms"];
+    let id = bench.start("a", bench.hello("c", &args)).await;
+    for round in 1..4 {
+        until(|| bench.log("c").len() > round * 50).await.unwrap();
+        bench.harness.close();
+        // Some of it while nobody drives.
+        let written = bench.log("c").len();
+        until(|| engines_log(&bench, &id).len() > written + 50).await.unwrap();
+        bench.restart(async {}).await;
+    }
+    bench.runtime().stop_container(&id, LONG).await.unwrap();
+    bench.exit(&id).await;
+    let sorted = |mut records: Vec<String>| {
+        records.sort();
+        records
+    };
+    let (written, engines) = (sorted(bench.raw_log("c")), sorted(engines_log(&bench, &id)));
+    assert!(written.len() > 200, "{}", written.len());
+    assert_eq!(written.len(), engines.len());
+    assert_eq!(written, engines);
+}
+
+#[tokio::test]
+async fn two_runtimes_on_one_engine_do_not_see_each_other() {
+    if !engine::at_hand() {
+        return;
+    }
+    let bench = Bench::<OnDocker>::new().await;
+    let id = bench.running("a").await;
+    let other = DockerConfig { root: bench.shared_dir("other"), ..bench.harness.config.clone() };
+    let other = DockerRuntime::open(other).unwrap();
+    assert!(other.list_pod_sandboxes().await.unwrap().is_empty());
+    assert!(other.list_containers().await.unwrap().is_empty());
+    // Not even by id, and not even a pod of the same uid.
+    other.set_pod_cidr(&subnet()).await.unwrap();
+    other.run_pod_sandbox(sandbox("a")).await.unwrap();
+    other.stop_container(&id, Duration::ZERO).await.unwrap();
+    other.remove_container(&id).await.unwrap();
+    assert!(matches!(other.start_container(&id).await, Err(RuntimeError::NotFound(_))));
+    other.remove_pod_sandbox(&"a".into()).await.unwrap();
+    other.destroy().await.unwrap();
+    assert_eq!(bench.state(&id).await, ContainerState::Running);
+    assert!(bench.find_sandbox("a").await.unwrap().ready);
+}
+
+#[tokio::test]
+async fn with_another_subnet_pods_keep_their_address_until_they_end() {
+    if !engine::at_hand() {
+        return;
+    }
+    let bench = Bench::<OnDocker>::new().await;
+    let old = bench.sandbox("old").await.ip.unwrap();
+    let networks = || {
+        let found = bench.harness.engine.engine().ask(|docker| async move {
+            let filters = Some([("driver".to_owned(), vec!["bridge".to_owned()])].into());
+            docker.list_networks(Some(ListNetworksOptions { filters })).await
+        });
+        found.unwrap().len()
+    };
+    assert_eq!(networks(), 1);
+    let another = subnet();
+    bench.runtime().set_pod_cidr(&another).await.unwrap();
+    let new = bench.runtime().run_pod_sandbox(sandbox("new")).await.unwrap().ip.unwrap();
+    let prefix = another.trim_end_matches("0/24");
+    assert!(new.to_string().starts_with(prefix) && !old.to_string().starts_with(prefix), "{old} {new}");
+    assert_eq!(bench.find_sandbox("old").await.unwrap().ip, Some(old));
+    assert_eq!(networks(), 2);
+    bench.runtime().remove_pod_sandbox(&"old".into()).await.unwrap();
+    bench.runtime().set_pod_cidr(&another).await.unwrap();
+    assert_eq!(networks(), 1);
+}
+
+#[tokio::test]
+async fn what_an_engine_ends_with_itself_is_told_when_it_is_back() {
+    if !engine::at_hand() {
+        return;
+    }
+    let mut bench = Bench::<OnDocker>::new().await;
+    let id = bench.running("a").await;
+    bench.line("a", "listening").await;
+    let mut events = bench.runtime().events();
+    bench.harness.engine.engine().restart();
+    let (mut exited, mut lost) = (0, 0);
+    while exited == 0 || lost == 0 {
+        match tokio::time::timeout(STEP, events.recv()).await.expect("nothing is told").unwrap() {
+            RuntimeEvent::Exited { id: of, .. } if of == id => exited += 1,
+            RuntimeEvent::SandboxLost { pod } if pod.as_str() == "a" => lost += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(matches!(bench.state(&id).await, ContainerState::Exited(_)));
+    assert!(!bench.find_sandbox("a").await.unwrap().ready);
+    // And life goes on.
+    assert!(bench.sandbox("a").await.ready);
+    let again = bench.start("a", bench.hello("again", &["--once", "--exit-code", "3"])).await;
+    assert_eq!(bench.told_exit(&again).await.code, 3);
+    assert!(
+        events.try_recv().is_ok_and(|event| matches!(event, RuntimeEvent::Exited { id, .. } if id == again))
+    );
+}
+
+#[tokio::test]
+async fn programs_are_run_in_containers() {
+    if !engine::at_hand() {
+        return;
+    }
+    let bench = Bench::<OnDocker>::new().await;
+    let id = bench.running("a").await;
+    let run = |words: &[&str], timeout| {
+        bench.runtime().exec_sync(&id, words.iter().map(|word| (*word).to_owned()).collect(), timeout)
+    };
+    let both = ["/hello", "hello", "--print", "out", "--error", "err", "--once", "--exit-code", "3"];
+    let output = run(&both, STEP).await.unwrap();
+    assert_eq!((output.code, output.timed_out), (3, false));
+    assert_eq!((output.stdout.as_slice(), output.stderr.as_slice()), (&b"out\n"[..], &b"err\n"[..]));
+    let missing = run(&["/no/such/program"], STEP).await.unwrap_err();
+    assert!(matches!(&missing, RuntimeError::Start(text) if text.contains("/no/such/program")), "{missing}");
+    let begun = std::time::Instant::now();
+    let slow = ["/hello", "hello", "--listen", "127.0.0.1:0", "--ignore-sigterm"];
+    let output = run(&slow, Duration::from_millis(700)).await.unwrap();
+    assert!(output.timed_out && output.code == 137 && begun.elapsed() < STEP / 2, "{output:?}");
+    let pid = bench.find(&id).await.unwrap().pid.unwrap();
+    let group = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    until(|| processes_in(&group) == 1).await.expect("the program whose time was up is gone");
+    // Nor in one that has ended.
+    bench.runtime().stop_container(&id, LONG).await.unwrap();
+    assert!(matches!(run(&both, STEP).await, Err(RuntimeError::Start(_))));
+}
+
+fn processes_in(group: &str) -> usize {
+    let all = std::fs::read_dir("/proc").unwrap().flatten();
+    all.filter(|entry| std::fs::read_to_string(entry.path().join("cgroup")).is_ok_and(|of| of == group))
+        .count()
+}
+
+#[tokio::test]
+async fn a_memory_limit_ends_a_program_as_out_of_memory() {
+    if !engine::at_hand() {
+        return;
+    }
+    let mut bench = Bench::<OnDocker>::new().await;
+    bench.sandbox("a").await;
+    let mut config = bench.hello("c", &["--allocate", "256Mi"]);
+    config.resources.memory_limit_bytes = 64 << 20;
+    let id = bench.start("a", config).await;
+    let exit = bench.told_exit(&id).await;
+    assert_eq!((exit.code, exit.signal, exit.oom_killed), (137, Some(9), true));
+    assert!(bench.find_sandbox("a").await.unwrap().ready);
+}
