@@ -2,7 +2,7 @@
 //!
 //! Owns: the table of such fields. A row goes when its field comes alive.
 
-use k8s_openapi::api::core::v1::{Container, Pod, PodSpec, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, PodSpec, Volume, VolumeMount};
 
 type InSpec = (&'static str, fn(&PodSpec) -> bool);
 type InContainer = (&'static str, fn(&Container) -> bool);
@@ -11,6 +11,12 @@ const IN_SPEC: &[InSpec] = &[
     ("hostUsers", |s| s.host_users == Some(false)),
     ("resourceClaims", |s| s.resource_claims.iter().flatten().next().is_some()),
     ("runtimeClassName", |s| s.runtime_class_name.is_some()),
+    ("securityContext.appArmorProfile", |s| {
+        s.security_context.as_ref().is_some_and(|c| confines(c.app_armor_profile.as_ref()))
+    }),
+    ("securityContext.seLinuxOptions", |s| {
+        s.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some())
+    }),
     ("schedulingGates", |s| s.scheduling_gates.iter().flatten().next().is_some()),
     ("topologySpreadConstraints", |s| s.topology_spread_constraints.iter().flatten().next().is_some()),
 ];
@@ -23,7 +29,24 @@ const IN_CONTAINER: &[InContainer] = &[
     }),
     ("volumeDevices", |c| c.volume_devices.iter().flatten().next().is_some()),
     ("resizePolicy", |c| c.resize_policy.iter().flatten().next().is_some()),
+    ("securityContext.appArmorProfile", |c| {
+        c.security_context.as_ref().is_some_and(|c| confines(c.app_armor_profile.as_ref()))
+    }),
+    ("securityContext.seLinuxOptions", |c| {
+        c.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some())
+    }),
+    ("resources.limits.ephemeral-storage", |c| limits(c, |name| name == "ephemeral-storage")),
+    ("resources.limits.hugepages", |c| limits(c, |name| name.starts_with("hugepages-"))),
 ];
+
+fn confines(profile: Option<&AppArmorProfile>) -> bool {
+    profile.is_some_and(|profile| profile.type_ != "Unconfined")
+}
+
+fn limits(container: &Container, which: fn(&str) -> bool) -> bool {
+    let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
+    limits.is_some_and(|limits| limits.keys().any(|name| which(name)))
+}
 
 /// Volume sources that are mounted.
 const MOUNTED: &[&str] = &["configMap", "downwardAPI", "emptyDir", "hostPath", "projected", "secret"];
@@ -109,5 +132,32 @@ mod tests {
             .map(|path| format!("{path}{tail}"))
         );
         assert!(unsupported(&Pod::default()).is_empty());
+    }
+
+    #[test]
+    fn limits_and_profiles_that_nothing_enforces_are_named() {
+        let profile = json!({"type": "RuntimeDefault"});
+        let pod: Pod = serde_json::from_value(json!({"spec": {
+            "securityContext": {"appArmorProfile": {"type": "Unconfined"}, "seLinuxOptions": {"level": "s0"}},
+            "containers": [{
+                "name": "a",
+                "securityContext": {"appArmorProfile": profile},
+                "resources": {"limits": {"ephemeral-storage": "1Gi", "hugepages-2Mi": "4Mi", "memory": "1Mi"}}
+            }],
+        }}))
+        .unwrap();
+        let paths: Vec<String> = unsupported(&pod)
+            .into_iter()
+            .map(|sentence| sentence.split(": ").next().unwrap_or_default().to_owned())
+            .collect();
+        assert_eq!(
+            paths,
+            [
+                "spec.securityContext.seLinuxOptions",
+                "spec.containers[0].securityContext.appArmorProfile",
+                "spec.containers[0].resources.limits.ephemeral-storage",
+                "spec.containers[0].resources.limits.hugepages",
+            ]
+        );
     }
 }
