@@ -8,6 +8,7 @@ mod native {
     pub mod bench;
     mod cost;
     mod exec;
+    mod groups;
     mod hostile;
     mod hygiene;
     mod isolation;

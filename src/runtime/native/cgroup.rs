@@ -18,6 +18,11 @@ use nix::{
     unistd::Pid,
 };
 
+use super::{
+    state::{ContainerRecord, SandboxRecord},
+    v1,
+};
+
 /// The hierarchies of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Hierarchies {
@@ -28,7 +33,7 @@ pub(super) enum Hierarchies {
 }
 
 /// Where both versions are mounted by convention, and where libcontainer looks.
-const CGROUP_ROOT: &str = "/sys/fs/cgroup";
+pub(super) const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 
 /// Controllers whose directories libcontainer makes on version 1.
 const V1_CONTROLLERS: &[&str] = &[
@@ -81,30 +86,66 @@ impl Hierarchies {
         matches!(self, Hierarchies::V2(_))
     }
 
-    /// Has the kernel ready to move processes between groups.
+    /// Has the kernel ready to move processes between groups where libcontainer does that, on version 2.
     ///
     /// The first move after a while waits for an RCU grace period, some 10 ms, until every reader of a per-cpu lock has
     /// heard of it; moves that follow soon do not. A move of this process to where it is already changes nothing, and
     /// has that wait over by the time when a container is to be moved.
     pub(super) fn warm(&self) {
+        let Hierarchies::V2(root) = self else { return };
         let Ok(memberships) = fs::read_to_string("/proc/self/cgroup") else { return };
-        let place = memberships.lines().find_map(|line| {
-            let mut fields = line.splitn(3, ':').skip(1);
-            let (controllers, path) = (fields.next()?, Path::new(fields.next()?));
-            match self {
-                Hierarchies::V1(mounts) => {
-                    let mount = mounts.get(controllers.split(',').next()?)?;
-                    Some(mount.join(path.strip_prefix("/").ok()?))
-                }
-                Hierarchies::V2(root) if controllers.is_empty() => {
-                    Some(root.join(path.strip_prefix("/").ok()?))
-                }
-                Hierarchies::V2(_) | Hierarchies::Missing => None,
-            }
-        });
+        let place = memberships.lines().find_map(|line| line.strip_prefix("0::/"));
         if let Some(place) = place {
             // Only time is lost when this fails.
-            let _ = fs::write(place.join("cgroup.procs"), std::process::id().to_string());
+            let _ = fs::write(root.join(place).join("cgroup.procs"), std::process::id().to_string());
+        }
+    }
+
+    /// Makes a container's group at `path`; on version 2 libcontainer does.
+    pub(super) fn make(&self, path: &Path) -> io::Result<()> {
+        self.first().map_or(Ok(()), |mounts| v1::make(mounts, path))
+    }
+
+    /// Goes into a container's group, see [`v1::enter`]; on version 2 libcontainer moves its process itself.
+    pub(super) fn enter(&self, path: &Path) -> io::Result<Option<v1::Stay<'_>>> {
+        self.first().map(|mounts| v1::enter(mounts, path)).transpose()
+    }
+
+    /// A container's limits as files of its group; none on version 2, where libcontainer sets them.
+    pub(super) fn limits(&self, sandbox: &SandboxRecord, record: &ContainerRecord) -> Vec<v1::Setting> {
+        let own = self.first().is_some();
+        if own { v1::limits(sandbox, record, self.swap_limit(), self.guard_devices()) } else { Vec::new() }
+    }
+
+    /// Sets them.
+    pub(super) fn limit(&self, path: &Path, settings: &[v1::Setting]) -> io::Result<()> {
+        self.first().map_or(Ok(()), |mounts| v1::limit(mounts, path, settings))
+    }
+
+    /// Hides the hierarchies from libcgroups, in a mount namespace of this process' own; see [`v1`]. What it cannot hide
+    /// libcgroups uses as well, which is slower.
+    pub(super) fn put_aside(&mut self, scratch: &Path) {
+        if self.first().is_some() {
+            if let Err(error) = v1::put_aside(scratch) {
+                tracing::error!(%error, "cgroups stay where they are; containers start more slowly");
+            }
+            *self = Hierarchies::detect();
+        }
+    }
+
+    /// Shows them at their usual place again if that is in one of these paths.
+    pub(super) fn put_back_for<'a>(&mut self, mut paths: impl Iterator<Item = &'a Path>) -> io::Result<()> {
+        if self.first().is_some_and(v1::are_aside) && paths.any(v1::shows) {
+            v1::put_back()?;
+            *self = Hierarchies::detect();
+        }
+        Ok(())
+    }
+
+    fn first(&self) -> Option<&v1::Mounts> {
+        match self {
+            Hierarchies::V1(mounts) => Some(mounts),
+            Hierarchies::V2(_) | Hierarchies::Missing => None,
         }
     }
 
@@ -137,16 +178,8 @@ impl Hierarchies {
         Cgroup { dirs: mounts.into_iter().map(|(name, root)| (name, root.join(inside))).collect() }
     }
 
-    /// Makes the group at `path` where [`show`](Self::show) looks for it.
-    pub(super) fn make(&self, path: &Path) -> io::Result<()> {
-        let Hierarchies::V1(mounts) = self else { return Ok(()) };
-        let inside = path.strip_prefix("/").unwrap_or(path);
-        let mut shown = mounts.iter().filter(|(name, _)| SHOWN.contains(&name.as_str()));
-        shown.try_for_each(|(_, root)| fs::create_dir_all(root.join(inside)))
-    }
-
-    /// Has `dir` look like a container's own `/sys/fs/cgroup`: the groups at `path` of those controllers whose files
-    /// programs read to learn their limits, by the names of the node. Does nothing on version 2, where a namespace does
+    /// Has `dir` look like a container's own `/sys/fs/cgroup`: the groups at `path`, which are there, of those controllers
+    /// whose files programs read to learn their limits, by the controllers' names. Does nothing on version 2, where a namespace does
     /// it. A mount of all of them by the runtime library costs a hundred system calls each.
     pub(super) fn show(&self, path: &Path, dir: &Path, read_only: bool) -> io::Result<()> {
         let Hierarchies::V1(mounts) = self else { return Ok(()) };
@@ -156,7 +189,6 @@ impl Hierarchies {
             let name = root.file_name().unwrap_or_default();
             if shown.insert(name) {
                 let (group, at) = (root.join(path.strip_prefix("/").unwrap_or(path)), dir.join(name));
-                fs::create_dir_all(&group)?;
                 fs::create_dir_all(&at)?;
                 mount(Some(&group), &at, NONE, MsFlags::MS_BIND, NONE)?;
                 if read_only {
@@ -165,7 +197,7 @@ impl Hierarchies {
                     mount(NONE, &at, NONE, again | flags, NONE)?;
                 }
             }
-            // Controllers that are mounted together.
+            // Controllers that are mounted together, or by another name.
             if name != controller.as_str() {
                 // After a start that failed it is there already.
                 let linked = symlink(name, dir.join(controller));

@@ -175,6 +175,8 @@ pub(super) fn seed() -> io::Result<Option<PathBuf>> {
     let _ = nix::unistd::setsid();
     let socket = sys::take_stdin()?;
     sys::let_children_be_reaped(true);
+    // libcgroups opens a `/proc` of its own and keeps it: once here spares each container's start some twenty.
+    let _ = libcgroups::v1::util::list_subsystem_mount_points();
     loop {
         let Some((dir, [listener, log])) = receive(&socket)? else { return Ok(None) };
         match sys::fork() {

@@ -31,6 +31,7 @@ mod state;
 mod streams;
 mod sys;
 pub(super) mod user;
+mod v1;
 
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 

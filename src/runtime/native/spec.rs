@@ -139,11 +139,13 @@ pub(super) fn build(
     }
     let mut linux = json!({
         "namespaces": namespaces,
-        "resources": resources(sandbox, record, facts),
         "cgroupsPath": sandbox.cgroup.join(&record.id.0),
         // Mounts that the node makes under a volume later appear in the container, not the other way round.
         "rootfsPropagation": "slave",
     });
+    if facts.unified_cgroups {
+        linux["resources"] = resources(sandbox, record, facts);
+    }
     if privileged {
         linux["devices"] = facts.devices.iter().map(device).collect();
     } else if !security.unmasked_proc {
@@ -249,6 +251,7 @@ fn device(device: &Device) -> Value {
     })
 }
 
+/// Limits for libcontainer to set. On version 1 we do it, see [`super::v1`].
 fn resources(sandbox: &SandboxRecord, record: &ContainerRecord, facts: &Facts<'_>) -> Value {
     let limits = &record.config.resources;
     let mut cpu = json!({});
@@ -295,6 +298,10 @@ mod tests {
     }
 
     fn spec(change: impl FnOnce(&mut SandboxRecord, &mut ContainerRecord)) -> Spec {
+        spec_on(false, change)
+    }
+
+    fn spec_on(unified_cgroups: bool, change: impl FnOnce(&mut SandboxRecord, &mut ContainerRecord)) -> Spec {
         let mut sandbox = SandboxRecord {
             config: SandboxConfig::default(),
             network: None,
@@ -310,7 +317,7 @@ mod tests {
             capabilities: &capabilities,
             devices: &[],
             shared_pids: None,
-            unified_cgroups: false,
+            unified_cgroups,
             swap_limit: false,
             max_open_files: 4096,
         };
@@ -375,8 +382,9 @@ mod tests {
     }
 
     #[test]
-    fn limits_become_cgroup_values() {
-        let spec = spec(|sandbox, record| {
+    fn limits_become_cgroup_values_where_libcontainer_sets_them() {
+        assert!(spec(|_, _| ()).linux().as_ref().unwrap().resources().is_none());
+        let spec = spec_on(true, |sandbox, record| {
             sandbox.config.pids_limit = 1;
             record.config.resources.cpu_request_milli = 250;
             record.config.resources.cpu_limit_milli = 1;

@@ -35,6 +35,7 @@ use super::{
         seccomp, spec,
         state::{self, ContainerDir, ContainerRecord, SandboxDir, SandboxRecord, Started},
         sys, user,
+        v1::Setting,
     },
     executor::ProgramStart,
     log::{LogFile, Pump},
@@ -64,9 +65,8 @@ pub(super) struct Running {
 
 impl Pod<'_> {
     /// Mounts the root file system and writes the spec; gives what the start needs.
-    pub(super) fn create(&self, id: &ContainerId, program: Program) -> Result<Plan, Fault> {
-        let dir = self.dir.container(id);
-        let mut record = read_record(&dir)?;
+    pub(super) fn create(&self, mut record: ContainerRecord, program: Program) -> Result<Plan, Fault> {
+        let dir = self.dir.container(&record.id);
         program.restore(&mut record.config);
         mount_root(&dir, &record, self.dir.mount_points())?;
         let plan = prepare_volumes(&dir, &mut record).and_then(|()| self.plan(&dir, &record));
@@ -148,6 +148,7 @@ impl Pod<'_> {
             uid: identity.uid,
             gid: identity.gid,
             privileged: security.privileged,
+            limits: self.hierarchies.limits(self.record, record),
             filters: Rc::new(filters),
             final_capabilities,
             log_path: record.config.log_path.clone(),
@@ -191,13 +192,17 @@ impl Pod<'_> {
             stdin = Some(write);
         }
         let cgroup = self.record.cgroup.join(&id.0);
+        self.hierarchies.make(&cgroup).map_err(Fault::system("make the container's cgroups"))?;
         self.hierarchies
             .show(&cgroup, &dir.cgroups(), !plan.privileged)
             .map_err(Fault::system("show the container its cgroups"))?;
+        let stay = self.hierarchies.enter(&cgroup).map_err(Fault::system("enter the container's cgroups"))?;
         let built = builder
             .with_root_path(self.dir.libcontainer())
             .and_then(ContainerBuilder::validate_id)
             .and_then(|builder| builder.as_init(&dir.0).with_systemd(false).with_detach(true).build());
+        // Before there are limits: they are not for the shim.
+        drop(stay);
         self.hierarchies.hide(&dir.cgroups());
         // The container's process has its own copy; with ours gone, its exec ends the pipe.
         drop(failures);
@@ -205,16 +210,21 @@ impl Pod<'_> {
             Ok(container) => container,
             Err(error) => {
                 let told = read_verdict(verdict);
-                let _ = state::remove_tree(&self.dir.libcontainer().join(&id.0));
+                self.forget(id);
                 // Until its program runs, a container's standard error carries libcontainer's own reports.
                 tracing::error!(container = %id, reports = %rest_of(err), "a container cannot be started");
                 return Err(Fault::Start(told.unwrap_or_else(|| chain(&error))));
             }
         };
         let pid = container.pid().map_or(0, nix::unistd::Pid::as_raw);
-        let started = container.start().map_err(|error| chain(&error));
-        let told = read_verdict(verdict);
-        if let Some(failure) = told.or(started.err()) {
+        let failure = match self.hierarchies.limit(&cgroup, &plan.limits) {
+            Ok(()) => {
+                let started = container.start().map_err(|error| chain(&error));
+                read_verdict(verdict).or(started.err())
+            }
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(failure) = failure {
             let _ =
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
@@ -285,6 +295,7 @@ pub(super) struct Plan {
     uid: u32,
     gid: u32,
     privileged: bool,
+    limits: Vec<Setting>,
     /// To be put on in this order.
     filters: Rc<Vec<BpfProgram>>,
     final_capabilities: Option<::caps::CapsHashSet>,
@@ -327,7 +338,7 @@ pub(super) fn pipe() -> Result<(OwnedFd, OwnedFd), Fault> {
     pipe2(OFlag::O_CLOEXEC).map_err(Fault::system("make a pipe"))
 }
 
-fn read_record(dir: &ContainerDir) -> Result<ContainerRecord, Fault> {
+pub(super) fn read_record(dir: &ContainerDir) -> Result<ContainerRecord, Fault> {
     state::read(&dir.record()).map_err(Fault::system(format!("read {}", dir.record().display())))
 }
 

@@ -448,6 +448,13 @@ impl Work<'_> {
         if let Some(stdin) = streams.stdin {
             builder = builder.with_stdin(stdin);
         }
+        // For good: this process ends with its work.
+        let group = self.pod.record.cgroup.join(&self.id.0);
+        let _stay = self
+            .pod
+            .hierarchies
+            .enter(&group)
+            .map_err(|error| format!("enter the container's cgroups: {error}"))?;
         let built = builder
             .with_pid_file(Some(self.dir.join(PID)))
             .and_then(|builder| builder.with_root_path(self.dir))

@@ -138,8 +138,8 @@ impl Shim {
         sys::become_subreaper()?;
         std::env::set_current_dir("/")?;
         let record: SandboxRecord = state::read(&dir.record())?;
-        let hierarchies = Hierarchies::detect();
-        let mut ready = sandbox::enter(&dir, &record, &hierarchies);
+        let mut hierarchies = Hierarchies::detect();
+        let mut ready = sandbox::enter(&dir, &record, &mut hierarchies);
         let mut holder = None;
         if ready.is_ok() && record.config.share_pids {
             match Holder::start() {
@@ -319,7 +319,13 @@ impl Shim {
     }
 
     fn create(&mut self, id: &ContainerId, program: Program) -> Result<Reply, Fault> {
-        let plan = self.pod().create(id, program)?;
+        let record = container::read_record(&self.dir.container(id))?;
+        let places: Vec<PathBuf> =
+            record.config.mounts.iter().filter_map(|mount| mount.host_path.canonicalize().ok()).collect();
+        self.hierarchies
+            .put_back_for(places.iter().map(PathBuf::as_path))
+            .map_err(Fault::system("put the node's cgroups back"))?;
+        let plan = self.pod().create(record, program)?;
         self.planned.insert(id.clone(), plan);
         Ok(Reply::Done)
     }

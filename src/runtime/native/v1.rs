@@ -1,0 +1,342 @@
+//! Containers' control groups of version 1, by our own hand instead of libcgroups'.
+//!
+//! Owns: groups in every hierarchy, limits in them, moving the shim in and out, and keeping the hierarchies out of
+//! libcgroups' sight. It reads the mount table some twenty times a start and moves processes by `cgroup.procs`, for
+//! which the kernel waits for an RCU grace period, some 10 ms. A process of one thread that moves itself by `tasks` has
+//! no such wait (Linux 5.16, "cgroup: Optimize single thread migration"): the shim goes into a container's groups, makes
+//! the container's process, which is born there, and comes back. Invariant: whatever happens, the shim comes back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    os::unix::fs::{MetadataExt as _, symlink},
+    path::{Path, PathBuf},
+};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::{
+    cgroup::CGROUP_ROOT,
+    state::{ContainerRecord, SandboxRecord},
+};
+use crate::runtime::limits::CPU_PERIOD_US;
+
+/// Where each controller's hierarchy is mounted.
+pub(super) type Mounts = BTreeMap<String, PathBuf>;
+
+const TASKS: &str = "tasks";
+/// The process that writes it.
+const MYSELF: &str = "0";
+const NONE: Option<&str> = None;
+
+/// Makes the group at `path` (absolute, from each hierarchy's root) and those above it. Idempotent.
+pub(super) fn make(mounts: &Mounts, path: &Path) -> io::Result<()> {
+    for root in roots(mounts) {
+        let group = group(root, path);
+        // An outer group may be removed by its last pod meanwhile.
+        fs::create_dir_all(&group).or_else(|_| fs::create_dir_all(&group))?;
+    }
+    match mounts.get("cpuset") {
+        Some(root) => hand_down_cpus(root, path),
+        None => Ok(()),
+    }
+}
+
+/// No process can be in a group that has no processors or memory nodes, and new groups have none.
+fn hand_down_cpus(root: &Path, path: &Path) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        let mut dir = root.to_path_buf();
+        let mut above = fs::read_to_string(dir.join(file))?;
+        for component in inside(path) {
+            dir.push(component);
+            let own = fs::read_to_string(dir.join(file))?;
+            if own.trim().is_empty() {
+                fs::write(dir.join(file), above.trim())?;
+            } else {
+                above = own;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn roots(mounts: &Mounts) -> BTreeSet<&PathBuf> {
+    mounts.values().collect()
+}
+
+fn group(root: &Path, path: &Path) -> PathBuf {
+    root.join(inside(path))
+}
+
+fn inside(path: &Path) -> &Path {
+    path.strip_prefix("/").unwrap_or(path)
+}
+
+/// A stay in a container's groups: children born meanwhile belong there. It ends when this is dropped.
+pub(super) struct Stay<'a> {
+    /// Each hierarchy's root, and this process' own place in it.
+    homes: Vec<(&'a PathBuf, PathBuf)>,
+}
+
+/// Goes into the groups at `path`, which are there. Only for a process of one thread.
+pub(super) fn enter<'a>(mounts: &'a Mounts, path: &Path) -> io::Result<Stay<'a>> {
+    let memberships = fs::read_to_string("/proc/self/cgroup")?;
+    let mut stay = Stay { homes: Vec::new() };
+    let mut entered = BTreeSet::new();
+    for (controller, root) in mounts {
+        if entered.insert(root) {
+            fs::write(group(root, path).join(TASKS), MYSELF)?;
+            stay.homes.push((root, group(root, home(&memberships, controller))));
+        }
+    }
+    Ok(stay)
+}
+
+/// A process' own group in a controller's hierarchy.
+fn home<'a>(memberships: &'a str, controller: &str) -> &'a Path {
+    let found = memberships.lines().find_map(|line| {
+        let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+        controllers.split(',').any(|name| name == controller).then_some(path)
+    });
+    Path::new(found.unwrap_or("/"))
+}
+
+impl Drop for Stay<'_> {
+    fn drop(&mut self) {
+        for (root, home) in &self.homes {
+            // A home that was removed meanwhile: anywhere but in a container's group, which could not be removed then.
+            let back = fs::write(home.join(TASKS), MYSELF);
+            if let Err(error) = back.or_else(|_| fs::write(root.join(TASKS), MYSELF)) {
+                tracing::error!(%error, hierarchy = %root.display(), "the shim cannot leave a container's cgroup");
+            }
+        }
+    }
+}
+
+/// A value for a file of a controller.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Setting {
+    controller: &'static str,
+    file: &'static str,
+    value: String,
+}
+
+/// What limits a container, in the order in which it is to be set.
+pub(super) fn limits(
+    sandbox: &SandboxRecord,
+    record: &ContainerRecord,
+    swap_limit: bool,
+    guard_devices: bool,
+) -> Vec<Setting> {
+    let limits = &record.config.resources;
+    let set = |controller, file, value: String| Setting { controller, file, value };
+    let mut settings = vec![set("pids", "pids.max", sandbox.config.pids().to_string())];
+    if let Some(shares) = limits.cpu_shares() {
+        settings.push(set("cpu", "cpu.shares", shares.to_string()));
+    }
+    if let Some(quota) = limits.cpu_quota_us() {
+        settings.push(set("cpu", "cpu.cfs_period_us", CPU_PERIOD_US.to_string()));
+        settings.push(set("cpu", "cpu.cfs_quota_us", quota.to_string()));
+    }
+    if limits.memory_limit_bytes > 0 {
+        // Together with swap it cannot be less than alone.
+        let files = ["memory.limit_in_bytes", "memory.memsw.limit_in_bytes"];
+        let files = &files[..if swap_limit { 2 } else { 1 }];
+        settings.extend(files.iter().map(|file| set("memory", file, limits.memory_limit_bytes.to_string())));
+    }
+    if guard_devices && !record.config.security.privileged {
+        settings.push(set("devices", "devices.deny", "a".to_owned()));
+        let allow = |device: &&str| set("devices", "devices.allow", (*device).to_owned());
+        settings.extend(DEVICES.iter().map(allow));
+    }
+    settings
+}
+
+/// Sets a container's limits in its groups. What the machine has no controller for is an error.
+pub(super) fn limit(mounts: &Mounts, path: &Path, settings: &[Setting]) -> io::Result<()> {
+    for Setting { controller, file, value } in settings {
+        let Some(root) = mounts.get(*controller) else {
+            let text = format!("{file} cannot be set: this machine has no cgroup controller {controller:?}");
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        };
+        fs::write(group(root, path).join(file), value)
+            .map_err(|error| io::Error::new(error.kind(), format!("set {file} to {value}: {error}")))?;
+    }
+    Ok(())
+}
+
+/// What a container may open: any node may be made, the usual ones used (the OCI's default devices and terminals).
+const DEVICES: &[&str] = &[
+    "c *:* m",
+    "b *:* m",
+    "c 1:3 rwm",
+    "c 1:5 rwm",
+    "c 1:7 rwm",
+    "c 1:8 rwm",
+    "c 1:9 rwm",
+    "c 5:0 rwm",
+    "c 5:1 rwm",
+    "c 5:2 rwm",
+    "c 136:* rwm",
+];
+
+/// What hierarchies' names begin with where libcgroups, which goes by the last part of a path, is not to find them.
+const ASIDE: &str = "v1-";
+
+/// In a mount namespace of this process' own: moves the hierarchies to names beside their usual ones.
+pub(super) fn put_aside(scratch: &Path) -> io::Result<()> {
+    fs::create_dir_all(scratch)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("cgroup"), scratch, Some("tmpfs"), flags, Some("mode=755"))?;
+    let old = Path::new(CGROUP_ROOT);
+    let moved = move_all(old, scratch, |name| Some(format!("{ASIDE}{name}")));
+    if let Err(error) = moved {
+        let _ = move_all(scratch, old, |name| name.strip_prefix(ASIDE).map(str::to_owned));
+        let _ = umount2(scratch, MntFlags::MNT_DETACH);
+        return Err(error);
+    }
+    umount2(old, MntFlags::MNT_DETACH)?;
+    mount(Some(scratch), old, NONE, MsFlags::MS_MOVE, NONE)?;
+    fs::remove_dir(scratch)
+}
+
+/// Gives the hierarchies their usual names back, for containers that see the node's `/sys/fs/cgroup`.
+pub(super) fn put_back() -> io::Result<()> {
+    let root = Path::new(CGROUP_ROOT);
+    move_all(root, root, |name| name.strip_prefix(ASIDE).map(str::to_owned))
+}
+
+/// Whether these are names that [`put_aside`] gave.
+pub(super) fn are_aside(mounts: &Mounts) -> bool {
+    let aside =
+        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(ASIDE));
+    mounts.values().any(aside)
+}
+
+/// Whether a container with this path of the node in it would see where the hierarchies are.
+pub(super) fn shows(path: &Path) -> bool {
+    let root = Path::new(CGROUP_ROOT);
+    root.starts_with(path) || path.starts_with(root)
+}
+
+/// Moves what is mounted right below `from`, if `rename` gives it a name; makes links anew.
+fn move_all(from: &Path, to: &Path, rename: impl Fn(&str) -> Option<String>) -> io::Result<()> {
+    let own = fs::metadata(from)?;
+    for entry in fs::read_dir(from)?.collect::<Result<Vec<_>, _>>()? {
+        let (name, path) = (entry.file_name(), entry.path());
+        let Some(name) = name.to_str() else { continue };
+        let kind = entry.file_type()?;
+        if kind.is_symlink() && from != to {
+            symlink(fs::read_link(&path)?, to.join(name))?;
+        }
+        // Hierarchies are file systems of their own.
+        let mounted = kind.is_dir() && entry.metadata()?.dev() != own.dev();
+        let Some(new) = rename(name).filter(|_| mounted) else { continue };
+        fs::create_dir(to.join(&new))?;
+        mount(Some(&path), &to.join(new), NONE, MsFlags::MS_MOVE, NONE)?;
+        if from == to {
+            fs::remove_dir(&path)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::{ContainerConfig, ContainerId, SandboxConfig, native::state::ImageRecord};
+
+    fn records() -> (SandboxRecord, ContainerRecord) {
+        let sandbox = SandboxRecord {
+            config: SandboxConfig { pids_limit: 100, ..SandboxConfig::default() },
+            network: None,
+            cgroup: "/troupe/u1".into(),
+            created_ms: 0,
+        };
+        let record = ContainerRecord {
+            id: ContainerId("c1".into()),
+            config: ContainerConfig::default(),
+            image: ImageRecord::default(),
+            created_ms: 0,
+        };
+        (sandbox, record)
+    }
+
+    #[test]
+    fn limits_become_files_and_only_privileged_containers_may_use_any_device() {
+        let (sandbox, mut record) = records();
+        record.config.resources.cpu_request_milli = 250;
+        record.config.resources.cpu_limit_milli = 500;
+        record.config.resources.memory_limit_bytes = 4096;
+        let told = |record: &ContainerRecord, swap| -> Vec<String> {
+            let limits = limits(&sandbox, record, swap, true);
+            limits.into_iter().map(|setting| format!("{}={}", setting.file, setting.value)).collect()
+        };
+        let plain = told(&record, true);
+        let expected = [
+            "pids.max=100",
+            "cpu.shares=256",
+            "cpu.cfs_period_us=100000",
+            "cpu.cfs_quota_us=50000",
+            "memory.limit_in_bytes=4096",
+            "memory.memsw.limit_in_bytes=4096",
+            "devices.deny=a",
+        ];
+        assert_eq!(plain[..7], expected);
+        assert!(plain[7..].iter().all(|setting| setting.starts_with("devices.allow=")));
+        assert_eq!(plain.len(), 7 + DEVICES.len());
+        assert!(!told(&record, false).contains(&expected[5].to_owned()));
+        record.config.security.privileged = true;
+        assert_eq!(told(&record, true).last().map(String::as_str), Some(expected[5]));
+    }
+
+    #[test]
+    fn a_limit_without_its_controller_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let mounts = Mounts::from([("pids".to_owned(), dir.path().to_path_buf())]);
+        let path = Path::new("/pod/container");
+        make(&mounts, path).unwrap();
+        let (sandbox, mut record) = records();
+        limit(&mounts, path, &limits(&sandbox, &record, false, false)).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("pod/container/pids.max")).unwrap(), "100");
+        record.config.resources.memory_limit_bytes = 1 << 20;
+        let error = limit(&mounts, path, &limits(&sandbox, &record, false, false)).unwrap_err();
+        assert!(error.to_string().contains("no cgroup controller \"memory\""), "{error}");
+    }
+
+    #[test]
+    fn processors_are_handed_down_to_groups_that_have_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let mounts = Mounts::from([("cpuset".to_owned(), dir.path().to_path_buf())]);
+        for (place, cpus) in [("", "0-3\n"), ("a", "1\n"), ("a/b", "\n"), ("a/b/c", "")] {
+            fs::create_dir_all(dir.path().join(place)).unwrap();
+            fs::write(dir.path().join(place).join("cpuset.cpus"), cpus).unwrap();
+            fs::write(dir.path().join(place).join("cpuset.mems"), "0").unwrap();
+        }
+        make(&mounts, Path::new("/a/b/c")).unwrap();
+        let cpus = |place| fs::read_to_string(dir.path().join(place).join("cpuset.cpus")).unwrap();
+        assert_eq!((cpus("").as_str(), cpus("a").as_str()), ("0-3\n", "1\n"));
+        assert_eq!((cpus("a/b").as_str(), cpus("a/b/c").as_str()), ("1", "1"));
+    }
+
+    #[test]
+    fn a_process_finds_its_own_place_in_each_hierarchy() {
+        let table = "4:cpu,cpuacct:/kubelet\n3:memory:/a:b\n1:name=systemd:/x\n0::/unified\n";
+        for (controller, place) in [("cpuacct", "/kubelet"), ("memory", "/a:b"), ("pids", "/")] {
+            assert_eq!(home(table, controller), Path::new(place), "{controller}");
+        }
+    }
+
+    #[test]
+    fn paths_above_and_below_the_hierarchies_show_them() {
+        for (path, shown) in [
+            ("/", true),
+            ("/sys", true),
+            ("/sys/fs/cgroup/memory", true),
+            ("/sys/fs/bpf", false),
+            ("/s", false),
+        ] {
+            assert_eq!(shows(Path::new(path)), shown, "{path}");
+        }
+    }
+}
