@@ -93,7 +93,11 @@ pub fn canonical(text: &str) -> String {
             value /= 1024;
             step += 1;
         }
-        return format!("{value}{}", BINARY[step]);
+        // Without a suffix it would be read as decimals the next time, so it is written as such at once; Kubernetes gets
+        // there in two steps.
+        if step > 0 {
+            return format!("{value}{}", BINARY[step]);
+        }
     }
     let (mut value, mut step) = (nano, 0);
     while value % 1000 == 0 && step + 1 < DECIMAL.len() {
@@ -160,6 +164,8 @@ mod tests {
             ("1.5Gi", "1536Mi"),
             ("1Ki", "1Ki"),
             ("0.5Ki", "512"),
+            ("1.5Ki", "1536"),
+            ("44444437.5Ki", "45511104k"),
             ("1000", "1k"),
             ("1500", "1500"),
             ("2e3", "2e3"),

@@ -111,6 +111,8 @@ pub fn quantity() -> Vec<Vec<u8>> {
         "1E",
         "0.000000001",
         "1n",
+        // Found by the fuzzer: written without a suffix, then read as decimals.
+        "44444437.5Ki",
         "1e-30",
         "12345678901234567890",
     ])
