@@ -240,7 +240,7 @@ impl Resources {
 
 /// What a pod asks for: the sum over its containers, or the largest init container where that is more (as Kubernetes
 /// computes it; sidecars and overhead included).
-fn pod_requests(spec: &v1::PodSpec) -> Resources {
+pub(crate) fn pod_requests(spec: &v1::PodSpec) -> Resources {
     let of = |c: &v1::Container| {
         let r = c.resources.as_ref();
         let mut sum = Resources::of(r.and_then(|r| r.requests.as_ref()).unwrap_or(&Amounts::new()));

@@ -25,6 +25,8 @@ pub(crate) mod table_pod;
 mod unsupported;
 mod validate;
 
+pub(crate) use defaults::qos_class;
+pub(crate) use facet::pod_requests;
 pub use facet::{
     ControllerFacet, EventFacet, KindFacet, NodeFacet, Phase, PodFacet, Resources, ServiceFacet,
 };

@@ -13,10 +13,9 @@ const CPU_QUOTA_MIN_US: i64 = 1_000;
 pub(super) const DEFAULT_PIDS: i64 = 4096;
 
 impl ContainerResources {
-    /// The weight under contention, if any is asked for.
-    pub(super) fn cpu_shares(&self) -> Option<i64> {
-        let shares = self.cpu_request_milli * SHARES_PER_CORE / 1000;
-        (self.cpu_request_milli > 0).then(|| shares.clamp(*SHARES.start(), *SHARES.end()))
+    /// The weight under contention: who asks for nothing gives way to everybody who did.
+    pub(super) fn cpu_shares(&self) -> i64 {
+        cpu_shares(self.cpu_request_milli)
     }
 
     /// Microseconds of each [`CPU_PERIOD_US`], if there is a limit.
@@ -24,6 +23,17 @@ impl ContainerResources {
         let quota = self.cpu_limit_milli * CPU_PERIOD_US / 1000;
         (self.cpu_limit_milli > 0).then(|| quota.max(CPU_QUOTA_MIN_US))
     }
+}
+
+/// The weight of a request under contention.
+pub(super) fn cpu_shares(milli: i64) -> i64 {
+    (milli.max(0).saturating_mul(SHARES_PER_CORE) / 1000).clamp(*SHARES.start(), *SHARES.end())
+}
+
+/// The same as a `cpu.weight` of version 2 (as runc and crun convert it).
+pub(super) fn cpu_weight(shares: i64) -> i64 {
+    1 + (shares.clamp(*SHARES.start(), *SHARES.end()) - SHARES.start()) * 9999
+        / (SHARES.end() - SHARES.start())
 }
 
 impl SandboxConfig {

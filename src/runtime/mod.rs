@@ -193,6 +193,8 @@ pub struct SandboxConfig {
     pub host_ipc: bool,
     /// Lines for `/etc/hosts` beyond the usual: address and names.
     pub host_aliases: Vec<(String, Vec<String>)>,
+    /// Thousandths of a core that all of the pod's containers together asked for: its share under contention.
+    pub cpu_request_milli: i64,
     /// Limits for all of the pod's containers together; 0 = none.
     pub memory_limit_bytes: i64,
     /// Most processes and threads in the pod; 0 = the runtime's default.
@@ -253,6 +255,10 @@ pub struct ContainerConfig {
     pub log_path: PathBuf,
     /// Limits.
     pub resources: ContainerResources,
+    /// How much sooner (up to 1000) or later (down to -1000) than by its size alone it is taken when the node runs out of
+    /// memory. Later than the runtime itself is a privilege that some machines give nobody; then it is as the runtime.
+    #[serde(default)]
+    pub oom_score_adj: i32,
     /// Security settings.
     pub security: Security,
     /// Keep standard input open.
@@ -298,7 +304,7 @@ pub enum Propagation {
 /// Limits of one container; 0 = none.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct ContainerResources {
-    /// Requested thousandths of a core: its share under contention.
+    /// Requested thousandths of a core: its share under contention; 0 = the least there is.
     pub cpu_request_milli: i64,
     /// Thousandths of a core at most.
     pub cpu_limit_milli: i64,

@@ -2,8 +2,8 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use super::bench::{Bench, config};
-use troupe::runtime::{ContainerConfig, ContainerRuntime as _, Mount};
+use super::bench::{Bench, config, sandbox_config};
+use troupe::runtime::{ContainerConfig, ContainerRuntime as _, Mount, SandboxConfig};
 
 /// A process' group by hierarchy; `None` when it is gone.
 fn groups(pid: &str) -> Option<BTreeMap<String, String>> {
@@ -116,5 +116,48 @@ async fn a_limit_that_cannot_be_set_ends_the_start_and_leaves_nothing() {
     }
     let shim_serves = bench.start(&pod, config("next", &["true"])).await;
     assert_eq!(bench.exit(&shim_serves).await.code, 0);
+    assert_eq!(bench.leftovers().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn who_asked_for_little_gives_way_to_who_asked_for_more() {
+    let mut bench = Bench::new().await;
+    let pod = bench
+        .sandbox_with(SandboxConfig { uid: "q".into(), cpu_request_milli: 1500, ..sandbox_config() })
+        .await;
+    let mut asked = config("asked", &["sleep", "600"]);
+    asked.resources.cpu_request_milli = 500;
+    asked.oom_score_adj = 750;
+    let asked = bench.start(&pod, asked).await;
+    let silent = bench.start(&pod, config("silent", &["sleep", "600"])).await;
+    let unified = Path::new("/sys/fs/cgroup/cpu.stat").exists();
+    let weight = |group: &str| {
+        let group = group.trim_start_matches('/');
+        let (root, file) =
+            if unified { ("/sys/fs/cgroup", "cpu.weight") } else { ("/sys/fs/cgroup/cpu", "cpu.shares") };
+        let text = fs::read_to_string(Path::new(root).join(group).join(file)).unwrap();
+        text.trim().parse::<i64>().unwrap()
+    };
+    let parent = &bench.config.cgroup_parent;
+    let cores = std::thread::available_parallelism().unwrap().get() as i64;
+    let weights = [
+        weight(&format!("{parent}/q/{silent}")),
+        weight(&format!("{parent}/q/{asked}")),
+        weight(&format!("{parent}/q")),
+        weight(parent),
+    ];
+    let expected = if unified {
+        [1, 20, 59, 1 + (cores * 1024 - 2) * 9999 / 262_142]
+    } else {
+        [2, 512, 1536, cores * 1024]
+    };
+    assert_eq!(weights, expected);
+    let pid = bench.status(&asked).await.pid.unwrap();
+    let adj = fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+    assert_eq!(adj.trim(), "750");
+    let command = vec!["cat".into(), "/proc/self/oom_score_adj".into()];
+    let beside =
+        bench.runtime().exec_sync(&asked, command, std::time::Duration::from_secs(60)).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&beside.stdout).trim(), "750");
     assert_eq!(bench.leftovers().await, Vec::<String>::new());
 }

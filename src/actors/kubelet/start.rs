@@ -16,7 +16,7 @@ use crate::{
         init::container_named,
         volumes::{MountPlan, Propagation},
     },
-    model::Uid,
+    model::{Uid, pod_requests},
     runtime::{
         self, ContainerConfig, ContainerId, ContainerResources, Dns, Mount, RuntimeError, SandboxConfig,
         SandboxStatus, Security, native::beneath,
@@ -80,6 +80,7 @@ fn sandbox_config(pod: &v1::Pod, resolv: &str) -> Result<SandboxConfig, String> 
             .flatten()
             .map(|s| (s.name.clone(), s.value.clone()))
             .collect(),
+        cpu_request_milli: spec.map_or(0, |spec| pod_requests(spec).cpu_milli),
         ..SandboxConfig::default()
     })
 }
@@ -218,6 +219,7 @@ fn container_config(
             cpu_limit_milli: plan.cpu_limit_milli,
             memory_limit_bytes: plan.memory_limit_bytes,
         },
+        oom_score_adj: plan.oom_score_adj,
         security: security(pod, container),
         stdin: container.stdin.unwrap_or(false),
         tty: container.tty.unwrap_or(false),

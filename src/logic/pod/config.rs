@@ -11,6 +11,7 @@ use k8s_openapi::api::core::v1;
 use super::{
     downward::Allocatable,
     env::environment,
+    qos,
     sources::Sources,
     volumes::{MountPlan, mounts},
 };
@@ -77,6 +78,8 @@ pub struct Plan {
     pub cpu_limit_milli: i64,
     /// Bytes at most; 0 = no limit.
     pub memory_limit_bytes: i64,
+    /// How soon it is taken when memory runs out.
+    pub oom_score_adj: i32,
 }
 
 /// Plans one container.
@@ -112,6 +115,10 @@ pub fn plan(
         cpu_request_milli: amount(requests, "cpu"),
         cpu_limit_milli: amount(limits, "cpu"),
         memory_limit_bytes: amount(limits, "memory") / 1000,
+        oom_score_adj: pod
+            .spec
+            .as_ref()
+            .map_or(0, |spec| qos::oom_score_adj(spec, container, around.allocatable.memory_bytes)),
     })
 }
 

@@ -17,6 +17,7 @@ pub mod images;
 pub mod init;
 mod machine;
 pub mod probe;
+pub mod qos;
 mod refusal;
 pub mod sources;
 mod state;

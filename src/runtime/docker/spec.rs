@@ -103,7 +103,9 @@ pub(super) fn container(
             masked_paths: security.unmasked_proc.then(Vec::new),
             readonly_paths: security.unmasked_proc.then(Vec::new),
             mounts: Some(mounts(config)),
-            cpu_shares: limits.cpu_shares(),
+            cpu_shares: Some(limits.cpu_shares()),
+            // Below the engine's own it is a privilege, without which the container could not be started.
+            oom_score_adj: Some(i64::from(config.oom_score_adj.max(0))),
             cpu_period: limits.cpu_quota_us().map(|_| CPU_PERIOD_US),
             cpu_quota: limits.cpu_quota_us(),
             memory,
@@ -302,7 +304,10 @@ mod tests {
         };
         let host = limits(4096, 0);
         assert_eq!((host.memory, host.memory_swap, host.pids_limit), (Some(4096), Some(4096), Some(50)));
-        assert_eq!((host.cpu_quota, host.cpu_period, host.cpu_shares), (Some(50_000), Some(100_000), None));
+        assert_eq!(
+            (host.cpu_quota, host.cpu_period, host.cpu_shares),
+            (Some(50_000), Some(100_000), Some(2))
+        );
         assert_eq!(
             (limits(4096, 1024).memory, limits(0, 1024).memory, limits(0, 0).memory),
             (Some(1024), Some(1024), None)

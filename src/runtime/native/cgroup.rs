@@ -22,6 +22,10 @@ use super::{
     state::{ContainerRecord, SandboxRecord},
     v1,
 };
+use crate::runtime::{
+    SandboxConfig,
+    limits::{cpu_shares, cpu_weight},
+};
 
 /// The hierarchies of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -218,16 +222,29 @@ impl Hierarchies {
         }
     }
 
-    /// Makes the pod's group and sets its limits; 0 = none.
-    pub(super) fn limit_pod(&self, path: &Path, memory: i64, pids: i64) -> io::Result<()> {
+    /// Makes the pod's group and sets its weight and its limits. The group of all pods weighs as much as the machine has
+    /// cores, so that pods together do not give way to what else runs on the node, as in Kubernetes.
+    pub(super) fn limit_pod(&self, path: &Path, config: &SandboxConfig) -> io::Result<()> {
+        let all = path.parent().filter(|parent| parent.parent().is_some());
+        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as i64);
+        let shares = [(all, cpu_shares(cores * 1000)), (Some(path), cpu_shares(config.cpu_request_milli))];
+        let shares = shares.into_iter().filter_map(|(path, shares)| Some((path?, shares)));
+        let (memory, pids) = (config.memory_limit_bytes, config.pids_limit);
         match self {
             Hierarchies::V1(mounts) => {
-                let inside = path.strip_prefix("/").unwrap_or(path);
+                let inside = |path: &Path| path.strip_prefix("/").unwrap_or(path).to_owned();
+                for (path, shares) in shares {
+                    if let Some(root) = mounts.get("cpu") {
+                        let dir = root.join(inside(path));
+                        fs::create_dir_all(&dir)?;
+                        fs::write(dir.join("cpu.shares"), shares.to_string())?;
+                    }
+                }
                 for (controller, file, value) in
                     [("memory", "memory.limit_in_bytes", memory), ("pids", "pids.max", pids)]
                 {
                     if let (Some(root), true) = (mounts.get(controller), value > 0) {
-                        let dir = root.join(inside);
+                        let dir = root.join(inside(path));
                         fs::create_dir_all(&dir)?;
                         fs::write(dir.join(file), value.to_string())?;
                     }
@@ -242,6 +259,11 @@ impl Hierarchies {
                     }
                     dir.push(component);
                     fs::create_dir_all(&dir)?;
+                }
+                for (path, shares) in shares {
+                    // Without the controller all are alike, which is no reason to run nothing.
+                    let file = root.join(path.strip_prefix("/").unwrap_or(path)).join("cpu.weight");
+                    let _ = fs::write(file, cpu_weight(shares).to_string());
                 }
                 for (file, value) in [("memory.max", memory), ("pids.max", pids)] {
                     if value > 0 {

@@ -254,10 +254,7 @@ fn device(device: &Device) -> Value {
 /// Limits for libcontainer to set. On version 1 we do it, see [`super::v1`].
 fn resources(sandbox: &SandboxRecord, record: &ContainerRecord, facts: &Facts<'_>) -> Value {
     let limits = &record.config.resources;
-    let mut cpu = json!({});
-    if let Some(shares) = limits.cpu_shares() {
-        cpu["shares"] = shares.into();
-    }
+    let mut cpu = json!({"shares": limits.cpu_shares()});
     if let Some(quota) = limits.cpu_quota_us() {
         cpu["period"] = CPU_PERIOD_US.into();
         cpu["quota"] = quota.into();

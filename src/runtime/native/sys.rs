@@ -50,6 +50,14 @@ pub(super) fn kill(pid: i32, signal: i32) -> io::Result<()> {
     if result == 0 || error.raw_os_error() == Some(libc::ESRCH) { Ok(()) } else { Err(error) }
 }
 
+/// Says how soon a process is to be taken when memory runs out. What is refused is left: some machines let nobody make it
+/// later.
+pub(super) fn adjust_oom_score(pid: i32, adj: i32) {
+    if let Err(error) = std::fs::write(format!("/proc/{pid}/oom_score_adj"), adj.to_string()) {
+        tracing::debug!(%error, pid, adj, "oom_score_adj stays as it is");
+    }
+}
+
 /// Becomes the parent of orphaned descendants, so that they can be reaped.
 pub(super) fn become_subreaper() -> io::Result<()> {
     // SAFETY: takes plain integers and touches no memory of ours.

@@ -130,10 +130,10 @@ pub(super) fn limits(
 ) -> Vec<Setting> {
     let limits = &record.config.resources;
     let set = |controller, file, value: String| Setting { controller, file, value };
-    let mut settings = vec![set("pids", "pids.max", sandbox.config.pids().to_string())];
-    if let Some(shares) = limits.cpu_shares() {
-        settings.push(set("cpu", "cpu.shares", shares.to_string()));
-    }
+    let mut settings = vec![
+        set("pids", "pids.max", sandbox.config.pids().to_string()),
+        set("cpu", "cpu.shares", limits.cpu_shares().to_string()),
+    ];
     if let Some(quota) = limits.cpu_quota_us() {
         settings.push(set("cpu", "cpu.cfs_period_us", CPU_PERIOD_US.to_string()));
         settings.push(set("cpu", "cpu.cfs_quota_us", quota.to_string()));
@@ -293,12 +293,14 @@ mod tests {
     #[test]
     fn a_limit_without_its_controller_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let mounts = Mounts::from([("pids".to_owned(), dir.path().to_path_buf())]);
+        let mounts = Mounts::from(["cpu", "pids"].map(|name| (name.to_owned(), dir.path().join(name))));
         let path = Path::new("/pod/container");
         make(&mounts, path).unwrap();
         let (sandbox, mut record) = records();
         limit(&mounts, path, &limits(&sandbox, &record, false, false)).unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join("pod/container/pids.max")).unwrap(), "100");
+        let set = |file| fs::read_to_string(dir.path().join(file)).unwrap();
+        assert_eq!(set("pids/pod/container/pids.max"), "100");
+        assert_eq!(set("cpu/pod/container/cpu.shares"), "2");
         record.config.resources.memory_limit_bytes = 1 << 20;
         let error = limit(&mounts, path, &limits(&sandbox, &record, false, false)).unwrap_err();
         assert!(error.to_string().contains("no cgroup controller \"memory\""), "{error}");

@@ -149,6 +149,7 @@ impl Pod<'_> {
             gid: identity.gid,
             privileged: security.privileged,
             limits: self.hierarchies.limits(self.record, record),
+            oom_score_adj: record.config.oom_score_adj,
             filters: Rc::new(filters),
             final_capabilities,
             log_path: record.config.log_path.clone(),
@@ -217,6 +218,7 @@ impl Pod<'_> {
             }
         };
         let pid = container.pid().map_or(0, nix::unistd::Pid::as_raw);
+        sys::adjust_oom_score(pid, plan.oom_score_adj);
         let failure = match self.hierarchies.limit(&cgroup, &plan.limits) {
             Ok(()) => {
                 let started = container.start().map_err(|error| chain(&error));
@@ -296,6 +298,7 @@ pub(super) struct Plan {
     gid: u32,
     privileged: bool,
     limits: Vec<Setting>,
+    pub(super) oom_score_adj: i32,
     /// To be put on in this order.
     filters: Rc<Vec<BpfProgram>>,
     final_capabilities: Option<::caps::CapsHashSet>,

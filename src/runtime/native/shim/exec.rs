@@ -448,6 +448,7 @@ impl Work<'_> {
         if let Some(stdin) = streams.stdin {
             builder = builder.with_stdin(stdin);
         }
+        sys::adjust_oom_score(std::process::id() as i32, self.plan.oom_score_adj);
         // For good: this process ends with its work.
         let group = self.pod.record.cgroup.join(&self.id.0);
         let _stay = self

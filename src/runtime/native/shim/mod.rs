@@ -84,6 +84,8 @@ pub fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> i32 {
 }
 
 const EXIT_USAGE: i32 = 2;
+/// Its pod would be lost with it, so it is taken after everything else; as other runtimes' shims have it.
+const OOM_SCORE_ADJ: i32 = -998;
 
 struct Shim {
     dir: SandboxDir,
@@ -136,6 +138,7 @@ impl Shim {
         let listener = UnixListener::from(sys::take_stdin()?);
         listener.set_nonblocking(true)?;
         sys::become_subreaper()?;
+        sys::adjust_oom_score(std::process::id() as i32, OOM_SCORE_ADJ);
         std::env::set_current_dir("/")?;
         let record: SandboxRecord = state::read(&dir.record())?;
         let mut hierarchies = Hierarchies::detect();

@@ -71,12 +71,7 @@ pub(super) fn enter(
     }
     share_memory(dir, config.host_ipc)?;
     write_files(dir, record).map_err(Fault::system("write the pod's files for /etc"))?;
-    if config.memory_limit_bytes > 0 || config.pids_limit > 1 {
-        hierarchies
-            .limit_pod(&record.cgroup, config.memory_limit_bytes, config.pids_limit)
-            .map_err(Fault::system("limit the pod's cgroup"))?;
-    }
-    Ok(())
+    hierarchies.limit_pod(&record.cgroup, config).map_err(Fault::system("limit the pod's cgroup"))
 }
 
 /// Sysctls of the pod's own namespaces only: others would change the node.
