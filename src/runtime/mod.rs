@@ -83,18 +83,56 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         &self,
         id: &ContainerId,
         command: Vec<String>,
-        stdin: bool,
+        options: StreamOptions,
     ) -> Result<ExecStreams, RuntimeError> {
-        if stdin {
+        if options.stdin {
             return Err(RuntimeError::Unsupported(self.name(), "feed programs in containers"));
+        }
+        if options.tty {
+            return Err(RuntimeError::Unsupported(self.name(), "give programs in containers a terminal"));
         }
         let output = self.exec_sync(id, command, LONGEST_EXEC).await?;
         Ok(ExecStreams {
             stdin: None,
             stdout: Box::pin(std::io::Cursor::new(output.stdout)),
             stderr: Box::pin(std::io::Cursor::new(output.stderr)),
+            resize: None,
             end: Box::pin(std::future::ready(Ok(output.code))),
         })
+    }
+
+    /// Streams to a running container's own program, beside its log: what it writes from now on, and its standard input
+    /// if it was made with one. Several may be attached.
+    async fn attach(&self, id: &ContainerId, options: StreamOptions) -> Result<ExecStreams, RuntimeError> {
+        let _ = (id, options);
+        Err(RuntimeError::Unsupported(self.name(), "attach to containers"))
+    }
+
+    /// A connection to a TCP port of a pod, as if from inside it (`127.0.0.1`).
+    async fn port_forward(&self, pod: &Uid, port: u16) -> Result<Connection, RuntimeError> {
+        let _ = (pod, port);
+        Err(RuntimeError::Unsupported(self.name(), "forward ports of pods"))
+    }
+
+    /// Changes the limits of a container, also while it runs. Values that stay as they are cost nothing.
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: ContainerResources,
+    ) -> Result<(), RuntimeError> {
+        let _ = (id, resources);
+        Err(RuntimeError::Unsupported(self.name(), "change limits of containers"))
+    }
+
+    /// What every sandbox and every running container in it uses right now.
+    async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
+        Err(RuntimeError::Unsupported(self.name(), "tell what containers use"))
+    }
+
+    /// Has a running container's log go on in a new file at its path, after the old one was renamed.
+    async fn reopen_log(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let _ = id;
+        Err(RuntimeError::Unsupported(self.name(), "begin new logs"))
     }
 
     /// Whether pods' addresses can be reached from the node. Where they cannot be, since pods are simulated, nothing is
@@ -152,6 +190,13 @@ pub trait ContainerRuntime: Send + Sync + 'static {
 
     /// Makes an image of one layer out of a root file system's tar.
     async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError>;
+
+    /// Writes images as one tar: an OCI layout that is a docker-archive, too. The reader fails when something goes wrong
+    /// on the way.
+    async fn save_images(&self, names: Vec<String>) -> Result<Reader, RuntimeError> {
+        let _ = names;
+        Err(RuntimeError::Unsupported(self.name(), "save images"))
+    }
 
     /// Removes a name, and the image when that was its last.
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError>;
@@ -398,14 +443,73 @@ pub struct ExecOutput {
     pub stderr: Vec<u8>,
 }
 
+/// Which streams a caller wants besides a program's output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// Something may be typed.
+    pub stdin: bool,
+    /// A terminal: everything the program writes comes as its standard output.
+    pub tty: bool,
+}
+
+/// A terminal's size in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Columns.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+/// A connection into a pod.
+pub type Connection = Pin<Box<dyn Duplex>>;
+
+/// Bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
+
+/// What a pod uses. `None`: the runtime cannot tell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SandboxStats {
+    /// The pod's uid.
+    pub uid: Uid,
+    /// All of its containers and the sandbox itself.
+    pub total: Usage,
+    /// Bytes received and sent since the sandbox was made; `None` with the node's network.
+    pub network: Option<(u64, u64)>,
+    /// Its running containers.
+    pub containers: Vec<(ContainerId, Usage)>,
+}
+
+/// What a container uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Nanoseconds of processor time since it started.
+    pub cpu_ns: Option<u64>,
+    /// Bytes of memory that cannot be reclaimed without its noticing (usage less inactive file cache).
+    pub working_set_bytes: Option<u64>,
+    /// Bytes of memory in all.
+    pub memory_bytes: Option<u64>,
+    /// Bytes read from and written to disks since it started.
+    pub io_bytes: Option<(u64, u64)>,
+    /// Bytes of its writable layer.
+    pub writable_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}
+
 /// A program that [`ContainerRuntime::exec`] runs. Dropping its streams does not end it.
 pub struct ExecStreams {
     /// Its standard input, when asked for; dropping it is its end.
     pub stdin: Option<Pin<Box<dyn AsyncWrite + Send>>>,
     /// Its standard output.
     pub stdout: Reader,
-    /// Its standard error.
+    /// Its standard error; empty with a terminal.
     pub stderr: Reader,
+    /// Takes the terminal's new sizes, newest wins; `None` without a terminal.
+    pub resize: Option<tokio::sync::watch::Sender<TerminalSize>>,
     /// Its exit code.
     pub end: Pin<Box<dyn Future<Output = Result<i32, RuntimeError>> + Send>>,
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use troupe::runtime::{ContainerId, EXEC_OUTPUT_BYTES, ExecOutput, RuntimeError};
+use troupe::runtime::{ContainerId, EXEC_OUTPUT_BYTES, ExecOutput, RuntimeError, StreamOptions};
 
 use super::harness::{Bench, Harness, LONG};
 
@@ -149,16 +149,17 @@ pub async fn a_program_with_streams_says_what_it_has_to_say_and_how_it_ended<H: 
     let id = bench.running("a").await;
     let words = ["/hello", "hello", "--print", "out", "--error", "err", "--exit-code", "4", "--once"];
     let command = words.map(str::to_owned).to_vec();
-    let mut streams = bench.runtime().exec(&id, command, false).await.unwrap();
+    let mut streams = bench.runtime().exec(&id, command, StreamOptions::default()).await.unwrap();
     let (mut out, mut err) = (String::new(), String::new());
     streams.stdout.read_to_string(&mut out).await.unwrap();
     streams.stderr.read_to_string(&mut err).await.unwrap();
     assert_eq!((out.as_str(), err.as_str(), streams.end.await.unwrap()), ("out\n", "err\n", 4));
     // Told at once or at its end.
-    let missing = match bench.runtime().exec(&id, vec!["/no/such/program".into()], false).await {
-        Ok(streams) => streams.end.await.map(|_| ()),
-        Err(error) => Err(error),
-    };
+    let missing =
+        match bench.runtime().exec(&id, vec!["/no/such/program".into()], StreamOptions::default()).await {
+            Ok(streams) => streams.end.await.map(|_| ()),
+            Err(error) => Err(error),
+        };
     assert!(
         matches!(&missing, Err(RuntimeError::Start(text)) if text.contains("/no/such/program")),
         "{missing:?}"

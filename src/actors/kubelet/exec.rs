@@ -16,7 +16,7 @@ use super::{Kubelet, context::NodeContext};
 use crate::{
     messages::wire::{ByteStream, Channel, ExecRequest},
     net::Responder,
-    runtime::{ContainerId, ExecStreams, RuntimeError},
+    runtime::{ContainerId, ExecStreams, RuntimeError, StreamOptions},
 };
 
 /// What is read from a program at once.
@@ -58,7 +58,8 @@ pub(super) async fn serve(
     // Accepted first: a runtime without streams gives what a program wrote when it has ended, and the master does not wait
     // so long for an answer.
     let Ok(ByteStream { read, mut write }) = responder.accept().await else { return };
-    let done = match node.runtime.exec(&id, request.command, request.stdin).await {
+    let options = StreamOptions { stdin: request.stdin, tty: request.tty };
+    let done = match node.runtime.exec(&id, request.command, options).await {
         Ok(streams) => converse(streams, read, &mut write).await,
         Err(error) => send(&mut write, Channel::Error, outcome(&Err(error)).to_string().as_bytes()).await,
     };
@@ -73,7 +74,7 @@ async fn converse(
     read: impl AsyncRead + Unpin,
     write: &mut (impl AsyncWrite + Unpin),
 ) -> std::io::Result<()> {
-    let ExecStreams { stdin, mut stdout, mut stderr, mut end } = streams;
+    let ExecStreams { stdin, mut stdout, mut stderr, resize: _, mut end } = streams;
     let input = feed(read, stdin);
     tokio::pin!(input);
     let (mut out, mut err) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);

@@ -48,6 +48,7 @@ use self::{
 use super::{
     ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, ExecStreams, IdleImage,
     Image, PullProgress, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+    StreamOptions,
 };
 use crate::{
     model::Uid,
@@ -227,10 +228,13 @@ impl ContainerRuntime for NativeRuntime {
         &self,
         id: &ContainerId,
         command: Vec<String>,
-        stdin: bool,
+        options: StreamOptions,
     ) -> Result<ExecStreams, RuntimeError> {
+        if options.tty {
+            return Err(RuntimeError::Unsupported("native", "give programs in containers a terminal"));
+        }
         let id = id.clone();
-        self.run(move |driver| async move { driver.exec(&id, command, stdin).await }).await
+        self.run(move |driver| async move { driver.exec(&id, command, options.stdin).await }).await
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {

@@ -53,6 +53,7 @@ impl Driver {
             stdin: input.map(|input| Box::pin(input) as _),
             stdout: Box::pin(stdout),
             stderr: Box::pin(stderr),
+            resize: None,
             end: Box::pin(async move { end.await.unwrap_or_else(|_| Err(gone())) }),
         })
     }
