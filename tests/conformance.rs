@@ -3,13 +3,15 @@
 //! Owns: the list of cases and the runtimes each is run against. A case is a function of a [`harness::Bench`]; it knows
 //! no runtime by name. A new runtime implements [`harness::Harness`] and gets a line in `suite!`. A case that a runtime
 //! cannot meet is exempted there and only there, with the reason as text, which `cargo test` prints.
-//! Needs root for real containers, and `dockerd` for the docker runtime (without it those are skipped, except under
-//! `CI`); they run the built-in image, so nothing else is needed.
+//! Needs root for real containers, `dockerd` for the docker runtime and `containerd` for the CRI runtime (without them
+//! those are skipped, except under `CI`); they run the built-in image, so nothing else is needed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod conformance {
     pub mod archives;
+    pub mod containerd;
     pub mod containers;
+    pub mod cri;
     pub mod docker;
     mod docker_only;
     pub mod engine;
@@ -43,6 +45,16 @@ macro_rules! suite {
                 async fn $case() {
                     if crate::conformance::engine::at_hand() {
                         crate::$room::$case(&mut crate::Bench::<crate::conformance::docker::OnDocker>::new().await).await;
+                    }
+                })*
+            })*
+        }
+        mod cri {
+            $(mod $room {
+                $(#[tokio::test]
+                async fn $case() {
+                    if crate::conformance::containerd::at_hand() {
+                        crate::$room::$case(&mut crate::Bench::<crate::conformance::cri::OnContainerd>::new().await).await;
                     }
                 })*
             })*

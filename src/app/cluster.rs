@@ -31,6 +31,9 @@ pub struct ClusterConfig {
     pub nodes: Vec<NodeName>,
     /// Which runtime the nodes use, unless [`ClusterConfig::runtimes`] has one for it.
     pub runtime: RuntimeChoice,
+    /// Where the runtime of [`RuntimeChoice::Cri`] listens: a path, or `unix://` and one. Absent: where the nodes'
+    /// containers are already, else containerd's usual place.
+    pub cri_socket: Option<String>,
     /// Runtimes of the embedder's own, by node.
     pub runtimes: Vec<(NodeName, Arc<dyn ContainerRuntime>)>,
     /// Where nodes keep pods, logs and images. The master's directory, if it has one.
@@ -53,6 +56,7 @@ impl ClusterConfig {
             master: MasterConfig::new(Persistence::Directory(directory.clone())),
             nodes: vec![this_machine()],
             runtime: RuntimeChoice::Auto,
+            cri_socket: None,
             runtimes: Vec::new(),
             directory,
             crash_loop: Backoff::CRASH_LOOP,
@@ -112,7 +116,7 @@ impl ClusterConfig {
         }
         // Before anything is written: a start that cannot succeed leaves nothing.
         if self.runtimes.len() < self.nodes.len() {
-            choose(self.runtime, &self.directory, &self.nodes)?;
+            choose(self.runtime, &self.directory, &self.nodes, self.cri_socket.as_deref())?;
         }
         Ok(())
     }
@@ -151,6 +155,7 @@ impl Cluster {
             mut master,
             nodes: names,
             runtime,
+            cri_socket,
             runtimes,
             directory,
             crash_loop,
@@ -169,15 +174,28 @@ impl Cluster {
             told(escalation);
         });
         master.on_escalate = on_escalate.clone();
-        let runtime =
-            if runtimes.len() < names.len() { choose(runtime, &directory, &names)? } else { runtime };
+        let runtime = if runtimes.len() < names.len() {
+            choose(runtime, &directory, &names, cri_socket.as_deref())?
+        } else {
+            runtime
+        };
         let mut cluster = Cluster { nodes: Vec::new(), master: Master::start(master).await?, failure };
         for (index, name) in names.into_iter().enumerate() {
             let own = runtimes.iter().find(|(node, _)| *node == name).map(|(_, r)| r.clone());
             let begun = async {
                 let runtime = match own {
                     Some(runtime) => runtime,
-                    None => open_runtime(runtime, &directory, &name, index, registries.clone()).await?,
+                    None => {
+                        open_runtime(
+                            runtime,
+                            &directory,
+                            &name,
+                            index,
+                            registries.clone(),
+                            cri_socket.as_deref(),
+                        )
+                        .await?
+                    }
                 };
                 let node = NodeConfig {
                     login: cluster.master.admit_node(&name)?,

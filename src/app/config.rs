@@ -25,6 +25,8 @@ pub enum RuntimeChoice {
     Native,
     /// A Docker engine on this machine.
     Docker,
+    /// A runtime of this machine that serves the Container Runtime Interface: containerd, CRI-O.
+    Cri,
     /// Simulated containers.
     Sim,
 }

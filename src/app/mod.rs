@@ -12,6 +12,7 @@
 mod client;
 mod cluster;
 mod config;
+mod cri;
 mod docker;
 mod guard;
 mod kubeconfig;

@@ -40,6 +40,8 @@ pub struct UpOptions {
     pub node_name: Option<String>,
     /// Which runtime.
     pub runtime: RuntimeChoice,
+    /// Where the CRI runtime listens.
+    pub cri_socket: Option<String>,
     /// The pods' network; `None` takes the one it had, or one that is free on this machine.
     pub pod_network: Option<String>,
     /// Most pods on each node.
@@ -64,6 +66,7 @@ impl UpOptions {
             nodes: 1,
             node_name: None,
             runtime: RuntimeChoice::Auto,
+            cri_socket: None,
             pod_network: None,
             max_pods: MAX_PODS,
             api_names: Vec::new(),
@@ -165,6 +168,7 @@ fn config(
         .map(|n| if n == 0 { first.clone() } else { NodeName::from(format!("{first}-{}", n + 1)) })
         .collect();
     config.runtime = options.runtime;
+    config.cri_socket.clone_from(&options.cri_socket);
     config.max_pods = options.max_pods;
     config.registries = options.registries.clone();
     config.manifests.clone_from(&options.manifests);

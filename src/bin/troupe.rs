@@ -1,4 +1,5 @@
-//! The `troupe` program: one file that is master, node, client, container shim and the built-in image's program.
+//! The `troupe` program: one file that is master, node, client, container shim, network plugin and the built-in image's
+//! program.
 
 use std::process::ExitCode;
 
@@ -12,6 +13,10 @@ fn main() -> ExitCode {
     if arguments.next().is_some_and(|first| first == "shim") {
         // Before anything that could start a thread: a shim forks containers and has to be single-threaded.
         std::process::exit(troupe::runtime::native::shim_main(arguments));
+    }
+    if troupe::runtime::cri::is_cni(std::env::args_os().len()) {
+        // Before anything that could start a thread: it goes into a pod's network namespace.
+        std::process::exit(troupe::runtime::cri::cni_main());
     }
     let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     if troupe::hello::is_meant(&args) {
@@ -42,6 +47,7 @@ fn up(args: UpArgs) -> ExitCode {
         RuntimeArg::Native => RuntimeChoice::Native,
         RuntimeArg::Sim => RuntimeChoice::Sim,
         RuntimeArg::Docker => RuntimeChoice::Docker,
+        RuntimeArg::Cri => RuntimeChoice::Cri,
     };
     let usual = UpOptions::new(args.data_dir());
     app::up(UpOptions {
@@ -50,6 +56,7 @@ fn up(args: UpArgs) -> ExitCode {
         nodes: args.nodes.unwrap_or(usual.nodes),
         node_name: args.node_name,
         runtime,
+        cri_socket: args.cri_socket,
         pod_network: args.pod_network,
         max_pods: args.max_pods.unwrap_or(usual.max_pods),
         api_names: args.api_names,

@@ -44,6 +44,9 @@ pub struct UpArgs {
     /// What runs the containers [default: auto]
     #[arg(long, value_enum)]
     pub runtime: Option<RuntimeArg>,
+    /// Where the CRI runtime listens: a path, or unix:// and one [default: /run/containerd/containerd.sock]
+    #[arg(long, value_name = "SOCKET")]
+    pub cri_socket: Option<String>,
     /// The pods' network, of which each node gets a /24 [default: 10.244.0.0/16, or one that is free here]
     #[arg(long, value_name = "CIDR")]
     pub pod_network: Option<String>,
@@ -85,6 +88,8 @@ pub enum RuntimeArg {
     Native,
     /// The Docker engine of this machine (at $DOCKER_HOST or /var/run/docker.sock)
     Docker,
+    /// A runtime of this machine that serves Kubernetes' CRI, such as containerd (at --cri-socket)
+    Cri,
     /// Simulated containers
     Sim,
 }
@@ -120,6 +125,7 @@ impl UpArgs {
             nodes: self.nodes.or(file.nodes),
             node_name: self.node_name.or(file.node_name),
             runtime: self.runtime.or(file.runtime),
+            cri_socket: self.cri_socket.or(file.cri_socket),
             pod_network: self.pod_network.or(file.pod_network),
             max_pods: self.max_pods.or(file.max_pods),
             api_names: either(self.api_names, file.api_names),

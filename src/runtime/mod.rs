@@ -5,12 +5,16 @@
 //! the process that drives the runtime and are found again by `list_*` after its restart; every operation that ends
 //! something is idempotent; an exit is told by an event *and* stays readable by `list_containers` until removed.
 
+pub mod cri;
 pub mod docker;
+pub mod grpc;
+mod hosts;
 pub mod images;
 mod limits;
 pub mod logs;
 pub mod native;
 pub mod sim;
+mod within;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, pin::Pin, time::Duration};
 
@@ -29,7 +33,7 @@ pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
 /// What drives containers on one machine. Methods may be called concurrently.
 #[async_trait]
 pub trait ContainerRuntime: Send + Sync + 'static {
-    /// `native`, `docker`, `sim`: as in `containerRuntimeVersion` and container ids (`native://…`).
+    /// `native`, `docker`, `containerd`, `sim`: as in `containerRuntimeVersion` and container ids (`native://…`).
     fn name(&self) -> &'static str;
 
     /// The runtime's own version.

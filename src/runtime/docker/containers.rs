@@ -16,7 +16,9 @@ use super::{
 };
 use crate::{
     model::Uid,
-    runtime::{ContainerConfig, ContainerId, ContainerState, RuntimeError, native::user::check_non_root},
+    runtime::{
+        ContainerConfig, ContainerId, ContainerState, RuntimeError, native::user::check_non_root, within,
+    },
 };
 
 impl Driver {
@@ -122,9 +124,6 @@ impl Driver {
 }
 
 /// Refuses what an engine cannot do, finds what a configuration names on the node, and gives its system call filter.
-///
-/// A path that must not leave its directory is resolved here and given to the engine without symlinks; unlike in the
-/// native runtime, who can write to the directory might exchange it before the engine mounts it.
 async fn prepare(config: &mut ContainerConfig) -> Result<Option<String>, RuntimeError> {
     if config.security.strict_groups {
         return Err(RuntimeError::Config(
@@ -132,26 +131,7 @@ async fn prepare(config: &mut ContainerConfig) -> Result<Option<String>, Runtime
                 .into(),
         ));
     }
-    for mount in &mut config.mounts {
-        let Some(within) = &mount.within else { continue };
-        let real = |path: &std::path::Path| {
-            let path = path.to_owned();
-            async move {
-                tokio::fs::canonicalize(&path)
-                    .await
-                    .map_err(|error| RuntimeError::Config(format!("{}: {error}", path.display())))
-            }
-        };
-        let (path, directory) = (real(&mount.host_path).await?, real(within).await?);
-        if !path.starts_with(&directory) {
-            return Err(RuntimeError::Config(format!(
-                "{} leads out of {}",
-                mount.host_path.display(),
-                directory.display()
-            )));
-        }
-        mount.host_path = path;
-    }
+    within::resolve(&mut config.mounts).await?;
     let Some(profile) = &config.security.seccomp_profile else { return Ok(None) };
     tokio::fs::read_to_string(profile).await.map(Some).map_err(|error| {
         RuntimeError::Config(format!("cannot load seccomp profile {}: {error}", profile.display()))

@@ -22,13 +22,12 @@ use tokio_util::io::ReaderStream;
 use super::{
     driver::Driver,
     engine::{self, fault, is_absent},
-    spec::PAUSE_IMAGE,
 };
 use crate::runtime::{
     Image, Reader, RegistryAuth, RuntimeError,
     images::{
-        BUILTIN_IMAGE, normalize,
-        pack::{self, PROGRAM_LABEL, Packed},
+        engine_name, normalize,
+        pack::{self, PAUSE_IMAGE, PROGRAM_LABEL, Packed, programs},
     },
 };
 
@@ -128,9 +127,15 @@ impl Driver {
 
     /// Has the engine load what was packed.
     async fn hand_over(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
-        let open = tokio::fs::File::open(&packed.archive).await;
+        let packed = Arc::new(packed);
+        let packing = Arc::clone(&packed);
+        let archive = tokio::task::spawn_blocking(move || packing.archive()).await;
+        let archive = archive.unwrap_or_else(|error| {
+            Err(RuntimeError::System { operation: "pack images".to_owned(), cause: error.to_string() })
+        })?;
+        let open = tokio::fs::File::open(&archive).await;
         let file = open.map_err(|cause| RuntimeError::System {
-            operation: format!("open {}", packed.archive.display()),
+            operation: format!("open {}", archive.display()),
             cause: cause.to_string(),
         })?;
         let options = ImportImageOptions { quiet: true, ..ImportImageOptions::default() };
@@ -241,13 +246,6 @@ impl Driver {
     }
 }
 
-/// The images made of our own program: names and entrypoints.
-fn programs() -> Vec<(String, Vec<String>)> {
-    let entrypoint =
-        |more: &[&str]| ["/hello", "hello"].iter().chain(more).map(|word| (*word).to_owned()).collect();
-    vec![(BUILTIN_IMAGE.to_owned(), entrypoint(&[])), (PAUSE_IMAGE.to_owned(), entrypoint(&["--pause"]))]
-}
-
 /// An image's name in any form, or its id, as the engine takes it.
 pub(super) fn engine_image(name: &str) -> Result<String, RuntimeError> {
     if is_id(name) { Ok(name.to_owned()) } else { Ok(engine_name(&normalize(name)?)) }
@@ -256,14 +254,6 @@ pub(super) fn engine_image(name: &str) -> Result<String, RuntimeError> {
 fn is_id(name: &str) -> bool {
     name.strip_prefix("sha256:")
         .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
-/// A full name as the engine takes it: with a digest there is no tag.
-fn engine_name(full: &str) -> String {
-    let Some((named, digest)) = full.split_once('@') else { return full.to_owned() };
-    let slash = named.rfind('/').map_or(0, |at| at + 1);
-    let repository = named[slash..].find(':').map_or(named, |colon| &named[..slash + colon]);
-    format!("{repository}@{digest}")
 }
 
 fn image(found: ImageInspect) -> Image {
@@ -337,18 +327,6 @@ fn pull_error(full: &str, text: &str) -> RuntimeError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_engine_gets_names_without_tag_beside_a_digest() {
-        let digest = format!("sha256:{}", "a".repeat(64));
-        for (full, name) in [
-            ("docker.io/library/a:1".to_owned(), "docker.io/library/a:1".to_owned()),
-            (format!("r.io:5000/a:1@{digest}"), format!("r.io:5000/a@{digest}")),
-            (format!("r.io:5000/a@{digest}"), format!("r.io:5000/a@{digest}")),
-        ] {
-            assert_eq!(engine_name(&full), name);
-        }
-    }
 
     #[test]
     fn names_are_full_sorted_and_never_none() {

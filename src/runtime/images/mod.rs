@@ -32,7 +32,7 @@ use self::{
     stream::Blocking,
 };
 pub use self::{
-    name::normalize,
+    name::{engine_name, normalize},
     registry::{Pulls, RegistryConfig},
 };
 use super::{IdleImage, Image, Reader, RuntimeError};

@@ -20,7 +20,7 @@ use nix::{
 
 /// The hierarchies of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Hierarchies {
+pub(in crate::runtime) enum Hierarchies {
     /// One mount a controller, by its name.
     V1(BTreeMap<String, PathBuf>),
     V2(PathBuf),
@@ -52,7 +52,7 @@ const NONE: Option<&str> = None;
 
 impl Hierarchies {
     /// Reads the mount table.
-    pub(super) fn detect() -> Hierarchies {
+    pub(in crate::runtime) fn detect() -> Hierarchies {
         fs::read_to_string("/proc/self/mounts").map_or(Hierarchies::Missing, |table| Self::parse(&table))
     }
 
@@ -77,7 +77,7 @@ impl Hierarchies {
         if v1.is_empty() { Hierarchies::Missing } else { Hierarchies::V1(v1) }
     }
 
-    pub(super) fn unified(&self) -> bool {
+    pub(in crate::runtime) fn unified(&self) -> bool {
         matches!(self, Hierarchies::V2(_))
     }
 
@@ -187,7 +187,7 @@ impl Hierarchies {
     }
 
     /// Makes the pod's group and sets its limits; 0 = none.
-    pub(super) fn limit_pod(&self, path: &Path, memory: i64, pids: i64) -> io::Result<()> {
+    pub(in crate::runtime) fn limit_pod(&self, path: &Path, memory: i64, pids: i64) -> io::Result<()> {
         match self {
             Hierarchies::V1(mounts) => {
                 let inside = path.strip_prefix("/").unwrap_or(path);

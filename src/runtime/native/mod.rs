@@ -10,7 +10,7 @@
 
 pub mod beneath;
 mod caps;
-mod cgroup;
+pub(super) mod cgroup;
 mod check;
 mod client;
 mod containers;
@@ -19,7 +19,7 @@ mod exec;
 pub(super) mod ipam;
 mod launch;
 mod mounts;
-mod netlink;
+pub(super) mod netlink;
 mod pod;
 mod profile;
 mod protocol;
