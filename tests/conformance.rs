@@ -12,6 +12,7 @@ mod conformance {
     pub mod containerd;
     pub mod containers;
     pub mod cri;
+    mod cri_only;
     pub mod docker;
     mod docker_only;
     pub mod engine;

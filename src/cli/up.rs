@@ -45,7 +45,7 @@ pub struct UpArgs {
     #[arg(long, value_enum)]
     pub runtime: Option<RuntimeArg>,
     /// Where the CRI runtime listens: a path, or unix:// and one [default: /run/containerd/containerd.sock]
-    #[arg(long, value_name = "SOCKET")]
+    #[arg(long, value_name = "SOCKET", env = "CONTAINER_RUNTIME_ENDPOINT")]
     pub cri_socket: Option<String>,
     /// The pods' network, of which each node gets a /24 [default: 10.244.0.0/16, or one that is free here]
     #[arg(long, value_name = "CIDR")]

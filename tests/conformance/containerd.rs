@@ -114,7 +114,8 @@ impl Drop for Lease {
     }
 }
 
-/// A configuration that keeps everything in a directory, and is containerd's own otherwise.
+/// A configuration that keeps everything in a directory, and is containerd's own otherwise. Tests may run where root cannot
+/// lower a process' `oom_score_adj`.
 fn configuration(dir: &Path) -> String {
     let at = |name: &str| dir.join(name).display().to_string();
     format!(
@@ -125,6 +126,7 @@ state = "{state}"
   address = "{socket}"
 [plugins."io.containerd.grpc.v1.cri"]
   netns_mounts_under_state_dir = true
+  restrict_oom_score_adj = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{plugins}"
     conf_dir = "{networks}"

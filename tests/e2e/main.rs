@@ -7,6 +7,10 @@
 
 mod chaos;
 mod configs;
+#[path = "../conformance/containerd.rs"]
+#[allow(dead_code, reason = "shared with the conformance suite, which needs more of it")]
+mod containerd;
+mod cri;
 mod disk;
 mod docker;
 #[path = "../conformance/engine.rs"]
