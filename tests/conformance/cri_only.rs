@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use troupe::runtime::{
-    ContainerResources, ContainerRuntime, ContainerState, RuntimeError, RuntimeEvent, cri::CriRuntime,
+    ContainerResources, ContainerRuntime, ContainerState, RuntimeError, RuntimeEvent, SandboxConfig,
+    cri::CriRuntime,
 };
 
 use super::{
@@ -136,4 +137,91 @@ async fn a_lost_sandbox_takes_its_containers_along_within_a_listing() {
     assert!(matches!(bench.state(&id).await, ContainerState::Exited(_)));
     // And life goes on, at an address of its own.
     assert!(bench.sandbox("a").await.ip.is_some());
+}
+
+#[tokio::test]
+async fn a_port_of_a_pods_loopback_is_reached() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    if !containerd::at_hand() {
+        return;
+    }
+    let bench = Bench::<OnContainerd>::new().await;
+    bench.sandbox("a").await;
+    bench.start("a", bench.hello("server", &["--listen", "127.0.0.1:7000"])).await;
+    bench.line("server", "listening").await;
+    let mut connection = bench.runtime().port_forward(&"a".into(), 7000).await.unwrap();
+    connection.write_all(b"GET / HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.contains("Hello from host-a"), "{answer}");
+    let refused = bench.runtime().port_forward(&"a".into(), 7001).await.err().unwrap().to_string();
+    assert!(refused.contains("7001") && refused.contains("refused"), "{refused}");
+}
+
+/// The value of a line of `/proc/self/status`.
+fn value<'a>(status: &'a str, name: &str) -> &'a str {
+    let line =
+        status.lines().find_map(|line| line.strip_prefix("stdout F ").unwrap_or(line).strip_prefix(name));
+    line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
+}
+
+#[tokio::test]
+async fn containers_are_confined_as_asked_for() {
+    if !containerd::at_hand() {
+        return;
+    }
+    let mut bench = Bench::<OnContainerd>::new().await;
+    bench.sandbox_with(SandboxConfig { share_pids: true, pids_limit: 77, ..sandbox("a") }).await;
+    let look = ["--read", "/proc/self/status", "--once"];
+    let mut strict = bench.hello("strict", &look);
+    strict.security.user = Some(1234);
+    strict.security.group = Some(4321);
+    strict.security.supplemental_groups = vec![99];
+    strict.security.drop_capabilities = vec!["ALL".into()];
+    let (lines, exit) = bench.output_of("a", strict).await;
+    assert_eq!(exit.code, 0, "{:?}", bench.log("strict"));
+    let status = lines.join("\n");
+    assert_eq!((value(&status, "NoNewPrivs:"), value(&status, "Seccomp:")), ("1", "2"));
+    assert!(
+        value(&status, "Uid:").starts_with("1234\t") && value(&status, "Gid:").starts_with("4321\t"),
+        "{status}"
+    );
+    assert!(value(&status, "Groups:").split(' ').any(|group| group == "99"), "{status}");
+    assert_eq!(u64::from_str_radix(value(&status, "CapBnd:"), 16), Ok(0));
+
+    let mut free = bench.hello("free", &look);
+    free.security.privileged = true;
+    free.security.user = Some(0);
+    let (lines, exit) = bench.output_of("a", free).await;
+    assert_eq!(exit.code, 0, "{:?}", bench.log("free"));
+    let status = lines.join("\n");
+    assert_eq!((value(&status, "NoNewPrivs:"), value(&status, "Seccomp:")), ("0", "0"));
+    assert!(
+        u64::from_str_radix(value(&status, "CapEff:"), 16).unwrap() & (1 << 21) != 0,
+        "no CAP_SYS_ADMIN: {status}"
+    );
+
+    // The sandbox' own program has nothing of that.
+    let id = bench.start("a", bench.hello("stays", &[])).await;
+    let pid = bench.find(&id).await.unwrap().pid.unwrap();
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
+    let group = groups.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':').skip(1);
+        match (fields.next()?, fields.next()?) {
+            ("pids", path) => Some(format!("/sys/fs/cgroup/pids{path}")),
+            ("", path) if !groups.contains(":pids:") => Some(format!("/sys/fs/cgroup{path}")),
+            _ => None,
+        }
+    });
+    let of_pod = std::path::PathBuf::from(group.unwrap()).parent().unwrap().join("pids.max");
+    assert_eq!(std::fs::read_to_string(&of_pod).unwrap().trim(), "77", "{of_pod:?}");
+
+    // One container sees another's processes alone.
+    let mut debugger = bench.hello("debugger", &["--read", "/proc/1/cmdline", "--once"]);
+    bench.sandbox("b").await;
+    let target = bench.start("b", bench.hello("target", &["--listen", "127.0.0.1:7000"])).await;
+    debugger.join_pids = Some(target);
+    let (lines, exit) = bench.output_of("b", debugger).await;
+    assert_eq!(exit.code, 0, "{:?}", bench.log("debugger"));
+    assert!(lines[0].contains("127.0.0.1:7000"), "{lines:?}");
 }

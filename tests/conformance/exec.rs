@@ -47,13 +47,20 @@ pub async fn a_program_that_does_not_exist_is_a_start_error<H: Harness>(bench: &
 
 pub async fn a_program_over_its_time_is_killed_and_its_container_lives<H: Harness>(bench: &mut Bench<H>) {
     let id = bench.running("a").await;
-    let args = ["--print", "so far", "--ignore-sigterm", "--listen", "127.0.0.1:0"];
     let begun = Instant::now();
-    let output = exec(bench, &id, &args, Duration::from_secs(1)).await.unwrap();
+    let output = exec(bench, &id, ENDLESS, Duration::from_secs(1)).await.unwrap();
     assert!(output.timed_out && output.code == 137, "{output:?}");
-    assert!(output.stdout.starts_with(b"so far\n"), "{output:?}");
     assert!(begun.elapsed() < LONG);
     assert_eq!(exec(bench, &id, &["--once"], LONG).await.unwrap().code, 0);
+}
+
+/// A program that says something and then goes on for ever.
+const ENDLESS: &[&str] = &["--print", "so far", "--ignore-sigterm", "--listen", "127.0.0.1:0"];
+
+pub async fn what_a_program_over_its_time_said_is_told<H: Harness>(bench: &mut Bench<H>) {
+    let id = bench.running("a").await;
+    let output = exec(bench, &id, ENDLESS, Duration::from_secs(1)).await.unwrap();
+    assert!(output.timed_out && output.stdout.starts_with(b"so far\n"), "{output:?}");
 }
 
 pub async fn many_programs_run_at_once<H: Harness>(bench: &mut Bench<H>) {

@@ -124,6 +124,7 @@ impl Driver {
     ) -> Result<(), RuntimeError> {
         let Some(found) = self.inspect(&id.0).await? else { return Ok(()) };
         if found.state == ContainerState::Running {
+            self.watch.ending(&id.0);
             // The interface counts in seconds, so the exact end of the grace is ours.
             let timeout = seconds(grace);
             let request = proto::StopContainerRequest { container_id: id.0.clone(), timeout };
@@ -191,10 +192,10 @@ impl Driver {
     ) -> Result<(), RuntimeError> {
         let container = self.expected(id).await?;
         let sandbox = self.sandboxes(Some(&container.pod)).await?.into_iter().find(|of| of.ready);
-        let of_pod = sandbox.map_or(0, |sandbox| sandbox.record.memory_bytes);
+        let of_pod = sandbox.map(|sandbox| sandbox.record).unwrap_or_default();
         let request = proto::UpdateContainerResourcesRequest {
             container_id: id.0.clone(),
-            linux: Some(spec::resources(&resources, of_pod)),
+            linux: Some(spec::resources(&resources, &of_pod)),
         };
         let updated: Result<proto::Empty, Fault> =
             self.client.runtime("UpdateContainerResources", &request, SHORT).await;

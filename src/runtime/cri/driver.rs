@@ -45,6 +45,8 @@ pub(super) struct Driver {
     pub network: AsyncMutex<Network>,
     /// Pods' cgroups are made here; systemd's are not.
     cgroups: Option<Hierarchies>,
+    /// Cgroups are of version 2.
+    unified: bool,
     /// Held while a sandbox changes.
     locks: Mutex<HashMap<Uid, Arc<AsyncMutex<()>>>>,
     /// Sandboxes' addresses, which never change.
@@ -71,6 +73,7 @@ impl Driver {
             watch: Watch::default(),
             images: images::Images::new(found.sandbox_image.clone()),
             network: AsyncMutex::new(Network::new(found)),
+            unified: hierarchies.unified(),
             cgroups: own.then_some(hierarchies),
             locks: Mutex::default(),
             addresses: Mutex::default(),
@@ -129,7 +132,8 @@ impl Driver {
             host_ipc: config.host_ipc,
             share_pids: config.share_pids,
             memory_bytes: config.memory_limit_bytes,
-            pids: config.pids(),
+            // Version 2 has a word for it in the interface, version 1 has not.
+            pids_each: if self.cgroups.is_none() && self.unified { config.pids() } else { 0 },
             cgroup: self.make_cgroup(&config).await?,
         };
         let id = match self.begin(&config, &record, network, attempt).await {
@@ -232,22 +236,25 @@ impl Driver {
         for found in self.sandboxes(Some(uid)).await? {
             self.stop(&found).await?;
         }
-        self.relist().await.map(drop)
+        Ok(())
     }
 
     /// Kills what runs in a sandbox and gives back its address.
-    async fn stop(&self, sandbox: &Sandbox) -> Result<(), RuntimeError> {
+    async fn stop(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), RuntimeError> {
         // From here on its end is no loss.
         self.watch.forget_sandbox(&sandbox.id);
+        self.watch.ending(sandbox.uid.as_str());
         let request = proto::PodSandboxId { pod_sandbox_id: sandbox.id.clone() };
         let stopped = self.client.runtime("StopPodSandbox", &request, LONG).await;
-        ended(stopped).map_err(fault(format!("stop the sandbox of pod {}", sandbox.uid)))
+        ended(stopped).map_err(fault(format!("stop the sandbox of pod {}", sandbox.uid)))?;
+        // Ends are told before what ended may be gone.
+        self.relist().await?;
+        self.watch.ended(sandbox.uid.as_str());
+        Ok(())
     }
 
     async fn stop_and_remove(self: &Arc<Self>, sandbox: &Sandbox) -> Result<(), RuntimeError> {
         self.stop(sandbox).await?;
-        // Ends are told before what ended is gone.
-        self.relist().await?;
         let request = proto::PodSandboxId { pod_sandbox_id: sandbox.id.clone() };
         let removed = self.client.runtime("RemovePodSandbox", &request, LONG).await;
         ended(removed).map_err(fault(format!("remove the sandbox of pod {}", sandbox.uid)))?;

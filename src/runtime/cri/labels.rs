@@ -50,7 +50,8 @@ pub(super) struct SandboxRecord {
     pub share_pids: bool,
     /// 0 = none.
     pub memory_bytes: i64,
-    pub pids: i64,
+    /// Most processes of each container, where the pod has no cgroup for all of them; 0 = none.
+    pub pids_each: i64,
     /// The pod's cgroup, if it has one of its own; from each hierarchy's root.
     pub cgroup: Option<PathBuf>,
 }

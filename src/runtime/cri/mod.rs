@@ -14,6 +14,7 @@ mod client;
 mod cni;
 mod containers;
 mod driver;
+mod forward;
 mod images;
 mod labels;
 mod network;
@@ -46,8 +47,9 @@ pub use self::{
     cni::{is_meant as is_cni, main as cni_main},
 };
 use super::{
-    ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus, ExecOutput, Image,
-    Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStats, SandboxStatus,
+    Connection, ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus,
+    ExecOutput, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStats,
+    SandboxStatus,
 };
 use crate::model::Uid;
 
@@ -307,6 +309,14 @@ impl ContainerRuntime for CriRuntime {
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
         self.run(|driver| async move { driver.relist().await }).await
+    }
+
+    async fn port_forward(&self, pod: &Uid, port: u16) -> Result<Connection, RuntimeError> {
+        let pod = pod.clone();
+        let stream = self.run(|driver| async move { driver.port_forward(&pod, port).await }).await?;
+        // On the caller's runtime, which is where it is used.
+        let stream = tokio::net::TcpStream::from_std(stream);
+        Ok(Box::pin(stream.map_err(system("connect to the pod"))?))
     }
 
     async fn update_container(

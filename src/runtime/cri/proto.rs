@@ -155,6 +155,7 @@ messages! {
         cpu_quota: i64 = [int64, tag = "2"],
         cpu_shares: i64 = [int64, tag = "3"],
         memory_limit_in_bytes: i64 = [int64, tag = "4"],
+        unified: Map = [map = "string, string", tag = "9"],
         memory_swap_limit_in_bytes: i64 = [int64, tag = "10"],
     }
     Capability {

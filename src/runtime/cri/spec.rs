@@ -136,7 +136,7 @@ pub(super) fn container(
         stdin: config.stdin,
         tty: config.tty,
         linux: Some(LinuxContainerConfig {
-            resources: Some(resources(&config.resources, sandbox.record.memory_bytes)),
+            resources: Some(resources(&config.resources, &sandbox.record)),
             security_context: Some(LinuxContainerSecurityContext {
                 capabilities: Some(Capability {
                     add_capabilities: security.add_capabilities.clone(),
@@ -176,13 +176,15 @@ fn seccomp(security: &Security) -> SecurityProfile {
 }
 
 /// Limits of a container; its pod's memory limit holds for it, too.
-pub(super) fn resources(limits: &ContainerResources, pod_memory_bytes: i64) -> LinuxContainerResources {
-    let memory = [limits.memory_limit_bytes, pod_memory_bytes].into_iter().filter(|bytes| *bytes > 0).min();
+pub(super) fn resources(limits: &ContainerResources, pod: &SandboxRecord) -> LinuxContainerResources {
+    let memory = [limits.memory_limit_bytes, pod.memory_bytes].into_iter().filter(|bytes| *bytes > 0).min();
+    let pids = (pod.pids_each > 0).then(|| ("pids.max".to_owned(), pod.pids_each.to_string()));
     LinuxContainerResources {
         cpu_period: limits.cpu_quota_us().map_or(0, |_| CPU_PERIOD_US),
         cpu_quota: limits.cpu_quota_us().unwrap_or(0),
         cpu_shares: limits.cpu_shares().unwrap_or(0),
         memory_limit_in_bytes: memory.unwrap_or(0),
+        unified: pids.into_iter().collect(),
         // No swap beyond it.
         memory_swap_limit_in_bytes: memory.unwrap_or(0),
     }

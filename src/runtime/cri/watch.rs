@@ -41,6 +41,11 @@ const SETTLE: [Duration; 7] = [
     Duration::from_secs(1),
 ];
 
+/// That the kernel killed a program for lack of memory, a runtime may hear after its end.
+const OOM_LOOK: Duration = Duration::from_millis(50);
+const OOM_LOOKS: u32 = 4;
+const KILL: i32 = 9;
+
 #[derive(Default)]
 pub(super) struct Watch {
     expected: Mutex<Expected>,
@@ -56,6 +61,8 @@ struct Expected {
     sandboxes: HashMap<String, Uid>,
     /// Those of them that are said to have ended.
     ended: HashSet<String>,
+    /// Ids of containers and uids of pods that are ended by us.
+    ending: HashSet<String>,
     /// Somebody says so.
     told: bool,
 }
@@ -77,7 +84,31 @@ impl Watch {
 
     /// Its end was told, or nobody is to hear of it; says whether it was expected.
     pub(super) fn forget_container(&self, id: &str) -> Option<Uid> {
-        self.expected().containers.remove(id)
+        let mut expected = self.expected();
+        expected.ending.remove(id);
+        expected.containers.remove(id)
+    }
+
+    /// This container, or pod, is about to be ended by us.
+    pub(super) fn ending(&self, id: &str) {
+        self.expected().ending.insert(id.to_owned());
+    }
+
+    /// It is.
+    pub(super) fn ended(&self, id: &str) {
+        self.expected().ending.remove(id);
+    }
+
+    /// Whether a container may have been ended by the kernel for lack of memory, of which the runtime hears on its own.
+    fn is_strange(&self, container: &ContainerStatus) -> bool {
+        let ContainerState::Exited(exit) = &container.state else { return false };
+        let expected = self.expected();
+        let ours = |id: &str| expected.ending.contains(id);
+        exit.signal == Some(KILL)
+            && !exit.oom_killed
+            && expected.containers.contains_key(&container.id.0)
+            && !ours(&container.id.0)
+            && !ours(container.pod.as_str())
     }
 
     pub(super) fn forget_sandbox(&self, id: &str) -> Option<Uid> {
@@ -124,7 +155,14 @@ impl Driver {
                 Some((state, status)) if *state == found.state => Some(status.clone()),
                 _ => self.inspect(&found.id).await?,
             };
-            let Some(status) = status else { continue };
+            let Some(mut status) = status else { continue };
+            for _ in 0..OOM_LOOKS {
+                if !self.watch.is_strange(&status) {
+                    break;
+                }
+                tokio::time::sleep(OOM_LOOK).await;
+                status = self.inspect(&found.id).await?.unwrap_or(status);
+            }
             known.insert(found.id.clone(), (found.state, status.clone()));
             if let ContainerState::Exited(exit) = &status.state
                 && containers.contains_key(&found.id)
@@ -188,6 +226,7 @@ fn lost(driver: Arc<Driver>, pod: Uid) -> Pin<Box<dyn Future<Output = ()> + Send
 impl Driver {
     /// Kills a container, and returns once it is dead.
     pub(super) async fn kill(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        self.watch.ending(&id.0);
         let request = proto::StopContainerRequest { container_id: id.0.clone(), timeout: 0 };
         let stopped = self.client.runtime("StopContainer", &request, LONG).await;
         ended(stopped).map_err(fault(format!("kill container {id}")))
