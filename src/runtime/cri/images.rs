@@ -128,7 +128,7 @@ impl Driver {
         let full = normalize(name)?;
         let name = engine_name(&full);
         self.pull(&name, auth.unwrap_or_default()).await.map_err(|fault| pull_error(&full, &fault.text()))?;
-        self.image_status(&name).await?.map(image).ok_or_else(|| RuntimeError::ImageNotFound(full))
+        self.image_status(&name).await?.map(image).ok_or(RuntimeError::ImageNotFound(full))
     }
 
     async fn pull(&self, name: &str, auth: RegistryAuth) -> Result<(), Fault> {
