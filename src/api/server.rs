@@ -44,7 +44,7 @@ pub struct Server {
 /// # Errors
 /// When certificates are unusable or the address cannot be bound.
 pub fn serve(config: ApiConfig, state: ApiState) -> Result<Server, ServeError> {
-    let ApiConfig { listen, tls, tokens, limits, service_cidr, workers } = config;
+    let ApiConfig { listen, listener, tls, tokens, limits, service_cidr, workers } = config;
     let tls = auth::server_config(tls)?;
     let stop = CancellationToken::new();
     let shared = Shared::new(state, limits, service_cidr, auth::Tokens::new(tokens), stop.clone());
@@ -59,9 +59,12 @@ pub fn serve(config: ApiConfig, state: ApiState) -> Result<Server, ServeError> {
             .tls_handshake_timeout(limits.head_timeout)
             .max_connections(limits.connections)
             .shutdown_timeout(limits.stop_timeout.as_secs())
-            .disable_signals()
-            .bind_rustls_0_23(listen, tls)
-            .map_err(fail)?;
+            .disable_signals();
+    let server = match listener {
+        Some(listener) => server.listen_rustls_0_23(listener, tls),
+        None => server.bind_rustls_0_23(listen, tls),
+    }
+    .map_err(fail)?;
     let address = server.addrs().first().copied().unwrap_or(listen);
     let server = server.run();
     let handle = server.handle();

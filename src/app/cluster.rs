@@ -14,6 +14,7 @@ use super::{
     Client, ClientError, Master, MasterConfig, Node, NodeConfig, Persistence, RegistryOptions, RuntimeChoice,
     StartError,
     node::MAX_PODS,
+    rootless::Outside,
     runtime::{choose, open_runtime},
 };
 use crate::{
@@ -43,6 +44,8 @@ pub struct ClusterConfig {
     pub registries: RegistryOptions,
     /// A directory of manifests, whose pods the first node runs in any case.
     pub manifests: Option<PathBuf>,
+    /// What stayed out of this process' network namespace, when it entered one.
+    pub outside: Option<Outside>,
 }
 
 impl ClusterConfig {
@@ -59,6 +62,7 @@ impl ClusterConfig {
             max_pods: MAX_PODS,
             registries: RegistryOptions::default(),
             manifests: None,
+            outside: None,
         }
     }
 
@@ -145,7 +149,10 @@ impl Cluster {
     /// See [`StartError`]; nothing is left running then.
     pub async fn start(config: ClusterConfig) -> Result<Cluster, StartError> {
         config.check()?;
-        let registries = config.registries.read()?;
+        let mut registries = config.registries.read()?;
+        if let Some(outside) = &config.outside {
+            registries.threads = outside.threads();
+        }
         let registry_config = config.registries.credentials.clone();
         let ClusterConfig {
             mut master,
@@ -157,6 +164,7 @@ impl Cluster {
             max_pods,
             registries: _,
             mut manifests,
+            outside,
         } = config;
         let (failed, failure) = watch::channel(None);
         let told = master.on_escalate.clone();
@@ -189,6 +197,7 @@ impl Cluster {
                     manifests: manifests.take(),
                     crash_loop,
                     registry_config: registry_config.clone(),
+                    sockets: outside.as_ref().map(Outside::sockets),
                     on_escalate: on_escalate.clone(),
                 };
                 Node::start(node).await

@@ -7,6 +7,7 @@
 //! DIR/lock format …      the store            DIR/images         images, shared by this machine's nodes
 //! DIR/pki/ca.crt ca.key  the authority        DIR/nodes/NAME     a node's containers, pods and logs
 //! DIR/admin.kubeconfig   for kubectl          DIR/ready          exists while the API serves
+//!                                             DIR/namespaces     who holds an ordinary user's
 //! ```
 
 mod client;
@@ -19,6 +20,7 @@ mod master;
 mod network;
 mod node;
 mod reset;
+pub mod rootless;
 mod runtime;
 mod telemetry;
 mod up;

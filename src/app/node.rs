@@ -58,6 +58,8 @@ pub struct NodeConfig {
     pub crash_loop: Backoff,
     /// The node's own credentials for registries: a file in the form of Docker's `config.json`.
     pub registry_config: Option<PathBuf>,
+    /// How it comes by sockets for its link, when not by binding one where it is.
+    pub sockets: Option<net::Sockets>,
     /// Called when the node's supervisor gives up.
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
@@ -82,7 +84,10 @@ impl Node {
             std::fs::create_dir_all(&path).map_err(|source| StartError::File { path, source })?;
         }
         let NodeConfig { login, runtime, labels, address, max_pods, manifests, .. } = config;
-        let connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
+        let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
+        if let Some(sockets) = config.sockets {
+            connector = connector.with_sockets(sockets);
+        }
         let context = Arc::new(NodeContext {
             name: login.name.to_string(),
             runtime,

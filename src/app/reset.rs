@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::{StartError, docker, network};
+use super::{StartError, docker, network, rootless};
 use crate::{
     model::NodeName,
     runtime::{
@@ -32,6 +32,7 @@ const OWN: &[&str] = &[
     "pki",
     "admin.kubeconfig",
     "pod-network",
+    rootless::RECORD,
     "format.new",
     "format",
     "lock",
@@ -107,6 +108,7 @@ fn run(options: &ResetOptions) -> Result<ExitCode, StartError> {
         if nix::unistd::geteuid().is_root() { end_nodes(&data, &left.nodes).await } else { Ok(()) }
     })?;
     native::unmount_below(&data).map_err(file(&data))?;
+    rootless::end(&data);
     remove_files(&data, lock)?;
     println!("{} pods ended; the cluster in {} is no more", left.pods, data.display());
     Ok(ExitCode::SUCCESS)
@@ -132,6 +134,9 @@ pub(super) async fn tidy(data: &Path, nodes: &[NodeName]) {
         if let Err(error) = ended {
             tracing::debug!(node = %name, %error, "something of an empty node is left on the machine");
         }
+    }
+    if !entries(&data.join("nodes")).any(|node| has_pods(&data, &NodeName::from(node))) {
+        rootless::end(&data);
     }
 }
 

@@ -18,9 +18,13 @@ use super::{
     cluster::this_machine,
     network::pod_network,
     node::MAX_PODS,
+    rootless::Rootless,
     telemetry::{init_metrics, init_tracing},
 };
-use crate::{actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName, store::DataDir};
+use crate::{
+    actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName, runtime::native::userns,
+    store::DataDir,
+};
 
 /// A node that is not ready by then will not be soon: the process says so and goes on.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -75,10 +79,14 @@ impl UpOptions {
 }
 
 /// Runs until a signal or until the cluster cannot go on; says why on standard error.
-pub fn up(options: UpOptions) -> ExitCode {
+/// `rootless` is what [`rootless::enter`] made, when an ordinary user starts it.
+pub fn up(options: UpOptions, rootless: Option<Rootless>) -> ExitCode {
     init_tracing();
+    if let Some(lacks) = rootless.as_ref().and_then(|_| userns::lacks()) {
+        eprintln!("troupe: running as an ordinary user: {lacks}");
+    }
     let system = actix::System::new();
-    let outcome = system.block_on(run(options));
+    let outcome = system.block_on(run(options, rootless));
     match outcome {
         Ok(code) => code,
         Err(error) => {
@@ -102,12 +110,17 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn run(options: UpOptions) -> Result<ExitCode, StartError> {
+async fn run(options: UpOptions, rootless: Option<Rootless>) -> Result<ExitCode, StartError> {
     let ready_file = options.data_dir.join("ready");
     // Left by a process that was killed.
     let _ = std::fs::remove_file(&ready_file);
     let (escalated, mut escalation) = tokio::sync::mpsc::unbounded_channel::<Escalation>();
-    let cluster = Cluster::start(config(&options, escalated)?).await?;
+    let mut config = config(&options, escalated)?;
+    if let Some(Rootless { api, links, outside }) = rootless {
+        config.master.sockets = Some((api, links));
+        config.outside = Some(outside);
+    }
+    let cluster = Cluster::start(config).await?;
     if let Err(error) = cluster.ready(READY_WITHIN).await {
         tracing::warn!(%error, "not every node is ready; see: kubectl describe nodes");
     }

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use troupe::{
-    app::{self, RegistryOptions, ResetOptions, RuntimeChoice, UpOptions},
-    cli::{self, Invocation, RuntimeArg, UpArgs, default_data_dir},
+    app::{self, RegistryOptions, ResetOptions, RuntimeChoice, UpOptions, rootless},
+    cli::{self, DemoArgs, Invocation, ResetArgs, RuntimeArg, UpArgs, default_data_dir},
 };
 
 fn main() -> ExitCode {
@@ -18,15 +18,41 @@ fn main() -> ExitCode {
         std::process::exit(troupe::hello::main(&args));
     }
     match cli::parse(std::env::args_os()) {
-        Ok(Invocation::Demo(args)) => cli::demo::demo(&args),
+        Ok(Invocation::Demo(args)) => demo(&args),
         Ok(Invocation::Up(args)) => up(*args),
-        Ok(Invocation::Reset(args)) => app::reset(&ResetOptions {
-            data_dir: args.data_dir.unwrap_or_else(default_data_dir),
-            yes: args.yes,
-        }),
+        Ok(Invocation::Reset(args)) => reset(args),
         Ok(Invocation::Client(client)) => cli::run(&client),
         Err(code) => code,
     }
+}
+
+/// Root is root in its own namespaces, too, so all that is asked of the user comes before they are entered.
+fn demo(args: &DemoArgs) -> ExitCode {
+    let mut why_simulated = None;
+    if !args.simulate && !nix::unistd::geteuid().is_root() {
+        match rootless::possible() {
+            Ok(()) => {
+                if let Err(error) = rootless::enter_for_a_while() {
+                    return failed(&error);
+                }
+            }
+            Err(why) => why_simulated = Some(why),
+        }
+    }
+    cli::demo::demo(args, why_simulated.as_deref())
+}
+
+fn reset(args: ResetArgs) -> ExitCode {
+    let data_dir = args.data_dir.unwrap_or_else(default_data_dir);
+    match rootless::enter_to_reset(&data_dir) {
+        Ok(()) => app::reset(&ResetOptions { data_dir, yes: args.yes }),
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &app::StartError) -> ExitCode {
+    eprintln!("troupe: {error}");
+    ExitCode::FAILURE
 }
 
 fn up(args: UpArgs) -> ExitCode {
@@ -44,8 +70,17 @@ fn up(args: UpArgs) -> ExitCode {
         RuntimeArg::Docker => RuntimeChoice::Docker,
     };
     let usual = UpOptions::new(args.data_dir());
-    app::up(UpOptions {
-        api: args.api.unwrap_or(usual.api),
+    let api = args.api.unwrap_or(usual.api);
+    let rootless = match rootless::wanted(runtime, &usual.data_dir) {
+        Ok(false) => None,
+        Ok(true) => match rootless::enter(&usual.data_dir, api, args.listen) {
+            Ok(entered) => Some(entered),
+            Err(error) => return failed(&error),
+        },
+        Err(error) => return failed(&error),
+    };
+    let options = UpOptions {
+        api,
         links: args.listen,
         nodes: args.nodes.unwrap_or(usual.nodes),
         node_name: args.node_name,
@@ -61,5 +96,6 @@ fn up(args: UpArgs) -> ExitCode {
         },
         manifests: args.manifests,
         ..usual
-    })
+    };
+    app::up(options, rootless)
 }

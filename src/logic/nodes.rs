@@ -56,6 +56,8 @@ pub struct MachineFacts {
     pub version: String,
     /// Set when the runtime is not able to run pods, with what to do about it.
     pub runtime_fault: Option<String>,
+    /// What containers lack here that those of root have: the node runs as an ordinary user.
+    pub lacks: Option<String>,
     /// Names and sizes of the images.
     pub images: Vec<(Vec<String>, u64)>,
 }
@@ -84,6 +86,8 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
     let condition = |name: &str, holds: bool, reason: &str, message: String| {
         node_condition(name, if holds { "True" } else { "False" }, reason, message, before, now_ms)
     };
+    // One of our own, and only where there is something to say.
+    let lacking = facts.lacks.clone().map(|lacks| condition("Rootless", true, "OrdinaryUser", lacks));
     v1::NodeStatus {
         capacity: Some(amounts.clone()),
         allocatable: Some(amounts),
@@ -91,7 +95,7 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
             v1::NodeAddress { type_: "InternalIP".into(), address: facts.address.clone() },
             v1::NodeAddress { type_: "Hostname".into(), address: facts.hostname.clone() },
         ]),
-        conditions: Some(vec![
+        conditions: Some(Vec::from_iter(lacking.into_iter().chain([
             condition(
                 "MemoryPressure",
                 false,
@@ -115,7 +119,7 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
                 "kubelet has sufficient PID available".into(),
             ),
             condition("Ready", ready, reason, message),
-        ]),
+        ]))),
         node_info: Some(v1::NodeSystemInfo {
             architecture: facts.architecture.clone(),
             boot_id: facts.boot_id.clone(),

@@ -35,6 +35,11 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// The runtime's own version.
     fn version(&self) -> String;
 
+    /// What this user's containers lack that those of root have, in words for the user.
+    fn lacks(&self) -> Option<&'static str> {
+        None
+    }
+
     /// Tells the subnet from which pods on this node get their addresses (CIDR). Before the first sandbox, and again
     /// after each restart.
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError>;

@@ -22,6 +22,7 @@ pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>
         architecture: if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }.into(),
         runtime: format!("{}://{}", node.runtime.name(), node.runtime.version()),
         runtime_fault: fault,
+        lacks: node.runtime.lacks().map(str::to_owned),
         images: images.into_iter().map(|i| (i.names, i.size_bytes)).collect(),
         ..base
     }

@@ -33,7 +33,7 @@ use self::{
 };
 pub use self::{
     name::normalize,
-    registry::{Pulls, RegistryConfig},
+    registry::{Pulls, RegistryConfig, Threads},
 };
 use super::{IdleImage, Image, Reader, RuntimeError};
 

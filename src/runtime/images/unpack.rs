@@ -30,7 +30,7 @@ use super::{
     Limits,
     stream::{BUFFER, HeaderGuard, bad},
 };
-use crate::runtime::RuntimeError;
+use crate::runtime::{RuntimeError, native::userns};
 
 /// `.wh.NAME`: NAME of the layers below is gone.
 const WHITEOUT: &[u8] = b".wh.";
@@ -38,9 +38,11 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other names of aufs' own, meaningless here.
 const AUFS: &[u8] = b".wh..wh.";
-/// Attributes that a layer may set. `trusted.` would let it command overlayfs.
+/// Attributes that a layer may set. `trusted.` and those below would let it command overlayfs.
 const ATTRIBUTES: [&str; 4] =
     ["user.", "security.capability", "system.posix_acl_access", "system.posix_acl_default"];
+/// What overlayfs obeys where an ordinary user mounts it.
+const OVERLAY: &str = "user.overlay.";
 const PAX_ATTRIBUTE: &str = "SCHILY.xattr.";
 
 /// What a layer took.
@@ -167,7 +169,7 @@ fn attributes<R: Read>(entry: &mut Entry<'_, R>) -> std::io::Result<Vec<(OsStrin
         let Some(name) = extension.key().ok().and_then(|key| key.strip_prefix(PAX_ATTRIBUTE)) else {
             continue;
         };
-        if ATTRIBUTES.iter().any(|allowed| name.starts_with(allowed)) {
+        if ATTRIBUTES.iter().any(|allowed| name.starts_with(allowed)) && !name.starts_with(OVERLAY) {
             found.push((name.into(), extension.value_bytes().to_vec()));
         }
     }
@@ -181,7 +183,7 @@ struct Root {
     last: Option<(PathBuf, OwnedFd)>,
     /// Directories' times, set at the end because filling them changes them.
     times: Vec<(PathBuf, i64)>,
-    /// Only root can give files away and use `trusted.` attributes.
+    /// Only the machine's root can give files away and use `trusted.` attributes.
     privileged: bool,
 }
 
@@ -192,7 +194,7 @@ impl Root {
             fd: fd.into(),
             last: None,
             times: Vec::new(),
-            privileged: nix::unistd::Uid::effective().is_root(),
+            privileged: nix::unistd::Uid::effective().is_root() && !userns::inside(),
         })
     }
 

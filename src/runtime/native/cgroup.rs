@@ -14,9 +14,14 @@ use std::{
 
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    sys::{
+        signal::{Signal, kill},
+        statfs::{CGROUP_SUPER_MAGIC, statfs},
+    },
+    unistd::{AccessFlags, Pid, access},
 };
+
+use super::userns;
 
 /// The hierarchies of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,8 +56,29 @@ const SHOWN: &[&str] = &["blkio", "cpu", "cpuacct", "cpuset", "memory", "pids"];
 const NONE: Option<&str> = None;
 
 impl Hierarchies {
-    /// Reads the mount table.
+    /// Reads the mount table. In a user namespace only what its root may write to counts.
     pub(super) fn detect() -> Hierarchies {
+        let found = Self::read();
+        if !userns::inside() {
+            return found;
+        }
+        let ours = |path: &Path| access(path, AccessFlags::W_OK).is_ok();
+        match found {
+            Hierarchies::V1(mut mounts) => {
+                mounts.retain(|_, path| {
+                    // What hides them is no cgroup.
+                    let real =
+                        statfs(path.as_path()).is_ok_and(|s| s.filesystem_type() == CGROUP_SUPER_MAGIC);
+                    real && ours(path)
+                });
+                if mounts.is_empty() { Hierarchies::Missing } else { Hierarchies::V1(mounts) }
+            }
+            Hierarchies::V2(root) if ours(&root) => Hierarchies::V2(root),
+            Hierarchies::V2(_) | Hierarchies::Missing => Hierarchies::Missing,
+        }
+    }
+
+    fn read() -> Hierarchies {
         fs::read_to_string("/proc/self/mounts").map_or(Hierarchies::Missing, |table| Self::parse(&table))
     }
 
@@ -77,8 +103,9 @@ impl Hierarchies {
         if v1.is_empty() { Hierarchies::Missing } else { Hierarchies::V1(v1) }
     }
 
-    pub(super) fn unified(&self) -> bool {
-        matches!(self, Hierarchies::V2(_))
+    /// There are none that this process may use: nothing is limited and nothing is shown to containers.
+    pub(super) fn missing(&self) -> bool {
+        *self == Hierarchies::Missing
     }
 
     /// Has the kernel ready to move processes between groups.
@@ -224,6 +251,21 @@ impl Hierarchies {
 }
 
 const UNIFIED: &str = "";
+
+/// The group that containers are said to be in where there are [none](Hierarchies::missing).
+pub(super) const NONE_GROUP: &str = "troupe-none";
+
+/// In a user namespace, where cgroups of version 1 are never the user's: puts something into their place that the
+/// runtime library can write to. Of version 2 it knows to leave them alone.
+pub(super) fn hide_from_library() -> io::Result<()> {
+    if Hierarchies::detect() != Hierarchies::Missing {
+        return Ok(());
+    }
+    let Hierarchies::V1(mounts) = Hierarchies::read() else { return Ok(()) };
+    let names: BTreeSet<PathBuf> =
+        mounts.values().filter_map(|path| Some(path.strip_prefix(CGROUP_ROOT).ok()?.to_owned())).collect();
+    userns::fake_cgroups(Path::new(CGROUP_ROOT), names)
+}
 
 /// One group: its directory in each hierarchy.
 #[derive(Clone, Debug)]

@@ -21,7 +21,7 @@ use super::{
     ipam::{Ipam, Subnet},
     launch::{self, Launcher},
     mounts,
-    netlink::{self, Netlink},
+    netlink::{self, LinkIndex, Netlink},
     pod::Pod,
     protocol::{Reply, Request},
     state::{self, PodNetwork, SandboxDir, SandboxRecord, system},
@@ -427,9 +427,9 @@ impl Driver {
     /// The pair dies with the network namespace, soon and many at a time; to remove one by request takes as long and
     /// keeps everyone else, also pods that start, from the kernel's network tables.
     async fn wait_for_link(&self, veth: &str) -> Result<(), RuntimeError> {
-        let path = Path::new("/sys/class/net").join(veth);
         for _ in 0..LINK_LOOKS {
-            if !path.exists() {
+            // Not by /sys, which may show another network namespace than this one.
+            if LinkIndex::of(veth).is_err() {
                 return Ok(());
             }
             tokio::time::sleep(LINK_PAUSE).await;

@@ -31,6 +31,7 @@ mod state;
 mod streams;
 mod sys;
 pub(super) mod user;
+pub mod userns;
 
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
 
@@ -165,6 +166,10 @@ impl ContainerRuntime for NativeRuntime {
 
     fn version(&self) -> String {
         env!("CARGO_PKG_VERSION").to_owned()
+    }
+
+    fn lacks(&self) -> Option<&'static str> {
+        userns::lacks()
     }
 
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {

@@ -121,6 +121,11 @@ impl Netlink {
         self.run(vec![Step { message: RouteNetlinkMessage::NewLink(pair), flags: CREATE, tolerated: 0 }])
     }
 
+    /// Sets `lo` up.
+    pub(super) fn loopback_up(&mut self) -> io::Result<()> {
+        self.run(vec![Step::set(LinkMessageBuilder::<LinkUnspec>::new().index(LOOPBACK_INDEX).up().build())])
+    }
+
     /// In a pod's namespace: `lo` and `interface` up, with its address and a default route.
     pub(super) fn configure_pod(
         &mut self,

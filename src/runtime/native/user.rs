@@ -2,6 +2,7 @@
 //!
 //! Owns: the rules, on texts; reading the files is the shim's. Security settings win over the image's user.
 
+use super::userns;
 use crate::runtime::Security;
 
 /// A process' credentials and home.
@@ -53,6 +54,22 @@ pub(super) fn resolve(
     groups.retain(|&other| other != gid);
     let home = if entry.home.is_empty() { "/" } else { entry.home };
     Ok(Identity { uid: entry.uid, gid, groups, home: home.to_owned() })
+}
+
+/// What of it can be had in this process' user namespace: its user and group, or a text why not. Further groups are left
+/// out where processes cannot be put into any.
+pub(super) fn here(mut identity: Identity) -> Result<Identity, String> {
+    if !userns::has_user(identity.uid) || !userns::has_group(identity.gid) {
+        return Err(format!(
+            "it is to run as user {} and group {}, but a cluster of an ordinary user has one user only, shown as 0 in \
+             containers: set runAsUser: 0 and runAsGroup: 0, use an image that runs as root, or start troupe as root",
+            identity.uid, identity.gid
+        ));
+    }
+    if !userns::may_set_groups() {
+        identity.groups.clear();
+    }
+    Ok(identity)
 }
 
 /// Kubernetes' `runAsNonRoot`: refuses what would run as root, or what cannot be told without looking into the image.

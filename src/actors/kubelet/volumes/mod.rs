@@ -127,7 +127,15 @@ fn private(places: &Places) -> io::Result<()> {
 fn open_to_all(dir: &Path, group: Option<u32>) -> io::Result<()> {
     let set_gid = if group.is_some() { 0o2000 } else { 0 };
     if let Some(group) = group {
-        chown(dir, None, Some(group))?;
+        give(dir, group)?;
     }
     fs::set_permissions(dir, fs::Permissions::from_mode(0o777 | set_gid))
+}
+
+/// Gives a file to a group. In a user namespace that does not have the group it stays with the one user there is.
+fn give(path: &Path, group: u32) -> io::Result<()> {
+    match chown(path, None, Some(group)) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        given => given,
+    }
 }

@@ -34,7 +34,7 @@ use super::{
         protocol::{Fault, Program},
         seccomp, spec,
         state::{self, ContainerDir, ContainerRecord, SandboxDir, SandboxRecord, Started},
-        sys, user,
+        sys, user, userns,
     },
     executor::ProgramStart,
     log::{LogFile, Pump},
@@ -89,6 +89,7 @@ impl Pod<'_> {
             &database("etc/passwd")?,
             &database("etc/group")?,
         )
+        .and_then(user::here)
         .map_err(Fault::Create)?;
         make_dir_in_root(&rootfs, &spec::working_dir(record)).map_err(|errno| {
             Fault::Create(format!("working directory {:?}: {errno}", spec::working_dir(record)))
@@ -130,7 +131,13 @@ impl Pod<'_> {
             capabilities: &setup,
             devices: &devices,
             shared_pids: joined.as_deref().or(self.shared_pids),
-            unified_cgroups: self.hierarchies.unified(),
+            cgroups: match self.hierarchies {
+                Hierarchies::V1(_) => spec::Cgroups::Shown,
+                Hierarchies::V2(_) => spec::Cgroups::Unified,
+                Hierarchies::Missing => spec::Cgroups::None,
+            },
+            terminal_group: userns::has_group(spec::TERMINAL_GROUP),
+            foreign_pids: self.record.config.host_pid && userns::inside(),
             swap_limit: self.hierarchies.swap_limit(),
             max_open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard),
         };
@@ -348,7 +355,11 @@ fn mount_root(dir: &ContainerDir, record: &ContainerRecord, mount_points: PathBu
     let lower = links.join(":");
     // The shim has one thread, so its directory can be lent to the kernel for the look-up of relative paths.
     std::env::set_current_dir(&dir.0).map_err(fault("enter the directory"))?;
-    let options = format!("lowerdir={lower},upperdir=disk/upper,workdir=disk/work");
+    let mut options = format!("lowerdir={lower},upperdir=disk/upper,workdir=disk/work");
+    if userns::inside() {
+        // Its marks in attributes that an ordinary user may write; images are unpacked with the same.
+        options.push_str(",userxattr");
+    }
     // Device nodes of an image must not open the node's devices: those a container may have are in /dev. `volatile`
     // spares a sync of the whole file system below at unmount; what is lost in a power cut would be thrown away anyway.
     let flags = MsFlags::MS_NODEV;

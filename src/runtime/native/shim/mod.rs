@@ -51,7 +51,7 @@ use super::{
     launch,
     protocol::{self, Call, Fault, Message, Program, Reply, Request},
     state::{self, SandboxDir, SandboxRecord},
-    sys,
+    sys, userns,
 };
 use crate::runtime::ContainerId;
 
@@ -62,6 +62,12 @@ pub fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> i32 {
         eprintln!("the shim is started by troupe itself");
         return EXIT_USAGE;
     };
+    if dir.as_os_str() == userns::HOLD {
+        userns::hold();
+    }
+    if dir.as_os_str() == userns::TRY {
+        return userns::attempt();
+    }
     if dir.as_os_str() == launch::SEED {
         match launch::seed() {
             Ok(Some(of_shim)) => dir = of_shim,
