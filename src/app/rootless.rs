@@ -26,6 +26,8 @@ use nix::{
 };
 use serde::{Deserialize, Serialize};
 
+pub use crate::runtime::native::userns::lacks;
+
 use super::{RuntimeChoice, StartError, docker};
 use crate::{
     api::ServeError,

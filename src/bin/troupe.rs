@@ -28,18 +28,24 @@ fn main() -> ExitCode {
 
 /// Root is root in its own namespaces, too, so all that is asked of the user comes before they are entered.
 fn demo(args: &DemoArgs) -> ExitCode {
-    let mut why_simulated = None;
+    let mut note = None;
     if !args.simulate && !nix::unistd::geteuid().is_root() {
         match rootless::possible() {
             Ok(()) => {
                 if let Err(error) = rootless::enter_for_a_while() {
                     return failed(&error);
                 }
+                note = rootless::lacks().map(|lacks| {
+                    format!(
+                        "This is told in namespaces of your own, which end with it: addresses are reached from within. As an \
+                         ordinary user: {lacks}."
+                    )
+                });
             }
-            Err(why) => why_simulated = Some(why),
+            Err(why) => note = Some(why),
         }
     }
-    cli::demo::demo(args, why_simulated.as_deref())
+    cli::demo::demo(args, note.as_deref())
 }
 
 fn reset(args: ResetArgs) -> ExitCode {

@@ -131,9 +131,11 @@ impl UpArgs {
         }
     }
 
-    /// The data directory, given or default.
+    /// The data directory, given or default, from the root.
     pub fn data_dir(&self) -> PathBuf {
-        self.data_dir.clone().unwrap_or_else(default_data_dir)
+        let given = self.data_dir.clone().unwrap_or_else(default_data_dir);
+        // Others than this process use it, who are elsewhere.
+        std::path::absolute(&given).unwrap_or(given)
     }
 }
 

@@ -63,14 +63,13 @@ spec:
       requests: {cpu: \"1000\"}
 ";
 
-/// Tells the story; exit code 0 only if all of it happened. `why_simulated` is why containers cannot be real though that
-/// was asked for.
-pub fn demo(args: &DemoArgs, why_simulated: Option<&str>) -> ExitCode {
+/// Tells the story; exit code 0 only if all of it happened. `note` is something to say before it about where it is told.
+pub fn demo(args: &DemoArgs, note: Option<&str>) -> ExitCode {
     let began = Instant::now();
     let teller = Teller::new(args.fast);
     let told = actix::System::new().block_on(async {
-        if let Some(why) = why_simulated {
-            teller.note(why);
+        if let Some(note) = note {
+            teller.note(note);
         }
         let mut stage = match Stage::open(args.real()) {
             Ok(stage) => stage,

@@ -82,6 +82,15 @@ pub(super) fn fork() -> nix::Result<i32> {
     }
 }
 
+/// The same, the child being process 1 of a new pid namespace.
+pub(super) fn fork_into_pids() -> io::Result<i32> {
+    let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
+    // SAFETY: without a stack and without shared memory this is a fork; for the rest see `fork`. What the C library would
+    // do beside is to reset its own locks, which nobody holds.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
+    if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid as i32) }
+}
+
 /// Whether the kernel throws the status of children away (`true`), or keeps it to be waited for.
 pub(super) fn let_children_be_reaped(ignored: bool) {
     let action = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };

@@ -56,20 +56,18 @@ pub(super) fn resolve(
     Ok(Identity { uid: entry.uid, gid, groups, home: home.to_owned() })
 }
 
-/// What of it can be had in this process' user namespace: its user and group, or a text why not. Further groups are left
-/// out where processes cannot be put into any.
-pub(super) fn here(mut identity: Identity) -> Result<Identity, String> {
-    if !userns::has_user(identity.uid) || !userns::has_group(identity.gid) {
-        return Err(format!(
-            "it is to run as user {} and group {}, but a cluster of an ordinary user has one user only, shown as 0 in \
-             containers: set runAsUser: 0 and runAsGroup: 0, use an image that runs as root, or start troupe as root",
-            identity.uid, identity.gid
-        ));
-    }
+/// Splits an identity for this process' user namespace: what a process is made with, and the user and group that it then
+/// has to seem to be, where the namespace does not have them. Further groups are left out where none can be given.
+pub(super) fn here(mut identity: Identity) -> (Identity, Option<(u32, u32)>) {
     if !userns::may_set_groups() {
         identity.groups.clear();
     }
-    Ok(identity)
+    let seem = (identity.uid, identity.gid);
+    if userns::has_user(identity.uid) && userns::has_group(identity.gid) {
+        return (identity, None);
+    }
+    (identity.uid, identity.gid) = (0, 0);
+    (identity, Some(seem))
 }
 
 /// Kubernetes' `runAsNonRoot`: refuses what would run as root, or what cannot be told without looking into the image.

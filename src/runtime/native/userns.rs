@@ -45,11 +45,11 @@ pub fn inside() -> bool {
 fn lacks_of(cgroups: bool, groups: bool) -> &'static str {
     match (cgroups, groups) {
         (false, false) => {
-            "limits of cpu, memory and processes are not enforced (cgroups are root's); containers have one user (0 in \
-             them, you outside) and no further groups; pods reach each other and their node, but no other machine"
+            "limits of cpu, memory and processes are not enforced (cgroups are root's); all files are yours, and \
+             containers have one user each and no further groups; pods reach each other and their node, but no other machine"
         }
         (true, false) => {
-            "containers have one user (0 in them, you outside) and no further groups; pods reach each other and their \
+            "all files are yours, and containers have one user each and no further groups; pods reach each other and their \
              node, but no other machine"
         }
         (false, true) => "limits of cpu, memory and processes are not enforced: cgroups are not this user's",
@@ -135,6 +135,17 @@ pub fn make_network() -> io::Result<()> {
 pub fn enter_network(of: i32) -> io::Result<()> {
     let namespace = File::open(format!("/proc/{of}/ns/net"))?;
     setns(namespace, CloneFlags::CLONE_NEWNET).map_err(at("enter a network namespace"))
+}
+
+/// Has this process, root of a user namespace with no more users, seem to be another one: in a namespace of its own, where
+/// that number stands for the same user. It has all capabilities there, until its next program.
+///
+/// # Errors
+/// Which step the kernel refused.
+pub(super) fn seem(uid: u32, gid: u32) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER).map_err(at("make a user namespace"))?;
+    fs::write("/proc/self/uid_map", format!("{uid} 0 1")).map_err(at_io("map the user"))?;
+    fs::write("/proc/self/gid_map", format!("{gid} 0 1")).map_err(at_io("map the group"))
 }
 
 /// A thread that was joined is still counted for some microseconds.

@@ -83,13 +83,13 @@ impl Pod<'_> {
             spec::arguments(record).ok_or_else(|| Fault::Create("no command specified".to_owned()))?;
         let database =
             |name| read_in_root(&rootfs, name).map_err(Fault::system(format!("read the image's /{name}")));
-        let identity = user::resolve(
+        let (identity, seem) = user::resolve(
             &record.config.security,
             &record.image.user,
             &database("etc/passwd")?,
             &database("etc/group")?,
         )
-        .and_then(user::here)
+        .map(user::here)
         .map_err(Fault::Create)?;
         make_dir_in_root(&rootfs, &spec::working_dir(record)).map_err(|errno| {
             Fault::Create(format!("working directory {:?}: {errno}", spec::working_dir(record)))
@@ -122,6 +122,10 @@ impl Pod<'_> {
         if filtered && !spec::no_new_privileges(record) {
             setup.extend(["SYS_ADMIN".to_owned(), "SETPCAP".to_owned()]);
         }
+        // To map the namespace's root to another number takes this one.
+        if seem.is_some() {
+            setup.insert("SETFCAP".to_owned());
+        }
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let environment = spec::environment(record, &hostname.to_string_lossy(), &identity.home);
         let devices = if security.privileged { node_devices() } else { Vec::new() };
@@ -147,7 +151,8 @@ impl Pod<'_> {
             .map_err(|error| error.to_string())
             .and_then(|spec| spec.save(dir.spec()).map_err(|error| error.to_string()))
             .map_err(|cause| Fault::System { operation: "write the OCI spec".to_owned(), cause })?;
-        let final_capabilities = (setup != capabilities)
+        // A user namespace gives all of them anew.
+        let final_capabilities = (setup != capabilities || seem.is_some())
             .then(|| capabilities.iter().filter_map(|name| caps::parse(name)).collect());
         Ok(Plan {
             arguments,
@@ -155,6 +160,7 @@ impl Pod<'_> {
             uid: identity.uid,
             gid: identity.gid,
             privileged: security.privileged,
+            seem,
             filters: Rc::new(filters),
             final_capabilities,
             log_path: record.config.log_path.clone(),
@@ -180,13 +186,7 @@ impl Pod<'_> {
         let (err, err_end) = plan.output_pipe()?;
         let (verdict, failures) = pipe()?;
         let failures = Rc::new(failures);
-        let executor = ProgramStart {
-            arguments: plan.arguments.clone(),
-            environment: plan.environment.clone(),
-            filters: Rc::clone(&plan.filters),
-            final_capabilities: plan.final_capabilities.clone(),
-            failures: Rc::clone(&failures),
-        };
+        let executor = plan.program_start(plan.arguments.clone(), Rc::clone(&failures))?;
         let mut builder = ContainerBuilder::new(id.0.clone(), SyscallType::default())
             .with_executor(executor)
             .with_stdout(out_end)
@@ -292,6 +292,8 @@ pub(super) struct Plan {
     uid: u32,
     gid: u32,
     privileged: bool,
+    /// The user and group that it has to seem to be, by a namespace of its own.
+    seem: Option<(u32, u32)>,
     /// To be put on in this order.
     filters: Rc<Vec<BpfProgram>>,
     final_capabilities: Option<::caps::CapsHashSet>,
@@ -314,7 +316,7 @@ impl Plan {
         nix::unistd::fchown(pipe, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
     }
 
-    /// How another program is started in the container of this plan: as its own was.
+    /// How a program is started in the container of this plan, its own and others.
     pub(super) fn program_start(
         &self,
         arguments: Vec<String>,
@@ -323,6 +325,7 @@ impl Plan {
         Ok(ProgramStart {
             arguments,
             environment: self.environment.clone(),
+            seem: self.seem,
             filters: Rc::clone(&self.filters),
             final_capabilities: self.final_capabilities.clone(),
             failures,

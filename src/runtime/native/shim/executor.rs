@@ -22,13 +22,15 @@ use nix::sys::signal::SigSet;
 use oci_spec::runtime::Spec;
 use seccompiler::BpfProgram;
 
-use super::super::sys;
+use super::super::{sys, userns};
 
 /// What to do before the program, and the program.
 #[derive(Clone)]
 pub(super) struct ProgramStart {
     pub arguments: Vec<String>,
     pub environment: Vec<String>,
+    /// The user and group to seem to be, where the user namespace has no such.
+    pub seem: Option<(u32, u32)>,
     /// To be put on in this order; none: every system call is allowed.
     pub filters: Rc<Vec<BpfProgram>>,
     /// Set when putting on the filter needed more capabilities than the program gets.
@@ -55,6 +57,9 @@ impl ProgramStart {
         // Rust ignores SIGPIPE and the shim blocks signals; both would be inherited.
         sys::reset_sigpipe();
         SigSet::empty().thread_set_mask().map_err(|errno| format!("signal mask: {errno}"))?;
+        if let Some((uid, gid)) = self.seem {
+            userns::seem(uid, gid).map_err(|error| format!("user {uid}: {error}"))?;
+        }
         for filter in self.filters.iter() {
             sys::install_seccomp_filter(filter).map_err(|error| format!("seccomp filter: {error}"))?;
         }

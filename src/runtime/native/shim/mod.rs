@@ -194,6 +194,9 @@ impl Shim {
             }
             while self.answer_execs() {}
             if self.ended() {
+                if self.hierarchies.missing() {
+                    pids::children(std::process::id() as i32).into_iter().for_each(pids::kill_tree);
+                }
                 if let Some(holder) = self.holder.take() {
                     holder.end();
                 }
@@ -400,6 +403,10 @@ impl Shim {
     }
 
     fn kill_all(&self, id: &ContainerId) {
+        if self.hierarchies.missing() && (self.record.config.host_pid || self.record.config.share_pids) {
+            self.running.get(id).map(|running| running.pid).into_iter().for_each(pids::kill_tree);
+            return;
+        }
         if let Some(running) = self.running.get(id) {
             let _ = kill(Pid::from_raw(running.pid), Signal::SIGKILL);
         }
