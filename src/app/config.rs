@@ -18,7 +18,7 @@ pub enum Persistence {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RuntimeChoice {
     /// What the data directory's pods are in; else native when this process may; else docker when its engine answers;
-    /// else an explanation.
+    /// else an explanation. `troupe up` has an ordinary user's process enter namespaces where it may, if no docker does.
     #[default]
     Auto,
     /// The embedded OCI runtime.

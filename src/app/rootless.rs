@@ -93,7 +93,7 @@ pub struct Rootless {
 /// When it would be, and the kernel does not let it: what to do.
 pub fn wanted(choice: RuntimeChoice, data: &Path) -> Result<bool, StartError> {
     if nix::unistd::geteuid().is_root() {
-        return Ok(false);
+        return not_of_a_user(data).map(|()| false);
     }
     match choice {
         RuntimeChoice::Sim | RuntimeChoice::Docker => return Ok(false),
@@ -105,6 +105,18 @@ pub fn wanted(choice: RuntimeChoice, data: &Path) -> Result<bool, StartError> {
         }
     }
     possible().map(|()| true).map_err(StartError::Refused)
+}
+
+/// Root would neither find the pods of an ordinary user's directory nor mount its images as they are meant.
+fn not_of_a_user(data: &Path) -> Result<(), StartError> {
+    if !data.join(RECORD).exists() {
+        return Ok(());
+    }
+    Err(StartError::Refused(format!(
+        "{} is an ordinary user's (it has a file {RECORD:?}): run troupe as that user, or end its cluster with `troupe reset` \
+         as that user",
+        data.display()
+    )))
 }
 
 /// Whether this user may have namespaces.
@@ -163,10 +175,10 @@ pub fn enter(data: &Path, api: SocketAddr, links: Option<SocketAddr>) -> Result<
 /// # Errors
 /// When there are namespaces that cannot be entered.
 pub fn enter_to_reset(data: &Path) -> Result<(), StartError> {
-    if nix::unistd::geteuid().is_root() {
-        return Ok(());
-    }
     let held = Holder::of(data);
+    if nix::unistd::geteuid().is_root() {
+        return if held.is_some() { not_of_a_user(data) } else { Ok(()) };
+    }
     if held.is_none() && (!data.exists() || userns::possible().is_err()) {
         return Ok(());
     }

@@ -78,7 +78,7 @@ pub struct UpArgs {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RuntimeArg {
-    /// Native when this process may, else docker when its engine answers
+    /// Native for root, else docker when its engine answers, else native as an ordinary user
     #[default]
     Auto,
     /// The embedded OCI runtime
