@@ -327,6 +327,27 @@ fn an_ordinary_users_containers_outlive_troupe_and_are_taken_over() {
 }
 
 #[test]
+fn pods_whose_namespaces_nobody_held_are_ended_and_run_anew() {
+    let Some(mut user) = User::new() else { return };
+    user.start();
+    user.create(&pod("a", json!({}), json!({})));
+    user.create(&pod("b", json!({}), json!({})));
+    let id = |user: &User| user.until_ready("a")["status"]["containerStatuses"][0]["containerID"].clone();
+    let before = id(&user);
+    user.until_ready("b");
+    user.end(Signal::SIGKILL);
+    let lost = user.processes();
+    let holder: Value = serde_json::from_slice(&fs::read(user.data().join("namespaces")).unwrap()).unwrap();
+    kill(Pid::from_raw(i32::try_from(holder["pid"].as_i64().unwrap()).unwrap()), Signal::SIGKILL).unwrap();
+    user.start();
+    until("another container runs", || id(&user) != before);
+    let left = user.processes();
+    assert!(lost.iter().all(|pid| !left.contains(pid)), "{lost:?} {left:?}");
+    let address = user.until_ready("b")["status"]["podIP"].as_str().unwrap().to_owned();
+    assert!(user.hello("a", &["--fetch", &format!("http://{address}:8080/")]).contains("Hello from b"));
+}
+
+#[test]
 fn reset_ends_an_ordinary_users_pods_and_removes_everything() {
     let Some(mut user) = User::new() else { return };
     user.start();

@@ -157,6 +157,7 @@ pub fn enter(data: &Path, api: SocketAddr, links: Option<SocketAddr>) -> Result<
             Ok(outside)
         }
         None => {
+            userns::end_orphans(data);
             userns::make()?;
             let outside = Outside::start()?;
             userns::make_network()?;
@@ -179,8 +180,14 @@ pub fn enter_to_reset(data: &Path) -> Result<(), StartError> {
     if nix::unistd::geteuid().is_root() {
         return if held.is_some() { not_of_a_user(data) } else { Ok(()) };
     }
-    if held.is_none() && (!data.exists() || userns::possible().is_err()) {
-        return Ok(());
+    if held.is_none() {
+        let Ok(data) = fs::canonicalize(data) else { return Ok(()) };
+        if data.join(RECORD).exists() {
+            userns::end_orphans(&data);
+        }
+        if userns::possible().is_err() {
+            return Ok(());
+        }
     }
     keeping_directory(|| match held {
         Some(holder) => userns::enter(holder.pid).and_then(|()| userns::enter_network(holder.pid)),

@@ -9,7 +9,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File},
     io,
-    os::unix::fs::symlink,
+    os::unix::{ffi::OsStrExt as _, fs::symlink},
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
@@ -222,6 +222,19 @@ pub(super) fn hold() -> ! {
     let _ = sys::close_all_but_standard();
     sys::trim_heap();
     sys::pause()
+}
+
+/// Kills this user's shims below a directory, with all that they have started: for when nobody holds their namespaces any
+/// more, so that they can neither be reached nor reach anything.
+pub fn end_orphans(below: &Path) {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    for pid in entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
+        let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let mut words = command.split(|&byte| byte == 0).skip(1).map(OsStr::from_bytes);
+        if words.next() == Some(OsStr::new("shim")) && words.any(|word| Path::new(word).starts_with(below)) {
+            super::shim::kill_tree(pid);
+        }
+    }
 }
 
 /// What a process that holds namespaces is known by, beside its pid: when it was started, as the kernel counts.

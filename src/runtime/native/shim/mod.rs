@@ -41,6 +41,7 @@ use nix::{
     unistd::Pid,
 };
 
+pub(super) use self::pids::kill_tree;
 use self::{
     container::{Plan, Pod, Running},
     exec::{Caller, Ends, Execs},

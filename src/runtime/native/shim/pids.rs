@@ -72,7 +72,7 @@ fn hold(shim: u32) -> ! {
 }
 
 /// Kills a process and all below it, where no cgroup knows them: those that it has disowned get away until their pod ends.
-pub(super) fn kill_tree(pid: i32) {
+pub(in super::super) fn kill_tree(pid: i32) {
     let mut found = BTreeSet::from([pid]);
     let mut new = vec![pid];
     while let Some(parent) = new.pop() {
