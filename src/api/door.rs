@@ -26,6 +26,7 @@ use super::{
     error::ApiError,
     exec, health, images, log, metrics, openapi,
     patch::{Format, Patch},
+    port_forward,
     query::Query,
     read, render,
     review::{self, Review},
@@ -199,12 +200,16 @@ async fn serve(
             let permit = call.shared.stream_permit()?;
             return if reads { log::log(&call, permit).await } else { Err(ApiError::MethodNotAllowed) };
         }
-        Some("exec") if call.resource.kind == Kind::Pod => {
+        Some(stream @ ("exec" | "attach" | "portforward")) if call.resource.kind == Kind::Pod => {
+            // GET over a WebSocket, POST over SPDY; neither cares.
+            if !matches!(*request.method(), Method::GET | Method::POST) {
+                return Err(ApiError::MethodNotAllowed);
+            }
             let permit = call.shared.stream_permit()?;
-            // A POST is a client that tried it in vain over a WebSocket: it is told why.
-            return match *request.method() {
-                Method::GET | Method::POST => exec::exec(&call, request, payload, permit).await,
-                _ => Err(ApiError::MethodNotAllowed),
+            return match stream {
+                "exec" => exec::exec(&call, request, payload, permit).await,
+                "attach" => exec::attach(&call, request, payload, permit).await,
+                _ => port_forward::port_forward(&call, request, payload, permit).await,
             };
         }
         Some("proxy") if call.resource.kind == Kind::Node => {

@@ -1,4 +1,4 @@
-//! Byte streams that the master opens: logs, images and programs run in containers.
+//! Byte streams that the master opens: logs, images, programs run in containers or attached to, ports.
 //!
 //! Owns: which file a log request means (Kubernetes' rules for running, waiting and previous containers) and the
 //! passage of image archives into the runtime. Each stream is a task of its own and never delays the kubelet.
@@ -15,7 +15,7 @@ use tokio::{io::AsyncWriteExt as _, sync::watch};
 
 use super::{Kubelet, context::NodeContext, images, pod::ImagesChanged};
 use crate::{
-    messages::wire::{ByteStream, ImageAnswer, ImageLoad, LogRequest, Open, PullLine},
+    messages::wire::{self, ByteStream, ImageAnswer, ImageLoad, LogRequest, Open, PullLine},
     net::{NetError, Responder},
     runtime::{PullProgress, RuntimeError, images::normalize, logs},
 };
@@ -61,12 +61,32 @@ impl Handler<StreamAsked> for Kubelet {
             Open::ImageList => {
                 tokio::spawn(list_images(self.seed.node.clone(), responder));
             }
-            Open::Exec(request) => match self.exec_in(&request) {
-                Ok(id) => {
-                    tokio::spawn(super::exec::serve(self.seed.node.clone(), id, request, responder));
+            Open::Exec(request) => {
+                let wire::ExecRequest { namespace, pod, uid, container, .. } = &request;
+                match self.running_in(namespace, pod, uid, container) {
+                    Ok(id) => {
+                        tokio::spawn(super::exec::serve(self.seed.node.clone(), id, request, responder));
+                    }
+                    Err((code, text)) => refuse(responder, code, text),
                 }
-                Err((code, text)) => refuse(responder, code, text),
-            },
+            }
+            Open::Attach(request) => {
+                let wire::AttachRequest { namespace, pod, uid, container, .. } = &request;
+                match self.running_in(namespace, pod, uid, container) {
+                    Ok(id) => {
+                        tokio::spawn(super::exec::attach(self.seed.node.clone(), id, request, responder));
+                    }
+                    Err((code, text)) => refuse(responder, code, text),
+                }
+            }
+            Open::PortForward(request) => {
+                let uid = self.own_uid(&request.namespace, &request.pod, &request.uid);
+                if self.pods.contains_key(&uid) {
+                    tokio::spawn(super::exec::port_forward(self.seed.node.clone(), uid, request, responder));
+                } else {
+                    refuse(responder, 404, format!("pod {} is not on this node", request.pod));
+                }
+            }
             Open::ImageRemove(name) => {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
