@@ -22,9 +22,10 @@ mod conformance {
     pub mod sharing;
     pub mod sim;
     pub mod stopping;
+    pub mod streams;
 }
 
-use conformance::{containers, exec, harness::Bench, images, restarts, sandboxes, sharing, stopping};
+use conformance::{containers, exec, harness::Bench, images, restarts, sandboxes, sharing, stopping, streams};
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
 macro_rules! suite {
@@ -113,6 +114,28 @@ suite! {
             sim exempt: "simulated programs know nothing of their container";
         after_a_restart_programs_run_in_the_containers_found;
         a_program_with_streams_says_what_it_has_to_say_and_how_it_ended;
+    }
+    streams {
+        a_program_reads_what_is_typed_until_its_end,
+            sim exempt: "simulated programs read nothing and have no terminals";
+        a_terminal_has_a_name_and_the_size_of_the_users,
+            sim exempt: "simulated programs read nothing and have no terminals";
+        an_interrupt_on_a_terminal_reaches_the_foreground_program,
+            sim exempt: "simulated programs read nothing and have no terminals";
+        what_a_user_leaves_on_a_terminal_is_hung_up,
+            sim exempt: "simulated programs read nothing and have no terminals";
+        a_terminal_for_a_program_that_does_not_exist_is_an_error,
+            sim exempt: "simulated programs read nothing and have no terminals";
+        who_attaches_talks_with_the_program_itself,
+            sim exempt: "simulated programs read nothing and have no terminals";
+        input_for_once_ends_with_who_had_it,
+            sim exempt: "simulated programs read nothing and have no terminals";
+        a_container_has_a_terminal_when_it_asks_for_one,
+            sim exempt: "simulated programs read nothing and have no terminals";
+        who_does_not_listen_holds_up_nobody,
+            sim exempt: "simulated programs read nothing and have no terminals";
+        a_port_of_a_pod_is_reached_from_inside,
+            sim exempt: "simulated containers have no sockets";
     }
     restarts {
         running_containers_are_found_with_the_same_process;

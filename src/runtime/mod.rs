@@ -10,6 +10,7 @@ pub mod images;
 mod limits;
 pub mod logs;
 pub mod native;
+mod netns;
 pub mod sim;
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, pin::Pin, time::Duration};
@@ -302,6 +303,9 @@ pub struct ContainerConfig {
     pub security: Security,
     /// Keep standard input open.
     pub stdin: bool,
+    /// Its standard input ends with the first who attached to it.
+    #[serde(default)]
+    pub stdin_once: bool,
     /// Give it a terminal.
     pub tty: bool,
     /// It sees this container's processes, and ends with it.

@@ -220,6 +220,7 @@ fn container_config(
         },
         security: security(pod, container),
         stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         // Which container is the target only the pod's actor knows.
         join_pids: None,

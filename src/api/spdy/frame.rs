@@ -199,8 +199,9 @@ impl Writer {
         if !std::mem::replace(&mut self.begun, true) {
             body.extend_from_slice(&OWN_ZLIB_HEAD);
         }
-        // A stored block of four bytes: no headers.
+        // A stored block of four bytes (no headers), and an empty one: with that Go's decoder gives out what it has.
         body.extend_from_slice(&[0, 4, 0, 0xfb, 0xff, 0, 0, 0, 0]);
+        body.extend_from_slice(&[0, 0, 0, 0xff, 0xff]);
         control(SYN_REPLY, &body)
     }
 }

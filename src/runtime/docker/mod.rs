@@ -21,6 +21,7 @@ mod logs;
 mod network;
 mod spec;
 mod status;
+mod streams;
 
 use std::{
     fs,
@@ -40,8 +41,8 @@ use tokio::{
 use self::driver::Driver;
 pub use self::engine::socket;
 use super::{
-    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, Image, Reader, RegistryAuth,
-    RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+    Connection, ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, ExecStreams,
+    Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus, StreamOptions,
 };
 use crate::model::Uid;
 
@@ -276,6 +277,27 @@ impl ContainerRuntime for DockerRuntime {
     ) -> Result<ExecOutput, RuntimeError> {
         let id = id.clone();
         self.run(|driver| async move { driver.exec_sync(&id, command, timeout).await }).await
+    }
+
+    async fn exec(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        options: StreamOptions,
+    ) -> Result<ExecStreams, RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.exec(&id, command, options).await }).await
+    }
+
+    async fn attach(&self, id: &ContainerId, options: StreamOptions) -> Result<ExecStreams, RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.attach(&id, options).await }).await
+    }
+
+    async fn port_forward(&self, pod: &Uid, port: u16) -> Result<Connection, RuntimeError> {
+        let pod = pod.clone();
+        let reach = self.run(|driver| async move { driver.network_namespace(&pod).await }).await?;
+        reach.connect(port).await
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {

@@ -89,6 +89,7 @@ pub(super) fn container(
         user: user(security, image_user),
         tty: Some(config.tty),
         open_stdin: Some(config.stdin),
+        stdin_once: Some(config.stdin_once),
         // As in Kubernetes, an image's own health check does not run: probes do.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
         labels: Some(labels::of_container(root, sandbox, config)),

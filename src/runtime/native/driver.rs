@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -148,6 +148,12 @@ impl Driver {
 
     pub(super) fn pod(&self, uid: &Uid) -> Option<Arc<Pod>> {
         self.tables().pods.get(uid).cloned()
+    }
+
+    /// The network namespace of a pod as a file; `None`: the node's.
+    pub(super) fn network_namespace(&self, pod: &Uid) -> Result<Option<PathBuf>, RuntimeError> {
+        let found = self.pod(pod);
+        found.ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {pod}")))?.network_namespace()
     }
 
     pub(super) fn pods(&self) -> Vec<Arc<Pod>> {

@@ -13,6 +13,7 @@ mod caps;
 mod cgroup;
 mod check;
 mod client;
+mod console;
 mod containers;
 mod driver;
 mod exec;
@@ -46,9 +47,9 @@ use self::{
     state::system,
 };
 use super::{
-    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, ExecStreams, IdleImage,
+    Connection, ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, ExecStreams, IdleImage,
     Image, PullProgress, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
-    StreamOptions,
+    StreamOptions, netns,
 };
 use crate::{
     model::Uid,
@@ -230,11 +231,18 @@ impl ContainerRuntime for NativeRuntime {
         command: Vec<String>,
         options: StreamOptions,
     ) -> Result<ExecStreams, RuntimeError> {
-        if options.tty {
-            return Err(RuntimeError::Unsupported("native", "give programs in containers a terminal"));
-        }
         let id = id.clone();
-        self.run(move |driver| async move { driver.exec(&id, command, options.stdin).await }).await
+        self.run(move |driver| async move { driver.exec(&id, command, options).await }).await
+    }
+
+    async fn attach(&self, id: &ContainerId, options: StreamOptions) -> Result<ExecStreams, RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.attach(&id, options).await }).await
+    }
+
+    async fn port_forward(&self, pod: &Uid, port: u16) -> Result<Connection, RuntimeError> {
+        let namespace = self.driver.network_namespace(pod)?;
+        netns::connect(namespace, port).await
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {

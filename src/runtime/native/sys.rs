@@ -12,6 +12,7 @@ use std::{
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
 use seccompiler::sock_filter;
+use tokio::io::unix::AsyncFd;
 
 /// Waits until one of `fds` is ready, or `timeout_ms` passed (-1: for ever). Interruptions count as "nothing ready".
 pub(super) fn poll(fds: &mut [libc::pollfd], timeout_ms: i32) -> io::Result<usize> {
@@ -103,6 +104,12 @@ pub(super) fn trim_heap() {
 pub(super) fn own(received: RawFd) -> OwnedFd {
     // SAFETY: the kernel made this descriptor for the message that was just read, and it is taken out of that once.
     unsafe { OwnedFd::from_raw_fd(received) }
+}
+
+/// Has the current reactor watch a descriptor.
+pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor stays open and itself as long as it lives, and it lives in what is returned.
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
 /// Moves what is open as standard input to a high descriptor and puts `/dev/null` in its place.

@@ -30,12 +30,14 @@ use super::{
     super::{
         beneath, caps,
         cgroup::Hierarchies,
+        console::Console,
         mounts, profile,
         protocol::{Fault, Program},
         seccomp, spec,
         state::{self, ContainerDir, ContainerRecord, SandboxDir, SandboxRecord, Started},
         sys, user,
     },
+    attach::Attached,
     executor::ProgramStart,
     log::{LogFile, Pump},
     sandbox::{make_dir_in_root, read_in_root},
@@ -58,8 +60,8 @@ pub(super) struct Running {
     pub pumps: Vec<Pump>,
     /// What it was started with: other programs in it get the same.
     pub plan: Plan,
-    /// Held open while the program may read from it; nobody writes yet.
-    _stdin: Option<OwnedFd>,
+    /// Those who listen and talk to it; its standard input stays open.
+    pub attached: Attached,
 }
 
 impl Pod<'_> {
@@ -152,6 +154,8 @@ impl Pod<'_> {
             final_capabilities,
             log_path: record.config.log_path.clone(),
             stdin: record.config.stdin,
+            stdin_once: record.config.stdin_once,
+            tty: record.config.tty,
         })
     }
 
@@ -169,8 +173,6 @@ impl Pod<'_> {
         let dir = self.dir.container(id);
         let log = LogFile::open(&plan.log_path)
             .map_err(Fault::system(format!("open log {}", plan.log_path.display())))?;
-        let (out, out_end) = plan.output_pipe()?;
-        let (err, err_end) = plan.output_pipe()?;
         let (verdict, failures) = pipe()?;
         let failures = Rc::new(failures);
         let executor = ProgramStart {
@@ -180,16 +182,8 @@ impl Pod<'_> {
             final_capabilities: plan.final_capabilities.clone(),
             failures: Rc::clone(&failures),
         };
-        let mut builder = ContainerBuilder::new(id.0.clone(), SyscallType::default())
-            .with_executor(executor)
-            .with_stdout(out_end)
-            .with_stderr(err_end);
-        let mut stdin = None;
-        if plan.stdin {
-            let (read, write) = pipe()?;
-            builder = builder.with_stdin(read);
-            stdin = Some(write);
-        }
+        let builder = ContainerBuilder::new(id.0.clone(), SyscallType::default()).with_executor(executor);
+        let (builder, ends) = plan.ends(builder, &dir)?;
         let cgroup = self.record.cgroup.join(&id.0);
         self.hierarchies
             .show(&cgroup, &dir.cgroups(), !plan.privileged)
@@ -207,14 +201,16 @@ impl Pod<'_> {
                 let told = read_verdict(verdict);
                 let _ = state::remove_tree(&self.dir.libcontainer().join(&id.0));
                 // Until its program runs, a container's standard error carries libcontainer's own reports.
-                tracing::error!(container = %id, reports = %rest_of(err), "a container cannot be started");
+                tracing::error!(container = %id, reports = %ends.reports(), "a container cannot be started");
                 return Err(Fault::Start(told.unwrap_or_else(|| chain(&error))));
             }
         };
         let pid = container.pid().map_or(0, nix::unistd::Pid::as_raw);
+        let taken = ends.take(&plan);
         let started = container.start().map_err(|error| chain(&error));
         let told = read_verdict(verdict);
-        if let Some(failure) = told.or(started.err()) {
+        let lost = taken.as_ref().err().map(|fault| fault.clone().into_error().to_string());
+        if let Some(failure) = told.or(started.err()).or(lost) {
             let _ =
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
@@ -224,14 +220,14 @@ impl Pod<'_> {
         let started =
             Started { pid, ticks: state::start_ticks(pid).unwrap_or_default(), started_ms: state::now_ms() };
         state::write(&dir.started(), &started).map_err(Fault::system("record the start"))?;
-        let pumps = vec![Pump::new(out, "stdout"), Pump::new(err, "stderr")];
-        Ok((Running { pid, log, pumps, plan, _stdin: stdin }, started))
+        let (pumps, attached) = taken?;
+        Ok((Running { pid, log, pumps, plan, attached }, started))
     }
 
     /// Records how a container ended and clears what it leaves in the kernel, except its root file system.
-    pub(super) fn ended(&self, id: &ContainerId, mut running: Running, status: WaitStatus) -> Exit {
+    pub(super) fn ended(&self, id: &ContainerId, running: &mut Running, status: WaitStatus) -> Exit {
         for pump in running.pumps.drain(..) {
-            pump.drain(&mut running.log);
+            pump.drain(&mut running.log, &mut running.attached);
         }
         let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
         let (code, signal) = code_of(status);
@@ -290,9 +286,65 @@ pub(super) struct Plan {
     final_capabilities: Option<::caps::CapsHashSet>,
     log_path: PathBuf,
     stdin: bool,
+    stdin_once: bool,
+    tty: bool,
+}
+
+/// Our ends of a container's streams before its program runs.
+enum Ends {
+    Pipes { out: OwnedFd, err: OwnedFd, stdin: Option<OwnedFd> },
+    Terminal(Console),
+}
+
+impl Ends {
+    /// What libcontainer reported by way of the container's standard error.
+    fn reports(self) -> String {
+        match self {
+            Ends::Pipes { err, .. } => rest_of(err),
+            Ends::Terminal(_) => "on its terminal".to_owned(),
+        }
+    }
+
+    /// Once the container's process is there.
+    fn take(self, plan: &Plan) -> Result<(Vec<Pump>, Attached), Fault> {
+        match self {
+            Ends::Pipes { out, err, stdin } => {
+                let attached = Attached::to_pipes(stdin, plan.stdin_once)?;
+                Ok((vec![Pump::new(out, "stdout"), Pump::new(err, "stderr")], attached))
+            }
+            Ends::Terminal(console) => {
+                let fault = || Fault::system("take the container's terminal");
+                let master = console.take().map_err(fault())?;
+                let read = master.try_clone().map_err(fault())?;
+                Ok((vec![Pump::new(read, "stdout")], Attached::to_terminal(master, plan.stdin)?))
+            }
+        }
+    }
 }
 
 impl Plan {
+    /// Gives a container its streams.
+    fn ends(&self, builder: ContainerBuilder, dir: &ContainerDir) -> Result<(ContainerBuilder, Ends), Fault> {
+        if self.tty {
+            let fault = || Fault::system("make a terminal's socket");
+            let place = dir.0.join("terminal");
+            // An earlier attempt may have left one.
+            state::remove_tree(&place).and_then(|()| fs::create_dir(&place)).map_err(fault())?;
+            let console = Console::listen(&place).map_err(fault())?;
+            return Ok((builder.with_console_socket(Some(Console::path(&place))), Ends::Terminal(console)));
+        }
+        let (out, out_end) = self.output_pipe()?;
+        let (err, err_end) = self.output_pipe()?;
+        let mut builder = builder.with_stdout(out_end).with_stderr(err_end);
+        let mut stdin = None;
+        if self.stdin {
+            let (read, write) = pipe()?;
+            builder = builder.with_stdin(read);
+            stdin = Some(write);
+        }
+        Ok((builder, Ends::Pipes { out, err, stdin }))
+    }
+
     /// A pipe for a program's output: our end, which does not block, and the program's.
     pub(super) fn output_pipe(&self) -> Result<(OwnedFd, OwnedFd), Fault> {
         let (ours, theirs) = pipe()?;
@@ -311,11 +363,16 @@ impl Plan {
     pub(super) fn program_start(
         &self,
         arguments: Vec<String>,
+        terminal: bool,
         failures: Rc<OwnedFd>,
     ) -> Result<ProgramStart, Fault> {
+        let mut environment = self.environment.clone();
+        if terminal && !environment.iter().any(|pair| pair.starts_with("TERM=")) {
+            environment.push("TERM=xterm".to_owned());
+        }
         Ok(ProgramStart {
             arguments,
-            environment: self.environment.clone(),
+            environment,
             filters: Rc::clone(&self.filters),
             final_capabilities: self.final_capabilities.clone(),
             failures,

@@ -15,6 +15,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use super::attach::Attached;
+
 /// Longer lines are written in parts, each but the last tagged `P` (as containerd does).
 const MAX_LINE: usize = 16 * 1024;
 /// What one turn reads from a pipe: the pipe's own size.
@@ -123,13 +125,14 @@ impl Pump {
     }
 
     /// Moves what is there, up to a bound; `false` when the stream has ended.
-    pub(super) fn turn(&mut self, log: &mut LogFile) -> bool {
+    pub(super) fn turn(&mut self, log: &mut LogFile, attached: &mut Attached) -> bool {
         let mut buffer = [0; TURN_BYTES];
         let mut out = Vec::new();
         let now = timestamp(SystemTime::now());
         let open = match self.pipe.read(&mut buffer) {
             Ok(0) => false,
             Ok(count) => {
+                attached.write(self.lines.stream, &buffer[..count]);
                 self.lines.push(&buffer[..count], &now, &mut out);
                 true
             }
@@ -146,11 +149,12 @@ impl Pump {
 
     /// Moves what a program that has ended left in the pipe. A descendant that escaped may still hold the other end,
     /// so this stops at an empty pipe, and at a bound if that one floods.
-    pub(super) fn drain(mut self, log: &mut LogFile) {
+    pub(super) fn drain(mut self, log: &mut LogFile, attached: &mut Attached) {
         for _ in 0..DRAIN_TURNS {
             let mut buffer = [0; TURN_BYTES];
             match self.pipe.read(&mut buffer) {
                 Ok(count) if count > 0 => {
+                    attached.write(self.lines.stream, &buffer[..count]);
                     let mut out = Vec::new();
                     self.lines.push(&buffer[..count], &timestamp(SystemTime::now()), &mut out);
                     log.write(&out);

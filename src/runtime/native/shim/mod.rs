@@ -12,6 +12,7 @@
 //!                   └──────────────────┘
 //! ```
 
+mod attach;
 mod container;
 mod exec;
 mod executor;
@@ -53,7 +54,7 @@ use super::{
     state::{self, SandboxDir, SandboxRecord},
     sys,
 };
-use crate::runtime::ContainerId;
+use crate::runtime::{ContainerId, TerminalSize};
 
 /// Runs a shim: `troupe shim SANDBOX-DIR`, with the listening socket as standard input; or a seed of shims, `troupe shim
 /// --seed`. To be called before the process has a second thread. Returns the process' exit code.
@@ -172,9 +173,12 @@ impl Shim {
             // Output first: what a program wrote before it ended comes before its exit.
             let ready = |fd: RawFd| polled.iter().any(|entry| entry.fd == fd && entry.revents != 0);
             for running in self.running.values_mut() {
-                let Running { log, pumps, .. } = running;
-                pumps.retain_mut(|pump| !ready(pump.fd()) || pump.turn(log));
+                let Running { log, pumps, attached, .. } = running;
+                pumps.retain_mut(|pump| !ready(pump.fd()) || pump.turn(log, attached));
             }
+            let left: Vec<_> =
+                self.running.values_mut().flat_map(|running| running.attached.turn(ready)).collect();
+            self.answer_all(left);
             self.execs.read(ready);
             while let Ok(Some(_)) = self.signals.read_signal() {}
             self.reap()?;
@@ -212,6 +216,8 @@ impl Shim {
         }));
         let pumps = self.running.values().flat_map(|running| &running.pumps);
         polled.extend(pumps.map(|pump| entry(pump.fd(), libc::POLLIN)));
+        let attached = self.running.values().flat_map(|running| running.attached.polled());
+        polled.extend(attached.map(|(fd, events)| entry(fd, events)));
         polled.extend(self.execs.fds().map(|fd| entry(fd, libc::POLLIN)));
         polled
     }
@@ -240,8 +246,9 @@ impl Shim {
                 continue;
             };
             self.execs.kill(Some(&id));
-            let Some(running) = self.running.remove(&id) else { continue };
-            let exit = self.pod().ended(&id, running, status);
+            let Some(mut running) = self.running.remove(&id) else { continue };
+            let exit = self.pod().ended(&id, &mut running, status);
+            self.answer_all(running.attached.end());
             self.tell_all(&Message::Exited { id, exit });
         }
     }
@@ -303,9 +310,19 @@ impl Shim {
                 let time = Duration::from_millis(*timeout_ms);
                 return self.exec(id, command, Ends::Captured(time), caller).err().map(Err);
             }
-            Request::ExecStreams { id, command, dir, stdin } => {
-                let ends = Ends::Pipes { dir: dir.clone(), stdin: *stdin };
+            Request::ExecStreams { id, command, dir, stdin, tty } => {
+                let dir = dir.clone();
+                let ends = if *tty { Ends::Terminal { dir } } else { Ends::Pipes { dir, stdin: *stdin } };
                 return self.exec(id, command, ends, caller).err().map(Err);
+            }
+            Request::Attach { id, dir, stdin } => {
+                let running = self.running.get_mut(id).ok_or_else(|| not_running("attach to", id));
+                return running.and_then(|running| running.attached.add(dir, *stdin, caller)).err().map(Err);
+            }
+            Request::Resize { id, width, height } => {
+                let size = TerminalSize { width: *width, height: *height };
+                let running = self.running.get(id).ok_or_else(|| not_running("resize", id));
+                running.and_then(|running| running.attached.resize(size)).map(|()| Reply::Done)
             }
             Request::Shutdown => {
                 self.ending = Some((fd, caller.seq));
@@ -345,10 +362,7 @@ impl Shim {
         caller: Caller,
     ) -> Result<(), Fault> {
         let Some(running) = self.running.get(id).filter(|_| self.ending.is_none()) else {
-            return Err(Fault::System {
-                operation: format!("run a program in container {id}"),
-                cause: "it is not running".to_owned(),
-            });
+            return Err(not_running("run a program in", id));
         };
         // Borrows its parts only: `execs` changes.
         let pod = Pod {
@@ -372,14 +386,19 @@ impl Shim {
         };
         let answers = self.execs.answers(room);
         let some = !answers.is_empty();
+        self.answer_all(answers);
+        // The output that was kept is free again.
+        self.settled &= !some;
+        some
+    }
+
+    /// Answers calls of the past, whose callers may be gone.
+    fn answer_all(&mut self, answers: Vec<(Caller, Result<Reply, Fault>)>) {
         for (Caller { client: number, seq }, result) in answers {
             let message = Message::Answer { seq, result };
             self.clients
                 .retain(|_, client| client.number != number || (client.send(&message) && client.flush()));
         }
-        // The output that was kept is free again.
-        self.settled &= !some;
-        some
     }
 
     fn signal(&self, id: &ContainerId, signal: i32, everyone: bool) -> Result<Reply, Fault> {
@@ -430,6 +449,10 @@ impl Shim {
         }
         true
     }
+}
+
+fn not_running(what: &str, id: &ContainerId) -> Fault {
+    Fault::System { operation: format!("{what} container {id}"), cause: "it is not running".to_owned() }
 }
 
 impl Client {
