@@ -130,6 +130,8 @@ suite! {
             sim exempt: "simulated programs read nothing and have no terminals";
         input_for_once_ends_with_who_had_it,
             sim exempt: "simulated programs read nothing and have no terminals";
+        input_that_ends_at_once_has_come_and_ended,
+            sim exempt: "simulated programs read nothing and have no terminals";
         a_container_has_a_terminal_when_it_asks_for_one,
             sim exempt: "simulated programs read nothing and have no terminals";
         who_does_not_listen_holds_up_nobody,

@@ -127,19 +127,21 @@ pub async fn a_program_reads_what_is_typed_until_its_end<H: Harness>(bench: &mut
     assert!(read.0 == text, "it came back otherwise");
 }
 
+/// A script's words that wait for a terminal to have a size, which is set by and by.
+fn until_size(width: u16, height: u16) -> String {
+    format!("until [ \"$(stty size)\" = '{height} {width}' ]; do sleep 0.02; done; echo sized-{width}")
+}
+
 pub async fn a_terminal_has_a_name_and_the_size_of_the_users<H: Harness>(bench: &mut Bench<H>) {
     let Some(id) = shell(bench).await else { return };
-    let mut seat = Seat::at(exec(bench, &id, &["sh"], TERMINAL).await);
-    seat.types("tty\n").await;
+    let sizes = [until_size(100, 40), until_size(77, 11)].join("; ");
+    let script = format!("tty; {sizes}; echo ${{TERM:-no}}-term; exit 5");
+    let mut seat = Seat::at(exec(bench, &id, &["sh", "-c", &script], TERMINAL).await);
     seat.sees("/dev/pts/").await;
     for (width, height) in [(100, 40), (77, 11)] {
         seat.streams.resize.as_ref().unwrap().send_replace(TerminalSize { width, height });
-        // The size is set by and by.
-        seat.types(&format!("until [ \"$(stty size)\" = '{height} {width}' ]; do sleep 0.02; done\n")).await;
-        seat.types("echo sized-$(stty size)\n").await;
-        seat.sees(&format!("sized-{height} {width}")).await;
+        seat.sees(&format!("sized-{width}")).await;
     }
-    seat.types("echo ${TERM:-no}-term\nexit 5\n").await;
     let (seen, code) = seat.ends().await;
     assert!(seen.contains("xterm-term"), "{seen:?}");
     assert_eq!(code, 5);
@@ -147,26 +149,24 @@ pub async fn a_terminal_has_a_name_and_the_size_of_the_users<H: Harness>(bench: 
 
 pub async fn an_interrupt_on_a_terminal_reaches_the_foreground_program<H: Harness>(bench: &mut Bench<H>) {
     let Some(id) = shell(bench).await else { return };
-    let mut seat = Seat::at(exec(bench, &id, &["sh"], TERMINAL).await);
-    seat.types("echo be''gun; sleep 1000; echo st''opped $?\n").await;
-    seat.sees("begun").await;
-    // It has the terminal a moment later; an interrupt before that reaches the shell alone.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let script = "trap : INT; echo begun; cat; echo stopped-$?; exit 3";
+    let mut seat = Seat::at(exec(bench, &id, &["sh", "-c", script], TERMINAL).await);
+    seat.types("echoed\n").await;
+    // Once by the terminal, once by the program.
+    seat.sees("echoed\r\nechoed").await;
     seat.types("\u{3}").await;
-    seat.types("echo ali''ve\nexit 0\n").await;
-    seat.sees("alive").await;
-    assert_eq!(seat.ends().await.1, 0);
+    seat.sees("stopped-130").await;
+    assert_eq!(seat.ends().await.1, 3);
 }
 
 pub async fn what_a_user_leaves_on_a_terminal_is_hung_up<H: Harness>(bench: &mut Bench<H>) {
     let Some(id) = shell(bench).await else { return };
-    let mut seat = Seat::at(exec(bench, &id, &["sh"], TERMINAL).await);
-    seat.types("echo th''ere\n").await;
+    let mut seat = Seat::at(exec(bench, &id, &["sh", "-c", "echo there; cat"], TERMINAL).await);
     seat.sees("there").await;
     let Seat { streams, .. } = seat;
     let ExecStreams { stdin, stdout, stderr, resize, end } = streams;
     drop((stdin, stdout, stderr, resize));
-    let code = tokio::time::timeout(STEP, end).await.expect("the shell goes").unwrap_or(0);
+    let code = tokio::time::timeout(STEP, end).await.expect("the program goes").unwrap_or(0);
     assert!([0, 1, 128 + 1].contains(&code), "{code}");
 }
 
@@ -220,21 +220,43 @@ pub async fn input_for_once_ends_with_who_had_it<H: Harness>(bench: &mut Bench<H
     assert_eq!(bench.exit(&id).await.code, 0);
 }
 
+pub async fn input_that_ends_at_once_has_come_and_ended<H: Harness>(bench: &mut Bench<H>) {
+    if !shell_image(bench).await {
+        return;
+    }
+    for words in ["", "one\n"] {
+        bench.sandbox_with(sandbox("a")).await;
+        let mut config = bench.hello("c", &[]);
+        config.image = IMAGE.into();
+        config.command = ["sh", "-c", ECHO].map(str::to_owned).to_vec();
+        (config.stdin, config.stdin_once) = (true, true);
+        let id = bench.start("a", config).await;
+        let mut streams = bench.runtime().attach(&id, TYPED).await.unwrap();
+        let mut stdin = streams.stdin.take().unwrap();
+        stdin.write_all(words.as_bytes()).await.unwrap();
+        drop(stdin);
+        let seen = Seat::at(streams).ends().await.0;
+        assert_eq!(seen, if words.is_empty() { "over\n" } else { "got one\nover\n" });
+        assert_eq!(bench.exit(&id).await.code, 0);
+    }
+}
+
 pub async fn a_container_has_a_terminal_when_it_asks_for_one<H: Harness>(bench: &mut Bench<H>) {
     if !shell_image(bench).await {
         return;
     }
-    let id = scripted(bench, "tty; exec sh", |config| (config.stdin, config.tty) = (true, true)).await;
+    let script = format!("tty; {}; read line; echo got $line; exit 3", until_size(90, 30));
+    let id = scripted(bench, &script, |config| (config.stdin, config.tty) = (true, true)).await;
     bench.line("c", "/dev/pts/").await;
     bench.restart(async {}).await;
     let mut seat = Seat::at(bench.runtime().attach(&id, TERMINAL).await.unwrap());
     seat.streams.resize.as_ref().unwrap().send_replace(TerminalSize { width: 90, height: 30 });
-    seat.types("until [ \"$(stty size)\" = '30 90' ]; do sleep 0.02; done; echo si''zed\n").await;
-    seat.sees("sized").await;
-    seat.types("exit 3\n").await;
+    seat.sees("sized-90").await;
+    seat.types("words\n").await;
+    seat.sees("got words").await;
     seat.ends().await;
     assert_eq!(bench.exit(&id).await.code, 3);
-    bench.line("c", "stdout F sized").await;
+    bench.line("c", "stdout F got words").await;
 }
 
 pub async fn who_does_not_listen_holds_up_nobody<H: Harness>(bench: &mut Bench<H>) {

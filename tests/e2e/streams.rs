@@ -220,37 +220,35 @@ fn every_kubectl_has_a_terminal_in_a_container() {
     if !shell_pod(&cluster, ns, "shell", |_| ()) {
         return;
     }
+    let until_size = |size: &str| format!("until [ \"$(stty size)\" = '{size}' ]; do sleep 0.05; done; echo sized");
+    // An interrupt ends what runs in the foreground, not the shell.
+    let rest = "trap : INT; cat; echo stopped-$?; exit 7";
+    let script = format!("tty; {}; {rest}", until_size("40 100"));
     for program in kubectls() {
-        let mut seat = Seat::of(with(&program, &cluster, &["exec", "-it", "-n", ns, "shell", "--", "sh"]));
-        seat.types("tty\n");
+        let line = ["exec", "-it", "-n", ns, "shell", "--", "sh", "-c", &script];
+        let mut seat = Seat::of(with(&program, &cluster, &line));
         seat.sees("/dev/pts/");
-        seat.types("until [ \"$(stty size)\" = '40 100' ]; do sleep 0.05; done; echo si''zed\n");
         seat.sees("sized");
-        // An interrupt ends what runs in the foreground, not the shell.
-        seat.types("echo be''gun; cat\n");
-        seat.sees("begun");
-        seat.types("echoed\n");
+        seat.types("echoed\r");
         seat.sees("echoed\r\nechoed");
         seat.types("\u{3}");
-        seat.types("echo ali''ve\n");
-        seat.sees("alive");
-        seat.types("exit 7\n");
+        seat.sees("stopped-130");
         let (seen, code) = seat.ends();
         assert_eq!(code, Some(7), "{}: {seen}", program.display());
     }
     // A window that changes its size.
-    let mut seat = Seat::of(cluster.kubectl_command(&["exec", "-it", "-n", ns, "shell", "--", "sh"]));
-    seat.types("echo th''ere\n");
+    let script = format!("echo there; {}; cat", until_size("22 66"));
+    let mut seat = Seat::of(cluster.kubectl_command(&["exec", "-it", "-n", ns, "shell", "--", "sh", "-c", &script]));
     seat.sees("there");
     let size = rustix::termios::Winsize { ws_row: 22, ws_col: 66, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(&seat.typed, size).unwrap();
     kill(Pid::from_raw(seat.process.0.id() as i32), Signal::SIGWINCH).unwrap();
-    seat.types("until [ \"$(stty size)\" = '22 66' ]; do sleep 0.05; done; echo si''zed\n");
     seat.sees("sized");
-    // Someone who leaves without a word takes the shell along.
+    // Someone who leaves without a word takes the program along.
     drop(seat);
-    let left = || cluster.kubectl(&["exec", "-n", ns, "shell", "--", "sh", "-c", "busybox ps | grep -c '[ ]sh$'"]);
-    until("no shell is left", || check(left().out().trim() == "0", || left().out()));
+    let list = "for p in /proc/[0-9]*; do cat $p/cmdline 2>/dev/null; echo; done";
+    let running = || cluster.kubectl(&["exec", "-n", ns, "shell", "--", "sh", "-c", list]);
+    until("no cat is left", || check(!running().ok().lines().any(|line| line == "cat\0"), || running().out()));
     cluster.kubectl(&["delete", "pod", "-n", ns, "shell", "--now"]).ok();
 }
 
@@ -297,12 +295,13 @@ fn a_shell_of_ones_own_runs_on_a_terminal_and_goes() {
     let Some(image) = shell_image(&cluster) else { return };
     let image = format!("--image={image}");
     let line = ["run", "mine", "-it", "--rm", "-n", ns, &image, "--image-pull-policy=Never"];
-    let rest = ["--restart=Never", "--command", "--", "sh"];
+    let script = "while read line; do echo got-$line-$(tty); if [ $line = end ]; then exit 0; fi; done";
+    let rest = ["--restart=Never", "--command", "--", "sh", "-c", script];
     let mut seat = Seat::of(cluster.kubectl_command(&[&line[..], &rest].concat()));
-    // kubectl says nothing when there is nothing to see yet; what is typed before it listens stays in the terminal.
-    seat.types("echo i''n-$(tty)\n");
-    seat.sees("in-/dev/pts/");
-    seat.types("exit\n");
+    // What is typed before kubectl listens stays in the terminal.
+    seat.types("one\r");
+    seat.sees("got-one-/dev/pts/");
+    seat.types("end\r");
     let (seen, code) = seat.ends();
     assert!(code == Some(0) && seen.contains("deleted"), "{code:?}: {seen}");
     let gone = cluster.kubectl(&["get", "pod", "-n", ns, "mine"]).fails();

@@ -4,9 +4,14 @@
 //! not a byte passes through it; one whose driver has gone gets the end of its input, SIGPIPE when it writes, or the
 //! hang-up of its terminal. A container's own program is the shim's, which copies its output for those who attach.
 
-use std::{path::Path, sync::Arc};
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::OpenOptionsExt as _,
+    path::Path,
+    sync::Arc,
+};
 
-use nix::{sys::stat::Mode, unistd::mkfifo};
+use nix::{fcntl::OFlag, sys::stat::Mode, unistd::mkfifo};
 use tokio::{
     net::unix::pipe,
     sync::{oneshot, watch},
@@ -39,8 +44,8 @@ impl Driver {
         if tty {
             return on_terminal(id, client, request, &dir, stdin).await;
         }
-        let (stdin, [stdout, stderr]) = make(&dir, id, stdin)?;
-        let end = begin(id, client, request, &dir);
+        let Pipes { stdin, stdout, stderr, kept } = make(&dir, id, stdin)?;
+        let end = begin(id, client, request, &dir, kept);
         Ok(streams(stdin, stdout, stderr, None, end))
     }
 
@@ -52,9 +57,9 @@ impl Driver {
         let (pod, client) = self.ready_to_exec(id)?;
         let terminal = pod.record_of(id).is_some_and(|record| record.config.tty);
         let dir = pod.dir.container(id).0.join(format!("streams-{}", uuid::Uuid::new_v4().simple()));
-        let (stdin, [stdout, stderr]) = make(&dir, id, options.stdin)?;
+        let Pipes { stdin, stdout, stderr, kept } = make(&dir, id, options.stdin)?;
         let request = Request::Attach { id: id.clone(), dir: dir.clone(), stdin: options.stdin };
-        let end = begin(id, client.clone(), request, &dir);
+        let end = begin(id, client.clone(), request, &dir, kept);
         let resize = terminal.then(|| {
             let id = id.clone();
             let (resize, mut sizes) = watch::channel(NO_SIZE);
@@ -90,7 +95,7 @@ async fn on_terminal(
         let _ = state::remove_tree(dir);
         fault()(error)
     })?;
-    let mut end = begin(id, client, request, dir);
+    let mut end = begin(id, client, request, dir, None);
     let master = tokio::select! {
         master = console.receive() => master.map_err(fault())?,
         // It was not started.
@@ -132,12 +137,13 @@ fn streams(
     }
 }
 
-/// Asks the shim, which answers at the end; what is in the directory is needed until then.
-fn begin(id: &ContainerId, client: Client, request: Request, dir: &Path) -> End {
+/// Asks the shim, which answers at the end; what is in the directory, and what is kept, is needed until then.
+fn begin(id: &ContainerId, client: Client, request: Request, dir: &Path, kept: Option<File>) -> End {
     let (done, end) = oneshot::channel();
     let (operation, dir) = (format!("run a program in container {id}"), dir.to_owned());
     tokio::spawn(async move {
         let answer = client.call_within(request, LONGEST_EXEC).await;
+        drop(kept);
         let _ = state::remove_tree(&dir);
         // Nobody may be waiting any more.
         let _ = done.send(answer.and_then(|reply| match reply {
@@ -148,12 +154,17 @@ fn begin(id: &ContainerId, client: Client, request: Request, dir: &Path) -> End 
     end
 }
 
+/// Our ends of a program's pipes.
+struct Pipes {
+    stdin: Option<pipe::Sender>,
+    stdout: pipe::Receiver,
+    stderr: pipe::Receiver,
+    /// A reader of the input: without one, what was typed would be lost when its end comes before the shim's opening.
+    kept: Option<File>,
+}
+
 /// Makes the pipes and opens our ends, before the program opens its own.
-fn make(
-    dir: &Path,
-    id: &ContainerId,
-    stdin: bool,
-) -> Result<(Option<pipe::Sender>, [pipe::Receiver; 2]), RuntimeError> {
+fn make(dir: &Path, id: &ContainerId, stdin: bool) -> Result<Pipes, RuntimeError> {
     let make = |name: &str| {
         let path = dir.join(name);
         mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR)?;
@@ -162,13 +173,15 @@ fn make(
     let open = |name: &str| pipe::OpenOptions::new().open_receiver(make(name)?);
     let all = || {
         std::fs::create_dir(dir)?;
-        let input = match stdin {
-            // For reading, too: else there would have to be a reader by now.
-            true => Some(pipe::OpenOptions::new().read_write(true).open_sender(make(INPUT)?)?),
-            false => None,
-        };
+        let (mut input, mut kept) = (None, None);
+        if stdin {
+            let path = make(INPUT)?;
+            let not_waiting = OFlag::O_NONBLOCK.bits();
+            kept = Some(OpenOptions::new().read(true).custom_flags(not_waiting).open(&path)?);
+            input = Some(pipe::OpenOptions::new().open_sender(&path)?);
+        }
         let [out, err] = OUTPUTS;
-        Ok((input, [open(out)?, open(err)?]))
+        Ok(Pipes { stdin: input, stdout: open(out)?, stderr: open(err)?, kept })
     };
     all().map_err(|error| {
         let _ = state::remove_tree(dir);

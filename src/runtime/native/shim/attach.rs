@@ -30,8 +30,9 @@ use crate::runtime::TerminalSize;
 const MAX_ATTACHED: usize = 32;
 /// What a client may be behind: as much as a pipe can hold where nothing else was set.
 const PIPE_BYTES: i32 = 1024 * 1024;
-/// What one turn reads of what was typed.
+/// What is read at once of what was typed, and how often in one turn.
 const TURN_BYTES: usize = 64 * 1024;
+const TURN_READS: usize = 16;
 
 /// A container's program as those see it who attach.
 pub(super) struct Attached {
@@ -96,16 +97,26 @@ impl Attached {
         let typed = stdin.then(|| open(INPUT, false)).transpose().map_err(fault())?;
         // Nothing comes of a terminal's other stream.
         let err = Some(err).filter(|_| self.terminal.is_none());
-        self.all.push(Attachment {
-            caller,
-            out: Some(out),
-            err,
-            typist: stdin,
-            typed,
-            pending: Vec::new(),
-            lagging: false,
-        });
+        let (pending, lagging) = (Vec::new(), false);
+        self.all.push(Attachment { caller, out: Some(out), err, typist: stdin, typed, pending, lagging });
+        // What was typed, and its end, may be there already: of an end that came before our opening nothing is told.
+        self.take();
         Ok(())
+    }
+
+    /// Moves what was typed on to the program.
+    fn take(&mut self) {
+        for one in &mut self.all {
+            for _ in 0..TURN_READS {
+                one.feed(&mut self.input);
+                if one.typed.is_none() || !one.pending.is_empty() || !one.read() {
+                    break;
+                }
+            }
+            if self.once && one.typist && one.typed.is_none() && one.pending.is_empty() {
+                self.input = None;
+            }
+        }
     }
 
     /// Sets the size of the program's terminal, if it has one.
@@ -138,15 +149,8 @@ impl Attached {
                     *output = None;
                 }
             }
-            if one.pending.is_empty() && one.typed.as_ref().is_some_and(|pipe| ready(pipe.as_raw_fd())) {
-                one.read();
-            }
-            one.feed(&mut self.input);
-            let done = one.typist && one.typed.is_none() && one.pending.is_empty();
-            if done && self.once {
-                self.input = None;
-            }
         }
+        self.take();
         let over = |one: &mut Attachment| one.lagging || (one.out.is_none() && one.err.is_none());
         let over: Vec<Attachment> = self.all.extract_if(.., over).collect();
         if self.once && over.iter().any(|one| one.typist) {
@@ -177,16 +181,17 @@ impl Attached {
 }
 
 impl Attachment {
-    fn read(&mut self) {
-        let Some(pipe) = &mut self.typed else { return };
+    /// Reads what was typed; `false` when there is nothing now.
+    fn read(&mut self) -> bool {
+        let Some(pipe) = &mut self.typed else { return false };
         let mut buffer = [0; TURN_BYTES];
         match pipe.read(&mut buffer) {
-            Ok(0) => self.typed = None,
-            Ok(count) => self.pending.extend_from_slice(&buffer[..count]),
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Err(_) => self.typed = None,
+            Ok(count @ 1..) => self.pending.extend_from_slice(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(_) | Err(_) => self.typed = None,
         }
+        true
     }
 
     /// Gives the program what it takes; what nobody reads any more is thrown away.
