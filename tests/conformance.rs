@@ -25,7 +25,9 @@ mod conformance {
     pub mod streams;
 }
 
-use conformance::{containers, exec, harness::Bench, images, restarts, sandboxes, sharing, stopping, streams};
+use conformance::{
+    containers, exec, harness::Bench, images, restarts, sandboxes, sharing, stopping, streams,
+};
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
 macro_rules! suite {

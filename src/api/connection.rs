@@ -148,7 +148,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_wish_for_spdy_is_shown_as_one_for_a_websocket() {
-        let head = "POST /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nA: b\r\n\r\nmore";
+        let head =
+            "POST /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nA: b\r\n\r\nmore";
         let shown = "POST /x HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
                      x-troupe-upgrade-to: SPDY/3.1\r\nA: b\r\n\r\nmore";
         for cut in 0..head.len() {

@@ -49,7 +49,9 @@ pub async fn exec(
         call.query.others.iter().filter(|(name, _)| name == "command").map(|(_, v)| v.clone()).collect();
     begin(call, request, payload, permit, |object, container, wanted| {
         if command.is_empty() {
-            return Err(ApiError::BadRequest("you must specify at least one command for the container".into()));
+            return Err(ApiError::BadRequest(
+                "you must specify at least one command for the container".into(),
+            ));
         }
         Ok(wire::Open::Exec(wire::ExecRequest {
             namespace: object.key.namespace.to_string(),
@@ -148,9 +150,7 @@ async fn serve(
 ) {
     let (frames, input) = mpsc::channel(QUEUE);
     let (mut client, mut driving) = match protocol {
-        Protocol::WebSocket(_) => {
-            (Client::Messages(out.clone()), rt::spawn(messages_in(incoming, frames)))
-        }
+        Protocol::WebSocket(_) => (Client::Messages(out.clone()), rt::spawn(messages_in(incoming, frames))),
         Protocol::Spdy(_) => {
             let (session, mut streams) = spdy::session(incoming, out.clone());
             let held = frames.clone();

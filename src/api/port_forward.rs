@@ -102,7 +102,9 @@ fn ports(call: &Call) -> Result<Vec<u16>, ApiError> {
         })
         .collect::<Result<_, _>>()?;
     match ports.len() {
-        0 => Err(ApiError::BadRequest("query parameter \"ports\" is required: which ports to forward".into())),
+        0 => {
+            Err(ApiError::BadRequest("query parameter \"ports\" is required: which ports to forward".into()))
+        }
         count if count > MAX_PORTS => {
             Err(ApiError::BadRequest(format!("{count} ports, at most {MAX_PORTS} can be forwarded at once")))
         }

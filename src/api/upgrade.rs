@@ -59,7 +59,8 @@ impl Handshake {
                 .flat_map(|value| value.split(',').map(str::trim))
                 .collect();
             let chosen = known.iter().find(|protocol| offered.contains(protocol)).copied();
-            chosen.ok_or_else(|| refuse(&format!("none of the protocols {offered:?} is known; {known:?} are")))
+            chosen
+                .ok_or_else(|| refuse(&format!("none of the protocols {offered:?} is known; {known:?} are")))
         };
         if request.headers().contains_key(UPGRADE_TO) {
             return Ok(Handshake {
@@ -192,7 +193,11 @@ pub struct Outgoing {
 impl Outgoing {
     /// Sends bytes, as one message if there are messages; `false` when the client has gone.
     pub async fn send(&self, bytes: Bytes) -> bool {
-        if self.framed { self.put(ws::Message::Binary(bytes)).await } else { self.chunks.send(bytes).await.is_ok() }
+        if self.framed {
+            self.put(ws::Message::Binary(bytes)).await
+        } else {
+            self.chunks.send(bytes).await.is_ok()
+        }
     }
 
     /// Says goodbye, where there is a word for it.

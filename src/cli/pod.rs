@@ -60,7 +60,9 @@ pub async fn behind(session: &Session, object: Value, doing: &str) -> Outcome<Ve
 pub async fn find(session: &Session, word: &str, doing: &str) -> Outcome<Value> {
     let object = named(session, word).await?;
     let pods = behind(session, object, doing).await?;
-    pods.into_iter().next().ok_or_else(|| CliError::failed(format!("cannot {doing} {word}: it has no pods yet")))
+    pods.into_iter()
+        .next()
+        .ok_or_else(|| CliError::failed(format!("cannot {doing} {word}: it has no pods yet")))
 }
 
 /// The path of a pod.
@@ -80,18 +82,18 @@ pub fn container<'a>(pod: &'a Value, named: Option<&str>, quiet: bool) -> Outcom
     let list = |field: &str| pod["spec"][field].as_array().into_iter().flatten();
     let all = || list("containers").chain(list("initContainers")).chain(list("ephemeralContainers"));
     if let Some(name) = named {
-        return all().find(|c| c["name"] == name).ok_or_else(|| {
-            CliError::failed(format!("container {name} not found in pod {}", name_of(pod)))
-        });
+        return all()
+            .find(|c| c["name"] == name)
+            .ok_or_else(|| CliError::failed(format!("container {name} not found in pod {}", name_of(pod))));
     }
     let default = pod["metadata"]["annotations"][DEFAULT_CONTAINER].as_str();
     let chosen = default.and_then(|name| list("containers").find(|c| c["name"] == name));
     if let Some(chosen) = chosen {
         return Ok(chosen);
     }
-    let first = list("containers").next().ok_or_else(|| {
-        CliError::failed(format!("pod {} has no containers", name_of(pod)))
-    })?;
+    let first = list("containers")
+        .next()
+        .ok_or_else(|| CliError::failed(format!("pod {} has no containers", name_of(pod))))?;
     if !quiet && all().count() > 1 {
         let name = |c: &Value| c["name"].as_str().unwrap_or_default().to_owned();
         let names = list("containers").map(name);

@@ -55,7 +55,10 @@ pub async fn run(session: Session, args: &PortForwardArgs) -> Outcome {
     let object = pod::named(&session, &args.what).await?;
     let service = (object["kind"] == "Service").then(|| object.clone());
     let pods = pod::behind(&session, object, "forward ports of").await?;
-    let pod = pods.into_iter().next().ok_or_else(|| CliError::failed(format!("cannot forward ports of {}: it has no pods", args.what)))?;
+    let pod = pods
+        .into_iter()
+        .next()
+        .ok_or_else(|| CliError::failed(format!("cannot forward ports of {}: it has no pods", args.what)))?;
     let phase = pod["status"]["phase"].as_str().unwrap_or_default();
     if phase != "Running" {
         return Err(CliError::failed(format!(
@@ -97,7 +100,9 @@ fn port_of(pod: &Value, service: Option<&Value>, asked: &str) -> Outcome<u16> {
     let mut wanted = asked.to_owned();
     if let Some(service) = service {
         let ports = service["spec"]["ports"].as_array().into_iter().flatten();
-        let mut ports = ports.filter(|p| p["name"] == asked || number(&p["port"]).map(|n| n.to_string()).as_deref() == Some(asked));
+        let mut ports = ports.filter(|p| {
+            p["name"] == asked || number(&p["port"]).map(|n| n.to_string()).as_deref() == Some(asked)
+        });
         let port = ports.next().ok_or_else(|| {
             let name = service["metadata"]["name"].as_str().unwrap_or_default();
             CliError::failed(format!("Service {name} does not have a service port {asked}"))
@@ -113,10 +118,12 @@ fn port_of(pod: &Value, service: Option<&Value>, asked: &str) -> Outcome<u16> {
     }
     let containers = pod["spec"]["containers"].as_array().into_iter().flatten();
     let mut ports = containers.flat_map(|c| c["ports"].as_array().into_iter().flatten());
-    ports.find(|port| port["name"] == wanted).and_then(|port| number(&port["containerPort"])).ok_or_else(|| {
-        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
-        CliError::failed(format!("Pod '{name}' does not have a named port '{wanted}'"))
-    })
+    ports.find(|port| port["name"] == wanted).and_then(|port| number(&port["containerPort"])).ok_or_else(
+        || {
+            let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+            CliError::failed(format!("Pod '{name}' does not have a named port '{wanted}'"))
+        },
+    )
 }
 
 /// As kubectl: `localhost` is both loopbacks, of which one has to be free.

@@ -157,12 +157,15 @@ fn typed() -> mpsc::Receiver<Bytes> {
 /// # Errors
 /// Unless it succeeded.
 pub fn verdict(status: Option<&Value>) -> Outcome {
-    let Some(status) = status else { return Err(CliError::failed("the connection to the program broke off")) };
+    let Some(status) = status else {
+        return Err(CliError::failed("the connection to the program broke off"));
+    };
     if status["status"] == "Success" {
         return Ok(());
     }
     let causes = status["details"]["causes"].as_array().into_iter().flatten();
-    let code = causes.filter(|cause| cause["reason"] == "ExitCode").find_map(|cause| cause["message"].as_str());
+    let code =
+        causes.filter(|cause| cause["reason"] == "ExitCode").find_map(|cause| cause["message"].as_str());
     match code.and_then(|code| code.parse().ok()) {
         Some(code) if status["reason"] == "NonZeroExitCode" => Err(CliError::Program(code)),
         _ => Err(CliError::failed(status["message"].as_str().unwrap_or("unknown"))),
@@ -175,7 +178,8 @@ mod tests {
 
     #[test]
     fn a_programs_end_is_ours() {
-        let code = |status: &Value| verdict(Some(status)).err().map(|error| (error.exit_code(), error.text()));
+        let code =
+            |status: &Value| verdict(Some(status)).err().map(|error| (error.exit_code(), error.text()));
         assert_eq!(code(&json!({"status": "Success"})), None);
         let failed = json!({"status": "Failure", "reason": "NonZeroExitCode", "message": "m",
             "details": {"causes": [{"reason": "ExitCode", "message": "7"}]}});

@@ -37,7 +37,8 @@ pub(super) async fn connect(namespace: Option<PathBuf>, port: u16) -> Result<Con
         // Nobody waits any more when sending fails.
         .spawn(move || drop(done.send(inside(namespace, port))))
         .map_err(fault)?;
-    let stream = made.await.unwrap_or_else(|_| Err(io::Error::other("its thread has died"))).map_err(fault)?;
+    let stream =
+        made.await.unwrap_or_else(|_| Err(io::Error::other("its thread has died"))).map_err(fault)?;
     stream.set_nonblocking(true).map_err(fault)?;
     let stream = tokio::net::TcpStream::from_std(stream).map_err(fault)?;
     // Typed characters are not to wait for more.

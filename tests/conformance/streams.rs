@@ -68,7 +68,12 @@ async fn shell<H: Harness>(bench: &Bench<H>) -> Option<ContainerId> {
     }
 }
 
-async fn exec<H: Harness>(bench: &Bench<H>, id: &ContainerId, words: &[&str], options: StreamOptions) -> ExecStreams {
+async fn exec<H: Harness>(
+    bench: &Bench<H>,
+    id: &ContainerId,
+    words: &[&str],
+    options: StreamOptions,
+) -> ExecStreams {
     let command = words.iter().map(|word| (*word).to_owned()).collect();
     bench.runtime().exec(id, command, options).await.unwrap()
 }

@@ -61,7 +61,8 @@ struct Forward {
 
 fn forward(program: &PathBuf, cluster: &Cluster, ns: &str, what: &str, port: &str) -> Forward {
     let mut command = with(program, cluster, &["port-forward", "-n", ns, what, port]);
-    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let lines = |read: Box<dyn std::io::Read + Send>| {
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
@@ -220,7 +221,8 @@ fn every_kubectl_has_a_terminal_in_a_container() {
     if !shell_pod(&cluster, ns, "shell", |_| ()) {
         return;
     }
-    let until_size = |size: &str| format!("until [ \"$(stty size)\" = '{size}' ]; do sleep 0.05; done; echo sized");
+    let until_size =
+        |size: &str| format!("until [ \"$(stty size)\" = '{size}' ]; do sleep 0.05; done; echo sized");
     // An interrupt ends what runs in the foreground, not the shell.
     let rest = "trap : INT; cat; echo stopped-$?; exit 7";
     let script = format!("tty; {}; {rest}", until_size("40 100"));
@@ -238,7 +240,8 @@ fn every_kubectl_has_a_terminal_in_a_container() {
     }
     // A window that changes its size.
     let script = format!("echo there; {}; cat", until_size("22 66"));
-    let mut seat = Seat::of(cluster.kubectl_command(&["exec", "-it", "-n", ns, "shell", "--", "sh", "-c", &script]));
+    let mut seat =
+        Seat::of(cluster.kubectl_command(&["exec", "-it", "-n", ns, "shell", "--", "sh", "-c", &script]));
     seat.sees("there");
     let size = rustix::termios::Winsize { ws_row: 22, ws_col: 66, ws_xpixel: 0, ws_ypixel: 0 };
     rustix::termios::tcsetwinsize(&seat.typed, size).unwrap();
@@ -248,7 +251,9 @@ fn every_kubectl_has_a_terminal_in_a_container() {
     drop(seat);
     let list = "for p in /proc/[0-9]*; do cat $p/cmdline 2>/dev/null; echo; done";
     let running = || cluster.kubectl(&["exec", "-n", ns, "shell", "--", "sh", "-c", list]);
-    until("no cat is left", || check(!running().ok().lines().any(|line| line == "cat\0"), || running().out()));
+    until("no cat is left", || {
+        check(!running().ok().lines().any(|line| line == "cat\0"), || running().out())
+    });
     cluster.kubectl(&["delete", "pod", "-n", ns, "shell", "--now"]).ok();
 }
 
@@ -340,7 +345,9 @@ fn what_cannot_be_streamed_is_refused_with_words() {
     cluster.namespace(ns);
     cluster.apply(ns, &bare_pod("web", "Always", &[hello("c", &[])]));
     cluster.until_pod(ns, "web", "ready", is_ready);
-    let raw = |path: &str| cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{ns}/pods/{path}")]).fails();
+    let raw = |path: &str| {
+        cluster.kubectl(&["get", "--raw", &format!("/api/v1/namespaces/{ns}/pods/{path}")]).fails()
+    };
     for (path, words) in [
         ("web/exec?command=x&stdout=true", "unable to upgrade"),
         ("web/exec?command=x", "at least 1 of stdin, stdout, stderr"),

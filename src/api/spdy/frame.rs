@@ -103,7 +103,8 @@ impl Reader {
         if version != VERSION {
             return Err(Malformed::Version(version));
         }
-        let id = |body: &[u8]| body.first_chunk::<4>().map(|id| word(id) & 0x7fff_ffff).ok_or(Malformed::Short);
+        let id =
+            |body: &[u8]| body.first_chunk::<4>().map(|id| word(id) & 0x7fff_ffff).ok_or(Malformed::Short);
         Ok(Some(match kind {
             SYN_STREAM => {
                 let headers = self.headers(body.get(10..).ok_or(Malformed::Short)?)?;
@@ -288,12 +289,10 @@ mod tests {
             frames.push(frame);
         }
         let data = |stream, bytes: &[u8], fin| Frame::Data { stream, bytes: bytes.to_vec(), fin };
-        assert_eq!(frames, [
-            data(5, b"abc", true),
-            data(7, b"", false),
-            Frame::Reset { stream: 5 },
-            Frame::Ping(9)
-        ]);
+        assert_eq!(
+            frames,
+            [data(5, b"abc", true), data(7, b"", false), Frame::Reset { stream: 5 }, Frame::Ping(9)]
+        );
     }
 
     #[test]

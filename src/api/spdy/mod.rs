@@ -149,7 +149,8 @@ impl Write {
     /// Sends bytes; `false` when nobody will read them.
     pub async fn send(&self, bytes: &[u8]) -> bool {
         for part in bytes.chunks(FRAME_BYTES) {
-            if self.over.load(Ordering::Relaxed) || !self.out.send(frame::data(self.id, part, false).into()).await
+            if self.over.load(Ordering::Relaxed)
+                || !self.out.send(frame::data(self.id, part, false).into()).await
             {
                 return false;
             }

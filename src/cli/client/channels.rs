@@ -8,7 +8,7 @@ use futures_util::{
     stream::{SplitSink, SplitStream},
 };
 
-use super::{Client, CliError, Outcome};
+use super::{CliError, Client, Outcome};
 
 /// No message is longer.
 const MAX_MESSAGE: usize = 1 << 20;

@@ -65,7 +65,8 @@ impl Driver {
         };
         let exec = self.docker.create_exec(&id.0, wanted).await.map_err(fault(operation.clone()))?.id;
         let start = StartExecOptions { detach: false, tty: options.tty, output_capacity: None };
-        let started = self.docker.start_exec(&exec, Some(start)).await.map_err(|error| start_error(&error))?;
+        let started =
+            self.docker.start_exec(&exec, Some(start)).await.map_err(|error| start_error(&error))?;
         let StartExecResults::Attached { output, input } = started else {
             return Err(RuntimeError::System { operation, cause: "the engine gave no streams".to_owned() });
         };

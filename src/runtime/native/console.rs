@@ -66,8 +66,7 @@ fn master(stream: &impl AsRawFd) -> io::Result<OwnedFd> {
     let mut name = [0; 64];
     let mut space = nix::cmsg_space!([std::os::fd::RawFd; 1]);
     let mut into = [IoSliceMut::new(&mut name)];
-    let message =
-        recvmsg::<()>(stream.as_raw_fd(), &mut into, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut into, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
     let mut received = None;
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(fds) = control {
@@ -107,7 +106,8 @@ impl AsyncRead for Terminal {
     ) -> Poll<io::Result<()>> {
         loop {
             let mut guard = ready!(self.0.poll_read_ready(cx))?;
-            let read = guard.try_io(|fd| Ok(nix::unistd::read(fd.as_raw_fd(), buffer.initialize_unfilled())?));
+            let read =
+                guard.try_io(|fd| Ok(nix::unistd::read(fd.as_raw_fd(), buffer.initialize_unfilled())?));
             match read {
                 Ok(Ok(count)) => {
                     buffer.advance(count);

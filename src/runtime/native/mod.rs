@@ -47,9 +47,9 @@ use self::{
     state::system,
 };
 use super::{
-    Connection, ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, ExecStreams, IdleImage,
-    Image, PullProgress, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
-    StreamOptions, netns,
+    Connection, ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, ExecStreams,
+    IdleImage, Image, PullProgress, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
+    SandboxStatus, StreamOptions, netns,
 };
 use crate::{
     model::Uid,

@@ -450,8 +450,10 @@ impl Work<'_> {
         let process = self.prepare(terminal).map_err(|error| format!("prepare the program: {error}"))?;
         let (verdict, failures) = pipe().map_err(text_of)?;
         let failures = Rc::new(failures);
-        let executor =
-            self.plan.program_start(self.command.to_vec(), terminal, Rc::clone(&failures)).map_err(text_of)?;
+        let executor = self
+            .plan
+            .program_start(self.command.to_vec(), terminal, Rc::clone(&failures))
+            .map_err(text_of)?;
         let builder =
             ContainerBuilder::new(self.id.0.clone(), SyscallType::default()).with_executor(executor);
         let builder = match streams {
