@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     os::fd::OwnedFd,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
     time::Instant,
@@ -34,7 +34,7 @@ fn kubectls() -> Vec<PathBuf> {
     others.chain([usual]).collect()
 }
 
-fn with(program: &PathBuf, cluster: &Cluster, arguments: &[&str]) -> Command {
+fn with(program: &Path, cluster: &Cluster, arguments: &[&str]) -> Command {
     let like = cluster.kubectl_command(arguments);
     let mut command = Command::new(program);
     command.args(arguments).current_dir(cluster.scratch());
@@ -59,7 +59,7 @@ struct Forward {
     errors: mpsc::Receiver<String>,
 }
 
-fn forward(program: &PathBuf, cluster: &Cluster, ns: &str, what: &str, port: &str) -> Forward {
+fn forward(program: &Path, cluster: &Cluster, ns: &str, what: &str, port: &str) -> Forward {
     let mut command = with(program, cluster, &["port-forward", "-n", ns, what, port]);
     let mut child =
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
