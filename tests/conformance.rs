@@ -16,6 +16,7 @@ mod conformance {
     pub mod exec;
     pub mod harness;
     pub mod images;
+    pub mod logs;
     pub mod native;
     pub mod restarts;
     pub mod sandboxes;
@@ -24,7 +25,7 @@ mod conformance {
     pub mod stopping;
 }
 
-use conformance::{containers, exec, harness::Bench, images, restarts, sandboxes, sharing, stopping};
+use conformance::{containers, exec, harness::Bench, images, logs, restarts, sandboxes, sharing, stopping};
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
 macro_rules! suite {
@@ -122,6 +123,11 @@ suite! {
         an_adopted_container_is_heard_and_can_be_stopped;
         images_are_still_here;
         sandboxes_removed_before_are_not_found_after;
+    }
+    logs {
+        a_flood_is_rotated_within_its_limits_and_holds_up_nobody;
+        a_flood_is_followed_without_a_gap;
+        a_log_goes_on_within_its_limits_after_a_restart;
     }
     sharing {
         containers_of_a_pod_share_the_host_name;

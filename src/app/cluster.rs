@@ -17,7 +17,7 @@ use super::{
     runtime::{choose, open_runtime},
 };
 use crate::{
-    actors::supervisor::Escalation,
+    actors::{kubelet::KubeletSettings, supervisor::Escalation},
     logic::supervision::Backoff,
     model::{Key, Kind, KindFacet, NodeName, Snapshot},
     runtime::ContainerRuntime,
@@ -43,6 +43,8 @@ pub struct ClusterConfig {
     pub registries: RegistryOptions,
     /// A directory of manifests, whose pods the first node runs in any case.
     pub manifests: Option<PathBuf>,
+    /// The nodes' limits.
+    pub kubelet: KubeletSettings,
 }
 
 impl ClusterConfig {
@@ -59,6 +61,7 @@ impl ClusterConfig {
             max_pods: MAX_PODS,
             registries: RegistryOptions::default(),
             manifests: None,
+            kubelet: KubeletSettings::default(),
         }
     }
 
@@ -157,6 +160,7 @@ impl Cluster {
             max_pods,
             registries: _,
             mut manifests,
+            kubelet,
         } = config;
         let (failed, failure) = watch::channel(None);
         let told = master.on_escalate.clone();
@@ -189,6 +193,7 @@ impl Cluster {
                     manifests: manifests.take(),
                     crash_loop,
                     registry_config: registry_config.clone(),
+                    settings: kubelet.clone(),
                     on_escalate: on_escalate.clone(),
                 };
                 Node::start(node).await

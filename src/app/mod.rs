@@ -33,6 +33,7 @@ pub use reset::{ResetOptions, reset};
 pub use telemetry::{Render, init_metrics, init_tracing};
 pub use up::{UpOptions, up};
 
+pub use crate::actors::kubelet::KubeletSettings;
 use crate::{api::ServeError, net::NetError, runtime::RuntimeError, store::StoreError};
 
 /// Why something did not start. The text names what to do about it.

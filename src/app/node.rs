@@ -10,7 +10,7 @@ use std::{
 use super::{StartError, guard::Root, network};
 use crate::{
     actors::{
-        kubelet::{self, Configs, KubeletSeed, NodeContext, Starts},
+        kubelet::{self, Configs, KubeletSeed, KubeletSettings, NodeContext, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
@@ -58,6 +58,8 @@ pub struct NodeConfig {
     pub crash_loop: Backoff,
     /// The node's own credentials for registries: a file in the form of Docker's `config.json`.
     pub registry_config: Option<PathBuf>,
+    /// Its limits.
+    pub settings: KubeletSettings,
     /// Called when the node's supervisor gives up.
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
@@ -92,6 +94,7 @@ impl Node {
             starts: Starts::default(),
             configs: Configs::default(),
             registry_config: config.registry_config,
+            settings: config.settings,
         });
         let facts = MachineFacts {
             hostname: login.name.to_string(),

@@ -20,7 +20,8 @@ use super::{
     node::MAX_PODS,
     telemetry::{init_metrics, init_tracing},
 };
-use crate::{actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName, store::DataDir};
+use crate::{
+    actors::{kubelet::KubeletSettings, supervisor::Escalation}, logic::nodes::free_subnet, model::NodeName, store::DataDir};
 
 /// A node that is not ready by then will not be soon: the process says so and goes on.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -52,6 +53,8 @@ pub struct UpOptions {
     pub registries: RegistryOptions,
     /// A directory of manifests, whose pods the first node runs in any case.
     pub manifests: Option<PathBuf>,
+    /// The nodes' limits.
+    pub kubelet: KubeletSettings,
 }
 
 impl UpOptions {
@@ -70,6 +73,7 @@ impl UpOptions {
             crash_loop_initial: None,
             registries: RegistryOptions::default(),
             manifests: None,
+            kubelet: KubeletSettings::default(),
         }
     }
 }
@@ -168,6 +172,7 @@ fn config(
     config.max_pods = options.max_pods;
     config.registries = options.registries.clone();
     config.manifests.clone_from(&options.manifests);
+    config.kubelet.clone_from(&options.kubelet);
     if let Some(initial) = options.crash_loop_initial {
         config.crash_loop.initial = initial;
         config.crash_loop.cap = config.crash_loop.cap.max(initial);

@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use troupe::{
-    app::{self, RegistryOptions, ResetOptions, RuntimeChoice, UpOptions},
+    app::{self, KubeletSettings, RegistryOptions, ResetOptions, RuntimeChoice, UpOptions},
     cli::{self, Invocation, RuntimeArg, UpArgs, default_data_dir},
+    runtime::logs::LogLimits,
 };
 
 fn main() -> ExitCode {
@@ -44,6 +45,7 @@ fn up(args: UpArgs) -> ExitCode {
         RuntimeArg::Docker => RuntimeChoice::Docker,
     };
     let usual = UpOptions::new(args.data_dir());
+    let log = usual.kubelet.container_log;
     app::up(UpOptions {
         api: args.api.unwrap_or(usual.api),
         links: args.listen,
@@ -60,6 +62,12 @@ fn up(args: UpArgs) -> ExitCode {
             credentials: args.registry_config,
         },
         manifests: args.manifests,
+        kubelet: KubeletSettings {
+            container_log: LogLimits {
+                max_bytes: args.container_log_max_size.unwrap_or(log.max_bytes),
+                max_files: args.container_log_max_files.unwrap_or(log.max_files),
+            },
+        },
         ..usual
     })
 }

@@ -14,9 +14,13 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::CliError;
+use crate::model::quantity::parse_units;
 
 /// Most nodes of one `up`: each has a bridge and a `/24` of its own.
 const MAX_NODES: usize = 64;
+
+/// Kubernetes wants more than one file; and each reader of a log opens all of its files.
+const LOG_FILES: std::ops::RangeInclusive<u32> = 2..=100;
 
 /// Options of `troupe up`; what nobody gave is absent.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
@@ -72,6 +76,13 @@ pub struct UpArgs {
     /// A directory of pod manifests that the first node runs in any case (static pods)
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
+    /// How large a container's log file may become before it is rotated [default: 10Mi, as Kubernetes]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[serde(deserialize_with = "size_text")]
+    pub container_log_max_size: Option<u64>,
+    /// How many log files a container may have, the rotated ones among them [default: 5, as Kubernetes]
+    #[arg(long, value_name = "N")]
+    pub container_log_max_files: Option<u32>,
 }
 
 /// Names of the runtimes.
@@ -104,8 +115,16 @@ impl UpArgs {
         };
         match all.nodes {
             Some(nodes) if !(1..=MAX_NODES).contains(&nodes) => {
-                Err(CliError::Usage(format!("nodes: must be 1 to {MAX_NODES}, not {nodes}")))
+                return Err(CliError::Usage(format!("nodes: must be 1 to {MAX_NODES}, not {nodes}")));
             }
+            _ => {}
+        }
+        match all.container_log_max_files {
+            Some(files) if !LOG_FILES.contains(&files) => Err(CliError::Usage(format!(
+                "container-log-max-files: must be {} to {}, not {files}",
+                LOG_FILES.start(),
+                LOG_FILES.end()
+            ))),
             _ => Ok(all),
         }
     }
@@ -128,6 +147,8 @@ impl UpArgs {
             registry_authorities: either(self.registry_authorities, file.registry_authorities),
             registry_config: self.registry_config.or(file.registry_config),
             manifests: self.manifests.or(file.manifests),
+            container_log_max_size: self.container_log_max_size.or(file.container_log_max_size),
+            container_log_max_files: self.container_log_max_files.or(file.container_log_max_files),
         }
     }
 
@@ -161,6 +182,19 @@ fn read(path: &Path) -> Result<UpArgs, CliError> {
     serde_yaml_ng::from_str(&text).map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))
 }
 
+/// Reads a Kubernetes quantity of bytes, `10Mi`.
+fn size(text: &str) -> Result<u64, String> {
+    match parse_units(text).map(u64::try_from) {
+        Ok(Ok(bytes)) if bytes > 0 => Ok(bytes),
+        Ok(_) => Err(format!("{text:?}: must be greater than 0")),
+        Err(error) => Err(format!("{text:?}: {error}")),
+    }
+}
+
+fn size_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}
+
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map(Some).map_err(|e| D::Error::custom(format!("{text:?}: {e}")))
@@ -181,13 +215,15 @@ mod tests {
     fn the_command_line_goes_before_the_file() {
         let args = UpArgs { nodes: Some(3), ..UpArgs::default() };
         let file =
-            "nodes: 2\napi: 127.0.0.1:7000\nruntime: sim\ncrash-loop-backoff: 300ms\napi-name: [a, b]\n";
+            "nodes: 2\napi: 127.0.0.1:7000\nruntime: sim\ncrash-loop-backoff: 300ms\napi-name: [a, b]\n\
+             container-log-max-size: 1Mi\n";
         let all = completed(args, file).unwrap();
         assert_eq!(all.nodes, Some(3));
         assert_eq!(all.api, Some("127.0.0.1:7000".parse().unwrap()));
         assert_eq!(all.runtime, Some(RuntimeArg::Sim));
         assert_eq!(all.crash_loop_backoff, Some(Duration::from_millis(300)));
         assert_eq!(all.api_names, ["a", "b"]);
+        assert_eq!(all.container_log_max_size, Some(1024 * 1024));
         assert!(completed(UpArgs::default(), "").unwrap().nodes.is_none());
     }
 
@@ -201,6 +237,9 @@ mod tests {
             ("crash-loop-backoff: soon\n", "soon"),
             ("runtime: rkt\n", "rkt"),
             ("api: everywhere\n", "api"),
+            ("container-log-max-size: big\n", "big"),
+            ("container-log-max-size: 0Mi\n", "greater than 0"),
+            ("container-log-max-files: 1\n", "container-log-max-files"),
         ] {
             let error = completed(UpArgs::default(), file).unwrap_err().to_string();
             assert!(error.contains(named), "{file}: {error}");

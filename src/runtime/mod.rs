@@ -21,6 +21,7 @@ use tokio::{
     sync::broadcast,
 };
 
+use self::logs::LogLimits;
 use crate::model::Uid;
 
 /// Bytes being read, of an image archive for instance.
@@ -127,6 +128,12 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// What every sandbox and every running container in it uses right now.
     async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
         Err(RuntimeError::Unsupported(self.name(), "tell what containers use"))
+    }
+
+    /// Whether it keeps logs within [`ContainerConfig::log_limits`] by itself. For one that does not, the kubelet looks
+    /// now and then, renames what is full and calls [`ContainerRuntime::reopen_log`].
+    fn rotates_logs(&self) -> bool {
+        false
     }
 
     /// Has a running container's log go on in a new file at its path, after the old one was renamed.
@@ -296,6 +303,9 @@ pub struct ContainerConfig {
     pub mounts: Vec<Mount>,
     /// The log file to append to, in CRI format (`TIME stdout F LINE`); its directory exists.
     pub log_path: PathBuf,
+    /// When that file is full, and how many there may be.
+    #[serde(default)]
+    pub log_limits: LogLimits,
     /// Limits.
     pub resources: ContainerResources,
     /// Security settings.

@@ -10,7 +10,7 @@ use crate::{
         pod::config::{Around, Places},
         supervision::Backoff,
     },
-    runtime::ContainerRuntime,
+    runtime::{ContainerRuntime, logs::LogLimits},
 };
 
 /// The part of a node that its pods see.
@@ -31,6 +31,15 @@ pub struct NodeContext {
     pub configs: Configs,
     /// The node's own credentials for registries: a file in the form of Docker's `config.json`.
     pub registry_config: Option<PathBuf>,
+    /// Its limits.
+    pub settings: KubeletSettings,
+}
+
+/// What Kubernetes' `KubeletConfiguration` says of the limits of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KubeletSettings {
+    /// `containerLogMaxSize` and `containerLogMaxFiles`.
+    pub container_log: LogLimits,
 }
 
 /// How much a node starts at once. A start keeps a core busy, so a hundred at once would all be slow, and with them the

@@ -137,6 +137,7 @@ mod tests {
             configs: Default::default(),
             starts: Starts::default(),
             registry_config: None,
+            settings: Default::default(),
         };
         (node, runtime)
     }

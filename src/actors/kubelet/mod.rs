@@ -13,6 +13,7 @@ mod hooks;
 mod image_gc;
 mod images;
 mod last_words;
+mod log_rotation;
 mod machine;
 mod manifests;
 mod pod;
@@ -38,7 +39,7 @@ use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 
 pub use configs::Configs;
-pub use context::{NodeContext, Starts, now_ms};
+pub use context::{KubeletSettings, NodeContext, Starts, now_ms};
 use found::{Found, forgotten_dirs, group, remove_dirs, stream_of};
 use manifests::Manifests;
 use pod::{
@@ -456,6 +457,7 @@ impl Actor for Kubelet {
         ctx.add_stream(events);
         ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
         ctx.run_interval(PERIOD, |kubelet, ctx| kubelet.collect_images(ctx));
+        ctx.run_interval(log_rotation::PERIOD, |kubelet, ctx| kubelet.rotate_logs(ctx));
         self.follow_manifests(ctx);
     }
 }

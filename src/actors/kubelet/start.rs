@@ -19,7 +19,7 @@ use crate::{
     model::Uid,
     runtime::{
         self, ContainerConfig, ContainerId, ContainerResources, Dns, Mount, RuntimeError, SandboxConfig,
-        SandboxStatus, Security, native::beneath,
+        SandboxStatus, Security, logs::{self, LogLimits}, native::beneath,
     },
 };
 
@@ -111,6 +111,7 @@ pub async fn start_container(
     }
     let skipped_env = plan.skipped_env.clone();
     let mut config = container_config(&pod, container, attempt, &places, plan);
+    config.log_limits = node.settings.container_log;
     config.join_pids = target.map_err(StartFailure::Create)?;
     config.security.seccomp_profile = seccomp(&pod, container)
         .and_then(|profile| profile.localhost_profile.as_deref())
@@ -153,6 +154,12 @@ fn prepare(places: &Places, container: &v1::Container, attempt: u32) -> Result<(
         if let Some(dir) = path.parent() {
             made(dir, fs::create_dir_all(dir))?;
         }
+    }
+    if let Some(forgotten) = attempt.checked_sub(2) {
+        // The last life's log is for `logs --previous`; nobody can ask for those before.
+        let log = places.log(&container.name, forgotten);
+        made(&log, logs::remove(&log))?;
+        let _ = fs::remove_file(places.termination_message(&container.name, forgotten));
     }
     let message = places.termination_message(&container.name, attempt);
     made(&message, fs::File::create(&message).map(|_| ()))?;
@@ -213,6 +220,8 @@ fn container_config(
             })
             .collect(),
         log_path: places.log(&container.name, attempt),
+        // What is usual on this node only the node knows.
+        log_limits: LogLimits::default(),
         resources: ContainerResources {
             cpu_request_milli: plan.cpu_request_milli,
             cpu_limit_milli: plan.cpu_limit_milli,

@@ -62,6 +62,7 @@ impl Bench {
             starts: context::Starts::default(),
             configs: Configs::default(),
             registry_config: None,
+            settings: Default::default(),
         };
         let seed = KubeletSeed {
             node: Arc::new(node),

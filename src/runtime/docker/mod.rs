@@ -278,6 +278,10 @@ impl ContainerRuntime for DockerRuntime {
         self.run(|driver| async move { driver.exec_sync(&id, command, timeout).await }).await
     }
 
+    fn rotates_logs(&self) -> bool {
+        true
+    }
+
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
         self.run(|driver| async move { driver.list_containers().await }).await
     }

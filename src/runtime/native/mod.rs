@@ -237,6 +237,10 @@ impl ContainerRuntime for NativeRuntime {
         self.run(move |driver| async move { driver.exec(&id, command, options.stdin).await }).await
     }
 
+    fn rotates_logs(&self) -> bool {
+        true
+    }
+
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
         Ok(self.driver.pods().iter().flat_map(|pod| pod.container_statuses()).collect())
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::{
-    hello::Flags,
+    hello::{Flags, flood_line},
     runtime::{ContainerConfig, images::BUILTIN_IMAGE},
 };
 
@@ -110,6 +110,7 @@ impl Behaviour {
             self.stdout.push(describe(&argv, config, hostname));
         }
         self.stdout.extend(flags.print);
+        self.stdout.extend((0..flags.flood.unwrap_or(0)).map(flood_line));
         self.stderr.extend(flags.error);
         self.exit_code = flags.exit_code.unwrap_or(0);
         self.ignore_sigterm = flags.ignore_sigterm;

@@ -65,6 +65,7 @@ pub(super) struct Container {
     started_ms: i64,
     pid: Option<i32>,
     pub(super) log_path: std::path::PathBuf,
+    pub(super) log_limits: crate::runtime::logs::LogLimits,
     pub(super) behaviour: Behaviour,
 }
 
@@ -201,6 +202,7 @@ impl State {
             started_ms: 0,
             pid: None,
             log_path: config.log_path.clone(),
+            log_limits: config.log_limits,
             behaviour,
         };
         self.containers.insert(id.clone(), container);

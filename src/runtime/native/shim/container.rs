@@ -37,10 +37,13 @@ use super::{
         sys, user,
     },
     executor::ProgramStart,
-    log::{LogFile, Pump},
+    log::Pump,
     sandbox::{make_dir_in_root, read_in_root},
 };
-use crate::runtime::{ContainerId, Exit, Propagation};
+use crate::runtime::{
+    ContainerId, Exit, Propagation,
+    logs::{LogLimits, LogWriter},
+};
 
 /// What all containers of the pod share.
 pub(super) struct Pod<'a> {
@@ -54,7 +57,7 @@ pub(super) struct Pod<'a> {
 /// A container whose program runs.
 pub(super) struct Running {
     pub pid: i32,
-    pub log: LogFile,
+    pub log: LogWriter,
     pub pumps: Vec<Pump>,
     /// What it was started with: other programs in it get the same.
     pub plan: Plan,
@@ -151,6 +154,7 @@ impl Pod<'_> {
             filters: Rc::new(filters),
             final_capabilities,
             log_path: record.config.log_path.clone(),
+            log_limits: record.config.log_limits,
             stdin: record.config.stdin,
         })
     }
@@ -167,7 +171,7 @@ impl Pod<'_> {
     /// Runs the program of a container as planned when it was created; returns when its first instruction is next.
     pub(super) fn start(&self, id: &ContainerId, plan: Plan) -> Result<(Running, Started), Fault> {
         let dir = self.dir.container(id);
-        let log = LogFile::open(&plan.log_path)
+        let log = LogWriter::open(&plan.log_path, plan.log_limits)
             .map_err(Fault::system(format!("open log {}", plan.log_path.display())))?;
         let (out, out_end) = plan.output_pipe()?;
         let (err, err_end) = plan.output_pipe()?;
@@ -289,6 +293,7 @@ pub(super) struct Plan {
     filters: Rc<Vec<BpfProgram>>,
     final_capabilities: Option<::caps::CapsHashSet>,
     log_path: PathBuf,
+    log_limits: LogLimits,
     stdin: bool,
 }
 
