@@ -22,10 +22,11 @@ mod conformance {
     pub mod sandboxes;
     pub mod sharing;
     pub mod sim;
+    pub mod stats;
     pub mod stopping;
 }
 
-use conformance::{containers, exec, harness::Bench, images, logs, restarts, sandboxes, sharing, stopping};
+use conformance::{containers, exec, harness::Bench, images, logs, restarts, sandboxes, sharing, stats, stopping};
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
 macro_rules! suite {
@@ -128,6 +129,12 @@ suite! {
         a_flood_is_rotated_within_its_limits_and_holds_up_nobody;
         a_flood_is_followed_without_a_gap;
         a_log_goes_on_within_its_limits_after_a_restart;
+    }
+    stats {
+        what_a_running_container_uses_is_told_for_it_and_its_pod;
+        what_has_ended_is_not_told_of;
+        a_writable_layer_is_measured,
+            sim exempt: "simulated containers have no file system";
     }
     sharing {
         containers_of_a_pod_share_the_host_name;

@@ -31,7 +31,7 @@ use super::{
     review::{self, Review},
     slices, subresource,
     target::Target,
-    watch,
+    usage, watch,
     write::{self, Call},
 };
 use crate::model::{Kind, admit::Part};
@@ -314,6 +314,10 @@ async fn other(
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     if let Some(slices) = slices::Slices::of(&segments) {
         return only_reads(request).and_then(|()| slices.answer(request, &shared.state.view.snapshot()));
+    }
+    if let Some(metrics) = usage::Metrics::of(&segments) {
+        only_reads(request)?;
+        return shared.bounded(metrics.answer(request, shared)).await;
     }
     if health::is_ours(&segments) {
         only_reads(request)?;

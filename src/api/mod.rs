@@ -33,6 +33,7 @@ mod slices;
 mod strategic;
 mod subresource;
 mod target;
+mod usage;
 mod watch;
 mod write;
 

@@ -32,6 +32,7 @@ mod run;
 mod scale;
 mod session;
 mod target;
+mod top;
 mod up;
 mod verbs;
 mod version;

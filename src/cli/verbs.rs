@@ -14,7 +14,7 @@ use super::{
     error::Outcome,
     events, expose, get, image, label, logs, patch, run as run_verb, scale,
     session::{Connection, Session, raw},
-    version, wait,
+    top, version, wait,
 };
 
 /// A verb with its connection.
@@ -61,6 +61,8 @@ pub enum Verb {
     Logs(On<logs::LogsArgs>),
     /// Show what happened
     Events(On<events::EventsArgs>),
+    /// Show what nodes and pods use of processors and memory
+    Top(On<top::TopArgs>),
     /// Wait until something holds
     Wait(On<wait::WaitArgs>),
     /// Let a node take no new pods
@@ -111,7 +113,6 @@ pub const NOT_BUILT: &[&str] = &[
     "rollout",
     "set",
     "taint",
-    "top",
 ];
 
 /// A client command, as the program got it.
@@ -160,6 +161,7 @@ async fn dispatch(verb: &Verb, kubectl: bool) -> Outcome {
         Verb::Patch(on) => patch::run(&on.open()?, &on.args).await,
         Verb::Logs(on) => logs::run(&on.open()?, &on.args).await,
         Verb::Events(on) => events::run(&on.open()?, &on.args).await,
+        Verb::Top(on) => top::run(&on.open()?, &on.args).await,
         Verb::Wait(on) => wait::run(&on.open()?, &on.args).await,
         Verb::Cordon(on) => cordon::run(&on.open()?, &on.args, true).await,
         Verb::Uncordon(on) => cordon::run(&on.open()?, &on.args, false).await,

@@ -18,3 +18,4 @@ pub mod supervision;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod trust;
+pub mod usage;

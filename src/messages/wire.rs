@@ -219,6 +219,8 @@ pub enum Open {
     ImagePull(String),
     /// master → node: run a program in a container; frames of [`Channel`]s flow both ways.
     Exec(ExecRequest),
+    /// master → node: what the node and its pods use comes back, a [`crate::logic::usage::NodeUsage`] as JSON.
+    Stats,
 }
 
 /// Answer to [`Open`].

@@ -66,7 +66,7 @@ fn wrong_usage_has_exit_code_two() {
 
 #[test]
 fn verbs_that_are_not_built_say_so() {
-    for verb in ["exec", "attach", "port-forward", "cp", "top", "drain", "rollout"] {
+    for verb in ["exec", "attach", "port-forward", "cp", "drain", "rollout"] {
         let ran = troupe(&[verb, "x"]);
         assert!(ran.fails(1).contains("not built yet"), "{ran:?}");
     }

@@ -20,6 +20,7 @@ mod pod;
 mod probes;
 mod pull_secrets;
 mod start;
+mod stats;
 mod streams;
 #[cfg(test)]
 mod tests;
@@ -58,6 +59,7 @@ use crate::{
         nodes::{MachineFacts, node_status},
         pod::sources::references,
         supervision::Intensity,
+        usage::{PERIOD_MS, Readings},
     },
     messages::{FromMaster, LinkUp, Port, Slot, TellMaster, wire},
     model::{Key, Revision, Uid},
@@ -67,6 +69,8 @@ use crate::{
 
 /// How often the node's own status is looked at again.
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
+/// How often it is read what the node and its pods use.
+const READING_PERIOD: Duration = Duration::from_millis(PERIOD_MS.unsigned_abs());
 /// How soon the runtime is asked again after it refused what a kubelet cannot do without.
 const RUNTIME_RETRY: Duration = Duration::from_secs(2);
 /// A container nobody owns any more gets this long to end.
@@ -187,6 +191,8 @@ pub struct Kubelet {
     network_fault: Option<String>,
     pod_cidr: String,
     manifests: Manifests,
+    /// What the node and its pods used lately.
+    readings: Readings,
 }
 
 impl Kubelet {
@@ -206,6 +212,7 @@ impl Kubelet {
             list_fault: None,
             network_fault: None,
             pod_cidr: String::new(),
+            readings: Readings::default(),
         }
     }
 
@@ -458,6 +465,9 @@ impl Actor for Kubelet {
         ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
         ctx.run_interval(PERIOD, |kubelet, ctx| kubelet.collect_images(ctx));
         ctx.run_interval(log_rotation::PERIOD, |kubelet, ctx| kubelet.rotate_logs(ctx));
+        // So that the next one is a second one, whenever it comes.
+        self.read_usage(ctx);
+        ctx.run_interval(READING_PERIOD, |kubelet, ctx| kubelet.read_usage(ctx));
         self.follow_manifests(ctx);
     }
 }

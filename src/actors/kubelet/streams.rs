@@ -70,6 +70,7 @@ impl Handler<StreamAsked> for Kubelet {
             Open::ImageRemove(name) => {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
+            Open::Stats => self.tell_usage(responder, ctx),
             Open::ImagePull(name) => {
                 tokio::spawn(pull_image(self.seed.node.clone(), name, responder, ctx.address()));
             }

@@ -20,6 +20,7 @@ mod labels;
 mod logs;
 mod network;
 mod spec;
+mod stats;
 mod status;
 
 use std::{
@@ -41,7 +42,7 @@ use self::driver::Driver;
 pub use self::engine::socket;
 use super::{
     ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, Image, Reader, RegistryAuth,
-    RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+    RuntimeError, RuntimeEvent, SandboxConfig, SandboxStats, SandboxStatus,
 };
 use crate::model::Uid;
 
@@ -276,6 +277,10 @@ impl ContainerRuntime for DockerRuntime {
     ) -> Result<ExecOutput, RuntimeError> {
         let id = id.clone();
         self.run(|driver| async move { driver.exec_sync(&id, command, timeout).await }).await
+    }
+
+    async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
+        self.run(|driver| async move { driver.stats().await }).await
     }
 
     fn rotates_logs(&self) -> bool {

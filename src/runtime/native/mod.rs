@@ -30,6 +30,7 @@ mod spec;
 mod state;
 mod streams;
 mod sys;
+mod usage;
 pub(super) mod user;
 
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
@@ -44,11 +45,12 @@ pub use self::{check::check, mounts::unmount_below, shim::shim_main, state::hold
 use self::{
     driver::{Driver, blocking},
     state::system,
+    usage::Layers,
 };
 use super::{
     ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, ExecStreams, IdleImage,
-    Image, PullProgress, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
-    StreamOptions,
+    Image, PullProgress, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStats,
+    SandboxStatus, StreamOptions,
 };
 use crate::{
     model::Uid,
@@ -98,6 +100,7 @@ pub struct NativeRuntime {
     driver: Arc<Driver>,
     handle: Handle,
     pulls: Pulls,
+    layers: Arc<Layers>,
     /// Dropped with the runtime, which ends the thread.
     _stop: oneshot::Sender<()>,
 }
@@ -136,7 +139,7 @@ impl NativeRuntime {
             })
             .map_err(fault())?;
         open.recv().unwrap_or_else(|_| Err(io::Error::other("its thread has died"))).map_err(fault())?;
-        Ok(NativeRuntime { driver, handle, pulls, _stop: stop })
+        Ok(NativeRuntime { driver, handle, pulls, layers: Arc::default(), _stop: stop })
     }
 
     /// Removes every sandbox, the bridge and the cgroups: nothing of this runtime is left on the machine but its
@@ -235,6 +238,14 @@ impl ContainerRuntime for NativeRuntime {
         }
         let id = id.clone();
         self.run(move |driver| async move { driver.exec(&id, command, options.stdin).await }).await
+    }
+
+    async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
+        let layers = Arc::clone(&self.layers);
+        self.run(|driver| {
+            blocking(move || Ok(usage::of_pods(&driver.hierarchies, &layers, &driver.pods())))
+        })
+        .await
     }
 
     fn rotates_logs(&self) -> bool {

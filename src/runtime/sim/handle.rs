@@ -28,7 +28,7 @@ use crate::{
     model::Uid,
     runtime::{
         ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, IdleImage, Image,
-        Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+        Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStats, SandboxStatus,
         images::{ImageStore, normalize},
         logs::{self, LogLimits, LogWriter, Stream},
     },
@@ -269,6 +269,10 @@ impl ContainerRuntime for SimRuntime {
     ) -> Result<ExecOutput, RuntimeError> {
         drop(self.ready_for(Operation::ExecSync)?);
         exec::run(self.machine(), id, &command, timeout).await
+    }
+
+    async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
+        Ok(self.machine().look().stats())
     }
 
     fn rotates_logs(&self) -> bool {
