@@ -26,7 +26,9 @@ mod conformance {
     pub mod stopping;
 }
 
-use conformance::{containers, exec, harness::Bench, images, logs, restarts, sandboxes, sharing, stats, stopping};
+use conformance::{
+    containers, exec, harness::Bench, images, logs, restarts, sandboxes, sharing, stats, stopping,
+};
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
 macro_rules! suite {

@@ -207,10 +207,11 @@ fn unstored() -> impl Iterator<Item = (&'static str, &'static str, Resource)> {
         .map(move |review| (review.group(), "v1", plain(review.plural(), review.kind(), false, &["create"])));
     let slices = plain(slices::PLURAL.to_owned(), slices::KIND, true, &["get", "list"]);
     // As the metrics server, which gives them no singular.
-    let metrics = [("nodes", "NodeMetrics", false), ("pods", "PodMetrics", true)].map(|(plural, kind, namespaced)| {
-        let resource = plain(plural.to_owned(), kind, namespaced, &["get", "list"]);
-        (usage::GROUP, usage::VERSION, Resource { singular: String::new(), ..resource })
-    });
+    let metrics =
+        [("nodes", "NodeMetrics", false), ("pods", "PodMetrics", true)].map(|(plural, kind, namespaced)| {
+            let resource = plain(plural.to_owned(), kind, namespaced, &["get", "list"]);
+            (usage::GROUP, usage::VERSION, Resource { singular: String::new(), ..resource })
+        });
     reviews.chain([(slices::GROUP, slices::VERSION, slices)]).chain(metrics)
 }
 

@@ -60,7 +60,11 @@ impl Metrics {
     ///
     /// # Errors
     /// 404, 405 for watches, 400 for malformed selectors.
-    pub async fn answer(&self, request: &HttpRequest, shared: &Arc<Shared>) -> Result<HttpResponse, ApiError> {
+    pub async fn answer(
+        &self,
+        request: &HttpRequest,
+        shared: &Arc<Shared>,
+    ) -> Result<HttpResponse, ApiError> {
         let query = Query::parse(request.query_string())?;
         if query.watch {
             return Err(ApiError::MethodNotAllowed);
@@ -103,7 +107,8 @@ impl Metrics {
             item["usage"] = amounts(&rate);
             return Some(item);
         }
-        let of_pod = |pod: &&PodUsage| *pod.name == *object.key.name && *pod.namespace == *object.key.namespace;
+        let of_pod =
+            |pod: &&PodUsage| *pod.name == *object.key.name && *pod.namespace == *object.key.namespace;
         let pod = usage.pods.iter().find(of_pod)?;
         let widest = pod.containers.iter().map(|(_, rate)| rate).max_by_key(|rate| rate.window_ms)?;
         let mut item = self.head(object, widest);
@@ -187,7 +192,8 @@ mod tests {
 
     #[test]
     fn what_is_used_is_told_in_the_metrics_servers_form() {
-        let pod = json!({ "metadata": { "name": "web", "namespace": "a", "uid": "u", "labels": { "l": "1" } } });
+        let pod =
+            json!({ "metadata": { "name": "web", "namespace": "a", "uid": "u", "labels": { "l": "1" } } });
         let pod = seal_json(Kind::Pod, pod.to_string().as_bytes()).unwrap().at(Revision(1));
         let rate = Rate { at_ms: 60_000, window_ms: 15_020, cpu_nano: 1_234, memory_bytes: 3 << 20 };
         let containers = vec![("c".to_owned(), rate)];
@@ -196,7 +202,10 @@ mod tests {
         let metrics = Metrics { kind: Kind::Pod, namespace: None, name: None };
         let item = metrics.item(&pod, &usage).unwrap();
         assert_eq!(item["containers"], json!([{"name": "c", "usage": {"cpu": "1234n", "memory": "3072Ki"}}]));
-        assert_eq!((&item["timestamp"], &item["window"]), (&json!("1970-01-01T00:01:00Z"), &json!("15.020s")));
+        assert_eq!(
+            (&item["timestamp"], &item["window"]),
+            (&json!("1970-01-01T00:01:00Z"), &json!("15.020s"))
+        );
         assert_eq!((&item["kind"], &item["metadata"]["labels"]["l"]), (&json!("PodMetrics"), &json!("1")));
         assert_eq!(metrics.item(&pod, &NodeUsage::default()), None);
     }

@@ -21,7 +21,11 @@ use super::{
     telemetry::{init_metrics, init_tracing},
 };
 use crate::{
-    actors::{kubelet::KubeletSettings, supervisor::Escalation}, logic::nodes::free_subnet, model::NodeName, store::DataDir};
+    actors::{kubelet::KubeletSettings, supervisor::Escalation},
+    logic::nodes::free_subnet,
+    model::NodeName,
+    store::DataDir,
+};
 
 /// A node that is not ready by then will not be soon: the process says so and goes on.
 const READY_WITHIN: Duration = Duration::from_secs(30);

@@ -67,6 +67,7 @@ fn up(args: UpArgs) -> ExitCode {
                 max_bytes: args.container_log_max_size.unwrap_or(log.max_bytes),
                 max_files: args.container_log_max_files.unwrap_or(log.max_files),
             },
+            eviction_hard: args.eviction_hard.unwrap_or_default(),
         },
         ..usual
     })

@@ -140,7 +140,12 @@ pub async fn run(session: &Session, args: &TopArgs) -> Outcome {
 }
 
 /// What a path has: the items of a list, or the one object.
-async fn get(session: &Session, path: &str, name: Option<&str>, select: &SelectorArgs) -> Outcome<Vec<Value>> {
+async fn get(
+    session: &Session,
+    path: &str,
+    name: Option<&str>,
+    select: &SelectorArgs,
+) -> Outcome<Vec<Value>> {
     let path = match name {
         Some(name) => format!("{path}/{name}"),
         None => with_query(
@@ -220,7 +225,8 @@ fn containers(pod: &Value) -> Vec<(&str, Used)> {
 }
 
 fn pod_table(mut metrics: Vec<Value>, args: &PodArgs) -> String {
-    let sum = |pod: &Value| containers(pod).into_iter().fold(Used::default(), |all, (_, used)| all.plus(used));
+    let sum =
+        |pod: &Value| containers(pod).into_iter().fold(Used::default(), |all, (_, used)| all.plus(used));
     let namespace = |pod: &Value| pod["metadata"]["namespace"].as_str().unwrap_or_default().to_owned();
     metrics.sort_by(|a, b| {
         let by_use = sum(a).order(sum(b), args.show.sort_by);
@@ -305,9 +311,7 @@ mod tests {
     #[test]
     fn nodes_are_shown_in_percent_and_those_that_say_nothing_as_unknown() {
         let metric = json!({"metadata": {"name": "a"}, "usage": {"cpu": "250m", "memory": "1Gi"}});
-        let node = |name: &str| {
-            json!({"metadata": {"name": name}, "status": {"allocatable": {"cpu": "2", "memory": "4Gi"}}})
-        };
+        let node = |name: &str| json!({"metadata": {"name": name}, "status": {"allocatable": {"cpu": "2", "memory": "4Gi"}}});
         assert_eq!(
             node_table(vec![metric], &[node("a"), node("b")], "allocatable", &show(None)),
             "NAME\tCPU(cores)\tCPU(%)\tMEMORY(bytes)\tMEMORY(%)\t\na\t250m\t12%\t1024Mi\t25%\t\n\

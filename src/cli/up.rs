@@ -14,7 +14,7 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::CliError;
-use crate::model::quantity::parse_units;
+use crate::{logic::eviction::Thresholds, model::quantity::parse_units};
 
 /// Most nodes of one `up`: each has a bridge and a `/24` of its own.
 const MAX_NODES: usize = 64;
@@ -83,6 +83,10 @@ pub struct UpArgs {
     /// How many log files a container may have, the rotated ones among them [default: 5, as Kubernetes]
     #[arg(long, value_name = "N")]
     pub container_log_max_files: Option<u32>,
+    /// Pods are ended when less is left [default: memory.available<100Mi,nodefs.available<10%, as Kubernetes]
+    #[arg(long, value_name = "THRESHOLDS", value_parser = Thresholds::parse)]
+    #[serde(deserialize_with = "thresholds")]
+    pub eviction_hard: Option<Thresholds>,
 }
 
 /// Names of the runtimes.
@@ -148,6 +152,7 @@ impl UpArgs {
             registry_config: self.registry_config.or(file.registry_config),
             manifests: self.manifests.or(file.manifests),
             container_log_max_size: self.container_log_max_size.or(file.container_log_max_size),
+            eviction_hard: self.eviction_hard.or(file.eviction_hard),
             container_log_max_files: self.container_log_max_files.or(file.container_log_max_files),
         }
     }
@@ -195,6 +200,10 @@ fn size_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, 
     size(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
 }
 
+fn thresholds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Thresholds>, D::Error> {
+    Thresholds::parse(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}
+
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map(Some).map_err(|e| D::Error::custom(format!("{text:?}: {e}")))
@@ -214,8 +223,7 @@ mod tests {
     #[test]
     fn the_command_line_goes_before_the_file() {
         let args = UpArgs { nodes: Some(3), ..UpArgs::default() };
-        let file =
-            "nodes: 2\napi: 127.0.0.1:7000\nruntime: sim\ncrash-loop-backoff: 300ms\napi-name: [a, b]\n\
+        let file = "nodes: 2\napi: 127.0.0.1:7000\nruntime: sim\ncrash-loop-backoff: 300ms\napi-name: [a, b]\n\
              container-log-max-size: 1Mi\n";
         let all = completed(args, file).unwrap();
         assert_eq!(all.nodes, Some(3));
@@ -240,6 +248,7 @@ mod tests {
             ("container-log-max-size: big\n", "big"),
             ("container-log-max-size: 0Mi\n", "greater than 0"),
             ("container-log-max-files: 1\n", "container-log-max-files"),
+            ("eviction-hard: memory.available<lots\n", "lots"),
         ] {
             let error = completed(UpArgs::default(), file).unwrap_err().to_string();
             assert!(error.contains(named), "{file}: {error}");

@@ -138,7 +138,10 @@ pub(super) fn exit_code(text: &str) -> Result<i32, String> {
 
 fn lines(text: &str) -> Result<u32, String> {
     const MOST: u32 = 1_000_000;
-    text.parse().ok().filter(|lines| *lines <= MOST).ok_or_else(|| format!("{text:?} is not 0 to {MOST} lines"))
+    text.parse()
+        .ok()
+        .filter(|lines| *lines <= MOST)
+        .ok_or_else(|| format!("{text:?} is not 0 to {MOST} lines"))
 }
 
 /// A line of a flood.

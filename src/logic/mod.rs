@@ -4,6 +4,7 @@ pub mod credentials;
 pub mod edit;
 pub mod endpoints;
 pub mod events;
+pub mod eviction;
 pub mod garbage;
 pub mod image_gc;
 pub mod mirrors;

@@ -192,7 +192,8 @@ impl<H: Harness> Bench<H> {
     /// The files of a log, oldest first: the rotated ones, then the one being written.
     pub fn log_files(&self, name: &str) -> Vec<PathBuf> {
         let dir = self.dir.path().join("logs");
-        let names = std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let names =
+            std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
         let mut rotated: Vec<String> = names.filter(|file| file.starts_with(&format!("{name}."))).collect();
         rotated.sort();
         rotated.into_iter().chain([name.to_owned()]).map(|file| dir.join(file)).collect()

@@ -27,7 +27,8 @@ fn sizes(files: &[PathBuf]) -> Vec<u64> {
 async fn read<H: Harness>(bench: &Bench<H>, name: &str, options: LogOptions) -> String {
     let path = bench.log_files(name).pop().unwrap();
     let (mut ours, theirs) = tokio::io::duplex(1 << 16);
-    let reading = tokio::spawn(async move { logs::read(&path, options, theirs, watch::channel(false).1).await });
+    let reading =
+        tokio::spawn(async move { logs::read(&path, options, theirs, watch::channel(false).1).await });
     let mut text = String::new();
     ours.read_to_string(&mut text).await.unwrap();
     reading.await.unwrap().unwrap();
@@ -50,8 +51,7 @@ pub async fn a_flood_is_rotated_within_its_limits_and_holds_up_nobody<H: Harness
     assert!(sizes(&files).iter().all(|bytes| *bytes <= 100_000), "{:?}", sizes(&files));
     // What is kept is one piece, wherever it ends.
     let text = read(bench, "flood", LogOptions::default()).await;
-    let numbers: Vec<u32> =
-        text.lines().filter_map(|line| line.split_once(' ')?.0.parse().ok()).collect();
+    let numbers: Vec<u32> = text.lines().filter_map(|line| line.split_once(' ')?.0.parse().ok()).collect();
     assert!(numbers.len() > 500);
     for two in numbers.windows(2) {
         assert!(two[1] == two[0] + 1 || (two[0] == LINES - 1 && two[1] == 0), "{two:?}");

@@ -50,7 +50,9 @@ pub async fn what_a_running_container_uses_is_told_for_it_and_its_pod<H: Harness
     let other = of(bench, "a", &idle).await.unwrap();
     assert!(other.working_set_bytes.unwrap() < HELD, "{other:?}");
     assert_eq!(pod.containers.len(), 2);
-    assert!(pod.total.cpu_ns >= after.cpu_ns && pod.total.working_set_bytes.is_some_and(|bytes| bytes >= HELD));
+    assert!(
+        pod.total.cpu_ns >= after.cpu_ns && pod.total.working_set_bytes.is_some_and(|bytes| bytes >= HELD)
+    );
     assert!(pod.network.is_some());
 }
 

@@ -7,6 +7,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::{configs::Configs, machine};
 use crate::{
     logic::{
+        eviction::Thresholds,
         pod::config::{Around, Places},
         supervision::Backoff,
     },
@@ -40,6 +41,8 @@ pub struct NodeContext {
 pub struct KubeletSettings {
     /// `containerLogMaxSize` and `containerLogMaxFiles`.
     pub container_log: LogLimits,
+    /// `evictionHard`: what is to be left of memory and disk.
+    pub eviction_hard: Thresholds,
 }
 
 /// How much a node starts at once. A start keeps a core busy, so a hundred at once would all be slow, and with them the

@@ -2,11 +2,7 @@
 //!
 //! Owns: Kubernetes' limits on both and `terminationMessagePolicy`. What cannot be read is no message, never an error.
 
-use std::{
-    fs::File,
-    io::Read as _,
-    path::Path,
-};
+use std::{fs::File, io::Read as _, path::Path};
 
 use k8s_openapi::api::core::v1;
 

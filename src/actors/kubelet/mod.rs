@@ -7,6 +7,7 @@
 
 mod configs;
 mod context;
+mod eviction;
 mod exec;
 mod found;
 mod hooks;
@@ -147,6 +148,8 @@ struct Entry {
     containers: Vec<v1::ContainerStatus>,
     /// Tells those who follow a container's log whether it runs.
     running: HashMap<String, watch::Sender<bool>>,
+    /// It was told to go, since it or the node used up too much.
+    evicted: bool,
 }
 
 impl Entry {
@@ -156,6 +159,11 @@ impl Entry {
 
     fn assigned(&self) -> bool {
         self.wanted.load().assigned
+    }
+
+    /// Whether a container of it runs, as far as is known.
+    fn is_alive(&self) -> bool {
+        self.containers.iter().any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()))
     }
 
     fn note(&mut self, status: &v1::PodStatus) {
@@ -193,6 +201,7 @@ pub struct Kubelet {
     manifests: Manifests,
     /// What the node and its pods used lately.
     readings: Readings,
+    eviction: eviction::Eviction,
 }
 
 impl Kubelet {
@@ -213,6 +222,7 @@ impl Kubelet {
             network_fault: None,
             pod_cidr: String::new(),
             readings: Readings::default(),
+            eviction: eviction::Eviction::default(),
         }
     }
 
@@ -363,6 +373,7 @@ impl Kubelet {
                 report: None,
                 containers: Vec::new(),
                 running: HashMap::new(),
+                evicted: false,
             },
         );
     }
@@ -418,8 +429,9 @@ impl Kubelet {
     fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
         let (node, facts, fault) = (self.seed.node.clone(), self.seed.facts.clone(), self.fault());
         let look = async move { machine::facts(&node, facts, fault).await };
-        ctx.spawn(look.into_actor(self).map(move |facts, kubelet, _| {
+        ctx.spawn(look.into_actor(self).map(move |mut facts, kubelet, _| {
             kubelet.life.beat();
+            kubelet.note_pressure(&mut facts);
             let status = node_status(&facts, kubelet.status.as_ref(), now_ms());
             let changed =
                 kubelet.status.as_ref().is_none_or(|before| !same_but_for_heartbeats(before, &status));
@@ -465,6 +477,7 @@ impl Actor for Kubelet {
         ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
         ctx.run_interval(PERIOD, |kubelet, ctx| kubelet.collect_images(ctx));
         ctx.run_interval(log_rotation::PERIOD, |kubelet, ctx| kubelet.rotate_logs(ctx));
+        ctx.run_interval(eviction::PERIOD, |kubelet, ctx| kubelet.evict_pods(ctx));
         // So that the next one is a second one, whenever it comes.
         self.read_usage(ctx);
         ctx.run_interval(READING_PERIOD, |kubelet, ctx| kubelet.read_usage(ctx));

@@ -68,6 +68,11 @@ pub struct RuntimeSaw(pub RuntimeEvent);
 #[rtype(result = "()")]
 pub struct LookAgain;
 
+/// kubelet → pod: it has to go, for this reason.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub struct PodEvicted(pub String);
+
 /// kubelet → pod: images were loaded.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
@@ -316,10 +321,13 @@ impl PodActor {
                 );
             }
             Action::StopSandbox => {
-                let places = self.places();
+                let (places, evicted) = (self.places(), self.machine.is_evicted());
                 let work = async move {
                     runtime.stop_pod_sandbox(&uid).await?;
-                    volumes::release(places).await;
+                    volumes::release(places.clone()).await;
+                    if evicted {
+                        volumes::empty(places).await;
+                    }
                     Ok(())
                 };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
@@ -541,6 +549,15 @@ impl Handler<PodUnassigned> for PodActor {
 
     fn handle(&mut self, _: PodUnassigned, ctx: &mut Self::Context) {
         self.machine.evict();
+        self.advance(ctx);
+    }
+}
+
+impl Handler<PodEvicted> for PodActor {
+    type Result = ();
+
+    fn handle(&mut self, message: PodEvicted, ctx: &mut Self::Context) {
+        self.machine.fail_evicted(message.0);
         self.advance(ctx);
     }
 }

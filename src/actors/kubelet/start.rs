@@ -19,7 +19,9 @@ use crate::{
     model::Uid,
     runtime::{
         self, ContainerConfig, ContainerId, ContainerResources, Dns, Mount, RuntimeError, SandboxConfig,
-        SandboxStatus, Security, logs::{self, LogLimits}, native::beneath,
+        SandboxStatus, Security,
+        logs::{self, LogLimits},
+        native::beneath,
     },
 };
 

@@ -207,7 +207,7 @@ impl Machine {
                 step.actions.push(Action::StopSandbox);
             }
             SandboxPhase::Ready { .. } if self.is_over() => {
-                self.stop_all(grace_of(&self.pod), now_ms, &mut step);
+                self.stop_all(self.last_grace(), now_ms, &mut step);
             }
             SandboxPhase::Ready { .. } => self.step_running(now_ms, &mut step),
         }
@@ -300,6 +300,15 @@ impl Machine {
     pub fn sandbox_stopped(&mut self) {
         if self.sandbox == SandboxPhase::Stopping {
             self.sandbox = SandboxPhase::Stopped;
+            if self.is_evicted() {
+                // What its containers wrote is what the node needs the room for; their logs stay.
+                let ended = self.containers.iter().filter_map(|c| match &c.phase {
+                    ContainerPhase::Exited(ended) => ended.id.clone(),
+                    _ => None,
+                });
+                let all = ended.chain(self.containers.iter().filter_map(|c| c.last.as_ref()?.id.clone()));
+                self.forget.extend(all);
+            }
         }
     }
 

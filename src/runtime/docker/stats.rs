@@ -136,6 +136,8 @@ fn usage(stats: &ContainerStatsResponse) -> Usage {
 
 fn traffic(stats: &ContainerStatsResponse) -> Option<(u64, u64)> {
     let networks = stats.networks.as_ref()?;
-    let sum = |of: fn(&bollard::models::ContainerNetworkStats) -> Option<u64>| networks.values().filter_map(of).sum();
+    let sum = |of: fn(&bollard::models::ContainerNetworkStats) -> Option<u64>| {
+        networks.values().filter_map(of).sum()
+    };
     Some((sum(|network| network.rx_bytes), sum(|network| network.tx_bytes)))
 }

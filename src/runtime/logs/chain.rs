@@ -77,11 +77,7 @@ impl Open {
 impl Chain {
     /// Opens what there is, from the last lines on if only those are wanted, and without files that are wholly older
     /// than `since`.
-    pub(super) async fn open(
-        path: &Path,
-        tail: Option<u64>,
-        since: Option<SystemTime>,
-    ) -> io::Result<Chain> {
+    pub(super) async fn open(path: &Path, tail: Option<u64>, since: Option<SystemTime>) -> io::Result<Chain> {
         let name = path.to_owned();
         let mut rest: VecDeque<Open> = blocking(move || present(&name, since)).await?.into();
         if let Some(lines) = tail {

@@ -80,7 +80,10 @@ impl Stamp {
         if nanos.len() > FRACTION {
             return None;
         }
-        Some(Stamp { second: format!("{day}{time}").parse().ok()?, nanos: format!("{nanos:0<FRACTION$}").parse().ok()? })
+        Some(Stamp {
+            second: format!("{day}{time}").parse().ok()?,
+            nanos: format!("{nanos:0<FRACTION$}").parse().ok()?,
+        })
     }
 }
 
@@ -259,7 +262,8 @@ mod tests {
 
     #[test]
     fn names_sort_whatever_the_clock_does() {
-        let time = |nanos: u64| SystemTime::UNIX_EPOCH + Duration::from_nanos(1_136_214_245_000_000_000 + nanos);
+        let time =
+            |nanos: u64| SystemTime::UNIX_EPOCH + Duration::from_nanos(1_136_214_245_000_000_000 + nanos);
         assert_eq!(Stamp::of(time(1)).to_string(), "20060102-150405.000000001");
         let mut last = None;
         for nanos in [5, 5, 4, 0, 6, 1_000_000_000, 0] {
@@ -271,7 +275,9 @@ mod tests {
         let end = Stamp { second: 20_060_102_150_405, nanos: 999_999_999 };
         assert!(Stamp::of(time(0)).after(Some(end)) > end);
         assert_eq!(Stamp::parse("20060102-150405"), Some(Stamp { second: 20_060_102_150_405, nanos: 0 }));
-        for other in ["", "1", "20060102-150405.gz", "20060102-15040", "2006010-2150405", "20060102-150405.", "tmp"] {
+        for other in
+            ["", "1", "20060102-150405.gz", "20060102-15040", "2006010-2150405", "20060102-150405.", "tmp"]
+        {
             assert_eq!(Stamp::parse(other), None, "{other}");
         }
     }

@@ -242,10 +242,8 @@ impl ContainerRuntime for NativeRuntime {
 
     async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
         let layers = Arc::clone(&self.layers);
-        self.run(|driver| {
-            blocking(move || Ok(usage::of_pods(&driver.hierarchies, &layers, &driver.pods())))
-        })
-        .await
+        self.run(|driver| blocking(move || Ok(usage::of_pods(&driver.hierarchies, &layers, &driver.pods()))))
+            .await
     }
 
     fn rotates_logs(&self) -> bool {

@@ -144,7 +144,9 @@ fn v1_io(text: &str) -> (u64, u64) {
     let mut sums = (0_u64, 0_u64);
     for line in text.lines() {
         let mut words = line.split(' ').skip(1);
-        let (Some(name), Some(Ok(bytes))) = (words.next(), words.next().map(str::parse::<u64>)) else { continue };
+        let (Some(name), Some(Ok(bytes))) = (words.next(), words.next().map(str::parse::<u64>)) else {
+            continue;
+        };
         match name {
             "Read" => sums.0 += bytes,
             "Write" => sums.1 += bytes,

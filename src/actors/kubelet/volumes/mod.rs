@@ -51,6 +51,18 @@ pub async fn release(places: Places) {
     }
 }
 
+/// Removes what a pod that was evicted has in its volumes: the node needs the room now, not when the pod is deleted.
+pub async fn empty(places: Places) {
+    let volumes = places.pod_dir.join("volumes");
+    let work = tokio::task::spawn_blocking(move || fs::remove_dir_all(&volumes));
+    match work.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "volumes of an evicted pod could not be removed");
+        }
+        _ => {}
+    }
+}
+
 async fn apply(
     node: &Arc<NodeContext>,
     pod: &v1::Pod,
