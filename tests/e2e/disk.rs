@@ -12,7 +12,9 @@ fn on_small_disk(options: &str) -> Cluster {
     let dir = tempfile::Builder::new().prefix("troupe-e2e-").tempdir().expect("a directory");
     let data = dir.path().join("data");
     std::fs::create_dir_all(&data).expect("a directory");
-    let cluster = Cluster::prepared(Options::default(), dir, data);
+    // Pods would be evicted from a disk that is full on purpose.
+    let options = Options { arguments: vec!["--eviction-hard", ""], ..Options::default() };
+    let cluster = Cluster::prepared(options, dir, data);
     let fault = mount(Some("none"), &cluster.data, Some("tmpfs"), MsFlags::empty(), Some(options));
     fault.expect("a tmpfs");
     cluster

@@ -24,3 +24,4 @@ mod recovery;
 mod refusals;
 mod registry;
 mod sandbox;
+mod usage;
