@@ -71,9 +71,11 @@ fn a_pod_that_uses_more_of_the_disk_than_it_may_is_evicted() {
     let mut layer = writes("/much");
     layer["resources"] =
         json!({"limits": {"ephemeral-storage": "64Ki"}, "requests": {"ephemeral-storage": "1Ki"}});
+    layer["securityContext"] = json!({"runAsUser": 0});
     let mut volume = writes("/v/much");
     volume["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
     let mut within = hello("c", &["--write", "/little=x"]);
+    within["securityContext"] = json!({"runAsUser": 0});
     within["resources"] = json!({"limits": {"ephemeral-storage": "10Mi"}});
     let with_volume = |name: &str, container: Value| {
         let mut pod = bare_pod(name, "Always", &[container]);

@@ -2,7 +2,7 @@
 //!
 //! Owns: measuring, and one eviction at a time. What is too much and who goes first is [`crate::logic::eviction`]. Invariant:
 //! images that nothing needs go before any pod. Nothing is measured while no pod is limited and the node is not low on
-//! anything, and measuring takes at most a hundredth of a core.
+//! anything, and measuring takes at most a hundredth of the time, or as much as once a minute takes.
 
 use std::{
     collections::HashMap,
@@ -35,6 +35,8 @@ use crate::{
 pub(super) const PERIOD: Duration = Duration::from_secs(10);
 /// A measurement is repeated after so many times as long as it took, at the earliest.
 const SHARE: u32 = 100;
+/// But no later than this: what is over its limit has to go while there is room.
+const LATEST: Duration = Duration::from_secs(60);
 
 /// What is known between two looks.
 #[derive(Default)]
@@ -103,7 +105,8 @@ impl Kubelet {
         let work = async move { decide(&node, low, left, subjects).await };
         ctx.spawn(work.into_actor(self).map(move |outcome, kubelet, ctx| {
             kubelet.eviction.busy = false;
-            kubelet.eviction.again = Some(Instant::now() + begun.elapsed() * SHARE);
+            let pause = (begun.elapsed() * SHARE).min(LATEST);
+            kubelet.eviction.again = Some(Instant::now() + pause);
             match outcome {
                 Ok(Decided { images, evict }) => {
                     if images > 0 {
@@ -187,7 +190,8 @@ async fn remove_idle_images(node: &NodeContext) -> Result<usize, RuntimeError> {
 
 /// What each pod uses.
 async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, RuntimeError> {
-    let stats = node.runtime.stats().await?;
+    // Of a runtime that does not tell, volumes and logs are still known.
+    let stats = node.runtime.stats().await.unwrap_or_default();
     let names: HashMap<_, _> = node
         .runtime
         .list_containers()

@@ -7,6 +7,7 @@
 
 mod configs;
 mod context;
+mod entry;
 mod eviction;
 mod exec;
 mod found;
@@ -28,7 +29,7 @@ mod tests;
 mod volumes;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -38,10 +39,10 @@ use actix::{
 };
 use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
-use tokio::sync::watch;
 
 pub use configs::Configs;
 pub use context::{KubeletSettings, NodeContext, Starts, now_ms};
+use entry::Entry;
 use found::{Found, forgotten_dirs, group, remove_dirs, stream_of};
 use manifests::Manifests;
 use pod::{
@@ -63,7 +64,7 @@ use crate::{
         usage::{PERIOD_MS, Readings},
     },
     messages::{FromMaster, LinkUp, Port, Slot, TellMaster, wire},
-    model::{Key, Revision, Uid},
+    model::{Revision, Uid},
     net::Dialer,
     runtime::{ContainerStatus, RuntimeEvent, SandboxStatus},
 };
@@ -135,49 +136,6 @@ pub fn child(
 #[derive(actix::Message)]
 #[rtype(result = "()")]
 struct PodsBegin;
-
-struct Entry {
-    slot: Slot<PodActor>,
-    /// What the pod's next incarnation begins with.
-    wanted: Arc<ArcSwap<Wanted>>,
-    revision: Revision,
-    /// The config maps and secrets that it refers to.
-    refers: BTreeSet<Key>,
-    report: Option<wire::PodReport>,
-    /// The containers as last reported: which log is which.
-    containers: Vec<v1::ContainerStatus>,
-    /// Tells those who follow a container's log whether it runs.
-    running: HashMap<String, watch::Sender<bool>>,
-    /// It was told to go, since it or the node used up too much.
-    evicted: bool,
-}
-
-impl Entry {
-    fn pod(&self) -> Arc<v1::Pod> {
-        self.wanted.load().pod.clone()
-    }
-
-    fn assigned(&self) -> bool {
-        self.wanted.load().assigned
-    }
-
-    /// Whether a container of it runs, as far as is known.
-    fn is_alive(&self) -> bool {
-        self.containers.iter().any(|c| c.state.as_ref().is_some_and(|s| s.running.is_some()))
-    }
-
-    fn note(&mut self, status: &v1::PodStatus) {
-        let all = status.container_statuses.iter().chain(&status.init_container_statuses);
-        let all = all.chain(&status.ephemeral_container_statuses);
-        self.containers = all.flatten().cloned().collect();
-        for container in &self.containers {
-            let runs = container.state.as_ref().is_some_and(|s| s.running.is_some());
-            let sender =
-                self.running.entry(container.name.clone()).or_insert_with(|| watch::channel(false).0);
-            sender.send_if_modified(|now| std::mem::replace(now, runs) != runs);
-        }
-    }
-}
 
 /// The actor.
 pub struct Kubelet {

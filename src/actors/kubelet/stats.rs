@@ -3,7 +3,7 @@
 //! Owns: the recent readings. The arithmetic is [`crate::logic::usage`]. Limits: a reading costs the runtime a few small
 //! files a container; it is taken every 15 s, and once more when somebody asks and the last one is not of this second.
 
-use std::fs;
+use std::{collections::HashMap, fs};
 
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use tokio::io::AsyncWriteExt as _;
@@ -15,8 +15,9 @@ use super::{
 };
 use crate::{
     logic::usage::{ContainerReading, Counters, PodReading, Reading},
+    model::Uid,
     net::Responder,
-    runtime::{RuntimeError, Usage},
+    runtime::{ContainerId, RuntimeError, Usage},
 };
 
 /// A reading is as good as new for so long.
@@ -25,8 +26,8 @@ const FRESH_MS: i64 = 1_000;
 impl Kubelet {
     /// Takes a reading.
     pub(super) fn read_usage(&mut self, ctx: &mut Context<Self>) {
-        let node = self.seed.node.clone();
-        let reading = async move { read(&node).await };
+        let (node, known) = (self.seed.node.clone(), self.known());
+        let reading = async move { read(&node, known).await };
         ctx.spawn(reading.into_actor(self).map(|reading, kubelet, _| kubelet.keep_reading(reading)));
     }
 
@@ -41,8 +42,8 @@ impl Kubelet {
     /// Answers with what the node and its pods use, as JSON.
     pub(super) fn tell_usage(&mut self, responder: Responder, ctx: &mut Context<Self>) {
         let fresh = self.readings.latest_ms().is_some_and(|at| now_ms() - at < FRESH_MS);
-        let node = self.seed.node.clone();
-        let reading = async move { if fresh { None } else { Some(read(&node).await) } };
+        let (node, known) = (self.seed.node.clone(), self.known());
+        let reading = async move { if fresh { None } else { Some(read(&node, known).await) } };
         ctx.spawn(reading.into_actor(self).map(|reading, kubelet, _| {
             match reading {
                 Some(Err(error)) => return refuse(responder, 503, error.to_string()),
@@ -64,21 +65,39 @@ impl Kubelet {
     }
 }
 
-async fn read(node: &NodeContext) -> Result<Reading, RuntimeError> {
-    let sandboxes = node.runtime.list_pod_sandboxes().await?;
-    let containers = node.runtime.list_containers().await?;
+/// What the kubelet has been told of its pods: the runtime knows them by their ids.
+#[derive(Default)]
+struct Known {
+    /// Namespace and name.
+    pods: HashMap<Uid, (String, String)>,
+    /// Name, and when it started.
+    containers: HashMap<ContainerId, (String, i64)>,
+}
+
+impl Kubelet {
+    fn known(&self) -> Known {
+        let mut known = Known::default();
+        for (uid, entry) in &self.pods {
+            let pod = entry.pod();
+            let text = |text: &Option<String>| text.clone().unwrap_or_default();
+            known.pods.insert(uid.clone(), (text(&pod.metadata.namespace), text(&pod.metadata.name)));
+            known.containers.extend(entry.running_containers());
+        }
+        known
+    }
+}
+
+async fn read(node: &NodeContext, known: Known) -> Result<Reading, RuntimeError> {
     let stats = node.runtime.stats().await?;
     // After the work: what was read is of now.
     let at_ms = now_ms();
     let pods = stats.into_iter().filter_map(|pod| {
-        let sandbox = sandboxes.iter().find(|sandbox| sandbox.uid == pod.uid)?;
+        let (namespace, name) = known.pods.get(&pod.uid)?.clone();
         let read = pod.containers.into_iter().filter_map(|(id, usage)| {
-            let status = containers.iter().find(|container| container.id == id)?;
-            let (name, started_ms) = (status.name.clone(), status.started_ms);
+            let (name, started_ms) = known.containers.get(&id)?.clone();
             Some(ContainerReading { id: id.0, name, started_ms, counters: counters(&usage) })
         });
-        let containers = read.collect();
-        Some(PodReading { namespace: sandbox.namespace.clone(), name: sandbox.name.clone(), containers })
+        Some(PodReading { namespace, name, containers: read.collect() })
     });
     Ok(Reading { at_ms, machine: machine(), pods: pods.collect() })
 }
