@@ -34,7 +34,7 @@ impl Up {
         // Beside the executable, so that the built-in image can be a hard link to it.
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let data = fs::canonicalize(dir.path()).unwrap().join("data");
-        let child = troupe(&["up", "--api", "127.0.0.1:0", "--runtime", runtime], &data)
+        let child = troupe(&["up", "--api", "127.0.0.1:0", "--runtime", runtime, "--eviction-hard", ""], &data)
             .stdout(Stdio::null())
             .spawn()
             .unwrap();

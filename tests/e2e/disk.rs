@@ -12,9 +12,7 @@ fn on_small_disk(options: &str) -> Cluster {
     let dir = tempfile::Builder::new().prefix("troupe-e2e-").tempdir().expect("a directory");
     let data = dir.path().join("data");
     std::fs::create_dir_all(&data).expect("a directory");
-    // Pods would be evicted from a disk that is full on purpose.
-    let arguments = Options { arguments: vec!["--eviction-hard", ""], ..Options::default() };
-    let cluster = Cluster::prepared(arguments, dir, data);
+    let cluster = Cluster::prepared(Options::default(), dir, data);
     let fault = mount(Some("none"), &cluster.data, Some("tmpfs"), MsFlags::empty(), Some(options));
     fault.expect("a tmpfs");
     cluster
