@@ -447,7 +447,7 @@ mod tests {
         let (_, told) = choose(Signal::Disk, &left, &Thresholds::default(), &candidate).unwrap();
         assert_eq!(
             told,
-            "The node was low on resource: ephemeral-storage. Threshold quantity: 9Ki, available: 9Ki. Container c was \
+            "The node was low on resource: ephemeral-storage. Threshold quantity: 10Ki, available: 9Ki. Container c was \
              using 5Ki, request is 0, has larger consumption of ephemeral-storage. "
         );
     }
