@@ -28,6 +28,8 @@ pub use self::rotate::{LogLimits, LogWriter, last_bytes, remove, rotate};
 pub const MAX_PART: usize = 16 * 1024;
 /// Longest framed line that is read: content, time and tags. Longer ones, which nobody writes, are cut in pieces.
 const MAX_FRAME: usize = MAX_PART + 256;
+/// So much is written at once: each write is a frame's worth of work for whoever sends it on.
+const WRITE_BYTES: usize = 32 * 1024;
 /// How often a followed file is looked at although nothing was heard: inotify may be missing (its limits are a user's)
 /// or overflow.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -166,6 +168,8 @@ async fn changed(watcher: Option<&Watcher>) {
 /// Where lines go: filtered, unframed, counted.
 struct Out<W> {
     writer: W,
+    /// What is not written yet.
+    buffer: Vec<u8>,
     since: Option<SystemTime>,
     stream: Option<Stream>,
     timestamps: bool,
@@ -178,6 +182,7 @@ impl<W: AsyncWrite + Unpin> Out<W> {
     fn new(writer: W, options: &LogOptions) -> Out<W> {
         Out {
             writer,
+            buffer: Vec::new(),
             since: options.since,
             stream: options.stream,
             timestamps: options.timestamps,
@@ -210,14 +215,23 @@ impl<W: AsyncWrite + Unpin> Out<W> {
 
     /// Writes bytes as far as the limit allows; false when it is reached.
     async fn put(&mut self, bytes: &[u8]) -> io::Result<bool> {
-        let Some(left) = self.left else {
-            self.writer.write_all(bytes).await?;
-            return Ok(true);
-        };
-        let take = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        self.writer.write_all(&bytes[..take]).await?;
-        self.left = Some(left - take as u64);
-        Ok(left > take as u64)
+        let room = self.left.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
+        let take = bytes.len().min(room);
+        self.buffer.extend_from_slice(&bytes[..take]);
+        if self.buffer.len() >= WRITE_BYTES {
+            self.write().await?;
+            // Who has a flood to read must not keep its thread from the others on it.
+            tokio::task::yield_now().await;
+        }
+        let Some(left) = &mut self.left else { return Ok(true) };
+        *left -= take as u64;
+        Ok(*left > 0)
+    }
+
+    async fn write(&mut self) -> io::Result<()> {
+        self.writer.write_all(&self.buffer).await?;
+        self.buffer.clear();
+        Ok(())
     }
 
     /// Puts out what is left of a line that will never be finished.
@@ -229,10 +243,12 @@ impl<W: AsyncWrite + Unpin> Out<W> {
     }
 
     async fn flush(&mut self) -> io::Result<()> {
+        self.write().await?;
         self.writer.flush().await
     }
 
     async fn finish(mut self) -> io::Result<()> {
+        self.write().await?;
         self.writer.shutdown().await
     }
 }
