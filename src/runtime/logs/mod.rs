@@ -461,7 +461,7 @@ mod tests {
                 let mut record = Vec::new();
                 // Every other line in two parts, between which a rotation may come.
                 let text = format!("line {number}");
-                if number % 2 == 0 {
+                if number.is_multiple_of(2) {
                     encode(&mut record, time(number), Stream::Stdout, false, text.as_bytes());
                     writer.write(&std::mem::take(&mut record));
                     encode(&mut record, time(number), Stream::Stdout, true, b"!");
@@ -471,7 +471,8 @@ mod tests {
                 writer.write(&record);
             }
         });
-        let line = |number: u64| format!("line {number}{}\n", if number % 2 == 0 { "!" } else { "" });
+        let line =
+            |number: u64| format!("line {number}{}\n", if number.is_multiple_of(2) { "!" } else { "" });
         for number in 0..5_000 {
             assert_eq!(log.next().await, line(number));
         }
