@@ -294,7 +294,7 @@ impl Kubelet {
         let own = |uid: &Uid| wanted.contains(uid) || self.manifests.has(uid);
         if !std::mem::replace(&mut self.swept, true) {
             let keep = |uid: &Uid| own(uid) || self.found.contains_key(uid) || self.pods.contains_key(uid);
-            remove_dirs(forgotten_dirs(&self.seed.node.dir.join("pods"), keep));
+            remove_dirs(forgotten_dirs(&self.seed.node.dir, keep));
         }
         let gone: Vec<Uid> = self.pods.keys().filter(|uid| !own(uid)).cloned().collect();
         let mut mirrored = false;
