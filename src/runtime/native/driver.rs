@@ -134,8 +134,14 @@ impl Driver {
             let dir = state::ContainerDir(entry.path());
             match pod.adopt(&dir) {
                 Ok(id) => owned.push(id),
-                // As above: it was never made.
-                Err(_) => drop(dir.remove()),
+                // As above: it was never made, but its image may have been pinned.
+                Err(_) => {
+                    let id = entry.file_name();
+                    if let Err(error) = self.config.images.unpin(&id.to_string_lossy()) {
+                        tracing::warn!(pod = %pod.uid, %error, "an image stays pinned by a container never made");
+                    }
+                    let _ = dir.remove();
+                }
             }
         }
         let mut tables = self.tables();
@@ -397,10 +403,11 @@ impl Driver {
     async fn remove_sandbox_locked(self: &Arc<Driver>, uid: &Uid) -> Result<(), RuntimeError> {
         let Some(pod) = self.pod(uid) else { return Ok(()) };
         self.stop_locked(&pod).await?;
-        self.clear(&pod).await?;
+        // Before the records that tell who pinned: a process that dies in between leaves nothing that nobody knows of.
         for id in pod.container_ids() {
             self.config.images.unpin(&id.0)?;
         }
+        self.clear(&pod).await?;
         let mut tables = self.tables();
         for id in pod.container_ids() {
             tables.owners.remove(&id);
