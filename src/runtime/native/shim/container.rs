@@ -7,7 +7,7 @@ use std::{
     fs,
     io::Read,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::fs::{FileTypeExt, MetadataExt, symlink},
     },
     path::{Path, PathBuf},
@@ -49,6 +49,8 @@ pub(super) struct Pod<'a> {
     pub hierarchies: &'a Hierarchies,
     /// The pid namespace that all of them enter.
     pub shared_pids: Option<&'a Path>,
+    /// The shim's own sockets, which are not for containers.
+    pub sockets: Vec<RawFd>,
 }
 
 /// A container whose program runs.
@@ -179,6 +181,7 @@ impl Pod<'_> {
             filters: Rc::clone(&plan.filters),
             final_capabilities: plan.final_capabilities.clone(),
             failures: Rc::clone(&failures),
+            sockets: self.sockets.clone(),
         };
         let mut builder = ContainerBuilder::new(id.0.clone(), SyscallType::default())
             .with_executor(executor)
@@ -303,7 +306,7 @@ impl Plan {
     }
 
     /// So that a program that is not root can open /dev/stdout.
-    pub(super) fn own_pipe(&self, pipe: std::os::fd::RawFd) -> nix::Result<()> {
+    pub(super) fn own_pipe(&self, pipe: RawFd) -> nix::Result<()> {
         nix::unistd::fchown(pipe, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
     }
 
@@ -319,6 +322,7 @@ impl Plan {
             filters: Rc::clone(&self.filters),
             final_capabilities: self.final_capabilities.clone(),
             failures,
+            sockets: Vec::new(),
         })
     }
 }

@@ -9,7 +9,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
@@ -35,6 +35,9 @@ pub(super) struct ProgramStart {
     pub final_capabilities: Option<CapsHashSet>,
     /// Where to say what went wrong.
     pub failures: Rc<OwnedFd>,
+    /// The shim's sockets. A child that waits to be started keeps none of them open: when the shim is killed, whoever is
+    /// connected hears of it, and nobody connects to a socket that no shim will ever answer at.
+    pub sockets: Vec<RawFd>,
 }
 
 impl ProgramStart {
@@ -134,7 +137,12 @@ impl Executor for ProgramStart {
         }
     }
 
+    /// Runs in the child, before it waits for its start.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        for socket in &self.sockets {
+            // This process' copy; the shim's own stays open.
+            let _ = nix::unistd::close(*socket);
+        }
         self.program().map(|_| ()).map_err(|failure| {
             self.tell(&failure);
             ExecutorValidationError::ArgValidationError(failure)

@@ -252,6 +252,7 @@ impl Shim {
             record: &self.record,
             hierarchies: &self.hierarchies,
             shared_pids: self.holder.as_ref().map(Holder::path),
+            sockets: std::iter::once(self.listener.as_raw_fd()).chain(self.clients.keys().copied()).collect(),
         }
     }
 
@@ -356,6 +357,7 @@ impl Shim {
             record: &self.record,
             hierarchies: &self.hierarchies,
             shared_pids: self.holder.as_ref().map(Holder::path),
+            sockets: Vec::new(),
         };
         self.execs.begin(&pod, id, &running.plan, command, ends, caller)?;
         self.settled = false;
