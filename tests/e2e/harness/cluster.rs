@@ -174,6 +174,11 @@ impl Cluster {
         self.up.as_ref().expect("it is up").api
     }
 
+    /// The pid of `troupe up`.
+    pub fn process(&self) -> i32 {
+        self.up.as_ref().expect("it is up").child.id() as i32
+    }
+
     /// Its standard error, of all its processes so far.
     pub fn log(&self) -> PathBuf {
         self.dir.path().join("up.log")
