@@ -46,7 +46,8 @@ pub struct ClusterConfig {
 }
 
 impl ClusterConfig {
-    /// One node, named after this machine, with the native runtime, everything below `directory`.
+    /// One node, named after this machine, everything below `directory`, and whichever runtime this process may use
+    /// ([`RuntimeChoice::Auto`]).
     pub fn new(directory: impl Into<PathBuf>) -> ClusterConfig {
         let directory = directory.into();
         ClusterConfig {
