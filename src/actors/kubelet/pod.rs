@@ -7,7 +7,7 @@
 mod supply;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -23,6 +23,7 @@ use actix::{
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use k8s_openapi::api::core::v1;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use supply::SourcesMoved;
@@ -130,6 +131,8 @@ pub struct PodActor {
     reported: Option<(v1::PodStatus, bool)>,
     /// Lives whose preStop hook was begun: it is not run again when they are to end sooner.
     pre_stopped: HashSet<String>,
+    /// Those that were begun before their containers' turn to end, until these have ended.
+    pre_stops: HashMap<String, watch::Receiver<bool>>,
     teller: Teller,
     wake: Option<SpawnHandle>,
     /// Its volumes are written by one at a time.
@@ -159,6 +162,7 @@ impl PodActor {
             machine,
             reported: None,
             pre_stopped: HashSet::new(),
+            pre_stops: HashMap::new(),
             teller,
             wake: None,
             volumes: Arc::default(),
@@ -287,8 +291,12 @@ impl PodActor {
             }
             Action::Stop { index, id, grace } => {
                 let Some(hooked) = self.hooked(index, &id) else { return };
+                let under_way = self.pre_stops.get(&id).cloned();
                 let hook = hooked.has_pre_stop() && self.pre_stopped.insert(id.clone());
                 let work = async move {
+                    if let Some(under_way) = under_way {
+                        return hooked.stop_after(under_way, grace).await;
+                    }
                     if hook {
                         return hooked.stop(grace).await;
                     }
@@ -303,6 +311,22 @@ impl PodActor {
                     tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
                     pod.machine.container_stuck(&id);
                     ctx.run_later(RETRY, |pod, ctx| pod.check_exits(ctx));
+                }));
+            }
+            Action::PreStop { index, id, grace } => {
+                let Some(hooked) = self.hooked(index, &id).filter(|_| self.pre_stopped.insert(id.clone()))
+                else {
+                    return;
+                };
+                let (done, under_way) = watch::channel(false);
+                self.pre_stops.insert(id, under_way);
+                let work = async move { hooked.pre_stop(grace).await };
+                ctx.spawn(work.into_actor(self).map(move |hooked, pod, ctx| {
+                    done.send_replace(true);
+                    let Err(error) = hooked else { return };
+                    tracing::warn!(pod = %pod.uid, %error, "a preStop hook failed");
+                    pod.machine.pre_stop_failed(index);
+                    pod.advance(ctx);
                 }));
             }
             Action::Forget { id } => {
@@ -452,6 +476,7 @@ impl PodActor {
         });
         let Some((name, attempt, started_ms)) = place else { return };
         self.pre_stopped.remove(&id.0);
+        self.pre_stops.remove(&id.0);
         let message = last_words(&self.machine.pod, &self.places(), &name, attempt, exit.code);
         self.machine.container_exited(ended(id.0, exit, started_ms, message));
     }

@@ -47,6 +47,7 @@ impl Container {
             image_failures: 0,
             pull_again_ms: 0,
             replacing: false,
+            pre_stopping: false,
             checks: Checks::default(),
             history: History::default(),
         }

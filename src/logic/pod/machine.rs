@@ -367,6 +367,7 @@ impl Machine {
         let policy = Policy { restart, intensity: Intensity::UNLIMITED, backoff: self.crash_loop };
         let container = &mut self.containers[index];
         let failed = container.checks.end();
+        container.pre_stopping = false;
         let span = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
         let run = Run {
             end: if ended.code == 0 && !failed { End::Normal } else { End::Failed },

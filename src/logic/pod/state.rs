@@ -127,6 +127,8 @@ pub struct Container {
     pub(super) pull_again_ms: i64,
     /// It is being stopped because its definition changed: it starts again whatever its restart policy.
     pub(super) replacing: bool,
+    /// Its preStop hook was begun before its turn to end had come.
+    pub(super) pre_stopping: bool,
     /// What is asked of its present life.
     pub checks: Checks,
     pub(super) history: History,
@@ -146,6 +148,15 @@ pub enum Action {
         /// The runtime's id.
         id: String,
         /// SIGKILL after this.
+        grace: Duration,
+    },
+    /// Run this container's preStop hook already; it is asked to end later.
+    PreStop {
+        /// The container's index.
+        index: usize,
+        /// The runtime's id.
+        id: String,
+        /// The hook gets no more time than this.
         grace: Duration,
     },
     /// Run this container's postStart hook.
