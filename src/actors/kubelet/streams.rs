@@ -112,20 +112,21 @@ fn which_life(statuses: &[v1::ContainerStatus], request: &LogRequest) -> Result<
         |reason: &str| (400, format!("container \"{name}\" in pod \"{pod}\" is waiting to start: {reason}"));
     let status = statuses.iter().find(|s| s.name == *name).ok_or_else(|| waiting("ContainerCreating"))?;
     let attempt = u32::try_from(status.restart_count).unwrap_or(0);
-    let had_last = status.last_state.as_ref().is_some_and(|s| s.terminated.is_some());
     let state = status.state.clone().unwrap_or_default();
+    // While it waits for its next life, it is told to be the last one, whose number restarts are counted up to. In its
+    // postStart hook it waits, too, but as another life.
+    let last = status.last_state.as_ref().and_then(|s| s.terminated.as_ref()).and_then(|last| {
+        let is_last = state.waiting.is_some() && status.container_id == last.container_id;
+        if is_last { Some(attempt) } else { attempt.checked_sub(1) }
+    });
     if request.previous {
-        // While it waits for its next life, restarts are counted up to the last one.
-        return match (had_last, state.waiting) {
-            (true, Some(_)) => Ok((attempt, false)),
-            (true, None) if attempt > 0 => Ok((attempt - 1, false)),
-            _ => Err((400, format!("previous terminated container \"{name}\" in pod \"{pod}\" not found"))),
-        };
+        let absent = || format!("previous terminated container \"{name}\" in pod \"{pod}\" not found");
+        return last.map(|last| (last, false)).ok_or_else(|| (400, absent()));
     }
-    match state.waiting {
-        Some(_) if had_last => Ok((attempt, false)),
-        Some(w) => Err(waiting(w.reason.as_deref().unwrap_or("ContainerCreating"))),
-        None => Ok((attempt, state.running.is_some())),
+    match (state.waiting, last) {
+        (Some(_), Some(last)) => Ok((last, false)),
+        (Some(w), None) => Err(waiting(w.reason.as_deref().unwrap_or("ContainerCreating"))),
+        (None, _) => Ok((attempt, state.running.is_some())),
     }
 }
 
@@ -278,16 +279,18 @@ mod tests {
     use super::*;
 
     fn status(restarts: i32, state: &str, had_last: bool) -> v1::ContainerStatus {
-        let last =
-            if had_last { serde_json::json!({"terminated": {"exitCode": 1}}) } else { serde_json::json!({}) };
+        let id = if state == "waiting" { "r://last" } else { "r://now" };
+        let last = serde_json::json!({"terminated": {"exitCode": 1, "containerID": "r://last"}});
+        let last = if had_last { last } else { serde_json::json!({}) };
         let state = match state {
             "waiting" => serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}}),
+            "in its hook" => serde_json::json!({"waiting": {"reason": "ContainerCreating"}}),
             "running" => serde_json::json!({"running": {}}),
             _ => serde_json::json!({"terminated": {"exitCode": 0}}),
         };
         serde_json::from_value(serde_json::json!({
             "name": "web", "image": "i", "imageID": "", "ready": false, "restartCount": restarts,
-            "state": state, "lastState": last
+            "containerID": id, "state": state, "lastState": last
         }))
         .unwrap()
     }
@@ -303,6 +306,9 @@ mod tests {
             (0, "waiting", true, false, Ok((0, false))),
             (2, "waiting", true, true, Ok((2, false))),
             (0, "waiting", false, false, Err(400)),
+            (2, "in its hook", true, true, Ok((1, false))),
+            (2, "in its hook", true, false, Ok((1, false))),
+            (0, "in its hook", false, false, Err(400)),
             (1, "terminated", true, false, Ok((1, false))),
         ] {
             let request =
