@@ -328,10 +328,7 @@ fn pull_error(full: &str, text: &str) -> RuntimeError {
     } else {
         ""
     };
-    RuntimeError::System {
-        operation: format!("failed to pull image {full:?}"),
-        cause: format!("{text}{advice}"),
-    }
+    RuntimeError::Pull(format!("failed to pull image {full:?}: {text}{advice}"))
 }
 
 #[cfg(test)]
