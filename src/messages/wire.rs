@@ -219,6 +219,8 @@ pub enum Open {
     ImagePull(String),
     /// master → node: run a program in a container; frames of [`Channel`]s flow both ways.
     Exec(ExecRequest),
+    /// master → node: images by name come back as one tar; a stream that is reset is none.
+    ImageSave(Vec<String>),
 }
 
 /// Answer to [`Open`].

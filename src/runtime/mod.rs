@@ -191,8 +191,8 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// Makes an image of one layer out of a root file system's tar.
     async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError>;
 
-    /// Writes images as one tar: an OCI layout that is a docker-archive, too. The reader fails when something goes wrong
-    /// on the way.
+    /// Writes images as one tar: a docker-archive that is an OCI layout, too, where the runtime can (a docker engine before
+    /// version 25 cannot). The reader fails when something goes wrong on the way.
     async fn save_images(&self, names: Vec<String>) -> Result<Reader, RuntimeError> {
         let _ = names;
         Err(RuntimeError::Unsupported(self.name(), "save images"))

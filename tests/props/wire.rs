@@ -110,6 +110,7 @@ pub fn open() -> Vec<Open> {
             stdin: true,
             tty: false,
         }),
+        Open::ImageSave(vec!["a:1".into(), "b:2".into()]),
     ]
 }
 
@@ -167,9 +168,10 @@ fn every_variant_has_its_golden_bytes() {
             Open::ImageRemove(_) => 3,
             Open::ImagePull(_) => 4,
             Open::Exec(_) => 5,
+            Open::ImageSave(_) => 6,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -219,6 +221,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         0303613a31
         0403613a31
         05026e730170027531016302026c73022d6c0100
+        060203613a3103623a32
         ",
     );
     golden(

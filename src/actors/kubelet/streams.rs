@@ -67,6 +67,9 @@ impl Handler<StreamAsked> for Kubelet {
                 }
                 Err((code, text)) => refuse(responder, code, text),
             },
+            Open::ImageSave(names) => {
+                tokio::spawn(save_images(self.seed.node.clone(), names, responder));
+            }
             Open::ImageRemove(name) => {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
@@ -211,6 +214,33 @@ async fn pull_image(node: Arc<NodeContext>, name: String, responder: Responder, 
     let said = say(&mut stream.write, &last).await;
     if let Err(error) = said.and(stream.write.shutdown().await) {
         tracing::debug!(%error, "a pull's outcome did not reach the master");
+    }
+}
+
+/// Sends an archive. One that fails on the way is broken off by a reset: its writer is dropped before its end was said.
+async fn save_images(node: Arc<NodeContext>, names: Vec<String>, responder: Responder) {
+    let mut archive = match node.runtime.save_images(names).await {
+        Ok(archive) => archive,
+        Err(error) => {
+            let code = match error {
+                RuntimeError::ImageNotFound(_) => 404,
+                RuntimeError::InvalidImageName(..) | RuntimeError::Config(_) => 400,
+                RuntimeError::Unsupported(..) => 501,
+                _ => 500,
+            };
+            return refuse(responder, code, error.to_string());
+        }
+    };
+    let Ok(ByteStream { mut read, mut write }) = responder.accept().await else { return };
+    let sent = tokio::select! {
+        sent = tokio::io::copy(&mut archive, &mut write) => sent.map(drop),
+        () = gone(&mut read) => return,
+    };
+    if let Err(error) = match sent {
+        Ok(()) => write.shutdown().await,
+        failed => failed,
+    } {
+        tracing::warn!(%error, "images were not saved to their end");
     }
 }
 

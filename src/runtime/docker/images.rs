@@ -17,7 +17,7 @@ use bollard::{
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::{Mutex as AsyncMutex, watch};
-use tokio_util::io::ReaderStream;
+use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{
     driver::Driver,
@@ -143,6 +143,35 @@ impl Driver {
             other => fault("load an image into the docker engine")(other),
         })?;
         Ok(packed.names.clone())
+    }
+
+    /// The engine's own archive: since its version 25 an OCI layout, too.
+    pub(super) async fn save_images(self: &Arc<Self>, names: Vec<String>) -> Result<Reader, RuntimeError> {
+        let mut all = Vec::new();
+        for name in names {
+            let known = engine_image(&name)?;
+            // The engine would begin its answer before it looks.
+            if self.inspect_image(&known).await?.is_none() {
+                return Err(RuntimeError::ImageNotFound(name));
+            }
+            all.push(known);
+        }
+        let docker = self.docker.clone();
+        let (sender, receiver) = tokio::sync::mpsc::channel(AT_ONCE);
+        tokio::spawn(async move {
+            let all: Vec<&str> = all.iter().map(String::as_str).collect();
+            let mut chunks = Box::pin(docker.export_images(&all));
+            while let Some(chunk) = chunks.next().await {
+                let chunk = chunk.map_err(|error| std::io::Error::other(engine::message(&error)));
+                if sender.send(chunk).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let chunks = stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|chunk| (chunk, receiver))
+        });
+        Ok(Box::pin(StreamReader::new(Box::pin(chunks))))
     }
 
     pub(super) async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {

@@ -314,6 +314,10 @@ impl ContainerRuntime for DockerRuntime {
         self.run(|driver| async move { driver.import_image(rootfs, &name).await }).await
     }
 
+    async fn save_images(&self, names: Vec<String>) -> Result<Reader, RuntimeError> {
+        self.run(|driver| async move { driver.save_images(names).await }).await
+    }
+
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
         let name = name.to_owned();
         self.run(|driver| async move { driver.remove_image(&name).await }).await

@@ -28,6 +28,7 @@ use xattr::FileExt;
 
 use super::{
     Limits,
+    skeleton::Tape,
     stream::{BUFFER, HeaderGuard, bad},
 };
 use crate::runtime::RuntimeError;
@@ -52,8 +53,13 @@ pub(super) struct Unpacked {
     pub(super) entries: u64,
 }
 
-/// Unpacks a plain tar into a directory that exists and is empty.
-pub(super) fn unpack(tar: impl Read, target: &Path, limits: &Limits) -> Result<Unpacked, RuntimeError> {
+/// Unpacks a plain tar into a directory that exists and is empty. `tape` keeps what is not in the files.
+pub(super) fn unpack(
+    tar: impl Read,
+    target: &Path,
+    limits: &Limits,
+    tape: &Tape,
+) -> Result<Unpacked, RuntimeError> {
     let (tar, allowance) = HeaderGuard::new(tar);
     let mut archive = Archive::new(tar);
     let mut root = Root::open(target)?;
@@ -71,7 +77,11 @@ pub(super) fn unpack(tar: impl Read, target: &Path, limits: &Limits) -> Result<U
         let meta = Meta::of(&mut entry)?;
         allowance.contents();
         let left = limits.unpacked_bytes.saturating_sub(done.bytes);
+        if meta.is_kept_file() {
+            tape.file(&meta.path);
+        }
         done.bytes += root.put(&mut entry, &meta, left, &mut buf)?;
+        tape.bytes();
         // What an entry that is not a file carries is skipped here, where it is not held against the headers.
         while entry.read(&mut buf).map_err(bad)? > 0 {}
     }
@@ -123,6 +133,12 @@ struct Meta {
 }
 
 impl Meta {
+    /// Whether the bytes that follow become a file as they are.
+    fn is_kept_file(&self) -> bool {
+        let hides = self.path.file_name().is_some_and(|name| name.as_bytes().starts_with(WHITEOUT));
+        matches!(self.kind, EntryType::Regular | EntryType::Continuous) && !hides
+    }
+
     fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Meta, RuntimeError> {
         let path = inside(&PathBuf::from(OsString::from_vec(entry.path_bytes().into_owned())))?;
         let at = |e: std::io::Error| bad(format!("{}: {e}", path.display()));

@@ -283,6 +283,10 @@ impl ContainerRuntime for NativeRuntime {
         self.run(|driver| async move { driver.config.images.import(rootfs, &name).await }).await
     }
 
+    async fn save_images(&self, names: Vec<String>) -> Result<Reader, RuntimeError> {
+        self.run(|driver| async move { driver.config.images.save(names).await }).await
+    }
+
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
         let name = name.to_owned();
         self.run(|driver| async move { driver.config.images.remove(&name).await }).await
