@@ -75,6 +75,8 @@ suite! {
         a_lost_sandbox_is_told_and_its_containers_can_be_ended;
     }
     containers {
+        a_running_container_is_resized, sim exempt: "simulated containers have no cgroups to look at";
+        only_running_containers_are_resized;
         a_container_is_created_then_runs_then_has_exited;
         exit_codes_are_told_by_event_and_listing_alike;
         an_exit_is_told_once_to_every_listener;

@@ -281,6 +281,12 @@ async fn subresources(
             Method::PATCH => write::patch(call, Part::EphemeralContainers, &patch(request, &body)?).await,
             _ => Err(ApiError::MethodNotAllowed),
         },
+        (Kind::Pod, "resize") => match *request.method() {
+            Method::GET | Method::HEAD => read::get(&call.shared, &call.resource, &call.query, call.form),
+            Method::PUT => write::update(call, Part::Resize, json(body)?).await,
+            Method::PATCH => write::patch(call, Part::Resize, &patch(request, &body)?).await,
+            _ => Err(ApiError::MethodNotAllowed),
+        },
         (Kind::ReplicationController, "scale") => match *request.method() {
             Method::GET | Method::HEAD => subresource::get_scale(call),
             Method::PUT => subresource::set_scale(call, subresource::put_scale(&json(body)?)?).await,

@@ -10,7 +10,7 @@ use std::{
 use super::{StartError, guard::Root, network};
 use crate::{
     actors::{
-        kubelet::{self, Configs, KubeletSeed, NodeContext, Starts},
+        kubelet::{self, Configs, KubeletSeed, Ledger, NodeContext, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
@@ -90,6 +90,7 @@ impl Node {
             host_ip: Some(address),
             crash_loop: config.crash_loop,
             starts: Starts::default(),
+            ledger: Ledger::default(),
             configs: Configs::default(),
             registry_config: config.registry_config,
         });

@@ -26,7 +26,7 @@ mod unsupported;
 mod validate;
 
 pub use facet::{
-    ControllerFacet, EventFacet, KindFacet, NodeFacet, Phase, PodFacet, Resources, ServiceFacet,
+    ControllerFacet, EventFacet, KindFacet, NodeFacet, Phase, PodFacet, Resources, ServiceFacet, requests_of,
 };
 pub use key::{Key, NodeName, Revision, Uid};
 pub use kind::Kind;

@@ -81,6 +81,7 @@ static ROWS: [Row; Kind::ALL.len()] = [
                 verbs: &["create"],
             },
             Subresource { name: "log", kind: "Pod", group_version: None, verbs: &["get"] },
+            Subresource { name: "resize", kind: "Pod", group_version: None, verbs: READ_WRITE },
             status("Pod"),
         ],
     },

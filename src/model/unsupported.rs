@@ -28,7 +28,6 @@ const IN_CONTAINER: &[InContainer] = &[
         c.volume_mounts.iter().flatten().any(asks)
     }),
     ("volumeDevices", |c| c.volume_devices.iter().flatten().next().is_some()),
-    ("resizePolicy", |c| c.resize_policy.iter().flatten().next().is_some()),
     ("securityContext.appArmorProfile", |c| {
         c.security_context.as_ref().is_some_and(|c| confines(c.app_armor_profile.as_ref()))
     }),
@@ -106,7 +105,7 @@ mod tests {
     fn each_field_is_named_with_its_place() {
         let pod: Pod = serde_json::from_value(json!({"spec": {
             "runtimeClassName": "r",
-            "initContainers": [{"name": "i", "resizePolicy": [{"resourceName": "cpu"}]}],
+            "initContainers": [{"name": "i", "volumeDevices": [{"name": "d", "devicePath": "/d"}]}],
             "containers": [{"name": "a"}, {"name": "b", "lifecycle": {"stopSignal": "SIGINT"}}],
             "volumes": [
                 {"name": "e", "emptyDir": {}},
@@ -124,7 +123,7 @@ mod tests {
             [
                 "spec.runtimeClassName",
                 "spec.containers[1].lifecycle.stopSignal",
-                "spec.initContainers[0].resizePolicy",
+                "spec.initContainers[0].volumeDevices",
                 "spec.volumes[2].persistentVolumeClaim",
                 "spec.volumes[3].emptyDir.sizeLimit",
                 "spec.volumes[5].projected.sources[1].serviceAccountToken"

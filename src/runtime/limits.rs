@@ -19,6 +19,11 @@ impl ContainerResources {
         (self.cpu_request_milli > 0).then(|| shares.clamp(*SHARES.start(), *SHARES.end()))
     }
 
+    /// The same weight on version 2, where it goes from 1 to 10,000. (Formula: Kubernetes' and runc's.)
+    pub(super) fn cpu_weight(&self) -> Option<i64> {
+        self.cpu_shares().map(|shares| 1 + (shares - 2) * 9999 / 262_142)
+    }
+
     /// Microseconds of each [`CPU_PERIOD_US`], if there is a limit.
     pub(super) fn cpu_quota_us(&self) -> Option<i64> {
         let quota = self.cpu_limit_milli * CPU_PERIOD_US / 1000;

@@ -23,4 +23,5 @@ mod probes;
 mod recovery;
 mod refusals;
 mod registry;
+mod resize;
 mod sandbox;

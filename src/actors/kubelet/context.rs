@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, thread::available_parallelism};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{configs::Configs, machine};
+use super::{configs::Configs, ledger::Ledger, machine};
 use crate::{
     logic::{
         pod::config::{Around, Places},
@@ -27,6 +27,8 @@ pub struct NodeContext {
     pub crash_loop: Backoff,
     /// Turns to start something.
     pub starts: Starts,
+    /// What its pods were given.
+    pub ledger: Ledger,
     /// The config maps and secrets that its pods refer to.
     pub configs: Configs,
     /// The node's own credentials for registries: a file in the form of Docker's `config.json`.

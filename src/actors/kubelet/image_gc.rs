@@ -136,6 +136,7 @@ mod tests {
             crash_loop: Backoff::CRASH_LOOP,
             configs: Default::default(),
             starts: Starts::default(),
+            ledger: crate::actors::kubelet::Ledger::default(),
             registry_config: None,
         };
         (node, runtime)

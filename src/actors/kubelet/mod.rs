@@ -13,11 +13,13 @@ mod hooks;
 mod image_gc;
 mod images;
 mod last_words;
+mod ledger;
 mod machine;
 mod manifests;
 mod pod;
 mod probes;
 mod pull_secrets;
+mod resize;
 mod start;
 mod streams;
 #[cfg(test)]
@@ -40,6 +42,7 @@ use tokio::sync::watch;
 pub use configs::Configs;
 pub use context::{NodeContext, Starts, now_ms};
 use found::{Found, forgotten_dirs, group, remove_dirs, stream_of};
+pub use ledger::Ledger;
 use manifests::Manifests;
 use pod::{
     LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
@@ -378,6 +381,7 @@ impl Kubelet {
         let text = |t: &Option<String>| t.clone().unwrap_or_default();
         let places = self.seed.node.places(&text(&meta.namespace), &text(&meta.name), uid.as_str());
         remove_dirs(vec![places.pod_dir, places.log_dir]);
+        self.seed.node.ledger.strike(uid);
     }
 
     fn end_orphan(&mut self, uid: Uid, found: Found, ctx: &mut Context<Self>) {

@@ -34,7 +34,7 @@ use super::{
     hooks::Hooked,
     images::Teller,
     last_words::last_words,
-    probes,
+    probes, resize,
     start::{Started, run_sandbox, start_container},
     volumes,
 };
@@ -125,9 +125,9 @@ pub struct PodSeed {
 /// The actor.
 pub struct PodActor {
     life: Life,
-    seed: PodSeed,
-    uid: Uid,
-    machine: Machine,
+    pub(super) seed: PodSeed,
+    pub(super) uid: Uid,
+    pub(super) machine: Machine,
     reported: Option<(v1::PodStatus, bool)>,
     /// Lives whose preStop hook was begun: it is not run again when they are to end sooner.
     pre_stopped: HashSet<String>,
@@ -135,6 +135,8 @@ pub struct PodActor {
     pre_stops: HashMap<String, watch::Receiver<bool>>,
     teller: Teller,
     wake: Option<SpawnHandle>,
+    /// When a resize that has to wait is looked at again.
+    pub(super) resize_wake: Option<SpawnHandle>,
     /// Its volumes are written by one at a time.
     volumes: Arc<tokio::sync::Mutex<()>>,
 }
@@ -150,6 +152,7 @@ impl PodActor {
             keep_foreign(&mut status, pod.status.as_ref());
             Arc::make_mut(&mut pod).status = Some(status);
         }
+        let pod = resize::first(&seed.node, &uid, pod);
         let mut machine = Machine::new(pod, seed.node.crash_loop, now_ms());
         if !wanted.assigned {
             machine.evict();
@@ -165,6 +168,7 @@ impl PodActor {
             pre_stops: HashMap::new(),
             teller,
             wake: None,
+            resize_wake: None,
             volumes: Arc::default(),
             seed,
         }
@@ -200,11 +204,14 @@ impl PodActor {
     }
 
     /// Steps the machine, carries out what it wants, and reports what became of it.
-    fn advance(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn advance(&mut self, ctx: &mut Context<Self>) {
         self.life.beat();
         // Both are for ever: nothing will be started any more.
         if self.machine.is_ending() || self.machine.is_over() {
             self.teller.ending.cancel();
+        }
+        if self.machine.is_finished() {
+            self.seed.node.ledger.strike(&self.uid);
         }
         let step = self.machine.step(now_ms());
         for notice in step.notices {
@@ -271,6 +278,7 @@ impl PodActor {
                 }));
             }
             Action::Start(index) => self.start(index, ctx),
+            Action::Resize { index, id } => self.resize(index, id, ctx),
             Action::PostStart { index, id } => {
                 let Some(hooked) = self.hooked(index, &id) else { return };
                 ctx.spawn(hooked.post_start().into_actor(self).map(move |outcome, pod, ctx| {
@@ -534,7 +542,7 @@ impl Actor for PodActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         if self.seed.fresh.swap(false, Ordering::Relaxed) {
             self.machine.recall();
-            self.advance(ctx);
+            self.ask_again(ctx);
             return;
         }
         let (node, uid) = (self.seed.node.clone(), self.uid.clone());
@@ -543,7 +551,7 @@ impl Actor for PodActor {
             Ok(found) => {
                 pod.adopt(found);
                 pod.refresh_volumes(ctx);
-                pod.advance(ctx);
+                pod.ask_again(ctx);
             }
             // Without knowing what there is, anything would be wrong; the supervisor tries again.
             Err(error) => pod.life.fail(error),
@@ -555,7 +563,8 @@ impl Handler<PodAssigned> for PodActor {
     type Result = ();
 
     fn handle(&mut self, message: PodAssigned, ctx: &mut Self::Context) {
-        self.machine.assign(message.0);
+        let given = self.give(message.0, ctx);
+        self.machine.assign(given);
         self.refresh_volumes(ctx);
         self.advance(ctx);
     }

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     logic::pod::{
         StartFailure,
-        config::{Places, Plan, plan},
+        config::{Places, Plan, Sizes, plan, sizes},
         dns,
         init::container_named,
         volumes::{MountPlan, Propagation},
@@ -213,17 +213,26 @@ fn container_config(
             })
             .collect(),
         log_path: places.log(&container.name, attempt),
-        resources: ContainerResources {
-            cpu_request_milli: plan.cpu_request_milli,
-            cpu_limit_milli: plan.cpu_limit_milli,
-            memory_limit_bytes: plan.memory_limit_bytes,
-        },
+        resources: limits(plan.sizes),
         security: security(pod, container),
         stdin: container.stdin.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         // Which container is the target only the pod's actor knows.
         join_pids: None,
         termination_message: Some((places.termination_message(&container.name, attempt), message_path)),
+    }
+}
+
+/// What a container of these requests and limits may use, in the runtime's words.
+pub fn resources_of(resources: Option<&v1::ResourceRequirements>) -> ContainerResources {
+    limits(sizes(resources))
+}
+
+fn limits(sizes: Sizes) -> ContainerResources {
+    ContainerResources {
+        cpu_request_milli: sizes.cpu_request_milli,
+        cpu_limit_milli: sizes.cpu_limit_milli,
+        memory_limit_bytes: sizes.memory_limit_bytes,
     }
 }
 

@@ -48,6 +48,10 @@ impl Container {
             pull_again_ms: 0,
             replacing: false,
             pre_stopping: false,
+            applied: None,
+            resizing: false,
+            resize_again_ms: 0,
+            resize_fault: None,
             checks: Checks::default(),
             history: History::default(),
         }

@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1;
 use super::{
     init,
     refusal::PodFailure,
+    resize::Verdict,
     state::{Action, Container, ContainerPhase, Ended, Notice, Role, SandboxPhase, Step, WaitingReason},
 };
 use crate::logic::supervision::{Backoff, Decision, End, History, Intensity, Policy, Restart, Run, decide};
@@ -58,6 +59,8 @@ pub struct Machine {
     /// Grace in seconds, once the pod is to end.
     pub(super) ending: Option<i64>,
     pub(super) sandbox_failures: u32,
+    /// Whether the node has room for what is asked beyond what the pod says.
+    pub pending: Verdict,
     pub(super) notices: Vec<Notice>,
     pub(super) forget: Vec<String>,
 }
@@ -93,6 +96,7 @@ impl Machine {
             crash_loop,
             ending: None,
             sandbox_failures: 0,
+            pending: Verdict::Fits,
             notices: Vec::new(),
             forget: Vec::new(),
             pod,
@@ -209,7 +213,10 @@ impl Machine {
             SandboxPhase::Ready { .. } if self.is_over() => {
                 self.stop_all(grace_of(&self.pod), now_ms, &mut step);
             }
-            SandboxPhase::Ready { .. } => self.step_running(now_ms, &mut step),
+            SandboxPhase::Ready { .. } => {
+                self.step_running(now_ms, &mut step);
+                self.step_sizes(now_ms, &mut step);
+            }
         }
         self.step_checks(now_ms, &mut step);
         step.actions.extend(self.forget.drain(..).map(|id| Action::Forget { id }));
@@ -221,6 +228,7 @@ impl Machine {
         let grace = grace_of(&self.pod);
         for index in 0..self.containers.len() {
             let may_start = self.may_start(index);
+            let given = self.given(&self.containers[index].name);
             let container = &mut self.containers[index];
             let image = image_in(&self.pod, &container.name);
             container.show_back_off(image, now_ms, &mut self.notices);
@@ -232,6 +240,7 @@ impl Machine {
                 ContainerPhase::Waiting { why, .. } => {
                     image.clone_into(&mut container.image);
                     container.phase = ContainerPhase::Starting { why: why.clone() };
+                    (container.applied, container.resize_again_ms) = (Some(given), 0);
                     step.actions.push(Action::Start(index));
                 }
                 ContainerPhase::Running { id, stopping: stopping @ None, .. } if container.image != image => {
@@ -368,6 +377,7 @@ impl Machine {
         let container = &mut self.containers[index];
         let failed = container.checks.end();
         container.pre_stopping = false;
+        (container.applied, container.resizing, container.resize_fault) = (None, false, None);
         let span = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
         let run = Run {
             end: if ended.code == 0 && !failed { End::Normal } else { End::Failed },

@@ -18,6 +18,7 @@ pub mod init;
 mod machine;
 pub mod probe;
 mod refusal;
+pub mod resize;
 pub mod sources;
 mod state;
 pub mod status;

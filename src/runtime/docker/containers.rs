@@ -5,21 +5,51 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bollard::query_parameters::{CreateContainerOptions, StartContainerOptions};
+use bollard::{
+    models::ContainerUpdateBody,
+    query_parameters::{CreateContainerOptions, StartContainerOptions},
+};
 
 use super::{
     driver::{Driver, refusal},
-    engine::{self, start_error},
+    engine::{self, fault, start_error},
     images::engine_image,
     labels::{self, Kind},
     logs, spec, status,
 };
 use crate::{
     model::Uid,
-    runtime::{ContainerConfig, ContainerId, ContainerState, RuntimeError, native::user::check_non_root},
+    runtime::{
+        ContainerConfig, ContainerId, ContainerResources, ContainerState, RuntimeError,
+        limits::CPU_PERIOD_US, native::user::check_non_root,
+    },
 };
 
 impl Driver {
+    /// The engine changes a running container's cgroup. What it refuses (less memory than is in use) it says.
+    pub(super) async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: ContainerResources,
+    ) -> Result<(), RuntimeError> {
+        let found = self.expected(id).await?;
+        if found.state.as_ref().is_none_or(|state| state.running != Some(true)) {
+            return Err(RuntimeError::NotFound(format!("running container {id}")));
+        }
+        let memory = Some(resources.memory_limit_bytes).filter(|bytes| *bytes > 0);
+        let quota = resources.cpu_quota_us();
+        let body = ContainerUpdateBody {
+            cpu_shares: resources.cpu_shares(),
+            cpu_period: quota.map(|_| CPU_PERIOD_US),
+            cpu_quota: quota,
+            memory,
+            // No swap beyond it, as when it was made.
+            memory_swap: memory,
+            ..ContainerUpdateBody::default()
+        };
+        self.docker.update_container(&id.0, body).await.map_err(fault(format!("resize container {id}")))
+    }
+
     pub(super) async fn create_container(
         &self,
         pod: &Uid,

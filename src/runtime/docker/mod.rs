@@ -40,8 +40,8 @@ use tokio::{
 use self::driver::Driver;
 pub use self::engine::socket;
 use super::{
-    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, Image, Reader, RegistryAuth,
-    RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+    ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus, ExecOutput, Image,
+    Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
 };
 use crate::model::Uid;
 
@@ -276,6 +276,15 @@ impl ContainerRuntime for DockerRuntime {
     ) -> Result<ExecOutput, RuntimeError> {
         let id = id.clone();
         self.run(|driver| async move { driver.exec_sync(&id, command, timeout).await }).await
+    }
+
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: ContainerResources,
+    ) -> Result<(), RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.update_container(&id, resources).await }).await
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {

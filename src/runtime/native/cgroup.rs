@@ -232,6 +232,12 @@ pub(super) struct Cgroup {
 }
 
 impl Cgroup {
+    /// The group's directory for a controller, and whether it is one of version 2.
+    pub(super) fn of(&self, controller: &str) -> Option<(&Path, bool)> {
+        let own = self.dirs.get(controller).map(|dir| (dir.as_path(), false));
+        own.or_else(|| self.dirs.get(UNIFIED).map(|dir| (dir.as_path(), true)))
+    }
+
     /// How many processes the out-of-memory killer took in this group.
     pub(super) fn oom_kills(&self) -> u64 {
         let (dir, file) = match (self.dirs.get("memory"), self.dirs.get(UNIFIED)) {

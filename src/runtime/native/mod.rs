@@ -23,6 +23,7 @@ mod netlink;
 mod pod;
 mod profile;
 mod protocol;
+mod resize;
 mod seccomp;
 mod seccomp_table;
 mod shim;
@@ -46,9 +47,9 @@ use self::{
     state::system,
 };
 use super::{
-    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, ExecStreams, IdleImage,
-    Image, PullProgress, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
-    StreamOptions,
+    ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus, ExecOutput,
+    ExecStreams, IdleImage, Image, PullProgress, Reader, RegistryAuth, RuntimeError, RuntimeEvent,
+    SandboxConfig, SandboxStatus, StreamOptions,
 };
 use crate::{
     model::Uid,
@@ -235,6 +236,15 @@ impl ContainerRuntime for NativeRuntime {
         }
         let id = id.clone();
         self.run(move |driver| async move { driver.exec(&id, command, options.stdin).await }).await
+    }
+
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: ContainerResources,
+    ) -> Result<(), RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.update_container(&id, resources).await }).await
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {

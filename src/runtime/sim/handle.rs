@@ -28,8 +28,9 @@ use super::{
 use crate::{
     model::Uid,
     runtime::{
-        ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, IdleImage, Image,
-        Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+        ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerState, ContainerStatus,
+        ExecOutput, IdleImage, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
+        SandboxStatus,
         images::{ImageStore, normalize},
         logs::{self, Stream},
     },
@@ -270,6 +271,13 @@ impl ContainerRuntime for SimRuntime {
     ) -> Result<ExecOutput, RuntimeError> {
         drop(self.ready_for(Operation::ExecSync)?);
         exec::run(self.machine(), id, &command, timeout).await
+    }
+
+    /// Simulated programs use nothing, so nothing limits them.
+    async fn update_container(&self, id: &ContainerId, _: ContainerResources) -> Result<(), RuntimeError> {
+        let all = self.ready_for(Operation::UpdateContainer)?.container_statuses();
+        let runs = all.iter().any(|c| c.id == *id && c.state == ContainerState::Running);
+        runs.then_some(()).ok_or_else(|| RuntimeError::NotFound(format!("running container {id}")))
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {

@@ -269,6 +269,7 @@ async fn a_program_is_well_when_it_ends_with_zero() {
         configs: Default::default(),
         registry_config: None,
         starts: Default::default(),
+        ledger: Default::default(),
     };
     let run = async |args: &[&str]| {
         let command = ["/hello", "hello"].iter().chain(args).map(|arg| (*arg).to_owned()).collect();
