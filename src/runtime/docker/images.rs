@@ -403,7 +403,9 @@ mod tests {
             ("dial tcp: lookup r on 127.0.0.53:53: no such host", "reach the registry"),
             ("something else", "something else"),
         ] {
-            let error = pull_error("r/x:9", text).to_string();
+            let error = pull_error("r/x:9", text);
+            assert!(matches!(error, RuntimeError::Pull(_)));
+            let error = error.to_string();
             assert!(error.contains(advice) && error.contains(text) && error.contains("r/x:9"), "{error}");
         }
     }
