@@ -21,6 +21,7 @@ mod probes;
 mod pull_secrets;
 mod resize;
 mod start;
+mod stops;
 mod streams;
 #[cfg(test)]
 mod tests;

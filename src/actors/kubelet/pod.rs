@@ -130,9 +130,9 @@ pub struct PodActor {
     pub(super) machine: Machine,
     reported: Option<(v1::PodStatus, bool)>,
     /// Lives whose preStop hook was begun: it is not run again when they are to end sooner.
-    pre_stopped: HashSet<String>,
+    pub(super) pre_stopped: HashSet<String>,
     /// Those that were begun before their containers' turn to end, until these have ended.
-    pre_stops: HashMap<String, watch::Receiver<bool>>,
+    pub(super) pre_stops: HashMap<String, watch::Receiver<bool>>,
     teller: Teller,
     wake: Option<SpawnHandle>,
     /// When a resize that has to wait is looked at again.
@@ -297,46 +297,8 @@ impl PodActor {
                     pod.advance(ctx);
                 }));
             }
-            Action::Stop { index, id, grace } => {
-                let Some(hooked) = self.hooked(index, &id) else { return };
-                let under_way = self.pre_stops.get(&id).cloned();
-                let hook = hooked.has_pre_stop() && self.pre_stopped.insert(id.clone());
-                let work = async move {
-                    if let Some(under_way) = under_way {
-                        return hooked.stop_after(under_way, grace).await;
-                    }
-                    if hook {
-                        return hooked.stop(grace).await;
-                    }
-                    (Ok(()), runtime.stop_container(&hooked.id, grace).await)
-                };
-                ctx.spawn(work.into_actor(self).map(move |(hooked, outcome), pod, ctx| {
-                    if let Err(error) = hooked {
-                        tracing::warn!(pod = %pod.uid, %error, "a preStop hook failed");
-                        pod.machine.pre_stop_failed(index);
-                    }
-                    let Err(error) = outcome else { return pod.check_exits(ctx) };
-                    tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
-                    pod.machine.container_stuck(&id);
-                    ctx.run_later(RETRY, |pod, ctx| pod.check_exits(ctx));
-                }));
-            }
-            Action::PreStop { index, id, grace } => {
-                let Some(hooked) = self.hooked(index, &id).filter(|_| self.pre_stopped.insert(id.clone()))
-                else {
-                    return;
-                };
-                let (done, under_way) = watch::channel(false);
-                self.pre_stops.insert(id, under_way);
-                let work = async move { hooked.pre_stop(grace).await };
-                ctx.spawn(work.into_actor(self).map(move |hooked, pod, ctx| {
-                    done.send_replace(true);
-                    let Err(error) = hooked else { return };
-                    tracing::warn!(pod = %pod.uid, %error, "a preStop hook failed");
-                    pod.machine.pre_stop_failed(index);
-                    pod.advance(ctx);
-                }));
-            }
+            Action::Stop { index, id, grace } => self.stop(index, id, grace, ctx),
+            Action::PreStop { index, id, grace } => self.pre_stop(index, id, grace, ctx),
             Action::Forget { id } => {
                 ctx.spawn(
                     async move {
@@ -386,7 +348,7 @@ impl PodActor {
     }
 
     /// A container's present life with all that its hooks and probes need.
-    fn hooked(&self, index: usize, id: &str) -> Option<Hooked> {
+    pub(super) fn hooked(&self, index: usize, id: &str) -> Option<Hooked> {
         let container = self.machine.containers.get(index)?;
         Some(Hooked {
             node: self.seed.node.clone(),
@@ -454,7 +416,7 @@ impl PodActor {
     }
 
     /// Asks the runtime which of this pod's containers there are and have ended: heals what was missed.
-    fn check_exits(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn check_exits(&mut self, ctx: &mut Context<Self>) {
         let runtime = self.seed.node.runtime.clone();
         let uid = self.uid.clone();
         let work = async move { runtime.list_containers().await.map(|all| (uid, all)) };
@@ -491,7 +453,7 @@ impl PodActor {
 }
 
 /// What the runtime could not end is tried again at this pace.
-const RETRY: Duration = Duration::from_secs(2);
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> Ended {
     let reason = match exit {
         Exit { oom_killed: true, .. } => "OOMKilled",
