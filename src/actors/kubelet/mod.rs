@@ -490,7 +490,9 @@ impl Handler<PodsBegin> for Kubelet {
 
     /// No pod has an actor: what there is on this machine is to be taken over.
     fn handle(&mut self, _: PodsBegin, ctx: &mut Self::Context) {
-        self.pods.clear();
+        for (uid, _) in self.pods.drain() {
+            self.seed.node.ledger.strike(&uid);
+        }
         self.listed = false;
         self.list_runtime(ctx);
     }

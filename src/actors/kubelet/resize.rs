@@ -62,8 +62,12 @@ impl PodActor {
     /// Asks for what the pod wants by now, and goes on.
     pub(super) fn ask_again(&mut self, ctx: &mut Context<Self>) {
         let asked = self.seed.wanted.load().pod.clone();
-        let given = self.give(asked, ctx);
-        self.machine.assign(given);
+        if !are_same(&asked, &self.machine.pod) {
+            let mut given = self.give(asked, ctx);
+            // What was told last is newer than what the master has sent.
+            Arc::make_mut(&mut given).status.clone_from(&self.machine.pod.status);
+            self.machine.assign(given);
+        }
         self.advance(ctx);
     }
 

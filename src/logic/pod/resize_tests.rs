@@ -107,6 +107,13 @@ fn what_is_only_asked_for_is_not_given() {
     assert_eq!(m.step(1).actions, []);
     let told = condition(&m, "PodResizePending").unwrap();
     assert_eq!((&told["reason"], &told["message"]), (&json!("Infeasible"), &json!("too much")));
+    // When it is over nobody takes it for somebody else's condition.
+    let old: v1::PodStatus = serde_json::from_value(shown(&m)).unwrap();
+    m.pending = Verdict::Fits;
+    let mut new: v1::PodStatus = serde_json::from_value(shown(&m)).unwrap();
+    crate::logic::pod::gates::keep_foreign(&mut new, Some(&old));
+    assert!(new.conditions.unwrap().iter().all(|c| c.type_ != "PodResizePending"));
+    m.pending = Verdict::Infeasible("too much".into());
     // The next kubelet reads it out of the status.
     let mut stored = asked;
     stored.status = Some(serde_json::from_value(shown(&m)).unwrap());
