@@ -37,6 +37,6 @@ pub mod store;
 
 pub use app::{
     Client, ClientError, Cluster, ClusterConfig, Master, MasterConfig, Node, NodeConfig, NodeLogin,
-    Persistence, RuntimeChoice, StartError, WatchEvent, Watcher,
+    Persistence, RegistryOptions, RuntimeChoice, StartError, WatchEvent, Watcher,
 };
 pub use runtime::ContainerRuntime;

@@ -3,32 +3,40 @@
 //! Owns: the list of cases and the runtimes each is run against. A case is a function of a [`harness::Bench`]; it knows
 //! no runtime by name. A new runtime implements [`harness::Harness`] and gets a line in `suite!`. A case that a runtime
 //! cannot meet is exempted there and only there, with the reason as text, which `cargo test` prints.
-//! Needs root for real containers, and `dockerd` for the docker runtime (without it those are skipped, except under
-//! `CI`); they run the built-in image, so nothing else is needed.
+//! Needs root for real containers, `dockerd` for the docker runtime and `containerd` for the CRI runtime (without them
+//! those are skipped, except under `CI`); they run the built-in image, so nothing else is needed.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod conformance {
     pub mod archives;
+    pub mod containerd;
     pub mod containers;
+    pub mod cri;
+    mod cri_only;
     pub mod docker;
     mod docker_only;
     pub mod engine;
     pub mod exec;
     pub mod harness;
     pub mod images;
+    pub mod logs;
     pub mod native;
     pub mod restarts;
     pub mod sandboxes;
     pub mod sharing;
     pub mod sim;
+    pub mod stats;
     pub mod stopping;
+    pub mod streams;
 }
 
-use conformance::{containers, exec, harness::Bench, images, restarts, sandboxes, sharing, stopping};
+use conformance::{
+    containers, exec, harness::Bench, images, logs, restarts, sandboxes, sharing, stats, stopping, streams,
+};
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
 macro_rules! suite {
-    ($($room:ident { $($case:ident $(, sim exempt: $why:literal)?;)* })*) => {
+    ($($room:ident { $($case:ident $(, sim exempt: $why:literal)? $(, cri exempt: $cri:literal)?;)* })*) => {
         mod native {
             $(mod $room {
                 $(#[tokio::test]
@@ -43,6 +51,17 @@ macro_rules! suite {
                 async fn $case() {
                     if crate::conformance::engine::at_hand() {
                         crate::$room::$case(&mut crate::Bench::<crate::conformance::docker::OnDocker>::new().await).await;
+                    }
+                })*
+            })*
+        }
+        mod cri {
+            $(mod $room {
+                $(#[tokio::test]
+                $(#[ignore = $cri])?
+                async fn $case() {
+                    if crate::conformance::containerd::at_hand() {
+                        crate::$room::$case(&mut crate::Bench::<crate::conformance::cri::OnContainerd>::new().await).await;
                     }
                 })*
             })*
@@ -75,6 +94,8 @@ suite! {
         a_lost_sandbox_is_told_and_its_containers_can_be_ended;
     }
     containers {
+        a_running_container_is_resized, sim exempt: "simulated containers have no cgroups to look at";
+        only_running_containers_are_resized;
         a_container_is_created_then_runs_then_has_exited;
         exit_codes_are_told_by_event_and_listing_alike;
         an_exit_is_told_once_to_every_listener;
@@ -105,6 +126,8 @@ suite! {
         a_program_ended_by_a_signal_has_its_code;
         a_program_that_does_not_exist_is_a_start_error;
         a_program_over_its_time_is_killed_and_its_container_lives;
+        what_a_program_over_its_time_said_is_told,
+            cri exempt: "the interface tells no output of a program whose time was up";
         many_programs_run_at_once;
         output_beyond_the_bound_is_dropped;
         in_a_container_that_does_not_run_nothing_is_run;
@@ -114,6 +137,40 @@ suite! {
         after_a_restart_programs_run_in_the_containers_found;
         a_program_with_streams_says_what_it_has_to_say_and_how_it_ended;
     }
+    streams {
+        a_program_reads_what_is_typed_until_its_end,
+            sim exempt: "simulated programs read nothing and have no terminals",
+            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+        a_terminal_has_a_name_and_the_size_of_the_users,
+            sim exempt: "simulated programs read nothing and have no terminals",
+            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+        an_interrupt_on_a_terminal_reaches_the_foreground_program,
+            sim exempt: "simulated programs read nothing and have no terminals",
+            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+        what_a_user_leaves_on_a_terminal_is_hung_up,
+            sim exempt: "simulated programs read nothing and have no terminals",
+            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+        a_terminal_for_a_program_that_does_not_exist_is_an_error,
+            sim exempt: "simulated programs read nothing and have no terminals",
+            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+        who_attaches_talks_with_the_program_itself,
+            sim exempt: "simulated programs read nothing and have no terminals",
+            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+        input_for_once_ends_with_who_had_it,
+            sim exempt: "simulated programs read nothing and have no terminals",
+            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+        input_that_ends_at_once_has_come_and_ended,
+            sim exempt: "simulated programs read nothing and have no terminals",
+            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+        a_container_has_a_terminal_when_it_asks_for_one,
+            sim exempt: "simulated programs read nothing and have no terminals",
+            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+        who_does_not_listen_holds_up_nobody,
+            sim exempt: "simulated programs read nothing and have no terminals",
+            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+        a_port_of_a_pod_is_reached_from_inside,
+            sim exempt: "simulated containers have no sockets";
+    }
     restarts {
         running_containers_are_found_with_the_same_process;
         what_ended_while_nobody_drove_is_found_with_its_code;
@@ -122,6 +179,20 @@ suite! {
         an_adopted_container_is_heard_and_can_be_stopped;
         images_are_still_here;
         sandboxes_removed_before_are_not_found_after;
+    }
+    logs {
+        a_flood_is_rotated_within_its_limits_and_holds_up_nobody,
+            cri exempt: "a CRI runtime writes its logs, and the kubelet rotates them every now and then";
+        a_flood_is_followed_without_a_gap,
+            cri exempt: "a CRI runtime writes its logs, and the kubelet rotates them every now and then";
+        a_log_goes_on_within_its_limits_after_a_restart,
+            cri exempt: "a CRI runtime writes its logs, and the kubelet rotates them every now and then";
+    }
+    stats {
+        what_a_running_container_uses_is_told_for_it_and_its_pod;
+        what_has_ended_is_not_told_of;
+        a_writable_layer_is_measured,
+            sim exempt: "simulated containers have no file system";
     }
     sharing {
         containers_of_a_pod_share_the_host_name;
@@ -151,6 +222,12 @@ suite! {
         two_names_of_an_image_go_one_by_one;
         what_is_no_archive_is_refused_and_changes_nothing;
         archives_that_lead_out_of_their_root_are_refused;
+        saved_images_come_back_under_the_same_ids,
+            sim exempt: "simulated images have names only, no content",
+            cri exempt: "the interface gives no images away";
+        only_images_that_are_here_are_saved,
+            sim exempt: "simulated images have names only, no content",
+            cri exempt: "the interface gives no images away";
         names_that_are_none_are_refused;
         what_no_registry_has_is_not_pulled;
         a_running_container_keeps_its_image;

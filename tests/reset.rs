@@ -34,10 +34,11 @@ impl Up {
         // Beside the executable, so that the built-in image can be a hard link to it.
         let dir = TempDir::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
         let data = fs::canonicalize(dir.path()).unwrap().join("data");
-        let child = troupe(&["up", "--api", "127.0.0.1:0", "--runtime", runtime], &data)
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap();
+        let child =
+            troupe(&["up", "--api", "127.0.0.1:0", "--runtime", runtime, "--eviction-hard", ""], &data)
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
         let up = Up { child, data, _dir: dir };
         until("troupe up serves", || up.data.join("ready").exists());
         up

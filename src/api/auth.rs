@@ -5,7 +5,7 @@
 //! Invariant: without credentials there is no answer but 401. Tokens are looked up by digest, so comparing takes the
 //! same time for every wrong one.
 
-use std::{any::Any, collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc};
 
 use actix_tls::accept::rustls_0_23::TlsStream;
 use actix_web::{HttpRequest, dev::Extensions, rt::net::TcpStream};
@@ -61,8 +61,7 @@ pub fn server_config(tls: Tls) -> Result<ServerConfig, TlsError> {
 struct Certified(User);
 
 /// Looks at a new connection's client certificate.
-pub fn on_connect(connection: &dyn Any, data: &mut Extensions) {
-    let Some(stream) = connection.downcast_ref::<TlsStream<TcpStream>>() else { return };
+pub fn on_connect(stream: &TlsStream<TcpStream>, data: &mut Extensions) {
     let certificate = stream.get_ref().1.peer_certificates().and_then(|c| c.first());
     if let Some(user) = certificate.and_then(|c| user_of(c)) {
         data.insert(Certified(user));

@@ -3,7 +3,12 @@
 //! Owns: [`ApiConfig`], [`ApiState`], [`Limits`]. Every bound of the room is a field here with its default and the
 //! reason for it; nothing elsewhere in the room invents a number of its own for what a client may cost.
 
-use std::{collections::HashMap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+    time::Duration,
+};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -14,6 +19,8 @@ use crate::messages::{Commit, OpenStream, Port, View};
 pub struct ApiConfig {
     /// Where to listen; port 0 takes any free one.
     pub listen: SocketAddr,
+    /// Listens there already.
+    pub listener: Option<TcpListener>,
     /// Certificates.
     pub tls: Tls,
     /// Bearer tokens and who holds each.
@@ -35,6 +42,7 @@ impl ApiConfig {
     pub fn new(listen: SocketAddr, tls: Tls) -> ApiConfig {
         ApiConfig {
             listen,
+            listener: None,
             tls,
             tokens: HashMap::new(),
             limits: Limits::default(),

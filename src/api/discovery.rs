@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use actix_web::{HttpRequest, HttpResponse};
 use serde_json::{Value, json};
 
-use super::{fixed::Document, review::Review, slices};
+use super::{fixed::Document, review::Review, slices, usage};
 use crate::model::{
     Kind,
     registry::{self, Subresource},
@@ -206,7 +206,13 @@ fn unstored() -> impl Iterator<Item = (&'static str, &'static str, Resource)> {
         .into_iter()
         .map(move |review| (review.group(), "v1", plain(review.plural(), review.kind(), false, &["create"])));
     let slices = plain(slices::PLURAL.to_owned(), slices::KIND, true, &["get", "list"]);
-    reviews.chain([(slices::GROUP, slices::VERSION, slices)])
+    // As the metrics server, which gives them no singular.
+    let metrics =
+        [("nodes", "NodeMetrics", false), ("pods", "PodMetrics", true)].map(|(plural, kind, namespaced)| {
+            let resource = plain(plural.to_owned(), kind, namespaced, &["get", "list"]);
+            (usage::GROUP, usage::VERSION, Resource { singular: String::new(), ..resource })
+        });
+    reviews.chain([(slices::GROUP, slices::VERSION, slices)]).chain(metrics)
 }
 
 fn plain_resources(of: &Resource) -> Vec<Value> {

@@ -26,12 +26,13 @@ use super::{
     error::ApiError,
     exec, health, images, log, metrics, openapi,
     patch::{Format, Patch},
+    port_forward,
     query::Query,
     read, render,
     review::{self, Review},
     slices, subresource,
     target::Target,
-    watch,
+    usage, watch,
     write::{self, Call},
 };
 use crate::model::{Kind, admit::Part};
@@ -199,12 +200,16 @@ async fn serve(
             let permit = call.shared.stream_permit()?;
             return if reads { log::log(&call, permit).await } else { Err(ApiError::MethodNotAllowed) };
         }
-        Some("exec") if call.resource.kind == Kind::Pod => {
+        Some(stream @ ("exec" | "attach" | "portforward")) if call.resource.kind == Kind::Pod => {
+            // GET over a WebSocket, POST over SPDY; neither cares.
+            if !matches!(*request.method(), Method::GET | Method::POST) {
+                return Err(ApiError::MethodNotAllowed);
+            }
             let permit = call.shared.stream_permit()?;
-            // A POST is a client that tried it in vain over a WebSocket: it is told why.
-            return match *request.method() {
-                Method::GET | Method::POST => exec::exec(&call, request, payload, permit).await,
-                _ => Err(ApiError::MethodNotAllowed),
+            return match stream {
+                "exec" => exec::exec(&call, request, payload, permit).await,
+                "attach" => exec::attach(&call, request, payload, permit).await,
+                _ => port_forward::port_forward(&call, request, payload, permit).await,
             };
         }
         Some("proxy") if call.resource.kind == Kind::Node => {
@@ -281,6 +286,12 @@ async fn subresources(
             Method::PATCH => write::patch(call, Part::EphemeralContainers, &patch(request, &body)?).await,
             _ => Err(ApiError::MethodNotAllowed),
         },
+        (Kind::Pod, "resize") => match *request.method() {
+            Method::GET | Method::HEAD => read::get(&call.shared, &call.resource, &call.query, call.form),
+            Method::PUT => write::update(call, Part::Resize, json(body)?).await,
+            Method::PATCH => write::patch(call, Part::Resize, &patch(request, &body)?).await,
+            _ => Err(ApiError::MethodNotAllowed),
+        },
         (Kind::ReplicationController, "scale") => match *request.method() {
             Method::GET | Method::HEAD => subresource::get_scale(call),
             Method::PUT => subresource::set_scale(call, subresource::put_scale(&json(body)?)?).await,
@@ -314,6 +325,10 @@ async fn other(
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
     if let Some(slices) = slices::Slices::of(&segments) {
         return only_reads(request).and_then(|()| slices.answer(request, &shared.state.view.snapshot()));
+    }
+    if let Some(metrics) = usage::Metrics::of(&segments) {
+        only_reads(request)?;
+        return shared.bounded(metrics.answer(request, shared)).await;
     }
     if health::is_ours(&segments) {
         only_reads(request)?;

@@ -1,20 +1,20 @@
-//! `pods/NAME/exec`: a user's program in a container, over a WebSocket as kubectl speaks it.
+//! `pods/NAME/exec` and `pods/NAME/attach`: a user at a program in a container.
 //!
-//! Owns: the choice of the protocol (`v5.channel.k8s.io`, or v4, which cannot close its input), and the passage between
-//! WebSocket messages (`channel, bytes`) and the node's frames. Invariants: memory is bounded by one message and a few
-//! chunks; each side's end ends the other.
+//! Owns: the requests, the streams that a client has for them (channels of a WebSocket, or SPDY streams by their
+//! `streamType`), and the passage between those and the node's frames. Invariants: memory is bounded by one message and a
+//! few chunks; each side's end ends the other.
 
-use actix_http::ws;
-use actix_web::{HttpRequest, HttpResponse, http::header, web};
-use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt as _;
+use std::time::Duration;
+
+use actix_web::{HttpRequest, HttpResponse, rt, web};
+use bytes::Bytes;
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
-use tokio_util::codec::{Decoder as _, Encoder as _};
 
 use super::{
     door::StreamPermit,
     error::ApiError,
-    log,
+    log, spdy,
+    upgrade::{Handshake, Incoming, Known, Outgoing, Protocol},
     write::{Call, document},
 };
 use crate::{
@@ -22,166 +22,289 @@ use crate::{
         ByteStream,
         wire::{self, Channel},
     },
-    model::KindFacet,
+    model::{KindFacet, Object},
 };
 
-/// In order of preference.
-const PROTOCOLS: [&str; 2] = ["v5.channel.k8s.io", "v4.channel.k8s.io"];
-/// No message is longer: kubectl sends 32 KiB.
-const MAX_MESSAGE: usize = 1024 * 1024;
-/// Chunks on their way to the client.
-const QUEUE: usize = 8;
+/// v4 cannot close its input on a WebSocket; on SPDY it can.
+const KNOWN: Known<'static> =
+    Known { websocket: &["v5.channel.k8s.io", "v4.channel.k8s.io"], spdy: &["v4.channel.k8s.io"] };
+/// Frames on their way to the node.
+const QUEUE: usize = 4;
+/// How long a SPDY client may take to open its streams, as in Kubernetes.
+const STREAMS_WITHIN: Duration = Duration::from_secs(30);
+/// How long a client that was told everything may take to leave: cut off earlier, it may lose the last words.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 
-/// GET of an exec.
+/// GET or POST of an exec.
 ///
 /// # Errors
-/// 404 for the pod, 400 for what cannot be run or is no WebSocket, and the node's.
+/// 404 for the pod, 400 for what cannot be run or is no upgrade, and the node's.
 pub async fn exec(
     call: &Call,
     request: &HttpRequest,
     payload: web::Payload,
     permit: StreamPermit,
 ) -> Result<HttpResponse, ApiError> {
+    let command: Vec<String> =
+        call.query.others.iter().filter(|(name, _)| name == "command").map(|(_, v)| v.clone()).collect();
+    begin(call, request, payload, permit, |object, container, wanted| {
+        if command.is_empty() {
+            return Err(ApiError::BadRequest(
+                "you must specify at least one command for the container".into(),
+            ));
+        }
+        Ok(wire::Open::Exec(wire::ExecRequest {
+            namespace: object.key.namespace.to_string(),
+            pod: object.key.name.to_string(),
+            uid: object.uid().to_string(),
+            container,
+            command,
+            stdin: wanted.stdin,
+            tty: wanted.tty,
+        }))
+    })
+    .await
+}
+
+/// GET or POST of an attach.
+///
+/// # Errors
+/// As of an exec.
+pub async fn attach(
+    call: &Call,
+    request: &HttpRequest,
+    payload: web::Payload,
+    permit: StreamPermit,
+) -> Result<HttpResponse, ApiError> {
+    begin(call, request, payload, permit, |object, container, wanted| {
+        Ok(wire::Open::Attach(wire::AttachRequest {
+            namespace: object.key.namespace.to_string(),
+            pod: object.key.name.to_string(),
+            uid: object.uid().to_string(),
+            container,
+            stdin: wanted.stdin,
+            tty: wanted.tty,
+        }))
+    })
+    .await
+}
+
+/// The streams that a request asks for.
+#[derive(Clone, Copy)]
+struct Wanted {
+    stdin: bool,
+    stdout: bool,
+    /// Never with a terminal, which has one output.
+    stderr: bool,
+    tty: bool,
+}
+
+async fn begin(
+    call: &Call,
+    request: &HttpRequest,
+    payload: web::Payload,
+    permit: StreamPermit,
+    open: impl FnOnce(&Object, String, Wanted) -> Result<wire::Open, ApiError>,
+) -> Result<HttpResponse, ApiError> {
     let key = call.key()?;
     let snapshot = call.shared.state.view.snapshot();
     let object = snapshot.find(&key).ok_or_else(|| ApiError::not_found(&key))?;
     let KindFacet::Pod(pod) = &object.facet.of else { return Err(ApiError::UnknownPath) };
-    let command: Vec<String> =
-        call.query.others.iter().filter(|(name, _)| name == "command").map(|(_, v)| v.clone()).collect();
-    if command.is_empty() {
-        return Err(ApiError::BadRequest("you must specify at least one command for the container".into()));
+    let query = &call.query;
+    let tty = query.switch("tty");
+    let wanted = Wanted {
+        stdin: query.switch("stdin"),
+        stdout: query.switch("stdout"),
+        stderr: query.switch("stderr") && !tty,
+        tty,
+    };
+    if !(wanted.stdin || wanted.stdout || wanted.stderr) {
+        return Err(ApiError::BadRequest("you must specify at least 1 of stdin, stdout, stderr".into()));
     }
-    if call.query.switch("tty") {
-        return Err(ApiError::BadRequest("terminals are not supported yet: leave out -t".into()));
-    }
-    let open = wire::Open::Exec(wire::ExecRequest {
-        namespace: object.key.namespace.to_string(),
-        pod: object.key.name.to_string(),
-        uid: object.uid().to_string(),
-        container: log::container(&document(object)?, call.query.other("container").unwrap_or(""))?,
-        command,
-        stdin: call.query.switch("stdin"),
-        tty: false,
-    });
-    let (accept, protocol) = upgrade(request)?;
+    let container = log::container(&document(object)?, query.other("container").unwrap_or(""))?;
+    let open = open(object, container, wanted)?;
+    let handshake = Handshake::new(request, &KNOWN)?;
     let Some(node) = &pod.node else {
         return Err(ApiError::BadRequest(format!("pod {} does not have a host assigned", key.name)));
     };
+    // A client whose handshake failed would try another protocol; with this one it is told why.
     let opened = log::open(call, node, open).await;
-    let (chunks, queue) = mpsc::channel(QUEUE);
-    let stop = call.shared.stop.clone();
-    actix_web::rt::spawn(async move {
+    let (protocol, stop) = (handshake.protocol, call.shared.stop.clone());
+    let (response, incoming, out) = handshake.answer(payload);
+    rt::spawn(async move {
         let _permit = permit;
-        let ByteStream { read, write } = match opened {
-            Ok(stream) => stream,
-            // A client whose handshake failed would try another protocol; with this one it is told why.
-            Err(error) => return refuse(&error, &chunks).await,
-        };
         tokio::select! {
-            () = to_client(read, chunks.clone()) => {}
-            () = from_client(payload, write, chunks) => {}
+            () = serve(protocol, wanted, incoming, out, opened) => {}
             () = stop.cancelled() => {}
         }
     });
-    let body = futures_util::stream::unfold(queue, |mut queue| async move {
-        queue.recv().await.map(|chunk: Bytes| (Ok::<_, std::io::Error>(chunk), queue))
-    });
-    Ok(HttpResponse::SwitchingProtocols()
-        .upgrade("websocket")
-        .insert_header((header::SEC_WEBSOCKET_ACCEPT, accept))
-        .insert_header((header::SEC_WEBSOCKET_PROTOCOL, protocol))
-        .streaming(body))
+    Ok(response)
 }
 
-/// Checks the client's half of the handshake: our half's key and the protocol.
-fn upgrade(request: &HttpRequest) -> Result<(String, &'static str), ApiError> {
-    let refuse = |why: &str| ApiError::BadRequest(format!("unable to upgrade: {why}"));
-    ws::verify_handshake(request.head())
-        .map_err(|e| refuse(&format!("{e}; exec is spoken over WebSockets, as kubectl 1.30 and later do")))?;
-    let key = request.headers().get(header::SEC_WEBSOCKET_KEY).ok_or_else(|| refuse("no key"))?;
-    let accept = String::from_utf8_lossy(&ws::hash_key(key.as_bytes())).into_owned();
-    let offered: Vec<&str> = request
-        .headers()
-        .get_all(header::SEC_WEBSOCKET_PROTOCOL)
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(',').map(str::trim))
-        .collect();
-    let protocol = PROTOCOLS.into_iter().find(|protocol| offered.contains(protocol));
-    let protocol = protocol
-        .ok_or_else(|| refuse(&format!("none of the protocols {offered:?} is known; {PROTOCOLS:?} are")))?;
-    Ok((accept, protocol))
-}
-
-/// The node's frames as messages, until the program has ended.
-async fn to_client(mut read: impl tokio::io::AsyncRead + Unpin, chunks: mpsc::Sender<Bytes>) {
-    while let Ok(Some((channel, bytes))) = Channel::receive(&mut read).await {
-        let message = ws::Message::Binary([&[channel as u8], bytes.as_slice()].concat().into());
-        if !put(&chunks, message).await {
-            return;
-        }
-    }
-    put(&chunks, ws::Message::Close(Some(ws::CloseCode::Normal.into()))).await;
-}
-
-/// Tells that nothing was run, as if it had ended so.
-async fn refuse(error: &ApiError, chunks: &mpsc::Sender<Bytes>) {
-    let message = [&[Channel::Error as u8], error.status().to_string().as_bytes()].concat();
-    if put(chunks, ws::Message::Binary(message.into())).await {
-        put(chunks, ws::Message::Close(Some(ws::CloseCode::Normal.into()))).await;
-    }
-}
-
-async fn put(chunks: &mpsc::Sender<Bytes>, message: ws::Message) -> bool {
-    let mut frame = BytesMut::new();
-    ws::Codec::new().encode(message, &mut frame).is_ok() && chunks.send(frame.freeze()).await.is_ok()
-}
-
-/// The client's messages as frames, until it closes.
-async fn from_client(
-    mut payload: web::Payload,
-    mut write: impl tokio::io::AsyncWrite + Unpin,
-    chunks: mpsc::Sender<Bytes>,
+async fn serve(
+    protocol: Protocol,
+    wanted: Wanted,
+    incoming: Incoming,
+    out: Outgoing,
+    opened: Result<ByteStream, ApiError>,
 ) {
-    let mut codec = ws::Codec::new().max_size(MAX_MESSAGE);
-    let (mut input, mut whole) = (BytesMut::new(), Vec::new());
-    while let Some(Ok(bytes)) = payload.next().await {
-        input.extend_from_slice(&bytes);
-        loop {
-            let message = match codec.decode(&mut input) {
-                Ok(Some(ws::Frame::Binary(bytes))) => bytes.to_vec(),
-                Ok(Some(ws::Frame::Continuation(item))) => match item {
-                    ws::Item::FirstBinary(bytes) | ws::Item::FirstText(bytes) | ws::Item::Continue(bytes) => {
-                        whole.extend_from_slice(&bytes);
-                        if whole.len() > MAX_MESSAGE {
-                            return;
-                        }
-                        continue;
-                    }
-                    ws::Item::Last(bytes) => {
-                        whole.extend_from_slice(&bytes);
-                        std::mem::take(&mut whole)
-                    }
-                },
-                Ok(Some(ws::Frame::Ping(bytes))) => {
-                    if !put(&chunks, ws::Message::Pong(bytes)).await {
-                        return;
-                    }
-                    continue;
+    let (frames, input) = mpsc::channel(QUEUE);
+    let (mut client, mut driving) = match protocol {
+        Protocol::WebSocket(_) => (Client::Messages(out.clone()), rt::spawn(messages_in(incoming, frames))),
+        Protocol::Spdy(_) => {
+            let (session, mut streams) = spdy::session(incoming, out.clone());
+            let held = frames.clone();
+            let driving = rt::spawn(async move {
+                session.await;
+                // Its end is the client's.
+                drop(held);
+            });
+            let gathered = tokio::time::timeout(STREAMS_WITHIN, gather(&mut streams, wanted, frames)).await;
+            let Ok(Some(ends)) = gathered else {
+                tracing::debug!("a client did not open the streams that it asked for");
+                return driving.abort();
+            };
+            // Streams beyond those have no meaning; they are ended as they come.
+            rt::spawn(async move { while streams.recv().await.is_some() {} });
+            (Client::Streams(ends), driving)
+        }
+    };
+    match opened {
+        Ok(ByteStream { read, write }) => tokio::select! {
+            () = to_client(read, &mut client) => {}
+            () = from_client(input, write) => {}
+        },
+        Err(error) => client.send(Channel::Error, error.status().to_string().as_bytes()).await,
+    }
+    client.finish().await;
+    drop(out);
+    if tokio::time::timeout(LEAVE_WITHIN, &mut driving).await.is_err() {
+        driving.abort();
+    }
+}
+
+/// How a client is told something.
+enum Client {
+    Messages(Outgoing),
+    Streams(Ends),
+}
+
+/// The SPDY streams to a client.
+#[derive(Default)]
+struct Ends {
+    stdout: Option<spdy::Write>,
+    stderr: Option<spdy::Write>,
+    error: Option<spdy::Write>,
+    /// Those that only the client writes on, open until the end.
+    others: Vec<spdy::Write>,
+}
+
+impl Client {
+    /// What it has no stream for is nothing to it. That it has gone is heard from its other direction.
+    async fn send(&mut self, channel: Channel, bytes: &[u8]) {
+        match self {
+            Client::Messages(out) => {
+                out.send([&[channel as u8], bytes].concat().into()).await;
+            }
+            Client::Streams(ends) => {
+                let stream = match channel {
+                    Channel::Stdout => &ends.stdout,
+                    Channel::Stderr => &ends.stderr,
+                    Channel::Error => &ends.error,
+                    Channel::Stdin | Channel::Resize | Channel::Close => return,
+                };
+                if let Some(stream) = stream {
+                    stream.send(bytes).await;
                 }
-                Ok(Some(ws::Frame::Text(_) | ws::Frame::Pong(_))) => continue,
-                Ok(None) => break,
-                Ok(Some(ws::Frame::Close(_))) | Err(_) => return,
-            };
-            let Some((channel, bytes)) = message.split_first() else { continue };
-            let Some(channel) = Channel::from_byte(*channel) else { continue };
-            let sent = async {
-                channel.send(&mut write, bytes).await?;
-                write.flush().await
-            };
-            if sent.await.is_err() {
-                // The program has ended; how, is told by the other direction.
-                std::future::pending::<()>().await;
             }
         }
     }
+
+    async fn finish(self) {
+        match self {
+            Client::Messages(out) => out.close().await,
+            Client::Streams(Ends { stdout, stderr, error, others }) => {
+                for stream in [stdout, stderr, error].into_iter().flatten().chain(others) {
+                    stream.close().await;
+                }
+            }
+        }
+    }
+}
+
+/// The node's frames to the client, until the program has ended.
+async fn to_client(mut read: impl tokio::io::AsyncRead + Unpin, client: &mut Client) {
+    while let Ok(Some((channel, bytes))) = Channel::receive(&mut read).await {
+        client.send(channel, &bytes).await;
+    }
+}
+
+/// The client's frames to the node, until it has gone.
+async fn from_client(
+    mut input: mpsc::Receiver<(Channel, Bytes)>,
+    mut write: impl tokio::io::AsyncWrite + Unpin,
+) {
+    while let Some((channel, bytes)) = input.recv().await {
+        let sent = async {
+            channel.send(&mut write, &bytes).await?;
+            write.flush().await
+        };
+        if sent.await.is_err() {
+            // The program has ended; how, is told by the other direction.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// A WebSocket's messages as frames, until the client closes.
+async fn messages_in(mut incoming: Incoming, frames: mpsc::Sender<(Channel, Bytes)>) {
+    while let Some(message) = incoming.next().await {
+        let Some(channel) = message.first().and_then(|byte| Channel::from_byte(*byte)) else { continue };
+        // Once nobody takes them it is only the client's close that is waited for.
+        let _ = frames.send((channel, message.slice(1..))).await;
+    }
+}
+
+/// Waits for the streams that a request asks for.
+async fn gather(
+    streams: &mut mpsc::Receiver<spdy::Stream>,
+    wanted: Wanted,
+    frames: mpsc::Sender<(Channel, Bytes)>,
+) -> Option<Ends> {
+    let mut ends = Ends::default();
+    let (mut stdin, mut resize) = (!wanted.stdin, !wanted.tty);
+    while !(stdin && resize && ends.error.is_some())
+        || ends.stdout.is_some() != wanted.stdout
+        || ends.stderr.is_some() != wanted.stderr
+    {
+        let stream = streams.recv().await?;
+        let kind = stream.header("streamtype").unwrap_or("").to_owned();
+        match kind.as_str() {
+            "stdin" if !stdin => {
+                stdin = true;
+                ends.others.push(stream.write);
+                rt::spawn(stream_in(stream.read, Channel::Stdin, frames.clone()));
+            }
+            "resize" if !resize => {
+                resize = true;
+                ends.others.push(stream.write);
+                rt::spawn(stream_in(stream.read, Channel::Resize, frames.clone()));
+            }
+            "stdout" if wanted.stdout => ends.stdout = Some(stream.write),
+            "stderr" if wanted.stderr => ends.stderr = Some(stream.write),
+            "error" => ends.error = Some(stream.write),
+            _ => {}
+        }
+    }
+    Some(ends)
+}
+
+/// One of a client's streams as frames, and its end as one.
+async fn stream_in(mut read: spdy::Read, channel: Channel, frames: mpsc::Sender<(Channel, Bytes)>) {
+    while let Some(bytes) = read.next().await {
+        if frames.send((channel, bytes)).await.is_err() {
+            return;
+        }
+    }
+    let _ = frames.send((Channel::Close, Bytes::copy_from_slice(&[channel as u8]))).await;
 }

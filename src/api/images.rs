@@ -1,6 +1,6 @@
 //! Images of a node: `/api/v1/nodes/NODE/proxy/images…`.
 //!
-//! Owns: the five requests (load an archive, import a root file system, pull, list, remove) and their passage through a
+//! Owns: the six requests (load an archive, import a root file system, pull, save, list, remove) and their passage through a
 //! byte stream to the node. A body is passed on as it comes, never held, and the node's answer is passed back; that to a
 //! pull as it comes, since it tells how far the pull is.
 
@@ -25,6 +25,8 @@ use crate::{
 
 /// The longest answer of a node: names of some thousand images.
 const ANSWER_BYTES: u64 = 1 << 20;
+/// Images saved as one archive: the names fit into the node's request many times.
+const MAX_SAVED: usize = 64;
 /// How long a client may pause within an upload.
 const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
 /// How long a node may work on an image after its last byte: unpacking some gigabytes on a slow disk.
@@ -49,9 +51,10 @@ pub async fn proxy(
         (&Method::POST, ["images", "load"]) => wire::Open::ImageLoad(wire::ImageLoad::Archive(name)),
         (&Method::POST, ["images", "import"]) => wire::Open::ImageLoad(wire::ImageLoad::RootFs(named()?)),
         (&Method::POST, ["images", "pull"]) => wire::Open::ImagePull(named()?),
+        (&Method::GET, ["images", "save"]) => wire::Open::ImageSave(names(call)?),
         (&Method::GET, ["images"]) => wire::Open::ImageList,
         (&Method::DELETE, ["images"]) => wire::Open::ImageRemove(named()?),
-        (_, ["images" | "load" | "import" | "pull", ..]) => return Err(ApiError::MethodNotAllowed),
+        (_, ["images" | "load" | "import" | "pull" | "save", ..]) => return Err(ApiError::MethodNotAllowed),
         _ => return Err(ApiError::UnknownPath),
     };
     let key = call.key()?;
@@ -62,6 +65,11 @@ pub async fn proxy(
         let stream = open(call, &NodeName(key.name.clone()), request).await?;
         let lines = pass_on(call, stream, permit);
         return Ok(HttpResponse::Ok().content_type("application/x-ndjson").streaming(lines));
+    }
+    if matches!(request, wire::Open::ImageSave(_)) {
+        let stream = open(call, &NodeName(key.name.clone()), request).await?;
+        let bytes = pass_on(call, stream, permit);
+        return Ok(HttpResponse::Ok().content_type("application/x-tar").streaming(bytes));
     }
     let upload = matches!(request, wire::Open::ImageLoad(_));
     let mut stream = open(call, &NodeName(key.name.clone()), request).await?;
@@ -76,6 +84,17 @@ pub async fn proxy(
         .map_err(|_| ApiError::Timeout(format!("node {} did not answer", key.name)))?
         .map_err(|e| ApiError::Unavailable(format!("node {}: {e}", key.name)))?;
     answered(&key.name, upload || method == Method::DELETE, answer)
+}
+
+/// Every image that the query names.
+fn names(call: &Call) -> Result<Vec<String>, ApiError> {
+    let all = call.query.others.iter().filter(|(option, name)| option == "name" && !name.is_empty());
+    let names: Vec<String> = all.map(|(_, name)| name.clone()).collect();
+    match names.len() {
+        0 => Err(ApiError::BadRequest("the query must say which images: ?name=NAME, maybe repeated".into())),
+        1..=MAX_SAVED => Ok(names),
+        _ => Err(ApiError::BadRequest(format!("more than {MAX_SAVED} images at once"))),
+    }
 }
 
 /// The client's answer to what a node said at the end of its stream: names, or the reason it refused the image.

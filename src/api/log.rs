@@ -12,7 +12,7 @@ use tokio_util::io::ReaderStream;
 
 use super::{
     clock,
-    door::StreamPermit,
+    door::{Shared, StreamPermit},
     error::ApiError,
     write::{Call, document},
 };
@@ -33,8 +33,16 @@ const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 /// # Errors
 /// What the node answers, 502-like texts as 503 when it is not connected.
 pub async fn open(call: &Call, node: &NodeName, open: wire::Open) -> Result<ByteStream, ApiError> {
+    open_on(&call.shared, node, open).await
+}
+
+/// The same, later than the call.
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_on(shared: &Shared, node: &NodeName, open: wire::Open) -> Result<ByteStream, ApiError> {
     let request = OpenStream { node: node.clone(), open };
-    call.shared.state.streams.ask(request, OPEN_TIMEOUT).await?.map_err(|error| match error {
+    shared.state.streams.ask(request, OPEN_TIMEOUT).await?.map_err(|error| match error {
         OpenError::Refused(code, text) => ApiError::Node(code, text),
         OpenError::NotConnected(_) | OpenError::Failed(..) => ApiError::Unavailable(error.to_string()),
     })

@@ -1,7 +1,7 @@
 //! Kubernetes' REST API over actix-web and TLS. Speaks only messages to actors.
 //!
 //! The way of a request: [`server`] (TLS, workers) → [`door`] (who is it, limits, what is meant) → [`read`], [`watch`],
-//! [`mod@write`], [`delete`], [`subresource`], [`log`], [`mod@exec`], [`images`] → [`render`] or [`error`]. One set of handlers serves
+//! [`mod@write`], [`delete`], [`subresource`], [`log`], [`mod@exec`], [`port_forward`], [`images`] → [`render`] or [`error`]. One set of handlers serves
 //! every kind: what differs between kinds is in [`crate::model::registry`] and [`crate::model::admit`].
 //! Invariant: reads never wait for the store's writer; every change is a compare-and-swap.
 
@@ -9,6 +9,7 @@ mod auth;
 pub(crate) mod body;
 mod clock;
 mod config;
+mod connection;
 mod delete;
 mod discovery;
 mod door;
@@ -22,6 +23,7 @@ mod metrics;
 mod openapi;
 mod openapi_v2;
 pub(crate) mod patch;
+mod port_forward;
 mod protobuf;
 mod query;
 mod read;
@@ -30,9 +32,12 @@ mod review;
 mod server;
 mod services;
 mod slices;
+mod spdy;
 mod strategic;
 mod subresource;
 mod target;
+mod upgrade;
+mod usage;
 mod watch;
 mod write;
 

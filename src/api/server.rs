@@ -3,17 +3,36 @@
 //! Owns: the [`Server`] handle. Invariant: once [`serve`] returns, connections are accepted on [`Server::address`];
 //! once [`Server::stop`] returns, every request has been answered or cut off and the port is free.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
 
-use actix_web::{App, HttpServer, dev::ServerHandle, web};
+use actix_http::{HttpService, Protocol, error::DispatchError};
+use actix_server::{GracefulShutdownSignal, ServerHandle};
+use actix_service::{IntoServiceFactory as _, ServiceFactory, ServiceFactoryExt as _, map_config};
+use actix_tls::accept::{
+    TlsError as TlsFailure,
+    rustls_0_23::{Acceptor, TlsStream},
+};
+use actix_web::{App, dev::AppConfig, rt::net::TcpStream, web};
+use nix::sys::socket::Backlog;
+use rustls::ServerConfig;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     auth::{self, TlsError},
-    config::{ApiConfig, ApiState},
+    config::{ApiConfig, ApiState, Limits},
+    connection::Connection,
     door::{self, Shared},
 };
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 1024;
+/// HTTP/2's name in TLS.
+const H2: &[u8] = b"h2";
 
 /// Why the API does not serve.
 #[derive(Debug, thiserror::Error)]
@@ -44,30 +63,79 @@ pub struct Server {
 /// # Errors
 /// When certificates are unusable or the address cannot be bound.
 pub fn serve(config: ApiConfig, state: ApiState) -> Result<Server, ServeError> {
-    let ApiConfig { listen, tls, tokens, limits, service_cidr, workers } = config;
+    let ApiConfig { listen, listener, tls, tokens, limits, service_cidr, workers } = config;
     let tls = auth::server_config(tls)?;
     let stop = CancellationToken::new();
     let shared = Shared::new(state, limits, service_cidr, auth::Tokens::new(tokens), stop.clone());
     let shared = web::Data::from(Arc::new(shared));
     let fail = |source| ServeError::Listen { address: listen, source };
-    let server =
-        HttpServer::new(move || App::new().app_data(shared.clone()).default_service(web::to(door::handle)))
-            .workers(workers)
-            .on_connect(auth::on_connect)
-            .keep_alive(limits.idle_timeout)
-            .client_request_timeout(limits.head_timeout)
-            .tls_handshake_timeout(limits.head_timeout)
-            .max_connections(limits.connections)
-            .shutdown_timeout(limits.stop_timeout.as_secs())
-            .disable_signals()
-            .bind_rustls_0_23(listen, tls)
-            .map_err(fail)?;
-    let address = server.addrs().first().copied().unwrap_or(listen);
-    let server = server.run();
+    let listener = match listener {
+        Some(listener) => listener,
+        None => TcpListener::bind(listen).map_err(fail)?,
+    };
+    // More than the library's own choice.
+    let backlog = Backlog::new(BACKLOG).map_err(|errno| fail(errno.into()))?;
+    nix::sys::socket::listen(&listener, backlog).map_err(|errno| fail(errno.into()))?;
+    listener.set_nonblocking(true).map_err(fail)?;
+    let address = listener.local_addr().map_err(fail)?;
+    let builder = actix_server::Server::build();
+    let stopping = builder.graceful_shutdown_signal();
+    let server = builder
+        .workers(workers)
+        .max_concurrent_connections(limits.connections)
+        .shutdown_timeout(limits.stop_timeout.as_secs())
+        .disable_signals()
+        .listen("api", listener, move || connections(&shared, &tls, limits, &stopping))
+        .map_err(fail)?
+        .run();
     let handle = server.handle();
     let ended = actix_rt::spawn(server);
     tracing::info!(%address, "serving the API");
     Ok(Server { address, handle, stop, ended })
+}
+
+/// What a worker makes of a connection: TLS, a look at the first head ([`Connection`]), HTTP, the door.
+fn connections(
+    shared: &web::Data<Shared>,
+    tls: &ServerConfig,
+    limits: Limits,
+    stopping: &GracefulShutdownSignal,
+) -> impl ServiceFactory<
+    TcpStream,
+    Config = (),
+    Response = (),
+    Error = TlsFailure<io::Error, DispatchError>,
+    InitError = (),
+> + use<> {
+    let mut tls = tls.clone();
+    tls.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
+    let mut acceptor = Acceptor::new(tls);
+    acceptor.set_handshake_timeout(limits.head_timeout);
+    let stopping = stopping.clone();
+    let app = App::new().app_data(shared.clone()).default_service(web::to(door::handle)).into_factory();
+    let http = HttpService::build()
+        .graceful_shutdown_signal(move || {
+            let stopping = stopping.clone();
+            async move { stopping.notified().await }
+        })
+        .keep_alive(limits.idle_timeout)
+        .client_request_timeout(limits.head_timeout)
+        .on_connect_ext(|connection: &Connection<TlsStream<TcpStream>>, data| {
+            auth::on_connect(connection.get_ref(), data);
+        })
+        .finish(map_config(app, move |()| AppConfig::default()));
+    acceptor
+        .map_init_err(|_| ())
+        .map_err(TlsFailure::into_service_error)
+        .and_then(|io: TlsStream<TcpStream>| async move {
+            let (tcp, session) = io.get_ref();
+            let h2 = session.alpn_protocol() == Some(H2);
+            // What is written is whole: it need not wait for more.
+            let _ = tcp.set_nodelay(true);
+            let peer = tcp.peer_addr().ok();
+            Ok((Connection::new(io, !h2), if h2 { Protocol::Http2 } else { Protocol::Http1 }, peer))
+        })
+        .and_then(http.map_err(TlsFailure::Service))
 }
 
 impl Server {

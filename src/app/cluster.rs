@@ -14,10 +14,11 @@ use super::{
     Client, ClientError, Master, MasterConfig, Node, NodeConfig, Persistence, RegistryOptions, RuntimeChoice,
     StartError,
     node::MAX_PODS,
+    rootless::Outside,
     runtime::{choose, open_runtime},
 };
 use crate::{
-    actors::supervisor::Escalation,
+    actors::{kubelet::KubeletSettings, supervisor::Escalation},
     logic::supervision::Backoff,
     model::{Key, Kind, KindFacet, NodeName, Snapshot},
     runtime::ContainerRuntime,
@@ -31,6 +32,9 @@ pub struct ClusterConfig {
     pub nodes: Vec<NodeName>,
     /// Which runtime the nodes use, unless [`ClusterConfig::runtimes`] has one for it.
     pub runtime: RuntimeChoice,
+    /// Where the runtime of [`RuntimeChoice::Cri`] listens: a path, or `unix://` and one. Absent: where the nodes'
+    /// containers are already, else containerd's usual place.
+    pub cri_socket: Option<String>,
     /// Runtimes of the embedder's own, by node.
     pub runtimes: Vec<(NodeName, Arc<dyn ContainerRuntime>)>,
     /// Where nodes keep pods, logs and images. The master's directory, if it has one.
@@ -43,22 +47,30 @@ pub struct ClusterConfig {
     pub registries: RegistryOptions,
     /// A directory of manifests, whose pods the first node runs in any case.
     pub manifests: Option<PathBuf>,
+    /// The nodes' limits.
+    pub kubelet: KubeletSettings,
+    /// What stayed out of this process' network namespace, when it entered one.
+    pub outside: Option<Outside>,
 }
 
 impl ClusterConfig {
-    /// One node, named after this machine, with the native runtime, everything below `directory`.
+    /// One node, named after this machine, everything below `directory`, and whichever runtime this process may use
+    /// ([`RuntimeChoice::Auto`]).
     pub fn new(directory: impl Into<PathBuf>) -> ClusterConfig {
         let directory = directory.into();
         ClusterConfig {
             master: MasterConfig::new(Persistence::Directory(directory.clone())),
             nodes: vec![this_machine()],
             runtime: RuntimeChoice::Auto,
+            cri_socket: None,
             runtimes: Vec::new(),
             directory,
             crash_loop: Backoff::CRASH_LOOP,
             max_pods: MAX_PODS,
             registries: RegistryOptions::default(),
             manifests: None,
+            kubelet: KubeletSettings::default(),
+            outside: None,
         }
     }
 
@@ -112,7 +124,7 @@ impl ClusterConfig {
         }
         // Before anything is written: a start that cannot succeed leaves nothing.
         if self.runtimes.len() < self.nodes.len() {
-            choose(self.runtime, &self.directory, &self.nodes)?;
+            choose(self.runtime, &self.directory, &self.nodes, self.cri_socket.as_deref())?;
         }
         Ok(())
     }
@@ -145,18 +157,24 @@ impl Cluster {
     /// See [`StartError`]; nothing is left running then.
     pub async fn start(config: ClusterConfig) -> Result<Cluster, StartError> {
         config.check()?;
-        let registries = config.registries.read()?;
+        let mut registries = config.registries.read()?;
+        if let Some(outside) = &config.outside {
+            registries.threads = outside.threads();
+        }
         let registry_config = config.registries.credentials.clone();
         let ClusterConfig {
             mut master,
             nodes: names,
             runtime,
+            cri_socket,
             runtimes,
             directory,
             crash_loop,
             max_pods,
             registries: _,
             mut manifests,
+            kubelet,
+            outside,
         } = config;
         let (failed, failure) = watch::channel(None);
         let told = master.on_escalate.clone();
@@ -169,15 +187,28 @@ impl Cluster {
             told(escalation);
         });
         master.on_escalate = on_escalate.clone();
-        let runtime =
-            if runtimes.len() < names.len() { choose(runtime, &directory, &names)? } else { runtime };
+        let runtime = if runtimes.len() < names.len() {
+            choose(runtime, &directory, &names, cri_socket.as_deref())?
+        } else {
+            runtime
+        };
         let mut cluster = Cluster { nodes: Vec::new(), master: Master::start(master).await?, failure };
         for (index, name) in names.into_iter().enumerate() {
             let own = runtimes.iter().find(|(node, _)| *node == name).map(|(_, r)| r.clone());
             let begun = async {
                 let runtime = match own {
                     Some(runtime) => runtime,
-                    None => open_runtime(runtime, &directory, &name, index, registries.clone()).await?,
+                    None => {
+                        open_runtime(
+                            runtime,
+                            &directory,
+                            &name,
+                            index,
+                            registries.clone(),
+                            cri_socket.as_deref(),
+                        )
+                        .await?
+                    }
                 };
                 let node = NodeConfig {
                     login: cluster.master.admit_node(&name)?,
@@ -189,6 +220,8 @@ impl Cluster {
                     manifests: manifests.take(),
                     crash_loop,
                     registry_config: registry_config.clone(),
+                    settings: kubelet.clone(),
+                    sockets: outside.as_ref().map(Outside::sockets),
                     on_escalate: on_escalate.clone(),
                 };
                 Node::start(node).await

@@ -18,13 +18,15 @@ pub enum Persistence {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RuntimeChoice {
     /// What the data directory's pods are in; else native when this process may; else docker when its engine answers;
-    /// else an explanation.
+    /// else an explanation. `troupe up` has an ordinary user's process enter namespaces where it may, if no docker does.
     #[default]
     Auto,
     /// The embedded OCI runtime.
     Native,
     /// A Docker engine on this machine.
     Docker,
+    /// A runtime of this machine that serves the Container Runtime Interface: containerd, CRI-O.
+    Cri,
     /// Simulated containers.
     Sim,
 }

@@ -28,6 +28,12 @@ pub(super) fn is_used(data: &Path, node: &NodeName) -> bool {
     docker::used_socket(&root(data, node)).is_some()
 }
 
+/// Whether any node of a data directory has, or may have, containers in an engine.
+pub(super) fn is_used_in(data: &Path) -> bool {
+    let nodes = std::fs::read_dir(data.join("nodes")).into_iter().flatten().flatten();
+    nodes.into_iter().any(|node| is_used(data, &NodeName::from(&*node.file_name().to_string_lossy())))
+}
+
 /// Whether an engine answers.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! A master: store, API, controllers, and the port that nodes link to.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
@@ -46,6 +46,8 @@ pub struct MasterConfig {
     pub lost_after: Duration,
     /// Renders `/metrics`, when metrics are recorded.
     pub metrics: Option<super::Render>,
+    /// Bound already: the API's and the links'.
+    pub sockets: Option<(TcpListener, UdpSocket)>,
     /// Called when the root supervisor gives up. The master is of no use after that.
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
@@ -63,6 +65,7 @@ impl MasterConfig {
             api_names: Vec::new(),
             lost_after: Duration::from_secs(2),
             metrics: None,
+            sockets: None,
             on_escalate: Arc::new(|_| {}),
         }
     }
@@ -90,12 +93,16 @@ impl Master {
     ///
     /// # Errors
     /// See [`StartError`]; nothing is left running then.
-    pub async fn start(config: MasterConfig) -> Result<Master, StartError> {
+    pub async fn start(mut config: MasterConfig) -> Result<Master, StartError> {
+        let (bound_api, bound_links) = config.sockets.take().unzip();
         let (store, view, authority, lock) = open_store(&config.persistence)?;
         let admin = authority.issue_admin()?;
         let identity = authority.issue_master()?;
-        let listener =
-            Listener::bind(config.links, &identity, authority.certificate(), LinkConfig::default())?;
+        let (ca, settings) = (authority.certificate(), LinkConfig::default());
+        let listener = match bound_links {
+            Some(socket) => Listener::on(socket, &identity, ca, settings)?,
+            None => Listener::bind(config.links, &identity, ca, settings)?,
+        };
         let links = listener.local_addr();
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
 
@@ -120,7 +127,8 @@ impl Master {
             streams: streams.clone(),
             metrics: config.metrics.clone(),
         };
-        let served = api_config(&config, &authority).and_then(|api| Ok(serve(api, state)?));
+        let served = api_config(&config, &authority)
+            .and_then(|api| Ok(serve(ApiConfig { listener: bound_api, ..api }, state)?));
         let server = match served {
             Ok(server) => server,
             Err(error) => {

@@ -7,11 +7,13 @@
 //! DIR/lock format …      the store            DIR/images         images, shared by this machine's nodes
 //! DIR/pki/ca.crt ca.key  the authority        DIR/nodes/NAME     a node's containers, pods and logs
 //! DIR/admin.kubeconfig   for kubectl          DIR/ready          exists while the API serves
+//!                                             DIR/namespaces     who holds an ordinary user's
 //! ```
 
 mod client;
 mod cluster;
 mod config;
+mod cri;
 mod docker;
 mod guard;
 mod kubeconfig;
@@ -19,6 +21,7 @@ mod master;
 mod network;
 mod node;
 mod reset;
+pub mod rootless;
 mod runtime;
 mod telemetry;
 mod up;
@@ -33,6 +36,7 @@ pub use reset::{ResetOptions, reset};
 pub use telemetry::{Render, init_metrics, init_tracing};
 pub use up::{UpOptions, up};
 
+pub use crate::actors::kubelet::KubeletSettings;
 use crate::{api::ServeError, net::NetError, runtime::RuntimeError, store::StoreError};
 
 /// Why something did not start. The text names what to do about it.

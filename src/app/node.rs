@@ -10,7 +10,7 @@ use std::{
 use super::{StartError, guard::Root, network};
 use crate::{
     actors::{
-        kubelet::{self, Configs, KubeletSeed, NodeContext, Starts},
+        kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
@@ -58,6 +58,10 @@ pub struct NodeConfig {
     pub crash_loop: Backoff,
     /// The node's own credentials for registries: a file in the form of Docker's `config.json`.
     pub registry_config: Option<PathBuf>,
+    /// Its limits.
+    pub settings: KubeletSettings,
+    /// How it comes by sockets for its link, when not by binding one where it is.
+    pub sockets: Option<net::Sockets>,
     /// Called when the node's supervisor gives up.
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
@@ -82,7 +86,10 @@ impl Node {
             std::fs::create_dir_all(&path).map_err(|source| StartError::File { path, source })?;
         }
         let NodeConfig { login, runtime, labels, address, max_pods, manifests, .. } = config;
-        let connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
+        let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
+        if let Some(sockets) = config.sockets {
+            connector = connector.with_sockets(sockets);
+        }
         let context = Arc::new(NodeContext {
             name: login.name.to_string(),
             runtime,
@@ -90,8 +97,10 @@ impl Node {
             host_ip: Some(address),
             crash_loop: config.crash_loop,
             starts: Starts::default(),
+            ledger: Ledger::default(),
             configs: Configs::default(),
             registry_config: config.registry_config,
+            settings: config.settings,
         });
         let facts = MachineFacts {
             hostname: login.name.to_string(),

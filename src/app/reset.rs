@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::{StartError, docker, network};
+use super::{StartError, cri, docker, network, rootless};
 use crate::{
     model::NodeName,
     runtime::{
@@ -32,6 +32,7 @@ const OWN: &[&str] = &[
     "pki",
     "admin.kubeconfig",
     "pod-network",
+    rootless::RECORD,
     "format.new",
     "format",
     "lock",
@@ -83,6 +84,7 @@ fn run(options: &ResetOptions) -> Result<ExitCode, StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(file(Path::new("the machine")))?;
     let in_engine = runtime.block_on(docker::Left::find(&data, &left.nodes))?;
+    let in_cri = runtime.block_on(cri::Left::find(&data, &left.nodes))?;
     if left.pods > 0 && !nix::unistd::geteuid().is_root() {
         return Err(StartError::Refused(format!(
             "the {} pods of this cluster were started by root: run this as root (sudo)",
@@ -90,6 +92,7 @@ fn run(options: &ResetOptions) -> Result<ExitCode, StartError> {
         )));
     }
     left.pods += in_engine.iter().map(|left| left.pods).sum::<usize>();
+    left.pods += in_cri.iter().map(|left| left.pods).sum::<usize>();
     if !options.yes {
         if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
             eprintln!("troupe: {left}; there is no terminal to ask on: to agree, give --yes");
@@ -104,9 +107,13 @@ fn run(options: &ResetOptions) -> Result<ExitCode, StartError> {
         for left in &in_engine {
             left.remove().await?;
         }
+        for left in &in_cri {
+            left.remove().await?;
+        }
         if nix::unistd::geteuid().is_root() { end_nodes(&data, &left.nodes).await } else { Ok(()) }
     })?;
     native::unmount_below(&data).map_err(file(&data))?;
+    rootless::end(&data);
     remove_files(&data, lock)?;
     println!("{} pods ended; the cluster in {} is no more", left.pods, data.display());
     Ok(ExitCode::SUCCESS)
@@ -118,6 +125,7 @@ pub(super) async fn tidy(data: &Path, nodes: &[NodeName]) {
     let Ok(data) = fs::canonicalize(data) else { return };
     let Ok(_lock) = DataDir::open(&data) else { return };
     docker::tidy(&data, nodes).await;
+    cri::tidy(&data, nodes).await;
     if !nix::unistd::geteuid().is_root() {
         return;
     }
@@ -132,6 +140,9 @@ pub(super) async fn tidy(data: &Path, nodes: &[NodeName]) {
         if let Err(error) = ended {
             tracing::debug!(node = %name, %error, "something of an empty node is left on the machine");
         }
+    }
+    if !entries(&data.join("nodes")).any(|node| has_pods(&data, &NodeName::from(node))) {
+        rootless::end(&data);
     }
 }
 

@@ -6,7 +6,7 @@
 use std::{path::Path, sync::Arc};
 
 use super::{
-    RuntimeChoice, StartError, docker,
+    RuntimeChoice, StartError, cri, docker,
     node::{may_run_containers, native_runtime},
 };
 use crate::{
@@ -27,12 +27,17 @@ pub(super) fn choose(
     choice: RuntimeChoice,
     directory: &Path,
     nodes: &[NodeName],
+    cri_socket: Option<&str>,
 ) -> Result<RuntimeChoice, StartError> {
     match choice {
         RuntimeChoice::Sim => {}
         RuntimeChoice::Native => may_run_containers()?,
         RuntimeChoice::Docker => docker::may_run()?,
+        RuntimeChoice::Cri => cri::may_run(cri_socket, directory, nodes)?,
         RuntimeChoice::Auto => {
+            if nodes.iter().any(|node| cri::is_used(directory, node)) {
+                return Ok(RuntimeChoice::Cri);
+            }
             if nodes.iter().any(|node| docker::is_used(directory, node)) {
                 return Ok(RuntimeChoice::Docker);
             }
@@ -53,6 +58,7 @@ pub(super) async fn open_runtime(
     name: &NodeName,
     index: usize,
     registries: RegistryConfig,
+    cri_socket: Option<&str>,
 ) -> Result<Arc<dyn ContainerRuntime>, StartError> {
     let real = directory.join("nodes").join(name.as_str()).join("runtime");
     if choice != RuntimeChoice::Native && choice != RuntimeChoice::Auto && native::holds_sandboxes(&real) {
@@ -68,11 +74,18 @@ pub(super) async fn open_runtime(
              use --runtime docker, end them with `troupe reset`, or name another --data-dir"
         )));
     }
+    if choice != RuntimeChoice::Cri && cri::is_used(directory, name) {
+        return Err(StartError::Refused(format!(
+            "node {name} has containers in a CRI runtime: running its pods elsewhere beside would run each pod twice; \
+             use --runtime cri, end them with `troupe reset`, or name another --data-dir"
+        )));
+    }
     match choice {
         RuntimeChoice::Auto | RuntimeChoice::Native => {
             native_runtime(directory, name, index, registries).await
         }
         RuntimeChoice::Docker => docker::open(directory, name).await,
+        RuntimeChoice::Cri => cri::open(directory, name, index, cri_socket).await,
         RuntimeChoice::Sim => {
             let seed = u64::try_from(index).unwrap_or(0);
             let machine = SimMachine::new(SimConfig { seed, ..SimConfig::default() })?;
@@ -86,8 +99,14 @@ mod tests {
     use super::*;
 
     fn refused(choice: RuntimeChoice, data: &Path, name: &NodeName) -> Option<String> {
-        let opened =
-            actix::System::new().block_on(open_runtime(choice, data, name, 0, RegistryConfig::default()));
+        let opened = actix::System::new().block_on(open_runtime(
+            choice,
+            data,
+            name,
+            0,
+            RegistryConfig::default(),
+            None,
+        ));
         opened.err().map(|error| error.to_string())
     }
 
@@ -97,7 +116,7 @@ mod tests {
         let name = NodeName::from("n1");
         assert_eq!(refused(RuntimeChoice::Sim, dir.path(), &name), None);
         std::fs::create_dir_all(dir.path().join("nodes/n1/runtime/sandboxes/uid")).unwrap();
-        for choice in [RuntimeChoice::Sim, RuntimeChoice::Docker] {
+        for choice in [RuntimeChoice::Sim, RuntimeChoice::Docker, RuntimeChoice::Cri] {
             let refused = refused(choice, dir.path(), &name).unwrap();
             assert!(refused.contains("--runtime native"), "{refused}");
         }
@@ -113,7 +132,22 @@ mod tests {
             let refused = refused(choice, dir.path(), &name).unwrap();
             assert!(refused.contains("--runtime docker"), "{refused}");
         }
-        let auto = choose(RuntimeChoice::Auto, dir.path(), &[name]).unwrap();
+        let auto = choose(RuntimeChoice::Auto, dir.path(), &[name], None).unwrap();
         assert_eq!(auto, RuntimeChoice::Docker);
+    }
+
+    #[test]
+    fn pods_in_a_cri_runtime_stay_there() {
+        let dir = tempfile::tempdir().unwrap();
+        let name = NodeName::from("n1");
+        std::fs::create_dir_all(dir.path().join("nodes/n1/cri")).unwrap();
+        let used = r#"{"socket": "/nowhere/c.sock", "bridge": "br", "cgroup_parent": "troupe"}"#;
+        std::fs::write(dir.path().join("nodes/n1/cri/runtime.json"), used).unwrap();
+        for choice in [RuntimeChoice::Sim, RuntimeChoice::Native, RuntimeChoice::Docker] {
+            let refused = refused(choice, dir.path(), &name).unwrap();
+            assert!(refused.contains("--runtime cri"), "{refused}");
+        }
+        let auto = choose(RuntimeChoice::Auto, dir.path(), &[name], None).unwrap();
+        assert_eq!(auto, RuntimeChoice::Cri);
     }
 }

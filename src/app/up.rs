@@ -18,9 +18,16 @@ use super::{
     cluster::this_machine,
     network::pod_network,
     node::MAX_PODS,
+    rootless::Rootless,
     telemetry::{init_metrics, init_tracing},
 };
-use crate::{actors::supervisor::Escalation, logic::nodes::free_subnet, model::NodeName, store::DataDir};
+use crate::{
+    actors::{kubelet::KubeletSettings, supervisor::Escalation},
+    logic::nodes::free_subnet,
+    model::NodeName,
+    runtime::native::userns,
+    store::DataDir,
+};
 
 /// A node that is not ready by then will not be soon: the process says so and goes on.
 const READY_WITHIN: Duration = Duration::from_secs(30);
@@ -40,6 +47,8 @@ pub struct UpOptions {
     pub node_name: Option<String>,
     /// Which runtime.
     pub runtime: RuntimeChoice,
+    /// Where the CRI runtime listens.
+    pub cri_socket: Option<String>,
     /// The pods' network; `None` takes the one it had, or one that is free on this machine.
     pub pod_network: Option<String>,
     /// Most pods on each node.
@@ -52,6 +61,8 @@ pub struct UpOptions {
     pub registries: RegistryOptions,
     /// A directory of manifests, whose pods the first node runs in any case.
     pub manifests: Option<PathBuf>,
+    /// The nodes' limits.
+    pub kubelet: KubeletSettings,
 }
 
 impl UpOptions {
@@ -64,21 +75,27 @@ impl UpOptions {
             nodes: 1,
             node_name: None,
             runtime: RuntimeChoice::Auto,
+            cri_socket: None,
             pod_network: None,
             max_pods: MAX_PODS,
             api_names: Vec::new(),
             crash_loop_initial: None,
             registries: RegistryOptions::default(),
             manifests: None,
+            kubelet: KubeletSettings::default(),
         }
     }
 }
 
 /// Runs until a signal or until the cluster cannot go on; says why on standard error.
-pub fn up(options: UpOptions) -> ExitCode {
+/// `rootless` is what [`super::rootless::enter`] made, when an ordinary user starts it.
+pub fn up(options: UpOptions, rootless: Option<Rootless>) -> ExitCode {
     init_tracing();
+    if let Some(lacks) = rootless.as_ref().and_then(|_| userns::lacks()) {
+        eprintln!("troupe: running as an ordinary user: {lacks}");
+    }
     let system = actix::System::new();
-    let outcome = system.block_on(run(options));
+    let outcome = system.block_on(run(options, rootless));
     match outcome {
         Ok(code) => code,
         Err(error) => {
@@ -102,12 +119,17 @@ fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-async fn run(options: UpOptions) -> Result<ExitCode, StartError> {
+async fn run(options: UpOptions, rootless: Option<Rootless>) -> Result<ExitCode, StartError> {
     let ready_file = options.data_dir.join("ready");
     // Left by a process that was killed.
     let _ = std::fs::remove_file(&ready_file);
     let (escalated, mut escalation) = tokio::sync::mpsc::unbounded_channel::<Escalation>();
-    let cluster = Cluster::start(config(&options, escalated)?).await?;
+    let mut config = config(&options, escalated)?;
+    if let Some(Rootless { api, links, outside }) = rootless {
+        config.master.sockets = Some((api, links));
+        config.outside = Some(outside);
+    }
+    let cluster = Cluster::start(config).await?;
     if let Err(error) = cluster.ready(READY_WITHIN).await {
         tracing::warn!(%error, "not every node is ready; see: kubectl describe nodes");
     }
@@ -165,9 +187,11 @@ fn config(
         .map(|n| if n == 0 { first.clone() } else { NodeName::from(format!("{first}-{}", n + 1)) })
         .collect();
     config.runtime = options.runtime;
+    config.cri_socket.clone_from(&options.cri_socket);
     config.max_pods = options.max_pods;
     config.registries = options.registries.clone();
     config.manifests.clone_from(&options.manifests);
+    config.kubelet.clone_from(&options.kubelet);
     if let Some(initial) = options.crash_loop_initial {
         config.crash_loop.initial = initial;
         config.crash_loop.cap = config.crash_loop.cap.max(initial);

@@ -1,10 +1,12 @@
-//! The `troupe` program: one file that is master, node, client, container shim and the built-in image's program.
+//! The `troupe` program: one file that is master, node, client, container shim, network plugin and the built-in image's
+//! program.
 
 use std::process::ExitCode;
 
 use troupe::{
-    app::{self, RegistryOptions, ResetOptions, RuntimeChoice, UpOptions},
-    cli::{self, Invocation, RuntimeArg, UpArgs, default_data_dir},
+    app::{self, KubeletSettings, RegistryOptions, ResetOptions, RuntimeChoice, UpOptions, rootless},
+    cli::{self, DemoArgs, Invocation, ResetArgs, RuntimeArg, UpArgs, default_data_dir},
+    runtime::logs::LogLimits,
 };
 
 fn main() -> ExitCode {
@@ -13,20 +15,56 @@ fn main() -> ExitCode {
         // Before anything that could start a thread: a shim forks containers and has to be single-threaded.
         std::process::exit(troupe::runtime::native::shim_main(arguments));
     }
+    if troupe::runtime::cri::is_cni(std::env::args_os().len()) {
+        // Before anything that could start a thread: it goes into a pod's network namespace.
+        std::process::exit(troupe::runtime::cri::cni_main());
+    }
     let args: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     if troupe::hello::is_meant(&args) {
         std::process::exit(troupe::hello::main(&args));
     }
     match cli::parse(std::env::args_os()) {
-        Ok(Invocation::Demo(args)) => cli::demo::demo(&args),
+        Ok(Invocation::Demo(args)) => demo(&args),
         Ok(Invocation::Up(args)) => up(*args),
-        Ok(Invocation::Reset(args)) => app::reset(&ResetOptions {
-            data_dir: args.data_dir.unwrap_or_else(default_data_dir),
-            yes: args.yes,
-        }),
+        Ok(Invocation::Reset(args)) => reset(args),
         Ok(Invocation::Client(client)) => cli::run(&client),
         Err(code) => code,
     }
+}
+
+/// Root is root in its own namespaces, too, so all that is asked of the user comes before they are entered.
+fn demo(args: &DemoArgs) -> ExitCode {
+    let mut note = None;
+    if !args.simulate && !nix::unistd::geteuid().is_root() {
+        match rootless::possible() {
+            Ok(()) => {
+                if let Err(error) = rootless::enter_for_a_while() {
+                    return failed(&error);
+                }
+                note = rootless::lacks().map(|lacks| {
+                    format!(
+                        "This is told in namespaces of your own, which end with it: addresses are reached from within. As an \
+                         ordinary user: {lacks}."
+                    )
+                });
+            }
+            Err(why) => note = Some(why),
+        }
+    }
+    cli::demo::demo(args, note.as_deref())
+}
+
+fn reset(args: ResetArgs) -> ExitCode {
+    let data_dir = args.data_dir.unwrap_or_else(default_data_dir);
+    match rootless::enter_to_reset(&data_dir) {
+        Ok(()) => app::reset(&ResetOptions { data_dir, yes: args.yes }),
+        Err(error) => failed(&error),
+    }
+}
+
+fn failed(error: &app::StartError) -> ExitCode {
+    eprintln!("troupe: {error}");
+    ExitCode::FAILURE
 }
 
 fn up(args: UpArgs) -> ExitCode {
@@ -42,14 +80,26 @@ fn up(args: UpArgs) -> ExitCode {
         RuntimeArg::Native => RuntimeChoice::Native,
         RuntimeArg::Sim => RuntimeChoice::Sim,
         RuntimeArg::Docker => RuntimeChoice::Docker,
+        RuntimeArg::Cri => RuntimeChoice::Cri,
     };
     let usual = UpOptions::new(args.data_dir());
-    app::up(UpOptions {
-        api: args.api.unwrap_or(usual.api),
+    let api = args.api.unwrap_or(usual.api);
+    let rootless = match rootless::wanted(runtime, &usual.data_dir) {
+        Ok(false) => None,
+        Ok(true) => match rootless::enter(&usual.data_dir, api, args.listen) {
+            Ok(entered) => Some(entered),
+            Err(error) => return failed(&error),
+        },
+        Err(error) => return failed(&error),
+    };
+    let log = usual.kubelet.container_log;
+    let options = UpOptions {
+        api,
         links: args.listen,
         nodes: args.nodes.unwrap_or(usual.nodes),
         node_name: args.node_name,
         runtime,
+        cri_socket: args.cri_socket,
         pod_network: args.pod_network,
         max_pods: args.max_pods.unwrap_or(usual.max_pods),
         api_names: args.api_names,
@@ -60,6 +110,14 @@ fn up(args: UpArgs) -> ExitCode {
             credentials: args.registry_config,
         },
         manifests: args.manifests,
+        kubelet: KubeletSettings {
+            container_log: LogLimits {
+                max_bytes: args.container_log_max_size.unwrap_or(log.max_bytes),
+                max_files: args.container_log_max_files.unwrap_or(log.max_files),
+            },
+            eviction_hard: args.eviction_hard.unwrap_or_default(),
+        },
         ..usual
-    })
+    };
+    app::up(options, rootless)
 }

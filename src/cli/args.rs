@@ -54,13 +54,13 @@ pub struct DemoArgs {
     /// Do not pause between acts
     #[arg(long)]
     pub fast: bool,
-    /// Simulate containers, as without root
+    /// Simulate containers, as where the kernel allows none
     #[arg(long)]
     pub simulate: bool,
 }
 
 impl DemoArgs {
-    /// Whether containers are to be real ones: they need root.
+    /// Whether containers are to be real ones: they need root, be it in namespaces of an ordinary user's own.
     pub fn real(&self) -> bool {
         !self.simulate && nix::unistd::geteuid().is_root()
     }

@@ -57,6 +57,9 @@ pub enum CliError {
     /// Several at once, one for each object.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Many(Vec<CliError>),
+    /// A program that was run in a container failed with this code: exit code the same.
+    #[error("command terminated with exit code {0}")]
+    Program(u8),
     /// Everything was said already.
     #[error("failed")]
     Silent,
@@ -135,15 +138,17 @@ impl CliError {
             }
             CliError::Connect { cause, .. } => format!("Unable to connect to the server: {cause}"),
             CliError::Many(errors) => errors.iter().map(CliError::text).collect::<Vec<_>>().join("\n"),
+            CliError::Program(_) => self.to_string(),
             CliError::Silent | CliError::OutputClosed => String::new(),
             other => format!("error: {other}"),
         }
     }
 
-    /// 1 failed, 2 wrong usage.
+    /// 1 failed, 2 wrong usage, else a program's own.
     pub fn exit_code(&self) -> u8 {
         match self {
             CliError::Usage(_) => 2,
+            CliError::Program(code) => *code,
             _ => 1,
         }
     }

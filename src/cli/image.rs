@@ -4,6 +4,7 @@
 //! be read only once, so it goes to one node, which has to be named where there are several.
 
 mod pull;
+mod save;
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -65,6 +66,15 @@ enum Action {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
+    /// Write images as one archive, for image load or docker load
+    Save {
+        /// Their names
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+        /// The archive [default: standard output]
+        #[arg(long, short, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
     /// Show the images
     #[command(visible_alias = "list")]
     Ls,
@@ -86,6 +96,7 @@ pub async fn run(session: &Session, args: &ImageArgs) -> Outcome {
         Action::Load { file, name } => upload(session, &nodes, "load", file, name.as_deref()).await,
         Action::Import { file, name } => upload(session, &nodes, "import", file, Some(name)).await,
         Action::Pull { names } => pull::pull(session, &nodes, names).await,
+        Action::Save { names, output } => save::save(session, &nodes, names, output.as_deref()).await,
         Action::Ls => list(session, &nodes).await,
         Action::Rm { names } => remove(session, &nodes, names).await,
     }
@@ -185,6 +196,12 @@ impl Progress {
             shown: None,
             visible: std::io::stderr().is_terminal(),
         })
+    }
+
+    /// Of something whose length nobody knows.
+    fn unknown(node: &str) -> Progress {
+        let visible = std::io::stderr().is_terminal();
+        Progress { node: node.to_owned(), sent: 0, total: None, shown: None, visible }
     }
 
     fn sent(&mut self, bytes: usize) {

@@ -117,6 +117,6 @@ mod tests {
         assert!(parse("kubectl up").is_err());
         assert!(parse("kubectl image ls").is_err());
         assert!(matches!(parse("troupe image ls"), Ok(Invocation::Client(_))));
-        assert!(parse("troupe exec web -- sh").is_err());
+        assert!(parse("troupe drain n1").is_err());
     }
 }

@@ -8,14 +8,13 @@ use serde_json::Value;
 
 use super::{
     error::{CliError, Outcome},
-    output::table::labels,
+    pod::{self, DEFAULT_CONTAINER},
     session::{Session, name_of, raw, with_query},
-    target::{SelectorArgs, parse},
+    target::SelectorArgs,
 };
 
 /// Lines shown of each pod when several are asked for, as kubectl.
 const TAIL_OF_SEVERAL: i64 = 10;
-const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
 /// Options of `logs`.
 #[derive(Debug, Clone, Args)]
@@ -131,41 +130,18 @@ async fn pods(session: &Session, args: &LogsArgs) -> Outcome<(Vec<Value>, Option
         [] => return Err(CliError::usage("expected 'logs POD', 'logs TYPE/NAME' or 'logs -l LABELS'")),
         _ => return Err(CliError::usage("only one POD, and one container, may be named")),
     };
-    let (resource, name) = match first.contains('/') {
-        true => {
-            let target = parse(kinds, std::slice::from_ref(first))?.remove(0);
-            (target.resource, target.name.unwrap_or_default())
-        }
-        false => (pods.clone(), first.clone()),
-    };
-    let object = session.client.get(&resource.object(Some(&session.namespace), &name)).await;
-    let object = object.map_err(|error| match error.is_not_found() && resource.kind == "Pod" {
+    let object = pod::named(session, first).await.map_err(|error| match &error {
         // As kubectl words it here, and only here.
-        true => CliError::failed(format!(
-            "error from server (NotFound): pods {name:?} not found in namespace {:?}",
-            session.namespace
-        )),
-        false => error,
-    })?;
-    if resource.kind == "Pod" {
-        return Ok((vec![object], container));
-    }
-    let selector = match &object["spec"]["selector"] {
-        Value::Object(s) if s.contains_key("matchLabels") => labels(&s["matchLabels"]),
-        selector @ Value::Object(s) if !s.is_empty() => labels(selector),
-        _ => {
-            return Err(CliError::failed(format!(
-                "cannot get the logs from {}: it selects no pods",
-                resource.kind
-            )));
+        CliError::Status(status) if error.is_not_found() && status["details"]["kind"] == "pods" => {
+            let name = status["details"]["name"].as_str().unwrap_or(first);
+            CliError::failed(format!(
+                "error from server (NotFound): pods {name:?} not found in namespace {:?}",
+                session.namespace
+            ))
         }
-    };
-    let select = SelectorArgs { selector: Some(selector), field_selector: None };
-    let mut behind = session.list(pods, false, &select).await?;
-    // As kubectl: one of them, rather one that runs, rather the older.
-    behind.sort_by_key(|p| {
-        (p["status"]["phase"] != "Running", p["metadata"]["creationTimestamp"].as_str().map(str::to_owned))
-    });
+        _ => error,
+    })?;
+    let mut behind = pod::behind(session, object, "get the logs from").await?;
     if behind.len() > 1 {
         eprintln!("Found {} pods, using pod/{}", behind.len(), name_of(&behind[0]));
         behind.truncate(1);

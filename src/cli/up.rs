@@ -14,9 +14,13 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::CliError;
+use crate::{logic::eviction::Thresholds, model::quantity::parse_units};
 
 /// Most nodes of one `up`: each has a bridge and a `/24` of its own.
 const MAX_NODES: usize = 64;
+
+/// Kubernetes wants more than one file; and each reader of a log opens all of its files.
+const LOG_FILES: std::ops::RangeInclusive<u32> = 2..=100;
 
 /// Options of `troupe up`; what nobody gave is absent.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
@@ -44,6 +48,9 @@ pub struct UpArgs {
     /// What runs the containers [default: auto]
     #[arg(long, value_enum)]
     pub runtime: Option<RuntimeArg>,
+    /// Where the CRI runtime listens: a path, or unix:// and one [default: /run/containerd/containerd.sock]
+    #[arg(long, value_name = "SOCKET", env = "CONTAINER_RUNTIME_ENDPOINT")]
+    pub cri_socket: Option<String>,
     /// The pods' network, of which each node gets a /24 [default: 10.244.0.0/16, or one that is free here]
     #[arg(long, value_name = "CIDR")]
     pub pod_network: Option<String>,
@@ -72,19 +79,32 @@ pub struct UpArgs {
     /// A directory of pod manifests that the first node runs in any case (static pods)
     #[arg(long, value_name = "DIR")]
     pub manifests: Option<PathBuf>,
+    /// How large a container's log file may become before it is rotated [default: 10Mi, as Kubernetes]
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[serde(deserialize_with = "size_text")]
+    pub container_log_max_size: Option<u64>,
+    /// How many log files a container may have, the rotated ones among them [default: 5, as Kubernetes]
+    #[arg(long, value_name = "N")]
+    pub container_log_max_files: Option<u32>,
+    /// Pods are ended when less is left [default: memory.available<100Mi,nodefs.available<10%, as Kubernetes]
+    #[arg(long, value_name = "THRESHOLDS", value_parser = Thresholds::parse)]
+    #[serde(deserialize_with = "thresholds")]
+    pub eviction_hard: Option<Thresholds>,
 }
 
 /// Names of the runtimes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum RuntimeArg {
-    /// Native when this process may, else docker when its engine answers
+    /// Native for root, else docker when its engine answers, else native as an ordinary user
     #[default]
     Auto,
     /// The embedded OCI runtime
     Native,
     /// The Docker engine of this machine (at $DOCKER_HOST or /var/run/docker.sock)
     Docker,
+    /// A runtime of this machine that serves Kubernetes' CRI, such as containerd (at --cri-socket)
+    Cri,
     /// Simulated containers
     Sim,
 }
@@ -104,8 +124,16 @@ impl UpArgs {
         };
         match all.nodes {
             Some(nodes) if !(1..=MAX_NODES).contains(&nodes) => {
-                Err(CliError::Usage(format!("nodes: must be 1 to {MAX_NODES}, not {nodes}")))
+                return Err(CliError::Usage(format!("nodes: must be 1 to {MAX_NODES}, not {nodes}")));
             }
+            _ => {}
+        }
+        match all.container_log_max_files {
+            Some(files) if !LOG_FILES.contains(&files) => Err(CliError::Usage(format!(
+                "container-log-max-files: must be {} to {}, not {files}",
+                LOG_FILES.start(),
+                LOG_FILES.end()
+            ))),
             _ => Ok(all),
         }
     }
@@ -120,6 +148,7 @@ impl UpArgs {
             nodes: self.nodes.or(file.nodes),
             node_name: self.node_name.or(file.node_name),
             runtime: self.runtime.or(file.runtime),
+            cri_socket: self.cri_socket.or(file.cri_socket),
             pod_network: self.pod_network.or(file.pod_network),
             max_pods: self.max_pods.or(file.max_pods),
             api_names: either(self.api_names, file.api_names),
@@ -128,12 +157,17 @@ impl UpArgs {
             registry_authorities: either(self.registry_authorities, file.registry_authorities),
             registry_config: self.registry_config.or(file.registry_config),
             manifests: self.manifests.or(file.manifests),
+            container_log_max_size: self.container_log_max_size.or(file.container_log_max_size),
+            eviction_hard: self.eviction_hard.or(file.eviction_hard),
+            container_log_max_files: self.container_log_max_files.or(file.container_log_max_files),
         }
     }
 
-    /// The data directory, given or default.
+    /// The data directory, given or default, from the root.
     pub fn data_dir(&self) -> PathBuf {
-        self.data_dir.clone().unwrap_or_else(default_data_dir)
+        let given = self.data_dir.clone().unwrap_or_else(default_data_dir);
+        // Others than this process use it, who are elsewhere.
+        std::path::absolute(&given).unwrap_or(given)
     }
 }
 
@@ -161,6 +195,23 @@ fn read(path: &Path) -> Result<UpArgs, CliError> {
     serde_yaml_ng::from_str(&text).map_err(|e| CliError::Usage(format!("{}: {e}", path.display())))
 }
 
+/// Reads a Kubernetes quantity of bytes, `10Mi`.
+fn size(text: &str) -> Result<u64, String> {
+    match parse_units(text).map(u64::try_from) {
+        Ok(Ok(bytes)) if bytes > 0 => Ok(bytes),
+        Ok(_) => Err(format!("{text:?}: must be greater than 0")),
+        Err(error) => Err(format!("{text:?}: {error}")),
+    }
+}
+
+fn size_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}
+
+fn thresholds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Thresholds>, D::Error> {
+    Thresholds::parse(&String::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}
+
 fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(deserializer)?;
     humantime::parse_duration(&text).map(Some).map_err(|e| D::Error::custom(format!("{text:?}: {e}")))
@@ -180,14 +231,15 @@ mod tests {
     #[test]
     fn the_command_line_goes_before_the_file() {
         let args = UpArgs { nodes: Some(3), ..UpArgs::default() };
-        let file =
-            "nodes: 2\napi: 127.0.0.1:7000\nruntime: sim\ncrash-loop-backoff: 300ms\napi-name: [a, b]\n";
+        let file = "nodes: 2\napi: 127.0.0.1:7000\nruntime: sim\ncrash-loop-backoff: 300ms\napi-name: [a, b]\n\
+             container-log-max-size: 1Mi\n";
         let all = completed(args, file).unwrap();
         assert_eq!(all.nodes, Some(3));
         assert_eq!(all.api, Some("127.0.0.1:7000".parse().unwrap()));
         assert_eq!(all.runtime, Some(RuntimeArg::Sim));
         assert_eq!(all.crash_loop_backoff, Some(Duration::from_millis(300)));
         assert_eq!(all.api_names, ["a", "b"]);
+        assert_eq!(all.container_log_max_size, Some(1024 * 1024));
         assert!(completed(UpArgs::default(), "").unwrap().nodes.is_none());
     }
 
@@ -201,6 +253,10 @@ mod tests {
             ("crash-loop-backoff: soon\n", "soon"),
             ("runtime: rkt\n", "rkt"),
             ("api: everywhere\n", "api"),
+            ("container-log-max-size: big\n", "big"),
+            ("container-log-max-size: 0Mi\n", "greater than 0"),
+            ("container-log-max-files: 1\n", "container-log-max-files"),
+            ("eviction-hard: memory.available<lots\n", "lots"),
         ] {
             let error = completed(UpArgs::default(), file).unwrap_err().to_string();
             assert!(error.contains(named), "{file}: {error}");

@@ -12,9 +12,9 @@ use super::{
     args::{Cli, Kubectl},
     cordon, create, delete, describe,
     error::Outcome,
-    events, expose, get, image, label, logs, patch, run as run_verb, scale,
+    events, exec, expose, get, image, label, logs, patch, port_forward, run as run_verb, scale,
     session::{Connection, Session, raw},
-    version, wait,
+    top, version, wait,
 };
 
 /// A verb with its connection.
@@ -59,8 +59,16 @@ pub enum Verb {
     Patch(On<patch::PatchArgs>),
     /// Show the logs of containers
     Logs(On<logs::LogsArgs>),
+    /// Run a program in a container
+    Exec(On<exec::ExecArgs>),
+    /// See and type what a container's own program writes and reads
+    Attach(On<exec::AttachArgs>),
+    /// Have ports of this machine lead into a pod
+    PortForward(On<port_forward::PortForwardArgs>),
     /// Show what happened
     Events(On<events::EventsArgs>),
+    /// Show what nodes and pods use of processors and memory
+    Top(On<top::TopArgs>),
     /// Wait until something holds
     Wait(On<wait::WaitArgs>),
     /// Let a node take no new pods
@@ -90,7 +98,6 @@ pub enum Own {
 /// kubectl's verbs that are still to come.
 pub const NOT_BUILT: &[&str] = &[
     "alpha",
-    "attach",
     "auth",
     "autoscale",
     "certificate",
@@ -101,17 +108,14 @@ pub const NOT_BUILT: &[&str] = &[
     "diff",
     "drain",
     "edit",
-    "exec",
     "explain",
     "kustomize",
     "plugin",
-    "port-forward",
     "proxy",
     "replace",
     "rollout",
     "set",
     "taint",
-    "top",
 ];
 
 /// A client command, as the program got it.
@@ -159,7 +163,11 @@ async fn dispatch(verb: &Verb, kubectl: bool) -> Outcome {
         Verb::Annotate(on) => label::run(&on.open()?, &on.args, label::Field::Annotations).await,
         Verb::Patch(on) => patch::run(&on.open()?, &on.args).await,
         Verb::Logs(on) => logs::run(&on.open()?, &on.args).await,
+        Verb::Exec(on) => exec::exec(&on.open()?, &on.args).await,
+        Verb::Attach(on) => exec::attach(&on.open()?, &on.args).await,
+        Verb::PortForward(on) => port_forward::run(on.open()?, &on.args).await,
         Verb::Events(on) => events::run(&on.open()?, &on.args).await,
+        Verb::Top(on) => top::run(&on.open()?, &on.args).await,
         Verb::Wait(on) => wait::run(&on.open()?, &on.args).await,
         Verb::Cordon(on) => cordon::run(&on.open()?, &on.args, true).await,
         Verb::Uncordon(on) => cordon::run(&on.open()?, &on.args, false).await,

@@ -13,6 +13,7 @@ hello: a small HTTP server that says which pod answered, and misbehaves when tol
   --sleep DURATION       wait before anything else, as a slow start
   --print TEXT           print a line; may be repeated
   --error TEXT           print a line on standard error; may be repeated
+  --flood LINES          print so many numbered lines as fast as possible (up to 1000000)
   --every DURATION       print all of that again and again
   --describe             print arguments, environment, directory, host name and user as one line of JSON
   --write PATH=TEXT      write a file
@@ -43,6 +44,8 @@ pub struct Flags {
     pub print: Vec<String>,
     /// Lines for standard error.
     pub error: Vec<String>,
+    /// Print so many lines.
+    pub flood: Option<u32>,
     /// Print them again each time this has passed.
     pub every: Option<Duration>,
     /// Print what the process was given.
@@ -92,6 +95,7 @@ impl Flags {
                 "--sleep" => flags.sleep = Some(duration(value()?)?),
                 "--print" => flags.print.push(value()?.to_owned()),
                 "--error" => flags.error.push(value()?.to_owned()),
+                "--flood" => flags.flood = Some(lines(value()?)?),
                 "--every" => flags.every = Some(duration(value()?)?),
                 "--describe" => flags.describe = true,
                 "--write" => {
@@ -130,6 +134,19 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 pub(super) fn exit_code(text: &str) -> Result<i32, String> {
     text.parse::<u8>().map(i32::from).map_err(|_| format!("{text:?} is not an exit code (0 to 255)"))
+}
+
+fn lines(text: &str) -> Result<u32, String> {
+    const MOST: u32 = 1_000_000;
+    text.parse()
+        .ok()
+        .filter(|lines| *lines <= MOST)
+        .ok_or_else(|| format!("{text:?} is not 0 to {MOST} lines"))
+}
+
+/// A line of a flood.
+pub fn flood_line(number: u32) -> String {
+    format!("{number} of a flood that nobody is going to read to its end, but for the last lines of it")
 }
 
 /// Bytes, with Kubernetes' suffixes.

@@ -24,7 +24,7 @@ use nix::sys::{
 };
 use serde_json::json;
 
-pub use self::flags::{Flags, USAGE};
+pub use self::flags::{Flags, USAGE, flood_line};
 
 /// The port without `--listen` and `$PORT`.
 const DEFAULT_PORT: u16 = 8080;
@@ -164,6 +164,11 @@ fn act(flags: &Flags, args: &[String]) -> Result<(), String> {
 fn print(flags: &Flags) {
     flags.print.iter().for_each(say);
     flags.error.iter().for_each(complain);
+    let mut out = io::BufWriter::new(io::stdout().lock());
+    for number in 0..flags.flood.unwrap_or(0) {
+        // Whoever closed it has heard enough.
+        let _ = writeln!(out, "{}", flood_line(number));
+    }
 }
 
 fn repeat(flags: &Flags) -> Result<(), String> {

@@ -4,6 +4,7 @@ pub mod credentials;
 pub mod edit;
 pub mod endpoints;
 pub mod events;
+pub mod eviction;
 pub mod garbage;
 pub mod image_gc;
 pub mod mirrors;
@@ -18,3 +19,4 @@ pub mod supervision;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod trust;
+pub mod usage;

@@ -19,6 +19,7 @@ use serde_json::value::RawValue;
 
 use super::{
     edit::Edit,
+    eviction::Pressure,
     pod::{gates, status::time},
 };
 use crate::model::{KindFacet, NodeName, Object, SealError, Uid, seal};
@@ -34,6 +35,14 @@ pub struct MachineFacts {
     pub disk_bytes: u64,
     /// Bytes free on it.
     pub disk_free_bytes: u64,
+    /// Bytes of memory that programs could have.
+    pub memory_available_bytes: u64,
+    /// Processes and threads that the machine can have.
+    pub pids: u64,
+    /// Those that could be started.
+    pub pids_available: u64,
+    /// What it is low on.
+    pub pressure: Pressure,
     /// Most pods on the node.
     pub max_pods: u32,
     /// The node's host name.
@@ -56,12 +65,12 @@ pub struct MachineFacts {
     pub version: String,
     /// Set when the runtime is not able to run pods, with what to do about it.
     pub runtime_fault: Option<String>,
+    /// What containers lack here that those of root have: the node runs as an ordinary user.
+    pub lacks: Option<String>,
     /// Names and sizes of the images.
     pub images: Vec<(Vec<String>, u64)>,
 }
 
-/// Below this share of free disk the node reports `DiskPressure` (the kubelet's `nodefs.available<10%`).
-const DISK_PRESSURE_PERCENT: u64 = 10;
 /// Images named in a node's status, at most (the kubelet's `nodeStatusMaxImages`).
 const STATUS_IMAGES: usize = 50;
 
@@ -76,7 +85,6 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
     .into_iter()
     .map(|(k, v)| (k.to_owned(), Quantity(v)))
     .collect();
-    let full = facts.disk_bytes > 0 && facts.disk_free_bytes * 100 / facts.disk_bytes < DISK_PRESSURE_PERCENT;
     let (ready, reason, message) = match &facts.runtime_fault {
         None => (true, "KubeletReady", "kubelet is posting ready status".to_owned()),
         Some(fault) => (false, "ContainerRuntimeNotReady", fault.clone()),
@@ -84,6 +92,12 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
     let condition = |name: &str, holds: bool, reason: &str, message: String| {
         node_condition(name, if holds { "True" } else { "False" }, reason, message, before, now_ms)
     };
+    let pressure = |name: &str, holds: bool, [low, well]: [(&str, &str); 2]| {
+        let (reason, message) = if holds { low } else { well };
+        condition(name, holds, reason, message.into())
+    };
+    // One of our own, and only where there is something to say.
+    let lacking = facts.lacks.clone().map(|lacks| condition("Rootless", true, "OrdinaryUser", lacks));
     v1::NodeStatus {
         capacity: Some(amounts.clone()),
         allocatable: Some(amounts),
@@ -91,31 +105,33 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
             v1::NodeAddress { type_: "InternalIP".into(), address: facts.address.clone() },
             v1::NodeAddress { type_: "Hostname".into(), address: facts.hostname.clone() },
         ]),
-        conditions: Some(vec![
-            condition(
+        conditions: Some(Vec::from_iter(lacking.into_iter().chain([
+            pressure(
                 "MemoryPressure",
-                false,
-                "KubeletHasSufficientMemory",
-                "kubelet has sufficient memory available".into(),
+                facts.pressure.memory,
+                [
+                    ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+                    ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+                ],
             ),
-            if full {
-                condition("DiskPressure", true, "KubeletHasDiskPressure", "kubelet has disk pressure".into())
-            } else {
-                condition(
-                    "DiskPressure",
-                    false,
-                    "KubeletHasNoDiskPressure",
-                    "kubelet has no disk pressure".into(),
-                )
-            },
-            condition(
+            pressure(
+                "DiskPressure",
+                facts.pressure.disk,
+                [
+                    ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+                    ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+                ],
+            ),
+            pressure(
                 "PIDPressure",
-                false,
-                "KubeletHasSufficientPID",
-                "kubelet has sufficient PID available".into(),
+                facts.pressure.pids,
+                [
+                    ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
+                    ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+                ],
             ),
             condition("Ready", ready, reason, message),
-        ]),
+        ]))),
         node_info: Some(v1::NodeSystemInfo {
             architecture: facts.architecture.clone(),
             boot_id: facts.boot_id.clone(),
@@ -166,6 +182,31 @@ fn node_condition(
     }
 }
 
+/// Taints that follow from a node's conditions: who does not tolerate them is not brought there.
+const PRESSURE_TAINTS: [(&str, &str); 3] = [
+    ("MemoryPressure", "node.kubernetes.io/memory-pressure"),
+    ("DiskPressure", "node.kubernetes.io/disk-pressure"),
+    ("PIDPressure", "node.kubernetes.io/pid-pressure"),
+];
+
+/// Makes a node's taints what its conditions say; others stay.
+pub fn taint_by_condition(spec: &mut v1::NodeSpec, status: &v1::NodeStatus) {
+    let low = |name: &str| {
+        let mut all = status.conditions.iter().flatten();
+        all.any(|condition| condition.type_ == name && condition.status == "True")
+    };
+    let mut taints = spec.taints.take().unwrap_or_default();
+    for (condition, key) in PRESSURE_TAINTS {
+        let there = taints.iter().any(|taint| taint.key == key && taint.effect == "NoSchedule");
+        if low(condition) && !there {
+            taints.push(v1::Taint { key: key.into(), effect: "NoSchedule".into(), ..v1::Taint::default() });
+        } else if !low(condition) && there {
+            taints.retain(|taint| taint.key != key || taint.effect != "NoSchedule");
+        }
+    }
+    spec.taints = Some(taints).filter(|taints| !taints.is_empty());
+}
+
 /// The node object for a node that appears for the first time.
 pub fn new_node(
     name: &str,
@@ -182,6 +223,12 @@ pub fn new_node(
         ("kubernetes.io/arch".to_owned(), architecture),
     ]);
     all.extend(labels.clone());
+    let mut spec = v1::NodeSpec {
+        pod_cidr: Some(pod_cidr.to_owned()),
+        pod_cidrs: Some(vec![pod_cidr.to_owned()]),
+        ..v1::NodeSpec::default()
+    };
+    taint_by_condition(&mut spec, &status);
     v1::Node {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -190,11 +237,7 @@ pub fn new_node(
             labels: Some(all),
             ..ObjectMeta::default()
         },
-        spec: Some(v1::NodeSpec {
-            pod_cidr: Some(pod_cidr.to_owned()),
-            pod_cidrs: Some(vec![pod_cidr.to_owned()]),
-            ..v1::NodeSpec::default()
-        }),
+        spec: Some(spec),
         status: Some(status),
     }
 }
@@ -374,6 +417,26 @@ mod tests {
     }
 
     #[test]
+    fn a_node_under_pressure_bears_a_taint_for_as_long_as_that_lasts() {
+        let status = |low: &str| {
+            let pressure = Pressure { memory: low == "memory", disk: low == "disk", pids: false };
+            node_status(&MachineFacts { pressure, ..MachineFacts::default() }, None, 0)
+        };
+        let own = v1::Taint { key: "own".into(), effect: "NoSchedule".into(), ..v1::Taint::default() };
+        let mut spec = v1::NodeSpec { taints: Some(vec![own]), ..v1::NodeSpec::default() };
+        let keys = |spec: &v1::NodeSpec| -> Vec<String> {
+            spec.taints.iter().flatten().map(|taint| taint.key.clone()).collect()
+        };
+        taint_by_condition(&mut spec, &status("memory"));
+        taint_by_condition(&mut spec, &status("memory"));
+        assert_eq!(keys(&spec), ["own", "node.kubernetes.io/memory-pressure"]);
+        taint_by_condition(&mut spec, &status("disk"));
+        assert_eq!(keys(&spec), ["own", "node.kubernetes.io/disk-pressure"]);
+        taint_by_condition(&mut spec, &status(""));
+        assert_eq!(keys(&spec), ["own"]);
+    }
+
+    #[test]
     fn a_pod_that_ended_vanishes_or_waits_for_its_finalizers_without_grace() {
         let object = |finalizers: serde_json::Value| {
             let pod = serde_json::json!({
@@ -438,7 +501,11 @@ mod tests {
         let facts = MachineFacts { cpus: 2, disk_bytes: 100, disk_free_bytes: 50, ..MachineFacts::default() };
         let first = node_status(&facts, None, 1_000_000);
         let second = node_status(&facts, Some(&first), 2_000_000);
-        let full = node_status(&MachineFacts { disk_free_bytes: 5, ..facts }, Some(&second), 3_000_000);
+        let full = node_status(
+            &MachineFacts { pressure: Pressure { disk: true, ..Pressure::default() }, ..facts },
+            Some(&second),
+            3_000_000,
+        );
         let at = |s: &v1::NodeStatus, name: &str| {
             let c = s.conditions.as_ref().unwrap().iter().find(|c| c.type_ == name).unwrap();
             (c.status.clone(), c.last_transition_time.clone())

@@ -1,4 +1,5 @@
-//! What flows when a user runs a program in a container: frames of a channel and its bytes, on a byte stream.
+//! What flows when a user runs a program in a container or attaches to its own: frames of a channel and its bytes, on a
+//! byte stream. Forwarded ports have no frames.
 //!
 //! Owns: the frame (channel, length in 4 bytes big endian, bytes) and the channels, whose numbers are Kubernetes'.
 //! Invariant: a frame beyond the bound is refused before it is read.
@@ -25,6 +26,36 @@ pub struct ExecRequest {
     pub stdin: bool,
     /// On a terminal.
     pub tty: bool,
+}
+
+/// A running container's own program to be listened and talked to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's uid.
+    pub uid: String,
+    /// The container's name.
+    pub container: String,
+    /// Something may be typed.
+    pub stdin: bool,
+    /// The client has a terminal for the container's.
+    pub tty: bool,
+}
+
+/// A connection to a port of a pod; bytes flow both ways.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortForwardRequest {
+    /// The pod's namespace.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's uid.
+    pub uid: String,
+    /// The port, on the pod's own loopback.
+    pub port: u16,
 }
 
 /// No frame is longer.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub use super::exec::{Channel, ExecRequest};
+pub use super::exec::{AttachRequest, Channel, ExecRequest, PortForwardRequest};
 use crate::model::{NodeName, Revision, Uid};
 
 /// master → node, on the control stream.
@@ -219,6 +219,14 @@ pub enum Open {
     ImagePull(String),
     /// master → node: run a program in a container; frames of [`Channel`]s flow both ways.
     Exec(ExecRequest),
+    /// master → node: images by name come back as one tar; a stream that is reset is none.
+    ImageSave(Vec<String>),
+    /// master → node: what the node and its pods use comes back, a [`crate::logic::usage::NodeUsage`] as JSON.
+    Stats,
+    /// master → node: streams to a container's own program; frames of [`Channel`]s flow both ways.
+    Attach(AttachRequest),
+    /// master → node: a connection to a port of a pod.
+    PortForward(PortForwardRequest),
 }
 
 /// Answer to [`Open`].

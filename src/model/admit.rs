@@ -109,6 +109,8 @@ pub enum Part {
     Status,
     /// Only a pod's `spec.ephemeralContainers`.
     EphemeralContainers,
+    /// Only the resources of a pod's containers.
+    Resize,
 }
 
 /// Admits a new state of an object: keeps what may not change (uid, creation time, deletion mark, and `status` or the
@@ -191,7 +193,7 @@ fn update<K: Rules>(
     validate::meta_update(object.meta(), old.meta(), &mut faults);
     object.validate_update(&old, part, &mut faults);
     faults.into_result().map_err(Rejection::Invalid)?;
-    if part == Part::Main {
+    if matches!(part, Part::Main | Part::Resize) {
         warnings.extend(object.warnings());
     }
     let sealed = seal_owned(object).map_err(|e| Rejection::BadRequest(e.to_string()))?;

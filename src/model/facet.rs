@@ -240,7 +240,33 @@ impl Resources {
 
 /// What a pod asks for: the sum over its containers, or the largest init container where that is more (as Kubernetes
 /// computes it; sidecars and overhead included).
-pub(crate) fn pod_requests(spec: &v1::PodSpec) -> Resources {
+///
+/// What its containers were given counts where that is more: a pod that shrinks holds what it has until it has shrunk, and
+/// one whose growth its node cannot take (`Infeasible`) holds no more than it has.
+fn pod_requests(spec: &v1::PodSpec, status: Option<&v1::PodStatus>) -> Resources {
+    let told = |name: &str| {
+        let all =
+            status.into_iter().flat_map(|s| s.container_statuses.iter().chain(&s.init_container_statuses));
+        all.flatten().find(|s| s.name == name)?.allocated_resources.as_ref().map(Resources::of)
+    };
+    let conditions = status.and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+    let never =
+        |c: &v1::PodCondition| c.type_ == "PodResizePending" && c.reason.as_deref() == Some("Infeasible");
+    let infeasible = conditions.iter().any(never);
+    let asked = asked_by(spec, |name, asked| match told(name) {
+        Some(given) if infeasible => given,
+        Some(given) => asked.max(given),
+        None => asked,
+    });
+    Resources { pods: 1, ..asked }
+}
+
+/// What the containers of a pod ask for together.
+pub fn requests_of(spec: &v1::PodSpec) -> Resources {
+    asked_by(spec, |_, asked| asked)
+}
+
+fn asked_by(spec: &v1::PodSpec, counted: impl Fn(&str, Resources) -> Resources) -> Resources {
     let of = |c: &v1::Container| {
         let r = c.resources.as_ref();
         let mut sum = Resources::of(r.and_then(|r| r.requests.as_ref()).unwrap_or(&Amounts::new()));
@@ -256,7 +282,7 @@ pub(crate) fn pod_requests(spec: &v1::PodSpec) -> Resources {
                 sum.memory_bytes = limit.memory_bytes;
             }
         }
-        sum
+        counted(&c.name, sum)
     };
     let main = spec.containers.iter().map(of).fold(Resources::default(), Resources::plus);
     let (mut sidecars, mut peak) = (Resources::default(), Resources::default());
@@ -269,7 +295,7 @@ pub(crate) fn pod_requests(spec: &v1::PodSpec) -> Resources {
         }
     }
     let overhead = spec.overhead.as_ref().map(Resources::of).unwrap_or_default();
-    Resources { pods: 1, ..main.plus(sidecars).max(peak).plus(overhead) }
+    main.plus(sidecars).max(peak).plus(overhead)
 }
 
 macro_rules! stored {
@@ -324,7 +350,7 @@ fn pod_facet(pod: &v1::Pod) -> PodFacet {
     let ports = || spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
     let protocol = |p: &v1::ContainerPort| p.protocol.clone().unwrap_or_else(|| "TCP".into());
     facet.node = spec.node_name.as_deref().filter(|n| !n.is_empty()).map(NodeName::from);
-    facet.requests = pod_requests(spec);
+    facet.requests = pod_requests(spec, status);
     facet.node_selector = spec.node_selector.clone().unwrap_or_default();
     facet.tolerations = spec.tolerations.iter().flatten().cloned().collect();
     facet.affinity = spec.affinity.clone().map(Arc::new);

@@ -26,9 +26,8 @@ mod unsupported;
 mod validate;
 
 pub(crate) use defaults::qos_class;
-pub(crate) use facet::pod_requests;
 pub use facet::{
-    ControllerFacet, EventFacet, KindFacet, NodeFacet, Phase, PodFacet, Resources, ServiceFacet,
+    ControllerFacet, EventFacet, KindFacet, NodeFacet, Phase, PodFacet, Resources, ServiceFacet, requests_of,
 };
 pub use key::{Key, NodeName, Revision, Uid};
 pub use kind::Kind;

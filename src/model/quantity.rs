@@ -21,6 +21,14 @@ pub fn parse_milli(text: &str) -> Result<i128, QuantityError> {
     parse_scaled(text, 3)
 }
 
+/// Parses a quantity into billionths, rounded up.
+///
+/// # Errors
+/// When the text is no quantity, or does not fit.
+pub fn parse_nano(text: &str) -> Result<i128, QuantityError> {
+    parse_scaled(text, 9)
+}
+
 /// Parses a quantity into units of `10^-decimals`, rounded up.
 fn parse_scaled(text: &str, decimals: i32) -> Result<i128, QuantityError> {
     let bad = || QuantityError(text.to_owned());

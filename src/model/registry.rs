@@ -39,7 +39,13 @@ pub struct Subresource {
 const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 /// Namespaces go one by one.
 const NAMESPACE_VERBS: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
+/// A WebSocket begins with a GET, SPDY with a POST.
+const STREAM: &[&str] = &["create", "get"];
 const READ_WRITE: &[&str] = &["get", "patch", "update"];
+
+const fn stream(name: &'static str, kind: &'static str) -> Subresource {
+    Subresource { name, kind, group_version: None, verbs: STREAM }
+}
 
 const fn status(kind: &'static str) -> Subresource {
     Subresource { name: "status", kind, group_version: None, verbs: READ_WRITE }
@@ -72,6 +78,7 @@ static ROWS: [Row; Kind::ALL.len()] = [
         categories: &["all"],
         verbs: VERBS,
         subresources: &[
+            stream("attach", "PodAttachOptions"),
             Subresource { name: "binding", kind: "Binding", group_version: None, verbs: &["create"] },
             Subresource { name: "ephemeralcontainers", kind: "Pod", group_version: None, verbs: READ_WRITE },
             Subresource {
@@ -80,7 +87,10 @@ static ROWS: [Row; Kind::ALL.len()] = [
                 group_version: Some(("policy", "v1")),
                 verbs: &["create"],
             },
+            stream("exec", "PodExecOptions"),
             Subresource { name: "log", kind: "Pod", group_version: None, verbs: &["get"] },
+            stream("portforward", "PodPortForwardOptions"),
+            Subresource { name: "resize", kind: "Pod", group_version: None, verbs: READ_WRITE },
             status("Pod"),
         ],
     },

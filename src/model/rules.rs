@@ -7,10 +7,10 @@
 use k8s_openapi::{
     ByteString,
     api::core::v1::{
-        ConfigMap, Endpoints, Event, Namespace, Node, Pod, PodCondition, PodStatus, ReplicationController,
-        ReplicationControllerStatus, Secret, ServiceAccount,
+        ConfigMap, Container, Endpoints, Event, Namespace, Node, Pod, PodCondition, PodStatus,
+        ReplicationController, ReplicationControllerStatus, Secret, ServiceAccount,
     },
-    apimachinery::pkg::apis::meta::v1::Time,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 
 use super::{
@@ -103,6 +103,18 @@ impl Rules for Pod {
                 meta.finalizers.clone_from(&old.metadata.finalizers);
                 meta.owner_references.clone_from(&old.metadata.owner_references);
             }
+            Part::Resize => {
+                let wanted = self.spec.take().unwrap_or_default();
+                let spec = self.spec.insert(old.spec.clone().unwrap_or_default());
+                resize_to(&mut spec.containers, wanted.containers);
+                let inits = wanted.init_containers.unwrap_or_default();
+                resize_to(spec.init_containers.as_deref_mut().unwrap_or_default(), inits);
+                self.status.clone_from(&old.status);
+                let generation = self.metadata.generation;
+                self.metadata = ObjectMeta { generation, ..old.metadata.clone() };
+                self.metadata.resource_version = None;
+                self.metadata.managed_fields = None;
+            }
         }
     }
 
@@ -115,11 +127,21 @@ impl Rules for Pod {
             Part::Main => validate::pod_update(self, old, faults),
             Part::Status => validate::pod_status_update(self, old, faults),
             Part::EphemeralContainers => validate::ephemeral_update(self, old, faults),
+            Part::Resize => validate::resize_update(self, old, faults),
         }
     }
 
     fn warnings(&self) -> Vec<String> {
         unsupported::unsupported(self)
+    }
+}
+
+/// Gives containers the resources that those of the same names are to have.
+fn resize_to(list: &mut [Container], wanted: Vec<Container>) {
+    for wanted in wanted {
+        if let Some(container) = list.iter_mut().find(|c| c.name == wanted.name) {
+            container.resources = wanted.resources;
+        }
     }
 }
 
@@ -150,7 +172,7 @@ impl Rules for ReplicationController {
 
     fn prepare_update(&mut self, old: &Self, part: Part) {
         match part {
-            Part::Main | Part::EphemeralContainers => {
+            Part::Main | Part::EphemeralContainers | Part::Resize => {
                 self.status.clone_from(&old.status);
                 if self.spec != old.spec {
                     self.metadata.generation = Some(old.metadata.generation.unwrap_or(0) + 1);
@@ -166,7 +188,7 @@ impl Rules for ReplicationController {
 
     fn validate_update(&self, _old: &Self, part: Part, faults: &mut Faults) {
         match part {
-            Part::Main | Part::EphemeralContainers => self.validate(faults),
+            Part::Main | Part::EphemeralContainers | Part::Resize => self.validate(faults),
             Part::Status => validate::replication_controller_status(self, faults),
         }
     }
@@ -228,7 +250,7 @@ impl Rules for Node {
 
     fn prepare_update(&mut self, old: &Self, part: Part) {
         match part {
-            Part::Main | Part::EphemeralContainers => self.status.clone_from(&old.status),
+            Part::Main | Part::EphemeralContainers | Part::Resize => self.status.clone_from(&old.status),
             Part::Status => self.spec.clone_from(&old.spec),
         }
     }

@@ -28,14 +28,12 @@ const IN_CONTAINER: &[InContainer] = &[
         c.volume_mounts.iter().flatten().any(asks)
     }),
     ("volumeDevices", |c| c.volume_devices.iter().flatten().next().is_some()),
-    ("resizePolicy", |c| c.resize_policy.iter().flatten().next().is_some()),
     ("securityContext.appArmorProfile", |c| {
         c.security_context.as_ref().is_some_and(|c| confines(c.app_armor_profile.as_ref()))
     }),
     ("securityContext.seLinuxOptions", |c| {
         c.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some())
     }),
-    ("resources.limits.ephemeral-storage", |c| limits(c, |name| name == "ephemeral-storage")),
     ("resources.limits.hugepages", |c| limits(c, |name| name.starts_with("hugepages-"))),
 ];
 
@@ -78,10 +76,6 @@ pub(crate) fn unsupported_spec(spec: &PodSpec, root: &str) -> Vec<String> {
 fn unmounted(volume: &Volume) -> Vec<String> {
     let all = super::validate::volume_sources(volume).into_iter();
     let mut paths: Vec<String> = all.filter(|source| !MOUNTED.contains(source)).map(str::to_owned).collect();
-    let on_disk = volume.empty_dir.as_ref().filter(|e| e.medium.as_deref().unwrap_or_default().is_empty());
-    if on_disk.is_some_and(|e| e.size_limit.is_some()) {
-        paths.push("emptyDir.sizeLimit".to_owned());
-    }
     let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten()).enumerate();
     for (index, source) in sources {
         for (name, is) in [
@@ -106,7 +100,7 @@ mod tests {
     fn each_field_is_named_with_its_place() {
         let pod: Pod = serde_json::from_value(json!({"spec": {
             "runtimeClassName": "r",
-            "initContainers": [{"name": "i", "resizePolicy": [{"resourceName": "cpu"}]}],
+            "initContainers": [{"name": "i", "volumeDevices": [{"name": "d", "devicePath": "/d"}]}],
             "containers": [{"name": "a"}, {"name": "b", "lifecycle": {"stopSignal": "SIGINT"}}],
             "volumes": [
                 {"name": "e", "emptyDir": {}},
@@ -124,9 +118,8 @@ mod tests {
             [
                 "spec.runtimeClassName",
                 "spec.containers[1].lifecycle.stopSignal",
-                "spec.initContainers[0].resizePolicy",
+                "spec.initContainers[0].volumeDevices",
                 "spec.volumes[2].persistentVolumeClaim",
-                "spec.volumes[3].emptyDir.sizeLimit",
                 "spec.volumes[5].projected.sources[1].serviceAccountToken"
             ]
             .map(|path| format!("{path}{tail}"))
@@ -155,7 +148,6 @@ mod tests {
             [
                 "spec.securityContext.seLinuxOptions",
                 "spec.containers[0].securityContext.appArmorProfile",
-                "spec.containers[0].resources.limits.ephemeral-storage",
                 "spec.containers[0].resources.limits.hugepages",
             ]
         );

@@ -8,7 +8,7 @@
 use std::{
     collections::HashMap,
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -108,12 +108,26 @@ impl Listener {
         ca: &CaCertificate,
         config: LinkConfig,
     ) -> Result<Listener, NetError> {
+        let bind = |source| NetError::Bind { address, source };
+        Listener::on(UdpSocket::bind(address).map_err(bind)?, identity, ca, config)
+    }
+
+    /// Listens on a socket that is bound already. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// As [`Listener::bind`].
+    pub fn on(
+        socket: UdpSocket,
+        identity: &Identity,
+        ca: &CaCertificate,
+        config: LinkConfig,
+    ) -> Result<Listener, NetError> {
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(identity, ca)?));
         super::metrics::describe();
         server.transport_config(Arc::new(config.transport()?)).max_incoming(INCOMING);
+        let address = socket.local_addr().unwrap_or(ANY_PORT);
         let bind = |source| NetError::Bind { address, source };
-        let endpoint = Endpoint::server(server, address).map_err(bind)?;
-        let address = endpoint.local_addr().map_err(bind)?;
+        let endpoint = endpoint(socket, Some(server)).map_err(bind)?;
         let (ready, sessions) = mpsc::channel(READY);
         let task = tokio::spawn(accept_all(endpoint.clone(), ready)).abort_handle();
         Ok(Listener { sessions, address, serving: Serving::Quic { endpoint, task } })
@@ -162,6 +176,17 @@ impl Drop for Listener {
         }
     }
 }
+
+/// Where an address is asked for that a broken socket does not tell.
+const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+
+fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Result<Endpoint> {
+    let config = quinn::EndpointConfig::default();
+    Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
+}
+
+/// How a connector comes by its UDP sockets: bound to an address.
+pub type Sockets = Arc<dyn Fn(SocketAddr) -> io::Result<UdpSocket> + Send + Sync>;
 
 async fn accept_all(endpoint: Endpoint, ready: mpsc::Sender<Session>) {
     let mut handshakes = JoinSet::new();
@@ -213,7 +238,7 @@ pub struct Connector(Dialing);
 
 #[derive(Clone)]
 enum Dialing {
-    Quic(quinn::ClientConfig),
+    Quic(quinn::ClientConfig, Sockets),
     Memory(memory::Host),
 }
 
@@ -227,7 +252,16 @@ impl Connector {
         let mut transport = config.transport()?;
         transport.keep_alive_interval(Some(config.keep_alive));
         client.transport_config(Arc::new(transport));
-        Ok(Connector(Dialing::Quic(client)))
+        Ok(Connector(Dialing::Quic(client, Arc::new(UdpSocket::bind))))
+    }
+
+    /// Has it use sockets that are made elsewhere, such as in another network namespace.
+    #[must_use]
+    pub fn with_sockets(self, sockets: Sockets) -> Connector {
+        match self.0 {
+            Dialing::Quic(config, _) => Connector(Dialing::Quic(config, sockets)),
+            memory => Connector(memory),
+        }
     }
 
     pub(crate) fn in_memory(host: memory::Host) -> Connector {
@@ -247,7 +281,9 @@ impl Connector {
     ) -> Result<Link<Out, In>, NetError> {
         let connect = async {
             match &self.0 {
-                Dialing::Quic(config) => dial(config.clone(), address, server_name).await,
+                Dialing::Quic(config, sockets) => {
+                    dial(config.clone(), sockets.as_ref(), address, server_name).await
+                }
                 Dialing::Memory(host) => host.dial(address, server_name).await,
             }
         };
@@ -262,12 +298,14 @@ impl Connector {
 
 async fn dial(
     config: quinn::ClientConfig,
+    sockets: &(dyn Fn(SocketAddr) -> io::Result<UdpSocket> + Send + Sync),
     address: SocketAddr,
     server_name: &str,
 ) -> Result<Session, String> {
     let any: IpAddr =
         if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let endpoint = Endpoint::client(SocketAddr::new(any, 0)).map_err(|error: io::Error| error.to_string())?;
+    let socket = sockets(SocketAddr::new(any, 0)).map_err(|error| error.to_string())?;
+    let endpoint = endpoint(socket, None).map_err(|error| error.to_string())?;
     let connecting =
         endpoint.connect_with(config, address, server_name).map_err(|error| error.to_string())?;
     let connection = connecting.await.map_err(|error| error.to_string())?;

@@ -27,7 +27,7 @@ mod transport;
 mod tests;
 
 pub use dial::{Backoff, Dialer};
-pub use endpoint::{Connector, LinkConfig, Listener};
+pub use endpoint::{Connector, LinkConfig, Listener, Sockets};
 pub use error::{CloseReason, NetError};
 pub use identity::{Authority, CaCertificate, Identity};
 pub use link::{Link, LinkEvent, LinkEvents, LinkHandle};

@@ -18,6 +18,11 @@ impl ContainerResources {
         cpu_shares(self.cpu_request_milli)
     }
 
+    /// The same weight on version 2.
+    pub(super) fn cpu_weight(&self) -> i64 {
+        cpu_weight(self.cpu_shares())
+    }
+
     /// Microseconds of each [`CPU_PERIOD_US`], if there is a limit.
     pub(super) fn cpu_quota_us(&self) -> Option<i64> {
         let quota = self.cpu_limit_milli * CPU_PERIOD_US / 1000;
@@ -30,7 +35,7 @@ pub(super) fn cpu_shares(milli: i64) -> i64 {
     (milli.max(0).saturating_mul(SHARES_PER_CORE) / 1000).clamp(*SHARES.start(), *SHARES.end())
 }
 
-/// The same as a `cpu.weight` of version 2 (as runc and crun convert it).
+/// The same on version 2, where it goes from 1 to 10,000. (Formula: Kubernetes' and runc's.)
 pub(super) fn cpu_weight(shares: i64) -> i64 {
     1 + (shares.clamp(*SHARES.start(), *SHARES.end()) - SHARES.start()) * 9999
         / (SHARES.end() - SHARES.start())

@@ -5,14 +5,22 @@
 //! the process that drives the runtime and are found again by `list_*` after its restart; every operation that ends
 //! something is idempotent; an exit is told by an event *and* stays readable by `list_containers` until removed.
 
+mod config;
+pub mod cri;
+pub mod disk;
 pub mod docker;
+pub mod grpc;
+mod hosts;
 pub mod images;
 mod limits;
 pub mod logs;
 pub mod native;
+mod netns;
 pub mod sim;
+mod stats;
+mod within;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, pin::Pin, time::Duration};
+use std::{net::IpAddr, pin::Pin, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -21,6 +29,10 @@ use tokio::{
     sync::broadcast,
 };
 
+pub use self::{
+    config::{ContainerConfig, ContainerResources, Dns, Mount, Propagation, SandboxConfig, Security},
+    stats::{SandboxStats, Usage},
+};
 use crate::model::Uid;
 
 /// Bytes being read, of an image archive for instance.
@@ -29,11 +41,16 @@ pub type Reader = Pin<Box<dyn AsyncRead + Send>>;
 /// What drives containers on one machine. Methods may be called concurrently.
 #[async_trait]
 pub trait ContainerRuntime: Send + Sync + 'static {
-    /// `native`, `docker`, `sim`: as in `containerRuntimeVersion` and container ids (`native://…`).
+    /// `native`, `docker`, `containerd`, `sim`: as in `containerRuntimeVersion` and container ids (`native://…`).
     fn name(&self) -> &'static str;
 
     /// The runtime's own version.
     fn version(&self) -> String;
+
+    /// What this user's containers lack that those of root have, in words for the user.
+    fn lacks(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Tells the subnet from which pods on this node get their addresses (CIDR). Before the first sandbox, and again
     /// after each restart.
@@ -83,18 +100,62 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         &self,
         id: &ContainerId,
         command: Vec<String>,
-        stdin: bool,
+        options: StreamOptions,
     ) -> Result<ExecStreams, RuntimeError> {
-        if stdin {
+        if options.stdin {
             return Err(RuntimeError::Unsupported(self.name(), "feed programs in containers"));
+        }
+        if options.tty {
+            return Err(RuntimeError::Unsupported(self.name(), "give programs in containers a terminal"));
         }
         let output = self.exec_sync(id, command, LONGEST_EXEC).await?;
         Ok(ExecStreams {
             stdin: None,
             stdout: Box::pin(std::io::Cursor::new(output.stdout)),
             stderr: Box::pin(std::io::Cursor::new(output.stderr)),
+            resize: None,
             end: Box::pin(std::future::ready(Ok(output.code))),
         })
+    }
+
+    /// Streams to a running container's own program, beside its log: what it writes from now on, and its standard input
+    /// if it was made with one. Several may be attached.
+    async fn attach(&self, id: &ContainerId, options: StreamOptions) -> Result<ExecStreams, RuntimeError> {
+        let _ = (id, options);
+        Err(RuntimeError::Unsupported(self.name(), "attach to containers"))
+    }
+
+    /// A connection to a TCP port of a pod, as if from inside it (`127.0.0.1`).
+    async fn port_forward(&self, pod: &Uid, port: u16) -> Result<Connection, RuntimeError> {
+        let _ = (pod, port);
+        Err(RuntimeError::Unsupported(self.name(), "forward ports of pods"))
+    }
+
+    /// Changes the limits of a container, also while it runs. Values that stay as they are cost nothing.
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: ContainerResources,
+    ) -> Result<(), RuntimeError> {
+        let _ = (id, resources);
+        Err(RuntimeError::Unsupported(self.name(), "change limits of containers"))
+    }
+
+    /// What every sandbox and every running container in it uses right now.
+    async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
+        Err(RuntimeError::Unsupported(self.name(), "tell what containers use"))
+    }
+
+    /// Whether it keeps logs within [`ContainerConfig::log_limits`] by itself. For one that does not, the kubelet looks
+    /// now and then, renames what is full and calls [`ContainerRuntime::reopen_log`].
+    fn rotates_logs(&self) -> bool {
+        false
+    }
+
+    /// Has a running container's log go on in a new file at its path, after the old one was renamed.
+    async fn reopen_log(&self, id: &ContainerId) -> Result<(), RuntimeError> {
+        let _ = id;
+        Err(RuntimeError::Unsupported(self.name(), "begin new logs"))
     }
 
     /// Whether pods' addresses can be reached from the node. Where they cannot be, since pods are simulated, nothing is
@@ -153,6 +214,13 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// Makes an image of one layer out of a root file system's tar.
     async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError>;
 
+    /// Writes images as one tar: a docker-archive that is an OCI layout, too, where the runtime can (a docker engine before
+    /// version 25 cannot). The reader fails when something goes wrong on the way.
+    async fn save_images(&self, names: Vec<String>) -> Result<Reader, RuntimeError> {
+        let _ = names;
+        Err(RuntimeError::Unsupported(self.name(), "save images"))
+    }
+
     /// Removes a name, and the image when that was its last.
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError>;
 }
@@ -165,54 +233,6 @@ impl std::fmt::Display for ContainerId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// What a sandbox is to be like.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct SandboxConfig {
-    /// The pod's namespace.
-    pub namespace: String,
-    /// The pod's name.
-    pub name: String,
-    /// The pod's uid: names the sandbox.
-    pub uid: String,
-    /// The host name inside.
-    pub hostname: String,
-    /// What follows the host name in the pod's full name, `SUBDOMAIN.NAMESPACE.svc.cluster.local`; empty: it has none.
-    pub domain: String,
-    /// Name resolution; `None`: as on the node.
-    pub dns: Option<Dns>,
-    /// All containers see each other's processes; the first process of their namespace is the runtime's.
-    pub share_pids: bool,
-    /// Share the node's network instead of an address of its own.
-    pub host_network: bool,
-    /// Share the node's pids.
-    pub host_pid: bool,
-    /// Share the node's IPC.
-    pub host_ipc: bool,
-    /// Lines for `/etc/hosts` beyond the usual: address and names.
-    pub host_aliases: Vec<(String, Vec<String>)>,
-    /// Thousandths of a core that all of the pod's containers together asked for: its share under contention.
-    pub cpu_request_milli: i64,
-    /// Limits for all of the pod's containers together; 0 = none.
-    pub memory_limit_bytes: i64,
-    /// Most processes and threads in the pod; 0 = the runtime's default.
-    pub pids_limit: i64,
-    /// Sysctls to set in the sandbox's namespaces.
-    pub sysctls: BTreeMap<String, String>,
-}
-
-/// What a pod's `/etc/resolv.conf` says.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Dns {
-    /// Addresses of name servers.
-    pub servers: Vec<String>,
-    /// Search domains.
-    pub searches: Vec<String>,
-    /// Options, `ndots:5`.
-    pub options: Vec<String>,
 }
 
 /// A sandbox as found.
@@ -230,118 +250,6 @@ pub struct SandboxStatus {
     pub ip: Option<IpAddr>,
     /// Milliseconds since the epoch.
     pub created_ms: i64,
-}
-
-/// What a container is to be like. All expansion (`$(VAR)`, fieldRef…) is done.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct ContainerConfig {
-    /// The container's name in its pod.
-    pub name: String,
-    /// How often it was started before: names the log file and tells lives apart.
-    pub attempt: u32,
-    /// The image's name.
-    pub image: String,
-    /// Replaces the image's entrypoint when not empty.
-    pub command: Vec<String>,
-    /// Replaces the image's cmd when not empty; when only `command` is given, the image's cmd is dropped.
-    pub args: Vec<String>,
-    /// Replaces the image's working directory when given.
-    pub working_dir: Option<String>,
-    /// Environment, later entries win over earlier ones and over the image's.
-    pub env: Vec<(String, String)>,
-    /// Files and directories from the node.
-    pub mounts: Vec<Mount>,
-    /// The log file to append to, in CRI format (`TIME stdout F LINE`); its directory exists.
-    pub log_path: PathBuf,
-    /// Limits.
-    pub resources: ContainerResources,
-    /// How much sooner (up to 1000) or later (down to -1000) than by its size alone it is taken when the node runs out of
-    /// memory. Later than the runtime itself is a privilege that some machines give nobody; then it is as the runtime.
-    #[serde(default)]
-    pub oom_score_adj: i32,
-    /// Security settings.
-    pub security: Security,
-    /// Keep standard input open.
-    pub stdin: bool,
-    /// Give it a terminal.
-    pub tty: bool,
-    /// It sees this container's processes, and ends with it.
-    #[serde(default)]
-    pub join_pids: Option<ContainerId>,
-    /// Where the program may leave its last words (`terminationMessagePath`): a file on the node that is mounted there.
-    pub termination_message: Option<(PathBuf, String)>,
-}
-
-/// A bind mount.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Mount {
-    /// On the node; exists.
-    pub host_path: PathBuf,
-    /// In the container, absolute.
-    pub container_path: String,
-    /// Cannot be written through it.
-    pub read_only: bool,
-    /// The directory that `host_path` must not leave by any symlink, when others may write below it.
-    #[serde(default)]
-    pub within: Option<PathBuf>,
-    /// Which later mounts are seen on the other side.
-    #[serde(default)]
-    pub propagation: Propagation,
-}
-
-/// Which of the mounts that are made later below a mounted directory are seen on its other side.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Propagation {
-    /// None.
-    #[default]
-    Private,
-    /// Those of the node, in the container.
-    HostToContainer,
-    /// Those, and the container's on the node.
-    Bidirectional,
-}
-
-/// Limits of one container; 0 = none.
-#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct ContainerResources {
-    /// Requested thousandths of a core: its share under contention; 0 = the least there is.
-    pub cpu_request_milli: i64,
-    /// Thousandths of a core at most.
-    pub cpu_limit_milli: i64,
-    /// Bytes at most; beyond it the container is killed (`OOMKilled`).
-    pub memory_limit_bytes: i64,
-}
-
-/// Security settings of one container.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Security {
-    /// User id; the image's user when absent.
-    pub user: Option<u32>,
-    /// Group id.
-    pub group: Option<u32>,
-    /// More group ids.
-    pub supplemental_groups: Vec<u32>,
-    /// No group ids but those said here: what the image's `/etc/group` says of the user does not count.
-    pub strict_groups: bool,
-    /// Refuse to run as uid 0.
-    pub run_as_non_root: bool,
-    /// Capabilities beyond the default set, `NET_ADMIN`.
-    pub add_capabilities: Vec<String>,
-    /// Capabilities to take from the default set; `ALL` takes all.
-    pub drop_capabilities: Vec<String>,
-    /// Everything the node's root may.
-    pub privileged: bool,
-    /// The root file system cannot be written.
-    pub read_only_root: bool,
-    /// Programs may gain privileges (setuid), within the container's capabilities and its system call filter.
-    pub allow_privilege_escalation: bool,
-    /// No system call filter.
-    pub seccomp_unconfined: bool,
-    /// The system call filter in this file on the node (the OCI's JSON) in place of the runtime's own.
-    pub seccomp_profile: Option<PathBuf>,
-    /// All of `/proc` and `/sys` is shown, nothing of it masked or read-only.
-    pub unmasked_proc: bool,
 }
 
 /// Where a container is in its life.
@@ -404,14 +312,42 @@ pub struct ExecOutput {
     pub stderr: Vec<u8>,
 }
 
+/// Which streams a caller wants besides a program's output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StreamOptions {
+    /// Something may be typed.
+    pub stdin: bool,
+    /// A terminal: everything the program writes comes as its standard output.
+    pub tty: bool,
+}
+
+/// A terminal's size in characters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TerminalSize {
+    /// Columns.
+    pub width: u16,
+    /// Rows.
+    pub height: u16,
+}
+
+/// A connection into a pod.
+pub type Connection = Pin<Box<dyn Duplex>>;
+
+/// Bytes both ways.
+pub trait Duplex: AsyncRead + AsyncWrite + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Send> Duplex for T {}
+
 /// A program that [`ContainerRuntime::exec`] runs. Dropping its streams does not end it.
 pub struct ExecStreams {
     /// Its standard input, when asked for; dropping it is its end.
     pub stdin: Option<Pin<Box<dyn AsyncWrite + Send>>>,
     /// Its standard output.
     pub stdout: Reader,
-    /// Its standard error.
+    /// Its standard error; empty with a terminal.
     pub stderr: Reader,
+    /// Takes the terminal's new sizes, newest wins; `None` without a terminal.
+    pub resize: Option<tokio::sync::watch::Sender<TerminalSize>>,
     /// Its exit code.
     pub end: Pin<Box<dyn Future<Output = Result<i32, RuntimeError>> + Send>>,
 }

@@ -193,7 +193,13 @@ fn kubectl_lists_resources_and_explains_them() {
         let versions = kubectl(&["api-versions"]).ok();
         assert_eq!(
             versions.lines().collect::<Vec<_>>(),
-            ["authentication.k8s.io/v1", "authorization.k8s.io/v1", "discovery.k8s.io/v1", "v1"]
+            [
+                "authentication.k8s.io/v1",
+                "authorization.k8s.io/v1",
+                "discovery.k8s.io/v1",
+                "metrics.k8s.io/v1beta1",
+                "v1"
+            ]
         );
         assert!(kubectl(&["explain", "pods"]).ok().contains("Pod is a collection of containers"));
         assert!(kubectl(&["explain", "pod.spec.containers.image"]).ok().contains("Container image name"));

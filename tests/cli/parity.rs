@@ -79,6 +79,44 @@ fn alike(cluster: &Cluster, kubectl: &Path, line: &str) {
 }
 
 #[test]
+fn what_is_used_is_shown_as_kubectl_shows_it() {
+    let Some((cluster, kubectl)) = kubectl_or_skip() else { return };
+    same(&cluster, &kubectl, "top pods");
+    same(&cluster, &kubectl, "top pod nope");
+    let (rc, pod) = (cluster.write("rc.yaml", RC), cluster.write("pod.yaml", POD));
+    cluster.troupe(&["create", "-f", &rc, "-f", &pod]).ok();
+    cluster.troupe(&["wait", "--for=jsonpath={.status.readyReplicas}=2", "rc/web", "--timeout=60s"]).ok();
+    cluster.troupe(&["wait", "--for=condition=Ready", "pod/solo", "--timeout=60s"]).ok();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    // A pod is shown once it has run for a second.
+    while cluster.troupe(&["top", "pods", "--no-headers"]).out.lines().count() < 3 {
+        assert!(std::time::Instant::now() < deadline, "{}", cluster.troupe(&["top", "pods"]).err);
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    for line in [
+        "top pods",
+        "top po -A",
+        "top pods --containers",
+        "top pods --sum",
+        "top pods -A --containers --sum --no-headers",
+        "top pods --sort-by=cpu",
+        "top pods --sort-by=memory --sum",
+        "top pod solo",
+        "top pod nope",
+        "top pods -l app=web",
+        "top pods -l app=none",
+        "top pods --field-selector=metadata.name=solo",
+        "top node nope",
+    ] {
+        same(&cluster, &kubectl, line);
+    }
+    // What the machine uses changes all the time.
+    let columns = |ran: Ran| ran.out.lines().next().map(str::to_owned).unwrap_or_default();
+    let words = ["top", "nodes"];
+    assert_eq!(columns(cluster.troupe(&words)), columns(cluster.run(&kubectl, &words, "")));
+}
+
+#[test]
 fn objects_are_shown_as_kubectl_shows_them() {
     let Some((cluster, kubectl)) = kubectl_or_skip() else { return };
     let (rc, pod) = (cluster.write("rc.yaml", RC), cluster.write("pod.yaml", POD));

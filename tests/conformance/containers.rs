@@ -1,6 +1,6 @@
 //! Cases: a container's creation, its program's start and end, what it is given and what it prints.
 
-use troupe::runtime::{ContainerConfig, ContainerId, ContainerState, RuntimeError};
+use troupe::runtime::{ContainerConfig, ContainerId, ContainerResources, ContainerState, RuntimeError};
 
 use super::harness::{Bench, Harness, LONG};
 
@@ -181,4 +181,56 @@ pub async fn a_second_life_appends_to_the_log_it_is_given<H: Harness>(bench: &mu
         bench.exit(&id).await;
     }
     assert_eq!(bench.log("c"), ["stdout F life 0", "stdout F life 1"]);
+}
+
+/// Of the container's cgroup, as the kernel has it in either version: quota in microseconds, bytes of memory.
+fn limits(container: &troupe::runtime::ContainerStatus) -> (String, String) {
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", container.pid.unwrap())).unwrap();
+    let file = |controller: &str, v1: &str, v2: &str| {
+        let path = |wanted: &str| {
+            groups.lines().find_map(|line| {
+                let mut fields = line.splitn(3, ':').skip(1);
+                let (controllers, path) = (fields.next()?, fields.next()?);
+                controllers.split(',').any(|c| c == wanted).then(|| path.trim_start_matches('/').to_owned())
+            })
+        };
+        let root = std::path::Path::new("/sys/fs/cgroup");
+        let file = match path(controller) {
+            Some(path) => root.join(controller).join(path).join(v1),
+            None => root.join(path("").unwrap()).join(v2),
+        };
+        std::fs::read_to_string(file).unwrap().split_whitespace().next().unwrap().to_owned()
+    };
+    (file("cpu", "cpu.cfs_quota_us", "cpu.max"), file("memory", "memory.limit_in_bytes", "memory.max"))
+}
+
+pub async fn a_running_container_is_resized<H: Harness>(bench: &mut Bench<H>) {
+    const MIB: i64 = 1 << 20;
+    bench.sandbox("p").await;
+    let of = |cpu_limit_milli, mib: i64| ContainerResources {
+        cpu_request_milli: 100,
+        cpu_limit_milli,
+        memory_limit_bytes: mib * MIB,
+    };
+    let config = ContainerConfig { resources: of(500, 64), ..bench.hello("c", &[]) };
+    let id = bench.start("p", config).await;
+    let running = bench.find(&id).await.unwrap();
+    assert_eq!(limits(&running), ("50000".into(), (64 * MIB).to_string()));
+    for (cpu, memory) in [(1000, 128), (250, 32), (250, 32)] {
+        bench.runtime().update_container(&id, of(cpu, memory)).await.unwrap();
+        assert_eq!(limits(&running), ((cpu * 100).to_string(), (memory * MIB).to_string()));
+    }
+    // It is still the same life.
+    assert_eq!(bench.find(&id).await.unwrap().pid, running.pid);
+}
+
+pub async fn only_running_containers_are_resized<H: Harness>(bench: &mut Bench<H>) {
+    let resources = ContainerResources { cpu_limit_milli: 500, ..ContainerResources::default() };
+    let id = bench.running("p").await;
+    bench.runtime().update_container(&id, resources).await.unwrap();
+    bench.runtime().stop_container(&id, std::time::Duration::ZERO).await.unwrap();
+    for id in [id, ContainerId("nowhere".into())] {
+        let error = bench.runtime().update_container(&id, resources).await.unwrap_err();
+        assert!(matches!(error, RuntimeError::NotFound(_)), "{error}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use troupe::runtime::{ContainerId, EXEC_OUTPUT_BYTES, ExecOutput, RuntimeError};
+use troupe::runtime::{ContainerId, EXEC_OUTPUT_BYTES, ExecOutput, RuntimeError, StreamOptions};
 
 use super::harness::{Bench, Harness, LONG};
 
@@ -47,13 +47,20 @@ pub async fn a_program_that_does_not_exist_is_a_start_error<H: Harness>(bench: &
 
 pub async fn a_program_over_its_time_is_killed_and_its_container_lives<H: Harness>(bench: &mut Bench<H>) {
     let id = bench.running("a").await;
-    let args = ["--print", "so far", "--ignore-sigterm", "--listen", "127.0.0.1:0"];
     let begun = Instant::now();
-    let output = exec(bench, &id, &args, Duration::from_secs(1)).await.unwrap();
+    let output = exec(bench, &id, ENDLESS, Duration::from_secs(1)).await.unwrap();
     assert!(output.timed_out && output.code == 137, "{output:?}");
-    assert!(output.stdout.starts_with(b"so far\n"), "{output:?}");
     assert!(begun.elapsed() < LONG);
     assert_eq!(exec(bench, &id, &["--once"], LONG).await.unwrap().code, 0);
+}
+
+/// A program that says something and then goes on for ever.
+const ENDLESS: &[&str] = &["--print", "so far", "--ignore-sigterm", "--listen", "127.0.0.1:0"];
+
+pub async fn what_a_program_over_its_time_said_is_told<H: Harness>(bench: &mut Bench<H>) {
+    let id = bench.running("a").await;
+    let output = exec(bench, &id, ENDLESS, Duration::from_secs(1)).await.unwrap();
+    assert!(output.timed_out && output.stdout.starts_with(b"so far\n"), "{output:?}");
 }
 
 pub async fn many_programs_run_at_once<H: Harness>(bench: &mut Bench<H>) {
@@ -149,16 +156,17 @@ pub async fn a_program_with_streams_says_what_it_has_to_say_and_how_it_ended<H: 
     let id = bench.running("a").await;
     let words = ["/hello", "hello", "--print", "out", "--error", "err", "--exit-code", "4", "--once"];
     let command = words.map(str::to_owned).to_vec();
-    let mut streams = bench.runtime().exec(&id, command, false).await.unwrap();
+    let mut streams = bench.runtime().exec(&id, command, StreamOptions::default()).await.unwrap();
     let (mut out, mut err) = (String::new(), String::new());
     streams.stdout.read_to_string(&mut out).await.unwrap();
     streams.stderr.read_to_string(&mut err).await.unwrap();
     assert_eq!((out.as_str(), err.as_str(), streams.end.await.unwrap()), ("out\n", "err\n", 4));
     // Told at once or at its end.
-    let missing = match bench.runtime().exec(&id, vec!["/no/such/program".into()], false).await {
-        Ok(streams) => streams.end.await.map(|_| ()),
-        Err(error) => Err(error),
-    };
+    let missing =
+        match bench.runtime().exec(&id, vec!["/no/such/program".into()], StreamOptions::default()).await {
+            Ok(streams) => streams.end.await.map(|_| ()),
+            Err(error) => Err(error),
+        };
     assert!(
         matches!(&missing, Err(RuntimeError::Start(text)) if text.contains("/no/such/program")),
         "{missing:?}"

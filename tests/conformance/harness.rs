@@ -189,6 +189,16 @@ impl<H: Harness> Bench<H> {
         text.lines().map(str::to_owned).collect()
     }
 
+    /// The files of a log, oldest first: the rotated ones, then the one being written.
+    pub fn log_files(&self, name: &str) -> Vec<PathBuf> {
+        let dir = self.dir.path().join("logs");
+        let names =
+            std::fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut rotated: Vec<String> = names.filter(|file| file.starts_with(&format!("{name}."))).collect();
+        rotated.sort();
+        rotated.into_iter().chain([name.to_owned()]).map(|file| dir.join(file)).collect()
+    }
+
     /// Waits until a log has a line with this text.
     pub async fn line(&self, name: &str, wanted: &str) {
         until(|| self.log(name).iter().any(|line| line.contains(wanted)))

@@ -123,6 +123,47 @@ pub async fn archives_that_lead_out_of_their_root_are_refused<H: Harness>(bench:
     assert!(names(bench).await.is_empty());
 }
 
+pub async fn saved_images_come_back_under_the_same_ids<H: Harness>(bench: &mut Bench<H>) {
+    let (shared, own) =
+        (layer("shared", "1"), tar(&[("bin/app", b"#!"), ("empty", b""), ("big", &[7; 70_000])]));
+    let (first, second) = ([shared.clone(), own.clone()], [shared]);
+    bench.runtime().load_image(reader(gzip(&docker(&["app:1", "app:2"], &first))), None).await.unwrap();
+    bench.runtime().load_image(reader(oci("example.org/team/base:v2", &second)), None).await.unwrap();
+    let all = ["app:1", "example.org/team/base:v2", "app:2"].map(str::to_owned);
+    let mut saved = Vec::new();
+    let mut archive = bench.runtime().save_images(all.to_vec()).await.unwrap();
+    tokio::io::AsyncReadExt::read_to_end(&mut archive, &mut saved).await.unwrap();
+    for name in &all {
+        bench.runtime().remove_image(name).await.unwrap();
+    }
+    assert!(names(bench).await.is_empty());
+    let mut loaded = bench.runtime().load_image(reader(saved.clone()), None).await.unwrap();
+    loaded.sort();
+    assert_eq!(loaded, ["docker.io/library/app:1", "docker.io/library/app:2", "example.org/team/base:v2"]);
+    for (name, layers) in [("app:2", &first[..]), ("example.org/team/base:v2", &second[..])] {
+        assert_eq!(bench.runtime().image(name).await.unwrap().unwrap().id, id(layers), "{name}");
+    }
+    // Again, by id.
+    let mut again = bench.runtime().save_images(vec![id(&second)]).await.unwrap();
+    let mut bytes = Vec::new();
+    tokio::io::AsyncReadExt::read_to_end(&mut again, &mut bytes).await.unwrap();
+    let renamed = bench.runtime().load_image(reader(bytes), Some("renamed".into())).await.unwrap();
+    assert_eq!(bench.runtime().image(&renamed[0]).await.unwrap().unwrap().id, id(&second));
+}
+
+pub async fn only_images_that_are_here_are_saved<H: Harness>(bench: &mut Bench<H>) {
+    bench.runtime().load_image(reader(docker(&["app"], &[layer("f", "1")])), None).await.unwrap();
+    for (name, known) in [("absent.example/none", true), ("Not A Name", false), ("../x", false), ("", false)]
+    {
+        let error = bench.runtime().save_images(vec!["app".into(), name.into()]).await.err().unwrap();
+        let right = match known {
+            true => matches!(error, RuntimeError::ImageNotFound(_)),
+            false => matches!(error, RuntimeError::InvalidImageName(..)),
+        };
+        assert!(right, "{name:?}: {error}");
+    }
+}
+
 pub async fn names_that_are_none_are_refused<H: Harness>(bench: &mut Bench<H>) {
     for name in ["", "Not A Name", "a:b:c", "../x"] {
         let archive = || reader(docker(&["app"], &[layer("f", "1")]));

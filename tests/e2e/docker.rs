@@ -19,7 +19,7 @@ fn on(engine: &Engine) -> Options {
 }
 
 /// Names of pods, each with its container's id and how often it was restarted.
-fn lives(pods: &[Value]) -> Vec<(String, String, i64)> {
+pub fn lives(pods: &[Value]) -> Vec<(String, String, i64)> {
     let life = |pod: &Value| {
         let container = &pod["status"]["containerStatuses"][0];
         let (name, id) = (text(&pod["metadata"]["name"]), text(&container["containerID"]));

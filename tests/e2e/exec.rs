@@ -36,10 +36,6 @@ fn kubectl_exec_runs_a_program_and_ends_as_it_does() {
     assert!(missing.contains("/none") && missing.contains("no such file"), "{missing}");
     let choice = cluster.kubectl(&["exec", "-n", ns, "web", "-c", "nobody", "--", "/hello"]).fails();
     assert!(choice.contains("container nobody is not valid for pod web"), "{choice}");
-    // kubectl itself leaves a terminal out when it has none.
-    let path = format!("/api/v1/namespaces/{ns}/pods/web/exec?command=x&container=c&tty=true");
-    let terminal = cluster.kubectl(&["get", "--raw", &path]).fails();
-    assert!(terminal.contains("terminals are not supported yet"), "{terminal}");
     // Nothing reads what is typed here, and its end does no harm.
     let typed = cluster.kubectl_in(
         &["exec", "-i", "-n", ns, "web", "-c", "other", "--", "/hello", "hello", "--once", "--print", "done"],

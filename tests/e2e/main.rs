@@ -7,6 +7,10 @@
 
 mod chaos;
 mod configs;
+#[path = "../conformance/containerd.rs"]
+#[allow(dead_code, reason = "shared with the conformance suite, which needs more of it")]
+mod containerd;
+mod cri;
 mod disk;
 mod docker;
 #[path = "../conformance/engine.rs"]
@@ -23,4 +27,7 @@ mod probes;
 mod recovery;
 mod refusals;
 mod registry;
+mod resize;
 mod sandbox;
+mod streams;
+mod usage;

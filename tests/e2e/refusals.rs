@@ -104,7 +104,7 @@ fn a_data_directory_that_is_none_of_ours_is_left_alone() {
 }
 
 #[test]
-fn who_is_not_root_is_told_what_will_not_work_and_what_to_do() {
+fn an_ordinary_user_is_told_where_it_may_not_write() {
     if !ready() {
         return;
     }
@@ -117,19 +117,6 @@ fn who_is_not_root_is_told_what_will_not_work_and_what_to_do() {
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
     let copy = dir.path().join("troupe");
     std::fs::copy(env!("CARGO_BIN_EXE_troupe"), &copy).unwrap();
-    let nobody = |arguments: &[&str]| {
-        let mut command = Command::new(&setpriv);
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy);
-        command.args(["up", "--api", "127.0.0.1:0", "--data-dir"]).arg(dir.path().join("data"));
-        command.args(arguments).current_dir(dir.path()).env("HOME", dir.path());
-        command
-    };
-    let error = refused(&mut nobody(&[]), 1);
-    for part in ["cannot run containers", "not root", "sudo", "--runtime sim"] {
-        assert!(error.contains(part), "no {part:?} in: {error}");
-    }
-    assert!(!dir.path().join("data/objects").exists(), "a start that cannot succeed has begun");
-    // And where they may not write.
     let mut command = Command::new(&setpriv);
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy);
     let closed = dir.path().join("closed");
@@ -138,7 +125,7 @@ fn who_is_not_root_is_told_what_will_not_work_and_what_to_do() {
     let data = closed.join("data").display().to_string();
     command.args(["up", "--api", "127.0.0.1:0", "--data-dir", &data]).current_dir(dir.path());
     let error = refused(&mut command, 1);
-    one_line(&error, &[&data, "Permission denied", "--data-dir"]);
+    one_line(&error, &[&data, "cannot create", "--data-dir"]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tempfile::TempDir;
 use troupe::{
     Cluster, ClusterConfig,
+    logic::eviction::Thresholds,
     runtime::{
         images::ImageStore,
         native::{NativeConfig, NativeRuntime},
@@ -49,6 +50,8 @@ impl Machine {
     /// A cluster of one node on it, ready.
     pub async fn cluster(&self) -> Cluster {
         let mut config = ClusterConfig::simulated(self.directory.path()).nodes(["real"]);
+        // How full this machine's disk is must not matter.
+        config.kubelet.eviction_hard = Thresholds::parse("").unwrap();
         config = config.runtime_of("real", self.runtime.clone());
         config.master.pod_network = POD_NETWORK.into();
         let cluster = Cluster::start(config).await.unwrap();

@@ -4,7 +4,10 @@ use std::{fs, path::Path, time::Duration};
 
 use troupe::{
     model::Uid,
-    runtime::{ContainerConfig, ContainerId, ContainerRuntime, ExecOutput, RuntimeError, SandboxConfig},
+    runtime::{
+        ContainerConfig, ContainerId, ContainerRuntime, ExecOutput, RuntimeError, SandboxConfig,
+        StreamOptions,
+    },
 };
 
 use super::bench::{Bench, config, sandbox_config};
@@ -171,7 +174,8 @@ async fn what_is_typed_reaches_a_program_and_its_end_too() {
     let bench = Bench::new().await;
     let (pod, id) = sleeping(&bench, |config| config.security.user = Some(33)).await;
     let command = ["sh", "-c", "cat > /dev/stdout; echo end >&2; exit 7"].map(str::to_owned).to_vec();
-    let mut streams = bench.runtime().exec(&id, command, true).await.unwrap();
+    let mut streams =
+        bench.runtime().exec(&id, command, StreamOptions { stdin: true, tty: false }).await.unwrap();
     let mut stdin = streams.stdin.take().unwrap();
     let long = "x".repeat(300_000);
     let typed = async {
@@ -185,7 +189,7 @@ async fn what_is_typed_reaches_a_program_and_its_end_too() {
     assert_eq!((out == long, err.as_str(), streams.end.await.unwrap()), (true, "end\n", 7));
     // Whoever stops listening ends what writes.
     let command = ["yes".to_owned()].to_vec();
-    let mut streams = bench.runtime().exec(&id, command, false).await.unwrap();
+    let mut streams = bench.runtime().exec(&id, command, StreamOptions::default()).await.unwrap();
     streams.stdout.read_u8().await.unwrap();
     drop((streams.stdout, streams.stderr));
     assert_eq!(streams.end.await.unwrap(), 128 + 13, "SIGPIPE");

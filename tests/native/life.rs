@@ -171,7 +171,10 @@ async fn a_pod_on_the_hosts_network_has_no_address() {
 async fn a_flood_of_output_neither_blocks_the_shim_nor_is_lost() {
     let mut bench = Bench::new().await;
     let pod = bench.sandbox("p").await;
-    let id = bench.start(&pod, config("flood", &["sh", "-c", "yes | head -c 8000000; yes 1>&2"])).await;
+    let mut flood = config("flood", &["sh", "-c", "yes | head -c 8000000; yes 1>&2"]);
+    // Nothing is to be rotated away: all of it is counted.
+    flood.log_limits.max_bytes = u64::MAX;
+    let id = bench.start(&pod, flood).await;
     bench.line("flood", "stderr F y").await;
     let begun = Instant::now();
     bench.runtime().stop_container(&id, Duration::ZERO).await.unwrap();

@@ -166,3 +166,49 @@ async fn fifty_pods_start_at_once() {
     assert_eq!(bench.leftovers().await, [""; 0]);
     println!("removed in {:?}", begun.elapsed());
 }
+
+/// A program that waits in its container to be started is the shim's child, and lives on for a moment.
+#[tokio::test]
+async fn shims_killed_in_the_middle_of_starts_are_missed_at_once() {
+    const PODS: usize = 24;
+    let mut bench = Bench::new().await;
+    let mut pods = Vec::new();
+    for number in 0..PODS {
+        let pod = bench.sandbox(&format!("p{number}")).await;
+        let id = bench.create(&pod, config(&format!("c{number}"), &["sleep", "1000"])).await.unwrap();
+        pods.push((pod, id));
+    }
+    let shims: Vec<i32> = shims_below(&bench.config.root);
+    assert_eq!(shims.len(), PODS);
+    let starts = pods.iter().map(|(_, id)| {
+        let (runtime, id) = (Arc::clone(bench.runtime()), id.clone());
+        tokio::spawn(async move { runtime.start_container(&id).await })
+    });
+    let starts: Vec<_> = starts.collect();
+    for shim in shims {
+        // Spread over the time that the starts take.
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        kill(Pid::from_raw(shim), Signal::SIGKILL).unwrap();
+    }
+    let begun = Instant::now();
+    for start in starts {
+        // Some were faster than their shim's death.
+        let _ = start.await.unwrap();
+    }
+    bench.reopen();
+    let took = begun.elapsed();
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    assert!(bench.runtime().list_pod_sandboxes().await.unwrap().iter().all(|status| !status.ready));
+    assert_eq!(bench.leftovers().await, [""; 0]);
+}
+
+/// Processes whose standard output is a shim's log.
+fn shims_below(root: &std::path::Path) -> Vec<i32> {
+    let pids = fs::read_dir("/proc").unwrap().flatten();
+    pids.filter_map(|entry| entry.file_name().to_string_lossy().parse().ok())
+        .filter(|pid: &i32| {
+            let log = fs::read_link(format!("/proc/{pid}/fd/1")).unwrap_or_default();
+            log.starts_with(root) && log.to_string_lossy().contains("shim.log")
+        })
+        .collect()
+}

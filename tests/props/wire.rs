@@ -110,6 +110,22 @@ pub fn open() -> Vec<Open> {
             stdin: true,
             tty: false,
         }),
+        Open::ImageSave(vec!["a:1".into(), "b:2".into()]),
+        Open::Stats,
+        Open::Attach(AttachRequest {
+            namespace: "ns".into(),
+            pod: "p".into(),
+            uid: "u1".into(),
+            container: "c".into(),
+            stdin: true,
+            tty: true,
+        }),
+        Open::PortForward(PortForwardRequest {
+            namespace: "ns".into(),
+            pod: "p".into(),
+            uid: "u1".into(),
+            port: 8080,
+        }),
     ]
 }
 
@@ -167,9 +183,13 @@ fn every_variant_has_its_golden_bytes() {
             Open::ImageRemove(_) => 3,
             Open::ImagePull(_) => 4,
             Open::Exec(_) => 5,
+            Open::ImageSave(_) => 6,
+            Open::Stats => 7,
+            Open::Attach(_) => 8,
+            Open::PortForward(_) => 9,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -219,6 +239,10 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         0303613a31
         0403613a31
         05026e730170027531016302026c73022d6c0100
+        060203613a3103623a32
+        07
+        08026e73017002753101630101
+        09026e730170027531fb901f
         ",
     );
     golden(

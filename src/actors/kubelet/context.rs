@@ -4,13 +4,14 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, thread::available_parallelism};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{configs::Configs, machine};
+use super::{configs::Configs, ledger::Ledger, machine};
 use crate::{
     logic::{
+        eviction::Thresholds,
         pod::config::{Around, Places},
         supervision::Backoff,
     },
-    runtime::ContainerRuntime,
+    runtime::{ContainerRuntime, logs::LogLimits},
 };
 
 /// The part of a node that its pods see.
@@ -27,10 +28,23 @@ pub struct NodeContext {
     pub crash_loop: Backoff,
     /// Turns to start something.
     pub starts: Starts,
+    /// What its pods were given.
+    pub ledger: Ledger,
     /// The config maps and secrets that its pods refer to.
     pub configs: Configs,
     /// The node's own credentials for registries: a file in the form of Docker's `config.json`.
     pub registry_config: Option<PathBuf>,
+    /// Its limits.
+    pub settings: KubeletSettings,
+}
+
+/// What Kubernetes' `KubeletConfiguration` says of the limits of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KubeletSettings {
+    /// `containerLogMaxSize` and `containerLogMaxFiles`.
+    pub container_log: LogLimits,
+    /// `evictionHard`: what is to be left of memory and disk.
+    pub eviction_hard: Thresholds,
 }
 
 /// How much a node starts at once. A start keeps a core busy, so a hundred at once would all be slow, and with them the

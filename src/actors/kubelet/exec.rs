@@ -1,22 +1,26 @@
-//! A program that a user runs in a container: its streams over the link.
+//! A program that a user runs in a container, a container's own that a user attaches to, and forwarded ports: their
+//! streams over the link.
 //!
 //! Owns: the frames between master and node (`channel, length, bytes`), with Kubernetes' channels, and the program's
 //! outcome as Kubernetes' `Status`. Invariants: what a program wrote comes before how it ended; a program that left
-//! something behind with its output is not waited for.
+//! something behind with its output is not waited for; when the user has gone, everything of theirs is dropped.
 
 use std::{sync::Arc, time::Duration};
 
+use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    sync::watch,
     time::{Instant, sleep_until},
 };
 
 use super::{Kubelet, context::NodeContext};
 use crate::{
-    messages::wire::{ByteStream, Channel, ExecRequest},
+    messages::wire::{AttachRequest, ByteStream, Channel, ExecRequest, PortForwardRequest},
+    model::Uid,
     net::Responder,
-    runtime::{ContainerId, ExecStreams, RuntimeError},
+    runtime::{ContainerId, ExecStreams, RuntimeError, StreamOptions, TerminalSize},
 };
 
 /// What is read from a program at once.
@@ -26,18 +30,26 @@ const DRAIN: Duration = Duration::from_millis(500);
 
 impl Kubelet {
     /// The life of a container that a request means.
-    pub(super) fn exec_in(&self, request: &ExecRequest) -> Result<ContainerId, (u16, String)> {
-        // The master knows a static pod by its mirror.
-        let own = self.manifests.own_uid(&request.namespace, &request.pod);
-        let uid = own.unwrap_or_else(|| request.uid.as_str().into());
-        let entry =
-            self.pods.get(&uid).ok_or_else(|| (404, format!("pod {} is not on this node", request.pod)))?;
-        let status = entry.containers.iter().find(|s| s.name == request.container);
+    pub(super) fn running_in(
+        &self,
+        namespace: &str,
+        pod: &str,
+        uid: &str,
+        container: &str,
+    ) -> Result<ContainerId, (u16, String)> {
+        let uid = self.own_uid(namespace, pod, uid);
+        let entry = self.pods.get(&uid).ok_or_else(|| (404, format!("pod {pod} is not on this node")))?;
+        let status = entry.containers.iter().find(|s| s.name == container);
         let id = status.and_then(|s| s.container_id.as_deref()).and_then(|id| id.split_once("://"));
         match (status.and_then(|s| s.state.as_ref()), id) {
             (Some(state), Some((_, id))) if state.running.is_some() => Ok(ContainerId(id.to_owned())),
-            _ => Err((400, format!("container {} in pod {} is not running", request.container, request.pod))),
+            _ => Err((400, format!("container {container} in pod {pod} is not running"))),
         }
+    }
+
+    /// The uid under which a pod runs: the master knows a static one by its mirror.
+    pub(super) fn own_uid(&self, namespace: &str, pod: &str, uid: &str) -> Uid {
+        self.manifests.own_uid(namespace, pod).unwrap_or_else(|| uid.into())
     }
 }
 
@@ -48,18 +60,12 @@ pub(super) async fn serve(
     request: ExecRequest,
     responder: Responder,
 ) {
-    if request.tty {
-        return super::streams::refuse(
-            responder,
-            400,
-            "terminals are not supported yet: leave out -t".into(),
-        );
-    }
     // Accepted first: a runtime without streams gives what a program wrote when it has ended, and the master does not wait
     // so long for an answer.
     let Ok(ByteStream { read, mut write }) = responder.accept().await else { return };
-    let done = match node.runtime.exec(&id, request.command, request.stdin).await {
-        Ok(streams) => converse(streams, read, &mut write).await,
+    let options = StreamOptions { stdin: request.stdin, tty: request.tty };
+    let done = match node.runtime.exec(&id, request.command, options).await {
+        Ok(streams) => converse(streams, read, &mut write, outcome).await,
         Err(error) => send(&mut write, Channel::Error, outcome(&Err(error)).to_string().as_bytes()).await,
     };
     if let Err(error) = done {
@@ -68,16 +74,54 @@ pub(super) async fn serve(
     let _ = write.shutdown().await;
 }
 
+/// Joins a container's own program until it has ended or the master has gone.
+pub(super) async fn attach(
+    node: Arc<NodeContext>,
+    id: ContainerId,
+    request: AttachRequest,
+    responder: Responder,
+) {
+    let options = StreamOptions { stdin: request.stdin, tty: request.tty };
+    let streams = match node.runtime.attach(&id, options).await {
+        Ok(streams) => streams,
+        Err(error) => return super::streams::refuse(responder, 400, error.to_string()),
+    };
+    let Ok(ByteStream { read, mut write }) = responder.accept().await else { return };
+    if let Err(error) = converse(streams, read, &mut write, attached).await {
+        tracing::debug!(%error, container = %id, "an attachment broke off");
+    }
+    let _ = write.shutdown().await;
+}
+
+/// Passes bytes between the master and a port of a pod until both or either for good have ended.
+pub(super) async fn port_forward(
+    node: Arc<NodeContext>,
+    pod: Uid,
+    request: PortForwardRequest,
+    responder: Responder,
+) {
+    let mut connection = match node.runtime.port_forward(&pod, request.port).await {
+        Ok(connection) => connection,
+        Err(error) => return super::streams::refuse(responder, 500, error.to_string()),
+    };
+    let Ok(ByteStream { read, write }) = responder.accept().await else { return };
+    let mut link = tokio::io::join(read, write);
+    if let Err(error) = tokio::io::copy_bidirectional(&mut link, &mut connection).await {
+        tracing::debug!(%error, %pod, port = request.port, "a forwarded connection broke off");
+    }
+}
+
 async fn converse(
     streams: ExecStreams,
     read: impl AsyncRead + Unpin,
     write: &mut (impl AsyncWrite + Unpin),
+    outcome: impl Fn(&Result<i32, RuntimeError>) -> Value,
 ) -> std::io::Result<()> {
-    let ExecStreams { stdin, mut stdout, mut stderr, mut end } = streams;
-    let input = feed(read, stdin);
+    let ExecStreams { stdin, mut stdout, mut stderr, resize, mut end } = streams;
+    let input = feed(read, stdin, resize);
     tokio::pin!(input);
     let (mut out, mut err) = (vec![0; READ_BYTES], vec![0; READ_BYTES]);
-    let (mut out_open, mut err_open, mut fed) = (true, true, false);
+    let (mut out_open, mut err_open) = (true, true);
     let mut ended: Option<(Instant, Result<i32, RuntimeError>)> = None;
     while out_open || err_open || ended.is_none() {
         let until = ended.as_ref().map_or_else(Instant::now, |(until, _)| *until);
@@ -92,10 +136,7 @@ async fn converse(
                 _ => err_open = false,
             },
             done = &mut end, if ended.is_none() => ended = Some((Instant::now() + DRAIN, done)),
-            gone = &mut input, if !fed => {
-                gone?;
-                fed = true;
-            }
+            gone = &mut input => return gone,
             () = sleep_until(until), if ended.is_some() => break,
         }
     }
@@ -105,18 +146,24 @@ async fn converse(
     Ok(())
 }
 
-/// Hands on what the user types until there is no more; an error when the user has gone.
+/// Hands on what the user types, and the sizes of their terminal, until they have gone.
 async fn feed(
     mut read: impl AsyncRead + Unpin,
     mut stdin: Option<std::pin::Pin<Box<dyn AsyncWrite + Send>>>,
+    resize: Option<watch::Sender<TerminalSize>>,
 ) -> std::io::Result<()> {
     while let Some((channel, bytes)) = Channel::receive(&mut read).await? {
         match channel {
             Channel::Stdin => {
                 if let Some(pipe) = &mut stdin
-                    && pipe.write_all(&bytes).await.is_err()
+                    && write_all(pipe, &bytes).await.is_err()
                 {
                     stdin = None;
+                }
+            }
+            Channel::Resize => {
+                if let (Some(resize), Some(size)) = (&resize, last_size(&bytes)) {
+                    resize.send_replace(size);
                 }
             }
             Channel::Close if bytes.first() == Some(&(Channel::Stdin as u8)) => stdin = None,
@@ -124,6 +171,24 @@ async fn feed(
         }
     }
     Ok(())
+}
+
+async fn write_all(pipe: &mut (impl AsyncWrite + Unpin + ?Sized), bytes: &[u8]) -> std::io::Result<()> {
+    pipe.write_all(bytes).await?;
+    pipe.flush().await
+}
+
+/// The newest of some sizes of a terminal, each `{"Width":80,"Height":24}`; one without extent is none.
+fn last_size(bytes: &[u8]) -> Option<TerminalSize> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Size {
+        width: u16,
+        height: u16,
+    }
+    let sizes = serde_json::Deserializer::from_slice(bytes).into_iter::<Size>();
+    let last = sizes.map_while(Result::ok).last().filter(|size| size.width > 0 && size.height > 0);
+    last.map(|Size { width, height }| TerminalSize { width, height })
 }
 
 async fn send(write: &mut (impl AsyncWrite + Unpin), channel: Channel, bytes: &[u8]) -> std::io::Result<()> {
@@ -150,5 +215,41 @@ fn outcome(done: &Result<i32, RuntimeError>) -> Value {
             "details": {"causes": [{"message": format!("error executing command in container: {error}")}]},
             "code": 500,
         }),
+    }
+}
+
+/// How an attachment ended: how its container did is told by the pod's status.
+fn attached(done: &Result<i32, RuntimeError>) -> Value {
+    match done {
+        Ok(_) => outcome(&Ok(0)),
+        Err(error) => json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": format!("error attaching to container: {error}"),
+            "reason": "InternalError",
+            "details": {"causes": [{"message": format!("error attaching to container: {error}")}]},
+            "code": 500,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_size_of_a_terminal_counts() {
+        for (bytes, size) in [
+            (&b"{\"Width\":80,\"Height\":24}"[..], Some((80, 24))),
+            (b"{\"Width\":80,\"Height\":24}\n{\"Width\":120,\"Height\":50}\n", Some((120, 50))),
+            (b"{\"Width\":80,\"Height\":24}\n{\"Wid", Some((80, 24))),
+            (b"{\"Width\":0,\"Height\":24}", None),
+            (b"{\"Width\":80000,\"Height\":24}", None),
+            (b"size", None),
+            (b"", None),
+        ] {
+            let expected = size.map(|(width, height)| TerminalSize { width, height });
+            assert_eq!(last_size(bytes), expected, "{}", String::from_utf8_lossy(bytes));
+        }
     }
 }

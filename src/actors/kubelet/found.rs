@@ -21,11 +21,16 @@ pub struct Found {
     pub containers: Vec<ContainerStatus>,
 }
 
-/// Directories of pods that the node does not know any more.
-pub fn forgotten_dirs(pods: &Path, keep: impl Fn(&Uid) -> bool) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(pods).into_iter().flatten().flatten();
+/// Directories of pods that the node does not know any more: volumes by uid, logs by `NAMESPACE_NAME_UID`.
+pub fn forgotten_dirs(node: &Path, keep: impl Fn(&Uid) -> bool) -> Vec<PathBuf> {
+    let places = [node.join("pods"), node.join("logs")];
+    let entries = places.iter().flat_map(std::fs::read_dir).flatten().flatten();
     entries
-        .filter(|entry| !keep(&Uid::from(entry.file_name().to_string_lossy().as_ref())))
+        .filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            !keep(&Uid::from(name.rsplit('_').next().unwrap_or_default()))
+        })
         .map(|entry| entry.path())
         .collect()
 }
@@ -78,4 +83,20 @@ pub fn stream_of(
             Err(RecvError::Closed) => None,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_forgotten_pods_left_is_found_by_their_uids_and_the_rest_stays() {
+        let node = tempfile::tempdir().unwrap();
+        for dir in ["pods/known", "pods/gone", "logs/default_web_known", "logs/default_web_gone"] {
+            std::fs::create_dir_all(node.path().join(dir)).unwrap();
+        }
+        let mut found = forgotten_dirs(node.path(), |uid| uid.as_str() == "known");
+        found.sort();
+        assert_eq!(found, [node.path().join("logs/default_web_gone"), node.path().join("pods/gone")]);
+    }
 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use k8s_openapi::api::core::v1;
-use tokio::time::timeout;
+use tokio::{sync::watch, time::timeout};
 
 use super::{context::NodeContext, probes::Get};
 use crate::{
@@ -62,18 +62,36 @@ impl Hooked {
         }
     }
 
+    /// Runs the preStop hook of a container whose turn to end is still to come.
+    pub async fn pre_stop(&self, grace: Duration) -> Result<(), String> {
+        let Some(hook) = self.hook(|l| l.pre_stop.as_ref()) else { return Ok(()) };
+        let late = || format!("not completed in the grace period of {}s", grace.as_secs());
+        timeout(grace, self.run(&hook, grace)).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Ends the container within `grace`, after its preStop hook that is under way: `done` turns true when that has ended.
+    pub async fn stop_after(
+        self,
+        mut done: watch::Receiver<bool>,
+        grace: Duration,
+    ) -> (Result<(), String>, Result<(), RuntimeError>) {
+        let begun = Instant::now();
+        // A hook that is late, or cut off, is waited for no more. How it went is told by who began it.
+        let _ = timeout(grace, done.wait_for(|done| *done)).await;
+        let left = grace.saturating_sub(begun.elapsed());
+        let left = if grace.is_zero() { left } else { left.max(LEAST) };
+        (Ok(()), self.node.runtime.stop_container(&self.id, left).await)
+    }
+
     /// Ends the container within `grace`: by its preStop hook, then by its stop signal, then by force. Tells how the hook
     /// went, and whether the container has ended.
     pub async fn stop(self, grace: Duration) -> (Result<(), String>, Result<(), RuntimeError>) {
         let hook = self.hook(|l| l.pre_stop.as_ref()).filter(|_| !grace.is_zero());
-        let Some(hook) = hook else {
+        if hook.is_none() {
             return (Ok(()), self.node.runtime.stop_container(&self.id, grace).await);
-        };
+        }
         let begun = Instant::now();
-        let hooked = match timeout(grace, self.run(&hook, grace)).await {
-            Ok(done) => done,
-            Err(_) => Err(format!("not completed in the grace period of {}s", grace.as_secs())),
-        };
+        let hooked = self.pre_stop(grace).await;
         let left = grace.saturating_sub(begun.elapsed()).max(LEAST);
         (hooked, self.node.runtime.stop_container(&self.id, left).await)
     }

@@ -136,7 +136,9 @@ mod tests {
             crash_loop: Backoff::CRASH_LOOP,
             configs: Default::default(),
             starts: Starts::default(),
+            ledger: crate::actors::kubelet::Ledger::default(),
             registry_config: None,
+            settings: Default::default(),
         };
         (node, runtime)
     }

@@ -2,15 +2,14 @@
 //!
 //! Owns: Kubernetes' limits on both and `terminationMessagePolicy`. What cannot be read is no message, never an error.
 
-use std::{
-    fs::File,
-    io::{Read as _, Seek as _, SeekFrom},
-    path::Path,
-};
+use std::{fs::File, io::Read as _, path::Path};
 
 use k8s_openapi::api::core::v1;
 
-use crate::logic::pod::{config::Places, init::container_named};
+use crate::{
+    logic::pod::{config::Places, init::container_named},
+    runtime::logs,
+};
 
 /// A termination message is cut here, as Kubernetes cuts it.
 const MESSAGE_BYTES: u64 = 4096;
@@ -44,12 +43,8 @@ fn read_message(path: &Path) -> Option<String> {
 }
 
 fn read_log(path: &Path) -> Option<String> {
-    let mut file = File::open(path).ok()?;
-    let from = file.metadata().ok()?.len().saturating_sub(LOG_FILE_BYTES);
-    file.seek(SeekFrom::Start(from)).ok()?;
-    let mut bytes = Vec::new();
-    file.take(LOG_FILE_BYTES).read_to_end(&mut bytes).ok()?;
-    let text = log_text(&String::from_utf8_lossy(&bytes), from > 0);
+    let (bytes, cut) = logs::last_bytes(path, LOG_FILE_BYTES).ok()?;
+    let text = log_text(&String::from_utf8_lossy(&bytes), cut);
     (!text.is_empty()).then_some(text)
 }
 

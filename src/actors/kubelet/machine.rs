@@ -10,9 +10,14 @@ pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>
     let images = node.runtime.list_images().await.unwrap_or_default();
     let read = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
     let (disk_bytes, disk_free_bytes) = disk(&node.dir);
+    let most = |path: &str| read(path).parse::<u64>().unwrap_or(0);
+    let pids = most("/proc/sys/kernel/pid_max").min(most("/proc/sys/kernel/threads-max"));
     MachineFacts {
         cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
         memory_bytes: memory_bytes(&read("/proc/meminfo")),
+        memory_available_bytes: meminfo(&read("/proc/meminfo"), "MemAvailable:"),
+        pids,
+        pids_available: pids.saturating_sub(threads(&read("/proc/loadavg"))),
         disk_bytes,
         disk_free_bytes,
         kernel: read("/proc/sys/kernel/osrelease"),
@@ -22,6 +27,7 @@ pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>
         architecture: if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }.into(),
         runtime: format!("{}://{}", node.runtime.name(), node.runtime.version()),
         runtime_fault: fault,
+        lacks: node.runtime.lacks().map(str::to_owned),
         images: images.into_iter().map(|i| (i.names, i.size_bytes)).collect(),
         ..base
     }
@@ -47,10 +53,20 @@ pub fn disk(dir: &std::path::Path) -> (u64, u64) {
     })
 }
 
-fn memory_bytes(meminfo: &str) -> u64 {
-    meminfo
-        .lines()
-        .find_map(|l| l.strip_prefix("MemTotal:"))
+fn memory_bytes(text: &str) -> u64 {
+    meminfo(text, "MemTotal:")
+}
+
+/// Processes and threads that there are, from `/proc/loadavg`: `0.1 0.2 0.3 2/345 6789`.
+fn threads(loadavg: &str) -> u64 {
+    let all = loadavg.split(' ').nth(3).and_then(|word| word.split_once('/')?.1.parse().ok());
+    all.unwrap_or(0)
+}
+
+/// Bytes of a line of `/proc/meminfo`.
+fn meminfo(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|l| l.strip_prefix(name))
         .and_then(|rest| rest.trim().strip_suffix("kB"))
         .and_then(|kib| kib.trim().parse::<u64>().ok())
         .map_or(0, |kib| kib * 1024)
@@ -72,6 +88,7 @@ mod tests {
     fn the_machine_is_read_from_its_files() {
         assert_eq!(memory_bytes("MemTotal:       24000 kB\nMemFree: 1 kB"), 24_576_000);
         assert_eq!(memory_bytes("nonsense"), 0);
+        assert_eq!((threads("0.1 0.2 0.3 2/345 6789"), threads("")), (345, 0));
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
         assert_eq!(os_image(""), "Linux");
     }

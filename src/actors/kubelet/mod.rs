@@ -7,25 +7,32 @@
 
 mod configs;
 mod context;
+mod entry;
+mod eviction;
 mod exec;
 mod found;
 mod hooks;
 mod image_gc;
 mod images;
 mod last_words;
+mod ledger;
+mod log_rotation;
 mod machine;
 mod manifests;
 mod pod;
 mod probes;
 mod pull_secrets;
+mod resize;
 mod start;
+mod stats;
+mod stops;
 mod streams;
 #[cfg(test)]
 mod tests;
 mod volumes;
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{HashMap, HashSet},
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
 };
@@ -35,11 +42,12 @@ use actix::{
 };
 use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
-use tokio::sync::watch;
 
 pub use configs::Configs;
-pub use context::{NodeContext, Starts, now_ms};
+pub use context::{KubeletSettings, NodeContext, Starts, now_ms};
+use entry::Entry;
 use found::{Found, forgotten_dirs, group, remove_dirs, stream_of};
+pub use ledger::Ledger;
 use manifests::Manifests;
 use pod::{
     LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
@@ -57,15 +65,18 @@ use crate::{
         nodes::{MachineFacts, node_status},
         pod::sources::references,
         supervision::Intensity,
+        usage::{PERIOD_MS, Readings},
     },
     messages::{FromMaster, LinkUp, Port, Slot, TellMaster, wire},
-    model::{Key, Revision, Uid},
+    model::{Revision, Uid},
     net::Dialer,
     runtime::{ContainerStatus, RuntimeEvent, SandboxStatus},
 };
 
 /// How often the node's own status is looked at again.
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
+/// How often it is read what the node and its pods use.
+const READING_PERIOD: Duration = Duration::from_millis(PERIOD_MS.unsigned_abs());
 /// How soon the runtime is asked again after it refused what a kubelet cannot do without.
 const RUNTIME_RETRY: Duration = Duration::from_secs(2);
 /// A container nobody owns any more gets this long to end.
@@ -130,42 +141,6 @@ pub fn child(
 #[rtype(result = "()")]
 struct PodsBegin;
 
-struct Entry {
-    slot: Slot<PodActor>,
-    /// What the pod's next incarnation begins with.
-    wanted: Arc<ArcSwap<Wanted>>,
-    revision: Revision,
-    /// The config maps and secrets that it refers to.
-    refers: BTreeSet<Key>,
-    report: Option<wire::PodReport>,
-    /// The containers as last reported: which log is which.
-    containers: Vec<v1::ContainerStatus>,
-    /// Tells those who follow a container's log whether it runs.
-    running: HashMap<String, watch::Sender<bool>>,
-}
-
-impl Entry {
-    fn pod(&self) -> Arc<v1::Pod> {
-        self.wanted.load().pod.clone()
-    }
-
-    fn assigned(&self) -> bool {
-        self.wanted.load().assigned
-    }
-
-    fn note(&mut self, status: &v1::PodStatus) {
-        let all = status.container_statuses.iter().chain(&status.init_container_statuses);
-        let all = all.chain(&status.ephemeral_container_statuses);
-        self.containers = all.flatten().cloned().collect();
-        for container in &self.containers {
-            let runs = container.state.as_ref().is_some_and(|s| s.running.is_some());
-            let sender =
-                self.running.entry(container.name.clone()).or_insert_with(|| watch::channel(false).0);
-            sender.send_if_modified(|now| std::mem::replace(now, runs) != runs);
-        }
-    }
-}
-
 /// The actor.
 pub struct Kubelet {
     life: Life,
@@ -186,6 +161,9 @@ pub struct Kubelet {
     network_fault: Option<String>,
     pod_cidr: String,
     manifests: Manifests,
+    /// What the node and its pods used lately.
+    readings: Readings,
+    eviction: eviction::Eviction,
 }
 
 impl Kubelet {
@@ -205,6 +183,8 @@ impl Kubelet {
             list_fault: None,
             network_fault: None,
             pod_cidr: String::new(),
+            readings: Readings::default(),
+            eviction: eviction::Eviction::default(),
         }
     }
 
@@ -294,7 +274,7 @@ impl Kubelet {
         let own = |uid: &Uid| wanted.contains(uid) || self.manifests.has(uid);
         if !std::mem::replace(&mut self.swept, true) {
             let keep = |uid: &Uid| own(uid) || self.found.contains_key(uid) || self.pods.contains_key(uid);
-            remove_dirs(forgotten_dirs(&self.seed.node.dir.join("pods"), keep));
+            remove_dirs(forgotten_dirs(&self.seed.node.dir, keep));
         }
         let gone: Vec<Uid> = self.pods.keys().filter(|uid| !own(uid)).cloned().collect();
         let mut mirrored = false;
@@ -355,6 +335,7 @@ impl Kubelet {
                 report: None,
                 containers: Vec::new(),
                 running: HashMap::new(),
+                evicted: false,
             },
         );
     }
@@ -378,6 +359,7 @@ impl Kubelet {
         let text = |t: &Option<String>| t.clone().unwrap_or_default();
         let places = self.seed.node.places(&text(&meta.namespace), &text(&meta.name), uid.as_str());
         remove_dirs(vec![places.pod_dir, places.log_dir]);
+        self.seed.node.ledger.strike(uid);
     }
 
     fn end_orphan(&mut self, uid: Uid, found: Found, ctx: &mut Context<Self>) {
@@ -410,8 +392,9 @@ impl Kubelet {
     fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
         let (node, facts, fault) = (self.seed.node.clone(), self.seed.facts.clone(), self.fault());
         let look = async move { machine::facts(&node, facts, fault).await };
-        ctx.spawn(look.into_actor(self).map(move |facts, kubelet, _| {
+        ctx.spawn(look.into_actor(self).map(move |mut facts, kubelet, _| {
             kubelet.life.beat();
+            kubelet.note_pressure(&mut facts);
             let status = node_status(&facts, kubelet.status.as_ref(), now_ms());
             let changed =
                 kubelet.status.as_ref().is_none_or(|before| !same_but_for_heartbeats(before, &status));
@@ -456,6 +439,11 @@ impl Actor for Kubelet {
         ctx.add_stream(events);
         ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
         ctx.run_interval(PERIOD, |kubelet, ctx| kubelet.collect_images(ctx));
+        ctx.run_interval(log_rotation::PERIOD, |kubelet, ctx| kubelet.rotate_logs(ctx));
+        ctx.run_interval(eviction::PERIOD, |kubelet, ctx| kubelet.evict_pods(ctx));
+        // So that the next one is a second one, whenever it comes.
+        self.read_usage(ctx);
+        ctx.run_interval(READING_PERIOD, |kubelet, ctx| kubelet.read_usage(ctx));
         self.follow_manifests(ctx);
     }
 }
@@ -485,7 +473,9 @@ impl Handler<PodsBegin> for Kubelet {
 
     /// No pod has an actor: what there is on this machine is to be taken over.
     fn handle(&mut self, _: PodsBegin, ctx: &mut Self::Context) {
-        self.pods.clear();
+        for (uid, _) in self.pods.drain() {
+            self.seed.node.ledger.strike(&uid);
+        }
         self.listed = false;
         self.list_runtime(ctx);
     }

@@ -7,7 +7,7 @@
 mod supply;
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fs,
     net::IpAddr,
     path::{Path, PathBuf},
@@ -23,6 +23,7 @@ use actix::{
 };
 use arc_swap::{ArcSwap, ArcSwapOption};
 use k8s_openapi::api::core::v1;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use supply::SourcesMoved;
@@ -33,7 +34,7 @@ use super::{
     hooks::Hooked,
     images::Teller,
     last_words::last_words,
-    probes,
+    probes, resize,
     start::{Started, run_sandbox, start_container},
     volumes,
 };
@@ -67,6 +68,11 @@ pub struct RuntimeSaw(pub RuntimeEvent);
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]
 pub struct LookAgain;
+
+/// kubelet → pod: it has to go, for this reason.
+#[derive(Message, Clone)]
+#[rtype(result = "()")]
+pub struct PodEvicted(pub String);
 
 /// kubelet → pod: images were loaded.
 #[derive(Message, Clone, Copy)]
@@ -124,14 +130,18 @@ pub struct PodSeed {
 /// The actor.
 pub struct PodActor {
     life: Life,
-    seed: PodSeed,
-    uid: Uid,
-    machine: Machine,
+    pub(super) seed: PodSeed,
+    pub(super) uid: Uid,
+    pub(super) machine: Machine,
     reported: Option<(v1::PodStatus, bool)>,
     /// Lives whose preStop hook was begun: it is not run again when they are to end sooner.
-    pre_stopped: HashSet<String>,
+    pub(super) pre_stopped: HashSet<String>,
+    /// Those that were begun before their containers' turn to end, until these have ended.
+    pub(super) pre_stops: HashMap<String, watch::Receiver<bool>>,
     teller: Teller,
     wake: Option<SpawnHandle>,
+    /// When a resize that has to wait is looked at again.
+    pub(super) resize_wake: Option<SpawnHandle>,
     /// Its volumes are written by one at a time.
     volumes: Arc<tokio::sync::Mutex<()>>,
 }
@@ -147,6 +157,7 @@ impl PodActor {
             keep_foreign(&mut status, pod.status.as_ref());
             Arc::make_mut(&mut pod).status = Some(status);
         }
+        let pod = resize::first(&seed.node, &uid, pod);
         let mut machine = Machine::new(pod, seed.node.crash_loop, now_ms());
         if !wanted.assigned {
             machine.evict();
@@ -159,8 +170,10 @@ impl PodActor {
             machine,
             reported: None,
             pre_stopped: HashSet::new(),
+            pre_stops: HashMap::new(),
             teller,
             wake: None,
+            resize_wake: None,
             volumes: Arc::default(),
             seed,
         }
@@ -196,11 +209,14 @@ impl PodActor {
     }
 
     /// Steps the machine, carries out what it wants, and reports what became of it.
-    fn advance(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn advance(&mut self, ctx: &mut Context<Self>) {
         self.life.beat();
         // Both are for ever: nothing will be started any more.
         if self.machine.is_ending() || self.machine.is_over() {
             self.teller.ending.cancel();
+        }
+        if self.machine.is_finished() {
+            self.seed.node.ledger.strike(&self.uid);
         }
         let step = self.machine.step(now_ms());
         for notice in step.notices {
@@ -267,6 +283,7 @@ impl PodActor {
                 }));
             }
             Action::Start(index) => self.start(index, ctx),
+            Action::Resize { index, id } => self.resize(index, id, ctx),
             Action::PostStart { index, id } => {
                 let Some(hooked) = self.hooked(index, &id) else { return };
                 ctx.spawn(hooked.post_start().into_actor(self).map(move |outcome, pod, ctx| {
@@ -285,26 +302,8 @@ impl PodActor {
                     pod.advance(ctx);
                 }));
             }
-            Action::Stop { index, id, grace } => {
-                let Some(hooked) = self.hooked(index, &id) else { return };
-                let hook = hooked.has_pre_stop() && self.pre_stopped.insert(id.clone());
-                let work = async move {
-                    if hook {
-                        return hooked.stop(grace).await;
-                    }
-                    (Ok(()), runtime.stop_container(&hooked.id, grace).await)
-                };
-                ctx.spawn(work.into_actor(self).map(move |(hooked, outcome), pod, ctx| {
-                    if let Err(error) = hooked {
-                        tracing::warn!(pod = %pod.uid, %error, "a preStop hook failed");
-                        pod.machine.pre_stop_failed(index);
-                    }
-                    let Err(error) = outcome else { return pod.check_exits(ctx) };
-                    tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
-                    pod.machine.container_stuck(&id);
-                    ctx.run_later(RETRY, |pod, ctx| pod.check_exits(ctx));
-                }));
-            }
+            Action::Stop { index, id, grace } => self.stop(index, id, grace, ctx),
+            Action::PreStop { index, id, grace } => self.pre_stop(index, id, grace, ctx),
             Action::Forget { id } => {
                 ctx.spawn(
                     async move {
@@ -316,10 +315,13 @@ impl PodActor {
                 );
             }
             Action::StopSandbox => {
-                let places = self.places();
+                let (places, evicted) = (self.places(), self.machine.is_evicted());
                 let work = async move {
                     runtime.stop_pod_sandbox(&uid).await?;
-                    volumes::release(places).await;
+                    volumes::release(places.clone()).await;
+                    if evicted {
+                        volumes::empty(places).await;
+                    }
                     Ok(())
                 };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
@@ -354,7 +356,7 @@ impl PodActor {
     }
 
     /// A container's present life with all that its hooks and probes need.
-    fn hooked(&self, index: usize, id: &str) -> Option<Hooked> {
+    pub(super) fn hooked(&self, index: usize, id: &str) -> Option<Hooked> {
         let container = self.machine.containers.get(index)?;
         Some(Hooked {
             node: self.seed.node.clone(),
@@ -422,7 +424,7 @@ impl PodActor {
     }
 
     /// Asks the runtime which of this pod's containers there are and have ended: heals what was missed.
-    fn check_exits(&mut self, ctx: &mut Context<Self>) {
+    pub(super) fn check_exits(&mut self, ctx: &mut Context<Self>) {
         let runtime = self.seed.node.runtime.clone();
         let uid = self.uid.clone();
         let work = async move { runtime.list_containers().await.map(|all| (uid, all)) };
@@ -452,13 +454,14 @@ impl PodActor {
         });
         let Some((name, attempt, started_ms)) = place else { return };
         self.pre_stopped.remove(&id.0);
+        self.pre_stops.remove(&id.0);
         let message = last_words(&self.machine.pod, &self.places(), &name, attempt, exit.code);
         self.machine.container_exited(ended(id.0, exit, started_ms, message));
     }
 }
 
 /// What the runtime could not end is tried again at this pace.
-const RETRY: Duration = Duration::from_secs(2);
+pub(super) const RETRY: Duration = Duration::from_secs(2);
 fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> Ended {
     let reason = match exit {
         Exit { oom_killed: true, .. } => "OOMKilled",
@@ -509,7 +512,7 @@ impl Actor for PodActor {
     fn started(&mut self, ctx: &mut Self::Context) {
         if self.seed.fresh.swap(false, Ordering::Relaxed) {
             self.machine.recall();
-            self.advance(ctx);
+            self.ask_again(ctx);
             return;
         }
         let (node, uid) = (self.seed.node.clone(), self.uid.clone());
@@ -518,7 +521,7 @@ impl Actor for PodActor {
             Ok(found) => {
                 pod.adopt(found);
                 pod.refresh_volumes(ctx);
-                pod.advance(ctx);
+                pod.ask_again(ctx);
             }
             // Without knowing what there is, anything would be wrong; the supervisor tries again.
             Err(error) => pod.life.fail(error),
@@ -530,7 +533,8 @@ impl Handler<PodAssigned> for PodActor {
     type Result = ();
 
     fn handle(&mut self, message: PodAssigned, ctx: &mut Self::Context) {
-        self.machine.assign(message.0);
+        let given = self.give(message.0, ctx);
+        self.machine.assign(given);
         self.refresh_volumes(ctx);
         self.advance(ctx);
     }
@@ -541,6 +545,15 @@ impl Handler<PodUnassigned> for PodActor {
 
     fn handle(&mut self, _: PodUnassigned, ctx: &mut Self::Context) {
         self.machine.evict();
+        self.advance(ctx);
+    }
+}
+
+impl Handler<PodEvicted> for PodActor {
+    type Result = ();
+
+    fn handle(&mut self, message: PodEvicted, ctx: &mut Self::Context) {
+        self.machine.fail_evicted(message.0);
         self.advance(ctx);
     }
 }

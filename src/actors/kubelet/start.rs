@@ -11,15 +11,17 @@ use super::{
 use crate::{
     logic::pod::{
         StartFailure,
-        config::{Places, Plan, plan},
+        config::{Places, Plan, Sizes, plan, sizes},
         dns,
         init::container_named,
         volumes::{MountPlan, Propagation},
     },
-    model::{Uid, pod_requests},
+    model::{Uid, requests_of},
     runtime::{
         self, ContainerConfig, ContainerId, ContainerResources, Dns, Mount, RuntimeError, SandboxConfig,
-        SandboxStatus, Security, native::beneath,
+        SandboxStatus, Security,
+        logs::{self, LogLimits},
+        native::beneath,
     },
 };
 
@@ -80,7 +82,7 @@ fn sandbox_config(pod: &v1::Pod, resolv: &str) -> Result<SandboxConfig, String> 
             .flatten()
             .map(|s| (s.name.clone(), s.value.clone()))
             .collect(),
-        cpu_request_milli: spec.map_or(0, |spec| pod_requests(spec).cpu_milli),
+        cpu_request_milli: spec.map_or(0, |spec| requests_of(spec).cpu_milli),
         ..SandboxConfig::default()
     })
 }
@@ -112,6 +114,7 @@ pub async fn start_container(
     }
     let skipped_env = plan.skipped_env.clone();
     let mut config = container_config(&pod, container, attempt, &places, plan);
+    config.log_limits = node.settings.container_log;
     config.join_pids = target.map_err(StartFailure::Create)?;
     config.security.seccomp_profile = seccomp(&pod, container)
         .and_then(|profile| profile.localhost_profile.as_deref())
@@ -154,6 +157,12 @@ fn prepare(places: &Places, container: &v1::Container, attempt: u32) -> Result<(
         if let Some(dir) = path.parent() {
             made(dir, fs::create_dir_all(dir))?;
         }
+    }
+    if let Some(forgotten) = attempt.checked_sub(2) {
+        // The last life's log is for `logs --previous`; nobody can ask for those before.
+        let log = places.log(&container.name, forgotten);
+        made(&log, logs::remove(&log))?;
+        let _ = fs::remove_file(places.termination_message(&container.name, forgotten));
     }
     let message = places.termination_message(&container.name, attempt);
     made(&message, fs::File::create(&message).map(|_| ()))?;
@@ -214,18 +223,30 @@ fn container_config(
             })
             .collect(),
         log_path: places.log(&container.name, attempt),
-        resources: ContainerResources {
-            cpu_request_milli: plan.cpu_request_milli,
-            cpu_limit_milli: plan.cpu_limit_milli,
-            memory_limit_bytes: plan.memory_limit_bytes,
-        },
+        resources: limits(plan.sizes),
         oom_score_adj: plan.oom_score_adj,
+        // What is usual on this node only the node knows.
+        log_limits: LogLimits::default(),
         security: security(pod, container),
         stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
         // Which container is the target only the pod's actor knows.
         join_pids: None,
         termination_message: Some((places.termination_message(&container.name, attempt), message_path)),
+    }
+}
+
+/// What a container of these requests and limits may use, in the runtime's words.
+pub fn resources_of(resources: Option<&v1::ResourceRequirements>) -> ContainerResources {
+    limits(sizes(resources))
+}
+
+fn limits(sizes: Sizes) -> ContainerResources {
+    ContainerResources {
+        cpu_request_milli: sizes.cpu_request_milli,
+        cpu_limit_milli: sizes.cpu_limit_milli,
+        memory_limit_bytes: sizes.memory_limit_bytes,
     }
 }
 

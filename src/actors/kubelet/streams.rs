@@ -1,4 +1,4 @@
-//! Byte streams that the master opens: logs, images and programs run in containers.
+//! Byte streams that the master opens: logs, images, programs run in containers or attached to, ports.
 //!
 //! Owns: which file a log request means (Kubernetes' rules for running, waiting and previous containers) and the
 //! passage of image archives into the runtime. Each stream is a task of its own and never delays the kubelet.
@@ -15,7 +15,7 @@ use tokio::{io::AsyncWriteExt as _, sync::watch};
 
 use super::{Kubelet, context::NodeContext, images, pod::ImagesChanged};
 use crate::{
-    messages::wire::{ByteStream, ImageAnswer, ImageLoad, LogRequest, Open, PullLine},
+    messages::wire::{self, ByteStream, ImageAnswer, ImageLoad, LogRequest, Open, PullLine},
     net::{NetError, Responder},
     runtime::{PullProgress, RuntimeError, images::normalize, logs},
 };
@@ -61,15 +61,39 @@ impl Handler<StreamAsked> for Kubelet {
             Open::ImageList => {
                 tokio::spawn(list_images(self.seed.node.clone(), responder));
             }
-            Open::Exec(request) => match self.exec_in(&request) {
-                Ok(id) => {
-                    tokio::spawn(super::exec::serve(self.seed.node.clone(), id, request, responder));
+            Open::Exec(request) => {
+                let wire::ExecRequest { namespace, pod, uid, container, .. } = &request;
+                match self.running_in(namespace, pod, uid, container) {
+                    Ok(id) => {
+                        tokio::spawn(super::exec::serve(self.seed.node.clone(), id, request, responder));
+                    }
+                    Err((code, text)) => refuse(responder, code, text),
                 }
-                Err((code, text)) => refuse(responder, code, text),
-            },
+            }
+            Open::ImageSave(names) => {
+                tokio::spawn(save_images(self.seed.node.clone(), names, responder));
+            }
+            Open::Attach(request) => {
+                let wire::AttachRequest { namespace, pod, uid, container, .. } = &request;
+                match self.running_in(namespace, pod, uid, container) {
+                    Ok(id) => {
+                        tokio::spawn(super::exec::attach(self.seed.node.clone(), id, request, responder));
+                    }
+                    Err((code, text)) => refuse(responder, code, text),
+                }
+            }
+            Open::PortForward(request) => {
+                let uid = self.own_uid(&request.namespace, &request.pod, &request.uid);
+                if self.pods.contains_key(&uid) {
+                    tokio::spawn(super::exec::port_forward(self.seed.node.clone(), uid, request, responder));
+                } else {
+                    refuse(responder, 404, format!("pod {} is not on this node", request.pod));
+                }
+            }
             Open::ImageRemove(name) => {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
+            Open::Stats => self.tell_usage(responder, ctx),
             Open::ImagePull(name) => {
                 tokio::spawn(pull_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
@@ -112,20 +136,21 @@ fn which_life(statuses: &[v1::ContainerStatus], request: &LogRequest) -> Result<
         |reason: &str| (400, format!("container \"{name}\" in pod \"{pod}\" is waiting to start: {reason}"));
     let status = statuses.iter().find(|s| s.name == *name).ok_or_else(|| waiting("ContainerCreating"))?;
     let attempt = u32::try_from(status.restart_count).unwrap_or(0);
-    let had_last = status.last_state.as_ref().is_some_and(|s| s.terminated.is_some());
     let state = status.state.clone().unwrap_or_default();
+    // While it waits for its next life, it is told to be the last one, whose number restarts are counted up to. In its
+    // postStart hook it waits, too, but as another life.
+    let last = status.last_state.as_ref().and_then(|s| s.terminated.as_ref()).and_then(|last| {
+        let is_last = state.waiting.is_some() && status.container_id == last.container_id;
+        if is_last { Some(attempt) } else { attempt.checked_sub(1) }
+    });
     if request.previous {
-        // While it waits for its next life, restarts are counted up to the last one.
-        return match (had_last, state.waiting) {
-            (true, Some(_)) => Ok((attempt, false)),
-            (true, None) if attempt > 0 => Ok((attempt - 1, false)),
-            _ => Err((400, format!("previous terminated container \"{name}\" in pod \"{pod}\" not found"))),
-        };
+        let absent = || format!("previous terminated container \"{name}\" in pod \"{pod}\" not found");
+        return last.map(|last| (last, false)).ok_or_else(|| (400, absent()));
     }
-    match state.waiting {
-        Some(_) if had_last => Ok((attempt, false)),
-        Some(w) => Err(waiting(w.reason.as_deref().unwrap_or("ContainerCreating"))),
-        None => Ok((attempt, state.running.is_some())),
+    match (state.waiting, last) {
+        (Some(_), Some(last)) => Ok((last, false)),
+        (Some(w), None) => Err(waiting(w.reason.as_deref().unwrap_or("ContainerCreating"))),
+        (None, _) => Ok((attempt, state.running.is_some())),
     }
 }
 
@@ -213,6 +238,33 @@ async fn pull_image(node: Arc<NodeContext>, name: String, responder: Responder, 
     }
 }
 
+/// Sends an archive. One that fails on the way is broken off by a reset: its writer is dropped before its end was said.
+async fn save_images(node: Arc<NodeContext>, names: Vec<String>, responder: Responder) {
+    let mut archive = match node.runtime.save_images(names).await {
+        Ok(archive) => archive,
+        Err(error) => {
+            let code = match error {
+                RuntimeError::ImageNotFound(_) => 404,
+                RuntimeError::InvalidImageName(..) | RuntimeError::Config(_) => 400,
+                RuntimeError::Unsupported(..) => 501,
+                _ => 500,
+            };
+            return refuse(responder, code, error.to_string());
+        }
+    };
+    let Ok(ByteStream { mut read, mut write }) = responder.accept().await else { return };
+    let sent = tokio::select! {
+        sent = tokio::io::copy(&mut archive, &mut write) => sent.map(drop),
+        () = gone(&mut read) => return,
+    };
+    if let Err(error) = match sent {
+        Ok(()) => write.shutdown().await,
+        failed => failed,
+    } {
+        tracing::warn!(%error, "images were not saved to their end");
+    }
+}
+
 async fn say(write: &mut (impl tokio::io::AsyncWrite + Unpin), line: &PullLine) -> std::io::Result<()> {
     let mut json = serde_json::to_vec(line)?;
     json.push(b'\n');
@@ -278,16 +330,18 @@ mod tests {
     use super::*;
 
     fn status(restarts: i32, state: &str, had_last: bool) -> v1::ContainerStatus {
-        let last =
-            if had_last { serde_json::json!({"terminated": {"exitCode": 1}}) } else { serde_json::json!({}) };
+        let id = if state == "waiting" { "r://last" } else { "r://now" };
+        let last = serde_json::json!({"terminated": {"exitCode": 1, "containerID": "r://last"}});
+        let last = if had_last { last } else { serde_json::json!({}) };
         let state = match state {
             "waiting" => serde_json::json!({"waiting": {"reason": "CrashLoopBackOff"}}),
+            "in its hook" => serde_json::json!({"waiting": {"reason": "ContainerCreating"}}),
             "running" => serde_json::json!({"running": {}}),
             _ => serde_json::json!({"terminated": {"exitCode": 0}}),
         };
         serde_json::from_value(serde_json::json!({
             "name": "web", "image": "i", "imageID": "", "ready": false, "restartCount": restarts,
-            "state": state, "lastState": last
+            "containerID": id, "state": state, "lastState": last
         }))
         .unwrap()
     }
@@ -303,6 +357,9 @@ mod tests {
             (0, "waiting", true, false, Ok((0, false))),
             (2, "waiting", true, true, Ok((2, false))),
             (0, "waiting", false, false, Err(400)),
+            (2, "in its hook", true, true, Ok((1, false))),
+            (2, "in its hook", true, false, Ok((1, false))),
+            (0, "in its hook", false, false, Err(400)),
             (1, "terminated", true, false, Ok((1, false))),
         ] {
             let request =

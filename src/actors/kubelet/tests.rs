@@ -60,8 +60,10 @@ impl Bench {
             // What waits for the wall clock waits for it really.
             crash_loop: Backoff { initial: Duration::from_millis(100), ..Backoff::CRASH_LOOP },
             starts: context::Starts::default(),
+            ledger: ledger::Ledger::default(),
             configs: Configs::default(),
             registry_config: None,
+            settings: Default::default(),
         };
         let seed = KubeletSeed {
             node: Arc::new(node),

@@ -26,7 +26,7 @@ use crate::{
     logic::{
         edit::{Edit, edit},
         events::Happening,
-        nodes::{Report, Told, lost_status, new_node, pod_reported, wanted_mark},
+        nodes::{Report, Told, lost_status, new_node, pod_reported, taint_by_condition, wanted_mark},
     },
     messages::{Durability, Port, RecordEvent, wire},
     model::{Key, Kind, NodeName, Object, Revision, Uid, seal},
@@ -271,6 +271,7 @@ impl NodeHandle {
                 node.status = Some(status.clone());
                 node.metadata.labels.get_or_insert_default().extend(labels.clone());
                 let spec = node.spec.get_or_insert_default();
+                taint_by_condition(spec, &status);
                 if spec.pod_cidr.is_none() {
                     spec.pod_cidr = Some(subnet.clone());
                     spec.pod_cidrs = Some(vec![subnet.clone()]);

@@ -4,6 +4,7 @@
 //! a path. Runs within an actix system (or any `LocalSet`), and is not to be sent between threads.
 //! Invariant: a request waits [`ANSWER_TIMEOUT`] for its answer at most; streams, once begun, wait for ever.
 
+mod channels;
 mod tls;
 mod watch;
 
@@ -18,6 +19,7 @@ use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
 use serde_json::Value;
 
+pub use self::channels::{Receiving, Sending};
 use super::{
     error::{CliError, Outcome},
     kubeconfig::{self, Login},

@@ -63,11 +63,14 @@ spec:
       requests: {cpu: \"1000\"}
 ";
 
-/// Tells the story; exit code 0 only if all of it happened.
-pub fn demo(args: &DemoArgs) -> ExitCode {
+/// Tells the story; exit code 0 only if all of it happened. `note` is something to say before it about where it is told.
+pub fn demo(args: &DemoArgs, note: Option<&str>) -> ExitCode {
     let began = Instant::now();
     let teller = Teller::new(args.fast);
     let told = actix::System::new().block_on(async {
+        if let Some(note) = note {
+            teller.note(note);
+        }
         let mut stage = match Stage::open(args.real()) {
             Ok(stage) => stage,
             Err(why) => return Err(why),
@@ -116,8 +119,7 @@ async fn start(stage: &mut Stage, teller: &Teller) -> Act {
     teller.act("A cluster", "One process is master and node. Nothing was installed, nothing was configured.");
     if !stage.real() {
         teller.note(
-            "Containers are simulated here: real ones need root (try: sudo troupe demo). The controllers, the store, \
-             the API and the links are the real ones.",
+            "Containers are simulated here. The controllers, the store, the API and the links are the real ones.",
         );
     }
     teller.command("troupe up");

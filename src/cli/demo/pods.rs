@@ -58,7 +58,8 @@ impl Pod {
     pub fn process(&self) -> Act<i32> {
         let id = text(&self.object["status"]["containerStatuses"][0]["containerID"]).unwrap_or_default();
         let id = id.split_once("://").map_or("", |(_, id)| id);
-        process::of_container(id).ok_or_else(|| format!("pod {} has no process", self.name))
+        let found = process::of_container(id).or_else(|| process::of_pod(&self.uid));
+        found.ok_or_else(|| format!("pod {} has no process", self.name))
     }
 }
 

@@ -26,6 +26,17 @@ pub fn of_container(id: &str) -> Option<i32> {
         .find(|pid| fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|groups| groups.contains(id)))
 }
 
+/// The first process that a pod's shim has started: for where there are no cgroups to tell.
+pub fn of_pod(uid: &str) -> Option<i32> {
+    // The kernel keeps as much of a process' name.
+    let name: String = format!("shim {uid}").chars().take(15).collect();
+    let named =
+        |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.trim_end() == name);
+    let shim = all().into_iter().find(named)?;
+    let children = fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
+}
+
 /// The cluster's part of a process's cgroup: `troupe-6e7e7a-0`.
 pub fn cgroup(pid: i32) -> Option<String> {
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;

@@ -62,6 +62,8 @@ impl Stage {
         let log = log.map_err(|e| format!("cannot write {}: {e}", self.directory.display()))?;
         let mut child = Command::new(&self.program)
             .arg("up")
+            // It is over before a disk that is nearly full matters.
+            .args(["--eviction-hard", ""])
             .arg("--data-dir")
             .arg(self.data())
             .args(["--api", "127.0.0.1:0", "--runtime", if self.real { "native" } else { "sim" }])

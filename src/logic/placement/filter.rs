@@ -14,6 +14,8 @@ use crate::model::{Labels, NodeFacet, PodFacet, Resources};
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 /// The taint that a node that is not ready bears.
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
+/// The taint that a node low on memory bears.
+const MEMORY_PRESSURE: &str = "node.kubernetes.io/memory-pressure";
 /// The one field a `matchFields` term may name.
 const NAME_FIELD: &str = "metadata.name";
 
@@ -61,8 +63,13 @@ fn untolerated<'a>(pod: &PodFacet, node: &'a NodeFacet) -> Option<(&'a str, &'a 
     let bears = |key: &str, value: &str, effect: &str| {
         pod.tolerations.iter().any(|t| tolerates(t, key, value, effect))
     };
+    // Who asked for something copes with little memory; who asked for nothing would be the first to go.
+    let copes = |t: &&Taint| {
+        t.key == MEMORY_PRESSURE && (pod.requests.cpu_milli > 0 || pod.requests.memory_bytes > 0)
+    };
     let value = |t: &'a Taint| t.value.as_deref().unwrap_or("");
-    let tainted = node.taints.iter().filter(keeps_away).find(|t| !bears(&t.key, value(t), &t.effect));
+    let tainted =
+        node.taints.iter().filter(keeps_away).find(|t| !copes(t) && !bears(&t.key, value(t), &t.effect));
     if let Some(taint) = tainted {
         return Some((&taint.key, value(taint)));
     }

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
-use k8s_openapi::api::core::v1;
+use k8s_openapi::{api::core::v1, apimachinery::pkg::api::resource::Quantity};
 
 use super::{
     downward::Allocatable,
@@ -72,14 +72,36 @@ pub struct Plan {
     pub skipped_env: Vec<String>,
     /// Mounts.
     pub mounts: Vec<MountPlan>,
+    /// What it may use.
+    pub sizes: Sizes,
+    /// How soon it is taken when memory runs out.
+    pub oom_score_adj: i32,
+}
+
+/// What a container may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
     /// Requested thousandths of a core.
     pub cpu_request_milli: i64,
     /// Thousandths of a core at most; 0 = no limit.
     pub cpu_limit_milli: i64,
     /// Bytes at most; 0 = no limit.
     pub memory_limit_bytes: i64,
-    /// How soon it is taken when memory runs out.
-    pub oom_score_adj: i32,
+}
+
+/// Requests and limits as numbers.
+pub fn sizes(resources: Option<&v1::ResourceRequirements>) -> Sizes {
+    let amount = |list: Option<&BTreeMap<String, Quantity>>, name: &str| -> i64 {
+        let milli = list.and_then(|l| l.get(name)).and_then(|q| quantity::parse_milli(&q.0).ok());
+        milli.and_then(|m| i64::try_from(m).ok()).unwrap_or(0)
+    };
+    let limits = resources.and_then(|r| r.limits.as_ref());
+    let requests = resources.and_then(|r| r.requests.as_ref());
+    Sizes {
+        cpu_request_milli: amount(requests, "cpu"),
+        cpu_limit_milli: amount(limits, "cpu"),
+        memory_limit_bytes: amount(limits, "memory") / 1000,
+    }
 }
 
 /// Plans one container.
@@ -95,26 +117,14 @@ pub fn plan(
     let env = environment(pod, container, around)?;
     let vars: BTreeMap<&str, &str> = env.vars.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     let all = |list: &Option<Vec<String>>| list.iter().flatten().map(|text| expand(text, &vars)).collect();
-    let amounts = container.resources.as_ref();
-    let amount = |list: Option<&BTreeMap<String, _>>, name: &str| -> i64 {
-        list.and_then(|l: &BTreeMap<String, k8s_openapi::apimachinery::pkg::api::resource::Quantity>| {
-            l.get(name)
-        })
-        .and_then(|q| quantity::parse_milli(&q.0).ok())
-        .and_then(|m| i64::try_from(m).ok())
-        .unwrap_or(0)
-    };
-    let limits = amounts.and_then(|r| r.limits.as_ref());
-    let requests = amounts.and_then(|r| r.requests.as_ref());
+    let sizes = sizes(container.resources.as_ref());
     Ok(Plan {
         command: all(&container.command),
         args: all(&container.args),
         mounts: mounts(pod, container, places, &vars)?,
         skipped_env: env.skipped.clone(),
         env: env.vars.clone(),
-        cpu_request_milli: amount(requests, "cpu"),
-        cpu_limit_milli: amount(limits, "cpu"),
-        memory_limit_bytes: amount(limits, "memory") / 1000,
+        sizes,
         oom_score_adj: pod
             .spec
             .as_ref()

@@ -47,6 +47,11 @@ impl Container {
             image_failures: 0,
             pull_again_ms: 0,
             replacing: false,
+            pre_stopping: false,
+            applied: None,
+            resizing: false,
+            resize_again_ms: 0,
+            resize_fault: None,
             checks: Checks::default(),
             history: History::default(),
         }

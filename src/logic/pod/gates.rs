@@ -6,8 +6,15 @@
 use k8s_openapi::api::core::v1;
 
 /// The conditions that a kubelet (and before it the scheduler) speaks of.
-const OWN: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+const OWN: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    "PodResizePending",
+    "PodResizeInProgress",
+];
 
 /// Whether a condition is somebody else's.
 pub fn is_foreign(condition: &str) -> bool {

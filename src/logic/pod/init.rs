@@ -2,7 +2,8 @@
 //!
 //! Owns: Kubernetes' order. Invariants: init containers run one after the other, each to its success, a sidecar only
 //! to its start; main containers begin after all of them; what was passed is not asked for again unless the sandbox is
-//! lost; at the end sidecars outlive the main containers and end in reverse order, all within the pod's grace.
+//! lost; at the end sidecars outlive the main containers and end in reverse order, all within the pod's grace; only their
+//! preStop hooks begin with the others'.
 //!
 //! ```text
 //! index      0 … mains-1          mains … len-1, in the spec's order of initContainers
@@ -167,6 +168,7 @@ impl Machine {
             let mut grace = seconds;
             if self.containers[index].role == Role::Sidecar {
                 if !late && !self.may_stop(index) {
+                    self.begin_pre_stop(index, seconds, step);
                     step.wake(since_ms + seconds.saturating_mul(1000));
                     continue;
                 }
@@ -190,6 +192,18 @@ impl Machine {
             }
         }
         alive
+    }
+
+    /// All preStop hooks begin at once, also those of sidecars that are to outlive others.
+    fn begin_pre_stop(&mut self, index: usize, seconds: i64, step: &mut Step) {
+        let container = &mut self.containers[index];
+        let hook = container_named(&self.pod, &container.name)
+            .is_some_and(|c| c.lifecycle.as_ref().is_some_and(|l| l.pre_stop.is_some()));
+        let ContainerPhase::Running { id, stopping: None, .. } = &container.phase else { return };
+        if hook && seconds > 0 && !std::mem::replace(&mut container.pre_stopping, true) {
+            let grace = Duration::from_secs(seconds.unsigned_abs());
+            step.actions.push(Action::PreStop { index, id: id.clone(), grace });
+        }
     }
 
     /// Whether nothing lives that a sidecar has to outlive.

@@ -211,6 +211,48 @@ fn a_deleted_pod_ends_its_sidecars_last_but_within_its_grace() {
 }
 
 #[test]
+fn a_sidecars_pre_stop_hook_begins_with_the_others_and_its_end_waits_for_its_turn() {
+    let hooked = with(&pod("Always", &["+one", "+two"]), |pod| {
+        let lifecycle = json!({"preStop": {"sleep": {"seconds": 1}}});
+        let first = &mut pod.spec.as_mut().unwrap().init_containers.as_mut().unwrap()[0];
+        first.lifecycle = Some(serde_json::from_value(lifecycle).unwrap());
+    });
+    let mut m = begun(hooked);
+    while !started(&mut m, 0).is_empty() {}
+    m.evict();
+    let (main, one) = (index(&m, "main"), index(&m, "one"));
+    let grace = Duration::from_secs(10);
+    let step = m.step(1_000);
+    assert!(step.actions.iter().any(|a| matches!(a, Action::Stop { index, .. } if *index == main)));
+    let begins = Action::PreStop { index: one, id: id("one", &m), grace };
+    assert!(step.actions.contains(&begins), "{step:?}");
+    assert_eq!(step.actions.len(), 2, "the other sidecar has no hook, and it is not yet its turn");
+    assert_eq!(m.step(1_500).actions, [], "a hook is begun once");
+    exit(&mut m, "main", 0, 2_000);
+    assert_eq!(stopped(&mut m, 2_000), [("two".to_owned(), 9)]);
+    exit(&mut m, "two", 0, 3_000);
+    assert_eq!(stopped(&mut m, 3_000), [("one".to_owned(), 8)]);
+}
+
+#[test]
+fn a_sidecars_startup_probe_holds_the_next_init_container_back() {
+    let probed = with(&pod("Always", &["+side", "next"]), |pod| {
+        let probe = json!({"exec": {"command": ["true"]}, "periodSeconds": 1, "failureThreshold": 30});
+        let side = &mut pod.spec.as_mut().unwrap().init_containers.as_mut().unwrap()[0];
+        side.startup_probe = Some(serde_json::from_value(probe).unwrap());
+    });
+    let mut m = begun(probed);
+    assert_eq!(started(&mut m, 0), ["side"]);
+    let kind = crate::logic::pod::probe::ProbeKind::Startup;
+    let side = id("side", &m);
+    assert_eq!(started(&mut m, 2_000), [""; 0], "it runs, but it has not started");
+    m.probed(&side, kind, &crate::logic::pod::probe::Outcome::Failure("no".into()));
+    assert_eq!(started(&mut m, 4_000), [""; 0]);
+    m.probed(&side, kind, &crate::logic::pod::probe::Outcome::Success);
+    assert_eq!(started(&mut m, 6_000), ["next"]);
+}
+
+#[test]
 fn a_failed_init_container_takes_the_sidecars_along() {
     let mut m = machine("Never", &["+side", "a"]);
     assert_eq!(started(&mut m, 0), ["side"]);

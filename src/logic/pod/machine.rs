@@ -17,6 +17,7 @@ use k8s_openapi::api::core::v1;
 use super::{
     init,
     refusal::PodFailure,
+    resize::Verdict,
     state::{Action, Container, ContainerPhase, Ended, Notice, Role, SandboxPhase, Step, WaitingReason},
 };
 use crate::logic::supervision::{Backoff, Decision, End, History, Intensity, Policy, Restart, Run, decide};
@@ -58,6 +59,8 @@ pub struct Machine {
     /// Grace in seconds, once the pod is to end.
     pub(super) ending: Option<i64>,
     pub(super) sandbox_failures: u32,
+    /// Whether the node has room for what is asked beyond what the pod says.
+    pub pending: Verdict,
     pub(super) notices: Vec<Notice>,
     pub(super) forget: Vec<String>,
 }
@@ -93,6 +96,7 @@ impl Machine {
             crash_loop,
             ending: None,
             sandbox_failures: 0,
+            pending: Verdict::Fits,
             notices: Vec::new(),
             forget: Vec::new(),
             pod,
@@ -207,9 +211,12 @@ impl Machine {
                 step.actions.push(Action::StopSandbox);
             }
             SandboxPhase::Ready { .. } if self.is_over() => {
-                self.stop_all(grace_of(&self.pod), now_ms, &mut step);
+                self.stop_all(self.last_grace(), now_ms, &mut step);
             }
-            SandboxPhase::Ready { .. } => self.step_running(now_ms, &mut step),
+            SandboxPhase::Ready { .. } => {
+                self.step_running(now_ms, &mut step);
+                self.step_sizes(now_ms, &mut step);
+            }
         }
         self.step_checks(now_ms, &mut step);
         step.actions.extend(self.forget.drain(..).map(|id| Action::Forget { id }));
@@ -221,6 +228,7 @@ impl Machine {
         let grace = grace_of(&self.pod);
         for index in 0..self.containers.len() {
             let may_start = self.may_start(index);
+            let given = self.given(&self.containers[index].name);
             let container = &mut self.containers[index];
             let image = image_in(&self.pod, &container.name);
             container.show_back_off(image, now_ms, &mut self.notices);
@@ -232,6 +240,7 @@ impl Machine {
                 ContainerPhase::Waiting { why, .. } => {
                     image.clone_into(&mut container.image);
                     container.phase = ContainerPhase::Starting { why: why.clone() };
+                    (container.applied, container.resize_again_ms) = (Some(given), 0);
                     step.actions.push(Action::Start(index));
                 }
                 ContainerPhase::Running { id, stopping: stopping @ None, .. } if container.image != image => {
@@ -300,6 +309,15 @@ impl Machine {
     pub fn sandbox_stopped(&mut self) {
         if self.sandbox == SandboxPhase::Stopping {
             self.sandbox = SandboxPhase::Stopped;
+            if self.is_evicted() {
+                // What its containers wrote is what the node needs the room for; their logs stay.
+                let ended = self.containers.iter().filter_map(|c| match &c.phase {
+                    ContainerPhase::Exited(ended) => ended.id.clone(),
+                    _ => None,
+                });
+                let all = ended.chain(self.containers.iter().filter_map(|c| c.last.as_ref()?.id.clone()));
+                self.forget.extend(all);
+            }
         }
     }
 
@@ -367,6 +385,8 @@ impl Machine {
         let policy = Policy { restart, intensity: Intensity::UNLIMITED, backoff: self.crash_loop };
         let container = &mut self.containers[index];
         let failed = container.checks.end();
+        container.pre_stopping = false;
+        (container.applied, container.resizing, container.resize_fault) = (None, false, None);
         let span = |ms: i64| Duration::from_millis(u64::try_from(ms).unwrap_or(0));
         let run = Run {
             end: if ended.code == 0 && !failed { End::Normal } else { End::Failed },

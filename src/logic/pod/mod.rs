@@ -19,6 +19,7 @@ mod machine;
 pub mod probe;
 pub mod qos;
 mod refusal;
+pub mod resize;
 pub mod sources;
 mod state;
 pub mod status;

@@ -5,7 +5,7 @@
 
 use k8s_openapi::api::core::v1;
 
-use super::{Machine, state::Step};
+use super::{Machine, machine::grace_of, state::Step};
 
 /// Why a pod failed as a whole, as its status says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +18,10 @@ pub struct PodFailure {
 
 /// It ran for longer than it may.
 pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+/// It, or its node, used up too much.
+pub const EVICTED: &str = "Evicted";
+/// An evicted pod has so many seconds to end at most.
+const EVICTION_GRACE_SECONDS: i64 = 1;
 /// It asks for a sysctl that it may not set.
 pub const SYSCTL_FORBIDDEN: &str = "SysctlForbidden";
 
@@ -61,7 +65,7 @@ pub fn refusal(pod: &v1::Pod) -> Option<PodFailure> {
 pub(super) fn told(pod: &v1::Pod) -> Option<PodFailure> {
     let status = pod.status.as_ref()?;
     let told = status.reason.as_deref()?;
-    let reason = [DEADLINE_EXCEEDED, SYSCTL_FORBIDDEN].into_iter().find(|known| *known == told)?;
+    let reason = [DEADLINE_EXCEEDED, EVICTED, SYSCTL_FORBIDDEN].into_iter().find(|known| *known == told)?;
     Some(PodFailure { reason, message: status.message.clone().unwrap_or_default() })
 }
 
@@ -76,6 +80,26 @@ impl Machine {
             self.notice(None, true, reason, message.clone());
             self.failed = Some(PodFailure { reason, message: format!("Pod was rejected: {message}") });
         }
+    }
+
+    /// Fails the pod because it, or its node, used up too much.
+    pub fn fail_evicted(&mut self, message: String) {
+        if self.is_over() || self.ending.is_some() {
+            return;
+        }
+        self.notice(None, true, EVICTED, message.clone());
+        self.failed = Some(PodFailure { reason: EVICTED, message });
+    }
+
+    /// Whether it was made to go.
+    pub fn is_evicted(&self) -> bool {
+        self.failed.as_ref().is_some_and(|failure| failure.reason == EVICTED)
+    }
+
+    /// Seconds that its containers have once it has failed or is over.
+    pub(super) fn last_grace(&self) -> i64 {
+        let grace = grace_of(&self.pod);
+        if self.is_evicted() { grace.min(EVICTION_GRACE_SECONDS) } else { grace }
     }
 
     /// Fails the pod when its time is up; else sees to it that this is looked at again.

@@ -2,6 +2,8 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use k8s_openapi::api::core::v1::ResourceRequirements;
+
 use super::{checks::Checks, probe::ProbeKind};
 use crate::logic::supervision::History;
 
@@ -127,6 +129,16 @@ pub struct Container {
     pub(super) pull_again_ms: i64,
     /// It is being stopped because its definition changed: it starts again whatever its restart policy.
     pub(super) replacing: bool,
+    /// Its preStop hook was begun before its turn to end had come.
+    pub(super) pre_stopping: bool,
+    /// The resources that its present life has; absent before its first.
+    pub applied: Option<ResourceRequirements>,
+    /// A change of them is under way.
+    pub(super) resizing: bool,
+    /// When a change that failed is tried again; milliseconds since the epoch.
+    pub(super) resize_again_ms: i64,
+    /// Why the last change failed.
+    pub(super) resize_fault: Option<String>,
     /// What is asked of its present life.
     pub checks: Checks,
     pub(super) history: History,
@@ -147,6 +159,22 @@ pub enum Action {
         id: String,
         /// SIGKILL after this.
         grace: Duration,
+    },
+    /// Run this container's preStop hook already; it is asked to end later.
+    PreStop {
+        /// The container's index.
+        index: usize,
+        /// The runtime's id.
+        id: String,
+        /// The hook gets no more time than this.
+        grace: Duration,
+    },
+    /// Give this container, while it runs, what it is to have now.
+    Resize {
+        /// The container's index.
+        index: usize,
+        /// The runtime's id.
+        id: String,
     },
     /// Run this container's postStart hook.
     PostStart {

@@ -78,13 +78,23 @@ pub fn pod_status(
         sidecars.chain(&statuses).filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
     let ready = Verdict::of(not_ready.is_empty(), phase, &not_ready);
     let sandbox_ready = matches!(machine.sandbox, SandboxPhase::Ready { .. });
-    let conditions = vec![
+    let mut conditions = vec![
         condition("PodReadyToStartContainers", Verdict::plain(sandbox_ready), before, now_ms),
         condition("Initialized", Verdict::initialized(machine, phase), before, now_ms),
         condition("Ready", ready.clone().and_gates(&machine.pod), before, now_ms),
         condition("ContainersReady", ready, before, now_ms),
         condition("PodScheduled", Verdict::plain(true), before, now_ms),
     ];
+    if let Some((reason, message)) = machine.pending.pending() {
+        let pending =
+            Verdict { reason: Some(reason), message: Some(message.to_owned()), ..Verdict::plain(true) };
+        conditions.push(condition("PodResizePending", pending, before, now_ms));
+    }
+    if let Some(fault) = machine.resize_in_progress() {
+        let reason = fault.is_some().then_some("Error");
+        let moving = Verdict { reason, message: fault, ..Verdict::plain(true) };
+        conditions.push(condition("PodResizeInProgress", moving, before, now_ms));
+    }
     // Nothing was ever made of a pod that the node refused, so there is nothing to tell of its containers.
     let refused = machine.failed.as_ref().is_some_and(|f| f.reason == SYSCTL_FORBIDDEN);
     let ip = machine.ip.map(|ip| ip.to_string());
@@ -207,7 +217,12 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         ),
         ContainerPhase::Exited(ended) => (terminated(ended, runtime), ended.id.clone()),
     };
+    let given = machine.given(&container.name);
+    let runs = matches!(container.phase, ContainerPhase::Running { .. });
+    let has_any = |r: &v1::ResourceRequirements| r.limits.is_some() || r.requests.is_some();
     v1::ContainerStatus {
+        allocated_resources: given.requests.filter(|_| container.role != Role::Ephemeral),
+        resources: container.applied.clone().filter(|applied| runs && has_any(applied)),
         name: container.name.clone(),
         image,
         image_id: container.image_id.clone().unwrap_or_default(),

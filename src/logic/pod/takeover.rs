@@ -51,6 +51,7 @@ impl Machine {
                 }
             }
         }
+        self.resume_sizes();
         let outlived = !running_lost.is_empty();
         for index in running_lost {
             if let ContainerPhase::Running { id, started_ms, .. } = self.containers[index].phase.clone() {

@@ -12,7 +12,7 @@ use k8s_openapi::{
 
 use super::{
     pod::{Around, Volumes, ids, ip},
-    probe, volume,
+    probe, resize, volume,
 };
 use crate::model::{
     fault::{Faults, Path, Raw, one_of, one_of_if_set},
@@ -145,6 +145,8 @@ fn container(c: &Container, around: &Around<'_>, at: &Path<'_>, faults: &mut Fau
     if let Some(resources) = &c.resources {
         requirements(resources, &at.field("resources"), faults);
     }
+    let policies = c.resize_policy.as_deref().unwrap_or_default();
+    resize::policies(policies, around.never_restarts, &at.field("resizePolicy"), faults);
     if let Some(context) = &c.security_context {
         security_context(context, &at.field("securityContext"), faults);
     }

@@ -11,6 +11,7 @@ mod ephemeral;
 mod meta;
 mod pod;
 mod probe;
+mod resize;
 mod scheduling;
 mod service;
 mod update;
@@ -24,6 +25,7 @@ pub(crate) use data::{config_map, config_map_update, secret, secret_update};
 pub(crate) use ephemeral::ephemeral_update;
 pub(crate) use meta::{meta, meta_update};
 pub(crate) use pod::pod;
+pub(crate) use resize::resize_update;
 pub(crate) use service::{endpoints, service, service_update};
 pub(crate) use update::{pod_status_update, pod_update};
 

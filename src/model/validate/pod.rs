@@ -29,6 +29,8 @@ pub(super) struct Around<'a> {
     pub(super) volumes: Volumes<'a>,
     /// How long it has to end.
     pub(super) grace_seconds: i64,
+    /// Its containers are not started again.
+    pub(super) never_restarts: bool,
 }
 
 /// Validates a new pod (metadata excepted).
@@ -82,7 +84,11 @@ pub(super) fn any_pod(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
 /// Validates a pod's spec, or a template's, that lies at `at`.
 pub(crate) fn pod_spec(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
     let volumes = volume::volumes(spec.volumes.as_deref().unwrap_or_default(), &at.field("volumes"), faults);
-    let around = Around { volumes, grace_seconds: spec.termination_grace_period_seconds.unwrap_or(0).max(0) };
+    let around = Around {
+        volumes,
+        grace_seconds: spec.termination_grace_period_seconds.unwrap_or(0).max(0),
+        never_restarts: spec.restart_policy.as_deref() == Some("Never"),
+    };
     container::containers(&spec.containers, &around, &at.field("containers"), faults);
     container::init_containers(spec, &around, &at.field("initContainers"), faults);
     one_of(

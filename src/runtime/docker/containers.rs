@@ -5,21 +5,51 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bollard::query_parameters::{CreateContainerOptions, StartContainerOptions};
+use bollard::{
+    models::ContainerUpdateBody,
+    query_parameters::{CreateContainerOptions, StartContainerOptions},
+};
 
 use super::{
     driver::{Driver, refusal},
-    engine::{self, start_error},
+    engine::{self, fault, start_error},
     images::engine_image,
     labels::{self, Kind},
     logs, spec, status,
 };
 use crate::{
     model::Uid,
-    runtime::{ContainerConfig, ContainerId, ContainerState, RuntimeError, native::user::check_non_root},
+    runtime::{
+        ContainerConfig, ContainerId, ContainerResources, ContainerState, RuntimeError,
+        limits::CPU_PERIOD_US, native::user::check_non_root, within,
+    },
 };
 
 impl Driver {
+    /// The engine changes a running container's cgroup. What it refuses (less memory than is in use) it says.
+    pub(super) async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: ContainerResources,
+    ) -> Result<(), RuntimeError> {
+        let found = self.expected(id).await?;
+        if found.state.as_ref().is_none_or(|state| state.running != Some(true)) {
+            return Err(RuntimeError::NotFound(format!("running container {id}")));
+        }
+        let memory = Some(resources.memory_limit_bytes).filter(|bytes| *bytes > 0);
+        let quota = resources.cpu_quota_us();
+        let body = ContainerUpdateBody {
+            cpu_shares: Some(resources.cpu_shares()),
+            cpu_period: quota.map(|_| CPU_PERIOD_US),
+            cpu_quota: quota,
+            memory,
+            // No swap beyond it, as when it was made.
+            memory_swap: memory,
+            ..ContainerUpdateBody::default()
+        };
+        self.docker.update_container(&id.0, body).await.map_err(fault(format!("resize container {id}")))
+    }
+
     pub(super) async fn create_container(
         &self,
         pod: &Uid,
@@ -122,9 +152,6 @@ impl Driver {
 }
 
 /// Refuses what an engine cannot do, finds what a configuration names on the node, and gives its system call filter.
-///
-/// A path that must not leave its directory is resolved here and given to the engine without symlinks; unlike in the
-/// native runtime, who can write to the directory might exchange it before the engine mounts it.
 async fn prepare(config: &mut ContainerConfig) -> Result<Option<String>, RuntimeError> {
     if config.security.strict_groups {
         return Err(RuntimeError::Config(
@@ -132,26 +159,7 @@ async fn prepare(config: &mut ContainerConfig) -> Result<Option<String>, Runtime
                 .into(),
         ));
     }
-    for mount in &mut config.mounts {
-        let Some(within) = &mount.within else { continue };
-        let real = |path: &std::path::Path| {
-            let path = path.to_owned();
-            async move {
-                tokio::fs::canonicalize(&path)
-                    .await
-                    .map_err(|error| RuntimeError::Config(format!("{}: {error}", path.display())))
-            }
-        };
-        let (path, directory) = (real(&mount.host_path).await?, real(within).await?);
-        if !path.starts_with(&directory) {
-            return Err(RuntimeError::Config(format!(
-                "{} leads out of {}",
-                mount.host_path.display(),
-                directory.display()
-            )));
-        }
-        mount.host_path = path;
-    }
+    within::resolve(&mut config.mounts).await?;
     let Some(profile) = &config.security.seccomp_profile else { return Ok(None) };
     tokio::fs::read_to_string(profile).await.map(Some).map_err(|error| {
         RuntimeError::Config(format!("cannot load seccomp profile {}: {error}", profile.display()))

@@ -28,7 +28,9 @@ use super::{
     images::Images,
     labels::{self, Kind},
     network::Network,
-    spec, status,
+    spec,
+    stats::Layers,
+    status,
 };
 use crate::{
     model::Uid,
@@ -40,7 +42,7 @@ const EVENTS: usize = 1024;
 /// How long a killed container may take to die: it may be in a system call that the kernel cannot interrupt at once.
 pub(super) const DEATH_WAIT: Duration = Duration::from_secs(30);
 /// Requests to the engine at the same time on behalf of one call: it works on a few at a time anyway.
-const AT_ONCE: usize = 8;
+pub(super) const AT_ONCE: usize = 8;
 
 pub(super) struct Driver {
     pub config: DockerConfig,
@@ -57,6 +59,8 @@ pub(super) struct Driver {
     locks: Mutex<HashMap<Uid, Arc<AsyncMutex<()>>>>,
     /// What is known of containers, so that a listing asks only for what changed.
     known: Mutex<HashMap<String, (Option<ContainerSummaryStateEnum>, ContainerStatus)>>,
+    /// Sizes of writable layers.
+    pub layers: AsyncMutex<Layers>,
 }
 
 /// A sandbox and the engine's id of its container.
@@ -81,6 +85,7 @@ impl Driver {
             network: AsyncMutex::default(),
             locks: Mutex::default(),
             known: Mutex::default(),
+            layers: AsyncMutex::default(),
         })
     }
 

@@ -17,6 +17,8 @@ use crate::model::Uid;
 /// How long a listing, or an end, waits for the other: beyond it something is wrong with the engine, and an end without
 /// the last lines is better than none.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long an end waits for a log that goes on.
+const FLOOD_PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 pub(super) struct Ends {
@@ -27,7 +29,7 @@ struct Running {
     kind: Kind,
     pod: Uid,
     /// Nothing more comes into its log.
-    log_ended: watch::Sender<bool>,
+    log: watch::Sender<Log>,
     /// Its end was told, once this is dropped.
     told: watch::Sender<()>,
     telling: bool,
@@ -37,13 +39,27 @@ struct Running {
 pub(super) struct Telling {
     pub kind: Kind,
     pub pod: Uid,
-    log_ended: watch::Receiver<bool>,
+    log: watch::Receiver<Log>,
+}
+
+/// How far a log is written.
+#[derive(Clone, Copy, Default)]
+struct Log {
+    ended: bool,
 }
 
 impl Telling {
-    /// Waits until the log is written to the end.
+    /// Waits until the log is written to the end. A flood takes as long as it goes on, within bounds: a process that was
+    /// left behind may write for ever.
     pub(super) async fn log_ended(&mut self) {
-        let _ = tokio::time::timeout(PATIENCE, self.log_ended.wait_for(|ended| *ended)).await;
+        let written = async {
+            while !self.log.borrow_and_update().ended {
+                if !matches!(tokio::time::timeout(PATIENCE, self.log.changed()).await, Ok(Ok(()))) {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(FLOOD_PATIENCE, written).await;
     }
 }
 
@@ -58,7 +74,7 @@ impl Ends {
         let running = Running {
             kind,
             pod: pod.clone(),
-            log_ended: watch::Sender::new(false),
+            log: watch::Sender::new(Log::default()),
             told: watch::Sender::new(()),
             telling: false,
         };
@@ -75,10 +91,17 @@ impl Ends {
         self.table().iter().filter(|(_, running)| !running.telling).map(|(id, _)| id.clone()).collect()
     }
 
+    /// Something more is in its log.
+    pub(super) fn log_goes_on(&self, id: &str) {
+        if let Some(running) = self.table().get(id) {
+            running.log.send_modify(|_| ());
+        }
+    }
+
     /// Its log is complete.
     pub(super) fn log_ended(&self, id: &str) {
         if let Some(running) = self.table().get(id) {
-            running.log_ended.send_replace(true);
+            running.log.send_modify(|log| log.ended = true);
         }
     }
 
@@ -87,8 +110,8 @@ impl Ends {
         let mut table = self.table();
         let running = table.get_mut(id).filter(|running| !running.telling)?;
         running.telling = true;
-        let log_ended = running.log_ended.subscribe();
-        Some(Telling { kind: running.kind, pod: running.pod.clone(), log_ended })
+        let log = running.log.subscribe();
+        Some(Telling { kind: running.kind, pod: running.pod.clone(), log })
     }
 
     /// Waits until the end of what has ended was told.
@@ -133,5 +156,18 @@ mod tests {
         let begun = tokio::time::Instant::now();
         ends.begin_telling("c").unwrap().log_ended().await;
         assert_eq!(begun.elapsed(), PATIENCE);
+        // One that goes on is waited for longer, but not for ever either.
+        ends.expect("flood", Kind::Container, &"pod".into());
+        let (begun, mut telling) = (tokio::time::Instant::now(), ends.begin_telling("flood").unwrap());
+        let flood = async {
+            loop {
+                tokio::time::sleep(PATIENCE / 2).await;
+                ends.log_goes_on("flood");
+            }
+        };
+        tokio::select! {
+            () = telling.log_ended() => assert_eq!(begun.elapsed(), FLOOD_PATIENCE),
+            () = flood => {}
+        }
     }
 }

@@ -81,7 +81,7 @@ impl Driver {
     }
 
     /// Waits for the code of a program that closed its output; `None` when it runs on.
-    async fn exec_code(
+    pub(super) async fn exec_code(
         &self,
         exec: &str,
         deadline: tokio::time::Instant,
@@ -126,12 +126,14 @@ fn keep(into: &mut Vec<u8>, bytes: &[u8]) {
     into.extend_from_slice(&bytes[..bytes.len().min(room)]);
 }
 
+/// How that begins which the engine prints in a program's place when it cannot be started.
+pub(super) const NOT_STARTED: &str = "OCI runtime exec failed";
+
 /// What the engine prints in a program's place when it cannot be started.
-fn not_started(command: &[String], result: &ExecOutput) -> Option<RuntimeError> {
-    const PREFIX: &str = "OCI runtime exec failed";
+pub(super) fn not_started(command: &[String], result: &ExecOutput) -> Option<RuntimeError> {
     let text =
         String::from_utf8_lossy(if result.stdout.is_empty() { &result.stderr } else { &result.stdout });
-    let failed = matches!(result.code, 126 | 127) && text.starts_with(PREFIX) && !command.is_empty();
+    let failed = matches!(result.code, 126 | 127) && text.starts_with(NOT_STARTED) && !command.is_empty();
     failed.then(|| {
         start_error(&bollard::errors::Error::DockerResponseServerError {
             status_code: 500,

@@ -17,18 +17,17 @@ use bollard::{
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 use tokio::sync::{Mutex as AsyncMutex, watch};
-use tokio_util::io::ReaderStream;
+use tokio_util::io::{ReaderStream, StreamReader};
 
 use super::{
     driver::Driver,
     engine::{self, fault, is_absent},
-    spec::PAUSE_IMAGE,
 };
 use crate::runtime::{
     Image, Reader, RegistryAuth, RuntimeError,
     images::{
-        BUILTIN_IMAGE, normalize,
-        pack::{self, PROGRAM_LABEL, Packed},
+        engine_name, normalize,
+        pack::{self, PAUSE_IMAGE, PROGRAM_LABEL, Packed, programs},
     },
 };
 
@@ -128,9 +127,15 @@ impl Driver {
 
     /// Has the engine load what was packed.
     async fn hand_over(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
-        let open = tokio::fs::File::open(&packed.archive).await;
+        let packed = Arc::new(packed);
+        let packing = Arc::clone(&packed);
+        let archive = tokio::task::spawn_blocking(move || packing.archive()).await;
+        let archive = archive.unwrap_or_else(|error| {
+            Err(RuntimeError::System { operation: "pack images".to_owned(), cause: error.to_string() })
+        })?;
+        let open = tokio::fs::File::open(&archive).await;
         let file = open.map_err(|cause| RuntimeError::System {
-            operation: format!("open {}", packed.archive.display()),
+            operation: format!("open {}", archive.display()),
             cause: cause.to_string(),
         })?;
         let options = ImportImageOptions { quiet: true, ..ImportImageOptions::default() };
@@ -143,6 +148,35 @@ impl Driver {
             other => fault("load an image into the docker engine")(other),
         })?;
         Ok(packed.names.clone())
+    }
+
+    /// The engine's own archive: since its version 25 an OCI layout, too.
+    pub(super) async fn save_images(self: &Arc<Self>, names: Vec<String>) -> Result<Reader, RuntimeError> {
+        let mut all = Vec::new();
+        for name in names {
+            let known = engine_image(&name)?;
+            // The engine would begin its answer before it looks.
+            if self.inspect_image(&known).await?.is_none() {
+                return Err(RuntimeError::ImageNotFound(name));
+            }
+            all.push(known);
+        }
+        let docker = self.docker.clone();
+        let (sender, receiver) = tokio::sync::mpsc::channel(AT_ONCE);
+        tokio::spawn(async move {
+            let all: Vec<&str> = all.iter().map(String::as_str).collect();
+            let mut chunks = Box::pin(docker.export_images(&all));
+            while let Some(chunk) = chunks.next().await {
+                let chunk = chunk.map_err(|error| std::io::Error::other(engine::message(&error)));
+                if sender.send(chunk).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let chunks = stream::unfold(receiver, |mut receiver| async move {
+            receiver.recv().await.map(|chunk| (chunk, receiver))
+        });
+        Ok(Box::pin(StreamReader::new(Box::pin(chunks))))
     }
 
     pub(super) async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
@@ -241,13 +275,6 @@ impl Driver {
     }
 }
 
-/// The images made of our own program: names and entrypoints.
-fn programs() -> Vec<(String, Vec<String>)> {
-    let entrypoint =
-        |more: &[&str]| ["/hello", "hello"].iter().chain(more).map(|word| (*word).to_owned()).collect();
-    vec![(BUILTIN_IMAGE.to_owned(), entrypoint(&[])), (PAUSE_IMAGE.to_owned(), entrypoint(&["--pause"]))]
-}
-
 /// An image's name in any form, or its id, as the engine takes it.
 pub(super) fn engine_image(name: &str) -> Result<String, RuntimeError> {
     if is_id(name) { Ok(name.to_owned()) } else { Ok(engine_name(&normalize(name)?)) }
@@ -256,14 +283,6 @@ pub(super) fn engine_image(name: &str) -> Result<String, RuntimeError> {
 fn is_id(name: &str) -> bool {
     name.strip_prefix("sha256:")
         .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
-}
-
-/// A full name as the engine takes it: with a digest there is no tag.
-fn engine_name(full: &str) -> String {
-    let Some((named, digest)) = full.split_once('@') else { return full.to_owned() };
-    let slash = named.rfind('/').map_or(0, |at| at + 1);
-    let repository = named[slash..].find(':').map_or(named, |colon| &named[..slash + colon]);
-    format!("{repository}@{digest}")
 }
 
 fn image(found: ImageInspect) -> Image {
@@ -328,27 +347,12 @@ fn pull_error(full: &str, text: &str) -> RuntimeError {
     } else {
         ""
     };
-    RuntimeError::System {
-        operation: format!("failed to pull image {full:?}"),
-        cause: format!("{text}{advice}"),
-    }
+    RuntimeError::Pull(format!("failed to pull image {full:?}: {text}{advice}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_engine_gets_names_without_tag_beside_a_digest() {
-        let digest = format!("sha256:{}", "a".repeat(64));
-        for (full, name) in [
-            ("docker.io/library/a:1".to_owned(), "docker.io/library/a:1".to_owned()),
-            (format!("r.io:5000/a:1@{digest}"), format!("r.io:5000/a@{digest}")),
-            (format!("r.io:5000/a@{digest}"), format!("r.io:5000/a@{digest}")),
-        ] {
-            assert_eq!(engine_name(&full), name);
-        }
-    }
 
     #[test]
     fn names_are_full_sorted_and_never_none() {
@@ -377,7 +381,9 @@ mod tests {
             ("dial tcp: lookup r on 127.0.0.53:53: no such host", "reach the registry"),
             ("something else", "something else"),
         ] {
-            let error = pull_error("r/x:9", text).to_string();
+            let error = pull_error("r/x:9", text);
+            assert!(matches!(error, RuntimeError::Pull(_)));
+            let error = error.to_string();
             assert!(error.contains(advice) && error.contains(text) && error.contains("r/x:9"), "{error}");
         }
     }

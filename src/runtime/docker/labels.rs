@@ -9,7 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     model::Uid,
-    runtime::{ContainerConfig, SandboxConfig},
+    runtime::{ContainerConfig, SandboxConfig, logs::LogLimits},
 };
 
 /// The directory of the runtime that made it.
@@ -29,6 +29,7 @@ const CONTAINER: &str = "local.troupe.container.name";
 const ATTEMPT: &str = "local.troupe.container.attempt";
 const IMAGE: &str = "local.troupe.container.image";
 const LOG: &str = "local.troupe.container.log";
+const LOG_LIMITS: &str = "local.troupe.container.log-limits";
 const TTY: &str = "local.troupe.container.tty";
 
 /// What a container of the engine is to us.
@@ -93,6 +94,7 @@ pub(super) fn of_container(root: &str, sandbox: &Sandbox, config: &ContainerConf
         (ATTEMPT, config.attempt.to_string()),
         (IMAGE, config.image.clone()),
         (LOG, config.log_path.to_string_lossy().into_owned()),
+        (LOG_LIMITS, format!("{}x{}", config.log_limits.max_files, config.log_limits.max_bytes)),
         (TTY, config.tty.to_string()),
     ])
 }
@@ -152,6 +154,7 @@ pub(super) struct Container {
     pub attempt: u32,
     pub image: String,
     pub log: PathBuf,
+    pub log_limits: LogLimits,
     pub tty: bool,
 }
 
@@ -165,9 +168,16 @@ impl Container {
             attempt: text(ATTEMPT).parse().unwrap_or(0),
             image: text(IMAGE),
             log: PathBuf::from(text(LOG)),
+            log_limits: log_limits(&text(LOG_LIMITS)).unwrap_or_default(),
             tty: text(TTY) == "true",
         })
     }
+}
+
+/// Reads `FILESxBYTES`.
+fn log_limits(text: &str) -> Option<LogLimits> {
+    let (files, bytes) = text.split_once('x')?;
+    Some(LogLimits { max_files: files.parse().ok()?, max_bytes: bytes.parse().ok()? })
 }
 
 /// The name of something of this root: unique in the engine, and to be recognised by a person.

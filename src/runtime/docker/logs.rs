@@ -6,6 +6,8 @@
 //! output; a full disk loses lines rather than blocking the container.
 
 use std::{
+    fs::OpenOptions,
+    io,
     path::Path,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -13,13 +15,9 @@ use std::{
 
 use bollard::{container::LogOutput, query_parameters::LogsOptions};
 use futures_util::StreamExt as _;
-use tokio::{
-    fs::{File, OpenOptions},
-    io::{AsyncReadExt as _, AsyncSeekExt as _, AsyncWriteExt as _},
-};
 
 use super::{driver::Driver, engine, labels::Container};
-use crate::runtime::logs::{MAX_PART, Stream, encode};
+use crate::runtime::logs::{LogWriter, MAX_PART, Stream, encode, last_bytes};
 
 /// Records written at once, when so many are there.
 const BATCH: usize = 256;
@@ -48,14 +46,18 @@ fn spawn(driver: &Arc<Driver>, id: String, container: Container, resume: bool) {
     });
 }
 
-async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) -> std::io::Result<()> {
+async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) -> io::Result<()> {
     let path = &container.log;
     if resume && !path.parent().is_some_and(Path::exists) {
         // Its pod's directory is gone: nobody wants to read it.
         return Ok(());
     }
-    let mut log = OpenOptions::new().create(true).append(true).read(true).open(path).await?;
-    let mut place = if resume { Place::find(&mut log).await? } else { Place::default() };
+    let (of, limits) = (path.clone(), container.log_limits);
+    let (mut log, mut place) = blocking(move || {
+        let place = if resume { Place::find(&of)? } else { Place::default() };
+        Ok((LogWriter::open(&of, limits)?, place))
+    })
+    .await?;
     loop {
         let options = LogsOptions {
             follow: true,
@@ -68,9 +70,8 @@ async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) 
         let mut resumed = place.clone();
         let mut batches = std::pin::pin!(driver.docker.logs(id, Some(options)).ready_chunks(BATCH));
         let mut broken = None;
-        let mut out = Vec::new();
         while let Some(batch) = batches.next().await {
-            out.clear();
+            let mut out = Vec::new();
             for output in batch {
                 let output = match output {
                     Ok(output) => output,
@@ -83,8 +84,12 @@ async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) 
                 place.pass(&record);
                 encode(&mut out, record.time, record.stream, record.full, record.content);
             }
-            log.write_all(&out).await?;
-            log.flush().await?;
+            log = blocking(move || {
+                log.write(&out);
+                Ok(log)
+            })
+            .await?;
+            driver.ends.log_goes_on(id);
         }
         match (broken, driver.inspect(id).await) {
             (Some(error), _) if engine::is_absent(&error) => return Ok(()),
@@ -100,6 +105,11 @@ async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) 
         }
         tokio::time::sleep(PAUSE).await;
     }
+}
+
+/// Files are written by the blocking threads: a slow disk must not hold up the driver.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
 
 /// A line, or a part of one, as the engine gives it out.
@@ -167,20 +177,18 @@ impl Place {
     }
 
     /// The place that a log is written to; cuts off a record that a crash left incomplete.
-    async fn find(log: &mut File) -> std::io::Result<Place> {
-        let end = log.seek(std::io::SeekFrom::End(0)).await?;
-        let begin = end.saturating_sub(TAIL);
-        log.seek(std::io::SeekFrom::Start(begin)).await?;
-        let mut tail = Vec::new();
-        log.read_to_end(&mut tail).await?;
+    fn find(path: &Path) -> io::Result<Place> {
+        let (tail, cut) = last_bytes(path, TAIL)?;
         let whole = tail.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-        if whole < tail.len() && (whole > 0 || begin == 0) {
-            log.set_len(begin + whole as u64).await?;
+        let incomplete = (tail.len() - whole) as u64;
+        if incomplete > 0 && (whole > 0 || !cut) {
+            let log = OpenOptions::new().write(true).open(path)?;
+            // Only the file being written has such a record.
+            log.set_len(log.metadata()?.len().saturating_sub(incomplete))?;
         }
         // The first line of a part of a file may be half of one.
-        let first =
-            if begin == 0 { 0 } else { tail.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1) };
-        Ok(Place::read(&tail[first.min(whole)..whole], begin > 0))
+        let first = if cut { tail.iter().position(|byte| *byte == b'\n').map_or(0, |at| at + 1) } else { 0 };
+        Ok(Place::read(&tail[first.min(whole)..whole], cut))
     }
 
     /// The place after these records. `cut`: others came before them, so that a stream with none here is taken to be
@@ -265,16 +273,19 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_record_cut_by_a_crash_is_written_again() {
+    #[test]
+    fn a_record_cut_by_a_crash_is_written_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         std::fs::write(&path, "2024-05-06T07:08:09.000000001Z stdout F a\n2024-05-06T07:08:09.0000").unwrap();
-        let mut log = OpenOptions::new().append(true).read(true).open(&path).await.unwrap();
-        let place = Place::find(&mut log).await.unwrap();
+        let place = Place::find(&path).unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "2024-05-06T07:08:09.000000001Z stdout F a\n");
         assert!(place.last[0].is_some() && place.last[1].is_none());
-        assert_eq!(Place::find(&mut log).await.unwrap(), place);
+        assert_eq!(Place::find(&path).unwrap(), place);
+        // Right after a rotation the place is in the file before.
+        crate::runtime::logs::rotate(&path, Default::default(), SystemTime::now()).unwrap();
+        std::fs::write(&path, "").unwrap();
+        assert_eq!(Place::find(&path).unwrap(), place);
     }
 
     #[test]

@@ -20,7 +20,9 @@ mod labels;
 mod logs;
 mod network;
 mod spec;
+mod stats;
 mod status;
+mod streams;
 
 use std::{
     fs,
@@ -40,8 +42,9 @@ use tokio::{
 use self::driver::Driver;
 pub use self::engine::socket;
 use super::{
-    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, Image, Reader, RegistryAuth,
-    RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+    Connection, ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus,
+    ExecOutput, ExecStreams, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
+    SandboxStats, SandboxStatus, StreamOptions,
 };
 use crate::model::Uid;
 
@@ -278,6 +281,44 @@ impl ContainerRuntime for DockerRuntime {
         self.run(|driver| async move { driver.exec_sync(&id, command, timeout).await }).await
     }
 
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: ContainerResources,
+    ) -> Result<(), RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.update_container(&id, resources).await }).await
+    }
+
+    async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
+        self.run(|driver| async move { driver.stats().await }).await
+    }
+
+    fn rotates_logs(&self) -> bool {
+        true
+    }
+
+    async fn exec(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        options: StreamOptions,
+    ) -> Result<ExecStreams, RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.exec(&id, command, options).await }).await
+    }
+
+    async fn attach(&self, id: &ContainerId, options: StreamOptions) -> Result<ExecStreams, RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.attach(&id, options).await }).await
+    }
+
+    async fn port_forward(&self, pod: &Uid, port: u16) -> Result<Connection, RuntimeError> {
+        let pod = pod.clone();
+        let reach = self.run(|driver| async move { driver.network_namespace(&pod).await }).await?;
+        reach.connect(port).await
+    }
+
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
         self.run(|driver| async move { driver.list_containers().await }).await
     }
@@ -312,6 +353,10 @@ impl ContainerRuntime for DockerRuntime {
     async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
         let name = name.to_owned();
         self.run(|driver| async move { driver.import_image(rootfs, &name).await }).await
+    }
+
+    async fn save_images(&self, names: Vec<String>) -> Result<Reader, RuntimeError> {
+        self.run(|driver| async move { driver.save_images(names).await }).await
     }
 
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {

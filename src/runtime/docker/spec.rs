@@ -11,10 +11,9 @@ use bollard::models::{
 };
 
 use super::labels;
-use crate::runtime::{ContainerConfig, Propagation, SandboxConfig, Security, limits::CPU_PERIOD_US};
-
-/// The image that sandboxes are made of: our own program, which holds namespaces open.
-pub(super) const PAUSE_IMAGE: &str = "troupe.local/pause:latest";
+use crate::runtime::{
+    ContainerConfig, Propagation, SandboxConfig, Security, images::pack::PAUSE_IMAGE, limits::CPU_PERIOD_US,
+};
 
 /// The engine's own copy of a container's output, from which the log file is written: large enough that nothing is
 /// lost over a restart of ours, and an end to a flood.
@@ -89,6 +88,7 @@ pub(super) fn container(
         user: user(security, image_user),
         tty: Some(config.tty),
         open_stdin: Some(config.stdin),
+        stdin_once: Some(config.stdin_once),
         // As in Kubernetes, an image's own health check does not run: probes do.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
         labels: Some(labels::of_container(root, sandbox, config)),

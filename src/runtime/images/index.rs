@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! DIR/index.json   DIR/layers/HEX/fs/…   DIR/pins/OWNER = image id   DIR/staging/UUID/… (locked while in use)
-//! DIR/used/HEX (its time is that of an image's last use)
+//! DIR/used/HEX (its time is that of an image's last use)   DIR/configs/HEX = an image's configuration as it came
 //! ```
 
 use std::{
@@ -95,7 +95,7 @@ impl Disk {
     /// Makes the directory ready and removes what crashed processes left.
     pub(super) fn open(dir: &Path) -> Result<Disk, RuntimeError> {
         let disk = Disk { dir: dir.to_owned() };
-        for sub in ["layers", "pins", "staging", "used"] {
+        for sub in ["layers", "pins", "staging", "used", "configs"] {
             let path = dir.join(sub);
             fs::create_dir_all(&path).map_err(system(format!("create {}", path.display())))?;
         }
@@ -265,6 +265,28 @@ impl Disk {
         since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
     }
 
+    /// Keeps an image's configuration. Before the index names the image; what is not named in the end is swept.
+    pub(super) fn keep_config(&self, image: &str, config: &[u8]) -> Result<(), RuntimeError> {
+        let path = self.config_path(image);
+        let new = path.with_extension(uuid::Uuid::new_v4().simple().to_string());
+        let put = || fs::write(&new, config).and_then(|()| fs::rename(&new, &path));
+        put().map_err(system(format!("write {}", path.display())))
+    }
+
+    /// An image's configuration as it came; none for those that came without.
+    pub(super) fn config(&self, image: &str) -> Result<Option<Vec<u8>>, RuntimeError> {
+        let path = self.config_path(image);
+        match fs::read(&path) {
+            Ok(config) => Ok(Some(config)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(system(format!("read {}", path.display()))(e)),
+        }
+    }
+
+    fn config_path(&self, image: &str) -> PathBuf {
+        self.dir.join("configs").join(image.trim_start_matches("sha256:"))
+    }
+
     fn used(&self, image: &str) -> PathBuf {
         self.dir.join("used").join(image.trim_start_matches("sha256:"))
     }
@@ -290,6 +312,12 @@ impl Disk {
         for id in gone {
             // Absent for an image that was never used.
             let _ = fs::remove_file(self.used(&id));
+        }
+        for entry in fs::read_dir(self.dir.join("configs")).map_err(failed())? {
+            let entry = entry.map_err(failed())?;
+            if !index.images.contains_key(&format!("sha256:{}", entry.file_name().to_string_lossy())) {
+                fs::remove_file(entry.path()).map_err(failed())?;
+            }
         }
         let used: BTreeSet<PathBuf> = (index.images.values())
             .flat_map(|record| &record.layers)

@@ -18,6 +18,7 @@ use super::{
     index::{Disk, LayerRecord, Record, Staging},
     manifest::architecture,
     name::normalize,
+    skeleton::{self, Recorder, Tape},
     stream::{Hashing, Limited, bad, decompressed, digest_of, system},
     unpack::unpack,
 };
@@ -66,7 +67,9 @@ pub(super) fn import(
     let mut work = Work { disk, limits, staging: &staging, new: HashMap::new(), bytes: 0 };
     let layer = work.layer(rootfs, None)?;
     let config = Configuration::of_layers(vec![layer.diff_id.clone()]);
-    let id = digest_of(&serde_json::to_vec(&config).map_err(bad)?);
+    let document = serde_json::to_vec(&config).map_err(bad)?;
+    let id = digest_of(&document);
+    disk.keep_config(&id, &document)?;
     work.place()?;
     commit(disk, [(&vec![name.clone()], (id, config.record(vec![layer])))], Origin::Hand)?;
     drop(loading);
@@ -170,6 +173,7 @@ impl Work<'_> {
             .zip(diff_ids)
             .map(|(blob, diff_id)| self.expected_layer(blob, diff_id))
             .collect::<Result<_, _>>()?;
+        self.disk.keep_config(&id, &found.config)?;
         Ok((id, config.record(layers)))
     }
 
@@ -199,9 +203,15 @@ impl Work<'_> {
         limits.unpacked_bytes = limits.unpacked_bytes.saturating_sub(self.bytes);
         let mut blob = Hashing::new(blob);
         let (unpacked, diff_id) = {
-            let mut tar = Hashing::new(Limited::new(decompressed(&mut blob)?, limits.tar_bytes()));
-            let unpacked = unpack(&mut tar, &target, &limits)?;
-            (unpacked, tar.finish().map_err(bad)?)
+            let kept = skeleton::place(&home);
+            let failed = || system(format!("write {}", kept.display()));
+            let tape = Tape::create(&kept).map_err(failed())?;
+            let tar = Limited::new(decompressed(&mut blob)?, limits.tar_bytes());
+            let mut tar = Hashing::new(Recorder::new(tar, tape.clone()));
+            let unpacked = unpack(&mut tar, &target, &limits, &tape)?;
+            let diff_id = tar.finish().map_err(bad)?;
+            tape.finish().map_err(failed())?;
+            (unpacked, diff_id)
         };
         if let Some(digest) = digest {
             let real = blob.finish().map_err(bad)?;

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! archive → stream (gzip, zstd, limits) → archive (which images) → load → unpack (layer by layer) → index
+//! save ← skeleton (a layer's tar out of its files) ← index
 //! ```
 
 mod archive;
@@ -16,6 +17,8 @@ mod manifest;
 mod name;
 pub mod pack;
 mod registry;
+mod save;
+mod skeleton;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -32,8 +35,8 @@ use self::{
     stream::Blocking,
 };
 pub use self::{
-    name::normalize,
-    registry::{Pulls, RegistryConfig},
+    name::{engine_name, normalize},
+    registry::{Pulls, RegistryConfig, Threads},
 };
 use super::{IdleImage, Image, Reader, RuntimeError};
 
@@ -142,6 +145,11 @@ impl ImageStore {
     pub async fn load(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {
         let (store, archive) = (self.clone(), Blocking::new(archive));
         blocking(move || load::load(&store.disk, &store.limits, archive, rename.as_deref())).await
+    }
+
+    /// Writes images (names in any form, or ids) as one tar that is an OCI layout and a docker-archive.
+    pub async fn save(&self, names: Vec<String>) -> Result<Reader, RuntimeError> {
+        save::save(self, names).await
     }
 
     /// Makes an image of one layer out of a root file system's tar (maybe gzip): returns its full name.

@@ -125,6 +125,14 @@ pub(super) fn is_hex(text: &str, len: usize) -> bool {
     text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
+/// A full name as engines take it: with a digest there is no tag.
+pub fn engine_name(full: &str) -> String {
+    let Some((named, digest)) = full.split_once('@') else { return full.to_owned() };
+    let slash = named.rfind('/').map_or(0, |at| at + 1);
+    let repository = named[slash..].find(':').map_or(named, |colon| &named[..slash + colon]);
+    format!("{repository}@{digest}")
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -211,6 +219,18 @@ mod tests {
             if let Ok(full) = normalize(&name) {
                 prop_assert_eq!(normalize(&full).unwrap(), full);
             }
+        }
+    }
+
+    #[test]
+    fn the_engine_gets_names_without_tag_beside_a_digest() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        for (full, name) in [
+            ("docker.io/library/a:1".to_owned(), "docker.io/library/a:1".to_owned()),
+            (format!("r.io:5000/a:1@{digest}"), format!("r.io:5000/a@{digest}")),
+            (format!("r.io:5000/a@{digest}"), format!("r.io:5000/a@{digest}")),
+        ] {
+            assert_eq!(engine_name(&full), name);
         }
     }
 }

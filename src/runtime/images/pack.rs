@@ -1,4 +1,4 @@
-//! Images on their way into an engine that keeps images itself: checked here, handed over as one docker-archive.
+//! Images on their way into an engine that keeps images itself: checked here, handed over as files or one docker-archive.
 //!
 //! Owns: [`pack`], [`pack_rootfs`], [`pack_program`]. Invariant: what is handed over has passed the same checks as what
 //! the image store unpacks (digests, platform, limits, no path that leads out), so that both refuse alike, in the same
@@ -25,13 +25,69 @@ use super::{
 };
 use crate::runtime::{Reader, RuntimeError};
 
-/// Checked images in one file; the file goes when this is dropped.
+/// Checked images as files, which go when this is dropped.
 pub struct Packed {
-    /// A docker-archive.
-    pub archive: PathBuf,
-    /// Full names of the images in it.
+    /// Full names of the images.
     pub names: Vec<String>,
+    /// The images.
+    pub images: Vec<PackedImage>,
+    /// Layers, uncompressed: digest and file, each once.
+    pub layers: Vec<(String, PathBuf)>,
     scratch: PathBuf,
+}
+
+/// One image of those.
+pub struct PackedImage {
+    /// Its full names.
+    pub names: Vec<String>,
+    /// Its configuration.
+    pub config: PathBuf,
+    /// The digest of that: the image's id.
+    pub id: String,
+    /// Digests of its layers, lowest first.
+    pub layers: Vec<String>,
+}
+
+impl Packed {
+    /// Writes all into one docker-archive, which goes with the rest.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn archive(&self) -> Result<PathBuf, RuntimeError> {
+        let (archive, table) = (self.scratch.join("archive.tar"), self.scratch.join("manifest.json"));
+        let manifest = self.images.iter().map(|image| {
+            let layers: Vec<String> = image.layers.iter().map(|digest| layer_name(digest)).collect();
+            json!({"Config": config_name(&image.id), "RepoTags": image.names, "Layers": layers})
+        });
+        fs::write(&table, Value::from_iter(manifest).to_string())
+            .map_err(system(format!("write {}", table.display())))?;
+        let write = || -> io::Result<()> {
+            let mut tar = tar::Builder::new(BufWriter::new(File::create(&archive)?));
+            for (digest, path) in &self.layers {
+                tar.append_path_with_name(path, layer_name(digest))?;
+            }
+            for image in &self.images {
+                tar.append_path_with_name(&image.config, config_name(&image.id))?;
+            }
+            tar.append_path_with_name(&table, "manifest.json")?;
+            tar.into_inner()?.flush()
+        };
+        write().map_err(system(format!("write {}", archive.display())))?;
+        Ok(archive)
+    }
+}
+
+/// The image that sandboxes are made of: our own program, which holds namespaces open.
+pub const PAUSE_IMAGE: &str = "troupe.local/pause:latest";
+
+/// The images made of our own program: names and entrypoints.
+pub fn programs() -> Vec<(String, Vec<String>)> {
+    let entrypoint =
+        |more: &[&str]| ["/hello", "hello"].iter().chain(more).map(|word| (*word).to_owned()).collect();
+    vec![
+        (super::BUILTIN_IMAGE.to_owned(), entrypoint(&[])),
+        (PAUSE_IMAGE.to_owned(), entrypoint(&["--pause"])),
+    ]
 }
 
 impl Drop for Packed {
@@ -140,10 +196,6 @@ fn write_program(exe: &Path, tar: &Path) -> io::Result<()> {
 struct Work {
     packed: Packed,
     limits: Limits,
-    /// What the archive's table of contents says.
-    manifest: Vec<Value>,
-    /// Name in the archive and file, each once.
-    files: Vec<(String, PathBuf)>,
     /// Bytes of layers so far.
     bytes: u64,
 }
@@ -152,8 +204,8 @@ impl Work {
     fn new(dir: &Path) -> Result<Work, RuntimeError> {
         let scratch = dir.join(uuid::Uuid::new_v4().simple().to_string());
         fs::create_dir_all(&scratch).map_err(system(format!("create {}", scratch.display())))?;
-        let packed = Packed { archive: scratch.join("archive.tar"), names: Vec::new(), scratch };
-        Ok(Work { packed, limits: Limits::default(), manifest: Vec::new(), files: Vec::new(), bytes: 0 })
+        let packed = Packed { names: Vec::new(), images: Vec::new(), layers: Vec::new(), scratch };
+        Ok(Work { packed, limits: Limits::default(), bytes: 0 })
     }
 
     fn image(&mut self, found: &Found, names: Vec<String>) -> Result<(), RuntimeError> {
@@ -161,7 +213,7 @@ impl Work {
         config.check(found.layers.len())?;
         let diff_ids = config.diff_ids().to_vec();
         for (Blob { path, digest }, diff_id) in found.layers.iter().zip(&diff_ids) {
-            if self.files.iter().any(|(name, _)| *name == layer_name(diff_id)) {
+            if self.packed.layers.iter().any(|(digest, _)| digest == diff_id) {
                 continue;
             }
             let real = self.layer(open(path)?, digest.as_deref())?;
@@ -174,7 +226,7 @@ impl Work {
 
     /// Checks and keeps a layer, maybe compressed; `digest` is that of the bytes as they come. Returns its diff id.
     fn layer(&mut self, blob: impl Read, digest: Option<&str>) -> Result<String, RuntimeError> {
-        let path = self.packed.scratch.join(format!("layer-{}", self.files.len()));
+        let path = self.packed.scratch.join(format!("layer-{}", self.packed.layers.len()));
         let failed = || system(format!("write {}", path.display()));
         let mut blob = Hashing::new(blob);
         let diff_id = {
@@ -192,37 +244,27 @@ impl Work {
         let mut limits = self.limits;
         limits.unpacked_bytes = limits.unpacked_bytes.saturating_sub(self.bytes);
         self.bytes += unpack::check(open(&path)?, &limits)?.bytes;
-        self.files.push((layer_name(&diff_id), path));
+        self.packed.layers.push((diff_id.clone(), path));
         Ok(diff_id)
     }
 
     /// Notes an image whose layers are kept.
     fn add(&mut self, config: &[u8], diff_ids: Vec<String>, names: Vec<String>) -> Result<(), RuntimeError> {
-        let name = format!("{}.json", digest_of(config).trim_start_matches("sha256:"));
-        let path = self.packed.scratch.join(&name);
+        let id = digest_of(config);
+        let path = self.packed.scratch.join(config_name(&id));
         fs::write(&path, config).map_err(system(format!("write {}", path.display())))?;
-        let layers: Vec<String> = diff_ids.iter().map(|diff_id| layer_name(diff_id)).collect();
-        self.manifest.push(json!({"Config": name, "RepoTags": names, "Layers": layers}));
-        self.files.push((name, path));
-        self.packed.names.extend(names);
+        self.packed.names.extend(names.iter().cloned());
+        self.packed.images.push(PackedImage { names, config: path, id, layers: diff_ids });
         Ok(())
     }
 
     fn finish(self) -> Result<Packed, RuntimeError> {
-        let path = self.packed.scratch.join("manifest.json");
-        fs::write(&path, Value::from(self.manifest).to_string())
-            .map_err(system(format!("write {}", path.display())))?;
-        let archive = &self.packed.archive;
-        let write = || -> io::Result<()> {
-            let mut tar = tar::Builder::new(BufWriter::new(File::create(archive)?));
-            for (name, path) in self.files.iter().chain([&("manifest.json".to_owned(), path.clone())]) {
-                tar.append_path_with_name(path, name)?;
-            }
-            tar.into_inner()?.flush()
-        };
-        write().map_err(system(format!("write {}", archive.display())))?;
         Ok(self.packed)
     }
+}
+
+fn config_name(id: &str) -> String {
+    format!("{}.json", id.trim_start_matches("sha256:"))
 }
 
 fn layer_name(diff_id: &str) -> String {

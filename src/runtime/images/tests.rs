@@ -660,3 +660,72 @@ async fn the_built_in_image_follows_the_executable() {
     assert_eq!(fs::metadata(&hello).unwrap().mode() & 0o777, 0o755);
     assert_eq!(layers_in(&dir), 1, "the old one is gone");
 }
+
+#[tokio::test]
+async fn a_saved_layer_is_the_same_to_the_byte_whatever_is_in_it() {
+    let (dir, store) = store();
+    let long = format!("deep/{}", "n".repeat(90));
+    let layer = tar(&[
+        E::Dir("etc"),
+        E::File("etc/motd", "hello"),
+        E::File(&long, "long"),
+        E::Sym("link", "etc"),
+        E::File("link/through", "a file whose parent is a link"),
+        E::Hard("etc/hard", "etc/motd"),
+        E::Node("pipe", EntryType::Fifo),
+        E::Node("device", EntryType::Char),
+        E::Attr("attr", "user.x", "y"),
+        E::File(".wh.gone", "what a whiteout carries"),
+        E::Dir("opaque"),
+        E::File("opaque/.wh..wh..opq", ""),
+        E::File("empty", ""),
+    ]);
+    let mut padded = layer.clone();
+    padded.extend([0; 10_240]);
+    store.load(reader(docker(&["a"], &[layer.clone(), padded.clone()])), None).await.unwrap();
+    let before = store.resolve("a").unwrap().unwrap().image.id;
+    let mut saved = Vec::new();
+    let mut archive = store.save(vec!["a".into()]).await.unwrap();
+    tokio::io::AsyncReadExt::read_to_end(&mut archive, &mut saved).await.unwrap();
+    let mut entries = tar::Archive::new(saved.as_slice());
+    let mut contents = Vec::new();
+    for entry in entries.entries().unwrap() {
+        let mut content = Vec::new();
+        std::io::Read::read_to_end(&mut entry.unwrap(), &mut content).unwrap();
+        contents.push(content);
+    }
+    assert!(contents.contains(&layer) && contents.contains(&padded));
+    store.remove("a").await.unwrap();
+    assert_eq!(fs::read_dir(dir.path().join("configs")).unwrap().count(), 0);
+    // Once as a docker-archive, once as an OCI layout: as what it has no more table of contents for the other.
+    for toc in ["index.json", "manifest.json"] {
+        let mut part = Builder::new(Vec::new());
+        for entry in tar::Archive::new(saved.as_slice()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            if entry.path().unwrap().to_string_lossy() != toc {
+                let header = entry.header().clone();
+                part.append(&header, &mut entry).unwrap();
+            }
+        }
+        store.load(reader(part.into_inner().unwrap()), None).await.unwrap();
+        assert_eq!(store.resolve("a").unwrap().unwrap().image.id, before, "without {toc}");
+        store.remove("a").await.unwrap();
+    }
+    nothing_staged(&dir);
+}
+
+#[tokio::test]
+async fn a_layer_that_cannot_be_written_again_breaks_the_archive_off() {
+    let (_dir, store) = store();
+    // A name that is there twice: the first content is gone.
+    let twice = tar(&[E::File("f", "first"), E::File("f", "other")]);
+    store.load(reader(docker(&["a"], &[twice])), None).await.unwrap();
+    store.load(reader(docker(&["b"], &[tar(&[E::File("g", "content")])])), None).await.unwrap();
+    let changed = store.resolve("b").unwrap().unwrap().layers[0].join("g");
+    fs::write(changed, "changed").unwrap();
+    for name in ["a", "b"] {
+        let mut archive = store.save(vec![name.into()]).await.unwrap();
+        let error = tokio::io::AsyncReadExt::read_to_end(&mut archive, &mut Vec::new()).await.unwrap_err();
+        assert!(error.to_string().contains("cannot be written again"), "{error}");
+    }
+}

@@ -28,9 +28,10 @@ use xattr::FileExt;
 
 use super::{
     Limits,
+    skeleton::Tape,
     stream::{BUFFER, HeaderGuard, bad},
 };
-use crate::runtime::RuntimeError;
+use crate::runtime::{RuntimeError, native::userns};
 
 /// `.wh.NAME`: NAME of the layers below is gone.
 const WHITEOUT: &[u8] = b".wh.";
@@ -38,9 +39,11 @@ const WHITEOUT: &[u8] = b".wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 /// Other names of aufs' own, meaningless here.
 const AUFS: &[u8] = b".wh..wh.";
-/// Attributes that a layer may set. `trusted.` would let it command overlayfs.
+/// Attributes that a layer may set. `trusted.` and those below would let it command overlayfs.
 const ATTRIBUTES: [&str; 4] =
     ["user.", "security.capability", "system.posix_acl_access", "system.posix_acl_default"];
+/// What overlayfs obeys where an ordinary user mounts it.
+const OVERLAY: &str = "user.overlay.";
 const PAX_ATTRIBUTE: &str = "SCHILY.xattr.";
 
 /// What a layer took.
@@ -52,8 +55,13 @@ pub(super) struct Unpacked {
     pub(super) entries: u64,
 }
 
-/// Unpacks a plain tar into a directory that exists and is empty.
-pub(super) fn unpack(tar: impl Read, target: &Path, limits: &Limits) -> Result<Unpacked, RuntimeError> {
+/// Unpacks a plain tar into a directory that exists and is empty. `tape` keeps what is not in the files.
+pub(super) fn unpack(
+    tar: impl Read,
+    target: &Path,
+    limits: &Limits,
+    tape: &Tape,
+) -> Result<Unpacked, RuntimeError> {
     let (tar, allowance) = HeaderGuard::new(tar);
     let mut archive = Archive::new(tar);
     let mut root = Root::open(target)?;
@@ -71,7 +79,11 @@ pub(super) fn unpack(tar: impl Read, target: &Path, limits: &Limits) -> Result<U
         let meta = Meta::of(&mut entry)?;
         allowance.contents();
         let left = limits.unpacked_bytes.saturating_sub(done.bytes);
+        if meta.is_kept_file() {
+            tape.file(&meta.path);
+        }
         done.bytes += root.put(&mut entry, &meta, left, &mut buf)?;
+        tape.bytes();
         // What an entry that is not a file carries is skipped here, where it is not held against the headers.
         while entry.read(&mut buf).map_err(bad)? > 0 {}
     }
@@ -123,6 +135,12 @@ struct Meta {
 }
 
 impl Meta {
+    /// Whether the bytes that follow become a file as they are.
+    fn is_kept_file(&self) -> bool {
+        let hides = self.path.file_name().is_some_and(|name| name.as_bytes().starts_with(WHITEOUT));
+        matches!(self.kind, EntryType::Regular | EntryType::Continuous) && !hides
+    }
+
     fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Meta, RuntimeError> {
         let path = inside(&PathBuf::from(OsString::from_vec(entry.path_bytes().into_owned())))?;
         let at = |e: std::io::Error| bad(format!("{}: {e}", path.display()));
@@ -167,7 +185,7 @@ fn attributes<R: Read>(entry: &mut Entry<'_, R>) -> std::io::Result<Vec<(OsStrin
         let Some(name) = extension.key().ok().and_then(|key| key.strip_prefix(PAX_ATTRIBUTE)) else {
             continue;
         };
-        if ATTRIBUTES.iter().any(|allowed| name.starts_with(allowed)) {
+        if ATTRIBUTES.iter().any(|allowed| name.starts_with(allowed)) && !name.starts_with(OVERLAY) {
             found.push((name.into(), extension.value_bytes().to_vec()));
         }
     }
@@ -181,7 +199,7 @@ struct Root {
     last: Option<(PathBuf, OwnedFd)>,
     /// Directories' times, set at the end because filling them changes them.
     times: Vec<(PathBuf, i64)>,
-    /// Only root can give files away and use `trusted.` attributes.
+    /// Only the machine's root can give files away and use `trusted.` attributes.
     privileged: bool,
 }
 
@@ -192,7 +210,7 @@ impl Root {
             fd: fd.into(),
             last: None,
             times: Vec::new(),
-            privileged: nix::unistd::Uid::effective().is_root(),
+            privileged: nix::unistd::Uid::effective().is_root() && !userns::inside(),
         })
     }
 

@@ -14,13 +14,16 @@ use std::{
 
 use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
-    sys::signal::{Signal, kill},
-    unistd::Pid,
+    sys::{
+        signal::{Signal, kill},
+        statfs::{CGROUP_SUPER_MAGIC, statfs},
+    },
+    unistd::{AccessFlags, Pid, access},
 };
 
 use super::{
     state::{ContainerRecord, SandboxRecord},
-    v1,
+    userns, v1,
 };
 use crate::runtime::{
     SandboxConfig,
@@ -29,7 +32,7 @@ use crate::runtime::{
 
 /// The hierarchies of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Hierarchies {
+pub(in crate::runtime) enum Hierarchies {
     /// One mount a controller, by its name.
     V1(BTreeMap<String, PathBuf>),
     V2(PathBuf),
@@ -60,8 +63,29 @@ const SHOWN: &[&str] = &["blkio", "cpu", "cpuacct", "cpuset", "memory", "pids"];
 const NONE: Option<&str> = None;
 
 impl Hierarchies {
-    /// Reads the mount table.
-    pub(super) fn detect() -> Hierarchies {
+    /// Reads the mount table. In a user namespace only what its root may write to counts.
+    pub(in crate::runtime) fn detect() -> Hierarchies {
+        let found = Self::read();
+        if !userns::inside() {
+            return found;
+        }
+        let ours = |path: &Path| access(path, AccessFlags::W_OK).is_ok();
+        match found {
+            Hierarchies::V1(mut mounts) => {
+                mounts.retain(|_, path| {
+                    // What hides them is no cgroup.
+                    let real =
+                        statfs(path.as_path()).is_ok_and(|s| s.filesystem_type() == CGROUP_SUPER_MAGIC);
+                    real && ours(path)
+                });
+                if mounts.is_empty() { Hierarchies::Missing } else { Hierarchies::V1(mounts) }
+            }
+            Hierarchies::V2(root) if ours(&root) => Hierarchies::V2(root),
+            Hierarchies::V2(_) | Hierarchies::Missing => Hierarchies::Missing,
+        }
+    }
+
+    fn read() -> Hierarchies {
         fs::read_to_string("/proc/self/mounts").map_or(Hierarchies::Missing, |table| Self::parse(&table))
     }
 
@@ -86,8 +110,13 @@ impl Hierarchies {
         if v1.is_empty() { Hierarchies::Missing } else { Hierarchies::V1(v1) }
     }
 
-    pub(super) fn unified(&self) -> bool {
+    pub(in crate::runtime) fn unified(&self) -> bool {
         matches!(self, Hierarchies::V2(_))
+    }
+
+    /// There are none that this process may use: nothing is limited and nothing is shown to containers.
+    pub(super) fn missing(&self) -> bool {
+        *self == Hierarchies::Missing
     }
 
     /// Has the kernel ready to move processes between groups where libcontainer does that, on version 2.
@@ -224,7 +253,7 @@ impl Hierarchies {
 
     /// Makes the pod's group and sets its weight and its limits. The group of all pods weighs as much as the machine has
     /// cores, so that pods together do not give way to what else runs on the node, as in Kubernetes.
-    pub(super) fn limit_pod(&self, path: &Path, config: &SandboxConfig) -> io::Result<()> {
+    pub(in crate::runtime) fn limit_pod(&self, path: &Path, config: &SandboxConfig) -> io::Result<()> {
         let all = path.parent().filter(|parent| parent.parent().is_some());
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as i64);
         let shares = [(all, cpu_shares(cores * 1000)), (Some(path), cpu_shares(config.cpu_request_milli))];
@@ -279,6 +308,21 @@ impl Hierarchies {
 
 const UNIFIED: &str = "";
 
+/// The group that containers are said to be in where there are [none](Hierarchies::missing).
+pub(super) const NONE_GROUP: &str = "troupe-none";
+
+/// In a user namespace, where cgroups of version 1 are never the user's: puts something into their place that the
+/// runtime library can write to. Of version 2 it knows to leave them alone.
+pub(super) fn hide_from_library() -> io::Result<()> {
+    if Hierarchies::detect() != Hierarchies::Missing {
+        return Ok(());
+    }
+    let Hierarchies::V1(mounts) = Hierarchies::read() else { return Ok(()) };
+    let names: BTreeSet<PathBuf> =
+        mounts.values().filter_map(|path| Some(path.strip_prefix(CGROUP_ROOT).ok()?.to_owned())).collect();
+    userns::fake_cgroups(Path::new(CGROUP_ROOT), names)
+}
+
 /// One group: its directory in each hierarchy.
 #[derive(Clone, Debug)]
 pub(super) struct Cgroup {
@@ -286,6 +330,12 @@ pub(super) struct Cgroup {
 }
 
 impl Cgroup {
+    /// The group's directory for a controller, and whether it is one of version 2.
+    pub(super) fn of(&self, controller: &str) -> Option<(&Path, bool)> {
+        let own = self.dirs.get(controller).map(|dir| (dir.as_path(), false));
+        own.or_else(|| self.dirs.get(UNIFIED).map(|dir| (dir.as_path(), true)))
+    }
+
     /// How many processes the out-of-memory killer took in this group.
     pub(super) fn oom_kills(&self) -> u64 {
         let (dir, file) = match (self.dirs.get("memory"), self.dirs.get(UNIFIED)) {

@@ -4,13 +4,17 @@
 
 use std::{fs, path::Path};
 
-use super::{caps, cgroup::Hierarchies};
+use super::{caps, cgroup::Hierarchies, userns};
 
 /// Asks everything at once; the sentences say what is missing and what to do about it.
 pub fn check() -> Result<(), Vec<String>> {
     let mut missing = Vec::new();
     if !nix::unistd::geteuid().is_root() {
-        missing.push("not root: run troupe as root (sudo), or choose --runtime sim or docker".to_owned());
+        // `troupe` itself enters a user namespace first, where it is; other programs have to.
+        missing.push(
+            "neither root nor in a user namespace: run troupe as root (sudo), or choose --runtime sim or docker"
+                .to_owned(),
+        );
     } else {
         let available = caps::available().unwrap_or_default();
         for (name, purpose) in NEEDED {
@@ -32,7 +36,7 @@ pub fn check() -> Result<(), Vec<String>> {
     if !systems.lines().any(|line| line.ends_with("\toverlay")) && !module() {
         missing.push("no overlay file system in the kernel: load it (modprobe overlay)".to_owned());
     }
-    if Hierarchies::detect() == Hierarchies::Missing {
+    if Hierarchies::detect().missing() && !userns::inside() {
         missing.push("no cgroups under /sys/fs/cgroup: mount cgroup2 there".to_owned());
     }
     for (namespace, purpose) in [("net", "addresses"), ("pid", "isolation"), ("mnt", "root file systems")] {

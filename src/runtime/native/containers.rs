@@ -49,8 +49,8 @@ impl Driver {
             (_, created) => {
                 let (driver, dir, unmade) = (Arc::clone(self), pod.dir.container(&id), id.clone());
                 blocking(move || {
-                    dir.remove().map_err(system(format!("remove {}", dir.0.display())))?;
-                    driver.config.images.unpin(&unmade.0)
+                    driver.config.images.unpin(&unmade.0)?;
+                    dir.remove().map_err(system(format!("remove {}", dir.0.display())))
                 })
                 .await?;
                 created.map(|()| id)
@@ -65,6 +65,9 @@ impl Driver {
         id: ContainerId,
         config: ContainerConfig,
     ) -> Result<(ContainerRecord, Program), RuntimeError> {
+        let dir = pod.dir.container(&id);
+        // Before the pin, so that whoever finds the directory knows whose pin may be left.
+        fs::create_dir_all(&dir.0).map_err(system(format!("record container {id}")))?;
         let image = self
             .config
             .images
@@ -93,10 +96,7 @@ impl Driver {
         if program.bytes() > Program::MAX_BYTES {
             return Err(RuntimeError::Create("arguments and environment are too long".to_owned()));
         }
-        let dir = pod.dir.container(&record.id);
-        fs::create_dir_all(&dir.0)
-            .and_then(|()| state::write(&dir.record(), &record))
-            .map_err(system(format!("record container {}", record.id)))?;
+        state::write(&dir.record(), &record).map_err(system(format!("record container {}", record.id)))?;
         Ok((record, program))
     }
 
@@ -177,8 +177,8 @@ impl Driver {
         let group = self.hierarchies.group(&pod.record.cgroup.join(&id.0));
         blocking(move || {
             group.remove().map_err(system(format!("remove the cgroup of container {removed}")))?;
-            dir.remove().map_err(system(format!("remove {}", dir.0.display())))?;
-            driver.config.images.unpin(&removed.0)
+            driver.config.images.unpin(&removed.0)?;
+            dir.remove().map_err(system(format!("remove {}", dir.0.display())))
         })
         .await?;
         pod.forget(id);

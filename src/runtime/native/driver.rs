@@ -7,7 +7,7 @@
 use std::{
     collections::HashMap,
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -21,7 +21,7 @@ use super::{
     ipam::{Ipam, Subnet},
     launch::{self, Launcher},
     mounts,
-    netlink::{self, Netlink},
+    netlink::{self, LinkIndex, Netlink},
     pod::Pod,
     protocol::{Reply, Request},
     state::{self, PodNetwork, SandboxDir, SandboxRecord, system},
@@ -134,8 +134,14 @@ impl Driver {
             let dir = state::ContainerDir(entry.path());
             match pod.adopt(&dir) {
                 Ok(id) => owned.push(id),
-                // As above: it was never made.
-                Err(_) => drop(dir.remove()),
+                // As above: it was never made, but its image may have been pinned.
+                Err(_) => {
+                    let id = entry.file_name();
+                    if let Err(error) = self.config.images.unpin(&id.to_string_lossy()) {
+                        tracing::warn!(pod = %pod.uid, %error, "an image stays pinned by a container never made");
+                    }
+                    let _ = dir.remove();
+                }
             }
         }
         let mut tables = self.tables();
@@ -148,6 +154,12 @@ impl Driver {
 
     pub(super) fn pod(&self, uid: &Uid) -> Option<Arc<Pod>> {
         self.tables().pods.get(uid).cloned()
+    }
+
+    /// The network namespace of a pod as a file; `None`: the node's.
+    pub(super) fn network_namespace(&self, pod: &Uid) -> Result<Option<PathBuf>, RuntimeError> {
+        let found = self.pod(pod);
+        found.ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {pod}")))?.network_namespace()
     }
 
     pub(super) fn pods(&self) -> Vec<Arc<Pod>> {
@@ -397,10 +409,11 @@ impl Driver {
     async fn remove_sandbox_locked(self: &Arc<Driver>, uid: &Uid) -> Result<(), RuntimeError> {
         let Some(pod) = self.pod(uid) else { return Ok(()) };
         self.stop_locked(&pod).await?;
-        self.clear(&pod).await?;
+        // Before the records that tell who pinned: a process that dies in between leaves nothing that nobody knows of.
         for id in pod.container_ids() {
             self.config.images.unpin(&id.0)?;
         }
+        self.clear(&pod).await?;
         let mut tables = self.tables();
         for id in pod.container_ids() {
             tables.owners.remove(&id);
@@ -427,9 +440,9 @@ impl Driver {
     /// The pair dies with the network namespace, soon and many at a time; to remove one by request takes as long and
     /// keeps everyone else, also pods that start, from the kernel's network tables.
     async fn wait_for_link(&self, veth: &str) -> Result<(), RuntimeError> {
-        let path = Path::new("/sys/class/net").join(veth);
         for _ in 0..LINK_LOOKS {
-            if !path.exists() {
+            // Not by /sys, which may show another network namespace than this one.
+            if LinkIndex::of(veth).is_err() {
                 return Ok(());
             }
             tokio::time::sleep(LINK_PAUSE).await;

@@ -39,7 +39,7 @@ impl Subnet {
         Ipv4Addr::from(self.base + 1)
     }
 
-    pub(super) fn prefix(&self) -> u8 {
+    pub(in crate::runtime) fn prefix(&self) -> u8 {
         self.prefix
     }
 
@@ -51,7 +51,7 @@ impl Subnet {
 
 /// The addresses of one node's pods.
 #[derive(Debug, Default)]
-pub(super) struct Ipam {
+pub(in crate::runtime) struct Ipam {
     subnet: Option<Subnet>,
     used: BTreeSet<Ipv4Addr>,
     /// The offset handed out last.
@@ -61,7 +61,7 @@ pub(super) struct Ipam {
 const FIRST_POD: u32 = 2;
 
 impl Ipam {
-    pub(super) fn set_subnet(&mut self, subnet: Subnet) {
+    pub(in crate::runtime) fn set_subnet(&mut self, subnet: Subnet) {
         if self.subnet != Some(subnet) {
             self.subnet = Some(subnet);
             let highest = self
@@ -80,7 +80,7 @@ impl Ipam {
     }
 
     /// Marks an address that a sandbox found on disk has.
-    pub(super) fn adopt(&mut self, address: Ipv4Addr) {
+    pub(in crate::runtime) fn adopt(&mut self, address: Ipv4Addr) {
         self.used.insert(address);
     }
 
@@ -89,7 +89,7 @@ impl Ipam {
     }
 
     /// The next free address; `None` when the subnet is full or not known yet.
-    pub(super) fn allocate(&mut self) -> Option<Ipv4Addr> {
+    pub(in crate::runtime) fn allocate(&mut self) -> Option<Ipv4Addr> {
         let subnet = self.subnet?;
         let room = subnet.last() - FIRST_POD;
         for step in 1..=room {

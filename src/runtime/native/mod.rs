@@ -10,19 +10,21 @@
 
 pub mod beneath;
 mod caps;
-mod cgroup;
+pub(super) mod cgroup;
 mod check;
 mod client;
+mod console;
 mod containers;
 mod driver;
 mod exec;
 pub(super) mod ipam;
 mod launch;
 mod mounts;
-mod netlink;
+pub(super) mod netlink;
 mod pod;
 mod profile;
 mod protocol;
+mod resize;
 mod seccomp;
 mod seccomp_table;
 mod shim;
@@ -30,7 +32,9 @@ mod spec;
 mod state;
 mod streams;
 mod sys;
+mod usage;
 pub(super) mod user;
+pub mod userns;
 mod v1;
 
 use std::{future::Future, io, path::PathBuf, sync::Arc, time::Duration};
@@ -45,10 +49,12 @@ pub use self::{check::check, mounts::unmount_below, shim::shim_main, state::hold
 use self::{
     driver::{Driver, blocking},
     state::system,
+    usage::Layers,
 };
 use super::{
-    ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, ExecStreams, IdleImage,
-    Image, PullProgress, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+    Connection, ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus,
+    ExecOutput, ExecStreams, IdleImage, Image, PullProgress, Reader, RegistryAuth, RuntimeError,
+    RuntimeEvent, SandboxConfig, SandboxStats, SandboxStatus, StreamOptions, netns,
 };
 use crate::{
     model::Uid,
@@ -98,6 +104,7 @@ pub struct NativeRuntime {
     driver: Arc<Driver>,
     handle: Handle,
     pulls: Pulls,
+    layers: Arc<Layers>,
     /// Dropped with the runtime, which ends the thread.
     _stop: oneshot::Sender<()>,
 }
@@ -136,7 +143,7 @@ impl NativeRuntime {
             })
             .map_err(fault())?;
         open.recv().unwrap_or_else(|_| Err(io::Error::other("its thread has died"))).map_err(fault())?;
-        Ok(NativeRuntime { driver, handle, pulls, _stop: stop })
+        Ok(NativeRuntime { driver, handle, pulls, layers: Arc::default(), _stop: stop })
     }
 
     /// Removes every sandbox, the bridge and the cgroups: nothing of this runtime is left on the machine but its
@@ -165,6 +172,10 @@ impl ContainerRuntime for NativeRuntime {
 
     fn version(&self) -> String {
         env!("CARGO_PKG_VERSION").to_owned()
+    }
+
+    fn lacks(&self) -> Option<&'static str> {
+        userns::lacks()
     }
 
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
@@ -228,10 +239,39 @@ impl ContainerRuntime for NativeRuntime {
         &self,
         id: &ContainerId,
         command: Vec<String>,
-        stdin: bool,
+        options: StreamOptions,
     ) -> Result<ExecStreams, RuntimeError> {
         let id = id.clone();
-        self.run(move |driver| async move { driver.exec(&id, command, stdin).await }).await
+        self.run(move |driver| async move { driver.exec(&id, command, options).await }).await
+    }
+
+    async fn attach(&self, id: &ContainerId, options: StreamOptions) -> Result<ExecStreams, RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.attach(&id, options).await }).await
+    }
+
+    async fn port_forward(&self, pod: &Uid, port: u16) -> Result<Connection, RuntimeError> {
+        let namespace = self.driver.network_namespace(pod)?;
+        netns::connect(namespace, port).await
+    }
+
+    async fn update_container(
+        &self,
+        id: &ContainerId,
+        resources: ContainerResources,
+    ) -> Result<(), RuntimeError> {
+        let id = id.clone();
+        self.run(move |driver| async move { driver.update_container(&id, resources).await }).await
+    }
+
+    async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
+        let layers = Arc::clone(&self.layers);
+        self.run(|driver| blocking(move || Ok(usage::of_pods(&driver.hierarchies, &layers, &driver.pods()))))
+            .await
+    }
+
+    fn rotates_logs(&self) -> bool {
+        true
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
@@ -278,6 +318,10 @@ impl ContainerRuntime for NativeRuntime {
     async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
         let name = name.to_owned();
         self.run(|driver| async move { driver.config.images.import(rootfs, &name).await }).await
+    }
+
+    async fn save_images(&self, names: Vec<String>) -> Result<Reader, RuntimeError> {
+        self.run(|driver| async move { driver.config.images.save(names).await }).await
     }
 
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {

@@ -20,18 +20,18 @@ use rtnetlink::{
 };
 
 /// A socket to one network namespace.
-pub(super) struct Netlink {
+pub(in crate::runtime) struct Netlink {
     socket: Socket,
     sequence: u32,
 }
 
 /// A link's number in one network namespace.
 #[derive(Clone, Copy)]
-pub(super) struct LinkIndex(u32);
+pub(in crate::runtime) struct LinkIndex(u32);
 
 impl LinkIndex {
     /// The number of a link in the namespace the calling thread is in.
-    pub(super) fn of(name: &str) -> io::Result<LinkIndex> {
+    pub(in crate::runtime) fn of(name: &str) -> io::Result<LinkIndex> {
         if_nametoindex(name)
             .map(LinkIndex)
             .map_err(|errno| io::Error::new(io::Error::from(errno).kind(), format!("no link {name:?}")))
@@ -49,14 +49,14 @@ const CREATE: u16 = NLM_F_CREATE | NLM_F_EXCL;
 
 impl Netlink {
     /// A socket to the namespace the calling thread is in.
-    pub(super) fn open() -> io::Result<Netlink> {
+    pub(in crate::runtime) fn open() -> io::Result<Netlink> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
         Ok(Netlink { socket, sequence: 0 })
     }
 
     /// Makes the bridge if it is not there, gives it the address, sets it up.
-    pub(super) fn ensure_bridge(
+    pub(in crate::runtime) fn ensure_bridge(
         &mut self,
         name: &str,
         address: Ipv4Addr,
@@ -93,7 +93,7 @@ impl Netlink {
     }
 
     /// Removes a link; no error when there is none.
-    pub(super) fn remove_link(&mut self, name: &str) -> io::Result<()> {
+    pub(in crate::runtime) fn remove_link(&mut self, name: &str) -> io::Result<()> {
         let message = LinkMessageBuilder::<LinkUnspec>::new().name(name).build();
         self.run(vec![Step {
             message: RouteNetlinkMessage::DelLink(message),
@@ -103,7 +103,7 @@ impl Netlink {
     }
 
     /// Makes a veth pair: `name` here, up and on the bridge; `peer` born in the network namespace of `pid`.
-    pub(super) fn add_veth(
+    pub(in crate::runtime) fn add_veth(
         &mut self,
         name: &str,
         peer: &str,
@@ -122,7 +122,7 @@ impl Netlink {
     }
 
     /// In a pod's namespace: `lo` and `interface` up, with its address and a default route.
-    pub(super) fn configure_pod(
+    pub(in crate::runtime) fn configure_pod(
         &mut self,
         interface: &str,
         address: Ipv4Addr,
@@ -138,6 +138,11 @@ impl Netlink {
             Step { message: RouteNetlinkMessage::NewAddress(address), flags: CREATE, tolerated: 0 },
             Step { message: RouteNetlinkMessage::NewRoute(route), flags: CREATE, tolerated: 0 },
         ])
+    }
+
+    /// Sets `lo` up, in the namespace of this socket.
+    pub(in crate::runtime) fn loopback_up(&mut self) -> io::Result<()> {
+        self.run(vec![Step::set(LinkMessageBuilder::<LinkUnspec>::new().index(LOOPBACK_INDEX).up().build())])
     }
 
     /// Sends all steps at once and waits for each one's acknowledgement; the first real error is the result.
@@ -198,7 +203,7 @@ const LOOPBACK_INDEX: u32 = 1;
 const NETLINK_ALIGN: usize = 4;
 
 /// The MTU of the link the default route goes out by; Ethernet's when there is none.
-pub(super) fn default_mtu() -> u32 {
+pub(in crate::runtime) fn default_mtu() -> u32 {
     std::fs::read_to_string("/proc/net/route")
         .ok()
         .and_then(|routes| {

@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     io,
+    path::PathBuf,
     process::Child,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -172,6 +173,21 @@ impl Pod {
         if let Some(mut child) = child {
             let _ = child.wait();
         }
+    }
+
+    /// The pod's network namespace as a file; `None`: the node's.
+    pub(super) fn network_namespace(&self) -> Result<Option<PathBuf>, RuntimeError> {
+        if self.record.network.is_none() {
+            return Ok(None);
+        }
+        let gone = RuntimeError::System {
+            operation: format!("enter the network of pod {}", self.uid),
+            cause: "its sandbox is not ready".to_owned(),
+        };
+        let inner = self.inner();
+        let ShimProcess { pid, ticks, .. } = inner.shim;
+        let alive = inner.client.is_some() && pid > 0 && state::start_ticks(pid) == Some(ticks);
+        if alive { Ok(Some(format!("/proc/{pid}/ns/net").into())) } else { Err(gone) }
     }
 
     /// From now on the shim's end is expected; gives the way to it if it lives.

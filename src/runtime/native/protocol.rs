@@ -43,8 +43,21 @@ pub(super) enum Request {
     Remove { id: ContainerId },
     /// Run a program in a running container and answer when it has ended; kill it when its time is up.
     Exec { id: ContainerId, command: Vec<String>, timeout_ms: u64 },
-    /// The same without a limit, and with the named pipes in `dir` as its streams.
-    ExecStreams { id: ContainerId, command: Vec<String>, dir: PathBuf, stdin: bool },
+    /// The same without a limit, and with the named pipes in `dir` as its streams, or with a terminal whose master goes to
+    /// the socket there.
+    ExecStreams {
+        id: ContainerId,
+        command: Vec<String>,
+        dir: PathBuf,
+        stdin: bool,
+        #[serde(default)]
+        tty: bool,
+    },
+    /// Copy what the container's program writes to the named pipes in `dir`, and what comes from there to it. Answered
+    /// when that has ended.
+    Attach { id: ContainerId, dir: PathBuf, stdin: bool },
+    /// Set the size of its terminal in characters.
+    Resize { id: ContainerId, width: u16, height: u16 },
     /// Kill every container, answer, exit.
     Shutdown,
 }

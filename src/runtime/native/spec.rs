@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::{
     caps::Names,
+    cgroup::NONE_GROUP,
     state::{ContainerRecord, SandboxDir, SandboxRecord},
     user::Identity,
 };
@@ -26,12 +27,27 @@ pub(super) struct Facts<'a> {
     pub devices: &'a [Device],
     /// The pid namespace of the whole pod, if it has one.
     pub shared_pids: Option<&'a Path>,
-    /// There is one cgroup hierarchy (version 2).
-    pub unified_cgroups: bool,
+    /// Where its cgroups are.
+    pub cgroups: Cgroups,
+    /// In a user namespace that maps one group only, what belongs to another cannot be mounted.
+    pub terminal_group: bool,
+    /// The pid namespace is not this user's, so its `/proc` can be shown but not made anew.
+    pub foreign_pids: bool,
     /// Swap can be limited.
     pub swap_limit: bool,
     /// The highest limit on open files that can be given.
     pub max_open_files: u64,
+}
+
+/// What a container is told of its cgroups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cgroups {
+    /// One hierarchy (version 2), in a namespace.
+    Unified,
+    /// Copies of those that it is in (version 1).
+    Shown,
+    /// Nothing: there are none that this user may use.
+    None,
 }
 
 /// A device node.
@@ -110,7 +126,7 @@ pub(super) fn build(
         None if sandbox.config.host_pid => {}
         None => namespaces.push(json!({"type": "pid"})),
     }
-    if facts.unified_cgroups {
+    if facts.cgroups == Cgroups::Unified {
         namespaces.push(json!({"type": "cgroup"}));
     }
     let mut process = json!({
@@ -139,11 +155,14 @@ pub(super) fn build(
     }
     let mut linux = json!({
         "namespaces": namespaces,
-        "cgroupsPath": sandbox.cgroup.join(&record.id.0),
+        "cgroupsPath": match facts.cgroups {
+            Cgroups::None => Path::new("/").join(NONE_GROUP),
+            Cgroups::Unified | Cgroups::Shown => sandbox.cgroup.join(&record.id.0),
+        },
         // Mounts that the node makes under a volume later appear in the container, not the other way round.
         "rootfsPropagation": "slave",
     });
-    if facts.unified_cgroups {
+    if facts.cgroups == Cgroups::Unified {
         linux["resources"] = resources(sandbox, record, facts);
     }
     if privileged {
@@ -156,10 +175,14 @@ pub(super) fn build(
         "ociVersion": "1.0.2",
         "root": {"path": "rootfs", "readonly": security.read_only_root},
         "process": process,
-        "mounts": mounts(dir, record, privileged, facts.unified_cgroups),
+        "mounts": mounts(dir, record, facts),
         "linux": linux,
     }))
 }
+
+/// The group `tty` that terminals belong to, as everywhere.
+pub(super) const TERMINAL_GROUP: u32 = 5;
+const TERMINALS: &str = "gid=5";
 
 /// systemd's defaults for services, which other runtimes hand on too.
 const OPEN_FILES_SOFT: u64 = 1024;
@@ -182,27 +205,39 @@ const MASKED: &[&str] = &[
 ];
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-fn mounts(dir: &SandboxDir, record: &ContainerRecord, privileged: bool, unified: bool) -> Vec<Value> {
+fn mounts(dir: &SandboxDir, record: &ContainerRecord, facts: &Facts<'_>) -> Vec<Value> {
     let mount = |kind: &str, destination: &str, options: &[&str]| json!({"type": kind, "source": kind, "destination": destination, "options": options});
-    let access = if privileged { "rw" } else { "ro" };
+    let access = if record.config.security.privileged { "rw" } else { "ro" };
+    let mut terminals = vec!["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620"];
+    if facts.terminal_group {
+        terminals.push(TERMINALS);
+    }
     let mut mounts = vec![
-        mount("proc", "/proc", &["nosuid", "noexec", "nodev"]),
+        if facts.foreign_pids {
+            bind(Path::new("/proc"), "/proc", &["nosuid", "noexec", "nodev"])
+        } else {
+            mount("proc", "/proc", &["nosuid", "noexec", "nodev"])
+        },
         mount("tmpfs", "/dev", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount(
-            "devpts",
-            "/dev/pts",
-            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
-        ),
+        mount("devpts", "/dev/pts", &terminals),
         mount("mqueue", "/dev/mqueue", &["nosuid", "noexec", "nodev"]),
         mount("sysfs", "/sys", &["nosuid", "noexec", "nodev", access]),
-        if unified {
-            mount("cgroup", "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", "relatime", access])
-        } else {
-            let groups = dir.container(&record.id).cgroups();
-            bind(&groups, "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", access])
-        },
         bind(&dir.shm(), "/dev/shm", &["nosuid", "nodev", "noexec"]),
     ];
+    match facts.cgroups {
+        Cgroups::Unified => {
+            mounts.push(mount(
+                "cgroup",
+                "/sys/fs/cgroup",
+                &["nosuid", "noexec", "nodev", "relatime", access],
+            ));
+        }
+        Cgroups::Shown => {
+            let groups = dir.container(&record.id).cgroups();
+            mounts.push(bind(&groups, "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", access]));
+        }
+        Cgroups::None => {}
+    }
     let config = &record.config;
     let given: Vec<&str> = config.mounts.iter().map(|mount| mount.container_path.as_str()).collect();
     for name in POD_FILES {
@@ -314,7 +349,9 @@ mod tests {
             capabilities: &capabilities,
             devices: &[],
             shared_pids: None,
-            unified_cgroups,
+            cgroups: if unified_cgroups { Cgroups::Unified } else { Cgroups::Shown },
+            terminal_group: true,
+            foreign_pids: false,
             swap_limit: false,
             max_open_files: 4096,
         };

@@ -12,6 +12,7 @@ use std::{
 
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
 use seccompiler::sock_filter;
+use tokio::io::unix::AsyncFd;
 
 /// Waits until one of `fds` is ready, or `timeout_ms` passed (-1: for ever). Interruptions count as "nothing ready".
 pub(super) fn poll(fds: &mut [libc::pollfd], timeout_ms: i32) -> io::Result<usize> {
@@ -90,6 +91,15 @@ pub(super) fn fork() -> nix::Result<i32> {
     }
 }
 
+/// The same, the child being process 1 of a new pid namespace.
+pub(super) fn fork_into_pids() -> io::Result<i32> {
+    let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
+    // SAFETY: without a stack and without shared memory this is a fork; for the rest see `fork`. What the C library would
+    // do beside is to reset its own locks, which nobody holds.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
+    if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid as i32) }
+}
+
 /// Whether the kernel throws the status of children away (`true`), or keeps it to be waited for.
 pub(super) fn let_children_be_reaped(ignored: bool) {
     let action = if ignored { libc::SIG_IGN } else { libc::SIG_DFL };
@@ -111,6 +121,12 @@ pub(super) fn trim_heap() {
 pub(super) fn own(received: RawFd) -> OwnedFd {
     // SAFETY: the kernel made this descriptor for the message that was just read, and it is taken out of that once.
     unsafe { OwnedFd::from_raw_fd(received) }
+}
+
+/// Has the current reactor watch a descriptor.
+pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: an owned descriptor stays open and itself as long as it lives, and it lives in what is returned.
+    Ok(unsafe { AsyncFd::register(fd) }?)
 }
 
 /// Moves what is open as standard input to a high descriptor and puts `/dev/null` in its place.

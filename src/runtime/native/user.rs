@@ -2,6 +2,7 @@
 //!
 //! Owns: the rules, on texts; reading the files is the shim's. Security settings win over the image's user.
 
+use super::userns;
 use crate::runtime::Security;
 
 /// A process' credentials and home.
@@ -53,6 +54,20 @@ pub(super) fn resolve(
     groups.retain(|&other| other != gid);
     let home = if entry.home.is_empty() { "/" } else { entry.home };
     Ok(Identity { uid: entry.uid, gid, groups, home: home.to_owned() })
+}
+
+/// Splits an identity for this process' user namespace: what a process is made with, and the user and group that it then
+/// has to seem to be, where the namespace does not have them. Further groups are left out where none can be given.
+pub(super) fn here(mut identity: Identity) -> (Identity, Option<(u32, u32)>) {
+    if !userns::may_set_groups() {
+        identity.groups.clear();
+    }
+    let seem = (identity.uid, identity.gid);
+    if userns::has_user(identity.uid) && userns::has_group(identity.gid) {
+        return (identity, None);
+    }
+    (identity.uid, identity.gid) = (0, 0);
+    (identity, Some(seem))
 }
 
 /// Kubernetes' `runAsNonRoot`: refuses what would run as root, or what cannot be told without looking into the image.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::{
-    hello::Flags,
+    hello::{Flags, flood_line},
     runtime::{ContainerConfig, images::BUILTIN_IMAGE},
 };
 
@@ -38,6 +38,10 @@ pub struct Behaviour {
     pub stdout: Vec<String>,
     /// Lines it prints on standard error when it starts.
     pub stderr: Vec<String>,
+    /// It uses one core for so long.
+    pub burn_cpu: Duration,
+    /// Bytes of memory that it holds.
+    pub allocate: u64,
 }
 
 impl Behaviour {
@@ -110,10 +114,13 @@ impl Behaviour {
             self.stdout.push(describe(&argv, config, hostname));
         }
         self.stdout.extend(flags.print);
+        self.stdout.extend((0..flags.flood.unwrap_or(0)).map(flood_line));
         self.stderr.extend(flags.error);
         self.exit_code = flags.exit_code.unwrap_or(0);
         self.ignore_sigterm = flags.ignore_sigterm;
         self.exit_after = flags.exit_after;
+        self.burn_cpu = flags.burn_cpu.unwrap_or_default();
+        self.allocate = flags.allocate.unwrap_or(0);
         if flags.once || flags.crash {
             self.exit_after.get_or_insert(Duration::ZERO);
         }

@@ -6,7 +6,6 @@
 use std::{
     collections::BTreeMap,
     future::Future,
-    io::Write,
     path::PathBuf,
     sync::{
         Arc, MutexGuard, Weak,
@@ -28,10 +27,11 @@ use super::{
 use crate::{
     model::Uid,
     runtime::{
-        ContainerConfig, ContainerId, ContainerRuntime, ContainerStatus, ExecOutput, IdleImage, Image,
-        Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+        ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerState, ContainerStatus,
+        ExecOutput, IdleImage, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
+        SandboxStats, SandboxStatus,
         images::{ImageStore, normalize},
-        logs::{self, Stream},
+        logs::{self, LogLimits, LogWriter, Stream},
     },
 };
 
@@ -229,7 +229,7 @@ impl ContainerRuntime for SimRuntime {
             state.start(id)?;
             let container = state.container_mut(id)?;
             (
-                Output::of(container.log_path.clone(), &container.behaviour),
+                Output::of(container.log_path.clone(), container.log_limits, &container.behaviour),
                 container.behaviour.exit_after.is_some(),
             )
         };
@@ -270,6 +270,21 @@ impl ContainerRuntime for SimRuntime {
     ) -> Result<ExecOutput, RuntimeError> {
         drop(self.ready_for(Operation::ExecSync)?);
         exec::run(self.machine(), id, &command, timeout).await
+    }
+
+    /// Simulated programs use nothing, so nothing limits them.
+    async fn update_container(&self, id: &ContainerId, _: ContainerResources) -> Result<(), RuntimeError> {
+        let all = self.ready_for(Operation::UpdateContainer)?.container_statuses();
+        let runs = all.iter().any(|c| c.id == *id && c.state == ContainerState::Running);
+        runs.then_some(()).ok_or_else(|| RuntimeError::NotFound(format!("running container {id}")))
+    }
+
+    async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
+        Ok(self.machine().look().stats())
+    }
+
+    fn rotates_logs(&self) -> bool {
+        true
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
@@ -372,11 +387,12 @@ impl Drop for Scratch {
 /// What a container prints when it starts.
 struct Output {
     path: PathBuf,
+    limits: LogLimits,
     bytes: Vec<u8>,
 }
 
 impl Output {
-    fn of(path: PathBuf, behaviour: &Behaviour) -> Option<Output> {
+    fn of(path: PathBuf, limits: LogLimits, behaviour: &Behaviour) -> Option<Output> {
         let (out, err) = (&behaviour.stdout, &behaviour.stderr);
         if path.as_os_str().is_empty() || (out.is_empty() && err.is_empty()) {
             return None;
@@ -387,18 +403,18 @@ impl Output {
                 logs::encode(&mut bytes, SystemTime::now(), stream, true, line.as_bytes());
             }
         }
-        Some(Output { path, bytes })
+        Some(Output { path, limits, bytes })
     }
 
     async fn write(self) -> Result<(), RuntimeError> {
         let failed =
             |cause: String| RuntimeError::System { operation: "write the container's log".into(), cause };
         let append = move || {
-            let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&self.path)?;
-            file.write_all(&self.bytes)
+            LogWriter::open(&self.path, self.limits)?.write(&self.bytes);
+            Ok(())
         };
         match tokio::task::spawn_blocking(append).await {
-            Ok(done) => done.map_err(|e| failed(e.to_string())),
+            Ok(done) => done.map_err(|e: std::io::Error| failed(e.to_string())),
             Err(e) => Err(failed(e.to_string())),
         }
     }

@@ -82,6 +82,7 @@ pub enum Operation {
     StartContainer,
     StopContainer,
     RemoveContainer,
+    UpdateContainer,
     ExecSync,
     ListContainers,
     Image,

@@ -123,6 +123,10 @@ impl Cluster {
         command.arg("up").arg("--data-dir").arg(&self.data);
         command.args(["--api", api, "--node-name", "n1"]);
         command.args(["--crash-loop-backoff", self.options.backoff]).args(&self.options.arguments);
+        if !self.options.arguments.contains(&"--eviction-hard") {
+            // How full this machine's disk is must not matter.
+            command.args(["--eviction-hard", ""]);
+        }
         command.env("TROUPE_LOG", "warn,troupe=debug").stdin(Stdio::null());
         command.envs(self.options.environment.iter().map(|(name, value)| (name, value)));
         command
@@ -172,6 +176,12 @@ impl Cluster {
     /// Where the API listens.
     pub fn api(&self) -> SocketAddr {
         self.up.as_ref().expect("it is up").api
+    }
+
+    /// The pid of `troupe up`.
+    #[allow(dead_code, reason = "not every test binary asks for it")]
+    pub fn process(&self) -> i32 {
+        self.up.as_ref().expect("it is up").child.id() as i32
     }
 
     /// Its standard error, of all its processes so far.

@@ -7,7 +7,7 @@ mod cluster;
 mod documents;
 mod registry;
 mod shared;
-mod sweep;
+pub mod sweep;
 
 use std::{
     path::PathBuf,

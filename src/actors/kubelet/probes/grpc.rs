@@ -1,4 +1,4 @@
-//! gRPC's health protocol (`grpc.health.v1.Health/Check`), spoken by hand: one unary call over HTTP/2 without TLS.
+//! gRPC's health protocol (`grpc.health.v1.Health/Check`): one unary call over HTTP/2 without TLS.
 //!
 //! Owns: the call's two messages and its errors, which are Kubernetes'. Invariant: what a server sends is bounded.
 
@@ -8,14 +8,13 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::{USER_AGENT, connect, joined};
-use crate::logic::pod::probe::Outcome;
+use crate::{
+    logic::pod::probe::Outcome,
+    runtime::grpc::{self, Call, UNIMPLEMENTED},
+};
 
 /// A health answer has seven bytes; more than this is none.
 const MAX_ANSWER: usize = 16 * 1024;
-/// A gRPC message is preceded by a byte that says whether it is compressed, and its length.
-const PREFIX: usize = 5;
-/// gRPC's code for a method that a server does not have.
-const UNIMPLEMENTED: u32 = 12;
 
 /// Asks the server for the health of one of its services; of itself when `service` is empty.
 pub(super) async fn check(host: &str, port: u16, service: &str, time: Duration) -> Outcome {
@@ -78,46 +77,20 @@ async fn call(stream: tokio::net::TcpStream, place: &str, service: &str) -> Resu
 }
 
 async fn ask(client: h2::client::SendRequest<Bytes>, place: &str, service: &str) -> Result<Reply, String> {
-    let said = |error: h2::Error| error.to_string();
-    let mut client = client.ready().await.map_err(said)?;
-    let request = http::Request::post(format!("http://{place}/grpc.health.v1.Health/Check"))
-        .header("content-type", "application/grpc")
-        .header("te", "trailers")
-        .header("user-agent", USER_AGENT)
-        .body(())
-        .map_err(|e| e.to_string())?;
-    let (response, mut body) = client.send_request(request, false).map_err(said)?;
-    body.send_data(message(service), true).map_err(said)?;
-    let response = response.await.map_err(said)?;
-    if response.status() != http::StatusCode::OK {
-        return Err(format!("unexpected HTTP status code received from server: {}", response.status()));
-    }
-    let head = response.headers().clone();
-    let mut stream = response.into_body();
-    let mut answer = Vec::new();
-    while let Some(part) = stream.data().await {
-        let part = part.map_err(said)?;
-        if answer.len() + part.len() > MAX_ANSWER {
-            return Err("the answer is too long".into());
-        }
-        answer.extend_from_slice(&part);
-        stream.flow_control().release_capacity(part.len()).map_err(said)?;
-    }
-    // An answer that is only an error comes without trailers.
-    let trailers = stream.trailers().await.map_err(said)?.unwrap_or(head);
-    let text = |name: &str| {
-        trailers
-            .get(name)
-            .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
-            .unwrap_or_default()
+    let call = Call {
+        authority: place,
+        path: "/grpc.health.v1.Health/Check",
+        user_agent: USER_AGENT,
+        metadata: &[],
+        longest: MAX_ANSWER,
     };
-    let code = text("grpc-status").parse().map_err(|_| "the server did not say how it went".to_owned())?;
-    let status = if code == 0 { status_in(&answer)? } else { 0 };
-    Ok(Reply { code, text: text("grpc-message"), status })
+    let grpc::Reply { code, text, message } = grpc::unary(client, call, &message(service)).await?;
+    let status = if code == 0 { status_in(&message)? } else { 0 };
+    Ok(Reply { code, text, status })
 }
 
 /// `HealthCheckRequest { string service = 1; }`
-fn message(service: &str) -> Bytes {
+fn message(service: &str) -> Vec<u8> {
     let mut body = Vec::new();
     if !service.is_empty() {
         body.push(0x0a);
@@ -129,24 +102,15 @@ fn message(service: &str) -> Bytes {
         body.push(length as u8);
         body.extend_from_slice(service.as_bytes());
     }
-    let mut message = vec![0];
-    message.extend_from_slice(&u32::try_from(body.len()).unwrap_or(u32::MAX).to_be_bytes());
-    message.append(&mut body);
-    message.into()
+    body
 }
 
 /// `HealthCheckResponse { ServingStatus status = 1; }`; absent means 0.
 fn status_in(answer: &[u8]) -> Result<u64, String> {
-    let bad = || "the answer is no health check's".to_owned();
-    let (prefix, body) = answer.split_first_chunk::<PREFIX>().ok_or_else(bad)?;
-    let [compressed, length @ ..] = *prefix;
-    if compressed != 0 || u32::from_be_bytes(length) as usize != body.len() {
-        return Err(bad());
-    }
-    match body {
+    match answer {
         [] => Ok(0),
         [0x08, status] if *status < 0x80 => Ok(u64::from(*status)),
-        _ => Err(bad()),
+        _ => Err("the answer is no health check's".to_owned()),
     }
 }
 

@@ -231,7 +231,7 @@ async fn a_grpc_server_says_how_it_is() {
             &[0, 0, 0, 0, 9, 8, 1],
             "0",
             failed(
-                "error: health rpc probe failed: rpc error: code = Unavailable desc = the answer is no health check's",
+                "error: health rpc probe failed: rpc error: code = Unavailable desc = the answer is cut off",
             ),
         ),
     ] {
@@ -268,7 +268,9 @@ async fn a_program_is_well_when_it_ends_with_zero() {
         crash_loop: crate::logic::supervision::Backoff::CRASH_LOOP,
         configs: Default::default(),
         registry_config: None,
+        settings: Default::default(),
         starts: Default::default(),
+        ledger: Default::default(),
     };
     let run = async |args: &[&str]| {
         let command = ["/hello", "hello"].iter().chain(args).map(|arg| (*arg).to_owned()).collect();

@@ -11,7 +11,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, symlink},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -112,7 +112,7 @@ fn fill(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
         }
         fs::write(&at, &file.bytes)?;
         if let Some(group) = group {
-            chown(&at, None, Some(group))?;
+            super::give(&at, group)?;
         }
         // After the owner, whose change takes special bits off.
         fs::set_permissions(&at, fs::Permissions::from_mode(file.mode))?;
@@ -122,7 +122,7 @@ fn fill(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
 
 fn own_dir(dir: &Path, group: Option<u32>) -> io::Result<()> {
     if let Some(group) = group {
-        chown(dir, None, Some(group))?;
+        super::give(dir, group)?;
     }
     let set_gid = if group.is_some() { 0o2000 } else { 0 };
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755 | set_gid))

@@ -51,6 +51,18 @@ pub async fn release(places: Places) {
     }
 }
 
+/// Removes what a pod that was evicted has in its volumes: the node needs the room now, not when the pod is deleted.
+pub async fn empty(places: Places) {
+    let volumes = places.pod_dir.join("volumes");
+    let work = tokio::task::spawn_blocking(move || fs::remove_dir_all(&volumes));
+    match work.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "volumes of an evicted pod could not be removed");
+        }
+        _ => {}
+    }
+}
+
 async fn apply(
     node: &Arc<NodeContext>,
     pod: &v1::Pod,
@@ -127,7 +139,15 @@ fn private(places: &Places) -> io::Result<()> {
 fn open_to_all(dir: &Path, group: Option<u32>) -> io::Result<()> {
     let set_gid = if group.is_some() { 0o2000 } else { 0 };
     if let Some(group) = group {
-        chown(dir, None, Some(group))?;
+        give(dir, group)?;
     }
     fs::set_permissions(dir, fs::Permissions::from_mode(0o777 | set_gid))
+}
+
+/// Gives a file to a group. In a user namespace that does not have the group it stays with the one user there is.
+fn give(path: &Path, group: u32) -> io::Result<()> {
+    match chown(path, None, Some(group)) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        given => given,
+    }
 }

@@ -52,6 +52,34 @@ pub struct RegistryConfig {
     pub connect: Duration,
     /// Silence for so long is a broken connection.
     pub idle: Duration,
+    /// Where the thread that pulls is started.
+    pub threads: Threads,
+}
+
+/// Starts threads: here, or where somebody else says, such as in another network namespace.
+#[derive(Clone, Default)]
+pub struct Threads(Option<Arc<Start>>);
+
+type Start = dyn Fn(Box<dyn FnOnce() + Send>) -> io::Result<()> + Send + Sync;
+
+impl Threads {
+    /// Has them started by `start`.
+    pub fn by(start: impl Fn(Box<dyn FnOnce() + Send>) -> io::Result<()> + Send + Sync + 'static) -> Threads {
+        Threads(Some(Arc::new(start)))
+    }
+
+    fn start(&self, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        match &self.0 {
+            Some(start) => start(Box::new(body)),
+            None => std::thread::Builder::new().name("image-pulls".to_owned()).spawn(body).map(drop),
+        }
+    }
+}
+
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() { "Threads(elsewhere)" } else { "Threads(here)" })
+    }
 }
 
 impl Default for RegistryConfig {
@@ -61,6 +89,7 @@ impl Default for RegistryConfig {
             roots: Vec::new(),
             connect: Duration::from_secs(10),
             idle: Duration::from_secs(30),
+            threads: Threads::default(),
         }
     }
 }
@@ -100,6 +129,7 @@ pub struct Pulls {
 
 struct State {
     store: ImageStore,
+    threads: Threads,
     http: Http,
     turns: Semaphore,
     running: Mutex<HashMap<Subject, (Pulling, Arc<Progress>)>>,
@@ -116,6 +146,7 @@ impl Pulls {
     pub fn new(store: ImageStore, config: RegistryConfig) -> Pulls {
         let shared = State {
             store,
+            threads: config.threads.clone(),
             http: Http::new(config),
             turns: Semaphore::new(PULLS_AT_ONCE),
             running: Mutex::default(),
@@ -164,7 +195,7 @@ impl Pulls {
         if let Some(worker) = self.worker.get() {
             return Ok(worker);
         }
-        let begun = begin().map_err(|e| RuntimeError::System {
+        let begun = begin(&self.shared.threads).map_err(|e| RuntimeError::System {
             operation: "start a thread for pulls".into(),
             cause: e.to_string(),
         })?;
@@ -199,7 +230,7 @@ async fn run(done: Done, auth: Option<RegistryAuth>, progress: Arc<Progress>) ->
     pull::pull(store, http, &done.subject.0, auth.as_ref(), &progress).await
 }
 
-fn begin() -> io::Result<Worker> {
+fn begin(threads: &Threads) -> io::Result<Worker> {
     let runtime = Builder::new_current_thread()
         .enable_all()
         .thread_name("pull-blocking")
@@ -207,7 +238,7 @@ fn begin() -> io::Result<Worker> {
         .build()?;
     let handle = runtime.handle().clone();
     let (stop, stopped) = oneshot::channel();
-    std::thread::Builder::new().name("image-pulls".to_owned()).spawn(move || {
+    threads.start(move || {
         // It is never sent; what counts is that the sender goes.
         let _ = runtime.block_on(stopped);
         runtime.shutdown_background();

@@ -7,7 +7,7 @@ use std::{
     fs,
     io::Read,
     os::{
-        fd::{AsRawFd, OwnedFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::fs::{FileTypeExt, MetadataExt, symlink},
     },
     path::{Path, PathBuf},
@@ -30,18 +30,23 @@ use super::{
     super::{
         beneath, caps,
         cgroup::Hierarchies,
+        console::Console,
         mounts, profile,
         protocol::{Fault, Program},
         seccomp, spec,
         state::{self, ContainerDir, ContainerRecord, SandboxDir, SandboxRecord, Started},
-        sys, user,
+        sys, user, userns,
         v1::Setting,
     },
+    attach::Attached,
     executor::ProgramStart,
-    log::{LogFile, Pump},
+    log::Pump,
     sandbox::{make_dir_in_root, read_in_root},
 };
-use crate::runtime::{ContainerId, Exit, Propagation};
+use crate::runtime::{
+    ContainerId, Exit, Propagation,
+    logs::{LogLimits, LogWriter},
+};
 
 /// What all containers of the pod share.
 pub(super) struct Pod<'a> {
@@ -50,17 +55,19 @@ pub(super) struct Pod<'a> {
     pub hierarchies: &'a Hierarchies,
     /// The pid namespace that all of them enter.
     pub shared_pids: Option<&'a Path>,
+    /// The shim's own sockets, which are not for containers.
+    pub sockets: Vec<RawFd>,
 }
 
 /// A container whose program runs.
 pub(super) struct Running {
     pub pid: i32,
-    pub log: LogFile,
+    pub log: LogWriter,
     pub pumps: Vec<Pump>,
     /// What it was started with: other programs in it get the same.
     pub plan: Plan,
-    /// Held open while the program may read from it; nobody writes yet.
-    _stdin: Option<OwnedFd>,
+    /// Those who listen and talk to it; its standard input stays open.
+    pub attached: Attached,
 }
 
 impl Pod<'_> {
@@ -83,12 +90,13 @@ impl Pod<'_> {
             spec::arguments(record).ok_or_else(|| Fault::Create("no command specified".to_owned()))?;
         let database =
             |name| read_in_root(&rootfs, name).map_err(Fault::system(format!("read the image's /{name}")));
-        let identity = user::resolve(
+        let (identity, seem) = user::resolve(
             &record.config.security,
             &record.image.user,
             &database("etc/passwd")?,
             &database("etc/group")?,
         )
+        .map(user::here)
         .map_err(Fault::Create)?;
         make_dir_in_root(&rootfs, &spec::working_dir(record)).map_err(|errno| {
             Fault::Create(format!("working directory {:?}: {errno}", spec::working_dir(record)))
@@ -121,6 +129,10 @@ impl Pod<'_> {
         if filtered && !spec::no_new_privileges(record) {
             setup.extend(["SYS_ADMIN".to_owned(), "SETPCAP".to_owned()]);
         }
+        // To map the namespace's root to another number takes this one.
+        if seem.is_some() {
+            setup.insert("SETFCAP".to_owned());
+        }
         let hostname = nix::unistd::gethostname().unwrap_or_default();
         let environment = spec::environment(record, &hostname.to_string_lossy(), &identity.home);
         let devices = if security.privileged { node_devices() } else { Vec::new() };
@@ -130,7 +142,13 @@ impl Pod<'_> {
             capabilities: &setup,
             devices: &devices,
             shared_pids: joined.as_deref().or(self.shared_pids),
-            unified_cgroups: self.hierarchies.unified(),
+            cgroups: match self.hierarchies {
+                Hierarchies::V1(_) => spec::Cgroups::Shown,
+                Hierarchies::V2(_) => spec::Cgroups::Unified,
+                Hierarchies::Missing => spec::Cgroups::None,
+            },
+            terminal_group: userns::has_group(spec::TERMINAL_GROUP),
+            foreign_pids: self.record.config.host_pid && userns::inside(),
             swap_limit: self.hierarchies.swap_limit(),
             max_open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard),
         };
@@ -140,7 +158,8 @@ impl Pod<'_> {
             .map_err(|error| error.to_string())
             .and_then(|spec| spec.save(dir.spec()).map_err(|error| error.to_string()))
             .map_err(|cause| Fault::System { operation: "write the OCI spec".to_owned(), cause })?;
-        let final_capabilities = (setup != capabilities)
+        // A user namespace gives all of them anew.
+        let final_capabilities = (setup != capabilities || seem.is_some())
             .then(|| capabilities.iter().filter_map(|name| caps::parse(name)).collect());
         Ok(Plan {
             arguments,
@@ -150,10 +169,14 @@ impl Pod<'_> {
             privileged: security.privileged,
             limits: self.hierarchies.limits(self.record, record),
             oom_score_adj: record.config.oom_score_adj,
+            seem,
             filters: Rc::new(filters),
             final_capabilities,
             log_path: record.config.log_path.clone(),
+            log_limits: record.config.log_limits,
             stdin: record.config.stdin,
+            stdin_once: record.config.stdin_once,
+            tty: record.config.tty,
         })
     }
 
@@ -169,29 +192,16 @@ impl Pod<'_> {
     /// Runs the program of a container as planned when it was created; returns when its first instruction is next.
     pub(super) fn start(&self, id: &ContainerId, plan: Plan) -> Result<(Running, Started), Fault> {
         let dir = self.dir.container(id);
-        let log = LogFile::open(&plan.log_path)
+        let log = LogWriter::open(&plan.log_path, plan.log_limits)
             .map_err(Fault::system(format!("open log {}", plan.log_path.display())))?;
-        let (out, out_end) = plan.output_pipe()?;
-        let (err, err_end) = plan.output_pipe()?;
         let (verdict, failures) = pipe()?;
         let failures = Rc::new(failures);
         let executor = ProgramStart {
-            arguments: plan.arguments.clone(),
-            environment: plan.environment.clone(),
-            filters: Rc::clone(&plan.filters),
-            final_capabilities: plan.final_capabilities.clone(),
-            failures: Rc::clone(&failures),
+            sockets: self.sockets.clone(),
+            ..plan.program_start(plan.arguments.clone(), plan.tty, Rc::clone(&failures))?
         };
-        let mut builder = ContainerBuilder::new(id.0.clone(), SyscallType::default())
-            .with_executor(executor)
-            .with_stdout(out_end)
-            .with_stderr(err_end);
-        let mut stdin = None;
-        if plan.stdin {
-            let (read, write) = pipe()?;
-            builder = builder.with_stdin(read);
-            stdin = Some(write);
-        }
+        let builder = ContainerBuilder::new(id.0.clone(), SyscallType::default()).with_executor(executor);
+        let (builder, ends) = plan.ends(builder, &dir)?;
         let cgroup = self.record.cgroup.join(&id.0);
         self.hierarchies.make(&cgroup).map_err(Fault::system("make the container's cgroups"))?;
         self.hierarchies
@@ -213,12 +223,13 @@ impl Pod<'_> {
                 let told = read_verdict(verdict);
                 self.forget(id);
                 // Until its program runs, a container's standard error carries libcontainer's own reports.
-                tracing::error!(container = %id, reports = %rest_of(err), "a container cannot be started");
+                tracing::error!(container = %id, reports = %ends.reports(), "a container cannot be started");
                 return Err(Fault::Start(told.unwrap_or_else(|| chain(&error))));
             }
         };
         let pid = container.pid().map_or(0, nix::unistd::Pid::as_raw);
         sys::adjust_oom_score(pid, plan.oom_score_adj);
+        let taken = ends.take(&plan);
         let failure = match self.hierarchies.limit(&cgroup, &plan.limits) {
             Ok(()) => {
                 let started = container.start().map_err(|error| chain(&error));
@@ -226,7 +237,8 @@ impl Pod<'_> {
             }
             Err(error) => Some(error.to_string()),
         };
-        if let Some(failure) = failure {
+        let lost = taken.as_ref().err().map(|fault| fault.clone().into_error().to_string());
+        if let Some(failure) = failure.or(lost) {
             let _ =
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
             let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(pid), None);
@@ -236,14 +248,14 @@ impl Pod<'_> {
         let started =
             Started { pid, ticks: state::start_ticks(pid).unwrap_or_default(), started_ms: state::now_ms() };
         state::write(&dir.started(), &started).map_err(Fault::system("record the start"))?;
-        let pumps = vec![Pump::new(out, "stdout"), Pump::new(err, "stderr")];
-        Ok((Running { pid, log, pumps, plan, _stdin: stdin }, started))
+        let (pumps, attached) = taken?;
+        Ok((Running { pid, log, pumps, plan, attached }, started))
     }
 
     /// Records how a container ended and clears what it leaves in the kernel, except its root file system.
-    pub(super) fn ended(&self, id: &ContainerId, mut running: Running, status: WaitStatus) -> Exit {
+    pub(super) fn ended(&self, id: &ContainerId, running: &mut Running, status: WaitStatus) -> Exit {
         for pump in running.pumps.drain(..) {
-            pump.drain(&mut running.log);
+            pump.drain(&mut running.log, &mut running.attached);
         }
         let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
         let (code, signal) = code_of(status);
@@ -299,14 +311,73 @@ pub(super) struct Plan {
     privileged: bool,
     limits: Vec<Setting>,
     pub(super) oom_score_adj: i32,
+    /// The user and group that it has to seem to be, by a namespace of its own.
+    seem: Option<(u32, u32)>,
     /// To be put on in this order.
     filters: Rc<Vec<BpfProgram>>,
     final_capabilities: Option<::caps::CapsHashSet>,
     log_path: PathBuf,
+    log_limits: LogLimits,
     stdin: bool,
+    stdin_once: bool,
+    tty: bool,
+}
+
+/// Our ends of a container's streams before its program runs.
+enum Ends {
+    Pipes { out: OwnedFd, err: OwnedFd, stdin: Option<OwnedFd> },
+    Terminal(Console),
+}
+
+impl Ends {
+    /// What libcontainer reported by way of the container's standard error.
+    fn reports(self) -> String {
+        match self {
+            Ends::Pipes { err, .. } => rest_of(err),
+            Ends::Terminal(_) => "on its terminal".to_owned(),
+        }
+    }
+
+    /// Once the container's process is there.
+    fn take(self, plan: &Plan) -> Result<(Vec<Pump>, Attached), Fault> {
+        match self {
+            Ends::Pipes { out, err, stdin } => {
+                let attached = Attached::to_pipes(stdin, plan.stdin_once)?;
+                Ok((vec![Pump::new(out, "stdout"), Pump::new(err, "stderr")], attached))
+            }
+            Ends::Terminal(console) => {
+                let fault = || Fault::system("take the container's terminal");
+                let master = console.take().map_err(fault())?;
+                let read = master.try_clone().map_err(fault())?;
+                Ok((vec![Pump::new(read, "stdout")], Attached::to_terminal(master, plan.stdin)?))
+            }
+        }
+    }
 }
 
 impl Plan {
+    /// Gives a container its streams.
+    fn ends(&self, builder: ContainerBuilder, dir: &ContainerDir) -> Result<(ContainerBuilder, Ends), Fault> {
+        if self.tty {
+            let fault = || Fault::system("make a terminal's socket");
+            let place = dir.0.join("terminal");
+            // An earlier attempt may have left one.
+            state::remove_tree(&place).and_then(|()| fs::create_dir(&place)).map_err(fault())?;
+            let console = Console::listen(&place).map_err(fault())?;
+            return Ok((builder.with_console_socket(Some(Console::path(&place))), Ends::Terminal(console)));
+        }
+        let (out, out_end) = self.output_pipe()?;
+        let (err, err_end) = self.output_pipe()?;
+        let mut builder = builder.with_stdout(out_end).with_stderr(err_end);
+        let mut stdin = None;
+        if self.stdin {
+            let (read, write) = pipe()?;
+            builder = builder.with_stdin(read);
+            stdin = Some(write);
+        }
+        Ok((builder, Ends::Pipes { out, err, stdin }))
+    }
+
     /// A pipe for a program's output: our end, which does not block, and the program's.
     pub(super) fn output_pipe(&self) -> Result<(OwnedFd, OwnedFd), Fault> {
         let (ours, theirs) = pipe()?;
@@ -317,22 +388,29 @@ impl Plan {
     }
 
     /// So that a program that is not root can open /dev/stdout.
-    pub(super) fn own_pipe(&self, pipe: std::os::fd::RawFd) -> nix::Result<()> {
+    pub(super) fn own_pipe(&self, pipe: RawFd) -> nix::Result<()> {
         nix::unistd::fchown(pipe, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))
     }
 
-    /// How another program is started in the container of this plan: as its own was.
+    /// How a program is started in the container of this plan, its own and others.
     pub(super) fn program_start(
         &self,
         arguments: Vec<String>,
+        terminal: bool,
         failures: Rc<OwnedFd>,
     ) -> Result<ProgramStart, Fault> {
+        let mut environment = self.environment.clone();
+        if terminal && !environment.iter().any(|pair| pair.starts_with("TERM=")) {
+            environment.push("TERM=xterm".to_owned());
+        }
         Ok(ProgramStart {
             arguments,
-            environment: self.environment.clone(),
+            environment,
+            seem: self.seem,
             filters: Rc::clone(&self.filters),
             final_capabilities: self.final_capabilities.clone(),
             failures,
+            sockets: Vec::new(),
         })
     }
 }
@@ -362,7 +440,11 @@ fn mount_root(dir: &ContainerDir, record: &ContainerRecord, mount_points: PathBu
     let lower = links.join(":");
     // The shim has one thread, so its directory can be lent to the kernel for the look-up of relative paths.
     std::env::set_current_dir(&dir.0).map_err(fault("enter the directory"))?;
-    let options = format!("lowerdir={lower},upperdir=disk/upper,workdir=disk/work");
+    let mut options = format!("lowerdir={lower},upperdir=disk/upper,workdir=disk/work");
+    if userns::inside() {
+        // Its marks in attributes that an ordinary user may write; images are unpacked with the same.
+        options.push_str(",userxattr");
+    }
     // Device nodes of an image must not open the node's devices: those a container may have are in /dev. `volatile`
     // spares a sync of the whole file system below at unmount; what is lost in a power cut would be thrown away anyway.
     let flags = MsFlags::MS_NODEV;

@@ -36,6 +36,7 @@ use oci_spec::runtime::Spec;
 
 use super::{
     super::{
+        console::Console,
         protocol::{Fault, Reply},
         state::{self, ContainerDir, INPUT, OUTPUTS},
         sys,
@@ -73,14 +74,20 @@ pub(super) enum Ends {
     Captured(Duration),
     /// In named pipes, whose other ends are the driver's.
     Pipes { dir: PathBuf, stdin: bool },
+    /// On a terminal, whose master goes to the driver's socket in there.
+    Terminal { dir: PathBuf },
 }
 
-/// A program's ends of its streams.
-struct Streams {
-    /// Else `/dev/null`.
-    stdin: Option<OwnedFd>,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
+/// What a program's streams are to be.
+enum Streams {
+    Pipes {
+        /// Else `/dev/null`.
+        stdin: Option<OwnedFd>,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    /// A terminal whose master goes to this socket.
+    Terminal(PathBuf),
 }
 
 impl Streams {
@@ -96,7 +103,7 @@ impl Streams {
             Ok(pipe.into())
         };
         let [out, err] = OUTPUTS;
-        Ok(Streams {
+        Ok(Streams::Pipes {
             stdin: stdin.then(|| open(INPUT, false)).transpose()?,
             stdout: open(out, true)?,
             stderr: open(err, true)?,
@@ -149,7 +156,7 @@ impl Execs {
         caller: Caller,
     ) -> Result<(), Fault> {
         // Those without an end to their time must not keep probes and hooks from running.
-        let streamed = matches!(ends, Ends::Pipes { .. });
+        let streamed = !matches!(ends, Ends::Captured(_));
         let others = self.all.iter().filter(|exec| !streamed || exec.deadline.is_none()).count();
         let most = if streamed { MAX_STREAMED } else { MAX_EXECS };
         if others >= most {
@@ -166,12 +173,15 @@ impl Execs {
                 let (out, out_end) = plan.output_pipe()?;
                 let (err, err_end) = plan.output_pipe()?;
                 let ours = (Capture::new(out), Capture::new(err), Instant::now().checked_add(time));
-                (ours, Streams { stdin: None, stdout: out_end, stderr: err_end })
+                (ours, Streams::Pipes { stdin: None, stdout: out_end, stderr: err_end })
             }
             Ends::Pipes { dir, stdin } => {
                 let theirs =
                     Streams::open(&dir, stdin, plan).map_err(Fault::system("open the program's pipes"))?;
                 ((Capture::none(), Capture::none(), None), theirs)
+            }
+            Ends::Terminal { dir } => {
+                ((Capture::none(), Capture::none(), None), Streams::Terminal(Console::path(&dir)))
             }
         };
         // It does not block either: a report is read when it is there.
@@ -436,18 +446,23 @@ impl Work<'_> {
     }
 
     fn start(&self, streams: Streams) -> Result<i32, String> {
-        let process = self.prepare().map_err(|error| format!("prepare the program: {error}"))?;
+        let terminal = matches!(streams, Streams::Terminal(_));
+        let process = self.prepare(terminal).map_err(|error| format!("prepare the program: {error}"))?;
         let (verdict, failures) = pipe().map_err(text_of)?;
         let failures = Rc::new(failures);
-        let executor =
-            self.plan.program_start(self.command.to_vec(), Rc::clone(&failures)).map_err(text_of)?;
-        let mut builder = ContainerBuilder::new(self.id.0.clone(), SyscallType::default())
-            .with_executor(executor)
-            .with_stdout(streams.stdout)
-            .with_stderr(streams.stderr);
-        if let Some(stdin) = streams.stdin {
-            builder = builder.with_stdin(stdin);
-        }
+        let executor = self
+            .plan
+            .program_start(self.command.to_vec(), terminal, Rc::clone(&failures))
+            .map_err(text_of)?;
+        let builder =
+            ContainerBuilder::new(self.id.0.clone(), SyscallType::default()).with_executor(executor);
+        let builder = match streams {
+            Streams::Pipes { stdin, stdout, stderr } => {
+                let builder = builder.with_stdout(stdout).with_stderr(stderr);
+                if let Some(stdin) = stdin { builder.with_stdin(stdin) } else { builder }
+            }
+            Streams::Terminal(socket) => builder.with_console_socket(Some(socket)),
+        };
         sys::adjust_oom_score(std::process::id() as i32, self.plan.oom_score_adj);
         // For good: this process ends with its work.
         let group = self.pod.record.cgroup.join(&self.id.0);
@@ -475,13 +490,13 @@ impl Work<'_> {
 
     /// Describes the program as the container's own process, but for what it runs. libcontainer gets a directory for
     /// this start alone: it leaves sockets lying about, and others may be starting.
-    fn prepare(&self) -> Result<PathBuf, Box<dyn std::error::Error>> {
+    fn prepare(&self, terminal: bool) -> Result<PathBuf, Box<dyn std::error::Error>> {
         let root = self.dir.join(&self.id.0);
         fs::create_dir_all(&root)?;
         fs::copy(self.pod.dir.libcontainer().join(&self.id.0).join(STATE), root.join(STATE))?;
         let spec = Spec::load(self.container.spec())?;
         let mut process = spec.process().clone().ok_or("the container's spec has no process")?;
-        process.set_args(Some(self.command.to_vec())).set_terminal(Some(false));
+        process.set_args(Some(self.command.to_vec())).set_terminal(Some(terminal));
         let path = self.dir.join("process.json");
         fs::write(&path, serde_json::to_vec(&process)?)?;
         Ok(path)

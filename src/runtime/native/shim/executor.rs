@@ -9,7 +9,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsFd, BorrowedFd, OwnedFd},
+        fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
         unix::fs::PermissionsExt,
     },
     path::{Path, PathBuf},
@@ -22,19 +22,24 @@ use nix::sys::signal::SigSet;
 use oci_spec::runtime::Spec;
 use seccompiler::BpfProgram;
 
-use super::super::sys;
+use super::super::{sys, userns};
 
 /// What to do before the program, and the program.
 #[derive(Clone)]
 pub(super) struct ProgramStart {
     pub arguments: Vec<String>,
     pub environment: Vec<String>,
+    /// The user and group to seem to be, where the user namespace has no such.
+    pub seem: Option<(u32, u32)>,
     /// To be put on in this order; none: every system call is allowed.
     pub filters: Rc<Vec<BpfProgram>>,
     /// Set when putting on the filter needed more capabilities than the program gets.
     pub final_capabilities: Option<CapsHashSet>,
     /// Where to say what went wrong.
     pub failures: Rc<OwnedFd>,
+    /// The shim's sockets. A child that waits to be started keeps none of them open: when the shim is killed, whoever is
+    /// connected hears of it, and nobody connects to a socket that no shim will ever answer at.
+    pub sockets: Vec<RawFd>,
 }
 
 impl ProgramStart {
@@ -55,6 +60,9 @@ impl ProgramStart {
         // Rust ignores SIGPIPE and the shim blocks signals; both would be inherited.
         sys::reset_sigpipe();
         SigSet::empty().thread_set_mask().map_err(|errno| format!("signal mask: {errno}"))?;
+        if let Some((uid, gid)) = self.seem {
+            userns::seem(uid, gid).map_err(|error| format!("user {uid}: {error}"))?;
+        }
         for filter in self.filters.iter() {
             sys::install_seccomp_filter(filter).map_err(|error| format!("seccomp filter: {error}"))?;
         }
@@ -134,7 +142,12 @@ impl Executor for ProgramStart {
         }
     }
 
+    /// Runs in the child, before it waits for its start.
     fn validate(&self, _: &Spec) -> Result<(), ExecutorValidationError> {
+        for socket in &self.sockets {
+            // This process' copy; the shim's own stays open.
+            let _ = nix::unistd::close(*socket);
+        }
         self.program().map(|_| ()).map_err(|failure| {
             self.tell(&failure);
             ExecutorValidationError::ArgValidationError(failure)

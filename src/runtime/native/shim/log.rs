@@ -1,19 +1,19 @@
 //! A container's output, in the runtime interface's log format.
 //!
-//! Owns: cutting bytes into lines (`TIME stdout F LINE`), the log file, and pumping a pipe into it. Invariant: memory
-//! is bounded by one line's buffer a stream, and one turn of a pump reads a bounded amount, so that a container that
-//! writes without end only slows itself. A full disk loses lines rather than blocking the container.
+//! Owns: cutting bytes into lines (`TIME stdout F LINE`), and pumping a pipe into the log. Invariant: memory is bounded
+//! by one line's buffer a stream, and one turn of a pump reads a bounded amount, so that a container that writes without
+//! end only slows itself; its log is rotated on the way ([`LogWriter`]). A full disk loses lines rather than blocking the
+//! container.
 
 use std::{
-    fs::{File, OpenOptions},
-    io::{self, Read, Write},
-    os::{
-        fd::{AsRawFd, OwnedFd, RawFd},
-        unix::fs::MetadataExt,
-    },
-    path::{Path, PathBuf},
+    fs::File,
+    io::{self, Read},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
+
+use super::attach::Attached;
+use crate::runtime::logs::LogWriter;
 
 /// Longer lines are written in parts, each but the last tagged `P` (as containerd does).
 const MAX_LINE: usize = 16 * 1024;
@@ -75,37 +75,6 @@ impl Lines {
     }
 }
 
-/// The file both streams go to. When someone moved it away (rotation), a new one is begun.
-pub(super) struct LogFile {
-    path: PathBuf,
-    file: Option<File>,
-}
-
-impl LogFile {
-    /// Opens for appending; an error here is the caller's to report.
-    pub(super) fn open(path: &Path) -> io::Result<LogFile> {
-        Ok(LogFile { path: path.to_owned(), file: Some(append(path)?) })
-    }
-
-    fn write(&mut self, records: &[u8]) {
-        let moved = match (&self.file, std::fs::metadata(&self.path)) {
-            (Some(file), Ok(there)) => !file.metadata().is_ok_and(|own| own.ino() == there.ino()),
-            _ => true,
-        };
-        if moved {
-            self.file = append(&self.path).ok();
-        }
-        if let Some(file) = &mut self.file {
-            // Nobody could be told but the log itself.
-            let _ = file.write_all(records);
-        }
-    }
-}
-
-fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().create(true).append(true).open(path)
-}
-
 /// One output pipe of a container.
 pub(super) struct Pump {
     pipe: File,
@@ -123,13 +92,14 @@ impl Pump {
     }
 
     /// Moves what is there, up to a bound; `false` when the stream has ended.
-    pub(super) fn turn(&mut self, log: &mut LogFile) -> bool {
+    pub(super) fn turn(&mut self, log: &mut LogWriter, attached: &mut Attached) -> bool {
         let mut buffer = [0; TURN_BYTES];
         let mut out = Vec::new();
         let now = timestamp(SystemTime::now());
         let open = match self.pipe.read(&mut buffer) {
             Ok(0) => false,
             Ok(count) => {
+                attached.write(self.lines.stream, &buffer[..count]);
                 self.lines.push(&buffer[..count], &now, &mut out);
                 true
             }
@@ -146,11 +116,12 @@ impl Pump {
 
     /// Moves what a program that has ended left in the pipe. A descendant that escaped may still hold the other end,
     /// so this stops at an empty pipe, and at a bound if that one floods.
-    pub(super) fn drain(mut self, log: &mut LogFile) {
+    pub(super) fn drain(mut self, log: &mut LogWriter, attached: &mut Attached) {
         for _ in 0..DRAIN_TURNS {
             let mut buffer = [0; TURN_BYTES];
             match self.pipe.read(&mut buffer) {
                 Ok(count) if count > 0 => {
+                    attached.write(self.lines.stream, &buffer[..count]);
                     let mut out = Vec::new();
                     self.lines.push(&buffer[..count], &timestamp(SystemTime::now()), &mut out);
                     log.write(&out);

@@ -12,6 +12,7 @@
 //!                   └──────────────────┘
 //! ```
 
+mod attach;
 mod container;
 mod exec;
 mod executor;
@@ -41,6 +42,7 @@ use nix::{
     unistd::Pid,
 };
 
+pub(super) use self::pids::kill_tree;
 use self::{
     container::{Plan, Pod, Running},
     exec::{Caller, Ends, Execs},
@@ -51,9 +53,9 @@ use super::{
     launch,
     protocol::{self, Call, Fault, Message, Program, Reply, Request},
     state::{self, SandboxDir, SandboxRecord},
-    sys,
+    sys, userns,
 };
-use crate::runtime::ContainerId;
+use crate::runtime::{ContainerId, TerminalSize};
 
 /// Runs a shim: `troupe shim SANDBOX-DIR`, with the listening socket as standard input; or a seed of shims, `troupe shim
 /// --seed`. To be called before the process has a second thread. Returns the process' exit code.
@@ -62,6 +64,12 @@ pub fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> i32 {
         eprintln!("the shim is started by troupe itself");
         return EXIT_USAGE;
     };
+    if dir.as_os_str() == userns::HOLD {
+        userns::hold();
+    }
+    if dir.as_os_str() == userns::TRY {
+        return userns::attempt();
+    }
     if dir.as_os_str() == launch::SEED {
         match launch::seed() {
             Ok(Some(of_shim)) => dir = of_shim,
@@ -175,9 +183,12 @@ impl Shim {
             // Output first: what a program wrote before it ended comes before its exit.
             let ready = |fd: RawFd| polled.iter().any(|entry| entry.fd == fd && entry.revents != 0);
             for running in self.running.values_mut() {
-                let Running { log, pumps, .. } = running;
-                pumps.retain_mut(|pump| !ready(pump.fd()) || pump.turn(log));
+                let Running { log, pumps, attached, .. } = running;
+                pumps.retain_mut(|pump| !ready(pump.fd()) || pump.turn(log, attached));
             }
+            let left: Vec<_> =
+                self.running.values_mut().flat_map(|running| running.attached.turn(ready)).collect();
+            self.answer_all(left);
             self.execs.read(ready);
             while let Ok(Some(_)) = self.signals.read_signal() {}
             self.reap()?;
@@ -191,6 +202,9 @@ impl Shim {
             }
             while self.answer_execs() {}
             if self.ended() {
+                if self.hierarchies.missing() {
+                    pids::children(std::process::id() as i32).into_iter().for_each(pids::kill_tree);
+                }
                 if let Some(holder) = self.holder.take() {
                     holder.end();
                 }
@@ -215,6 +229,8 @@ impl Shim {
         }));
         let pumps = self.running.values().flat_map(|running| &running.pumps);
         polled.extend(pumps.map(|pump| entry(pump.fd(), libc::POLLIN)));
+        let attached = self.running.values().flat_map(|running| running.attached.polled());
+        polled.extend(attached.map(|(fd, events)| entry(fd, events)));
         polled.extend(self.execs.fds().map(|fd| entry(fd, libc::POLLIN)));
         polled
     }
@@ -243,8 +259,9 @@ impl Shim {
                 continue;
             };
             self.execs.kill(Some(&id));
-            let Some(running) = self.running.remove(&id) else { continue };
-            let exit = self.pod().ended(&id, running, status);
+            let Some(mut running) = self.running.remove(&id) else { continue };
+            let exit = self.pod().ended(&id, &mut running, status);
+            self.answer_all(running.attached.end());
             self.tell_all(&Message::Exited { id, exit });
         }
     }
@@ -255,6 +272,7 @@ impl Shim {
             record: &self.record,
             hierarchies: &self.hierarchies,
             shared_pids: self.holder.as_ref().map(Holder::path),
+            sockets: std::iter::once(self.listener.as_raw_fd()).chain(self.clients.keys().copied()).collect(),
         }
     }
 
@@ -306,9 +324,19 @@ impl Shim {
                 let time = Duration::from_millis(*timeout_ms);
                 return self.exec(id, command, Ends::Captured(time), caller).err().map(Err);
             }
-            Request::ExecStreams { id, command, dir, stdin } => {
-                let ends = Ends::Pipes { dir: dir.clone(), stdin: *stdin };
+            Request::ExecStreams { id, command, dir, stdin, tty } => {
+                let dir = dir.clone();
+                let ends = if *tty { Ends::Terminal { dir } } else { Ends::Pipes { dir, stdin: *stdin } };
                 return self.exec(id, command, ends, caller).err().map(Err);
+            }
+            Request::Attach { id, dir, stdin } => {
+                let running = self.running.get_mut(id).ok_or_else(|| not_running("attach to", id));
+                return running.and_then(|running| running.attached.add(dir, *stdin, caller)).err().map(Err);
+            }
+            Request::Resize { id, width, height } => {
+                let size = TerminalSize { width: *width, height: *height };
+                let running = self.running.get(id).ok_or_else(|| not_running("resize", id));
+                running.and_then(|running| running.attached.resize(size)).map(|()| Reply::Done)
             }
             Request::Shutdown => {
                 self.ending = Some((fd, caller.seq));
@@ -354,10 +382,7 @@ impl Shim {
         caller: Caller,
     ) -> Result<(), Fault> {
         let Some(running) = self.running.get(id).filter(|_| self.ending.is_none()) else {
-            return Err(Fault::System {
-                operation: format!("run a program in container {id}"),
-                cause: "it is not running".to_owned(),
-            });
+            return Err(not_running("run a program in", id));
         };
         // Borrows its parts only: `execs` changes.
         let pod = Pod {
@@ -365,6 +390,7 @@ impl Shim {
             record: &self.record,
             hierarchies: &self.hierarchies,
             shared_pids: self.holder.as_ref().map(Holder::path),
+            sockets: Vec::new(),
         };
         self.execs.begin(&pod, id, &running.plan, command, ends, caller)?;
         self.settled = false;
@@ -381,14 +407,19 @@ impl Shim {
         };
         let answers = self.execs.answers(room);
         let some = !answers.is_empty();
+        self.answer_all(answers);
+        // The output that was kept is free again.
+        self.settled &= !some;
+        some
+    }
+
+    /// Answers calls of the past, whose callers may be gone.
+    fn answer_all(&mut self, answers: Vec<(Caller, Result<Reply, Fault>)>) {
         for (Caller { client: number, seq }, result) in answers {
             let message = Message::Answer { seq, result };
             self.clients
                 .retain(|_, client| client.number != number || (client.send(&message) && client.flush()));
         }
-        // The output that was kept is free again.
-        self.settled &= !some;
-        some
     }
 
     fn signal(&self, id: &ContainerId, signal: i32, everyone: bool) -> Result<Reply, Fault> {
@@ -403,6 +434,10 @@ impl Shim {
     }
 
     fn kill_all(&self, id: &ContainerId) {
+        if self.hierarchies.missing() && (self.record.config.host_pid || self.record.config.share_pids) {
+            self.running.get(id).map(|running| running.pid).into_iter().for_each(pids::kill_tree);
+            return;
+        }
         if let Some(running) = self.running.get(id) {
             let _ = kill(Pid::from_raw(running.pid), Signal::SIGKILL);
         }
@@ -439,6 +474,10 @@ impl Shim {
         }
         true
     }
+}
+
+fn not_running(what: &str, id: &ContainerId) -> Fault {
+    Fault::System { operation: format!("{what} container {id}"), cause: "it is not running".to_owned() }
 }
 
 impl Client {

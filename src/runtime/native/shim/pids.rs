@@ -5,13 +5,12 @@
 //! descriptor of the shim's. Containers enter by the namespace's path, so the shim itself stays outside.
 
 use std::{
-    fs::File,
+    collections::BTreeSet,
     io,
     path::{Path, PathBuf},
 };
 
 use nix::{
-    sched::{CloneFlags, setns, unshare},
     sys::{
         prctl,
         signal::{SigSet, Signal, kill},
@@ -31,16 +30,12 @@ pub(super) struct Holder {
 impl Holder {
     /// Makes the namespace. To be called by a process with one thread.
     pub(super) fn start() -> io::Result<Holder> {
-        let own = File::open("/proc/self/ns/pid")?;
         let shim = std::process::id();
-        // Concerns children only; and those that come later are to be the shim's, not the holder's.
-        unshare(CloneFlags::CLONE_NEWPID)?;
-        let forked = sys::fork();
-        if forked == Ok(0) {
+        // Of this child only: the namespace that the shim's other children are in may be one that it could not return to.
+        let pid = sys::fork_into_pids()?;
+        if pid == 0 {
             hold(shim);
         }
-        setns(own, CloneFlags::CLONE_NEWPID)?;
-        let pid = forked?;
         Ok(Holder { pid, path: format!("/proc/{pid}/ns/pid").into() })
     }
 
@@ -74,6 +69,24 @@ fn hold(shim: u32) -> ! {
     sys::let_children_be_reaped(true);
     let _ = SigSet::empty().thread_set_mask();
     sys::pause()
+}
+
+/// Kills a process and all below it, where no cgroup knows them: those that it has disowned get away until their pod ends.
+pub(in super::super) fn kill_tree(pid: i32) {
+    let mut found = BTreeSet::from([pid]);
+    let mut new = vec![pid];
+    while let Some(parent) = new.pop() {
+        new.extend(children(parent).into_iter().filter(|child| found.insert(*child)));
+    }
+    for pid in found {
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+    }
+}
+
+/// The children of a process, those that it adopted included.
+pub(super) fn children(pid: i32) -> Vec<i32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().filter_map(|child| child.parse().ok()).collect()
 }
 
 /// What people see as process 1 of the pod, as elsewhere.

@@ -24,7 +24,7 @@ use super::super::{
     state::{SandboxDir, SandboxRecord},
     sys,
 };
-use crate::runtime::{Dns, SandboxConfig};
+use crate::runtime::{Dns, hosts};
 
 /// The pod's end of its veth pair.
 const INTERFACE: &str = "eth0";
@@ -105,39 +105,17 @@ fn write_files(dir: &SandboxDir, record: &SandboxRecord) -> std::io::Result<()> 
     let node = |name: &str| fs::read(Path::new("/etc").join(name)).unwrap_or_default();
     let config = &record.config;
     if config.host_network {
-        fs::write(file("hosts"), [node("hosts"), aliases(config).into_bytes()].concat())?;
+        fs::write(file("hosts"), [node("hosts"), hosts::aliases(config).into_bytes()].concat())?;
         fs::write(file("hostname"), node("hostname"))?;
     } else {
-        fs::write(file("hosts"), hosts(record))?;
+        fs::write(
+            file("hosts"),
+            hosts::of_pod(config, record.network.as_ref().map(|network| network.address.into())),
+        )?;
         fs::write(file("hostname"), format!("{}\n", config.hostname))?;
     }
     let resolv = config.dns.as_ref().map_or_else(|| node("resolv.conf"), |dns| resolv_conf(dns).into_bytes());
     fs::write(file("resolv.conf"), resolv)
-}
-
-fn hosts(record: &SandboxRecord) -> String {
-    let mut text = String::from(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
-         fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
-    );
-    let config = &record.config;
-    if let Some(network) = &record.network {
-        let (address, name) = (network.address, config.hostname.split('.').next().unwrap_or_default());
-        match config.domain.as_str() {
-            "" => text.push_str(&format!("{address}\t{}\n", config.hostname)),
-            domain => text.push_str(&format!("{address}\t{name}.{domain}\t{name}\n")),
-        }
-    }
-    text + &aliases(config)
-}
-
-fn aliases(config: &SandboxConfig) -> String {
-    let aliases = &config.host_aliases;
-    let mut text = String::from(if aliases.is_empty() { "" } else { "\n# Entries added by HostAliases.\n" });
-    for (address, names) in aliases {
-        text.push_str(&format!("{address}\t{}\n", names.join("\t")));
-    }
-    text
 }
 
 fn resolv_conf(dns: &Dns) -> String {

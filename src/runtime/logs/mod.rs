@@ -1,33 +1,35 @@
 //! Container logs in the CRI's format: lines are framed here, and read back for `logs`.
 //!
 //! Owns: [`encode`] and [`read`]. The format is `TIME stdout|stderr F|P CONTENT`, one a line; `P` parts are joined to
-//! the next of their stream. Invariants: following loses no line over a rotation (the file is replaced by another under
-//! its name, or truncated); it ends only after the container did and the file is drained. A line that is damaged (cut
+//! the next of their stream. Invariants: reading and following lose and double no line over a rotation
+//! ([`chain`]); following ends only after the container did and the file is drained. A line that is damaged (cut
 //! by a crash) is given out as it is. Which file belongs to which life of a container is the caller's affair.
 
+mod chain;
+mod rotate;
+
 use std::{
-    io::{self, SeekFrom},
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    io,
+    path::Path,
     time::{Duration, SystemTime},
 };
 
 use rustix::fs::inotify;
 use tokio::{
-    fs::File,
-    io::{AsyncBufReadExt, AsyncReadExt, AsyncSeekExt, AsyncWrite, AsyncWriteExt, BufReader},
+    io::{AsyncWrite, AsyncWriteExt},
     net::unix::pipe,
     sync::watch,
 };
+
+use self::chain::{Chain, Next};
+pub use self::rotate::{LogLimits, LogWriter, last_bytes, remove, rotate};
 
 /// Largest content of one framed line: the kubelet's and containerd's own, so that readers elsewhere cope.
 pub const MAX_PART: usize = 16 * 1024;
 /// Longest framed line that is read: content, time and tags. Longer ones, which nobody writes, are cut in pieces.
 const MAX_FRAME: usize = MAX_PART + 256;
-/// Most bytes of a tail that are searched for its first line at once.
-const TAIL_BLOCK: u64 = 64 * 1024;
-/// Each read is a trip to the blocking pool, so it should be worth it.
-const READ_BUFFER: usize = 64 * 1024;
+/// So much is written at once: each write is a frame's worth of work for whoever sends it on.
+const WRITE_BYTES: usize = 32 * 1024;
 /// How often a followed file is looked at although nothing was heard: inotify may be missing (its limits are a user's)
 /// or overflow.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -124,22 +126,25 @@ pub async fn read(
 ) -> io::Result<()> {
     let mut out = Out::new(writer, &options);
     let watcher = if options.follow { Watcher::new(path) } else { None };
-    let mut file = Followed::open(path, options.tail_lines).await?;
+    let mut log = Chain::open(path, options.tail_lines, options.since).await?;
     loop {
         // Asked before reading: what was printed before the end is then found below.
         let ended = !*running.borrow() || running.has_changed().is_err();
-        while let Some(line) = file.next_line().await? {
+        while let Some(line) = log.next_line().await? {
             if !out.line(&line).await? {
                 return out.finish().await;
             }
         }
-        if file.is_replaced().await? {
-            out.rest(&file.line).await?;
-            file = Followed::open(path, None).await?;
-            continue;
+        match log.go_on(!options.follow).await? {
+            Next::Nothing => {}
+            Next::More => continue,
+            Next::Other(line) => {
+                out.rest(&line).await?;
+                continue;
+            }
         }
         if ended {
-            out.rest(&file.line).await?;
+            out.rest(&log.line).await?;
         }
         if ended || !options.follow {
             return out.finish().await;
@@ -160,119 +165,11 @@ async fn changed(watcher: Option<&Watcher>) {
     }
 }
 
-/// The file being read, wherever its name points now.
-struct Followed {
-    path: PathBuf,
-    /// `None` until it exists.
-    reader: Option<BufReader<File>>,
-    position: u64,
-    /// The beginning of a line whose end is not written yet.
-    line: Vec<u8>,
-}
-
-impl Followed {
-    async fn open(path: &Path, tail: Option<u64>) -> io::Result<Followed> {
-        let (mut reader, mut position) = (None, 0);
-        match File::open(path).await {
-            Ok(mut file) => {
-                if let Some(lines) = tail {
-                    position = tail_start(&mut file, lines).await?;
-                }
-                file.seek(SeekFrom::Start(position)).await?;
-                reader = Some(BufReader::with_capacity(READ_BUFFER, file));
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-        Ok(Followed { path: path.to_owned(), reader, position, line: Vec::new() })
-    }
-
-    /// The next whole line, or `None` when there is none at the moment.
-    async fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let Some(reader) = &mut self.reader else { return Ok(None) };
-        loop {
-            let available = reader.fill_buf().await?;
-            if available.is_empty() {
-                return Ok(None);
-            }
-            let (take, whole) = match available.iter().position(|b| *b == b'\n') {
-                Some(at) => (at + 1, true),
-                None => (available.len(), false),
-            };
-            let room = MAX_FRAME.saturating_sub(self.line.len());
-            let (take, whole) = if take > room { (room, true) } else { (take, whole) };
-            self.line.extend_from_slice(&available[..take]);
-            reader.consume(take);
-            self.position += take as u64;
-            if whole {
-                if self.line.last() == Some(&b'\n') {
-                    self.line.pop();
-                }
-                return Ok(Some(std::mem::take(&mut self.line)));
-            }
-        }
-    }
-
-    /// Whether the name points to another file by now, or the file was truncated.
-    async fn is_replaced(&self) -> io::Result<bool> {
-        let now = match tokio::fs::metadata(&self.path).await {
-            Ok(now) => now,
-            // Being rotated, or removed with its pod.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(error),
-        };
-        let Some(reader) = &self.reader else { return Ok(true) };
-        let open = reader.get_ref().metadata().await?;
-        if (open.dev(), open.ino()) != (now.dev(), now.ino()) {
-            // The old file may have got lines since it was read: it is drained first.
-            return Ok(open.len() <= self.position);
-        }
-        Ok(now.len() < self.position)
-    }
-}
-
-/// Where the last lines begin, counting only ends of whole lines (`F`).
-async fn tail_start(file: &mut File, lines: u64) -> io::Result<u64> {
-    let mut end = file.seek(SeekFrom::End(0)).await?;
-    let mut count = 0_u64;
-    // The bytes after `end` up to the line feed that closes the line being looked at.
-    let mut rest: Vec<u8> = Vec::new();
-    let mut boundary = None;
-    while end > 0 {
-        let start = end.saturating_sub(TAIL_BLOCK);
-        file.seek(SeekFrom::Start(start)).await?;
-        let mut block = vec![0; usize::try_from(end - start).unwrap_or_default()];
-        file.read_exact(&mut block).await?;
-        block.extend_from_slice(&rest);
-        let mut to = block.len();
-        while let Some(at) = block[..to].iter().rposition(|b| *b == b'\n') {
-            // The line after this line feed.
-            if ends_line(&block[at + 1..to]) {
-                if count == lines {
-                    return Ok(boundary.unwrap_or(start + to as u64));
-                }
-                count += 1;
-            }
-            boundary = Some(start + at as u64 + 1);
-            to = at;
-        }
-        block.truncate(to);
-        // What is longer than a line may be is no line's beginning: the rest of it does not matter.
-        block.truncate(MAX_FRAME);
-        (rest, end) = (block, start);
-    }
-    let first_counts = ends_line(&rest) && count == lines;
-    Ok(if first_counts { boundary.unwrap_or(0) } else { 0 })
-}
-
-/// A line that is complete: whole, or not in the format.
-fn ends_line(line: &[u8]) -> bool {
-    !line.is_empty() && decode(line).is_none_or(|frame| frame.full)
-}
-
 /// Where lines go: filtered, unframed, counted.
 struct Out<W> {
     writer: W,
+    /// What is not written yet.
+    buffer: Vec<u8>,
     since: Option<SystemTime>,
     stream: Option<Stream>,
     timestamps: bool,
@@ -285,6 +182,7 @@ impl<W: AsyncWrite + Unpin> Out<W> {
     fn new(writer: W, options: &LogOptions) -> Out<W> {
         Out {
             writer,
+            buffer: Vec::new(),
             since: options.since,
             stream: options.stream,
             timestamps: options.timestamps,
@@ -317,14 +215,23 @@ impl<W: AsyncWrite + Unpin> Out<W> {
 
     /// Writes bytes as far as the limit allows; false when it is reached.
     async fn put(&mut self, bytes: &[u8]) -> io::Result<bool> {
-        let Some(left) = self.left else {
-            self.writer.write_all(bytes).await?;
-            return Ok(true);
-        };
-        let take = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-        self.writer.write_all(&bytes[..take]).await?;
-        self.left = Some(left - take as u64);
-        Ok(left > take as u64)
+        let room = self.left.map_or(usize::MAX, |left| usize::try_from(left).unwrap_or(usize::MAX));
+        let take = bytes.len().min(room);
+        self.buffer.extend_from_slice(&bytes[..take]);
+        if self.buffer.len() >= WRITE_BYTES {
+            self.write().await?;
+            // Who has a flood to read must not keep its thread from the others on it.
+            tokio::task::yield_now().await;
+        }
+        let Some(left) = &mut self.left else { return Ok(true) };
+        *left -= take as u64;
+        Ok(*left > 0)
+    }
+
+    async fn write(&mut self) -> io::Result<()> {
+        self.writer.write_all(&self.buffer).await?;
+        self.buffer.clear();
+        Ok(())
     }
 
     /// Puts out what is left of a line that will never be finished.
@@ -336,10 +243,12 @@ impl<W: AsyncWrite + Unpin> Out<W> {
     }
 
     async fn flush(&mut self) -> io::Result<()> {
+        self.write().await?;
         self.writer.flush().await
     }
 
     async fn finish(mut self) -> io::Result<()> {
+        self.write().await?;
         self.writer.shutdown().await
     }
 }
@@ -373,11 +282,11 @@ impl Watcher {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, io::Write as _};
+    use std::{fs, io::Write as _, path::PathBuf};
 
     use proptest::prelude::*;
     use tempfile::TempDir;
-    use tokio::io::{DuplexStream, duplex};
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, DuplexStream, duplex};
 
     use super::*;
 
@@ -541,6 +450,70 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn following_a_flood_loses_and_doubles_no_line_however_often_it_is_rotated() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("0.log");
+        let limits = LogLimits { max_bytes: 4096, max_files: 100_000 };
+        let mut writer = LogWriter::open(&path, limits).unwrap();
+        let mut log = Following::start(&path, None);
+        let flood = std::thread::spawn(move || {
+            for number in 0..5_000_u64 {
+                let mut record = Vec::new();
+                // Every other line in two parts, between which a rotation may come.
+                let text = format!("line {number}");
+                if number.is_multiple_of(2) {
+                    encode(&mut record, time(number), Stream::Stdout, false, text.as_bytes());
+                    writer.write(&std::mem::take(&mut record));
+                    encode(&mut record, time(number), Stream::Stdout, true, b"!");
+                } else {
+                    encode(&mut record, time(number), Stream::Stdout, true, text.as_bytes());
+                }
+                writer.write(&record);
+            }
+        });
+        let line =
+            |number: u64| format!("line {number}{}\n", if number.is_multiple_of(2) { "!" } else { "" });
+        for number in 0..5_000 {
+            assert_eq!(log.next().await, line(number));
+        }
+        flood.join().unwrap();
+        assert_eq!(log.end().await, "");
+        assert!(rotate::rotated(&path).unwrap().len() > 40);
+        // And what is read afterwards is the same.
+        assert_eq!(read_all(&path, LogOptions::default()).await, (0..5_000).map(line).collect::<String>());
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_overtaken_goes_on_with_what_is_left() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("0.log");
+        let mut writer = LogWriter::open(&path, LogLimits { max_bytes: 100, max_files: 2 }).unwrap();
+        let write = |writer: &mut LogWriter, text: &str| {
+            let mut record = Vec::new();
+            encode(&mut record, time(1), Stream::Stdout, true, text.as_bytes());
+            writer.write(&record);
+        };
+        write(&mut writer, "first");
+        let mut chain = Chain::open(&path, None, None).await.unwrap();
+        assert!(chain.next_line().await.unwrap().is_some());
+        for number in 0..20 {
+            write(&mut writer, &number.to_string());
+        }
+        let mut left = Vec::new();
+        loop {
+            while let Some(line) = chain.next_line().await.unwrap() {
+                let frame = decode(&line).unwrap();
+                left.push(String::from_utf8_lossy(frame.content).parse::<u32>().unwrap());
+            }
+            if chain.go_on(false).await.unwrap() == Next::Nothing {
+                break;
+            }
+        }
+        assert!(left.is_sorted() && left.windows(2).all(|two| two[0] != two[1]), "{left:?}");
+        assert!(left.ends_with(&[17, 18, 19]), "{left:?}");
+    }
+
+    #[tokio::test]
     async fn following_ends_when_nobody_knows_the_container_any_more() {
         let (_dir, path) = sample();
         let Following { running, done, .. } = Following::start(&path, Some(0));
@@ -581,6 +554,44 @@ mod tests {
                 }
             }
             prop_assert_eq!(found, expected);
+        }
+
+        #[test]
+        fn whatever_is_rotated_when_the_end_of_a_log_is_found_and_read_on_from(
+            steps in proptest::collection::vec((0..6_u8, any::<bool>()), 0..40), tail in 0..12_u64, since in 0..40_u64,
+        ) {
+            let dir = TempDir::new().unwrap();
+            let path = dir.path().join("0.log");
+            let mut lines: Vec<String> = Vec::new();
+            let mut open = false;
+            for (at, (step, full)) in steps.into_iter().enumerate() {
+                if step == 0 && path.exists() {
+                    rotate(&path, LogLimits { max_bytes: 1, max_files: 1000 }, time(1)).unwrap();
+                } else {
+                    append(&path, Stream::Stdout, full, 0, &format!("<{at}>"));
+                    if !open {
+                        lines.push(String::new());
+                    }
+                    lines.last_mut().unwrap().push_str(&format!("<{at}>"));
+                    open = !full;
+                }
+            }
+            if open {
+                append(&path, Stream::Stdout, true, 0, "end");
+                lines.last_mut().unwrap().push_str("end");
+            }
+            let all: String = lines.iter().map(|line| format!("{line}\n")).collect();
+            let last: String =
+                lines.iter().skip(lines.len().saturating_sub(tail as usize)).map(|line| format!("{line}\n")).collect();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let read = |options| read_all(&path, options);
+                assert_eq!(read(LogOptions::default()).await, all);
+                assert_eq!(read(LogOptions { tail_lines: Some(tail), ..LogOptions::default() }).await, last);
+                let since = Some(time(since));
+                let expected = if since == Some(time(0)) { &*all } else { "" };
+                assert_eq!(read(LogOptions { since, ..LogOptions::default() }).await, expected);
+            });
         }
 
         #[test]

@@ -1,0 +1,454 @@
+//! Which pods a node ends because they or the node have used up memory or disk.
+//!
+//! Owns: Kubernetes' thresholds (`evictionHard`), the conditions that follow from them, limits on local storage, the order
+//! in which pods go and what they are told. Pure: what is used and the time are arguments. Critical and static pods stay.
+
+use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
+
+use k8s_openapi::{api::core::v1, apimachinery::pkg::api::resource::Quantity};
+
+use crate::model::quantity::parse_units;
+
+/// A condition that held is told for so long after it was last seen, so that it does not flap: Kubernetes'
+/// `evictionPressureTransitionPeriod`.
+pub const TRANSITION: Duration = Duration::from_secs(300);
+/// From this priority on a pod is critical to the node (`system-cluster-critical`) and never goes.
+const CRITICAL: i32 = 2_000_000_000;
+const EPHEMERAL: &str = "ephemeral-storage";
+
+/// How little may be left of something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Least {
+    /// So much.
+    Amount(u64),
+    /// So many percent of all there is.
+    Percent(u64),
+}
+
+impl Least {
+    /// The amount.
+    pub fn of(self, all: u64) -> u64 {
+        match self {
+            Least::Amount(amount) => amount,
+            Least::Percent(percent) => all / 100 * percent,
+        }
+    }
+}
+
+/// What a node can be low on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Signal {
+    /// `memory.available`.
+    Memory,
+    /// `nodefs.available`: the disk with pods, logs and images.
+    Disk,
+    /// `pid.available`.
+    Pids,
+}
+
+impl Signal {
+    const ALL: [Signal; 3] = [Signal::Memory, Signal::Disk, Signal::Pids];
+
+    fn name(self) -> &'static str {
+        match self {
+            Signal::Memory => "memory.available",
+            Signal::Disk => "nodefs.available",
+            Signal::Pids => "pid.available",
+        }
+    }
+
+    fn resource(self) -> &'static str {
+        match self {
+            Signal::Memory => "memory",
+            Signal::Disk => EPHEMERAL,
+            Signal::Pids => "pids",
+        }
+    }
+
+    fn amount(self, amount: u64) -> String {
+        if self == Signal::Pids { amount.to_string() } else { format!("{}Ki", amount / 1024) }
+    }
+}
+
+/// When pods are ended: less than this is left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thresholds(BTreeMap<Signal, Least>);
+
+impl Default for Thresholds {
+    /// Kubernetes'.
+    fn default() -> Thresholds {
+        Thresholds([(Signal::Memory, Least::Amount(100 << 20)), (Signal::Disk, Least::Percent(10))].into())
+    }
+}
+
+impl Thresholds {
+    /// Reads `memory.available<100Mi,nodefs.available<10%`; what is not named has no threshold.
+    ///
+    /// # Errors
+    /// A sentence that names what is wrong.
+    pub fn parse(text: &str) -> Result<Thresholds, String> {
+        let mut all = BTreeMap::new();
+        for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+            let (name, least) =
+                part.split_once('<').ok_or_else(|| format!("{part:?}: must be SIGNAL<AMOUNT"))?;
+            let signal = Signal::ALL.into_iter().find(|signal| signal.name() == name).ok_or_else(|| {
+                format!("{name:?}: must be memory.available, nodefs.available or pid.available")
+            })?;
+            let bad =
+                || format!("{part:?}: {least:?} must be an amount such as 100Mi or a share such as 10%");
+            let least = match least.strip_suffix('%') {
+                Some(percent) => {
+                    Least::Percent(percent.parse().ok().filter(|percent| *percent <= 100).ok_or_else(bad)?)
+                }
+                None => {
+                    let amount = parse_units(least).ok().and_then(|amount| u64::try_from(amount).ok());
+                    Least::Amount(amount.ok_or_else(bad)?)
+                }
+            };
+            all.insert(signal, least);
+        }
+        Ok(Thresholds(all))
+    }
+
+    /// What is to be left of the disk.
+    pub fn disk(&self, all: u64) -> u64 {
+        self.0.get(&Signal::Disk).map_or(0, |least| least.of(all))
+    }
+}
+
+/// What is left of each, and how much there is; nothing at all means that it is not known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Bytes of memory.
+    pub memory: (u64, u64),
+    /// Bytes of disk.
+    pub disk: (u64, u64),
+    /// Processes and threads that could be started.
+    pub pids: (u64, u64),
+}
+
+impl Left {
+    fn of(&self, signal: Signal) -> (u64, u64) {
+        match signal {
+            Signal::Memory => self.memory,
+            Signal::Disk => self.disk,
+            Signal::Pids => self.pids,
+        }
+    }
+}
+
+/// What a node's conditions say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pressure {
+    /// `MemoryPressure`.
+    pub memory: bool,
+    /// `DiskPressure`.
+    pub disk: bool,
+    /// `PIDPressure`.
+    pub pids: bool,
+}
+
+/// When the node was last low on what.
+#[derive(Clone, Debug, Default)]
+pub struct Watch(BTreeMap<Signal, i64>);
+
+impl Watch {
+    /// Notes what is left now; tells what the node is low on, worst first: memory, since that goes fastest.
+    pub fn look(&mut self, thresholds: &Thresholds, left: &Left, now_ms: i64) -> Vec<Signal> {
+        let mut low = Vec::new();
+        for (signal, least) in &thresholds.0 {
+            let (available, all) = left.of(*signal);
+            if all > 0 && available < least.of(all) {
+                self.0.insert(*signal, now_ms);
+                low.push(*signal);
+            }
+        }
+        low
+    }
+
+    /// What the conditions say.
+    pub fn pressure(&self, now_ms: i64) -> Pressure {
+        let hold_ms = i64::try_from(TRANSITION.as_millis()).unwrap_or(i64::MAX);
+        let holds = |signal| self.0.get(&signal).is_some_and(|seen| now_ms - seen < hold_ms);
+        Pressure { memory: holds(Signal::Memory), disk: holds(Signal::Disk), pids: holds(Signal::Pids) }
+    }
+}
+
+/// What a pod uses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Used {
+    /// Bytes of each container's writable layer and logs.
+    pub containers: BTreeMap<String, u64>,
+    /// Bytes of each `emptyDir` on disk.
+    pub volumes: BTreeMap<String, u64>,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+impl Used {
+    fn disk(&self) -> u64 {
+        self.containers.values().chain(self.volumes.values()).sum()
+    }
+
+    fn of(&self, signal: Signal) -> u64 {
+        match signal {
+            Signal::Memory => self.memory,
+            Signal::Disk => self.disk(),
+            Signal::Pids => self.pids,
+        }
+    }
+}
+
+/// The containers that live as long as the pod does.
+fn containers(pod: &v1::Pod) -> impl Iterator<Item = &v1::Container> {
+    let spec = pod.spec.as_ref();
+    let lasting = |c: &&v1::Container| c.restart_policy.as_deref() == Some("Always");
+    let sidecars = spec.and_then(|s| s.init_containers.as_ref()).into_iter().flatten().filter(lasting);
+    spec.map(|s| &s.containers).into_iter().flatten().chain(sidecars)
+}
+
+fn limit<'a>(container: &'a v1::Container, resource: &str) -> Option<&'a Quantity> {
+    container.resources.as_ref()?.limits.as_ref()?.get(resource)
+}
+
+fn units(quantity: &Quantity) -> u64 {
+    parse_units(&quantity.0).ok().and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0)
+}
+
+/// `emptyDir` volumes on disk, with their limits.
+pub fn empty_dirs(pod: &v1::Pod) -> impl Iterator<Item = (&str, Option<&Quantity>)> {
+    let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref()).into_iter().flatten();
+    volumes.filter_map(|volume| {
+        let on_disk =
+            volume.empty_dir.as_ref().filter(|e| e.medium.as_deref().unwrap_or_default().is_empty())?;
+        // As in Kubernetes, none and zero are no limit.
+        Some((volume.name.as_str(), on_disk.size_limit.as_ref().filter(|limit| units(limit) > 0)))
+    })
+}
+
+/// Whether what a pod uses of the disk has to be known.
+pub fn is_limited(pod: &v1::Pod) -> bool {
+    containers(pod).any(|c| limit(c, EPHEMERAL).is_some())
+        || empty_dirs(pod).any(|(_, limit)| limit.is_some())
+}
+
+/// Why a pod has to go, if it uses more of the disk than it may: Kubernetes' checks in its order.
+pub fn over_limit(pod: &v1::Pod, used: &Used) -> Option<String> {
+    for (name, limit) in empty_dirs(pod) {
+        if let Some(limit) = limit
+            && used.volumes.get(name).is_some_and(|bytes| *bytes > units(limit))
+        {
+            let limit = &limit.0;
+            return Some(format!("Usage of EmptyDir volume {name:?} exceeds the limit {limit:?}. "));
+        }
+    }
+    let limited: Vec<(&str, &Quantity)> =
+        containers(pod).filter_map(|c| Some((c.name.as_str(), limit(c, EPHEMERAL)?))).collect();
+    let total: u64 = limited.iter().map(|(_, limit)| units(limit)).sum();
+    if !limited.is_empty() && used.disk() > total {
+        let said = match limited.as_slice() {
+            [(_, only)] => only.0.clone(),
+            _ => total.to_string(),
+        };
+        return Some(format!(
+            "Pod ephemeral local storage usage exceeds the total limit of containers {said}. "
+        ));
+    }
+    let over =
+        |name: &str, limit: &Quantity| used.containers.get(name).is_some_and(|bytes| *bytes > units(limit));
+    let (name, limit) = limited.iter().find(|(name, limit)| over(name, limit))?;
+    Some(format!("Container {name} exceeded its local ephemeral storage limit {:?}. ", limit.0))
+}
+
+/// A pod that might go.
+#[derive(Clone, Debug)]
+pub struct Candidate<'a> {
+    /// Its document.
+    pub pod: &'a v1::Pod,
+    /// It is one of the node's own.
+    pub is_static: bool,
+    /// What it uses.
+    pub used: &'a Used,
+}
+
+/// The pod that goes first when the node is low on something, as an index, and what it is told: one that uses more than
+/// it asked for, of the lowest priority, that uses the most beyond what it asked for.
+pub fn choose(
+    signal: Signal,
+    left: &Left,
+    thresholds: &Thresholds,
+    all: &[Candidate<'_>],
+) -> Option<(usize, String)> {
+    let priority = |c: &Candidate<'_>| c.pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
+    let rank = |c: &Candidate<'_>| {
+        let (used, asked) = (c.used.of(signal), requested(c.pod, signal));
+        (Reverse(used > asked), priority(c), Reverse(used.saturating_sub(asked)))
+    };
+    let may_go = all.iter().enumerate().filter(|(_, c)| !c.is_static && priority(c) < CRITICAL);
+    let (index, first) = may_go.min_by_key(|(_, candidate)| rank(candidate))?;
+    Some((index, low_message(signal, left, thresholds, first)))
+}
+
+fn requested(pod: &v1::Pod, signal: Signal) -> u64 {
+    let request =
+        |c: &v1::Container| units(c.resources.as_ref()?.requests.as_ref()?.get(signal.resource())?).into();
+    containers(pod).filter_map(|c| -> Option<u64> { request(c) }).sum()
+}
+
+fn low_message(signal: Signal, left: &Left, thresholds: &Thresholds, of: &Candidate<'_>) -> String {
+    let (available, all) = left.of(signal);
+    let resource = signal.resource();
+    let mut text = format!("The node was low on resource: {resource}. ");
+    if let Some(least) = thresholds.0.get(&signal) {
+        let least = signal.amount(least.of(all));
+        text.push_str(&format!("Threshold quantity: {least}, available: {}. ", signal.amount(available)));
+    }
+    if signal == Signal::Disk {
+        for container in containers(of.pod) {
+            let used = of.used.containers.get(&container.name).copied().unwrap_or(0);
+            let asked = container.resources.as_ref().and_then(|r| r.requests.as_ref()?.get(resource));
+            if used > asked.map_or(0, units) {
+                let (name, asked) = (&container.name, asked.map_or("0", |quantity| quantity.0.as_str()));
+                text.push_str(&format!(
+                    "Container {name} was using {}, request is {asked}, has larger consumption of {resource}. ",
+                    signal.amount(used)
+                ));
+            }
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn pod(spec: serde_json::Value) -> v1::Pod {
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": spec})).unwrap()
+    }
+
+    #[test]
+    fn thresholds_are_read_as_kubernetes_writes_them() {
+        let read = Thresholds::parse("memory.available<100Mi, nodefs.available<10%").unwrap();
+        assert_eq!(read, Thresholds::default());
+        assert_eq!((read.disk(1000), Thresholds::parse("").unwrap().disk(1000)), (100, 0));
+        for bad in ["memory<1", "memory.available", "memory.available<x", "nodefs.available<101%", "a<1"] {
+            assert!(Thresholds::parse(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_condition_holds_for_a_while_after_it_was_last_seen() {
+        let thresholds = Thresholds::parse("memory.available<1Gi,pid.available<10%").unwrap();
+        let mut watch = Watch::default();
+        let left = |memory, pids| Left { memory: (memory, 8 * GIB), disk: (0, 0), pids: (pids, 100) };
+        assert_eq!(watch.look(&thresholds, &left(GIB, 10), 0), []);
+        assert_eq!(watch.pressure(0), Pressure::default());
+        assert_eq!(watch.look(&thresholds, &left(GIB - 1, 9), 1_000), [Signal::Memory, Signal::Pids]);
+        assert_eq!(watch.look(&thresholds, &left(GIB, 9), 200_000), [Signal::Pids]);
+        let all = Pressure { memory: true, disk: false, pids: true };
+        assert_eq!(watch.pressure(300_000), all, "no flapping");
+        assert_eq!(watch.pressure(301_000), Pressure { memory: false, ..all });
+        assert_eq!(watch.pressure(500_000), Pressure::default());
+        assert_eq!(watch.look(&thresholds, &Left::default(), 0), [], "what is not known is not low");
+    }
+
+    #[test]
+    fn pods_over_their_limits_are_told_so_in_kubernetes_words() {
+        let limited = |amount: &str| json!({"limits": {"ephemeral-storage": amount}});
+        let one = pod(json!({
+            "containers": [{"name": "c", "resources": limited("1Mi")}, {"name": "d", "resources": limited("1Mi")},
+                {"name": "free"}],
+            "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "2Mi"}}, {"name": "w", "emptyDir": {}},
+                {"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1"}}]
+        }));
+        assert!(is_limited(&one));
+        assert!(!is_limited(&pod(
+            json!({"containers": [{"name": "c"}], "volumes": [{"name": "w", "emptyDir": {}}]})
+        )));
+        let used = |containers: &[(&str, u64)], volumes: &[(&str, u64)]| {
+            let map = |all: &[(&str, u64)]| {
+                all.iter().map(|(name, kib)| ((*name).to_owned(), kib * 1024)).collect()
+            };
+            Used { containers: map(containers), volumes: map(volumes), memory: 0, pids: 0 }
+        };
+        for (used, told) in [
+            (used(&[("c", 1024)], &[("v", 1024)]), None),
+            (used(&[], &[("v", 2049)]), Some("Usage of EmptyDir volume \"v\" exceeds the limit \"2Mi\". ")),
+            (
+                used(&[("free", 2000)], &[("w", 100)]),
+                Some("Pod ephemeral local storage usage exceeds the total limit of containers 2097152. "),
+            ),
+            (
+                used(&[("d", 1025)], &[]),
+                Some("Container d exceeded its local ephemeral storage limit \"1Mi\". "),
+            ),
+        ] {
+            assert_eq!(over_limit(&one, &used).as_deref(), told, "{used:?}");
+        }
+        let alone = pod(json!({"containers": [{"name": "c", "resources": limited("1Mi")}]}));
+        assert_eq!(
+            over_limit(&alone, &used(&[("c", 1025)], &[])).unwrap(),
+            "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. "
+        );
+    }
+
+    #[test]
+    fn who_uses_more_than_it_asked_for_goes_first_then_by_priority_then_by_how_much() {
+        let of = |request: &str, priority: i64| {
+            let resources = json!({"requests": {"memory": request}});
+            pod(json!({"priority": priority, "containers": [{"name": "c", "resources": resources}]}))
+        };
+        let used = |memory| Used { memory, ..Used::default() };
+        let rows = [
+            // Within what it asked for, of the lowest priority and using the most.
+            (of("8Gi", -5), used(4 * GIB), false),
+            (of("1Gi", 7), used(3 * GIB), false),
+            (of("0", 2), used(GIB), false),
+            (of("1Gi", 2), used(4 * GIB), false),
+            (of("0", 1_999_999_999), used(7 * GIB), false),
+            (of("0", 2_000_000_000), used(7 * GIB), false),
+            (of("0", -9), used(7 * GIB), true),
+        ];
+        let left = Left { memory: (50 << 20, 8 * GIB), ..Left::default() };
+        let mut order = Vec::new();
+        let mut gone: Vec<usize> = Vec::new();
+        loop {
+            let here: Vec<usize> = (0..rows.len()).filter(|i| !gone.contains(i)).collect();
+            let all: Vec<Candidate<'_>> = here
+                .iter()
+                .map(|i| Candidate { pod: &rows[*i].0, is_static: rows[*i].2, used: &rows[*i].1 })
+                .collect();
+            let Some((index, told)) = choose(Signal::Memory, &left, &Thresholds::default(), &all) else {
+                break;
+            };
+            assert_eq!(
+                told,
+                "The node was low on resource: memory. Threshold quantity: 102400Ki, available: 51200Ki. "
+            );
+            gone.push(here[index]);
+            order.push(here[index]);
+        }
+        assert_eq!(order, [3, 2, 1, 4, 0], "critical and static pods stay");
+    }
+
+    #[test]
+    fn a_pod_that_goes_for_the_disk_is_told_which_container_used_it() {
+        let one = pod(json!({"containers": [{"name": "c"}]}));
+        let used = Used { containers: [("c".to_owned(), 5 << 10)].into(), ..Used::default() };
+        let candidate = [Candidate { pod: &one, is_static: false, used: &used }];
+        let left = Left { disk: (9 << 10, 100 << 10), ..Left::default() };
+        let (_, told) = choose(Signal::Disk, &left, &Thresholds::default(), &candidate).unwrap();
+        assert_eq!(
+            told,
+            "The node was low on resource: ephemeral-storage. Threshold quantity: 10Ki, available: 9Ki. Container c was \
+             using 5Ki, request is 0, has larger consumption of ephemeral-storage. "
+        );
+    }
+}

@@ -1,0 +1,327 @@
+//! What a CRI runtime is asked for: a sandbox' and a container's settings in the interface's words.
+//!
+//! Owns: the translation, pure. Source: what Kubernetes' kubelet asks for (`pkg/kubelet/kuberuntime`).
+
+use std::{collections::HashMap, path::Path};
+
+use super::{
+    labels::{self, ContainerRecord, Sandbox, SandboxRecord},
+    proto::{
+        Capability, ContainerConfig as Container, ContainerMetadata, DnsConfig, ImageSpec, Int64Value,
+        KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+        LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceOption, PodSandboxConfig,
+        PodSandboxMetadata, SecurityProfile, mode, profile,
+    },
+};
+use crate::runtime::{
+    ContainerConfig, ContainerResources, Propagation, SandboxConfig, Security, limits::CPU_PERIOD_US,
+};
+
+/// Where log files' paths begin: containers' logs are given as absolute paths.
+const LOG_DIRECTORY: &str = "/";
+
+/// What of `/proc` and `/sys` containers do not see, unless they ask to; as in Kubernetes.
+const MASKED: &[&str] = &[
+    "/proc/asound",
+    "/proc/acpi",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+/// What of it they cannot write.
+const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// A sandbox; `network` is what the network plugin is told.
+pub(super) fn sandbox(
+    root: &str,
+    config: &SandboxConfig,
+    record: &SandboxRecord,
+    network: Option<String>,
+    attempt: u32,
+) -> PodSandboxConfig {
+    let mut annotations = labels::record(record);
+    annotations.extend(network.map(|network| (labels::NETWORK.to_owned(), network)));
+    let cgroup = record.cgroup.as_ref().map(|path| path.to_string_lossy().into_owned());
+    PodSandboxConfig {
+        metadata: Some(PodSandboxMetadata {
+            name: config.name.clone(),
+            uid: config.uid.clone(),
+            namespace: config.namespace.clone(),
+            attempt,
+        }),
+        // On the host's network the host's name.
+        hostname: if config.host_network { String::new() } else { config.hostname.clone() },
+        log_directory: LOG_DIRECTORY.to_owned(),
+        dns_config: config.dns.clone().map(|dns| DnsConfig {
+            servers: dns.servers,
+            searches: dns.searches,
+            options: dns.options,
+        }),
+        labels: labels::of_sandbox(root, config),
+        annotations,
+        linux: Some(LinuxPodSandboxConfig {
+            cgroup_parent: cgroup.unwrap_or_default(),
+            security_context: Some(LinuxSandboxSecurityContext {
+                namespace_options: Some(namespaces(record, "")),
+                readonly_rootfs: true,
+                // Not for the sandbox' own program: a runtime refuses privileged containers in others.
+                privileged: true,
+                seccomp: Some(SecurityProfile {
+                    profile_type: profile::RUNTIME_DEFAULT,
+                    localhost_ref: String::new(),
+                }),
+            }),
+            sysctls: config.sysctls.clone().into_iter().collect(),
+        }),
+    }
+}
+
+fn namespaces(record: &SandboxRecord, target: &str) -> NamespaceOption {
+    let of = |host: bool| if host { mode::NODE } else { mode::POD };
+    NamespaceOption {
+        network: of(record.host_network),
+        pid: match (target.is_empty(), record.host_pid, record.share_pids) {
+            (false, _, _) => mode::TARGET,
+            (true, true, _) => mode::NODE,
+            (true, false, true) => mode::POD,
+            (true, false, false) => mode::CONTAINER,
+        },
+        ipc: of(record.host_ipc),
+        target_id: target.to_owned(),
+    }
+}
+
+/// A container in a sandbox, of the image with this id; `hosts` is the pod's `/etc/hosts` on the node.
+pub(super) fn container(
+    root: &str,
+    sandbox: &Sandbox,
+    image_id: &str,
+    config: &ContainerConfig,
+    hosts: &Path,
+    attempt: u32,
+) -> Container {
+    let security = &config.security;
+    let target = config.join_pids.as_ref().map_or("", |other| other.0.as_str());
+    let record = ContainerRecord {
+        attempt: config.attempt,
+        image: config.image.clone(),
+        image_id: image_id.to_owned(),
+    };
+    let directory = config.working_dir.as_ref().filter(|dir| !dir.is_empty());
+    Container {
+        metadata: Some(ContainerMetadata { name: config.name.clone(), attempt }),
+        image: Some(ImageSpec { image: image_id.to_owned() }),
+        command: config.command.clone(),
+        args: config.args.clone(),
+        working_dir: directory
+            .map(|dir| Path::new("/").join(dir).to_string_lossy().into_owned())
+            .unwrap_or_default(),
+        envs: environment(&config.env),
+        mounts: mounts(config, hosts),
+        labels: labels::of_container(root, sandbox, config),
+        annotations: labels::record(&record),
+        log_path: config
+            .log_path
+            .strip_prefix(LOG_DIRECTORY)
+            .unwrap_or(&config.log_path)
+            .to_string_lossy()
+            .into(),
+        stdin: config.stdin,
+        tty: config.tty,
+        linux: Some(LinuxContainerConfig {
+            resources: Some(LinuxContainerResources {
+                // Below the runtime's own it is a privilege, without which the container could not be started.
+                oom_score_adj: config.oom_score_adj.max(0).into(),
+                ..resources(&config.resources, &sandbox.record)
+            }),
+            security_context: Some(LinuxContainerSecurityContext {
+                capabilities: Some(Capability {
+                    add_capabilities: security.add_capabilities.clone(),
+                    drop_capabilities: security.drop_capabilities.clone(),
+                }),
+                privileged: security.privileged,
+                namespace_options: Some(namespaces(&sandbox.record, target)),
+                run_as_user: security.user.map(|id| Int64Value { value: id.into() }),
+                run_as_username: String::new(),
+                readonly_rootfs: security.read_only_root,
+                supplemental_groups: security.supplemental_groups.iter().map(|id| i64::from(*id)).collect(),
+                no_new_privs: !security.privileged && !security.allow_privilege_escalation,
+                run_as_group: security.group.map(|id| Int64Value { value: id.into() }),
+                masked_paths: paths(MASKED, security),
+                readonly_paths: paths(READ_ONLY, security),
+                seccomp: Some(seccomp(security)),
+            }),
+        }),
+    }
+}
+
+fn paths(paths: &[&str], security: &Security) -> Vec<String> {
+    match security.unmasked_proc || security.privileged {
+        true => Vec::new(),
+        false => paths.iter().map(|path| (*path).to_owned()).collect(),
+    }
+}
+
+fn seccomp(security: &Security) -> SecurityProfile {
+    let (profile_type, file) = match &security.seccomp_profile {
+        _ if security.seccomp_unconfined || security.privileged => (profile::UNCONFINED, None),
+        Some(file) => (profile::LOCALHOST, Some(file)),
+        None => (profile::RUNTIME_DEFAULT, None),
+    };
+    let localhost_ref = file.map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
+    SecurityProfile { profile_type, localhost_ref }
+}
+
+/// Limits of a container; its pod's memory limit holds for it, too.
+pub(super) fn resources(limits: &ContainerResources, pod: &SandboxRecord) -> LinuxContainerResources {
+    let memory = [limits.memory_limit_bytes, pod.memory_bytes].into_iter().filter(|bytes| *bytes > 0).min();
+    let pids = (pod.pids_each > 0).then(|| ("pids.max".to_owned(), pod.pids_each.to_string()));
+    LinuxContainerResources {
+        cpu_period: limits.cpu_quota_us().map_or(0, |_| CPU_PERIOD_US),
+        cpu_quota: limits.cpu_quota_us().unwrap_or(0),
+        cpu_shares: limits.cpu_shares(),
+        memory_limit_in_bytes: memory.unwrap_or(0),
+        unified: pids.into_iter().collect(),
+        // No swap beyond it.
+        memory_swap_limit_in_bytes: memory.unwrap_or(0),
+        ..LinuxContainerResources::default()
+    }
+}
+
+/// Each name once: the later value wins and keeps the earlier one's place.
+fn environment(given: &[(String, String)]) -> Vec<KeyValue> {
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    let mut unique: Vec<KeyValue> = Vec::with_capacity(given.len());
+    for (name, value) in given {
+        match places.get(name.as_str()) {
+            Some(&at) => unique[at].value.clone_from(value),
+            None => {
+                places.insert(name, unique.len());
+                unique.push(KeyValue { key: name.clone(), value: value.clone() });
+            }
+        }
+    }
+    unique
+}
+
+fn mounts(config: &ContainerConfig, hosts: &Path) -> Vec<Mount> {
+    const HOSTS: &str = "/etc/hosts";
+    let bind = |source: &Path, target: &str| Mount {
+        container_path: target.to_owned(),
+        host_path: source.to_string_lossy().into_owned(),
+        readonly: false,
+        propagation: propagation(Propagation::Private),
+    };
+    let given = config.mounts.iter().map(|m| Mount {
+        readonly: m.read_only,
+        propagation: propagation(m.propagation),
+        ..bind(&m.host_path, &m.container_path)
+    });
+    let own_hosts = config.mounts.iter().any(|mount| mount.container_path == HOSTS);
+    let hosts = (!own_hosts).then(|| bind(hosts, HOSTS));
+    let last_words = config.termination_message.iter().map(|(host, inside)| bind(host, inside));
+    hosts.into_iter().chain(given).chain(last_words).collect()
+}
+
+fn propagation(propagation: Propagation) -> i32 {
+    match propagation {
+        Propagation::Private => 0,
+        Propagation::HostToContainer => 1,
+        Propagation::Bidirectional => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(
+        change_pod: impl FnOnce(&mut SandboxRecord),
+        change: impl FnOnce(&mut ContainerConfig),
+    ) -> Container {
+        let mut record = SandboxRecord::default();
+        change_pod(&mut record);
+        let sandbox = Sandbox {
+            id: "s1".into(),
+            uid: "u".into(),
+            namespace: "ns".into(),
+            name: "web".into(),
+            attempt: 0,
+            ready: true,
+            created_ms: 0,
+            record,
+        };
+        let mut config = ContainerConfig { log_path: "/logs/c".into(), ..ContainerConfig::default() };
+        change(&mut config);
+        container("/r", &sandbox, "sha256:1", &config, Path::new("/h"), 0)
+    }
+
+    fn security(made: &Container) -> &LinuxContainerSecurityContext {
+        made.linux.as_ref().unwrap().security_context.as_ref().unwrap()
+    }
+
+    #[test]
+    fn namespaces_are_the_pods_the_nodes_or_anothers() {
+        let pids = |pod: fn(&mut SandboxRecord), change: fn(&mut ContainerConfig)| {
+            let options = security(&made(pod, change)).namespace_options.clone().unwrap();
+            (options.pid, options.target_id)
+        };
+        assert_eq!(pids(|_| (), |_| ()), (mode::CONTAINER, String::new()));
+        assert_eq!(pids(|pod| pod.share_pids = true, |_| ()), (mode::POD, String::new()));
+        assert_eq!(pids(|pod| pod.host_pid = true, |_| ()), (mode::NODE, String::new()));
+        let join = |config: &mut ContainerConfig| {
+            config.join_pids = Some(crate::runtime::ContainerId("c2".into()));
+        };
+        assert_eq!(pids(|pod| pod.share_pids = true, join), (mode::TARGET, "c2".to_owned()));
+        let shared = made(|pod| (pod.host_network, pod.host_ipc) = (true, true), |_| ());
+        let options = security(&shared).namespace_options.clone().unwrap();
+        assert_eq!((options.network, options.ipc), (mode::NODE, mode::NODE));
+    }
+
+    #[test]
+    fn a_container_is_confined_unless_it_asks_not_to_be() {
+        let usual = made(|_| (), |_| ());
+        let context = security(&usual);
+        assert!(context.no_new_privs && !context.masked_paths.is_empty());
+        assert_eq!(context.seccomp.as_ref().unwrap().profile_type, profile::RUNTIME_DEFAULT);
+        let privileged = made(|_| (), |config| config.security.privileged = true);
+        let context = security(&privileged);
+        assert!(context.privileged && !context.no_new_privs && context.masked_paths.is_empty());
+        let own = made(|_| (), |config| config.security.seccomp_profile = Some("/p.json".into()));
+        let profile = security(&own).seccomp.clone().unwrap();
+        assert_eq!((profile.profile_type, profile.localhost_ref.as_str()), (profile::LOCALHOST, "/p.json"));
+    }
+
+    #[test]
+    fn logs_hosts_environment_and_limits_are_as_asked_for() {
+        let made = made(
+            |pod| pod.memory_bytes = 1024,
+            |config| {
+                config.working_dir = Some("app".into());
+                config.env =
+                    vec![("A".into(), "1".into()), ("B".into(), "x=y".into()), ("A".into(), "2".into())];
+                config.resources.memory_limit_bytes = 4096;
+                config.resources.cpu_limit_milli = 500;
+            },
+        );
+        assert_eq!((made.log_path.as_str(), made.working_dir.as_str()), ("logs/c", "/app"));
+        assert_eq!(
+            (made.mounts[0].host_path.as_str(), made.mounts[0].container_path.as_str()),
+            ("/h", "/etc/hosts")
+        );
+        let env: Vec<_> = made.envs.iter().map(|var| format!("{}={}", var.key, var.value)).collect();
+        assert_eq!(env, ["A=2", "B=x=y"]);
+        let limits = made.linux.unwrap().resources.unwrap();
+        assert_eq!(
+            (limits.memory_limit_in_bytes, limits.cpu_quota, limits.cpu_period),
+            (1024, 50_000, 100_000)
+        );
+    }
+}

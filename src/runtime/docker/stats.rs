@@ -1,0 +1,143 @@
+//! What pods and containers use, as the engine counts it.
+//!
+//! Owns: the reading of the engine's statistics, one request a running container. How large writable layers are makes the
+//! engine walk through them, so that is asked once for all and not again before a hundred times as long has passed.
+
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bollard::{
+    models::ContainerStatsResponse,
+    query_parameters::{ListContainersOptions, StatsOptions},
+};
+use futures_util::{StreamExt as _, TryStreamExt as _, stream};
+
+use super::{
+    driver::{AT_ONCE, Driver, is_running},
+    engine::{fault, is_absent, is_over},
+    labels::{self, Kind},
+};
+use crate::runtime::{ContainerId, RuntimeError, SandboxStats, Usage};
+
+/// How old sizes may be: the kubelet's own housekeeping looks once a minute.
+const LEAST_AGE: Duration = Duration::from_secs(30);
+/// The engine is kept busy with it for at most one hundredth of the time.
+const SHARE: u32 = 100;
+
+/// Sizes of writable layers as last seen.
+#[derive(Debug, Default)]
+pub(super) struct Layers {
+    bytes: HashMap<String, u64>,
+    again: Option<Instant>,
+}
+
+impl Driver {
+    /// What every pod and every running container in it uses.
+    pub(super) async fn stats(self: &Arc<Self>) -> Result<Vec<SandboxStats>, RuntimeError> {
+        let sandboxes = self.sandboxes(None).await?;
+        let mut all: Vec<SandboxStats> = Vec::new();
+        let mut wanted = Vec::new();
+        for found in sandboxes.into_iter().filter(|found| found.running) {
+            if !found.sandbox.host_network {
+                wanted.push((found.sandbox.uid.clone(), found.id, Kind::Sandbox));
+            }
+            let (uid, total) = (found.sandbox.uid, Usage::default());
+            all.push(SandboxStats { uid, total, network: None, containers: Vec::new() });
+        }
+        for found in self.summaries(Kind::Container, None).await?.into_iter().filter(is_running) {
+            let pod = found.labels.as_ref().and_then(labels::kind_and_pod).map(|(_, pod)| pod);
+            if let (Some(pod), Some(id)) = (pod, found.id) {
+                wanted.push((pod, id, Kind::Container));
+            }
+        }
+        let sizes = self.layers().await?;
+        let told = stream::iter(wanted.into_iter().map(|(pod, id, kind)| {
+            let driver = Arc::clone(self);
+            async move { Ok::<_, RuntimeError>((pod, driver.usage(&id).await?, id, kind)) }
+        }));
+        let told: Vec<_> = told.buffered(AT_ONCE).try_collect().await?;
+        for (pod, stats, id, kind) in told {
+            let (Some(stats), Some(of)) = (stats, all.iter_mut().find(|of| of.uid == pod)) else { continue };
+            let usage = Usage { writable_bytes: sizes.get(&id).copied(), ..usage(&stats) };
+            add(&mut of.total, &usage);
+            match kind {
+                Kind::Sandbox => of.network = traffic(&stats),
+                Kind::Container => of.containers.push((ContainerId(id), usage)),
+            }
+        }
+        Ok(all)
+    }
+
+    /// One container's statistics; `None` when it is gone or has ended meanwhile.
+    async fn usage(&self, id: &str) -> Result<Option<ContainerStatsResponse>, RuntimeError> {
+        let options = StatsOptions { stream: false, one_shot: true };
+        match std::pin::pin!(self.docker.stats(id, Some(options))).next().await {
+            None => Ok(None),
+            Some(Ok(stats)) => Ok(Some(stats)),
+            Some(Err(error)) if is_absent(&error) || is_over(&error) => Ok(None),
+            Some(Err(error)) => Err(fault(format!("ask what container {id} uses"))(error)),
+        }
+    }
+
+    /// Sizes of all containers' writable layers.
+    async fn layers(&self) -> Result<HashMap<String, u64>, RuntimeError> {
+        let mut layers = self.layers.lock().await;
+        let begun = Instant::now();
+        if layers.again.is_none_or(|again| again <= begun) {
+            let filters = Some(labels::filter_kind(&self.root, Kind::Container, None));
+            let options = ListContainersOptions { size: true, filters, ..ListContainersOptions::default() };
+            let found = self.docker.list_containers(Some(options)).await;
+            let found = found.map_err(fault("ask for the sizes of containers"))?;
+            let size = |of: Option<i64>| u64::try_from(of.unwrap_or(0)).unwrap_or(0);
+            layers.bytes = found.into_iter().filter_map(|of| Some((of.id?, size(of.size_rw)))).collect();
+            layers.again = Some(Instant::now() + LEAST_AGE.max(begun.elapsed() * SHARE));
+        }
+        Ok(layers.bytes.clone())
+    }
+}
+
+fn add(total: &mut Usage, usage: &Usage) {
+    let sum = |a: Option<u64>, b: Option<u64>| if a.is_none() { b } else { Some(a? + b.unwrap_or(0)) };
+    total.cpu_ns = sum(total.cpu_ns, usage.cpu_ns);
+    total.working_set_bytes = sum(total.working_set_bytes, usage.working_set_bytes);
+    total.memory_bytes = sum(total.memory_bytes, usage.memory_bytes);
+    total.writable_bytes = sum(total.writable_bytes, usage.writable_bytes);
+    total.pids = sum(total.pids, usage.pids);
+    total.io_bytes = match (total.io_bytes, usage.io_bytes) {
+        (Some((read, written)), Some((more, too))) => Some((read + more, written + too)),
+        (one, other) => one.or(other),
+    };
+}
+
+fn usage(stats: &ContainerStatsResponse) -> Usage {
+    let memory = stats.memory_stats.as_ref();
+    let memory_bytes = memory.and_then(|memory| memory.usage);
+    let of = |name: &str| memory?.stats.as_ref()?.get(name).copied();
+    // The first is of the cgroups of version 1, the other of version 2.
+    let inactive = of("total_inactive_file").or_else(|| of("inactive_file"));
+    let blocks = stats.blkio_stats.as_ref().and_then(|io| io.io_service_bytes_recursive.as_ref());
+    let moved = |op: &str| {
+        let entries = blocks.into_iter().flatten();
+        let of_op = entries.filter(|e| e.op.as_deref().is_some_and(|other| other.eq_ignore_ascii_case(op)));
+        of_op.filter_map(|entry| entry.value).sum::<u64>()
+    };
+    Usage {
+        cpu_ns: stats.cpu_stats.as_ref().and_then(|cpu| cpu.cpu_usage.as_ref()?.total_usage),
+        working_set_bytes: memory_bytes.map(|bytes| bytes.saturating_sub(inactive.unwrap_or(0))),
+        memory_bytes,
+        io_bytes: blocks.map(|_| (moved("read"), moved("write"))),
+        writable_bytes: None,
+        pids: stats.pids_stats.as_ref().and_then(|pids| pids.current),
+    }
+}
+
+fn traffic(stats: &ContainerStatsResponse) -> Option<(u64, u64)> {
+    let networks = stats.networks.as_ref()?;
+    let sum = |of: fn(&bollard::models::ContainerNetworkStats) -> Option<u64>| {
+        networks.values().filter_map(of).sum()
+    };
+    Some((sum(|network| network.rx_bytes), sum(|network| network.tx_bytes)))
+}

@@ -1,0 +1,31 @@
+//! A pod's `/etc/hosts`, as Kubernetes writes it.
+
+use std::net::IpAddr;
+
+use super::SandboxConfig;
+
+/// The file of a pod with a network of its own.
+pub(super) fn of_pod(config: &SandboxConfig, address: Option<IpAddr>) -> String {
+    let mut text = String::from(
+        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::0\tip6-localnet\n\
+         fe00::0\tip6-mcastprefix\nfe00::1\tip6-allnodes\nfe00::2\tip6-allrouters\n",
+    );
+    if let Some(address) = address {
+        let name = config.hostname.split('.').next().unwrap_or_default();
+        match config.domain.as_str() {
+            "" => text.push_str(&format!("{address}\t{}\n", config.hostname)),
+            domain => text.push_str(&format!("{address}\t{name}.{domain}\t{name}\n")),
+        }
+    }
+    text + &aliases(config)
+}
+
+/// What `hostAliases` adds to a file.
+pub(super) fn aliases(config: &SandboxConfig) -> String {
+    let aliases = &config.host_aliases;
+    let mut text = String::from(if aliases.is_empty() { "" } else { "\n# Entries added by HostAliases.\n" });
+    for (address, names) in aliases {
+        text.push_str(&format!("{address}\t{}\n", names.join("\t")));
+    }
+    text
+}

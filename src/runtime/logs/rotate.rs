@@ -1,0 +1,318 @@
+//! Logs that stay small: when one is full it is renamed, a new one begun and the oldest removed.
+//!
+//! Owns: [`LogLimits`], the names of rotated files (`0.log.20060102-150405.000000001`, in UTC) and [`LogWriter`].
+//! Invariants: names sort in the order of writing, whatever the clock does; a record is in one file as a whole; no file
+//! is larger than the limit unless one record is. Whoever writes a log rotates it, between two records, so that no flood
+//! outruns it.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Read as _, Seek as _, Write as _},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// How much is kept of a container's output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LogLimits {
+    /// A file is as large at most: the kubelet's `containerLogMaxSize`.
+    pub max_bytes: u64,
+    /// So many files at most, the one being written among them: `containerLogMaxFiles`.
+    pub max_files: u32,
+}
+
+impl Default for LogLimits {
+    /// Kubernetes'.
+    fn default() -> LogLimits {
+        LogLimits { max_bytes: 10 * 1024 * 1024, max_files: 5 }
+    }
+}
+
+/// A file, however it is called.
+pub(super) type FileId = (u64, u64);
+
+pub(super) fn file_id(meta: &fs::Metadata) -> FileId {
+    (meta.dev(), meta.ino())
+}
+
+/// When a file was rotated: its place among those of one log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Stamp {
+    /// Year, month, day, hour, minute and second as one number of 14 digits.
+    second: u64,
+    nanos: u32,
+}
+
+/// Digits of a fraction of a second, so that all are of one length.
+const FRACTION: usize = 9;
+
+impl Stamp {
+    fn of(time: SystemTime) -> Stamp {
+        // 2006-01-02T15:04:05.000000001Z
+        let digits: String =
+            humantime::format_rfc3339_nanos(time).to_string().chars().filter(char::is_ascii_digit).collect();
+        let (second, nanos) = digits.split_at(digits.len().saturating_sub(FRACTION));
+        Stamp { second: second.parse().unwrap_or(0), nanos: nanos.parse().unwrap_or(0) }
+    }
+
+    /// The next one, should the clock have gone back or stood still.
+    fn after(self, last: Option<Stamp>) -> Stamp {
+        match last {
+            Some(last) if last >= self && last.nanos < 999_999_999 => Stamp { nanos: last.nanos + 1, ..last },
+            // Maybe a second that no clock shows; it still sorts.
+            Some(last) if last >= self => Stamp { second: last.second + 1, nanos: 0 },
+            _ => self,
+        }
+    }
+
+    /// Reads `20060102-150405`, with or without a fraction: other tools rotate by the second.
+    fn parse(text: &str) -> Option<Stamp> {
+        let (second, nanos) = text.split_once('.').unwrap_or((text, "0"));
+        let (day, time) = second.split_once('-')?;
+        let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+        if day.len() != 8 || time.len() != 6 || !digits(day) || !digits(time) || !digits(nanos) {
+            return None;
+        }
+        if nanos.len() > FRACTION {
+            return None;
+        }
+        Some(Stamp {
+            second: format!("{day}{time}").parse().ok()?,
+            nanos: format!("{nanos:0<FRACTION$}").parse().ok()?,
+        })
+    }
+}
+
+impl std::fmt::Display for Stamp {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (day, time) = (self.second / 1_000_000, self.second % 1_000_000);
+        write!(f, "{day:08}-{time:06}.{:0FRACTION$}", self.nanos)
+    }
+}
+
+/// A file that a log was renamed to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Rotated {
+    pub stamp: Stamp,
+    pub path: PathBuf,
+}
+
+/// The rotated files of a log, oldest first.
+pub(super) fn rotated(path: &Path) -> io::Result<Vec<Rotated>> {
+    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return Ok(Vec::new()) };
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let other = entry?.file_name();
+        let stamp = || Stamp::parse(other.to_str()?.strip_prefix(name.to_str()?)?.strip_prefix('.')?);
+        if let Some(stamp) = stamp() {
+            found.push(Rotated { stamp, path: dir.join(&other) });
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Renames a log that is full and removes the oldest files, so that with the one to be begun there are as many as may
+/// be. Returns the log's new name.
+///
+/// # Errors
+/// When it could not be renamed: nothing was removed then.
+pub fn rotate(path: &Path, limits: LogLimits, now: SystemTime) -> io::Result<PathBuf> {
+    let before = rotated(path)?;
+    let stamp = Stamp::of(now).after(before.last().map(|last| last.stamp));
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{stamp}"));
+    let renamed = PathBuf::from(name);
+    fs::rename(path, &renamed)?;
+    let keep = usize::try_from(limits.max_files).unwrap_or(usize::MAX).saturating_sub(2);
+    for old in &before[..before.len().saturating_sub(keep)] {
+        // The next rotation comes by here again.
+        let _ = fs::remove_file(&old.path);
+    }
+    Ok(renamed)
+}
+
+/// Removes a log with its rotated files. One that is not there is removed.
+pub fn remove(path: &Path) -> io::Result<()> {
+    let files = rotated(path)?.into_iter().map(|file| file.path);
+    for file in files.chain([path.to_owned()]) {
+        match fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// At most so many bytes from a log's end, rotated files included, and whether there are more before them.
+pub fn last_bytes(path: &Path, bytes: u64) -> io::Result<(Vec<u8>, bool)> {
+    let files: Vec<PathBuf> =
+        rotated(path)?.into_iter().map(|file| file.path).chain([path.to_owned()]).collect();
+    let mut tail = Vec::new();
+    for path in files.into_iter().rev() {
+        let mut file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        let room = bytes.saturating_sub(tail.len() as u64);
+        let skip = file.metadata()?.len().saturating_sub(room);
+        file.seek(io::SeekFrom::Start(skip))?;
+        let mut part = Vec::new();
+        file.take(room).read_to_end(&mut part)?;
+        part.append(&mut tail);
+        tail = part;
+        if skip > 0 {
+            return Ok((tail, true));
+        }
+    }
+    Ok((tail, false))
+}
+
+/// The file that a container's records go to. When someone moves it away, a new one is begun.
+#[derive(Debug)]
+pub struct LogWriter {
+    path: PathBuf,
+    limits: LogLimits,
+    file: Option<File>,
+    bytes: u64,
+}
+
+impl LogWriter {
+    /// Opens for appending.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn open(path: &Path, limits: LogLimits) -> io::Result<LogWriter> {
+        let mut log = LogWriter { path: path.to_owned(), limits, file: None, bytes: 0 };
+        log.begin()?;
+        Ok(log)
+    }
+
+    fn begin(&mut self) -> io::Result<()> {
+        self.file = None;
+        let file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+        self.bytes = file.metadata()?.len();
+        self.file = Some(file);
+        Ok(())
+    }
+
+    /// Appends whole records. What the disk does not take is lost: a container never waits for a log.
+    pub fn write(&mut self, mut records: &[u8]) {
+        let moved = match (&self.file, fs::metadata(&self.path)) {
+            (Some(file), Ok(there)) => !file.metadata().is_ok_and(|own| file_id(&own) == file_id(&there)),
+            _ => true,
+        };
+        if moved && self.begin().is_err() {
+            return;
+        }
+        while !records.is_empty() {
+            let mut take = whole(records, self.limits.max_bytes.saturating_sub(self.bytes));
+            if take == 0 && self.bytes > 0 {
+                if self.rotate().is_err() {
+                    return;
+                }
+                take = whole(records, self.limits.max_bytes);
+            }
+            if take == 0 {
+                take = records.iter().position(|byte| *byte == b'\n').map_or(records.len(), |at| at + 1);
+            }
+            let Some(file) = &mut self.file else { return };
+            // Nobody could be told but the log itself.
+            let _ = file.write_all(&records[..take]);
+            self.bytes += take as u64;
+            records = &records[take..];
+        }
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        if rotate(&self.path, self.limits, SystemTime::now()).is_err()
+            && let Some(file) = &self.file
+        {
+            // Rather the past is lost than the disk filled.
+            file.set_len(0)?;
+        }
+        self.begin()
+    }
+}
+
+/// How many bytes of whole records fit into so many.
+fn whole(records: &[u8], room: u64) -> usize {
+    let room = usize::try_from(room).unwrap_or(usize::MAX);
+    if records.len() <= room {
+        return records.len();
+    }
+    records[..room].iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn names_sort_whatever_the_clock_does() {
+        let time =
+            |nanos: u64| SystemTime::UNIX_EPOCH + Duration::from_nanos(1_136_214_245_000_000_000 + nanos);
+        assert_eq!(Stamp::of(time(1)).to_string(), "20060102-150405.000000001");
+        let mut last = None;
+        for nanos in [5, 5, 4, 0, 6, 1_000_000_000, 0] {
+            let next = Stamp::of(time(nanos)).after(last);
+            assert!(last.is_none_or(|last: Stamp| last < next && last.to_string() < next.to_string()));
+            assert_eq!(Stamp::parse(&next.to_string()), Some(next));
+            last = Some(next);
+        }
+        let end = Stamp { second: 20_060_102_150_405, nanos: 999_999_999 };
+        assert!(Stamp::of(time(0)).after(Some(end)) > end);
+        assert_eq!(Stamp::parse("20060102-150405"), Some(Stamp { second: 20_060_102_150_405, nanos: 0 }));
+        for other in
+            ["", "1", "20060102-150405.gz", "20060102-15040", "2006010-2150405", "20060102-150405.", "tmp"]
+        {
+            assert_eq!(Stamp::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_log_stays_within_its_limits_and_keeps_what_is_newest() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        fs::write(dir.path().join("10.log"), "another's").unwrap();
+        let limits = LogLimits { max_bytes: 100, max_files: 3 };
+        let mut log = LogWriter::open(&path, limits).unwrap();
+        let line = |number: u32| format!("{number:09}\n");
+        log.write((0..25).map(line).collect::<String>().as_bytes());
+        for number in 25..95 {
+            log.write(line(number).as_bytes());
+        }
+        let files: Vec<PathBuf> =
+            rotated(&path).unwrap().into_iter().map(|file| file.path).chain([path.clone()]).collect();
+        assert_eq!(files.len(), 3);
+        let texts: Vec<String> = files.iter().map(|file| fs::read_to_string(file).unwrap()).collect();
+        assert!(texts.iter().all(|text| text.len() <= 100));
+        assert_eq!(texts.concat(), (70..95).map(line).collect::<String>());
+        // One record is never cut, and a file that was moved away is begun anew.
+        log.write(format!("{}\n", "x".repeat(300)).as_bytes());
+        assert_eq!(fs::metadata(&path).unwrap().len(), 301);
+        fs::rename(&path, dir.path().join("elsewhere")).unwrap();
+        log.write(b"new\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new\n");
+        drop(log);
+        LogWriter::open(&path, limits).unwrap().write(b"again\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "new\nagain\n");
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["10.log", "elsewhere"]);
+    }
+}

@@ -1,0 +1,222 @@
+//! What pods and containers use: read from their cgroups, their veth and their writable layers.
+//!
+//! Owns: which file of which cgroup version says what. Invariant: what cannot be read is `None`, never a guess. Reading
+//! costs a few small files a container; how large a writable layer is takes a walk through it, so that is remembered, and
+//! not walked again before a hundred times as long has passed as the walk took.
+
+use std::{
+    collections::{HashMap, HashSet},
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::{cgroup::Hierarchies, pod::Pod};
+use crate::runtime::{ContainerId, ContainerState, SandboxStats, Usage, disk::tree_bytes};
+
+/// How old a writable layer's size may be: the kubelet's own housekeeping looks once a minute.
+const LEAST_AGE: Duration = Duration::from_secs(30);
+/// A walk takes at most this share of a core: one hundredth.
+const SHARE: u32 = 100;
+
+/// Sizes of writable layers as last seen.
+#[derive(Debug, Default)]
+pub(super) struct Layers(Mutex<HashMap<ContainerId, Seen>>);
+
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    bytes: u64,
+    again: Instant,
+}
+
+impl Layers {
+    fn bytes(&self, id: &ContainerId, dir: &Path) -> u64 {
+        // Each change is one call on the map.
+        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let begun = Instant::now();
+        if let Some(seen) = lock().get(id).filter(|seen| seen.again > begun) {
+            return seen.bytes;
+        }
+        let bytes = tree_bytes(dir);
+        let again = Instant::now() + LEAST_AGE.max(begun.elapsed() * SHARE);
+        lock().insert(id.clone(), Seen { bytes, again });
+        bytes
+    }
+
+    fn keep(&self, known: &HashSet<ContainerId>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| known.contains(id));
+    }
+}
+
+/// Everything that runs in these pods. Blocks.
+pub(super) fn of_pods(
+    hierarchies: &Hierarchies,
+    layers: &Layers,
+    pods: &[std::sync::Arc<Pod>],
+) -> Vec<SandboxStats> {
+    let mut known = HashSet::new();
+    let mut all = Vec::new();
+    for pod in pods.iter().filter(|pod| pod.ready()) {
+        let group = &pod.record.cgroup;
+        let mut containers = Vec::new();
+        for status in pod.container_statuses() {
+            known.insert(status.id.clone());
+            if status.state == ContainerState::Running {
+                let mut usage = read(hierarchies, &group.join(&status.id.0));
+                let layer = pod.dir.container(&status.id).writable().join("upper");
+                usage.writable_bytes = Some(layers.bytes(&status.id, &layer));
+                containers.push((status.id, usage));
+            }
+        }
+        let mut total = read(hierarchies, group);
+        // Without a group of its own, the pod is its containers.
+        let sum = |of: fn(&Usage) -> Option<u64>| containers.iter().map(|(_, usage)| of(usage)).sum();
+        total.cpu_ns = total.cpu_ns.or_else(|| sum(|usage| usage.cpu_ns));
+        total.working_set_bytes = total.working_set_bytes.or_else(|| sum(|usage| usage.working_set_bytes));
+        total.memory_bytes = total.memory_bytes.or_else(|| sum(|usage| usage.memory_bytes));
+        total.pids = total.pids.or_else(|| sum(|usage| usage.pids));
+        total.writable_bytes = sum(|usage| usage.writable_bytes);
+        let network = pod.record.network.as_ref().and_then(|network| traffic(&network.veth));
+        all.push(SandboxStats { uid: pod.uid.clone(), total, network, containers });
+    }
+    layers.keep(&known);
+    all
+}
+
+/// What the processes in a group use, and those in groups below it.
+fn read(hierarchies: &Hierarchies, group: &Path) -> Usage {
+    let inside = group.strip_prefix("/").unwrap_or(group);
+    match hierarchies {
+        Hierarchies::V1(mounts) => {
+            let dir = |controller: &str| mounts.get(controller).map(|root| root.join(inside));
+            let memory = dir("memory");
+            let memory_bytes = number(memory.as_ref(), "memory.usage_in_bytes");
+            Usage {
+                cpu_ns: number(dir("cpuacct").as_ref(), "cpuacct.usage"),
+                working_set_bytes: working_set(memory.as_ref(), memory_bytes, "total_inactive_file"),
+                memory_bytes,
+                io_bytes: text(dir("blkio").as_ref(), "blkio.throttle.io_service_bytes_recursive")
+                    .map(|text| v1_io(&text)),
+                writable_bytes: None,
+                pids: number(dir("pids").as_ref(), "pids.current"),
+            }
+        }
+        Hierarchies::V2(root) => {
+            let dir = Some(root.join(inside));
+            let memory_bytes = number(dir.as_ref(), "memory.current");
+            Usage {
+                cpu_ns: text(dir.as_ref(), "cpu.stat")
+                    .and_then(|text| value(&text, "usage_usec"))
+                    .map(|us| us.saturating_mul(1000)),
+                working_set_bytes: working_set(dir.as_ref(), memory_bytes, "inactive_file"),
+                memory_bytes,
+                io_bytes: text(dir.as_ref(), "io.stat").map(|text| v2_io(&text)),
+                writable_bytes: None,
+                pids: number(dir.as_ref(), "pids.current"),
+            }
+        }
+        Hierarchies::Missing => Usage::default(),
+    }
+}
+
+fn text(dir: Option<&PathBuf>, file: &str) -> Option<String> {
+    fs::read_to_string(dir?.join(file)).ok()
+}
+
+fn number(dir: Option<&PathBuf>, file: &str) -> Option<u64> {
+    text(dir, file)?.trim().parse().ok()
+}
+
+/// The number after a name at a line's beginning.
+fn value(text: &str, name: &str) -> Option<u64> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// As the kubelet counts: file cache that nobody touched lately can go at any time.
+fn working_set(dir: Option<&PathBuf>, usage: Option<u64>, inactive: &str) -> Option<u64> {
+    let inactive = value(&text(dir, "memory.stat")?, inactive)?;
+    Some(usage?.saturating_sub(inactive))
+}
+
+/// Lines `8:0 Read 4096`.
+fn v1_io(text: &str) -> (u64, u64) {
+    let mut sums = (0_u64, 0_u64);
+    for line in text.lines() {
+        let mut words = line.split(' ').skip(1);
+        let (Some(name), Some(Ok(bytes))) = (words.next(), words.next().map(str::parse::<u64>)) else {
+            continue;
+        };
+        match name {
+            "Read" => sums.0 += bytes,
+            "Write" => sums.1 += bytes,
+            _ => {}
+        }
+    }
+    sums
+}
+
+/// Lines `8:0 rbytes=4096 wbytes=0 rios=1 …`.
+fn v2_io(text: &str) -> (u64, u64) {
+    let sum = |name: &str| {
+        text.split_whitespace().filter_map(|word| word.strip_prefix(name)?.parse::<u64>().ok()).sum()
+    };
+    (sum("rbytes="), sum("wbytes="))
+}
+
+/// Bytes that a pod received and sent; at the node's end of its pair the directions are swapped.
+fn traffic(veth: &str) -> Option<(u64, u64)> {
+    let dir = Path::new("/sys/class/net").join(veth).join("statistics");
+    Some((number(Some(&dir), "tx_bytes")?, number(Some(&dir), "rx_bytes")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn write(dir: &Path, files: &[(&str, &str)]) {
+        fs::create_dir_all(dir).unwrap();
+        for (name, text) in files {
+            fs::write(dir.join(name), text).unwrap();
+        }
+    }
+
+    #[test]
+    fn both_versions_tell_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let expected = Usage {
+            cpu_ns: Some(7_000),
+            working_set_bytes: Some(900),
+            memory_bytes: Some(1000),
+            io_bytes: Some((10, 3)),
+            writable_bytes: None,
+            pids: Some(4),
+        };
+        let unified = dir.path().join("v2");
+        write(
+            &unified.join("troupe/u"),
+            &[
+                ("cpu.stat", "usage_usec 7\nuser_usec 5\n"),
+                ("memory.current", "1000\n"),
+                ("memory.stat", "anon 1\ninactive_file_x 5\ninactive_file 100\n"),
+                ("io.stat", "8:0 rbytes=6 wbytes=3 rios=1\n8:16 rbytes=4 wbytes=0\n"),
+                ("pids.current", "4\n"),
+            ],
+        );
+        assert_eq!(read(&Hierarchies::V2(unified), Path::new("/troupe/u")), expected);
+        let mounts: BTreeMap<String, PathBuf> = ["cpuacct", "memory", "blkio", "pids"]
+            .map(|name| (name.to_owned(), dir.path().join("v1").join(name)))
+            .into();
+        let group = |name: &str| mounts[name].join("troupe/u");
+        write(&group("cpuacct"), &[("cpuacct.usage", "7000\n")]);
+        let stat = "inactive_file 1\ntotal_inactive_file 100\n";
+        write(&group("memory"), &[("memory.usage_in_bytes", "1000\n"), ("memory.stat", stat)]);
+        let io = "8:0 Read 10\n8:0 Write 3\n8:0 Total 13\nTotal 13\n";
+        write(&group("blkio"), &[("blkio.throttle.io_service_bytes_recursive", io)]);
+        write(&group("pids"), &[("pids.current", "4\n")]);
+        assert_eq!(read(&Hierarchies::V1(mounts), Path::new("/troupe/u")), expected);
+        assert_eq!(read(&Hierarchies::Missing, Path::new("/troupe/u")), Usage::default());
+    }
+}

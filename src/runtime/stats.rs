@@ -1,0 +1,39 @@
+//! What pods and containers use.
+//!
+//! Owns: the figures that a runtime reads off its machine. Invariant: what cannot be told is `None`, never a guess.
+
+use serde::{Deserialize, Serialize};
+
+use super::ContainerId;
+use crate::model::Uid;
+
+/// What a pod uses. `None`: the runtime cannot tell.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SandboxStats {
+    /// The pod's uid.
+    pub uid: Uid,
+    /// All of its containers and the sandbox itself.
+    pub total: Usage,
+    /// Bytes received and sent since the sandbox was made; `None` with the node's network.
+    pub network: Option<(u64, u64)>,
+    /// Its running containers.
+    pub containers: Vec<(ContainerId, Usage)>,
+}
+
+/// What a container uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Usage {
+    /// Nanoseconds of processor time since it started.
+    pub cpu_ns: Option<u64>,
+    /// Bytes of memory that cannot be reclaimed without its noticing (usage less inactive file cache).
+    pub working_set_bytes: Option<u64>,
+    /// Bytes of memory in all.
+    pub memory_bytes: Option<u64>,
+    /// Bytes read from and written to disks since it started.
+    pub io_bytes: Option<(u64, u64)>,
+    /// Bytes of its writable layer.
+    pub writable_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
+}

@@ -1,0 +1,83 @@
+//! Cases: what pods and containers use is told.
+
+use std::time::{Duration, Instant};
+
+use troupe::{
+    model::Uid,
+    runtime::{ContainerId, SandboxStats, Usage},
+};
+
+use super::harness::{Bench, Harness, LONG, STEP};
+
+const HELD: u64 = 48 << 20;
+
+async fn of_pod<H: Harness>(bench: &Bench<H>, uid: &str) -> Option<SandboxStats> {
+    bench.runtime().stats().await.unwrap().into_iter().find(|pod| pod.uid == Uid::from(uid))
+}
+
+async fn of<H: Harness>(bench: &Bench<H>, uid: &str, id: &ContainerId) -> Option<Usage> {
+    of_pod(bench, uid).await?.containers.into_iter().find(|(other, _)| other == id).map(|(_, usage)| usage)
+}
+
+/// Waits until what a container uses is so.
+async fn until_used<H: Harness>(bench: &Bench<H>, id: &ContainerId, done: impl Fn(&Usage) -> bool) -> Usage {
+    let deadline = Instant::now() + STEP;
+    loop {
+        let usage = of(bench, "a", id).await;
+        match usage {
+            Some(usage) if done(&usage) => return usage,
+            _ => assert!(Instant::now() < deadline, "{usage:?}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+pub async fn what_a_running_container_uses_is_told_for_it_and_its_pod<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    let busy = bench.hello("busy", &["--burn-cpu", "1h", "--allocate", &HELD.to_string()]);
+    let busy = bench.start("a", busy).await;
+    let idle = bench.start("a", bench.hello("idle", &["--listen", "127.0.0.1:0"])).await;
+    let held = |usage: &Usage| usage.working_set_bytes.is_some_and(|bytes| bytes >= HELD);
+    let before = until_used(bench, &busy, |usage| held(usage) && usage.cpu_ns.is_some()).await;
+    // Processor time goes on, and nobody has more of it than one thread on one core.
+    let begun = Instant::now();
+    let more = before.cpu_ns.unwrap() + 100_000_000;
+    let after = until_used(bench, &busy, |usage| usage.cpu_ns.is_some_and(|ns| ns >= more)).await;
+    let elapsed = begun.elapsed().as_nanos() as u64 + 2_000_000_000;
+    assert!(after.cpu_ns.unwrap() - before.cpu_ns.unwrap() <= elapsed, "{before:?} {after:?}");
+    assert!(after.memory_bytes >= after.working_set_bytes && after.pids.is_none_or(|pids| pids > 0));
+    let pod = of_pod(bench, "a").await.unwrap();
+    let other = of(bench, "a", &idle).await.unwrap();
+    assert!(other.working_set_bytes.unwrap() < HELD, "{other:?}");
+    assert_eq!(pod.containers.len(), 2);
+    assert!(
+        pod.total.cpu_ns >= after.cpu_ns && pod.total.working_set_bytes.is_some_and(|bytes| bytes >= HELD)
+    );
+    assert!(pod.network.is_some());
+}
+
+pub async fn what_has_ended_is_not_told_of<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    let ended = bench.start("a", bench.hello("ended", &["--once"])).await;
+    let runs = bench.start("a", bench.hello("runs", &["--listen", "127.0.0.1:0"])).await;
+    bench.exit(&ended).await;
+    assert!(of(bench, "a", &runs).await.is_some());
+    assert!(of(bench, "a", &ended).await.is_none());
+    bench.runtime().stop_container(&runs, LONG).await.unwrap();
+    bench.runtime().remove_pod_sandbox(&"a".into()).await.unwrap();
+    assert!(of_pod(bench, "a").await.is_none());
+}
+
+pub async fn a_writable_layer_is_measured<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    let text = format!("/big={}", "x".repeat(100_000));
+    let mut config = bench.hello("c", &["--write", &text, "--print", "written"]);
+    // The image's own user may not write there.
+    config.security.user = Some(0);
+    let id = bench.start("a", config).await;
+    bench.line("c", "written").await;
+    // Some engines measure by themselves, every now and then.
+    let usage =
+        until_used(bench, &id, |usage| usage.writable_bytes.is_some_and(|bytes| bytes >= 100_000)).await;
+    assert!(usage.writable_bytes.unwrap() < 1_000_000, "{usage:?}");
+}

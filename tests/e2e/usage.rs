@@ -1,0 +1,153 @@
+//! What pods use: shown by top, kept within limits, and made room for when the node runs low.
+
+use serde_json::{Value, json};
+
+use crate::harness::{Cluster, Options, bare_pod, check, hello, is_ready, ready, shared, text, until};
+
+/// A cluster of its own, with these arguments.
+fn with(arguments: &[&'static str]) -> Cluster {
+    Cluster::start(Options { arguments: arguments.to_vec(), ..Options::default() })
+}
+
+/// The numbers of a line of `top`, without their units.
+fn numbers(line: &str) -> Vec<u64> {
+    let digits = |word: &str| word.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().ok();
+    line.split_whitespace().skip(1).filter_map(digits).collect()
+}
+
+#[test]
+fn top_shows_what_pods_containers_and_nodes_use() {
+    if !ready() {
+        return;
+    }
+    let cluster = shared();
+    let ns = "top";
+    cluster.namespace(ns);
+    let empty = cluster.kubectl(&["top", "pods", "-n", ns]);
+    assert!(empty.err().contains("No resources found in top namespace."), "{}", empty.err());
+    let busy = hello("busy", &["--burn-cpu", "1h", "--allocate", "40Mi"]);
+    let idle = hello("idle", &["--listen", "0.0.0.0:8081"]);
+    let mut pod = bare_pod("pair", "Always", &[busy, idle]);
+    pod["metadata"]["labels"] = json!({"which": "pair"});
+    cluster.apply(ns, &pod);
+    cluster.until_pod(ns, "pair", "ready", is_ready);
+    let line = until("the pod is shown", || {
+        let out = cluster.kubectl(&["top", "pods", "-n", ns, "--no-headers", "-l", "which=pair"]).result()?;
+        let used = numbers(&out);
+        check(used.len() == 2 && used[0] >= 50 && used[1] >= 40, || out.clone())?;
+        Ok(out)
+    });
+    assert!(line.starts_with("pair "), "{line}");
+    let out = cluster.kubectl(&["top", "pod", "pair", "-n", ns, "--containers", "--sum"]).ok();
+    let lines: Vec<&str> = out.lines().map(str::trim_end).collect();
+    assert_eq!(
+        lines[0].split_whitespace().collect::<Vec<_>>(),
+        ["POD", "NAME", "CPU(cores)", "MEMORY(bytes)"]
+    );
+    assert!(lines[1].starts_with("pair   busy") && lines[2].starts_with("pair   idle"), "{out}");
+    assert!(lines[3].contains("________"), "{out}");
+    assert!(cluster.kubectl(&["top", "pods", "-A", "--sort-by=memory"]).ok().contains("pair"));
+    let missing = cluster.kubectl(&["top", "pod", "none", "-n", ns]).fails();
+    assert!(missing.contains("podmetrics.metrics.k8s.io \"top/none\" not found"), "{missing}");
+    until("the node is shown", || {
+        let out = cluster.kubectl(&["top", "nodes", "--no-headers"]).result()?;
+        let used = numbers(&out);
+        check(used.len() == 4 && used[0] > 0 && used[1] <= 100 && used[2] > 0 && used[3] > 0, || out.clone())
+    });
+    // It is not among the kinds that are meant by short names.
+    assert!(cluster.kubectl(&["get", "pods", "-n", ns]).ok().contains("Running"));
+}
+
+#[test]
+fn a_pod_that_uses_more_of_the_disk_than_it_may_is_evicted() {
+    if !ready() {
+        return;
+    }
+    let cluster = shared();
+    let ns = "evicted";
+    cluster.namespace(ns);
+    let much = "x".repeat(100_000);
+    let writes = |path: &str| hello("c", &["--write", &format!("{path}={much}")]);
+    let mut layer = writes("/much");
+    layer["resources"] =
+        json!({"limits": {"ephemeral-storage": "64Ki"}, "requests": {"ephemeral-storage": "1Ki"}});
+    layer["securityContext"] = json!({"runAsUser": 0});
+    let mut volume = writes("/v/much");
+    volume["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    let mut within = hello("c", &["--write", "/little=x"]);
+    within["securityContext"] = json!({"runAsUser": 0});
+    within["resources"] = json!({"limits": {"ephemeral-storage": "10Mi"}});
+    let with_volume = |name: &str, container: Value| {
+        let mut pod = bare_pod(name, "Always", &[container]);
+        pod["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {"sizeLimit": "64Ki"}}]);
+        pod
+    };
+    cluster.apply(ns, &bare_pod("layer", "Always", &[layer]));
+    cluster.apply(ns, &with_volume("volume", volume));
+    cluster.apply(ns, &with_volume("within", within));
+    let gone = |pod: &Value| pod["status"]["phase"] == "Failed" && pod["status"]["reason"] == "Evicted";
+    for (name, told) in [
+        ("layer", "Pod ephemeral local storage usage exceeds the total limit of containers 64Ki. "),
+        ("volume", "Usage of EmptyDir volume \"v\" exceeds the limit \"64Ki\". "),
+    ] {
+        let pod = cluster.until_pod(ns, name, "evicted", gone);
+        assert_eq!(text(&pod["status"]["message"]), told);
+        assert_eq!(cluster.until_event(ns, name, "Evicted").trim_end(), told.trim_end(), "{name}");
+    }
+    assert!(is_ready(&cluster.pod(ns, "within").unwrap()), "who keeps within its limits stays");
+}
+
+#[test]
+fn a_node_low_on_memory_says_so_takes_no_careless_pods_and_ends_those_it_has() {
+    if !ready() {
+        return;
+    }
+    // More than any machine has.
+    let cluster = with(&["--eviction-hard", "memory.available<100%"]);
+    let condition = |node: &Value| {
+        let all = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        all.into_iter().find(|c| c["type"] == "MemoryPressure").map(|c| text(&c["status"]).to_owned())
+    };
+    until("the node is low on memory", || {
+        let nodes = cluster.try_get(&["nodes"])?;
+        let node = &nodes["items"][0];
+        let taints = node["spec"]["taints"].to_string();
+        check(condition(node).as_deref() == Some("True") && taints.contains("memory-pressure"), || {
+            taints.clone()
+        })
+    });
+    cluster.apply("default", &bare_pod("careless", "Always", &[hello("c", &[])]));
+    let mut careful = hello("c", &[]);
+    careful["resources"] = json!({"requests": {"memory": "1Mi"}});
+    cluster.apply("default", &bare_pod("careful", "Always", &[careful]));
+    let pod = cluster.until_pod("default", "careful", "evicted", |pod| {
+        pod["status"]["phase"] == "Failed" && pod["status"]["reason"] == "Evicted"
+    });
+    let message = text(&pod["status"]["message"]);
+    assert!(message.starts_with("The node was low on resource: memory. Threshold quantity: "), "{message}");
+    let careless = cluster.until_pod("default", "careless", "refused", |pod| {
+        pod["status"]["conditions"].to_string().contains("node.kubernetes.io/memory-pressure")
+    });
+    assert_eq!(careless["status"]["phase"], "Pending");
+}
+
+#[test]
+fn logs_of_a_flood_are_read_across_their_files_and_stay_within_their_limits() {
+    if !ready() {
+        return;
+    }
+    let cluster = with(&["--container-log-max-size", "1Mi", "--container-log-max-files", "4"]);
+    let lines = 60_000;
+    let pod = bare_pod("flood", "Never", &[hello("c", &["--flood", &lines.to_string(), "--once"])]);
+    cluster.apply("default", &pod);
+    cluster.until_pod("default", "flood", "done", |pod| pod["status"]["phase"] == "Succeeded");
+    let numbers = |log: &str| -> Vec<u32> {
+        log.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
+    };
+    let all = numbers(&cluster.kubectl(&["logs", "flood"]).ok());
+    // Three to four files of a mebibyte, of lines of some 120 bytes.
+    assert!(all.len() > 20_000 && all.len() < 40_000, "{}", all.len());
+    assert!(all.windows(2).all(|two| two[1] == two[0] + 1) && all.last() == Some(&(lines - 1)));
+    let tail = numbers(&cluster.kubectl(&["logs", "flood", "--tail", "15000"]).ok());
+    assert_eq!(tail, all[all.len() - 15_000..]);
+}
