@@ -1,6 +1,6 @@
 //! Reads what this machine is: cores, memory, disk, kernel, ids.
 
-use std::fs;
+use std::{fs, sync::OnceLock};
 
 use super::context::NodeContext;
 use crate::logic::{nodes::MachineFacts, pod::downward::Allocatable};
@@ -36,8 +36,12 @@ pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>
 /// What pods may use of this machine together: all of it.
 pub fn allocatable(dir: &std::path::Path) -> Allocatable {
     let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let memory = memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
+    /// Asked for each start of a container; to find them out again takes a dozen files.
+    static CORES_AND_MEMORY: OnceLock<(usize, u64)> = OnceLock::new();
+    let (cores, memory) = *CORES_AND_MEMORY.get_or_init(|| {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        (cores, memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default()))
+    });
     Allocatable {
         cpu_milli: i64::try_from(cores).unwrap_or(1).saturating_mul(1000),
         memory_bytes: whole(memory),

@@ -157,19 +157,29 @@ impl Hierarchies {
 
     /// Hides the hierarchies from libcgroups, in a mount namespace of this process' own; see [`v1`]. What it cannot hide
     /// libcgroups uses as well, which is slower.
-    pub(super) fn put_aside(&mut self, scratch: &Path) {
-        if self.first().is_some() {
-            if let Err(error) = v1::put_aside(scratch) {
-                tracing::error!(%error, "cgroups stay where they are; containers start more slowly");
+    pub(super) fn put_aside(&mut self, aside: &Path) {
+        let Some(mounts) = self.first() else { return };
+        match v1::put_aside(mounts, aside) {
+            Ok(moved) => *self = Hierarchies::V1(moved),
+            Err(error) => {
+                tracing::error!(%error, "cgroups stay where they are; containers start more slowly")
             }
-            *self = Hierarchies::detect();
         }
     }
 
+    /// They are where libcgroups does not find them.
+    pub(super) fn are_aside(&self) -> bool {
+        self.first().is_some_and(v1::are_aside)
+    }
+
     /// Shows them at their usual place again if that is in one of these paths.
-    pub(super) fn put_back_for<'a>(&mut self, mut paths: impl Iterator<Item = &'a Path>) -> io::Result<()> {
-        if self.first().is_some_and(v1::are_aside) && paths.any(v1::shows) {
-            v1::put_back()?;
+    pub(super) fn put_back_for<'a>(
+        &mut self,
+        mut paths: impl Iterator<Item = &'a Path>,
+        aside: &Path,
+    ) -> io::Result<()> {
+        if self.are_aside() && paths.any(v1::shows) {
+            v1::put_back(aside)?;
             *self = Hierarchies::detect();
         }
         Ok(())
@@ -217,6 +227,8 @@ impl Hierarchies {
     pub(super) fn show(&self, path: &Path, dir: &Path, read_only: bool) -> io::Result<()> {
         let Hierarchies::V1(mounts) = self else { return Ok(()) };
         fs::create_dir_all(dir)?;
+        // Of its own, so that all of them go with it: each mount that is taken off alone waits for the whole machine.
+        mount(Some(dir), dir, NONE, MsFlags::MS_BIND, NONE)?;
         let mut shown = BTreeSet::new();
         for (controller, root) in mounts.iter().filter(|(name, _)| SHOWN.contains(&name.as_str())) {
             let name = root.file_name().unwrap_or_default();
@@ -244,10 +256,9 @@ impl Hierarchies {
 
     /// Takes off what [`show`](Self::show) mounted; containers keep their own copies.
     pub(super) fn hide(&self, dir: &Path) {
-        let Hierarchies::V1(mounts) = self else { return };
-        for root in mounts.values() {
-            // What was not shown is no mount.
-            let _ = umount2(&dir.join(root.file_name().unwrap_or_default()), MntFlags::MNT_DETACH);
+        if self.first().is_some() {
+            // Nothing is there when it was never shown.
+            let _ = umount2(dir, MntFlags::MNT_DETACH);
         }
     }
 

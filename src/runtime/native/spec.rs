@@ -46,6 +46,8 @@ pub(super) enum Cgroups {
     Unified,
     /// Copies of those that it is in (version 1).
     Shown,
+    /// The same, and the runtime library, which does not find those, is to stay at the root of what it finds.
+    Aside,
     /// Nothing: there are none that this user may use.
     None,
 }
@@ -157,6 +159,7 @@ pub(super) fn build(
         "namespaces": namespaces,
         "cgroupsPath": match facts.cgroups {
             Cgroups::None => Path::new("/").join(NONE_GROUP),
+            Cgroups::Aside => PathBuf::from("/"),
             Cgroups::Unified | Cgroups::Shown => sandbox.cgroup.join(&record.id.0),
         },
         // Mounts that the node makes under a volume later appear in the container, not the other way round.
@@ -232,7 +235,7 @@ fn mounts(dir: &SandboxDir, record: &ContainerRecord, facts: &Facts<'_>) -> Vec<
                 &["nosuid", "noexec", "nodev", "relatime", access],
             ));
         }
-        Cgroups::Shown => {
+        Cgroups::Shown | Cgroups::Aside => {
             let groups = dir.container(&record.id).cgroups();
             mounts.push(bind(&groups, "/sys/fs/cgroup", &["nosuid", "noexec", "nodev", access]));
         }

@@ -126,6 +126,11 @@ impl SandboxDir {
         mount_points(self.0.ancestors().nth(DEPTH).unwrap_or(&self.0))
     }
 
+    /// Where the shim has the node's cgroups of version 1.
+    pub(super) fn cgroups(&self) -> PathBuf {
+        self.0.join("cgroups")
+    }
+
     /// Where libcontainer keeps its own state.
     pub(super) fn libcontainer(&self) -> PathBuf {
         self.0.join("libcontainer")

@@ -1,7 +1,7 @@
 //! Containers' control groups of version 1, by our own hand instead of libcgroups'.
 //!
 //! Owns: groups in every hierarchy, limits in them, moving the shim in and out, and keeping the hierarchies out of
-//! libcgroups' sight. It reads the mount table some twenty times a start and moves processes by `cgroup.procs`, for
+//! libcgroups' sight. It searches the mount table a dozen times a start and moves processes by `cgroup.procs`, for
 //! which the kernel waits for an RCU grace period, some 10 ms. A process of one thread that moves itself by `tasks` has
 //! no such wait (Linux 5.16, "cgroup: Optimize single thread migration"): the shim goes into a container's groups, makes
 //! the container's process, which is born there, and comes back. Invariant: whatever happens, the shim comes back.
@@ -9,11 +9,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    os::unix::fs::{MetadataExt as _, symlink},
     path::{Path, PathBuf},
 };
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
+    sys::statfs::{CGROUP2_SUPER_MAGIC, statfs},
+};
 
 use super::{
     cgroup::CGROUP_ROOT,
@@ -60,8 +62,16 @@ fn hand_down_cpus(root: &Path, path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Controllers whose groups limit containers or are read for statistics; a group in another one is a millisecond's work for
+/// nothing.
+const USED: &[&str] = &["cpu", "cpuacct", "cpuset", "memory", "pids", "devices", "blkio", "hugetlb"];
+
+fn used(mounts: &Mounts) -> impl Iterator<Item = (&String, &PathBuf)> {
+    mounts.iter().filter(|(name, _)| USED.contains(&name.as_str()))
+}
+
 fn roots(mounts: &Mounts) -> BTreeSet<&PathBuf> {
-    mounts.values().collect()
+    used(mounts).map(|(_, root)| root).collect()
 }
 
 fn group(root: &Path, path: &Path) -> PathBuf {
@@ -83,7 +93,7 @@ pub(super) fn enter<'a>(mounts: &'a Mounts, path: &Path) -> io::Result<Stay<'a>>
     let memberships = fs::read_to_string("/proc/self/cgroup")?;
     let mut stay = Stay { homes: Vec::new() };
     let mut entered = BTreeSet::new();
-    for (controller, root) in mounts {
+    for (controller, root) in used(mounts) {
         if entered.insert(root) {
             fs::write(group(root, path).join(TASKS), MYSELF)?;
             stay.homes.push((root, group(root, home(&memberships, controller))));
@@ -180,65 +190,55 @@ const DEVICES: &[&str] = &[
     "c 136:* rwm",
 ];
 
-/// What hierarchies' names begin with where libcgroups, which goes by the last part of a path, is not to find them.
-const ASIDE: &str = "v1-";
-
-/// In a mount namespace of this process' own: moves the hierarchies to names beside their usual ones.
-pub(super) fn put_aside(scratch: &Path) -> io::Result<()> {
-    fs::create_dir_all(scratch)?;
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount(Some("cgroup"), scratch, Some("tmpfs"), flags, Some("mode=755"))?;
-    let old = Path::new(CGROUP_ROOT);
-    let moved = move_all(old, scratch, |name| Some(format!("{ASIDE}{name}")));
-    if let Err(error) = moved {
-        let _ = move_all(scratch, old, |name| name.strip_prefix(ASIDE).map(str::to_owned));
-        let _ = umount2(scratch, MntFlags::MNT_DETACH);
-        return Err(error);
+/// In a mount namespace of this process' own: moves the hierarchies' whole tree to `aside`, and gives where they are then.
+/// In its place libcgroups finds a unified hierarchy whose root it is told to use, with a list of processes that
+/// takes everything: it then reads two files where it would search the mount table a dozen times.
+pub(super) fn put_aside(mounts: &Mounts, aside: &Path) -> io::Result<Mounts> {
+    let moved: Option<Mounts> = mounts
+        .iter()
+        .map(|(name, path)| Some((name.clone(), aside.join(path.strip_prefix(CGROUP_ROOT).ok()?))))
+        .collect();
+    let moved = moved.ok_or_else(|| io::Error::other("hierarchies elsewhere than below /sys/fs/cgroup"))?;
+    fs::create_dir_all(aside)?;
+    mount(Some(CGROUP_ROOT), aside, NONE, MsFlags::MS_MOVE, NONE)?;
+    let stood_in = stand_in(aside).and_then(|()| {
+        let processes = Path::new(CGROUP_ROOT).join("cgroup.procs");
+        mount(Some("/dev/null"), &processes, NONE, MsFlags::MS_BIND, NONE)
+    });
+    if let Err(error) = stood_in {
+        put_back(aside)?;
+        return Err(error.into());
     }
-    umount2(old, MntFlags::MNT_DETACH)?;
-    mount(Some(scratch), old, NONE, MsFlags::MS_MOVE, NONE)?;
-    fs::remove_dir(scratch)
+    Ok(moved)
 }
 
-/// Gives the hierarchies their usual names back, for containers that see the node's `/sys/fs/cgroup`.
-pub(super) fn put_back() -> io::Result<()> {
-    let root = Path::new(CGROUP_ROOT);
-    move_all(root, root, |name| name.strip_prefix(ASIDE).map(str::to_owned))
+/// Puts a unified hierarchy where the others were.
+fn stand_in(aside: &Path) -> nix::Result<()> {
+    let unified = aside.join("unified");
+    if statfs(&unified).is_ok_and(|found| found.filesystem_type() == CGROUP2_SUPER_MAGIC) {
+        return mount(Some(&unified), CGROUP_ROOT, NONE, MsFlags::MS_BIND, NONE);
+    }
+    // Not every machine has one at hand, and to mount it anew takes an RCU grace period, some 10 ms.
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("cgroup2"), CGROUP_ROOT, Some("cgroup2"), flags, NONE)
 }
 
-/// Whether these are names that [`put_aside`] gave.
+/// Undoes [`put_aside`], for containers that see the node's `/sys/fs/cgroup`.
+pub(super) fn put_back(aside: &Path) -> io::Result<()> {
+    // Not there when it could not be mounted.
+    let _ = umount2(CGROUP_ROOT, MntFlags::MNT_DETACH);
+    Ok(mount(Some(aside), CGROUP_ROOT, NONE, MsFlags::MS_MOVE, NONE)?)
+}
+
+/// Whether they are where [`put_aside`] has moved them.
 pub(super) fn are_aside(mounts: &Mounts) -> bool {
-    let aside =
-        |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(ASIDE));
-    mounts.values().any(aside)
+    mounts.values().any(|path| !path.starts_with(CGROUP_ROOT))
 }
 
 /// Whether a container with this path of the node in it would see where the hierarchies are.
 pub(super) fn shows(path: &Path) -> bool {
     let root = Path::new(CGROUP_ROOT);
     root.starts_with(path) || path.starts_with(root)
-}
-
-/// Moves what is mounted right below `from`, if `rename` gives it a name; makes links anew.
-fn move_all(from: &Path, to: &Path, rename: impl Fn(&str) -> Option<String>) -> io::Result<()> {
-    let own = fs::metadata(from)?;
-    for entry in fs::read_dir(from)?.collect::<Result<Vec<_>, _>>()? {
-        let (name, path) = (entry.file_name(), entry.path());
-        let Some(name) = name.to_str() else { continue };
-        let kind = entry.file_type()?;
-        if kind.is_symlink() && from != to {
-            symlink(fs::read_link(&path)?, to.join(name))?;
-        }
-        // Hierarchies are file systems of their own.
-        let mounted = kind.is_dir() && entry.metadata()?.dev() != own.dev();
-        let Some(new) = rename(name).filter(|_| mounted) else { continue };
-        fs::create_dir(to.join(&new))?;
-        mount(Some(&path), &to.join(new), NONE, MsFlags::MS_MOVE, NONE)?;
-        if from == to {
-            fs::remove_dir(&path)?;
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]

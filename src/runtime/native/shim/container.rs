@@ -143,6 +143,7 @@ impl Pod<'_> {
             devices: &devices,
             shared_pids: joined.as_deref().or(self.shared_pids),
             cgroups: match self.hierarchies {
+                Hierarchies::V1(_) if self.hierarchies.are_aside() => spec::Cgroups::Aside,
                 Hierarchies::V1(_) => spec::Cgroups::Shown,
                 Hierarchies::V2(_) => spec::Cgroups::Unified,
                 Hierarchies::Missing => spec::Cgroups::None,
@@ -214,7 +215,6 @@ impl Pod<'_> {
             .and_then(|builder| builder.as_init(&dir.0).with_systemd(false).with_detach(true).build());
         // Before there are limits: they are not for the shim.
         drop(stay);
-        self.hierarchies.hide(&dir.cgroups());
         // The container's process has its own copy; with ours gone, its exec ends the pipe.
         drop(failures);
         let mut container = match built {
@@ -248,6 +248,7 @@ impl Pod<'_> {
         let started =
             Started { pid, ticks: state::start_ticks(pid).unwrap_or_default(), started_ms: state::now_ms() };
         state::write(&dir.started(), &started).map_err(Fault::system("record the start"))?;
+        self.hierarchies.hide(&dir.cgroups());
         let (pumps, attached) = taken?;
         Ok((Running { pid, log, pumps, plan, attached }, started))
     }
@@ -275,6 +276,7 @@ impl Pod<'_> {
     /// Removes a dead container's cgroup, and what libcontainer knew of it.
     fn forget(&self, id: &ContainerId) {
         let _ = state::remove_tree(&self.dir.libcontainer().join(&id.0));
+        self.hierarchies.hide(&self.dir.container(id).cgroups());
         let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
         group.kill();
         if let Err(error) = group.remove() {

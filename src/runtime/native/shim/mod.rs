@@ -354,7 +354,7 @@ impl Shim {
         let places: Vec<PathBuf> =
             record.config.mounts.iter().filter_map(|mount| mount.host_path.canonicalize().ok()).collect();
         self.hierarchies
-            .put_back_for(places.iter().map(PathBuf::as_path))
+            .put_back_for(places.iter().map(PathBuf::as_path), &self.dir.cgroups())
             .map_err(Fault::system("put the node's cgroups back"))?;
         let plan = self.pod().create(record, program)?;
         self.planned.insert(id.clone(), plan);

@@ -54,7 +54,7 @@ pub(super) fn enter(
     let everything = MsFlags::MS_REC | MsFlags::MS_SLAVE;
     mount(None::<&str>, "/", None::<&str>, everything, None::<&str>)
         .map_err(Fault::system("take the mounts apart from the node's"))?;
-    hierarchies.put_aside(&dir.0.join("cgroups"));
+    hierarchies.put_aside(&dir.cgroups());
     if !config.host_network {
         nix::unistd::sethostname(&config.hostname).map_err(Fault::system("set the pod's host name"))?;
     }
