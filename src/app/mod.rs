@@ -7,17 +7,21 @@
 //! DIR/lock format …      the store            DIR/images         images, shared by this machine's nodes
 //! DIR/pki/ca.crt ca.key  the authority        DIR/nodes/NAME     a node's containers, pods and logs
 //! DIR/admin.kubeconfig   for kubectl          DIR/ready          exists while the API serves
-//!                                             DIR/namespaces     who holds an ordinary user's
+//! DIR/pki/node.*         a joined node's own     DIR/namespaces     who holds an ordinary user's
+//! DIR/node.json          whose it is, and where
 //! ```
 
+mod address;
 mod client;
 mod cluster;
 mod config;
 mod cri;
 mod docker;
 mod guard;
+mod joined;
 mod kubeconfig;
 mod master;
+mod membership;
 mod network;
 mod node;
 mod reset;
@@ -29,7 +33,8 @@ mod up;
 pub use client::{Client, ClientError, WatchEvent, Watcher};
 pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RegistryOptions, RuntimeChoice};
-pub use master::{Master, MasterConfig};
+pub use joined::{NodeOptions, node};
+pub use master::{Master, MasterConfig, NODE_CERTIFICATES};
 pub use network::names as network_names;
 pub use node::{Node, NodeConfig, NodeLogin};
 pub use reset::{ResetOptions, reset};

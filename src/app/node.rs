@@ -1,17 +1,13 @@
 //! A node: a kubelet with its runtime, linked to a master.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
-use super::{StartError, guard::Root, network};
+use super::{StartError, guard::Root, membership::Membership, network};
 use crate::{
     actors::{
         kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
+        uplink::Member,
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
     model::NodeName,
@@ -30,8 +26,8 @@ const KUBELET_VERSION: &str = concat!("v1.33.1+troupe-", env!("CARGO_PKG_VERSION
 pub struct NodeLogin {
     /// The node's name, as in its certificate.
     pub name: NodeName,
-    /// The master's links port.
-    pub master: SocketAddr,
+    /// The master's links port, `HOST:PORT`: a name is looked up anew each time.
+    pub master: String,
     /// The node's certificate and key.
     pub identity: Identity,
     /// The cluster's authority.
@@ -81,6 +77,14 @@ impl Node {
     /// # Errors
     /// When its directory or identity cannot be used.
     pub async fn start(config: NodeConfig) -> Result<Node, StartError> {
+        Node::start_as(config, None).await
+    }
+
+    /// The same for a node that joined.
+    pub(super) async fn start_as(
+        config: NodeConfig,
+        member: Option<Arc<Membership>>,
+    ) -> Result<Node, StartError> {
         for dir in ["pods", "logs"] {
             let path = config.directory.join(dir);
             std::fs::create_dir_all(&path).map_err(|source| StartError::File { path, source })?;
@@ -89,6 +93,9 @@ impl Node {
         let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
         if let Some(sockets) = config.sockets {
             connector = connector.with_sockets(sockets);
+        }
+        if let Some(member) = &member {
+            member.dials_by(connector.clone());
         }
         let context = Arc::new(NodeContext {
             name: login.name.to_string(),
@@ -113,7 +120,7 @@ impl Node {
         let root = Root::start(
             SupervisorSpec::new("node root").on_escalate(move |escalation| on_escalate(escalation)),
         );
-        let master = login.master.to_string();
+        let master = login.master;
         let child = kubelet::child(
             move |slot, pods, uplink| KubeletSeed {
                 node: context.clone(),
@@ -125,6 +132,7 @@ impl Node {
                 manifests: manifests.clone(),
             },
             move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
+            member.map(|member| member as Arc<dyn Member>),
         );
         root.handle().start_child(child).detach();
         Ok(Node { name: login.name, root })

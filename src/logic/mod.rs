@@ -7,6 +7,7 @@ pub mod events;
 pub mod eviction;
 pub mod garbage;
 pub mod image_gc;
+pub mod join;
 pub mod mirrors;
 pub mod namespaces;
 pub mod nodes;

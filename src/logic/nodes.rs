@@ -207,6 +207,26 @@ pub fn taint_by_condition(spec: &mut v1::NodeSpec, status: &v1::NodeStatus) {
     spec.taints = Some(taints).filter(|taints| !taints.is_empty());
 }
 
+/// Adds the label that only the machine itself can say.
+pub fn complete_labels(labels: &mut BTreeMap<String, String>, status: &v1::NodeStatus) {
+    if let Some(info) = status.node_info.as_ref().filter(|info| !info.architecture.is_empty()) {
+        labels.entry("kubernetes.io/arch".to_owned()).or_insert_with(|| info.architecture.clone());
+    }
+}
+
+/// The status of a node that has been admitted and was never heard of.
+pub fn unheard_status(now_ms: i64) -> v1::NodeStatus {
+    let condition = v1::NodeCondition {
+        type_: "Ready".into(),
+        status: "Unknown".into(),
+        reason: Some("NodeStatusNeverUpdated".into()),
+        message: Some("Kubelet never posted node status.".into()),
+        last_heartbeat_time: Some(time(now_ms)),
+        last_transition_time: Some(time(now_ms)),
+    };
+    v1::NodeStatus { conditions: Some(vec![condition]), ..v1::NodeStatus::default() }
+}
+
 /// The node object for a node that appears for the first time.
 pub fn new_node(
     name: &str,
@@ -216,12 +236,11 @@ pub fn new_node(
     now_ms: i64,
     uid: &str,
 ) -> v1::Node {
-    let architecture = status.node_info.as_ref().map(|i| i.architecture.clone()).unwrap_or_default();
     let mut all = BTreeMap::from([
         ("kubernetes.io/hostname".to_owned(), name.to_owned()),
         ("kubernetes.io/os".to_owned(), "linux".to_owned()),
-        ("kubernetes.io/arch".to_owned(), architecture),
     ]);
+    complete_labels(&mut all, &status);
     all.extend(labels.clone());
     let mut spec = v1::NodeSpec {
         pod_cidr: Some(pod_cidr.to_owned()),

@@ -12,7 +12,7 @@ mod field_selector;
 mod key;
 mod kind;
 mod merge;
-mod names;
+pub(crate) mod names;
 mod object;
 pub mod quantity;
 pub mod registry;
@@ -22,6 +22,7 @@ pub mod selector;
 mod snapshot;
 pub mod table;
 pub(crate) mod table_pod;
+pub mod token;
 mod unsupported;
 mod validate;
 

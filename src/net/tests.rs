@@ -1,6 +1,7 @@
 //! Links over real UDP on this machine: messages, byte streams, death, forgery, noise.
 
 mod hostile;
+mod joining;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -498,7 +499,7 @@ async fn peers_without_certificate_or_of_another_protocol_are_turned_away() {
     // The client believes to be connected until it hears of the refusal.
     if let Ok(connection) = connection {
         let reason = timeout(PATIENCE, connection.closed()).await.unwrap();
-        assert!(matches!(reason, quinn::ConnectionError::ConnectionClosed(_)), "{reason}");
+        assert!(matches!(reason, quinn::ConnectionError::ApplicationClosed(_)), "{reason}");
     }
     let node = cluster.authority.issue_node(&"node-1".into()).unwrap();
     let (_endpoint, connection) = raw_connect(address, &cluster.authority, b"h3", Some(node)).await;

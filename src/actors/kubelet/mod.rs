@@ -58,7 +58,7 @@ pub use streams::StreamAsked;
 use crate::{
     actors::{
         supervisor::{ChildSpec, Life, Strategy, SupervisorHandle, SupervisorSpec},
-        uplink::{Uplink, UplinkSeed},
+        uplink::{Member, Uplink, UplinkSeed},
     },
     logic::{
         image_gc::PERIOD,
@@ -106,6 +106,7 @@ pub struct KubeletSeed {
 pub fn child(
     seed: impl Fn(&Slot<Kubelet>, &SupervisorHandle, Port<TellMaster>) -> KubeletSeed + Send + Sync + 'static,
     dialer: impl Fn() -> Dialer + Send + Sync + 'static,
+    member: Option<Arc<dyn Member>>,
 ) -> ChildSpec {
     let dialer = Arc::new(dialer);
     let spec = SupervisorSpec::new("node").strategy(Strategy::RestForOne);
@@ -130,6 +131,7 @@ pub fn child(
             up: slot.port(),
             messages: slot.port(),
             streams: slot.port(),
+            member: member.clone(),
         });
         node.start_child(ChildSpec::new("uplink", &uplink, move |life| Ok(Uplink::new(life, seed.clone()))))
             .detach();
@@ -509,6 +511,8 @@ impl Handler<FromMaster> for Kubelet {
                 self.pod_cidr = welcome.pod_cidr;
                 self.set_pod_cidr(ctx);
             }
+            // The link's own matter.
+            wire::ToNode::Certificate(_) => {}
         }
     }
 }

@@ -15,7 +15,7 @@ use actix::{
     WrapFuture as _,
 };
 use futures_util::stream;
-use k8s_openapi::{api::core::v1, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 
 use super::{
     Links, RegistrySeed, bound_to, configs,
@@ -24,17 +24,16 @@ use super::{
 use crate::{
     actors::{commit::commit, outside, supervisor::Life},
     logic::{
-        edit::{Edit, edit},
         events::Happening,
-        nodes::{Report, Told, lost_status, new_node, pod_reported, taint_by_condition, wanted_mark},
+        nodes::{Report, Told, pod_reported, wanted_mark},
     },
     messages::{Durability, Port, RecordEvent, wire},
-    model::{Key, Kind, NodeName, Object, Revision, Uid, seal},
-    net::{Class, Link, LinkEvent, LinkEvents, LinkHandle, NetError},
+    model::{Key, Kind, NodeName, Object, Revision, Uid},
+    net::{Class, LinkEvent, LinkEvents, LinkHandle, NetError},
 };
 
 /// Writing a node's reports is tried again at this pace when the store cannot.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
 
 /// Between two pictures of many config maps and secrets, other messages have their turn.
 const CONFIG_PACE: Duration = Duration::from_millis(200);
@@ -58,7 +57,7 @@ pub(super) struct ConfigsMoved(pub(super) Arc<BTreeSet<Key>>);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Linked {
-    pub(super) link: Link<wire::ToNode, wire::ToMaster>,
+    pub(super) link: (LinkHandle<wire::ToNode>, LinkEvents<wire::ToMaster>),
     /// The node's pod subnet.
     pub(super) subnet: String,
     pub(super) pods: NodePods,
@@ -76,10 +75,10 @@ pub(super) struct NodeHandle {
     pub(super) seed: RegistrySeed,
     links: Links,
     begun: Port<Begun>,
-    link: Option<LinkHandle<wire::ToNode>>,
+    pub(super) link: Option<LinkHandle<wire::ToNode>>,
     /// Tells the present connection's events from late ones of an earlier.
     connection: u64,
-    subnet: String,
+    pub(super) subnet: String,
     /// The node has said hello on this connection, and may be told what to run.
     greeted: bool,
     revision: Revision,
@@ -232,6 +231,7 @@ impl NodeHandle {
                 }
             }
             wire::ToMaster::Mirrors(told) => self.mirror(told, ctx),
+            wire::ToMaster::Renew(csr) => self.renew(&csr),
             wire::ToMaster::Goodbye => tracing::info!(node = %self.name, "node says goodbye"),
         }
     }
@@ -249,71 +249,6 @@ impl NodeHandle {
         self.configs.begin_anew();
         self.send_assignments(ctx);
         self.write_node(hello.report, hello.labels, ctx);
-    }
-
-    /// Writes the node's own status; makes the node object when it is new.
-    fn write_node(
-        &mut self,
-        report: wire::NodeReport,
-        labels: BTreeMap<String, String>,
-        ctx: &mut Context<Self>,
-    ) {
-        let status: v1::NodeStatus = match serde_json::from_slice(&report.status) {
-            Ok(status) => status,
-            Err(error) => {
-                tracing::error!(node = %self.name, %error, "the node sent no node status");
-                return;
-            }
-        };
-        let (name, subnet) = (self.name.clone(), self.subnet.clone());
-        self.change_node(ctx, move |current| match current {
-            Some(object) => edit::<v1::Node>(object, |node| {
-                node.status = Some(status.clone());
-                node.metadata.labels.get_or_insert_default().extend(labels.clone());
-                let spec = node.spec.get_or_insert_default();
-                taint_by_condition(spec, &status);
-                if spec.pod_cidr.is_none() {
-                    spec.pod_cidr = Some(subnet.clone());
-                    spec.pod_cidrs = Some(vec![subnet.clone()]);
-                }
-            })
-            .ok(),
-            None => {
-                let uid = outside::uid();
-                let now_ms = outside::now().as_millisecond();
-                let node = new_node(name.as_str(), &labels, &subnet, status.clone(), now_ms, uid.as_str());
-                seal(&node).ok().map(Edit::Create)
-            }
-        });
-    }
-
-    /// Changes the node's object, again from its newest state when that was overtaken.
-    fn change_node(
-        &self,
-        ctx: &mut Context<Self>,
-        change: impl Fn(Option<&Arc<Object>>) -> Option<Edit> + 'static,
-    ) {
-        let (wiring, key) = (self.seed.wiring.clone(), self.key());
-        let work = async move {
-            loop {
-                let snapshot = wiring.view.snapshot();
-                let Some(edit) = change(snapshot.find(&key)) else { return };
-                let durability = match edit {
-                    Edit::Create(_) => Durability::Hard,
-                    _ => Durability::Soft,
-                };
-                match commit(&wiring, vec![edit], durability).await {
-                    Ok(outcome) if outcome.overtaken.is_empty() => return,
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::warn!(node = %key.name, %error, "node status not written");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                }
-            }
-        };
-        // Mirrors wait for their node's object, which owns them.
-        ctx.spawn(work.into_actor(self).map(|(), node, ctx| node.write_mirrors(ctx)));
     }
 
     /// Writes the newest pending report of each pod, one batch at a time.
@@ -408,26 +343,6 @@ impl NodeHandle {
         }
         self.lost = Some(ctx.run_later(self.seed.lost_after, |node, ctx| node.mark_lost(ctx)));
     }
-
-    /// The link has been down for too long.
-    fn mark_lost(&mut self, ctx: &mut Context<Self>) {
-        tracing::warn!(node = %self.name, "node is not ready: its link is down");
-        let snapshot = self.seed.wiring.view.snapshot();
-        if let Some(object) = snapshot.find(&self.key()) {
-            let message = format!("Node {} status is now: NodeNotReady", self.name);
-            let event =
-                RecordEvent::about(object, "node-controller", "NodeNotReady", message, outside::now());
-            self.seed.wiring.record(event);
-        }
-        self.change_node(ctx, |current| {
-            let object = current?;
-            let now_ms = outside::now().as_millisecond();
-            edit::<v1::Node>(object, |node| {
-                node.status = node.status.as_ref().map(|s| lost_status(s, now_ms));
-            })
-            .ok()
-        });
-    }
 }
 
 /// One event of one connection.
@@ -484,7 +399,7 @@ impl Handler<Linked> for NodeHandle {
         if let Some(handle) = self.lost.take() {
             ctx.cancel_future(handle);
         }
-        let (handle, events) = linked.link.split();
+        let (handle, events) = linked.link;
         if let Some(before) = self.link.replace(handle.clone()) {
             before.close("the node has connected anew");
         }

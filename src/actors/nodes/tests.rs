@@ -40,6 +40,7 @@ impl Master {
             pod_network: "10.244.0.0/16".into(),
             cluster: "test".into(),
             lost_after: LOST_AFTER,
+            admission: None,
         };
         let (root, nodes) = (Supervisor::start(SupervisorSpec::new("test")), Slot::new("node registry"));
         root.start_child(child(seed, &nodes)).await.unwrap();

@@ -2,7 +2,10 @@
 //!
 //! Owns: the one connection, kept up by [`Dialer`], and the passage between it and the kubelet. Invariants: the kubelet
 //! hears of each new connection and then tells the whole picture; what does not fit into a full outbox ends the
-//! connection, since the next one begins with the whole picture again. Leaves out what any message means.
+//! connection, since the next one begins with the whole picture again. Leaves out what any message means, but for the
+//! node's certificate, which is the link's own matter.
+
+use std::{sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, StreamHandler, WrapFuture as _,
@@ -13,31 +16,47 @@ use crate::{
     actors::kubelet::StreamAsked,
     actors::supervisor::Life,
     messages::{FromMaster, LinkUp, Port, TellMaster, wire},
-    net::{Class, Dialer, LinkEvent, LinkEvents, LinkHandle, NetError},
+    net::{Class, CloseReason, Dialer, LinkEvent, LinkEvents, LinkHandle, NetError},
 };
+
+/// A node that joined from another machine, as its link needs to know it.
+pub trait Member: Send + Sync {
+    /// There is a link.
+    fn linked(&self);
+    /// The master does not want this node any more, and why.
+    fn turned_away(&self, why: &str);
+    /// How often [`Member::renewal`] is to be asked.
+    fn look_every(&self) -> Duration;
+    /// A request for a new certificate, when it is time for one.
+    fn renewal(&self) -> Option<Vec<u8>>;
+    /// Takes a new certificate. Whether it is to be shown, on a new connection.
+    fn renewed(&self, certificate: &str) -> bool;
+}
 
 /// What an uplink is made of.
 pub struct UplinkSeed {
     /// Makes the dialer; each incarnation has its own.
-    pub dialer: std::sync::Arc<dyn Fn() -> Dialer + Send + Sync>,
+    pub dialer: Arc<dyn Fn() -> Dialer + Send + Sync>,
     /// The kubelet hears of connections…
     pub up: Port<LinkUp>,
     /// …of messages…
     pub messages: Port<FromMaster>,
     /// …and of byte streams.
     pub streams: Port<StreamAsked>,
+    /// Who the node is, when it joined.
+    pub member: Option<Arc<dyn Member>>,
 }
 
 /// The actor.
 pub struct Uplink {
     life: Life,
-    seed: std::sync::Arc<UplinkSeed>,
+    seed: Arc<UplinkSeed>,
     link: Option<LinkHandle<wire::ToMaster>>,
 }
 
 impl Uplink {
     /// An uplink that is about to dial.
-    pub fn new(life: Life, seed: std::sync::Arc<UplinkSeed>) -> Uplink {
+    pub fn new(life: Life, seed: Arc<UplinkSeed>) -> Uplink {
         Uplink { life, seed, link: None }
     }
 
@@ -52,11 +71,29 @@ impl Uplink {
             let (handle, events) = link.split();
             uplink.link = Some(handle);
             ctx.add_stream(events_of(events, dialer));
+            if let Some(member) = &uplink.seed.member {
+                member.linked();
+            }
             if uplink.seed.up.tell(LinkUp).is_err() {
                 // The kubelet is between two incarnations: its next one must begin with a new connection.
                 uplink.hang_up("no kubelet");
             }
         }));
+    }
+
+    /// Asks for a new certificate when it is time; again and again until it comes.
+    fn renew(&mut self, member: &dyn Member) {
+        let Some(link) = &self.link else { return };
+        let Some(request) = member.renewal() else { return };
+        if let Err(error) = link.send(Class::Control, &wire::ToMaster::Renew(request.into())) {
+            tracing::warn!(%error, "no new certificate asked for");
+        }
+    }
+
+    fn renewed(&mut self, certificate: &str) {
+        if self.seed.member.as_ref().is_some_and(|member| member.renewed(certificate)) {
+            self.hang_up("a new certificate is shown");
+        }
     }
 
     fn hang_up(&mut self, why: &str) {
@@ -70,7 +107,7 @@ impl Uplink {
 #[expect(clippy::large_enum_variant, reason = "one lives at a time, for as long as it is being handled")]
 enum Heard {
     Event(LinkEvent<wire::ToNode>),
-    Ended(Box<Dialer>),
+    Ended(Box<Dialer>, CloseReason),
 }
 
 fn events_of(events: LinkEvents<wire::ToNode>, dialer: Dialer) -> impl futures_util::Stream<Item = Heard> {
@@ -79,7 +116,7 @@ fn events_of(events: LinkEvents<wire::ToNode>, dialer: Dialer) -> impl futures_u
         match events.next().await {
             LinkEvent::Closed(reason) => {
                 tracing::info!(%reason, "the link to the master has ended");
-                Some((Heard::Ended(Box::new(dialer)), None))
+                Some((Heard::Ended(Box::new(dialer), reason), None))
             }
             event => Some((Heard::Event(event), Some((events, dialer)))),
         }
@@ -90,7 +127,13 @@ impl Actor for Uplink {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let dialer = (self.seed.dialer)();
+        let mut dialer = (self.seed.dialer)();
+        if let Some(member) = self.seed.member.clone() {
+            let every = member.look_every();
+            let told = member.clone();
+            dialer = dialer.on_turned_away(Arc::new(move |why| told.turned_away(why)));
+            ctx.run_interval(every, move |uplink, _| uplink.renew(member.as_ref()));
+        }
         self.dial(dialer, ctx);
     }
 }
@@ -99,13 +142,21 @@ impl StreamHandler<Heard> for Uplink {
     fn handle(&mut self, heard: Heard, ctx: &mut Self::Context) {
         self.life.beat();
         let told = match heard {
+            Heard::Event(LinkEvent::Message(wire::ToNode::Certificate(certificate))) => {
+                self.renewed(&certificate);
+                Ok(())
+            }
             Heard::Event(LinkEvent::Message(message)) => self.seed.messages.tell(FromMaster(message)),
             Heard::Event(LinkEvent::Opened(open, responder)) => {
                 self.seed.streams.tell(StreamAsked { open, responder })
             }
+            // Its end is told by the item that follows.
             Heard::Event(LinkEvent::Closed(_)) => Ok(()),
-            Heard::Ended(dialer) => {
+            Heard::Ended(dialer, reason) => {
                 self.link = None;
+                if let (CloseReason::Unwelcome(why), Some(member)) = (&reason, &self.seed.member) {
+                    member.turned_away(why);
+                }
                 self.dial(*dialer, ctx);
                 Ok(())
             }
