@@ -117,28 +117,35 @@ async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
         Some(text) => Some(with_port(text).map_err(|problem| Ended::Usage(format!("--join: {problem}")))?),
         None => None,
     };
+    let files = Files::of(&options.data_dir);
+    if let Some(text) = misuse(options, files.record()?.is_some(), address.is_some(), token.is_some()) {
+        return Err(Ended::Usage(text));
+    }
     let ready_file = options.data_dir.join("ready");
     // Held until the process ends: nobody else may use the directory.
     let _lock = DataDir::open(&options.data_dir)?;
     // Left by a process that was killed.
     let _ = std::fs::remove_file(&ready_file);
-    let files = Files::of(&options.data_dir);
     let record = match (files.record()?, address, token) {
-        (None, Some(address), Some(token)) => first_join(options, &files, address, &token).await?,
-        (None, _, None) => {
-            return Err(Ended::Usage(format!(
-                "{} has joined no cluster yet: `troupe token create` on the master's machine prints the command for this one \
-                 (troupe node --join ADDR --token T)",
-                options.data_dir.display()
-            )));
-        }
-        (None, None, Some(_)) => {
-            return Err(Ended::Usage("--token needs the master's address beside: --join ADDR".into()));
-        }
         (Some(record), address, token) => joined_before(options, &files, record, address, token).await?,
+        (None, Some(address), Some(token)) => first_join(options, &files, address, &token).await?,
+        (None, ..) => return Err(Ended::Usage("the node's record vanished".into())),
     };
     let record = remember(options, &files, record)?;
     serve(options, files, &record, &ready_file).await
+}
+
+/// What is missing on the command line.
+fn misuse(options: &NodeOptions, joined: bool, address: bool, token: bool) -> Option<String> {
+    match (joined, address, token) {
+        (true, ..) | (false, true, true) => None,
+        (false, _, false) => Some(format!(
+            "{} has joined no cluster yet: `troupe token create` on the master's machine prints the command for this one \
+             (troupe node --join ADDR --token T)",
+            options.data_dir.display()
+        )),
+        (false, false, true) => Some("--token needs the master's address beside: --join ADDR".into()),
+    }
 }
 
 /// Becomes a node.
@@ -330,6 +337,7 @@ async fn serve(
     };
     // It may never have been there.
     let _ = std::fs::remove_file(ready_file);
+    node.say_goodbye().await;
     node.stop().await;
     Ok(code)
 }

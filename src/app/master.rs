@@ -161,6 +161,7 @@ impl Master {
             events::child(&recorder, &wiring),
             reconciler::namespaces(&wiring, bootstrap),
             reconciler::garbage(&wiring),
+            reconciler::evictions(&wiring),
             reconciler::endpoints(&wiring),
             replication::child(&wiring),
             scheduler::child(&wiring),

@@ -1,15 +1,16 @@
 //! A node: a kubelet with its runtime, linked to a master.
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use super::{StartError, guard::Root, membership::Membership, network};
 use crate::{
     actors::{
         kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
-        uplink::Member,
+        uplink::{Leave, Member},
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
+    messages::{Port, Slot},
     model::NodeName,
     net::{self, CaCertificate, Connector, Dialer, Identity, LinkConfig, identity::MASTER},
     runtime::{
@@ -62,12 +63,16 @@ pub struct NodeConfig {
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
 
+/// A goodbye is a message and a close.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
+
 /// Kubernetes' default.
 pub const MAX_PODS: u32 = 110;
 
 /// A running node. Dropping it without [`Node::stop`] begins its stop too, and waits for nothing.
 pub struct Node {
     name: NodeName,
+    leave: Port<Leave>,
     root: Root,
 }
 
@@ -120,7 +125,7 @@ impl Node {
         let root = Root::start(
             SupervisorSpec::new("node root").on_escalate(move |escalation| on_escalate(escalation)),
         );
-        let master = login.master;
+        let (master, uplink) = (login.master, Slot::new("uplink"));
         let child = kubelet::child(
             move |slot, pods, uplink| KubeletSeed {
                 node: context.clone(),
@@ -133,9 +138,10 @@ impl Node {
             },
             move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
             member.map(|member| member as Arc<dyn Member>),
+            &uplink,
         );
         root.handle().start_child(child).detach();
-        Ok(Node { name: login.name, root })
+        Ok(Node { name: login.name, leave: uplink.port(), root })
     }
 
     /// The node's name.
@@ -146,6 +152,14 @@ impl Node {
     /// The root of the node's supervision tree.
     pub fn supervisor(&self) -> &SupervisorHandle {
         self.root.handle()
+    }
+
+    /// Tells the master that the node goes and comes back, so that its pods are not replaced. To be stopped then.
+    pub(super) async fn say_goodbye(&self) {
+        // Without a link, or with one that is stuck, it is not told, and the node is taken for lost.
+        if let Err(error) = self.leave.ask(Leave, GOODBYE_WITHIN).await {
+            tracing::debug!(%error, "no goodbye");
+        }
     }
 
     /// Stops the node's actors. Its containers run on.

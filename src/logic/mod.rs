@@ -17,6 +17,7 @@ pub mod reconcile;
 pub mod replication;
 pub mod select;
 pub mod supervision;
+pub mod taints;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod trust;

@@ -299,6 +299,7 @@ mod tests {
             api_address: api_address.into(),
             api_port: 6443,
             service_address: Some("10.96.0.1".into()),
+            links: None,
         };
         let mut world = World::new(Namespaces::new(bootstrap));
         world.controller.anew(&Snapshot::default(), Timestamp::UNIX_EPOCH);

@@ -18,6 +18,7 @@ use k8s_openapi::{
 
 use super::{
     edit::{self, Edit, EditError},
+    mirrors::is_mirror,
     placement::tolerates,
     reconcile::{Means, Reconcile},
 };
@@ -35,6 +36,8 @@ const NO_SCHEDULE: &str = "NoSchedule";
 const UNREACHABLE_SECONDS: i64 = 1;
 /// And on one that is not ready: Kubernetes' five minutes, as its containers run.
 const NOT_READY_SECONDS: i64 = 300;
+/// Nodes that fall silent within so long did so for one reason.
+const AT_ONCE_SECONDS: i64 = 60;
 
 /// How a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,18 +156,19 @@ fn is_tainted(node: &NodeFacet) -> bool {
     node.taints.iter().any(|taint| taint.effect == NO_EXECUTE)
 }
 
-fn is_unreachable(node: &NodeFacet) -> bool {
-    node.taints.iter().any(|taint| taint.effect == NO_EXECUTE && taint.key == UNREACHABLE)
+fn unreachable_since(node: &NodeFacet) -> Option<Timestamp> {
+    let taint = node.taints.iter().find(|taint| taint.effect == NO_EXECUTE && taint.key == UNREACHABLE)?;
+    Some(taint.time_added.as_ref().map_or(Timestamp::UNIX_EPOCH, |added| added.0))
 }
 
-/// Whether so many nodes are unreachable that the fault is likelier ours. A half may go: one of two.
+/// Whether so many nodes fell silent at once that the fault is likelier ours. A half may go: one of two. Those that had
+/// been silent for long before the last one count for nothing.
 fn is_brake_on(snapshot: &Snapshot) -> bool {
-    let (mut all, mut lost) = (0_usize, 0_usize);
-    for node in snapshot.list(Kind::Node, None).filter_map(|node| facet(node)) {
-        all += 1;
-        lost += usize::from(is_unreachable(node));
-    }
-    lost * 2 > all
+    let nodes: Vec<&NodeFacet> = snapshot.list(Kind::Node, None).filter_map(|node| facet(node)).collect();
+    let since: Vec<Timestamp> = nodes.iter().filter_map(|node| unreachable_since(node)).collect();
+    let Some(last) = since.iter().max() else { return false };
+    let at_once = since.iter().filter(|at| last.as_second() - at.as_second() <= AT_ONCE_SECONDS).count();
+    at_once * 2 > nodes.len() - (since.len() - at_once)
 }
 
 /// When a pod has to leave its node; `None` while it may stay.
@@ -185,8 +189,7 @@ fn leaves_at(pod: &Object, snapshot: &Snapshot, now: Timestamp) -> Option<Timest
 fn stays_until(pod: &PodFacet, taint: &v1::Taint, now: Timestamp) -> Option<Timestamp> {
     let since = taint.time_added.as_ref().map_or(now, |added| added.0);
     let value = taint.value.as_deref().unwrap_or("");
-    let bears =
-        pod.tolerations.iter().filter(|borne| tolerates(borne, &taint.key, value, &taint.effect));
+    let bears = pod.tolerations.iter().filter(|borne| tolerates(borne, &taint.key, value, &taint.effect));
     let seconds: Vec<Option<i64>> = bears.map(|toleration| toleration.toleration_seconds).collect();
     let seconds = match (seconds.is_empty(), seconds.into_iter().flatten().min()) {
         (true, _) => match taint.key.as_str() {
@@ -261,9 +264,15 @@ impl Reconcile for Evictions {
         if leaves_at(pod, means.snapshot, means.now).is_none_or(|at| at > means.now) {
             return Ok(Vec::new());
         }
-        let node = node_of(pod).and_then(|name| means.snapshot.find(&Key::new(Kind::Node, "", name.0.clone())));
+        let node =
+            node_of(pod).and_then(|name| means.snapshot.find(&Key::new(Kind::Node, "", name.0.clone())));
         // With the brake on nothing happens until a node changes: then every pod is looked at again.
-        if node.and_then(|node| facet(node)).is_some_and(is_unreachable) && is_brake_on(means.snapshot) {
+        let silent = node.and_then(|node| facet(node)).and_then(unreachable_since).is_some();
+        if silent && is_brake_on(means.snapshot) {
+            return Ok(Vec::new());
+        }
+        // A static pod is its node's own, whatever becomes of its mirror.
+        if pod.parse::<v1::Pod>().is_ok_and(|pod| is_mirror(&pod)) {
             return Ok(Vec::new());
         }
         Ok(edit::delete(pod, means.now)?.into_iter().collect())

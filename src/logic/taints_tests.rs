@@ -35,14 +35,15 @@ fn pods_leave_a_tainted_node_when_their_tolerations_say_so() {
     let mut world = World::new(Evictions::default());
     world.put(Kind::Node, &node("a", &json!([])));
     world.put(Kind::Node, &node("b", &json!([])));
-    let bears = |seconds: Value| {
-        json!([{"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}])
-    };
+    let bears = |seconds: Value| json!([{"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": seconds}]);
     world.put(Kind::Pod, &pod("none", "a", &json!([])));
     world.put(Kind::Pod, &pod("forever", "a", &json!([{"operator": "Exists"}])));
     world.put(Kind::Pod, &pod("minute", "a", &bears(json!(60))));
     world.put(Kind::Pod, &pod("at-once", "a", &bears(json!(0))));
     world.put(Kind::Pod, &pod("elsewhere", "b", &json!([])));
+    let mut mirror = pod("mirror", "a", &json!([]));
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    world.put(Kind::Pod, &mirror);
     world.settle();
     assert!(leaving(&world).is_empty());
     world.put(Kind::Node, &node("a", &lost(now)));
@@ -111,6 +112,20 @@ fn when_most_nodes_are_silent_nobody_leaves_until_some_are_heard_again() {
     world.put(Kind::Node, &node("b", &json!([])));
     world.settle();
     assert_eq!(leaving(&world), ["a"]);
+}
+
+#[test]
+fn nodes_that_died_one_after_the_other_are_each_believed() {
+    let mut world = World::new(Evictions::default());
+    for name in ["a", "b", "c"] {
+        world.put(Kind::Node, &node(name, &json!([])));
+        world.put(Kind::Pod, &pod(name, name, &json!([])));
+    }
+    world.put(Kind::Node, &node("a", &lost("2026-01-01T00:00:00Z")));
+    world.advance(600);
+    world.put(Kind::Node, &node("b", &lost("2026-01-01T00:10:00Z")));
+    world.advance(UNREACHABLE_SECONDS);
+    assert_eq!(leaving(&world), ["a", "b"]);
 }
 
 #[test]

@@ -273,6 +273,16 @@ impl Host {
         sweep::sweep(&self.data);
     }
 
+    /// Stops the host's `troupe` where it stands (SIGSTOP).
+    pub fn freeze(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGSTOP).unwrap();
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGCONT).unwrap();
+    }
+
     /// Pulls the cable.
     pub fn cut(&self) {
         ip(&["-n", &self.switch, "link", "set", &self.port, "down"]);

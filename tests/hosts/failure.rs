@@ -99,8 +99,7 @@ fn a_node_that_says_goodbye_keeps_its_pods() {
     // Twice as long as the pods of a dead machine would have been left alone.
     let until = Instant::now() + Duration::from_secs(6);
     let uids = |pods: &[Value]| {
-        let mut all: Vec<String> =
-            pods.iter().map(|pod| text(&pod["metadata"]["uid"]).to_owned()).collect();
+        let mut all: Vec<String> = pods.iter().map(|pod| text(&pod["metadata"]["uid"]).to_owned()).collect();
         all.sort_unstable();
         all
     };

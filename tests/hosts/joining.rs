@@ -95,7 +95,10 @@ fn who_may_not_join_is_told_why_and_what_to_do() {
 
     // One whose time is over, one that was revoked, one with another secret.
     let expired = master.token(&["--ttl", "1s"]);
-    std::thread::sleep(std::time::Duration::from_millis(2100));
+    until("the token is over", || {
+        let list = master.run(&["token", "ls"]).result()?;
+        if list.contains("expired") { Ok(()) } else { Err(list) }
+    });
     refused(&two, &["--join", &address, "--token", &expired], 1, &["expired", "troupe token create"]);
     let revoked = master.token(&[]);
     let id = &revoked[..6];

@@ -7,6 +7,7 @@
 
 mod bed;
 mod certificates;
+mod failure;
 #[path = "../e2e/harness/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "shared with the end-to-end tests, which need more of it")]
 mod harness;

@@ -69,7 +69,7 @@ fn containers_outlive_their_nodes_process_and_the_master_and_nothing_is_lost() {
 }
 
 #[test]
-fn a_node_that_was_cut_off_is_not_ready_and_is_again_when_it_comes_back() {
+fn a_node_that_was_cut_off_or_stood_still_is_not_ready_and_is_again_when_it_comes_back() {
     if !ready() {
         return;
     }
@@ -82,6 +82,10 @@ fn a_node_that_was_cut_off_is_not_ready_and_is_again_when_it_comes_back() {
     one.cut();
     master.until_node("one", "Unknown");
     one.heal();
+    master.until_node("one", "True");
+    one.freeze();
+    master.until_node("one", "Unknown");
+    one.thaw();
     master.until_node("one", "True");
     let node = master.get(&["node", "one"]).unwrap();
     until("the event is there", || {

@@ -107,12 +107,13 @@ pub fn child(
     seed: impl Fn(&Slot<Kubelet>, &SupervisorHandle, Port<TellMaster>) -> KubeletSeed + Send + Sync + 'static,
     dialer: impl Fn() -> Dialer + Send + Sync + 'static,
     member: Option<Arc<dyn Member>>,
+    uplink: &Slot<Uplink>,
 ) -> ChildSpec {
-    let dialer = Arc::new(dialer);
+    let (dialer, uplink) = (Arc::new(dialer), uplink.clone());
     let spec = SupervisorSpec::new("node").strategy(Strategy::RestForOne);
     let node = SupervisorHandle::new("node");
     ChildSpec::supervisor(spec, &node, move |node| {
-        let (slot, uplink) = (Slot::new("kubelet"), Slot::new("uplink"));
+        let slot = Slot::new("kubelet");
         let pods = SupervisorHandle::new("pods");
         let made = seed(&slot, &pods, uplink.port());
         node.start_child(ChildSpec::new("kubelet", &slot, move |life| Ok(Kubelet::new(life, made.clone()))))

@@ -35,6 +35,9 @@ use crate::{
 /// Writing a node's reports is tried again at this pace when the store cannot.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 
+/// A master that has just begun gives nodes so many times longer to link: they may all come at once, and it was away.
+const BEGIN: u32 = 3;
+
 /// Between two pictures of many config maps and secrets, other messages have their turn.
 const CONFIG_PACE: Duration = Duration::from_millis(200);
 
@@ -96,7 +99,9 @@ pub(super) struct NodeHandle {
     /// The node's static pods as last told, while they are not all written.
     pub(super) mirrors: Option<Vec<wire::Mirror>>,
     pub(super) mirroring: bool,
-    lost: Option<SpawnHandle>,
+    pub(super) lost: Option<SpawnHandle>,
+    /// The node has said that it goes and comes back.
+    pub(super) goodbye: bool,
     refusals: Refusals,
 }
 
@@ -129,6 +134,7 @@ impl NodeHandle {
             mirrors: None,
             mirroring: false,
             lost: None,
+            goodbye: false,
             refusals: Refusals::default(),
         }
     }
@@ -232,7 +238,7 @@ impl NodeHandle {
             }
             wire::ToMaster::Mirrors(told) => self.mirror(told, ctx),
             wire::ToMaster::Renew(csr) => self.renew(&csr),
-            wire::ToMaster::Goodbye => tracing::info!(node = %self.name, "node says goodbye"),
+            wire::ToMaster::Goodbye => self.goodbye = true,
         }
     }
 
@@ -337,11 +343,11 @@ impl NodeHandle {
         }));
     }
 
-    fn expect_silence(&mut self, ctx: &mut Context<Self>) {
+    fn expect_silence(&mut self, within: Duration, ctx: &mut Context<Self>) {
         if let Some(handle) = self.lost.take() {
             ctx.cancel_future(handle);
         }
-        self.lost = Some(ctx.run_later(self.seed.lost_after, |node, ctx| node.mark_lost(ctx)));
+        self.lost = Some(ctx.run_later(within, |node, ctx| node.mark_lost(ctx)));
     }
 }
 
@@ -365,7 +371,7 @@ impl Actor for NodeHandle {
         if let Some((_, link)) = self.links.remove(&self.name) {
             link.close("the master begins anew");
         }
-        self.expect_silence(ctx);
+        self.expect_silence(self.seed.lost_after * BEGIN, ctx);
         // A registry that is down has nothing waiting, and finds this incarnation published.
         let _ = self.begun.tell(Begun(self.name.clone()));
     }
@@ -405,6 +411,7 @@ impl Handler<Linked> for NodeHandle {
         }
         self.links.insert(self.name.clone(), handle);
         self.connection += 1;
+        self.goodbye = false;
         self.greeted = false;
         self.sent.clear();
         self.subnet = linked.subnet;
@@ -429,7 +436,7 @@ impl StreamHandler<Heard> for NodeHandle {
                 self.link = None;
                 self.greeted = false;
                 self.links.remove(&self.name);
-                self.expect_silence(ctx);
+                self.expect_silence(self.seed.lost_after, ctx);
             }
         }
     }

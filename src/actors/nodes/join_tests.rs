@@ -66,7 +66,8 @@ fn a_machine_that_joins_has_a_node_a_subnet_and_a_name_of_its_own() {
         assert!(matches!(unknown, JoinAnswer::Refused(JoinRefusal::TokenUnknown, _)), "{unknown:?}");
         create_token(&master).await;
         // Two machines ask for one name at once: one gets it.
-        let (first, second) = tokio::join!(ask(&asks, "n1", &one, &good, 1), ask(&asks, "n1", &two, &good, 2));
+        let (first, second) =
+            tokio::join!(ask(&asks, "n1", &one, &good, 1), ask(&asks, "n1", &two, &good, 2));
         assert!(matches!(first, JoinAnswer::Admitted(_)), "{first:?}");
         assert!(matches!(second, JoinAnswer::Refused(..)), "{second:?}");
         let node = master.bench.find(&node_key("n1")).unwrap();

@@ -4,7 +4,7 @@
 //! of the master's own process that is not there is made; one that joined is not: without its object, or with another
 //! key in that, it is no node any more and is sent away.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use k8s_openapi::api::core::v1;
@@ -16,11 +16,16 @@ use crate::{
         edit::{Edit, edit},
         join::{belongs_to, not_a_node},
         nodes::{complete_labels, lost_status, new_node, taint_by_condition},
+        taints::{Readiness, readiness, taint_by_readiness},
     },
     messages::{Durability, RecordEvent, wire},
     model::{KindFacet, NodeName, Object, seal},
     net::LinkHandle,
 };
+
+/// How long a node that said goodbye may be away before its pods are replaced: a restart, an upgrade, a reboot of a
+/// small machine.
+const GOODBYE: Duration = Duration::from_secs(60);
 
 impl NodeHandle {
     /// Writes the node's own status; makes the node object when it is new.
@@ -47,6 +52,7 @@ impl NodeHandle {
                 node.metadata.labels.get_or_insert_default().extend(labels.clone());
                 let spec = node.spec.get_or_insert_default();
                 taint_by_condition(spec, &status);
+                taint_by_readiness(spec, readiness(&status), outside::now());
                 if spec.pod_cidr.is_none() {
                     spec.pod_cidr = Some(subnet.clone());
                     spec.pod_cidrs = Some(vec![subnet.clone()]);
@@ -94,7 +100,14 @@ impl NodeHandle {
 
     /// The link has been down for too long.
     pub(super) fn mark_lost(&mut self, ctx: &mut Context<Self>) {
-        tracing::warn!(node = %self.name, "node is not ready: its link is down");
+        let planned = std::mem::take(&mut self.goodbye);
+        if planned {
+            // When it is not back by then, it is lost like any other.
+            self.lost = Some(ctx.run_later(GOODBYE, |node, ctx| node.mark_lost(ctx)));
+            tracing::info!(node = %self.name, "node is not ready: it said goodbye");
+        } else {
+            tracing::warn!(node = %self.name, "node is not ready: its link is down");
+        }
         let snapshot = self.seed.wiring.view.snapshot();
         if let Some(object) = snapshot.find(&self.key()) {
             let message = format!("Node {} status is now: NodeNotReady", self.name);
@@ -102,11 +115,12 @@ impl NodeHandle {
                 RecordEvent::about(object, "node-controller", "NodeNotReady", message, outside::now());
             self.seed.wiring.record(event);
         }
-        self.change_node(ctx, |current| {
-            let object = current?;
-            let now_ms = outside::now().as_millisecond();
+        self.change_node(ctx, move |current| {
+            let (object, now) = (current?, outside::now());
             edit::<v1::Node>(object, |node| {
-                node.status = node.status.as_ref().map(|s| lost_status(s, now_ms));
+                node.status = node.status.as_ref().map(|s| lost_status(s, now.as_millisecond()));
+                let readiness = Readiness::Unreachable { evict: !planned };
+                taint_by_readiness(node.spec.get_or_insert_default(), readiness, now);
             })
             .ok()
         });

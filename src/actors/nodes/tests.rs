@@ -1,5 +1,8 @@
 //! The registry and its nodes' actors under a real supervisor, linked over a network in memory.
 
+#[path = "join_tests.rs"]
+mod joins;
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -31,6 +34,10 @@ struct Master {
 
 impl Master {
     async fn start() -> Master {
+        Master::start_with(None).await
+    }
+
+    async fn start_with(admission: Option<Arc<Admission>>) -> Master {
         let (bench, network) = (Bench::new(), Network::new(11));
         let listener = network.listen(&MASTER.into());
         let address = listener.local_addr();
@@ -40,7 +47,7 @@ impl Master {
             pod_network: "10.244.0.0/16".into(),
             cluster: "test".into(),
             lost_after: LOST_AFTER,
-            admission: None,
+            admission,
         };
         let (root, nodes) = (Supervisor::start(SupervisorSpec::new("test")), Slot::new("node registry"));
         root.start_child(child(seed, &nodes)).await.unwrap();

@@ -8,7 +8,8 @@
 use std::{sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, StreamHandler, WrapFuture as _,
+    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, ResponseFuture, StreamHandler,
+    WrapFuture as _,
 };
 use futures_util::stream;
 
@@ -21,7 +22,7 @@ use crate::{
 
 /// A node that joined from another machine, as its link needs to know it.
 pub trait Member: Send + Sync {
-    /// There is a link.
+    /// There is a link, and the master has welcomed the node.
     fn linked(&self);
     /// The master does not want this node any more, and why.
     fn turned_away(&self, why: &str);
@@ -32,6 +33,11 @@ pub trait Member: Send + Sync {
     /// Takes a new certificate. Whether it is to be shown, on a new connection.
     fn renewed(&self, certificate: &str) -> bool;
 }
+
+/// node's process → uplink: the node goes and comes back. Answered when the master has heard it, or there is no link.
+#[derive(actix::Message)]
+#[rtype(result = "()")]
+pub struct Leave;
 
 /// What an uplink is made of.
 pub struct UplinkSeed {
@@ -52,12 +58,14 @@ pub struct Uplink {
     life: Life,
     seed: Arc<UplinkSeed>,
     link: Option<LinkHandle<wire::ToMaster>>,
+    /// It has said goodbye and dials no more.
+    left: bool,
 }
 
 impl Uplink {
     /// An uplink that is about to dial.
     pub fn new(life: Life, seed: Arc<UplinkSeed>) -> Uplink {
-        Uplink { life, seed, link: None }
+        Uplink { life, seed, link: None, left: false }
     }
 
     fn dial(&mut self, mut dialer: Dialer, ctx: &mut Context<Self>) {
@@ -71,9 +79,6 @@ impl Uplink {
             let (handle, events) = link.split();
             uplink.link = Some(handle);
             ctx.add_stream(events_of(events, dialer));
-            if let Some(member) = &uplink.seed.member {
-                member.linked();
-            }
             if uplink.seed.up.tell(LinkUp).is_err() {
                 // The kubelet is between two incarnations: its next one must begin with a new connection.
                 uplink.hang_up("no kubelet");
@@ -146,7 +151,13 @@ impl StreamHandler<Heard> for Uplink {
                 self.renewed(&certificate);
                 Ok(())
             }
-            Heard::Event(LinkEvent::Message(message)) => self.seed.messages.tell(FromMaster(message)),
+            Heard::Event(LinkEvent::Message(message)) => {
+                // Who is not wanted gets no welcome.
+                if let (wire::ToNode::Welcome(_), Some(member)) = (&message, &self.seed.member) {
+                    member.linked();
+                }
+                self.seed.messages.tell(FromMaster(message))
+            }
             Heard::Event(LinkEvent::Opened(open, responder)) => {
                 self.seed.streams.tell(StreamAsked { open, responder })
             }
@@ -157,7 +168,9 @@ impl StreamHandler<Heard> for Uplink {
                 if let (CloseReason::Unwelcome(why), Some(member)) = (&reason, &self.seed.member) {
                     member.turned_away(why);
                 }
-                self.dial(*dialer, ctx);
+                if !self.left {
+                    self.dial(*dialer, ctx);
+                }
                 Ok(())
             }
         };
@@ -168,6 +181,22 @@ impl StreamHandler<Heard> for Uplink {
 
     /// One connection's events end with it; the actor goes on.
     fn finished(&mut self, _: &mut Self::Context) {}
+}
+
+impl Handler<Leave> for Uplink {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Leave, _: &mut Self::Context) -> Self::Result {
+        self.left = true;
+        let Some(link) = self.link.take() else { return Box::pin(std::future::ready(())) };
+        Box::pin(async move {
+            if link.send(Class::Control, &wire::ToMaster::Goodbye).is_ok() {
+                // Sends what waits first.
+                link.close("the node's process ends");
+                link.closed().await;
+            }
+        })
+    }
 }
 
 impl Handler<TellMaster> for Uplink {

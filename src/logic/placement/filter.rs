@@ -77,7 +77,8 @@ fn untolerated<'a>(pod: &PodFacet, node: &'a NodeFacet) -> Option<(&'a str, &'a 
     (!node.ready && !bears(NOT_READY, "", "NoSchedule")).then_some((NOT_READY, ""))
 }
 
-fn tolerates(toleration: &Toleration, key: &str, value: &str, effect: &str) -> bool {
+/// Whether a toleration bears a taint.
+pub(in crate::logic) fn tolerates(toleration: &Toleration, key: &str, value: &str, effect: &str) -> bool {
     let any = |text: &Option<String>| text.as_deref().is_none_or(str::is_empty);
     let exists = toleration.operator.as_deref() == Some("Exists");
     (any(&toleration.effect) || toleration.effect.as_deref() == Some(effect))
