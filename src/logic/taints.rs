@@ -31,11 +31,6 @@ pub const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const NO_EXECUTE: &str = "NoExecute";
 const NO_SCHEDULE: &str = "NoSchedule";
 
-/// How long pods that say nothing of it stay on an unreachable node. Kubernetes waits for five minutes; here a node that
-/// is silent for so long on top of the time until that is noticed is taken for dead.
-const UNREACHABLE_SECONDS: i64 = 1;
-/// And on one that is not ready: Kubernetes' five minutes, as its containers run.
-const NOT_READY_SECONDS: i64 = 300;
 /// Nodes that fall silent within so long did so for one reason.
 const AT_ONCE_SECONDS: i64 = 60;
 
@@ -192,11 +187,7 @@ fn stays_until(pod: &PodFacet, taint: &v1::Taint, now: Timestamp) -> Option<Time
     let bears = pod.tolerations.iter().filter(|borne| tolerates(borne, &taint.key, value, &taint.effect));
     let seconds: Vec<Option<i64>> = bears.map(|toleration| toleration.toleration_seconds).collect();
     let seconds = match (seconds.is_empty(), seconds.into_iter().flatten().min()) {
-        (true, _) => match taint.key.as_str() {
-            UNREACHABLE => UNREACHABLE_SECONDS,
-            NOT_READY => NOT_READY_SECONDS,
-            _ => 0,
-        },
+        (true, _) => 0,
         (false, None) => return None,
         (false, Some(seconds)) => seconds.max(0),
     };
