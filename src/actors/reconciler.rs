@@ -1,4 +1,4 @@
-//! One actor for every controller whose decisions follow from a snapshot: garbage, namespaces, endpoints, taints.
+//! One actor for every controller whose decisions follow from a snapshot: garbage, namespaces, taints, endpoints.
 //!
 //! Owns: the loop feed → due items → edits → commit, with one commit under way at a time. What was overtaken is decided
 //! on again at once, what failed after a backoff. The decisions are those of a [`Reconcile`]: [`garbage`], [`namespaces`],

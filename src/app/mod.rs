@@ -7,8 +7,8 @@
 //! DIR/lock format …      the store            DIR/images         images, shared by this machine's nodes
 //! DIR/pki/ca.crt ca.key  the authority        DIR/nodes/NAME     a node's containers, pods and logs
 //! DIR/admin.kubeconfig   for kubectl          DIR/ready          exists while the API serves
-//! DIR/pki/node.*         a joined node's own     DIR/namespaces     who holds an ordinary user's
-//! DIR/node.json          whose it is, and where
+//! DIR/pki/node.*         a joined node's own  DIR/node.json      whose it is, and where
+//!                                             DIR/namespaces     who holds an ordinary user's
 //! ```
 
 mod address;

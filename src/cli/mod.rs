@@ -1,7 +1,7 @@
 //! The command line: what a person types, turned into requests to a cluster.
 //!
-//! Owns: the grammar of `troupe` and every client verb. Speaks only HTTP to a cluster; what starts one (`up`, `master`, `node`) is
-//! handed back to the program, which owns the processes. Exit codes: 0 ok, 1 failed, 2 wrong usage.
+//! Owns: the grammar of `troupe` and every client verb. Speaks only HTTP to a cluster; what starts one (`up`, `master`,
+//! `node`) is handed back to the program, which owns the processes. Exit codes: 0 ok, 1 failed, 2 wrong usage.
 
 mod api_resources;
 mod apply;
