@@ -106,6 +106,7 @@ suite! {
         an_image_that_is_not_here_is_named_and_leaves_no_container;
         running_as_root_is_refused_when_asked_to;
         a_container_is_started_once;
+        the_containers_of_one_pod_are_listed_alone;
         unknown_containers_and_sandboxes_are_not_found;
         arguments_environment_directory_and_host_name_reach_the_program;
         output_is_logged_by_stream_in_order;

@@ -52,6 +52,21 @@ pub async fn an_exit_is_told_once_to_every_listener<H: Harness>(bench: &mut Benc
     assert_eq!(heard, [first, last]);
 }
 
+pub async fn the_containers_of_one_pod_are_listed_alone<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    bench.sandbox("b").await;
+    let long = bench.start("a", bench.hello("long", &[])).await;
+    let short = bench.start("a", bench.hello("short", &["--once", "--exit-code", "3"])).await;
+    bench.start("b", bench.hello("other", &[])).await;
+    let exit = bench.exit(&short).await;
+    let mut all = bench.runtime().pod_containers(&"a".into()).await.unwrap();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    assert_eq!(all.iter().map(|c| &c.id).collect::<Vec<_>>(), [&long, &short]);
+    assert_eq!(all[0].state, ContainerState::Running);
+    assert_eq!(all[1].state, ContainerState::Exited(exit));
+    assert!(bench.runtime().pod_containers(&"nobody".into()).await.unwrap().is_empty());
+}
+
 pub async fn a_program_that_a_signal_ends_says_which<H: Harness>(bench: &mut Bench<H>) {
     bench.sandbox("a").await;
     let id = bench.start("a", bench.hello("c", &["--crash"])).await;

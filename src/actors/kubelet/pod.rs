@@ -427,10 +427,9 @@ impl PodActor {
     pub(super) fn check_exits(&mut self, ctx: &mut Context<Self>) {
         let runtime = self.seed.node.runtime.clone();
         let uid = self.uid.clone();
-        let work = async move { runtime.list_containers().await.map(|all| (uid, all)) };
+        let work = async move { runtime.pod_containers(&uid).await };
         ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| match outcome {
-            Ok((uid, all)) => {
-                let own: Vec<ContainerStatus> = all.into_iter().filter(|s| s.pod == uid).collect();
+            Ok(own) => {
                 pod.machine.remove_strays(own.iter().map(|s| s.id.0.as_str()));
                 for status in own {
                     if let ContainerState::Exited(exit) = status.state {
@@ -502,8 +501,7 @@ fn adopted(status: ContainerStatus, pod: &v1::Pod, places: &Places) -> Adopted {
 async fn find(node: &NodeContext, uid: &Uid) -> Result<Option<Found>, RuntimeError> {
     let sandboxes = node.runtime.list_pod_sandboxes().await?;
     let Some(sandbox) = sandboxes.into_iter().find(|s| s.uid == *uid) else { return Ok(None) };
-    let containers = node.runtime.list_containers().await?;
-    Ok(Some(Found { sandbox, containers: containers.into_iter().filter(|c| c.pod == *uid).collect() }))
+    Ok(Some(Found { sandbox, containers: node.runtime.pod_containers(uid).await? }))
 }
 
 impl Actor for PodActor {

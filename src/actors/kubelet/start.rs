@@ -132,7 +132,7 @@ pub async fn start_container(
         }
     }
     // The runtime's word on when: a later kubelet that takes the container over is told the same.
-    let all = node.runtime.list_containers().await.unwrap_or_default();
+    let all = node.runtime.pod_containers(&uid).await.unwrap_or_default();
     let started_ms = all.iter().find(|c| c.id == id).map(|c| c.started_ms).filter(|ms| *ms > 0);
     let started_ms = started_ms.unwrap_or_else(now_ms);
     Ok(Started { id: id.0, image_id: found.id, started_ms, skipped_env })
