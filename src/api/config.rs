@@ -4,7 +4,7 @@
 //! reason for it; nothing elsewhere in the room invents a number of its own for what a client may cost.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{SocketAddr, TcpListener},
     sync::Arc,
     time::Duration,
@@ -12,7 +12,10 @@ use std::{
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::messages::{Commit, OpenStream, Port, View};
+use crate::{
+    logic::tokens::SigningKey,
+    messages::{Commit, OpenStream, Port, View},
+};
 
 /// How the API is served.
 #[derive(Debug)]
@@ -64,12 +67,16 @@ pub struct Tls {
 }
 
 /// Who is speaking.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct User {
     /// `kubernetes-admin`.
     pub name: String,
     /// `system:masters`.
     pub groups: Vec<String>,
+    /// A service account's.
+    pub uid: Option<String>,
+    /// What else its credentials say, in Kubernetes' words.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 /// An IPv4 network.
@@ -136,6 +143,8 @@ pub struct ApiState {
     pub commit: Port<Commit>,
     /// Byte streams to nodes.
     pub streams: Port<OpenStream>,
+    /// Signs service accounts' tokens.
+    pub token_key: Arc<SigningKey>,
     /// Renders `/metrics`, when metrics are recorded.
     pub metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
 }

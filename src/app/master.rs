@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Client, Persistence, StartError, guard::Root, kubeconfig};
+use super::{Client, Persistence, StartError, guard::Root, kubeconfig, token_key};
 use crate::{
     actors::{
         commit::Wiring,
@@ -18,10 +18,10 @@ use crate::{
         supervisor::{ChildSpec, Escalation, SupervisorHandle, SupervisorSpec},
     },
     api::{ApiConfig, ApiState, Server, Tls, serve},
-    logic::namespaces::Bootstrap,
+    logic::{namespaces::Bootstrap, tokens::SigningKey},
     messages::{Commit, OpenStream, Port, Slot, View},
     model::NodeName,
-    net::{Authority, CaCertificate, Identity, LinkConfig, Listener},
+    net::{Authority, CaCertificate, Identity, LinkConfig, Listener, TokenKey},
     store::{DataDir, Durable, Memory},
 };
 
@@ -95,7 +95,7 @@ impl Master {
     /// See [`StartError`]; nothing is left running then.
     pub async fn start(mut config: MasterConfig) -> Result<Master, StartError> {
         let (bound_api, bound_links) = config.sockets.take().unzip();
-        let (store, view, authority, lock) = open_store(&config.persistence)?;
+        let Opened { store, view, authority, token_key, lock } = open_store(&config.persistence)?;
         let admin = authority.issue_admin()?;
         let identity = authority.issue_master()?;
         let (ca, settings) = (authority.certificate(), LinkConfig::default());
@@ -119,12 +119,14 @@ impl Master {
             pod_network: config.pod_network.clone(),
             cluster: config.cluster.clone(),
             lost_after: config.lost_after,
+            token_key: token_key.clone(),
         };
         let streams = registry.port();
         let state = ApiState {
             view: view.clone(),
             commit: commits.clone(),
             streams: streams.clone(),
+            token_key,
             metrics: config.metrics.clone(),
         };
         let served = api_config(&config, &authority)
@@ -256,21 +258,30 @@ impl Master {
     }
 }
 
-type OpenedStore = (StoreActor, View, Authority, Option<Arc<DataDir>>);
+/// What a master has from its directory.
+struct Opened {
+    store: StoreActor,
+    view: View,
+    authority: Authority,
+    token_key: Arc<SigningKey>,
+    lock: Option<Arc<DataDir>>,
+}
 
-fn open_store(persistence: &Persistence) -> Result<OpenedStore, StartError> {
+fn open_store(persistence: &Persistence) -> Result<Opened, StartError> {
     match persistence {
         Persistence::Memory => {
             let (store, view) = StoreActor::open(Memory::new())?;
-            Ok((store, view, Authority::ephemeral()?, None))
+            let token_key = token_key::signing(TokenKey::ephemeral()?)?;
+            Ok(Opened { store, view, authority: Authority::ephemeral()?, token_key, lock: None })
         }
         Persistence::Directory(path) => {
             let dir = Arc::new(DataDir::open(path)?);
             let pki = path.join("pki");
             std::fs::create_dir_all(&pki).map_err(|source| StartError::File { path: pki.clone(), source })?;
             let authority = Authority::open(&pki)?;
+            let token_key = token_key::signing(TokenKey::open(&pki)?)?;
             let (store, view) = StoreActor::open(Durable::open(&dir)?)?;
-            Ok((store, view, authority, Some(dir)))
+            Ok(Opened { store, view, authority, token_key, lock: Some(dir) })
         }
     }
 }

@@ -6,7 +6,8 @@
 //! ```text
 //! DIR/lock format …      the store            DIR/images         images, shared by this machine's nodes
 //! DIR/pki/ca.crt ca.key  the authority        DIR/nodes/NAME     a node's containers, pods and logs
-//! DIR/admin.kubeconfig   for kubectl          DIR/ready          exists while the API serves
+//! DIR/pki/sa.key         signs tokens         DIR/ready          exists while the API serves
+//! DIR/admin.kubeconfig   for kubectl
 //!                                             DIR/namespaces     who holds an ordinary user's
 //! ```
 
@@ -24,6 +25,7 @@ mod reset;
 pub mod rootless;
 mod runtime;
 mod telemetry;
+mod token_key;
 mod up;
 
 pub use client::{Client, ClientError, WatchEvent, Watcher};

@@ -18,5 +18,6 @@ pub mod select;
 pub mod supervision;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod tokens;
 pub mod trust;
 pub mod usage;

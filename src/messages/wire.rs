@@ -23,6 +23,8 @@ pub enum ToNode {
     Welcome(Welcome),
     /// What the node's pods refer to.
     Configs(Configs),
+    /// Tokens for volumes of the node's pods: those not yet sent on this connection, and newer ones in time.
+    Tokens(Vec<PodToken>),
 }
 
 /// node → master: control and state.
@@ -128,6 +130,31 @@ impl std::fmt::Debug for ConfigDocument {
             .field("object", &self.object)
             .field("revision", &self.revision)
             .field("bytes", &self.json.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A service account's token for a volume of a pod. A newer one for the same pod, audience and life replaces it; with the
+/// pod it is dropped.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodToken {
+    /// Which life of the pod.
+    pub uid: Uid,
+    /// For whom, as the volume says; empty: for the API server.
+    pub audience: String,
+    /// For how many seconds, as the volume says.
+    pub life_s: i64,
+    /// The token.
+    pub token: String,
+}
+
+/// Tokens are secrets: they are never printed.
+impl std::fmt::Debug for PodToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PodToken")
+            .field("uid", &self.uid)
+            .field("audience", &self.audience)
+            .field("life_s", &self.life_s)
             .finish_non_exhaustive()
     }
 }

@@ -78,13 +78,8 @@ fn unmounted(volume: &Volume) -> Vec<String> {
     let mut paths: Vec<String> = all.filter(|source| !MOUNTED.contains(source)).map(str::to_owned).collect();
     let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten()).enumerate();
     for (index, source) in sources {
-        for (name, is) in [
-            ("serviceAccountToken", source.service_account_token.is_some()),
-            ("clusterTrustBundle", source.cluster_trust_bundle.is_some()),
-        ] {
-            if is {
-                paths.push(format!("projected.sources[{index}].{name}"));
-            }
+        if source.cluster_trust_bundle.is_some() {
+            paths.push(format!("projected.sources[{index}].clusterTrustBundle"));
         }
     }
     paths
@@ -108,7 +103,7 @@ mod tests {
                 {"name": "c", "persistentVolumeClaim": {"claimName": "c"}},
                 {"name": "l", "emptyDir": {"sizeLimit": "1Mi"}},
                 {"name": "m", "emptyDir": {"sizeLimit": "1Mi", "medium": "Memory"}},
-                {"name": "t", "projected": {"sources": [{"secret": {"name": "s"}}, {"serviceAccountToken": {"path": "t"}}]}}
+                {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}, {"clusterTrustBundle": {"path": "t"}}]}}
             ],
         }}))
         .unwrap();
@@ -120,7 +115,7 @@ mod tests {
                 "spec.containers[1].lifecycle.stopSignal",
                 "spec.initContainers[0].volumeDevices",
                 "spec.volumes[2].persistentVolumeClaim",
-                "spec.volumes[5].projected.sources[1].serviceAccountToken"
+                "spec.volumes[5].projected.sources[1].clusterTrustBundle"
             ]
             .map(|path| format!("{path}{tail}"))
         );

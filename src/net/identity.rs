@@ -341,15 +341,15 @@ fn dns(name: &str) -> Result<SanType, NetError> {
     Ok(SanType::DnsName(text))
 }
 
-fn generate() -> Result<KeyPair, NetError> {
+pub(super) fn generate() -> Result<KeyPair, NetError> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(unusable("a new key"))
 }
 
-fn parse_key(what: &'static str, pem: &str) -> Result<KeyPair, NetError> {
+pub(super) fn parse_key(what: &'static str, pem: &str) -> Result<KeyPair, NetError> {
     KeyPair::from_pem(pem).map_err(unusable(what))
 }
 
-fn unusable<E: fmt::Display>(what: &'static str) -> impl Fn(E) -> NetError {
+pub(super) fn unusable<E: fmt::Display>(what: &'static str) -> impl Fn(E) -> NetError {
     move |problem| NetError::Certificate { what, problem: problem.to_string() }
 }
 
@@ -357,7 +357,7 @@ fn pin(spki: &[u8]) -> [u8; 32] {
     Sha256::digest(spki).into()
 }
 
-fn read(path: &Path) -> Result<Option<String>, NetError> {
+pub(super) fn read(path: &Path) -> Result<Option<String>, NetError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -366,7 +366,7 @@ fn read(path: &Path) -> Result<Option<String>, NetError> {
 }
 
 /// Under a temporary name, synced, then renamed: the file is there whole or not at all, also after a crash.
-fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result<(), NetError> {
+pub(super) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result<(), NetError> {
     let mut temporary = PathBuf::from(path);
     temporary.as_mut_os_string().push(".new");
     let write = || {

@@ -21,6 +21,7 @@ pub mod metrics;
 mod outbox;
 mod stream;
 mod tls;
+mod token_key;
 mod transport;
 
 #[cfg(test)]
@@ -33,4 +34,5 @@ pub use identity::{Authority, CaCertificate, Identity};
 pub use link::{Link, LinkEvent, LinkEvents, LinkHandle};
 pub use outbox::Class;
 pub use stream::Responder;
+pub use token_key::TokenKey;
 pub use transport::LinkStats;

@@ -18,15 +18,23 @@ use rcgen::{
 use tokio::sync::oneshot;
 use troupe::{
     api::{ApiConfig, ApiState, Limits, Tls, User, serve},
+    logic::tokens::SigningKey,
     messages::{
         ByteStream, Change, ChangeKind, Commit, CommitError, Committed, Expected, OpenError, OpenStream,
         Port, Publisher, Slot, View, Write, wire,
     },
     model::{Kind, Object, Revision, Snapshot, seal_json},
+    net::TokenKey,
 };
 
 /// A bearer token that the server knows.
 pub const TOKEN: &str = "a-token-of-the-tests";
+
+/// A key for tokens, of this server alone.
+fn token_key() -> Arc<SigningKey> {
+    let key = TokenKey::ephemeral().unwrap();
+    Arc::new(SigningKey::new(key.point().unwrap(), Arc::new(move |bytes| key.sign(bytes))))
+}
 
 /// Where the store begins: as after a restart, what was before is forgotten.
 const FIRST_REVISION: Revision = Revision(1_000);
@@ -202,13 +210,14 @@ impl Cluster {
                     view,
                     commit: store.port(),
                     streams: Port::fixed("nodes", Node.start().recipient()),
+                    token_key: token_key(),
                     metrics: Some(Arc::new(|| "up 1\n".to_owned())),
                 };
                 let mut config = ApiConfig::new("127.0.0.1:0".parse().unwrap(), tls);
                 config.limits = limits;
                 config.workers = 1;
                 config.tokens =
-                    HashMap::from([(TOKEN.to_owned(), User { name: "robot".into(), groups: Vec::new() })]);
+                    HashMap::from([(TOKEN.to_owned(), User { name: "robot".into(), ..User::default() })]);
                 let server = serve(config, state).unwrap();
                 started.send(server.address()).unwrap();
                 let _ = stopped.await;

@@ -30,4 +30,5 @@ mod registry;
 mod resize;
 mod sandbox;
 mod streams;
+mod tokens;
 mod usage;

@@ -89,6 +89,12 @@ pub fn to_node() -> Vec<ToNode> {
                 .into(),
             documents: vec![ConfigDocument { object: 1, revision: Revision(7), json: b"{}".to_vec().into() }],
         }),
+        ToNode::Tokens(vec![PodToken {
+            uid: "u1".into(),
+            audience: "a".into(),
+            life_s: 600,
+            token: "t".into(),
+        }]),
     ]
 }
 
@@ -170,9 +176,10 @@ fn every_variant_has_its_golden_bytes() {
             ToNode::Assignments(_) => 0,
             ToNode::Welcome(_) => 1,
             ToNode::Configs(_) => 2,
+            ToNode::Tokens(_) => 3,
         })
         .collect::<Vec<_>>();
-    assert_eq!(to_node, [0, 1, 2]);
+    assert_eq!(to_node, [0, 1, 2, 3]);
     let open = open()
         .iter()
         .map(|m| match m {
@@ -223,6 +230,7 @@ fn messages_to_a_node_have_their_bytes_for_ever() {
         00fbe80301027531070102753107027b7d
         010d31302e3234342e332e302f32340163
         02fbe8030300026e73016f0001026e73016f010702026e73016f00010107027b7d
+        03010275310161fbb0040174
         ",
     );
 }
@@ -388,9 +396,16 @@ fn pictures() -> impl Strategy<Value = ToNode> {
             })
         },
     );
+    let token = (text(), text(), any::<i64>(), text()).prop_map(|(uid, audience, life_s, token)| PodToken {
+        uid: uid.as_str().into(),
+        audience,
+        life_s,
+        token,
+    });
     prop_oneof![
         pictures,
         configs,
+        prop::collection::vec(token, 0..5).prop_map(ToNode::Tokens),
         (text(), text()).prop_map(|(pod_cidr, cluster)| ToNode::Welcome(Welcome { pod_cidr, cluster }))
     ]
 }

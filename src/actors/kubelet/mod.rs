@@ -295,6 +295,7 @@ impl Kubelet {
         for (uid, found) in orphans {
             self.end_orphan(uid, found, ctx);
         }
+        self.seed.node.configs.keep_tokens(|uid| wanted.contains(uid) || self.pods.contains_key(uid));
         if mirrored {
             self.tell_mirrors();
         }
@@ -501,6 +502,13 @@ impl Handler<FromMaster> for Kubelet {
                 let sources = self.seed.node.configs.now();
                 for entry in self.pods.values().filter(|e| sources.concerns(&e.refers, &changed)) {
                     if let Some(address) = entry.slot.address() {
+                        address.do_send(SourcesMoved);
+                    }
+                }
+            }
+            wire::ToNode::Tokens(tokens) => {
+                for uid in self.seed.node.configs.take_tokens(tokens) {
+                    if let Some(address) = self.pods.get(&uid).and_then(|entry| entry.slot.address()) {
                         address.do_send(SourcesMoved);
                     }
                 }

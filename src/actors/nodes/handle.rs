@@ -20,6 +20,7 @@ use k8s_openapi::{api::core::v1, jiff::Timestamp};
 use super::{
     Links, RegistrySeed, bound_to, configs,
     refusals::{Refusals, Refused},
+    tokens,
 };
 use crate::{
     actors::{commit::commit, outside, supervisor::Life},
@@ -89,6 +90,7 @@ pub(super) struct NodeHandle {
     /// Each pod's [`wanted_mark`] as of a revision.
     marks: HashMap<Uid, (Revision, u64)>,
     configs: configs::Told,
+    tokens: tokens::Given,
     /// More of them is to be sent soon.
     configs_wait: bool,
     /// Reports not yet written, newest only.
@@ -124,6 +126,7 @@ impl NodeHandle {
             sent: HashMap::new(),
             marks: HashMap::new(),
             configs: configs::Told::default(),
+            tokens: tokens::Given::default(),
             configs_wait: false,
             pending: BTreeMap::new(),
             writing: false,
@@ -170,6 +173,19 @@ impl NodeHandle {
         }
     }
 
+    /// Sends the tokens that the node's pods need and this connection has not carried yet, or not lately.
+    fn send_tokens(&mut self) {
+        let Some(link) = self.link.as_ref().filter(|_| self.greeted) else { return };
+        let all = self.tokens.next(&self.seed.wiring.view.snapshot(), &self.seed.token_key);
+        for some in all.chunks(tokens::AT_ONCE) {
+            if let Err(error) = link.send(Class::Control, &wire::ToNode::Tokens(some.to_vec())) {
+                tracing::warn!(node = %self.name, %error, "tokens not sent; connecting anew");
+                link.close("tokens not sent");
+                return;
+            }
+        }
+    }
+
     /// Sends the whole set, with the documents that this connection has not carried yet; what they refer to goes first.
     fn send_assignments(&mut self, ctx: &mut Context<Self>) {
         let Some(link) = self.link.clone().filter(|_| self.greeted) else { return };
@@ -183,7 +199,10 @@ impl NodeHandle {
         }
         let marks = &self.marks;
         self.configs.note_pods(&self.pods, |pod| marks.get(pod.uid()).map(|(_, mark)| *mark));
+        let marks = &self.marks;
+        self.tokens.note_pods(&self.pods, |pod| marks.get(pod.uid()).map(|(_, mark)| *mark));
         self.send_configs(ctx);
+        self.send_tokens();
         let mark = |pod: &Object| self.marks.get(pod.uid()).map(|(_, mark)| *mark);
         let fresh: Vec<&Arc<Object>> =
             self.pods.values().filter(|p| self.sent.get(p.uid()).copied() != mark(p)).collect();
@@ -247,6 +266,7 @@ impl NodeHandle {
         self.greeted = true;
         self.sent.clear();
         self.configs.begin_anew();
+        self.tokens.begin_anew();
         self.send_assignments(ctx);
         self.write_node(hello.report, hello.labels, ctx);
     }
@@ -451,6 +471,7 @@ impl Actor for NodeHandle {
             link.close("the master begins anew");
         }
         self.expect_silence(ctx);
+        ctx.run_interval(tokens::PERIOD, |node, _| node.send_tokens());
         // A registry that is down has nothing waiting, and finds this incarnation published.
         let _ = self.begun.tell(Begun(self.name.clone()));
     }
@@ -472,6 +493,7 @@ impl Handler<ConfigsMoved> for NodeHandle {
         self.life.beat();
         if self.configs.concerns(&moved.0) {
             self.send_configs(ctx);
+            self.send_tokens();
         }
     }
 }

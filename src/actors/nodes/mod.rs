@@ -11,6 +11,7 @@ mod mirrors;
 mod refusals;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -33,7 +34,7 @@ use crate::{
         follow::{Fed, follow, sides},
         supervisor::{ChildSpec, Life, STUCK_AFTER, Strategy, SupervisorHandle, SupervisorSpec},
     },
-    logic::{nodes::free_subnet, supervision::Intensity},
+    logic::{nodes::free_subnet, supervision::Intensity, tokens::SigningKey},
     messages::{OpenError, OpenStream, Port, Slot, wire},
     model::{Key, Kind, KindFacet, NodeName, Object, Revision, Uid},
     net::{Link, LinkHandle, Listener, NetError},
@@ -80,6 +81,8 @@ pub struct RegistrySeed {
     pub cluster: String,
     /// A node silent for so long is not ready.
     pub lost_after: Duration,
+    /// Signs the tokens of service accounts.
+    pub token_key: Arc<SigningKey>,
 }
 
 struct Known {
