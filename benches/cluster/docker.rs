@@ -23,7 +23,7 @@ use tokio::runtime::Runtime;
 
 use crate::{
     Options,
-    cluster::Cluster,
+    cluster::{Cluster, PodWatch},
     engine::{Engine, Lease, at_hand},
     machine::{Marks, until},
     row::{Row, Times, ms},
@@ -48,20 +48,23 @@ pub fn up(options: &Options) -> Vec<Row> {
     let bare = Bare::like_the_pod(&engine, cluster.marks.dir());
     scale_down(&cluster, &mut client);
     bare.until_none();
-    while watch.next_now() {}
     [10, 50, 100]
         .map(|count| {
             let (mut running, mut first) = (Times::default(), Times::default());
             let mut limits = AT_ONCE.map(|at_once| (at_once, Times::default()));
             for _ in 0..options.rounds(3, 1) {
+                // A watch of its own: one that hears nothing while the bare calls are made would be given up.
+                let watch = PodWatch::new(&cluster.login());
                 let (all_running, all_started) = scale_up(&cluster, &mut client, &watch, count);
+                eprintln!("s2d {count}: {}, first instructions {}", ms(all_running), ms(all_started));
                 running.push(all_running);
                 first.push(all_started);
                 scale_down(&cluster, &mut client);
                 bare.until_none();
-                while watch.next_now() {}
                 for (at_once, times) in &mut limits {
-                    times.push(bare.time_many(count, *at_once, &cluster.marks));
+                    let time = bare.time_many(count, *at_once, &cluster.marks);
+                    eprintln!("s2d {count}: bare, {at_once} at once {}", ms(time));
+                    times.push(time);
                 }
             }
             let best = limits.iter().map(|(_, times)| times.median()).min().unwrap_or_default();

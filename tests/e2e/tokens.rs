@@ -28,6 +28,11 @@ fn whoami(cluster: &Cluster, token: &str) -> Result<Value, String> {
     Ok(status["userInfo"].clone())
 }
 
+/// A path as the pod's container sees it.
+fn inside(cluster: &Cluster, pod: &Value, path: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/root{path}", cluster.pid(pod)))
+}
+
 /// A pod whose container has a token at `/v/token`.
 fn with_token(name: &str, account: &str) -> Value {
     let mut container = hello("c", &[]);
@@ -130,7 +135,7 @@ fn a_pods_program_has_a_token_of_its_own_that_ends_with_the_pod() {
     assert!(said.contains("failed to fetch token: serviceaccounts \"robot\" not found"), "{said}");
     cluster.kubectl(&["create", "serviceaccount", "-n", ns, "robot"]).ok();
     let pod = cluster.until_pod(ns, "p", "ready", is_ready);
-    let file = PathBuf::from(format!("/proc/{}/root/v/token", cluster.pid(&pod)));
+    let file = inside(&cluster, &pod, "/v/token");
     let token = fs::read_to_string(&file).unwrap();
     let bound = &claims(&token)["kubernetes.io"];
     assert_eq!(bound["pod"]["uid"], pod["metadata"]["uid"]);
@@ -179,8 +184,7 @@ fn pods_that_ask_for_it_find_token_authority_and_namespace_at_the_usual_place() 
     cluster.apply(ns, &bare_pod("without", "Always", &[hello("c", &[])]));
     let pods = cluster.until_ready(ns, 3);
     let place = |pod: &Value, file: &str| {
-        let place = "/root/var/run/secrets/kubernetes.io/serviceaccount";
-        PathBuf::from(format!("/proc/{}{place}/{file}", cluster.pid(pod)))
+        inside(&cluster, pod, &format!("/var/run/secrets/kubernetes.io/serviceaccount/{file}"))
     };
     for pod in &pods {
         let name = text(&pod["metadata"]["name"]);

@@ -1,3 +1,5 @@
+//! What tokens say, to whom they are given, and when they are no longer believed.
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};
