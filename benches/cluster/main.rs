@@ -10,7 +10,7 @@ mod client;
 mod cluster;
 mod docker;
 #[path = "../../tests/conformance/engine.rs"]
-#[allow(dead_code, reason = "shared with the conformance suite, which needs more of it")]
+#[allow(dead_code, clippy::unwrap_used, reason = "shared with the conformance suite, which is test code")]
 mod engine;
 mod life;
 mod machine;
