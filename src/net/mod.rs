@@ -32,5 +32,5 @@ pub use error::{CloseReason, NetError};
 pub use identity::{Authority, CaCertificate, Identity};
 pub use link::{Link, LinkEvent, LinkEvents, LinkHandle};
 pub use outbox::Class;
-pub use stream::Responder;
+pub use stream::{Gone, Responder};
 pub use transport::LinkStats;

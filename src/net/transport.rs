@@ -147,6 +147,21 @@ impl Writer {
         }
     }
 
+    /// Waits for the peer to let go of the stream, also while nothing is written; for ever when it takes all to its end.
+    pub(crate) fn refused(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        match self {
+            Writer::Quic(writer) => {
+                let stopped = writer.stream.stopped();
+                Box::pin(async move {
+                    if let Ok(None) = stopped.await {
+                        std::future::pending().await
+                    }
+                })
+            }
+            Writer::Memory(writer) => Box::pin(writer.refused()),
+        }
+    }
+
     /// Says that no more comes, and waits until the peer has everything.
     pub(crate) async fn finish(mut self) -> io::Result<()> {
         self.shutdown().await?;
