@@ -105,6 +105,11 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// How long a connection may be idle between requests: longer than clients pause, shorter than a forgotten one costs.
     pub idle_timeout: Duration,
+    /// How often clients of exec, attach and port-forward are asked whether they are there: as Kubernetes does.
+    pub ping_every: Duration,
+    /// How long such a client may take to hear the last words of a program that has ended. Someone may be reading the
+    /// others in a pager.
+    pub finish_within: Duration,
     /// How long a stop waits for requests in flight.
     pub stop_timeout: Duration,
     /// Connections per worker: each costs a TLS session of some 40 KiB.
@@ -121,6 +126,8 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(60),
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
+            ping_every: Duration::from_secs(5),
+            finish_within: Duration::from_secs(600),
             stop_timeout: Duration::from_secs(2),
             connections: 10_000,
         }

@@ -6,8 +6,9 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, mpsc},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use actix::{Actor, Context, Handler, MessageResult, ResponseFuture};
@@ -124,8 +125,26 @@ impl Handler<OpenStream> for Node {
     }
 }
 
+/// Pods that read nothing and say nothing, and whose streams were dropped.
+static LEFT_ALONE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Whether a pod whose name begins with `deaf` has lost a stream.
+pub fn left_alone(pod: &str) -> bool {
+    LEFT_ALONE.lock().unwrap().iter().any(|left| left == pod)
+}
+
 async fn answer(open: wire::Open, mut stream: tokio::io::DuplexStream) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    if let wire::Open::Exec(wire::ExecRequest { pod, .. })
+    | wire::Open::Attach(wire::AttachRequest { pod, .. })
+    | wire::Open::PortForward(wire::PortForwardRequest { pod, .. }) = &open
+        && pod.starts_with("deaf")
+    {
+        while stream.write(&[]).await.is_ok() {
+            actix_rt::time::sleep(Duration::from_millis(10)).await;
+        }
+        return LEFT_ALONE.lock().unwrap().push(pod.clone());
+    }
     let text = match open {
         wire::Open::Logs(request) => {
             format!("log of {} in {} tail {:?}\n", request.container, request.pod, request.tail_lines)
