@@ -30,7 +30,8 @@ fn told(watch: &[u8]) -> Vec<(String, String)> {
 fn a_name_that_is_given_again_between_two_deliveries_is_told_as_an_end_and_a_beginning() {
     let cluster = Cluster::start();
     let labels = json!({ "app": "a" });
-    let selectors = ["", "fieldSelector=metadata.name%3Dagain&", "labelSelector=app%3Da&", "allowWatchBookmarks=true&"];
+    let selectors =
+        ["", "fieldSelector=metadata.name%3Dagain&", "labelSelector=app%3Da&", "allowWatchBookmarks=true&"];
     // Watches that were there before, and hear nothing until all is over.
     let before: Vec<_> = selectors
         .iter()

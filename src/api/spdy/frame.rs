@@ -323,7 +323,8 @@ mod tests {
         while let Some(frame) = reader.next().unwrap() {
             frames.push(frame);
         }
-        let data = |stream, bytes: &[u8], fin| Frame::Data { stream, bytes: Bytes::copy_from_slice(bytes), fin };
+        let data =
+            |stream, bytes: &[u8], fin| Frame::Data { stream, bytes: Bytes::copy_from_slice(bytes), fin };
         assert_eq!(
             frames,
             [data(5, b"abc", true), data(7, b"", false), Frame::Reset { stream: 5 }, Frame::Ping(9)]
