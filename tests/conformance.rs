@@ -136,38 +136,30 @@ suite! {
             sim exempt: "simulated programs know nothing of their container";
         after_a_restart_programs_run_in_the_containers_found;
         a_program_with_streams_says_what_it_has_to_say_and_how_it_ended;
+        a_program_with_streams_is_seen_whole_or_its_end_says_that_it_is_not;
     }
     streams {
         a_program_reads_what_is_typed_until_its_end,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         a_terminal_has_a_name_and_the_size_of_the_users,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         an_interrupt_on_a_terminal_reaches_the_foreground_program,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         what_a_user_leaves_on_a_terminal_is_hung_up,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         a_terminal_for_a_program_that_does_not_exist_is_an_error,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         who_attaches_talks_with_the_program_itself,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         input_for_once_ends_with_who_had_it,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         input_that_ends_at_once_has_come_and_ended,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         a_container_has_a_terminal_when_it_asks_for_one,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         who_does_not_listen_holds_up_nobody,
             sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            cri exempt: "a CRI runtime copies to those who attach by itself, and waits for the slowest";
         a_port_of_a_pod_is_reached_from_inside,
             sim exempt: "simulated containers have no sockets";
     }

@@ -95,7 +95,9 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     }
 
     /// Runs a program in a running container with streams to it. How it ended, and that it could not be started, is told
-    /// by [`ExecStreams::end`]. Without an implementation its output comes when it has ended, and nothing can be typed.
+    /// by [`ExecStreams::end`]. Without an implementation its output comes when it has ended, more than
+    /// [`EXEC_OUTPUT_BYTES`] of a stream is an error after what is kept, and nothing can be typed. Dropped before it has
+    /// returned, it ends the program.
     async fn exec(
         &self,
         id: &ContainerId,
@@ -108,14 +110,7 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         if options.tty {
             return Err(RuntimeError::Unsupported(self.name(), "give programs in containers a terminal"));
         }
-        let output = self.exec_sync(id, command, LONGEST_EXEC).await?;
-        Ok(ExecStreams {
-            stdin: None,
-            stdout: Box::pin(std::io::Cursor::new(output.stdout)),
-            stderr: Box::pin(std::io::Cursor::new(output.stderr)),
-            resize: None,
-            end: Box::pin(std::future::ready(Ok(output.code))),
-        })
+        Ok(self.exec_sync(id, command, LONGEST_EXEC).await?.into_streams(self.name()))
     }
 
     /// Streams to a running container's own program, beside its log: what it writes from now on, and its standard input
@@ -312,6 +307,30 @@ pub struct ExecOutput {
     pub stderr: Vec<u8>,
 }
 
+impl ExecOutput {
+    /// As the streams of a program that has ended. What may have been cut is not taken for the whole.
+    fn into_streams(self, runtime: &str) -> ExecStreams {
+        let cut = [&self.stdout, &self.stderr].iter().any(|kept| kept.len() >= EXEC_OUTPUT_BYTES);
+        let end = if cut {
+            let (code, most) = (self.code, EXEC_OUTPUT_BYTES / 1024);
+            Err(RuntimeError::Cut(format!(
+                "output was cut at {most} KiB: the {runtime} runtime shows a program's output when it has ended, and no \
+                 more of it; print less (head -c, tail -c), or write it to a volume (the program ended with exit code \
+                 {code})"
+            )))
+        } else {
+            Ok(self.code)
+        };
+        ExecStreams {
+            stdin: None,
+            stdout: Box::pin(std::io::Cursor::new(self.stdout)),
+            stderr: Box::pin(std::io::Cursor::new(self.stderr)),
+            resize: None,
+            end: Box::pin(std::future::ready(end)),
+        }
+    }
+}
+
 /// Which streams a caller wants besides a program's output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StreamOptions {
@@ -463,6 +482,9 @@ pub enum RuntimeError {
         /// The system's answer.
         cause: String,
     },
+    /// A program has run, but not all that it wrote can be told.
+    #[error("{0}")]
+    Cut(String),
     /// This runtime cannot do that.
     #[error("the {0} runtime cannot {1}")]
     Unsupported(&'static str, &'static str),

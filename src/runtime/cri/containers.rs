@@ -94,7 +94,7 @@ impl Driver {
     }
 
     /// A container that has to be there.
-    async fn expected(&self, id: &ContainerId) -> Result<ContainerStatus, RuntimeError> {
+    pub(super) async fn expected(&self, id: &ContainerId) -> Result<ContainerStatus, RuntimeError> {
         self.inspect(&id.0).await?.ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))
     }
 
@@ -112,7 +112,7 @@ impl Driver {
             if fault.is_absent() {
                 RuntimeError::NotFound(format!("container {id}"))
             } else {
-                start_error(&fault)
+                start_error(&fault.text())
             }
         })
     }
@@ -155,9 +155,7 @@ impl Driver {
         command: Vec<String>,
         timeout: Duration,
     ) -> Result<ExecOutput, RuntimeError> {
-        if self.expected(id).await?.state != ContainerState::Running {
-            return Err(RuntimeError::Start(format!("container {id} is not running")));
-        }
+        self.expect_running(id).await?;
         let deadline = tokio::time::Instant::now() + timeout;
         let request = proto::ExecSyncRequest {
             container_id: id.0.clone(),
@@ -181,7 +179,7 @@ impl Driver {
             }),
             Some(Err(fault)) if is_late(&fault) => Ok(late),
             Some(Err(fault)) if fault.is_absent() => Err(RuntimeError::NotFound(format!("container {id}"))),
-            Some(Err(fault)) => Err(start_error(&fault)),
+            Some(Err(fault)) => Err(start_error(&fault.text())),
         }
     }
 
@@ -251,12 +249,11 @@ fn create_error(text: String) -> RuntimeError {
 }
 
 /// Why a program does not start: the runtime's text from where it speaks of the program.
-fn start_error(fault: &Fault) -> RuntimeError {
-    let text = fault.text();
+pub(super) fn start_error(text: &str) -> RuntimeError {
     let program = ["exec: ", "chdir to cwd", "error mounting"]
         .iter()
         .find_map(|words| Some(&text[text.find(words)?..]));
-    RuntimeError::Start(program.unwrap_or(&text).trim_end_matches(": unknown").to_owned())
+    RuntimeError::Start(program.unwrap_or(text).trim_end_matches(": unknown").to_owned())
 }
 
 #[cfg(test)]
@@ -269,7 +266,7 @@ mod tests {
                     create failed: unable to start container process: exec: \"/no/such\": stat /no/such: no such \
                     file or directory: unknown";
         assert_eq!(
-            start_error(&Fault::Refused(2, text.into())).to_string(),
+            start_error(text).to_string(),
             "failed to start: exec: \"/no/such\": stat /no/such: no such file or directory"
         );
     }

@@ -49,6 +49,9 @@ pub(super) struct Driver {
     unified: bool,
     /// Held while a sandbox changes.
     locks: Mutex<HashMap<Uid, Arc<AsyncMutex<()>>>>,
+    /// Held while a user's program is started and not yet known by name, so that a new one is not another's. That takes
+    /// a moment, so one for all will do.
+    pub starts: Arc<AsyncMutex<()>>,
     /// Sandboxes' addresses, which never change.
     addresses: Mutex<HashMap<String, Option<IpAddr>>>,
 }
@@ -76,6 +79,7 @@ impl Driver {
             unified: hierarchies.unified(),
             cgroups: own.then_some(hierarchies),
             locks: Mutex::default(),
+            starts: Arc::default(),
             addresses: Mutex::default(),
             config,
         })

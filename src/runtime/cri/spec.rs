@@ -113,6 +113,7 @@ pub(super) fn container(
         attempt: config.attempt,
         image: config.image.clone(),
         image_id: image_id.to_owned(),
+        tty: config.tty,
     };
     let directory = config.working_dir.as_ref().filter(|dir| !dir.is_empty());
     Container {
@@ -134,6 +135,7 @@ pub(super) fn container(
             .to_string_lossy()
             .into(),
         stdin: config.stdin,
+        stdin_once: config.stdin_once,
         tty: config.tty,
         linux: Some(LinuxContainerConfig {
             resources: Some(LinuxContainerResources {
