@@ -33,14 +33,6 @@ pub struct MachineFacts {
     pub memory_bytes: u64,
     /// Bytes of the file system that holds the data directory.
     pub disk_bytes: u64,
-    /// Bytes free on it.
-    pub disk_free_bytes: u64,
-    /// Bytes of memory that programs could have.
-    pub memory_available_bytes: u64,
-    /// Processes and threads that the machine can have.
-    pub pids: u64,
-    /// Those that could be started.
-    pub pids_available: u64,
     /// What it is low on.
     pub pressure: Pressure,
     /// Most pods on the node.
@@ -419,7 +411,7 @@ mod tests {
     #[test]
     fn a_node_under_pressure_bears_a_taint_for_as_long_as_that_lasts() {
         let status = |low: &str| {
-            let pressure = Pressure { memory: low == "memory", disk: low == "disk", pids: false };
+            let pressure = Pressure { memory: low == "memory", disk: low == "disk", pids: low == "pids" };
             node_status(&MachineFacts { pressure, ..MachineFacts::default() }, None, 0)
         };
         let own = v1::Taint { key: "own".into(), effect: "NoSchedule".into(), ..v1::Taint::default() };
@@ -432,6 +424,8 @@ mod tests {
         assert_eq!(keys(&spec), ["own", "node.kubernetes.io/memory-pressure"]);
         taint_by_condition(&mut spec, &status("disk"));
         assert_eq!(keys(&spec), ["own", "node.kubernetes.io/disk-pressure"]);
+        taint_by_condition(&mut spec, &status("pids"));
+        assert_eq!(keys(&spec), ["own", "node.kubernetes.io/pid-pressure"]);
         taint_by_condition(&mut spec, &status(""));
         assert_eq!(keys(&spec), ["own"]);
     }
@@ -498,7 +492,7 @@ mod tests {
 
     #[test]
     fn a_condition_keeps_its_time_until_its_status_changes() {
-        let facts = MachineFacts { cpus: 2, disk_bytes: 100, disk_free_bytes: 50, ..MachineFacts::default() };
+        let facts = MachineFacts { cpus: 2, disk_bytes: 100, ..MachineFacts::default() };
         let first = node_status(&facts, None, 1_000_000);
         let second = node_status(&facts, Some(&first), 2_000_000);
         let full = node_status(

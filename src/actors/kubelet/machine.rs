@@ -3,23 +3,15 @@
 use std::fs;
 
 use super::context::NodeContext;
-use crate::logic::{nodes::MachineFacts, pod::downward::Allocatable};
+use crate::logic::{eviction::Left, nodes::MachineFacts, pod::downward::Allocatable};
 
 /// Fills what the machine and the runtime know into `base` (address, limits, version come from the configuration).
 pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>) -> MachineFacts {
     let images = node.runtime.list_images().await.unwrap_or_default();
-    let read = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
-    let (disk_bytes, disk_free_bytes) = disk(&node.dir);
-    let most = |path: &str| read(path).parse::<u64>().unwrap_or(0);
-    let pids = most("/proc/sys/kernel/pid_max").min(most("/proc/sys/kernel/threads-max"));
     MachineFacts {
         cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
         memory_bytes: memory_bytes(&read("/proc/meminfo")),
-        memory_available_bytes: meminfo(&read("/proc/meminfo"), "MemAvailable:"),
-        pids,
-        pids_available: pids.saturating_sub(threads(&read("/proc/loadavg"))),
-        disk_bytes,
-        disk_free_bytes,
+        disk_bytes: disk(&node.dir).0,
         kernel: read("/proc/sys/kernel/osrelease"),
         os_image: os_image(&read("/etc/os-release")),
         machine_id: read("/etc/machine-id"),
@@ -30,6 +22,23 @@ pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>
         lacks: node.runtime.lacks().map(str::to_owned),
         images: images.into_iter().map(|i| (i.names, i.size_bytes)).collect(),
         ..base
+    }
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+/// What is left of this machine right now.
+pub fn left(dir: &std::path::Path) -> Left {
+    let meminfo = read("/proc/meminfo");
+    let (disk_bytes, disk_free_bytes) = disk(dir);
+    let most = |path: &str| read(path).parse::<u64>().unwrap_or(0);
+    let pids = most("/proc/sys/kernel/pid_max").min(most("/proc/sys/kernel/threads-max"));
+    Left {
+        memory: (self::meminfo(&meminfo, "MemAvailable:"), memory_bytes(&meminfo)),
+        disk: (disk_free_bytes, disk_bytes),
+        pids: (pids.saturating_sub(threads(&read("/proc/loadavg"))), pids),
     }
 }
 
@@ -64,7 +73,7 @@ fn threads(loadavg: &str) -> u64 {
 }
 
 /// Bytes of a line of `/proc/meminfo`.
-fn meminfo(text: &str, name: &str) -> u64 {
+pub fn meminfo(text: &str, name: &str) -> u64 {
     text.lines()
         .find_map(|l| l.strip_prefix(name))
         .and_then(|rest| rest.trim().strip_suffix("kB"))

@@ -335,7 +335,7 @@ impl Kubelet {
                 report: None,
                 containers: Vec::new(),
                 running: HashMap::new(),
-                evicted: false,
+                evicted_ms: None,
             },
         );
     }
