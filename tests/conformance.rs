@@ -36,7 +36,8 @@ use conformance::{
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
 macro_rules! suite {
-    ($($room:ident { $($case:ident $(, sim exempt: $why:literal)? $(, cri exempt: $cri:literal)?;)* })*) => {
+    ($($room:ident { $($case:ident $(, sim exempt: $why:literal)? $(, docker exempt: $docker:literal)?
+        $(, cri exempt: $cri:literal)?;)* })*) => {
         mod native {
             $(mod $room {
                 $(#[tokio::test]
@@ -48,6 +49,7 @@ macro_rules! suite {
         mod docker {
             $(mod $room {
                 $(#[tokio::test]
+                $(#[ignore = $docker])?
                 async fn $case() {
                     if crate::conformance::engine::at_hand() {
                         crate::$room::$case(&mut crate::Bench::<crate::conformance::docker::OnDocker>::new().await).await;
@@ -96,6 +98,9 @@ suite! {
     containers {
         a_running_container_is_resized, sim exempt: "simulated containers have no cgroups to look at";
         only_running_containers_are_resized;
+        a_pods_share_is_what_it_is_said_to_be,
+            sim exempt: "simulated containers have no cgroups to look at",
+            docker exempt: "the engine's containers are in no group of their pod's";
         a_container_is_created_then_runs_then_has_exited;
         exit_codes_are_told_by_event_and_listing_alike;
         an_exit_is_told_once_to_every_listener;

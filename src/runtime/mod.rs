@@ -141,6 +141,13 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         Err(RuntimeError::Unsupported(self.name(), "change limits of containers"))
     }
 
+    /// Changes what all containers of a pod have together: its share under contention, for so many thousandths of a core
+    /// as they ask for. Where pods have no share of their own there is nothing to change.
+    async fn update_pod_sandbox(&self, pod: &Uid, cpu_request_milli: i64) -> Result<(), RuntimeError> {
+        let _ = (pod, cpu_request_milli);
+        Ok(())
+    }
+
     /// What every sandbox and every running container in it uses right now.
     async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
         Err(RuntimeError::Unsupported(self.name(), "tell what containers use"))

@@ -1,8 +1,10 @@
 //! Cases: a container's creation, its program's start and end, what it is given and what it prints.
 
-use troupe::runtime::{ContainerConfig, ContainerId, ContainerResources, ContainerState, RuntimeError};
+use troupe::runtime::{
+    ContainerConfig, ContainerId, ContainerResources, ContainerState, RuntimeError, SandboxConfig,
+};
 
-use super::harness::{Bench, Harness, LONG};
+use super::harness::{Bench, Harness, LONG, sandbox};
 
 pub async fn a_container_is_created_then_runs_then_has_exited<H: Harness>(bench: &mut Bench<H>) {
     bench.sandbox("a").await;
@@ -222,6 +224,47 @@ pub async fn a_running_container_is_resized<H: Harness>(bench: &mut Bench<H>) {
     }
     // It is still the same life.
     assert_eq!(bench.find(&id).await.unwrap().pid, running.pid);
+}
+
+pub async fn a_pods_share_is_what_it_is_said_to_be<H: Harness>(bench: &mut Bench<H>) {
+    let asked = SandboxConfig { cpu_request_milli: 1500, ..sandbox("p") };
+    bench.sandbox_with(asked).await;
+    let config = ContainerConfig {
+        resources: ContainerResources { cpu_request_milli: 500, ..ContainerResources::default() },
+        ..bench.hello("c", &[])
+    };
+    let id = bench.start("p", config).await;
+    let running = bench.find(&id).await.unwrap();
+    let share = || {
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", running.pid.unwrap())).unwrap();
+        let path = |wanted: &str| {
+            let mut lines = groups.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+            let found = lines.find(|(names, _)| names.split(',').any(|name| name == wanted));
+            found.map(|(_, path)| std::path::Path::new(path).parent().unwrap().to_owned())
+        };
+        let root = std::path::Path::new("/sys/fs/cgroup");
+        let inside = |path: &std::path::Path| path.strip_prefix("/").unwrap().to_owned();
+        let (file, unified) = match path("cpu") {
+            Some(path) => (root.join("cpu").join(inside(&path)).join("cpu.shares"), false),
+            None => (root.join(inside(&path("").unwrap())).join("cpu.weight"), true),
+        };
+        let share = std::fs::read_to_string(file).unwrap().trim().parse::<i64>().unwrap();
+        (share, unified)
+    };
+    let expected = |milli: i64, unified: bool| {
+        let shares = (milli * 1024 / 1000).max(2);
+        (if unified { 1 + (shares - 2) * 9999 / 262_142 } else { shares }, unified)
+    };
+    let unified = share().1;
+    assert_eq!(share(), expected(1500, unified));
+    for milli in [3000, 1000, 0] {
+        bench.runtime().update_pod_sandbox(&"p".into(), milli).await.unwrap();
+        assert_eq!(share(), expected(milli, unified));
+        // Its containers' own sizes are another matter.
+        let resources = ContainerResources { cpu_request_milli: 700, ..ContainerResources::default() };
+        bench.runtime().update_container(&id, resources).await.unwrap();
+        assert_eq!(share(), expected(milli, unified));
+    }
 }
 
 pub async fn only_running_containers_are_resized<H: Harness>(bench: &mut Bench<H>) {

@@ -140,8 +140,7 @@ pub struct PodActor {
     pub(super) pre_stops: HashMap<String, watch::Receiver<bool>>,
     teller: Teller,
     wake: Option<SpawnHandle>,
-    /// When a resize that has to wait is looked at again.
-    pub(super) resize_wake: Option<SpawnHandle>,
+    pub(super) sizing: resize::Sizing,
     /// Its volumes are written by one at a time.
     volumes: Arc<tokio::sync::Mutex<()>>,
 }
@@ -173,7 +172,7 @@ impl PodActor {
             pre_stops: HashMap::new(),
             teller,
             wake: None,
-            resize_wake: None,
+            sizing: resize::Sizing::default(),
             volumes: Arc::default(),
             seed,
         }
@@ -218,6 +217,7 @@ impl PodActor {
         if self.machine.is_finished() {
             self.seed.node.ledger.strike(&self.uid);
         }
+        self.weigh(ctx);
         let step = self.machine.step(now_ms());
         for notice in step.notices {
             self.tell_notice(notice);
@@ -271,7 +271,10 @@ impl PodActor {
                 };
                 ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
                     match outcome {
-                        Ok(Ok(status)) => pod.machine.sandbox_ready(pod.address(status.ip)),
+                        Ok(Ok(status)) => {
+                            pod.sizing.made(&wanted);
+                            pod.machine.sandbox_ready(pod.address(status.ip));
+                        }
                         Ok(Err(error)) => pod.machine.sandbox_failed(&error, now_ms()),
                         Err(messages) => pod.machine.volumes_failed(messages, now_ms()),
                     }

@@ -192,6 +192,17 @@ impl Driver {
         Ok(Some(made))
     }
 
+    /// Gives the pod's group its share. (The interface's own `UpdatePodSandboxResources` only tells the runtime of a
+    /// change that the caller made.)
+    pub(super) async fn update_sandbox(&self, uid: &Uid, cpu_request_milli: i64) -> Result<(), RuntimeError> {
+        let Some(hierarchies) = self.cgroups.clone() else { return Ok(()) };
+        let found = self.sandboxes(Some(uid)).await?.into_iter().find(|found| found.ready);
+        let found = found.ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {uid}")))?;
+        let Some(path) = found.record.cgroup else { return Ok(()) };
+        let failed = super::system(format!("change the share of pod {uid}"));
+        blocking(move || hierarchies.weigh(&path, cpu_request_milli).map_err(failed)).await
+    }
+
     /// The directory of a pod's files on the node.
     fn pod_dir(&self, uid: &Uid) -> PathBuf {
         self.config.root.join("pods").join(uid.as_str())

@@ -327,6 +327,11 @@ impl ContainerRuntime for CriRuntime {
         self.run(|driver| async move { driver.update_container(&id, resources).await }).await
     }
 
+    async fn update_pod_sandbox(&self, pod: &Uid, cpu_request_milli: i64) -> Result<(), RuntimeError> {
+        let pod = pod.clone();
+        self.run(move |driver| async move { driver.update_sandbox(&pod, cpu_request_milli).await }).await
+    }
+
     async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
         self.run(|driver| async move { driver.stats().await }).await
     }

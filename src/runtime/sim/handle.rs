@@ -279,6 +279,14 @@ impl ContainerRuntime for SimRuntime {
         runs.then_some(()).ok_or_else(|| RuntimeError::NotFound(format!("running container {id}")))
     }
 
+    async fn update_pod_sandbox(&self, pod: &Uid, cpu_request_milli: i64) -> Result<(), RuntimeError> {
+        let mut state = self.ready_for(Operation::UpdatePodSandbox)?;
+        let sandbox = state.sandboxes.get_mut(pod).filter(|sandbox| sandbox.ready);
+        let sandbox = sandbox.ok_or_else(|| RuntimeError::NotFound(format!("sandbox {pod}")))?;
+        sandbox.cpu_request_milli = cpu_request_milli;
+        Ok(())
+    }
+
     async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
         Ok(self.machine().look().stats())
     }

@@ -56,6 +56,7 @@ pub(super) struct Sandbox {
     pub(super) hostname: String,
     pub(super) ready: bool,
     pub(super) ip: Option<Ipv4Addr>,
+    pub(super) cpu_request_milli: i64,
     created_ms: i64,
     pub(super) containers: Vec<ContainerId>,
 }
@@ -137,6 +138,7 @@ impl State {
             hostname: config.hostname.clone(),
             ready: true,
             ip,
+            cpu_request_milli: config.cpu_request_milli,
             created_ms,
             containers: Vec::new(),
         });
