@@ -152,7 +152,7 @@ impl Hierarchies {
 
     /// Sets them.
     pub(super) fn limit(&self, path: &Path, settings: &[v1::Setting]) -> io::Result<()> {
-        self.first().map_or(Ok(()), |mounts| v1::limit(mounts, path, settings))
+        self.first().map_or(Ok(()), |mounts| v1::limit(mounts, path, settings, userns::inside()))
     }
 
     /// Hides the hierarchies from libcgroups, in a mount namespace of this process' own; see [`v1`]. What it cannot hide

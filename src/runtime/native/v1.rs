@@ -152,17 +152,30 @@ pub(super) fn limits(
     settings
 }
 
-/// Sets a container's limits in its groups. What the machine has no controller for is an error.
-pub(super) fn limit(mounts: &Mounts, path: &Path, settings: &[Setting]) -> io::Result<()> {
-    for Setting { controller, file, value } in settings {
-        let Some(root) = mounts.get(*controller) else {
-            let text = format!("{file} cannot be set: this machine has no cgroup controller {controller:?}");
-            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
-        };
-        fs::write(group(root, path).join(file), value)
-            .map_err(|error| io::Error::new(error.kind(), format!("set {file} to {value}: {error}")))?;
+/// Sets a container's limits in its groups. What the machine has no controller for is an error; in a user namespace
+/// (`partly`), where some hierarchies may be the user's and others not, only what can be set is, and the rest is told.
+pub(super) fn limit(mounts: &Mounts, path: &Path, settings: &[Setting], partly: bool) -> io::Result<()> {
+    for setting in settings {
+        match set(mounts, path, setting) {
+            Err(error) if partly => {
+                static TOLD: std::sync::Once = std::sync::Once::new();
+                TOLD.call_once(
+                    || tracing::warn!(%error, "some limits are not enforced: they are not the user's"),
+                );
+            }
+            done => done?,
+        }
     }
     Ok(())
+}
+
+fn set(mounts: &Mounts, path: &Path, Setting { controller, file, value }: &Setting) -> io::Result<()> {
+    let Some(root) = mounts.get(*controller) else {
+        let text = format!("{file} cannot be set: this machine has no cgroup controller {controller:?}");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    };
+    fs::write(group(root, path).join(file), value)
+        .map_err(|error| io::Error::new(error.kind(), format!("set {file} to {value}: {error}")))
 }
 
 /// What a container may open: any node may be made, the usual ones used (the OCI's default devices and terminals).
@@ -297,13 +310,27 @@ mod tests {
         let path = Path::new("/pod/container");
         make(&mounts, path).unwrap();
         let (sandbox, mut record) = records();
-        limit(&mounts, path, &limits(&sandbox, &record, false, false)).unwrap();
+        limit(&mounts, path, &limits(&sandbox, &record, false, false), false).unwrap();
         let set = |file| fs::read_to_string(dir.path().join(file)).unwrap();
         assert_eq!(set("pids/pod/container/pids.max"), "100");
         assert_eq!(set("cpu/pod/container/cpu.shares"), "2");
         record.config.resources.memory_limit_bytes = 1 << 20;
-        let error = limit(&mounts, path, &limits(&sandbox, &record, false, false)).unwrap_err();
+        let error = limit(&mounts, path, &limits(&sandbox, &record, false, false), false).unwrap_err();
         assert!(error.to_string().contains("no cgroup controller \"memory\""), "{error}");
+    }
+
+    #[test]
+    fn in_a_user_namespace_only_what_is_the_users_is_limited() {
+        let dir = tempfile::tempdir().unwrap();
+        // That of processes is someone else's, that of cpu cannot be written either.
+        let mounts = Mounts::from(["cpu", "memory"].map(|name| (name.to_owned(), dir.path().join(name))));
+        let path = Path::new("/pod/container");
+        fs::create_dir_all(dir.path().join("memory/pod/container")).unwrap();
+        let (sandbox, mut record) = records();
+        record.config.resources.memory_limit_bytes = 1 << 20;
+        limit(&mounts, path, &limits(&sandbox, &record, false, false), true).unwrap();
+        let set = fs::read_to_string(dir.path().join("memory/pod/container/memory.limit_in_bytes")).unwrap();
+        assert_eq!(set, (1 << 20).to_string());
     }
 
     #[test]
