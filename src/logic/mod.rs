@@ -15,6 +15,7 @@ pub mod pod;
 pub mod reconcile;
 pub mod replication;
 pub mod select;
+pub mod summary;
 pub mod supervision;
 #[cfg(test)]
 pub(crate) mod testing;

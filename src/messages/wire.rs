@@ -227,6 +227,8 @@ pub enum Open {
     Attach(AttachRequest),
     /// master → node: a connection to a port of a pod.
     PortForward(PortForwardRequest),
+    /// master → node: the kubelet's `stats/summary` comes back, a [`crate::logic::summary::Summary`] as JSON.
+    Summary,
 }
 
 /// Answer to [`Open`].

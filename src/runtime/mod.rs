@@ -31,7 +31,7 @@ use tokio::{
 
 pub use self::{
     config::{ContainerConfig, ContainerResources, Dns, Mount, Propagation, SandboxConfig, Security},
-    stats::{SandboxStats, Usage},
+    stats::{SandboxStats, Usage, devices},
 };
 use crate::model::Uid;
 

@@ -126,6 +126,7 @@ pub fn open() -> Vec<Open> {
             uid: "u1".into(),
             port: 8080,
         }),
+        Open::Summary,
     ]
 }
 
@@ -187,9 +188,10 @@ fn every_variant_has_its_golden_bytes() {
             Open::Stats => 7,
             Open::Attach(_) => 8,
             Open::PortForward(_) => 9,
+            Open::Summary => 12,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -243,6 +245,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         07
         08026e73017002753101630101
         09026e730170027531fb901f
+        0a
         ",
     );
     golden(

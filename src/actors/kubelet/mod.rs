@@ -27,6 +27,7 @@ mod start;
 mod stats;
 mod stops;
 mod streams;
+mod summary;
 #[cfg(test)]
 mod tests;
 mod volumes;
@@ -164,6 +165,7 @@ pub struct Kubelet {
     /// What the node and its pods used lately.
     readings: Readings,
     eviction: eviction::Eviction,
+    measured: Arc<tokio::sync::Mutex<summary::Measured>>,
 }
 
 impl Kubelet {
@@ -185,6 +187,7 @@ impl Kubelet {
             pod_cidr: String::new(),
             readings: Readings::default(),
             eviction: eviction::Eviction::default(),
+            measured: Arc::default(),
         }
     }
 

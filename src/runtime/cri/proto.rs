@@ -292,6 +292,7 @@ messages! {
     MemoryUsage {
         working_set_bytes: Option<UInt64Value> = [message, optional, tag = "2"],
         usage_bytes: Option<UInt64Value> = [message, optional, tag = "4"],
+        rss_bytes: Option<UInt64Value> = [message, optional, tag = "5"],
     }
     FilesystemUsage { used_bytes: Option<UInt64Value> = [message, optional, tag = "3"] }
     ListPodSandboxStatsRequest { filter: Option<PodSandboxStatsFilter> = [message, optional, tag = "1"] }
