@@ -29,7 +29,7 @@ use crate::{
     },
     model::Uid,
     net::Responder,
-    runtime::{SandboxStats, Usage, devices},
+    runtime::{RuntimeError, SandboxStats, Usage, devices},
 };
 
 /// How old a measurement may be in any case.
@@ -66,24 +66,20 @@ impl Kubelet {
         let work = async move {
             let read = stats::read(&node, &known).await?;
             let files = measure(&measured, &subjects).await;
-            Ok((node, known, subjects, read, files))
+            Ok::<_, RuntimeError>((node, known, subjects, read, files))
         };
         ctx.spawn(work.into_actor(self).map(|outcome, kubelet, _| {
             let (node, known, subjects, (reading, all), files) = match outcome {
                 Ok(gathered) => gathered,
-                Err(error) => {
-                    let error: crate::runtime::RuntimeError = error;
-                    return refuse(responder, 503, error.to_string());
-                }
+                Err(error) => return refuse(responder, 503, error.to_string()),
             };
-            let (at_ms, of_machine) = (reading.at_ms, of_node(&node, &reading));
+            let (at_ms, mut of_machine) = (reading.at_ms, of_node(&node, &reading));
             kubelet.keep_reading(Ok(reading));
             let rates = kubelet.readings.usage();
             let pods = all.iter().filter_map(|pod| {
                 let subject = subjects.get(&pod.uid)?;
                 Some(of_pod(pod, subject, &known, files.get(&pod.uid), &rates))
             });
-            let mut of_machine = of_machine;
             of_machine.amounts.cpu_nano = rates.machine.map(|rate| rate.cpu_nano);
             stats::answer(responder, &summary(at_ms, of_machine, pods.collect()));
         }));

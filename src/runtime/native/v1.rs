@@ -157,7 +157,7 @@ pub(super) fn limits(
 pub(super) fn limit(mounts: &Mounts, path: &Path, settings: &[Setting], partly: bool) -> io::Result<()> {
     for setting in settings {
         match set(mounts, path, setting) {
-            Err(error) if partly => {
+            Err(error) if partly && is_anothers(&error) => {
                 static TOLD: std::sync::Once = std::sync::Once::new();
                 TOLD.call_once(
                     || tracing::warn!(%error, "some limits are not enforced: they are not the user's"),
@@ -167,6 +167,12 @@ pub(super) fn limit(mounts: &Mounts, path: &Path, settings: &[Setting], partly: 
         }
     }
     Ok(())
+}
+
+/// Whether a limit could not be set for want of a hierarchy or of the right to write to it.
+fn is_anothers(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    matches!(error.kind(), NotFound | PermissionDenied | ReadOnlyFilesystem | Unsupported)
 }
 
 fn set(mounts: &Mounts, path: &Path, Setting { controller, file, value }: &Setting) -> io::Result<()> {
