@@ -83,8 +83,10 @@ fn the_summary_of_a_node_tells_what_it_its_pods_and_their_containers_use() {
         let found =
             pods.into_iter().find(|of| of["podRef"]["uid"] == pod["metadata"]["uid"]).unwrap_or_default();
         let used = number(&found["containers"][0]["cpu"]["usageNanoCores"]);
-        let stored = number(&found["ephemeral-storage"]["usedBytes"]);
-        check(used > 50_000_000 && stored > 0, || found.to_string())?;
+        // Sizes may be some seconds old.
+        let sizes = [&found["ephemeral-storage"], &found["volume"][0], &found["containers"][0]["logs"]];
+        let measured = sizes.iter().all(|size| number(&size["usedBytes"]) > 0);
+        check(used > 50_000_000 && measured, || found.to_string())?;
         Ok((summary, found))
     });
     let container = &found["containers"][0];
@@ -97,14 +99,8 @@ fn the_summary_of_a_node_tells_what_it_its_pods_and_their_containers_use() {
     );
     assert_eq!(number(&memory["availableBytes"]) + number(&memory["workingSetBytes"]), 256 << 20);
     assert!(number(&container["cpu"]["usageCoreNanoSeconds"]) > 0);
-    assert!(
-        number(&container["logs"]["usedBytes"]) > 0 && container["rootfs"]["usedBytes"].is_u64(),
-        "{container}"
-    );
-    assert!(
-        number(&found["volume"][0]["usedBytes"]) > 0 && text(&found["volume"][0]["name"]) == "v",
-        "{found}"
-    );
+    assert!(container["rootfs"]["usedBytes"].is_u64(), "{container}");
+    assert!(text(&found["volume"][0]["name"]) == "v", "{found}");
     assert!(found["network"]["rxBytes"].is_u64() && found["network"]["txBytes"].is_u64(), "{found}");
     assert!(number(&found["process_stats"]["process_count"]) > 0, "{found}");
     let node = &summary["node"];
