@@ -21,6 +21,7 @@ mod conformance {
     pub mod images;
     pub mod logs;
     pub mod native;
+    pub mod propagation;
     pub mod restarts;
     pub mod sandboxes;
     pub mod sharing;
@@ -28,10 +29,12 @@ mod conformance {
     pub mod stats;
     pub mod stopping;
     pub mod streams;
+    pub mod users;
 }
 
 use conformance::{
-    containers, exec, harness::Bench, images, logs, restarts, sandboxes, sharing, stats, stopping, streams,
+    containers, exec, harness::Bench, images, logs, propagation, restarts, sandboxes, sharing, stats,
+    stopping, streams, users,
 };
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
@@ -120,6 +123,8 @@ suite! {
         removing_a_running_container_kills_it;
         an_exit_stays_readable_until_removal;
         two_stops_at_once_both_return;
+        a_program_is_asked_to_end_by_the_signal_of_its_container_or_image,
+            sim exempt: "simulated programs do not tell signals apart";
     }
     exec {
         a_programs_output_and_exit_code_are_told;
@@ -212,6 +217,18 @@ suite! {
             sim exempt: "simulated containers have no file system";
         last_words_are_left_on_the_node,
             sim exempt: "simulated containers have no file system";
+    }
+    propagation {
+        later_mounts_appear_on_the_other_side_where_that_was_asked_for,
+            sim exempt: "simulated containers have no file system";
+        what_the_node_does_not_share_is_refused,
+            sim exempt: "simulated containers have no file system";
+    }
+    users {
+        root_in_a_pod_with_users_of_its_own_is_not_the_nodes,
+            sim exempt: "simulated programs are run by nobody";
+        containers_with_users_of_their_own_share_a_pid_namespace,
+            sim exempt: "simulated programs are run by nobody";
     }
     images {
         a_docker_archive_is_loaded_listed_and_removed;

@@ -20,3 +20,4 @@ pub mod supervision;
 pub(crate) mod testing;
 pub mod trust;
 pub mod usage;
+pub mod user_ranges;

@@ -22,7 +22,7 @@ use super::{
     eviction::Pressure,
     pod::{gates, status::time},
 };
-use crate::model::{KindFacet, NodeName, Object, SealError, Uid, seal};
+use crate::model::{KindFacet, NodeName, Object, SealError, Uid, huge_pages, quantity, seal};
 
 /// What a machine says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,6 +35,8 @@ pub struct MachineFacts {
     pub disk_bytes: u64,
     /// Bytes free on it.
     pub disk_free_bytes: u64,
+    /// Huge pages by their size: bytes of a page, bytes of all of them.
+    pub huge_pages: Vec<(i64, i64)>,
     /// Bytes of memory that programs could have.
     pub memory_available_bytes: u64,
     /// Processes and threads that the machine can have.
@@ -76,7 +78,7 @@ const STATUS_IMAGES: usize = 50;
 
 /// The node's own status. `before` is the last one: its conditions' times stay where nothing changed.
 pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms: i64) -> v1::NodeStatus {
-    let amounts: BTreeMap<String, Quantity> = [
+    let mut capacity: BTreeMap<String, Quantity> = [
         ("cpu", facts.cpus.to_string()),
         ("memory", format!("{}Ki", facts.memory_bytes / 1024)),
         ("ephemeral-storage", format!("{}Ki", facts.disk_bytes / 1024)),
@@ -85,6 +87,15 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
     .into_iter()
     .map(|(k, v)| (k.to_owned(), Quantity(v)))
     .collect();
+    for (page, bytes) in &facts.huge_pages {
+        capacity
+            .insert(huge_pages::name(*page), Quantity(quantity::canonical(&format!("{}Ki", bytes / 1024))));
+    }
+    let mut allocatable = capacity.clone();
+    // What is set aside in huge pages is no memory for anything else.
+    let huge: i64 = facts.huge_pages.iter().map(|(_, bytes)| bytes).sum();
+    let memory = facts.memory_bytes.saturating_sub(huge.unsigned_abs());
+    allocatable.insert("memory".to_owned(), Quantity(format!("{}Ki", memory / 1024)));
     let (ready, reason, message) = match &facts.runtime_fault {
         None => (true, "KubeletReady", "kubelet is posting ready status".to_owned()),
         Some(fault) => (false, "ContainerRuntimeNotReady", fault.clone()),
@@ -99,8 +110,8 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
     // One of our own, and only where there is something to say.
     let lacking = facts.lacks.clone().map(|lacks| condition("Rootless", true, "OrdinaryUser", lacks));
     v1::NodeStatus {
-        capacity: Some(amounts.clone()),
-        allocatable: Some(amounts),
+        capacity: Some(capacity),
+        allocatable: Some(allocatable),
         addresses: Some(vec![
             v1::NodeAddress { type_: "InternalIP".into(), address: facts.address.clone() },
             v1::NodeAddress { type_: "Hostname".into(), address: facts.hostname.clone() },

@@ -9,6 +9,7 @@ mod deletion;
 mod facet;
 mod fault;
 mod field_selector;
+pub mod huge_pages;
 mod key;
 mod kind;
 mod merge;

@@ -8,7 +8,6 @@ type InSpec = (&'static str, fn(&PodSpec) -> bool);
 type InContainer = (&'static str, fn(&Container) -> bool);
 
 const IN_SPEC: &[InSpec] = &[
-    ("hostUsers", |s| s.host_users == Some(false)),
     ("resourceClaims", |s| s.resource_claims.iter().flatten().next().is_some()),
     ("runtimeClassName", |s| s.runtime_class_name.is_some()),
     ("securityContext.appArmorProfile", |s| {
@@ -22,7 +21,6 @@ const IN_SPEC: &[InSpec] = &[
 ];
 
 const IN_CONTAINER: &[InContainer] = &[
-    ("lifecycle.stopSignal", |c| c.lifecycle.as_ref().is_some_and(|l| l.stop_signal.is_some())),
     ("volumeMounts.recursiveReadOnly", |c| {
         let asks = |m: &VolumeMount| !matches!(m.recursive_read_only.as_deref(), None | Some("Disabled"));
         c.volume_mounts.iter().flatten().any(asks)
@@ -34,16 +32,10 @@ const IN_CONTAINER: &[InContainer] = &[
     ("securityContext.seLinuxOptions", |c| {
         c.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some())
     }),
-    ("resources.limits.hugepages", |c| limits(c, |name| name.starts_with("hugepages-"))),
 ];
 
 fn confines(profile: Option<&AppArmorProfile>) -> bool {
     profile.is_some_and(|profile| profile.type_ != "Unconfined")
-}
-
-fn limits(container: &Container, which: fn(&str) -> bool) -> bool {
-    let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-    limits.is_some_and(|limits| limits.keys().any(|name| which(name)))
 }
 
 /// Volume sources that are mounted.
@@ -101,7 +93,7 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"spec": {
             "runtimeClassName": "r",
             "initContainers": [{"name": "i", "volumeDevices": [{"name": "d", "devicePath": "/d"}]}],
-            "containers": [{"name": "a"}, {"name": "b", "lifecycle": {"stopSignal": "SIGINT"}}],
+            "containers": [{"name": "a"}, {"name": "b", "volumeDevices": [{"name": "d", "devicePath": "/d"}]}],
             "volumes": [
                 {"name": "e", "emptyDir": {}},
                 {"name": "s", "secret": {"secretName": "s"}},
@@ -117,7 +109,7 @@ mod tests {
             unsupported(&pod),
             [
                 "spec.runtimeClassName",
-                "spec.containers[1].lifecycle.stopSignal",
+                "spec.containers[1].volumeDevices",
                 "spec.initContainers[0].volumeDevices",
                 "spec.volumes[2].persistentVolumeClaim",
                 "spec.volumes[5].projected.sources[1].serviceAccountToken"
@@ -128,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_and_profiles_that_nothing_enforces_are_named() {
+    fn profiles_that_nothing_enforces_are_named() {
         let profile = json!({"type": "RuntimeDefault"});
         let pod: Pod = serde_json::from_value(json!({"spec": {
             "securityContext": {"appArmorProfile": {"type": "Unconfined"}, "seLinuxOptions": {"level": "s0"}},
@@ -145,11 +137,7 @@ mod tests {
             .collect();
         assert_eq!(
             paths,
-            [
-                "spec.securityContext.seLinuxOptions",
-                "spec.containers[0].securityContext.appArmorProfile",
-                "spec.containers[0].resources.limits.hugepages",
-            ]
+            ["spec.securityContext.seLinuxOptions", "spec.containers[0].securityContext.appArmorProfile",]
         );
     }
 }

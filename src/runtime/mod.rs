@@ -16,6 +16,7 @@ mod limits;
 pub mod logs;
 pub mod native;
 mod netns;
+mod signal;
 pub mod sim;
 mod stats;
 mod within;
@@ -30,7 +31,10 @@ use tokio::{
 };
 
 pub use self::{
-    config::{ContainerConfig, ContainerResources, Dns, Mount, Propagation, SandboxConfig, Security},
+    config::{
+        ContainerConfig, ContainerResources, Dns, HugePageLimit, IdRange, Mount, Propagation, SandboxConfig,
+        Security,
+    },
     stats::{SandboxStats, Usage},
 };
 use crate::model::Uid;
@@ -50,6 +54,12 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// What this user's containers lack that those of root have, in words for the user.
     fn lacks(&self) -> Option<&'static str> {
         None
+    }
+
+    /// Whether pods can have users of their own: [`SandboxConfig::user_namespace`]. One that cannot give them refuses such
+    /// a sandbox.
+    fn user_namespaces(&self) -> bool {
+        false
     }
 
     /// Tells the subnet from which pods on this node get their addresses (CIDR). Before the first sandbox, and again
@@ -76,7 +86,7 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// Runs the container's program. When this returns `Ok`, its first instruction is about to run or has run.
     async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError>;
 
-    /// SIGTERM (or the image's stop signal), then SIGKILL after `grace`. Returns once the container is dead. Idempotent.
+    /// [`ContainerConfig::stop_signal`], else the image's, else SIGTERM, then SIGKILL after `grace`. Returns once the container is dead. Idempotent.
     async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError>;
 
     /// Forgets an ended container and its root file system; kills it if it runs. Idempotent.

@@ -20,6 +20,7 @@ mod exec;
 mod harness;
 mod life;
 mod manifests;
+mod node;
 mod order;
 mod placement;
 mod pods;

@@ -29,6 +29,7 @@ mod stops;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod users;
 mod volumes;
 
 use std::{

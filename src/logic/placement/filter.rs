@@ -132,13 +132,26 @@ fn ports_free(pod: &PodFacet, taken: &HashSet<HostPort>) -> bool {
 
 /// The resources of which too little is free. What a pod does not ask for cannot be lacking.
 fn insufficient(asked: Resources, free: Resources) -> impl Iterator<Item = &'static str> {
-    [
+    let plain = [
         ("Too many pods", asked.pods, free.pods),
         ("Insufficient cpu", asked.cpu_milli, free.cpu_milli),
         ("Insufficient memory", asked.memory_bytes, free.memory_bytes),
         ("Insufficient ephemeral-storage", asked.ephemeral_bytes, free.ephemeral_bytes),
-    ]
-    .into_iter()
-    .filter(|(_, asked, free)| *asked > 0 && asked > free)
-    .map(|(reason, ..)| reason)
+    ];
+    let huge = HUGE.into_iter().zip(asked.huge_bytes).zip(free.huge_bytes);
+    let huge = huge.map(|((reason, asked), free)| (reason, asked, free));
+    plain
+        .into_iter()
+        .chain(huge)
+        .filter(|(_, asked, free)| *asked > 0 && asked > free)
+        .map(|(reason, ..)| reason)
 }
+
+/// In the order of [`Resources::huge_bytes`].
+const HUGE: [&str; 5] = [
+    "Insufficient hugepages-64Ki",
+    "Insufficient hugepages-2Mi",
+    "Insufficient hugepages-32Mi",
+    "Insufficient hugepages-1Gi",
+    "Insufficient hugepages of that size",
+];

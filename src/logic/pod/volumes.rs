@@ -16,6 +16,7 @@ use super::{
     config::{Around, Places, expand_noting},
     downward,
     env::content,
+    huge_pages,
 };
 use crate::model::{Kind, quantity};
 
@@ -37,6 +38,11 @@ pub enum Source {
     Memory {
         /// Bytes at most; the kernel's default without.
         size: Option<u64>,
+    },
+    /// An empty file system of huge pages.
+    HugePages {
+        /// Bytes of each.
+        page_bytes: i64,
     },
     /// A file or directory of the node.
     Host {
@@ -107,7 +113,7 @@ fn source(pod: &v1::Pod, volume: &v1::Volume, around: &Around) -> Result<Source,
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut files = Files::new();
     let memory = if let Some(empty) = &volume.empty_dir {
-        return empty_dir(empty);
+        return empty_dir(pod, empty);
     } else if let Some(host) = &volume.host_path {
         let kind = host.type_.clone().unwrap_or_default();
         return Ok(Source::Host { path: PathBuf::from(&host.path), kind });
@@ -134,13 +140,13 @@ fn source(pod: &v1::Pod, volume: &v1::Volume, around: &Around) -> Result<Source,
     Ok(Source::Files { memory, files })
 }
 
-fn empty_dir(empty: &v1::EmptyDirVolumeSource) -> Result<Source, String> {
+fn empty_dir(pod: &v1::Pod, empty: &v1::EmptyDirVolumeSource) -> Result<Source, String> {
     let limit = empty.size_limit.as_ref().and_then(|q| quantity::parse_units(&q.0).ok());
     let size = limit.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
     match empty.medium.as_deref().unwrap_or_default() {
         "" => Ok(Source::Directory),
         "Memory" => Ok(Source::Memory { size }),
-        other => Err(format!("emptyDir medium {other:?} is not supported by troupe")),
+        medium => huge_pages::of_medium(pod, medium).map(|page_bytes| Source::HugePages { page_bytes }),
     }
 }
 

@@ -15,12 +15,16 @@ use crate::{
     model::Uid,
     runtime::{
         ContainerConfig, ContainerId, ContainerResources, ContainerState, ContainerStatus, EXEC_OUTPUT_BYTES,
-        ExecOutput, RuntimeError, SandboxConfig, native::user::check_non_root, within,
+        ExecOutput, RuntimeError, SandboxConfig,
+        native::{send_signal, user::check_non_root},
+        signal, within,
     },
 };
 
 /// Beyond a grace, or the time of a program that is run: the runtime kills, and has to notice.
 const SETTLE: Duration = Duration::from_secs(60);
+/// How often is looked whether a container that was sent a signal of ours has ended.
+const END_PAUSE: Duration = Duration::from_millis(10);
 /// SIGKILL's number, as a program's end.
 const KILLED: i32 = 128 + 9;
 
@@ -125,6 +129,7 @@ impl Driver {
         let Some(found) = self.inspect(&id.0).await? else { return Ok(()) };
         if found.state == ContainerState::Running {
             self.watch.ending(&id.0);
+            let grace = if self.ask_to_end(&found, grace).await { Duration::ZERO } else { grace };
             // The interface counts in seconds, so the exact end of the grace is ours.
             let timeout = seconds(grace);
             let request = proto::StopContainerRequest { container_id: id.0.clone(), timeout };
@@ -137,6 +142,35 @@ impl Driver {
             }
         }
         self.relist().await.map(drop)
+    }
+
+    /// Sends the signal that a container asked for, past the runtime, and waits for its end, at most for the grace.
+    /// `false`: it asked for none, or its process cannot be found, so that stopping it is all the runtime's.
+    async fn ask_to_end(&self, container: &ContainerStatus, grace: Duration) -> bool {
+        if grace.is_zero() {
+            return false;
+        }
+        let Some(name) = self.stop_signal(&container.id.0).await else { return false };
+        let ours = |pid: i32| {
+            // Another process may have the number by now.
+            let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            groups.contains(&container.id.0)
+        };
+        let (Some(number), Some(pid)) = (signal::parse(&name), container.pid.filter(|pid| ours(*pid))) else {
+            tracing::warn!(container = %container.id, signal = name, "a stop signal cannot be sent");
+            return false;
+        };
+        if let Err(error) = send_signal(pid, number) {
+            tracing::warn!(container = %container.id, signal = name, %error, "a stop signal cannot be sent");
+            return false;
+        }
+        let ended = async {
+            while ours(pid) {
+                tokio::time::sleep(END_PAUSE).await;
+            }
+        };
+        let _ = tokio::time::timeout(grace, ended).await;
+        true
     }
 
     pub(super) async fn remove_container(self: &Arc<Self>, id: &ContainerId) -> Result<(), RuntimeError> {

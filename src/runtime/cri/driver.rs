@@ -111,6 +111,12 @@ impl Driver {
     ) -> Result<SandboxStatus, RuntimeError> {
         let uid = Uid::from(config.uid.as_str());
         check_uid(&config.uid)?;
+        if config.user_namespace.is_some() {
+            // The interface has words for it since Kubernetes 1.25, which runtimes before containerd 2.0 pass over in
+            // silence: the pod's root would be the node's.
+            let text = "hostUsers false: the cri runtime does not ask for users of a pod's own";
+            return Err(RuntimeError::Config(text.to_owned()));
+        }
         let _turn = self.lock(&uid).await;
         let mut attempt = 0;
         for found in self.sandboxes(Some(&uid)).await? {

@@ -150,12 +150,14 @@ messages! {
         readonly: bool = [bool, tag = "3"],
         propagation: i32 = [int32, tag = "5"],
     }
+    HugepageLimit { page_size: String = [string, tag = "1"], limit: u64 = [uint64, tag = "2"] }
     LinuxContainerResources {
         cpu_period: i64 = [int64, tag = "1"],
         cpu_quota: i64 = [int64, tag = "2"],
         cpu_shares: i64 = [int64, tag = "3"],
         memory_limit_in_bytes: i64 = [int64, tag = "4"],
         oom_score_adj: i64 = [int64, tag = "5"],
+        hugepage_limits: Vec<HugepageLimit> = [message, repeated, tag = "8"],
         unified: Map = [map = "string, string", tag = "9"],
         memory_swap_limit_in_bytes: i64 = [int64, tag = "10"],
     }

@@ -117,6 +117,11 @@ impl Driver {
 
     pub(super) async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
         let uid = Uid::from(config.uid.as_str());
+        if config.user_namespace.is_some() {
+            // The engine knows one range for all of its containers, and that only if it is started with it.
+            let text = "hostUsers false: the docker runtime cannot give a pod users of its own";
+            return Err(RuntimeError::Config(text.to_owned()));
+        }
         let _turn = self.lock(&uid).await;
         for found in self.sandboxes(Some(&uid)).await? {
             if found.running {

@@ -45,6 +45,7 @@ use tokio::{
     sync::{broadcast, oneshot},
 };
 
+pub(super) use self::sys::kill as send_signal;
 pub use self::{check::check, mounts::unmount_below, shim::shim_main, state::holds_sandboxes};
 use self::{
     driver::{Driver, blocking},
@@ -176,6 +177,11 @@ impl ContainerRuntime for NativeRuntime {
 
     fn lacks(&self) -> Option<&'static str> {
         userns::lacks()
+    }
+
+    fn user_namespaces(&self) -> bool {
+        // An ordinary user has but one number to give away.
+        !userns::inside()
     }
 
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {

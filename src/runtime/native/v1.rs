@@ -152,6 +152,22 @@ pub(super) fn limits(
     settings
 }
 
+/// What limits a container's huge pages.
+pub(super) fn huge_pages(record: &ContainerRecord) -> impl Iterator<Item = Setting> + '_ {
+    record.config.huge_pages.iter().filter_map(|limit| {
+        let file = match limit.size().as_str() {
+            "64KB" => "hugetlb.64KB.limit_in_bytes",
+            "2MB" => "hugetlb.2MB.limit_in_bytes",
+            "32MB" => "hugetlb.32MB.limit_in_bytes",
+            "512MB" => "hugetlb.512MB.limit_in_bytes",
+            "1GB" => "hugetlb.1GB.limit_in_bytes",
+            "16GB" => "hugetlb.16GB.limit_in_bytes",
+            _ => return None,
+        };
+        Some(Setting { controller: "hugetlb", file, value: limit.limit_bytes.to_string() })
+    })
+}
+
 /// Sets a container's limits in its groups. What the machine has no controller for is an error.
 pub(super) fn limit(mounts: &Mounts, path: &Path, settings: &[Setting]) -> io::Result<()> {
     for Setting { controller, file, value } in settings {
@@ -286,6 +302,13 @@ mod tests {
         assert!(plain[7..].iter().all(|setting| setting.starts_with("devices.allow=")));
         assert_eq!(plain.len(), 7 + DEVICES.len());
         assert!(!told(&record, false).contains(&expected[5].to_owned()));
+        record.config.huge_pages = vec![
+            crate::runtime::HugePageLimit { page_bytes: 2 << 20, limit_bytes: 4 << 20 },
+            crate::runtime::HugePageLimit { page_bytes: 1 << 30, limit_bytes: 0 },
+        ];
+        let huge: Vec<String> =
+            huge_pages(&record).map(|setting| format!("{}={}", setting.file, setting.value)).collect();
+        assert_eq!(huge, ["hugetlb.2MB.limit_in_bytes=4194304", "hugetlb.1GB.limit_in_bytes=0"]);
         record.config.security.privileged = true;
         assert_eq!(told(&record, true).last().map(String::as_str), Some(expected[5]));
     }

@@ -170,6 +170,10 @@ impl ContainerRuntime for SimRuntime {
         false
     }
 
+    fn user_namespaces(&self) -> bool {
+        true
+    }
+
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
         self.ready_for(Operation::SetPodCidr)?.addresses.set(cidr)
     }
