@@ -15,7 +15,7 @@ use crate::{
         body,
         patch::{Format, Patch},
     },
-    messages::wire::{Open, Opened, ToMaster, ToNode},
+    messages::wire::{JoinAnswer, JoinRequest, Open, Opened, ToMaster, ToNode},
     model::{
         Kind, Revision,
         admit::{Admission, FieldValidation, Part, admit_create, admit_update},
@@ -37,11 +37,13 @@ pub fn wire_frame(input: &[u8]) {
     // Bytes in memory are always there: nothing ever waits.
     while let Some(Ok(Some(frame))) = reader.next().now_or_never() {
         assert!(frame.len() <= FRAME_CAP, "a frame beyond the cap");
-        match choice % 4 {
+        match choice % 6 {
             0 => message::<ToMaster>(&frame),
             1 => message::<ToNode>(&frame),
             2 => message::<Open>(&frame),
-            _ => message::<Opened>(&frame),
+            3 => message::<Opened>(&frame),
+            4 => message::<JoinRequest>(&frame),
+            _ => message::<JoinAnswer>(&frame),
         }
     }
 }

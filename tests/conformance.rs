@@ -21,6 +21,7 @@ mod conformance {
     pub mod images;
     pub mod logs;
     pub mod native;
+    pub mod propagation;
     pub mod restarts;
     pub mod sandboxes;
     pub mod sharing;
@@ -28,15 +29,18 @@ mod conformance {
     pub mod stats;
     pub mod stopping;
     pub mod streams;
+    pub mod users;
 }
 
 use conformance::{
-    containers, exec, harness::Bench, images, logs, restarts, sandboxes, sharing, stats, stopping, streams,
+    containers, exec, harness::Bench, images, logs, propagation, restarts, sandboxes, sharing, stats,
+    stopping, streams, users,
 };
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
 macro_rules! suite {
-    ($($room:ident { $($case:ident $(, sim exempt: $why:literal)? $(, cri exempt: $cri:literal)?;)* })*) => {
+    ($($room:ident { $($case:ident $(, sim exempt: $why:literal)? $(, docker exempt: $docker:literal)?
+        $(, cri exempt: $cri:literal)?;)* })*) => {
         mod native {
             $(mod $room {
                 $(#[tokio::test]
@@ -48,6 +52,7 @@ macro_rules! suite {
         mod docker {
             $(mod $room {
                 $(#[tokio::test]
+                $(#[ignore = $docker])?
                 async fn $case() {
                     if crate::conformance::engine::at_hand() {
                         crate::$room::$case(&mut crate::Bench::<crate::conformance::docker::OnDocker>::new().await).await;
@@ -96,6 +101,9 @@ suite! {
     containers {
         a_running_container_is_resized, sim exempt: "simulated containers have no cgroups to look at";
         only_running_containers_are_resized;
+        a_pods_share_is_what_it_is_said_to_be,
+            sim exempt: "simulated containers have no cgroups to look at",
+            docker exempt: "the engine's containers are in no group of their pod's";
         a_container_is_created_then_runs_then_has_exited;
         exit_codes_are_told_by_event_and_listing_alike;
         an_exit_is_told_once_to_every_listener;
@@ -106,6 +114,7 @@ suite! {
         an_image_that_is_not_here_is_named_and_leaves_no_container;
         running_as_root_is_refused_when_asked_to;
         a_container_is_started_once;
+        the_containers_of_one_pod_are_listed_alone;
         unknown_containers_and_sandboxes_are_not_found;
         arguments_environment_directory_and_host_name_reach_the_program;
         output_is_logged_by_stream_in_order;
@@ -120,6 +129,8 @@ suite! {
         removing_a_running_container_kills_it;
         an_exit_stays_readable_until_removal;
         two_stops_at_once_both_return;
+        a_program_is_asked_to_end_by_the_signal_of_its_container_or_image,
+            sim exempt: "simulated programs do not tell signals apart";
     }
     exec {
         a_programs_output_and_exit_code_are_told;
@@ -136,38 +147,30 @@ suite! {
             sim exempt: "simulated programs know nothing of their container";
         after_a_restart_programs_run_in_the_containers_found;
         a_program_with_streams_says_what_it_has_to_say_and_how_it_ended;
+        a_program_with_streams_is_seen_whole_or_its_end_says_that_it_is_not;
     }
     streams {
         a_program_reads_what_is_typed_until_its_end,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         a_terminal_has_a_name_and_the_size_of_the_users,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         an_interrupt_on_a_terminal_reaches_the_foreground_program,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         what_a_user_leaves_on_a_terminal_is_hung_up,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         a_terminal_for_a_program_that_does_not_exist_is_an_error,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         who_attaches_talks_with_the_program_itself,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         input_for_once_ends_with_who_had_it,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         input_that_ends_at_once_has_come_and_ended,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         a_container_has_a_terminal_when_it_asks_for_one,
-            sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            sim exempt: "simulated programs read nothing and have no terminals";
         who_does_not_listen_holds_up_nobody,
             sim exempt: "simulated programs read nothing and have no terminals",
-            cri exempt: "streams go by the CRI runtime's own server, which is not spoken to";
+            cri exempt: "a CRI runtime copies to those who attach by itself, and waits for the slowest";
         a_port_of_a_pod_is_reached_from_inside,
             sim exempt: "simulated containers have no sockets";
     }
@@ -212,6 +215,18 @@ suite! {
             sim exempt: "simulated containers have no file system";
         last_words_are_left_on_the_node,
             sim exempt: "simulated containers have no file system";
+    }
+    propagation {
+        later_mounts_appear_on_the_other_side_where_that_was_asked_for,
+            sim exempt: "simulated containers have no file system";
+        what_the_node_does_not_share_is_refused,
+            sim exempt: "simulated containers have no file system";
+    }
+    users {
+        root_in_a_pod_with_users_of_its_own_is_not_the_nodes,
+            sim exempt: "simulated programs are run by nobody";
+        containers_with_users_of_their_own_share_a_pid_namespace,
+            sim exempt: "simulated programs are run by nobody";
     }
     images {
         a_docker_archive_is_loaded_listed_and_removed;

@@ -268,11 +268,21 @@ fn an_ordinary_user_runs_pods_that_reach_each_other() {
         json!({"securityContext": {"privileged": true, "runAsUser": 0}, "args": ["--listen", "0.0.0.0:8081"]}),
     ));
     user.until_ready("a");
-    let address = user.until_ready("b")["status"]["podIP"].as_str().unwrap().to_owned();
+    let ready = user.until_ready("b");
+    let address = ready["status"]["podIP"].as_str().unwrap().to_owned();
     user.until_ready("host");
     for from in ["a", "host"] {
         let page = user.hello(from, &["--fetch", &format!("http://{address}:8080/")]);
         assert!(page.contains("Hello from b"), "{page}");
+    }
+    // What they said to each other is counted.
+    let node = ready["spec"]["nodeName"].as_str().unwrap();
+    let summary = user.ok(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/stats/summary")]);
+    let summary: Value = serde_json::from_str(&summary).unwrap();
+    for pod in summary["pods"].as_array().unwrap() {
+        let (own, network) = (pod["podRef"]["name"] != "host", &pod["network"]);
+        let counted = |name: &str| network[name].as_u64().is_some_and(|bytes| bytes > 0);
+        assert_eq!(counted("rxBytes") && counted("txBytes"), own, "{pod}");
     }
     // Each sees the user that it asked for, its programs and those that are run beside them.
     for (name, uid, gid) in [("a", 65_532, 65_532), ("b", 1234, 4321), ("host", 0, 0)] {

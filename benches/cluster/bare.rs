@@ -149,6 +149,11 @@ impl Bare {
 /// Does something so many times, four at once.
 pub fn at_once<T: Send>(count: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
     const AT_ONCE: usize = 4;
+    so_many_at_once(AT_ONCE, count, work)
+}
+
+/// Does something so many times, so many at once.
+pub fn so_many_at_once<T: Send>(workers: usize, count: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
     let (left, done) = (Mutex::new(count), Mutex::new(Vec::with_capacity(count)));
     let take = || {
         let mut left = left.lock().expect("nobody panicked");
@@ -157,7 +162,7 @@ pub fn at_once<T: Send>(count: usize, work: impl Fn() -> T + Sync) -> Vec<T> {
         more
     };
     thread::scope(|scope| {
-        for _ in 0..AT_ONCE {
+        for _ in 0..workers {
             scope.spawn(|| {
                 while take() {
                     let result = work();

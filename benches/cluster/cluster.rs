@@ -33,6 +33,8 @@ pub const NODE: &str = "n1";
 /// A data directory, and the program that runs on it.
 pub struct Cluster {
     program: PathBuf,
+    /// The socket of the engine that its pods run on; `None` for the native runtime.
+    engine: Option<PathBuf>,
     dir: TempDir,
     child: Option<Child>,
     /// Where its containers write their marks.
@@ -46,9 +48,19 @@ pub struct Cluster {
 impl Cluster {
     /// Starts on a new directory.
     pub fn start(options: &Options) -> Cluster {
+        Cluster::begin(options, None)
+    }
+
+    /// Starts on a new directory, with pods on the docker engine that listens on this socket.
+    pub fn on_docker(options: &Options, socket: &Path) -> Cluster {
+        Cluster::begin(options, Some(socket.to_owned()))
+    }
+
+    fn begin(options: &Options, engine: Option<PathBuf>) -> Cluster {
         let dir = tempfile::Builder::new().prefix("troupe-bench-").tempdir().expect("a new directory");
         let mut cluster = Cluster {
             program: options.program.clone(),
+            engine,
             marks: Marks::new(&dir.path().join("marks")),
             dir,
             child: None,
@@ -69,7 +81,14 @@ impl Cluster {
         let log = File::options().create(true).append(true).open(self.log()).expect("a log");
         let mut command = Command::new(&self.program);
         command.arg("up").arg("--data-dir").arg(self.data()).args(["--api", "127.0.0.1:0"]);
-        command.args(["--runtime", "native", "--node-name", NODE]);
+        match &self.engine {
+            None => command.args(["--runtime", "native"]),
+            Some(socket) => {
+                command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
+                command.args(["--runtime", "docker"])
+            }
+        };
+        command.args(["--node-name", NODE]);
         command.args(["--max-pods", "250"]);
         self.begun = Instant::now();
         let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log).spawn();

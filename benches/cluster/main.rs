@@ -1,6 +1,6 @@
 //! The figures of one machine: Troupe's own beside the bare limit or a peer, measured in the same run.
 //!
-//! `cargo bench --bench cluster -- [s1 … s7 | all] [--quick]`; `scripts/bench` is the same. Each row starts the real
+//! `cargo bench --bench cluster -- [s1 … s7, s2d | all] [--quick]`; `scripts/bench` is the same. Each row starts the real
 //! program (`$TROUPE`, else the one built with this harness) as `troupe up` on a new data directory and a free port, and
 //! speaks to its API as any client does: HTTPS, keep-alive, the administrator's certificate. It prints rows of the table
 //! in `docs/benchmarks.md`. Needs root. Whatever it starts ends with it. What is measured how: the file of each row.
@@ -8,6 +8,10 @@
 mod bare;
 mod client;
 mod cluster;
+mod docker;
+#[path = "../../tests/conformance/engine.rs"]
+#[allow(dead_code, clippy::unwrap_used, reason = "shared with the conformance suite, which is test code")]
+mod engine;
 mod life;
 mod machine;
 mod peers;
@@ -40,6 +44,7 @@ type Measure = fn(&Options) -> Vec<Row>;
 const ROWS: &[(&str, Measure)] = &[
     ("s1", life::pod_start),
     ("s2", scale::up),
+    ("s2d", docker::up),
     ("s3", life::container_restart),
     ("s4", life::replacement),
     ("s5", start::ready),
@@ -53,7 +58,7 @@ fn main() -> ExitCode {
     let wanted: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.starts_with('-')).collect();
     let known = |name: &&str| *name == "all" || ROWS.iter().any(|(row, _)| row == name);
     if let Some(stranger) = wanted.iter().find(|name| !known(name)) {
-        eprintln!("no row {stranger:?}; rows: s1 to s7, all");
+        eprintln!("no row {stranger:?}; rows: s1 to s7, s2d, all");
         return ExitCode::from(2);
     }
     if !nix::unistd::geteuid().is_root() {

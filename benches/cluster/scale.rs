@@ -87,14 +87,15 @@ pub fn down(options: &Options) -> Vec<Row> {
     }]
 }
 
-fn prepare(cluster: &Cluster) -> (Client, PodWatch) {
+/// A controller of none, and a watch on pods.
+pub fn prepare(cluster: &Cluster) -> (Client, PodWatch) {
     let mut client = cluster.login().connect();
     client.create(CONTROLLERS, &cluster.controller(NAME, 0));
     (client, PodWatch::new(&cluster.login()))
 }
 
 /// Until the last is told to run, and until the first instruction of the last.
-fn scale_up(
+pub fn scale_up(
     cluster: &Cluster,
     client: &mut Client,
     watch: &PodWatch,
@@ -117,7 +118,7 @@ fn scale_up(
 }
 
 /// Until the API has no pod, and until the machine has nothing of them.
-fn scale_down(cluster: &Cluster, client: &mut Client) -> (std::time::Duration, std::time::Duration) {
+pub fn scale_down(cluster: &Cluster, client: &mut Client) -> (std::time::Duration, std::time::Duration) {
     client.warm();
     let begun = Instant::now();
     client.scale(&format!("{CONTROLLERS}/{NAME}"), 0);

@@ -1,8 +1,8 @@
-//! One actor for every controller whose decisions follow from a snapshot: garbage, namespaces, endpoints.
+//! One actor for every controller whose decisions follow from a snapshot: garbage, namespaces, taints, endpoints.
 //!
 //! Owns: the loop feed → due items → edits → commit, with one commit under way at a time. What was overtaken is decided
-//! on again at once, what failed after a backoff. The decisions are those of a [`Reconcile`]: [`garbage`], [`namespaces`]
-//! and [`endpoints`] make the children to put under a supervisor.
+//! on again at once, what failed after a backoff. The decisions are those of a [`Reconcile`]: [`garbage`], [`namespaces`],
+//! [`evictions`] and [`endpoints`] make the children to put under a supervisor.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -25,6 +25,7 @@ use crate::{
         namespaces::{Bootstrap, Namespaces},
         reconcile::{Means, Reconcile},
         supervision::Backoff,
+        taints::Evictions,
     },
     messages::{Durability, Slot},
     model::Key,
@@ -43,6 +44,11 @@ pub fn garbage(wiring: &Wiring) -> ChildSpec {
 /// The namespaces' controller, which also furnishes a new cluster.
 pub fn namespaces(wiring: &Wiring, bootstrap: Bootstrap) -> ChildSpec {
     child("namespaces", Durability::Hard, wiring, move || Namespaces::new(bootstrap.clone()))
+}
+
+/// The taint manager: pods leave nodes that bear a `NoExecute` taint.
+pub fn evictions(wiring: &Wiring) -> ChildSpec {
+    child("taint manager", Durability::Hard, wiring, Evictions::default)
 }
 
 /// The endpoints' controller. What it writes follows from services and pods, so it is never waited for.

@@ -10,11 +10,13 @@ use serde_json::Value;
 
 use super::{commit::Wiring, outside};
 use crate::{
+    logic::tokens::SigningKey,
     messages::{
         Change, ChangeKind, Commit, CommitError, Committed, Durability, Expected, Port, Publisher,
         RecordEvent, View, Write,
     },
     model::{Key, Kind, Object, Revision, Snapshot, seal_json},
+    net::TokenKey,
 };
 
 /// Runs a test in an actor system of its own whose clock moves only when everybody waits.
@@ -26,6 +28,12 @@ pub(crate) fn system(test: impl Future<Output = ()>) {
         // Hours on a paused clock: only a test that would wait for ever sees its end.
         tokio::time::timeout(Duration::from_secs(36_000), test).await.expect("the test waits in vain");
     });
+}
+
+/// A key for tokens.
+pub(crate) fn token_key() -> Arc<SigningKey> {
+    let key = TokenKey::ephemeral().unwrap();
+    Arc::new(SigningKey::new(key.point().unwrap(), Arc::new(move |bytes| key.sign(bytes))))
 }
 
 struct Store {

@@ -1,14 +1,15 @@
 //! Who is speaking, and whether they may.
 //!
-//! Owns: credentials (a client certificate under the client CA, else a bearer token) and the present rule of
-//! authorisation: `system:masters` and holders of a known token may do everything, others nothing.
-//! Invariant: without credentials there is no answer but 401. Tokens are looked up by digest, so comparing takes the
-//! same time for every wrong one.
+//! Owns: credentials (a client certificate under the client CA, else a bearer token: a known one, or a service account's)
+//! and the present rule of authorisation: `system:masters` and holders of a known token may do everything, others ask
+//! about themselves and read what is the same for everyone.
+//! Invariant: without credentials there is no answer but 401. Known tokens are looked up by digest, so comparing takes
+//! the same time for every wrong one.
 
 use std::{collections::HashMap, sync::Arc};
 
 use actix_tls::accept::rustls_0_23::TlsStream;
-use actix_web::{HttpRequest, dev::Extensions, rt::net::TcpStream};
+use actix_web::{HttpRequest, dev::Extensions, http::Method, rt::net::TcpStream};
 use rustls::{
     RootCertStore, ServerConfig,
     crypto::ring,
@@ -18,8 +19,13 @@ use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
+    clock,
     config::{Tls, User},
+    door::Shared,
     error::ApiError,
+    query::Query,
+    target::Target,
+    tokens,
 };
 
 /// Members may do everything.
@@ -74,7 +80,7 @@ fn user_of(certificate: &[u8]) -> Option<User> {
     let subject = certificate.subject();
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
     let groups = subject.iter_organization().filter_map(|o| o.as_str().ok()).map(str::to_owned).collect();
-    Some(User { name, groups })
+    Some(User { name, groups, ..User::default() })
 }
 
 /// Known bearer tokens, by digest.
@@ -87,7 +93,7 @@ impl Tokens {
         Tokens(tokens.into_iter().map(|(t, u)| (Sha256::digest(t.as_bytes()).into(), u)).collect())
     }
 
-    fn find(&self, token: &str) -> Option<&User> {
+    pub(super) fn find(&self, token: &str) -> Option<&User> {
         let digest: [u8; 32] = Sha256::digest(token.as_bytes()).into();
         self.0.get(&digest)
     }
@@ -106,38 +112,83 @@ pub struct Speaker {
 ///
 /// # Errors
 /// 401 without (known) credentials.
-pub fn authenticate(request: &HttpRequest, tokens: &Tokens) -> Result<Speaker, ApiError> {
+pub fn authenticate(request: &HttpRequest, shared: &Shared) -> Result<Speaker, ApiError> {
     if let Some(header) = request.headers().get("authorization") {
         let token = header.to_str().ok().and_then(|h| {
             let (scheme, token) = h.split_once(' ')?;
             scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
         });
-        let user = token.and_then(|t| tokens.find(t)).cloned().ok_or(ApiError::Unauthorized)?;
-        return Ok(Speaker { user, may_everything: true });
+        return of_token(token.ok_or(ApiError::Unauthorized)?, shared);
     }
     let Certified(user) = request.conn_data::<Certified>().ok_or(ApiError::Unauthorized)?;
     let may_everything = user.groups.iter().any(|g| g == ADMINISTRATORS);
     Ok(Speaker { user: user.clone(), may_everything })
 }
 
+/// Who holds a token.
+fn of_token(token: &str, shared: &Shared) -> Result<Speaker, ApiError> {
+    if let Some(user) = shared.tokens().find(token) {
+        return Ok(Speaker { user: user.clone(), may_everything: true });
+    }
+    match tokens::holder(token, &[tokens::API_AUDIENCE], shared, clock::now()) {
+        Ok((user, _)) => Ok(Speaker { user, may_everything: false }),
+        Err(why) => {
+            tracing::debug!(%why, "a bearer token is refused");
+            Err(ApiError::Unauthorized)
+        }
+    }
+}
+
 impl Speaker {
     /// Refuses who may not do everything.
     ///
     /// # Errors
-    /// 403 for others than administrators.
-    pub fn authorise(&self, request: &HttpRequest) -> Result<(), ApiError> {
+    /// 403 for others than administrators, in Kubernetes' words.
+    pub fn authorise(&self, request: &HttpRequest, target: &Target) -> Result<(), ApiError> {
         if self.may_everything {
             return Ok(());
         }
-        let (name, path) = (&self.user.name, request.path());
-        let verb = request.method().as_str().to_ascii_lowercase();
+        let name = &self.user.name;
+        let because = format!("only members of {ADMINISTRATORS} may");
+        let Target::Resource(resource) = target else {
+            let (verb, path) = (request.method().as_str().to_ascii_lowercase(), request.path());
+            let why = format!("User {name:?} cannot {verb} path {path:?}: {because}");
+            return Err(ApiError::ForbiddenPath(why));
+        };
+        let watches = Query::parse(request.query_string()).is_ok_and(|query| query.watch);
+        let verb = verb(request.method(), resource.name.is_some(), watches);
+        let plural = resource.kind.plural();
+        let of = match &resource.subresource {
+            Some(subresource) => format!("{plural}/{subresource}"),
+            None => plural.to_owned(),
+        };
+        let group = resource.kind.api_version().split_once('/').map_or("", |(group, _)| group);
+        let place = match &resource.namespace {
+            Some(namespace) => format!("in the namespace {namespace:?}"),
+            None => "at the cluster scope".to_owned(),
+        };
         Err(ApiError::Forbidden {
-            resource: path.to_owned(),
-            name: String::new(),
+            resource: plural.to_owned(),
+            name: resource.name.clone().unwrap_or_default(),
             why: format!(
-                "User \"{name}\" cannot {verb} path \"{path}\": only members of {ADMINISTRATORS} may"
+                "User {name:?} cannot {verb} resource {of:?} in API group {group:?} {place}: {because}"
             ),
             cause: None,
         })
+    }
+}
+
+/// Kubernetes' verb of a request for objects.
+fn verb(method: &Method, named: bool, watches: bool) -> &'static str {
+    match *method {
+        Method::GET | Method::HEAD if watches => "watch",
+        Method::GET | Method::HEAD if named => "get",
+        Method::GET | Method::HEAD => "list",
+        Method::POST => "create",
+        Method::PUT => "update",
+        Method::PATCH => "patch",
+        Method::DELETE if named => "delete",
+        Method::DELETE => "deletecollection",
+        _ => "use",
     }
 }

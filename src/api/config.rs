@@ -4,7 +4,7 @@
 //! reason for it; nothing elsewhere in the room invents a number of its own for what a client may cost.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::{SocketAddr, TcpListener},
     sync::Arc,
     time::Duration,
@@ -12,7 +12,10 @@ use std::{
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-use crate::messages::{Commit, OpenStream, Port, View};
+use crate::{
+    logic::tokens::SigningKey,
+    messages::{Commit, OpenStream, Port, View},
+};
 
 /// How the API is served.
 #[derive(Debug)]
@@ -64,12 +67,16 @@ pub struct Tls {
 }
 
 /// Who is speaking.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct User {
     /// `kubernetes-admin`.
     pub name: String,
     /// `system:masters`.
     pub groups: Vec<String>,
+    /// A service account's.
+    pub uid: Option<String>,
+    /// What else its credentials say, in Kubernetes' words.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 /// An IPv4 network.
@@ -105,6 +112,11 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// How long a connection may be idle between requests: longer than clients pause, shorter than a forgotten one costs.
     pub idle_timeout: Duration,
+    /// How often clients of exec, attach and port-forward are asked whether they are there: as Kubernetes does.
+    pub ping_every: Duration,
+    /// How long such a client may take to hear the last words of a program that has ended. Someone may be reading the
+    /// others in a pager.
+    pub finish_within: Duration,
     /// How long a stop waits for requests in flight.
     pub stop_timeout: Duration,
     /// Connections per worker: each costs a TLS session of some 40 KiB.
@@ -121,6 +133,8 @@ impl Default for Limits {
             request_timeout: Duration::from_secs(60),
             head_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
+            ping_every: Duration::from_secs(5),
+            finish_within: Duration::from_secs(600),
             stop_timeout: Duration::from_secs(2),
             connections: 10_000,
         }
@@ -136,6 +150,8 @@ pub struct ApiState {
     pub commit: Port<Commit>,
     /// Byte streams to nodes.
     pub streams: Port<OpenStream>,
+    /// Signs service accounts' tokens.
+    pub token_key: Arc<SigningKey>,
     /// Renders `/metrics`, when metrics are recorded.
     pub metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
 }

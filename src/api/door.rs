@@ -32,7 +32,7 @@ use super::{
     review::{self, Review},
     slices, subresource,
     target::Target,
-    usage, watch,
+    tokens, usage, watch,
     write::{self, Call},
 };
 use crate::model::{Kind, admit::Part};
@@ -101,6 +101,11 @@ impl Shared {
         }
     }
 
+    /// Bearer tokens that are known from the start.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
     /// Room for a stream.
     ///
     /// # Errors
@@ -126,6 +131,7 @@ impl Shared {
     /// Every path that is no object's.
     fn paths(&self) -> Vec<String> {
         let mut paths: Vec<String> = self.discovery.paths().chain(health::paths()).collect();
+        paths.extend(tokens::paths());
         paths.extend(["/metrics", "/openapi/v2", "/openapi/v3"].map(str::to_owned));
         paths.sort_unstable();
         paths
@@ -175,14 +181,19 @@ async fn serve(
     payload: web::Payload,
     shared: Arc<Shared>,
 ) -> Result<HttpResponse, ApiError> {
-    let speaker = auth::authenticate(request, &shared.tokens)?;
+    let speaker = auth::authenticate(request, &shared)?;
     let target = Target::parse(request.uri().path());
     if let Target::Other(segments) = &target
         && let Some(review) = Review::of(segments)
     {
+        if !review.is_everyones() {
+            speaker.authorise(request, &target)?;
+        }
         return shared.bounded(review::serve(review, &speaker, request, payload, &shared)).await;
     }
-    speaker.authorise(request)?;
+    if !is_everyones(request, &target) {
+        speaker.authorise(request, &target)?;
+    }
     let resource = match target {
         Target::Resource(resource) => resource,
         Target::Other(segments) => return other(request, &segments, &shared).await,
@@ -219,6 +230,18 @@ async fn serve(
         _ => {}
     }
     call.shared.bounded(short(request, payload, &call)).await
+}
+
+/// What everyone who is known may read, as in Kubernetes: what the API is like, its health, the key of tokens.
+fn is_everyones(request: &HttpRequest, target: &Target) -> bool {
+    let Target::Other(segments) = target else { return false };
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    let objects = slices::Slices::of(&segments).is_some() || usage::Metrics::of(&segments).is_some();
+    let open = match segments.as_slice() {
+        ["api" | "apis" | "openapi" | "version", ..] => !objects,
+        other => health::is_ours(other) || tokens::is_ours(other),
+    };
+    open && only_reads(request).is_ok()
 }
 
 /// Requests that are no streams.
@@ -306,12 +329,15 @@ async fn subresources(
         (Kind::Pod, "eviction") if request.method() == Method::POST => {
             subresource::evict(call, &json(body)?).await
         }
+        (Kind::ServiceAccount, "token") if request.method() == Method::POST => {
+            tokens::request(call, &json(body)?)
+        }
         (Kind::Namespace, "finalize") if request.method() == Method::PUT => {
             subresource::finalize(call, &json(body)?).await
         }
-        (Kind::Pod, "binding" | "eviction") | (Kind::Namespace, "finalize") => {
-            Err(ApiError::MethodNotAllowed)
-        }
+        (Kind::Pod, "binding" | "eviction")
+        | (Kind::Namespace, "finalize")
+        | (Kind::ServiceAccount, "token") => Err(ApiError::MethodNotAllowed),
         _ => Err(ApiError::UnknownPath),
     }
 }
@@ -333,6 +359,9 @@ async fn other(
     if health::is_ours(&segments) {
         only_reads(request)?;
         return health::answer(&segments, request.query_string(), shared).await;
+    }
+    if tokens::is_ours(&segments) {
+        return only_reads(request).map(|()| tokens::discovery(request, &segments, shared));
     }
     let answer = match segments.as_slice() {
         [] => Some(read::json_response(200, json!({ "paths": shared.paths() }).to_string())),

@@ -35,6 +35,9 @@ pub enum ApiError {
         /// `Status.details.causes[0].reason`, when there is one.
         cause: Option<(&'static str, String)>,
     },
+    /// 403 for a path that names no object.
+    #[error("forbidden: {0}")]
+    ForbiddenPath(String),
     /// 404 for an object.
     #[error("{resource} \"{name}\" not found")]
     NotFound {
@@ -174,7 +177,7 @@ impl ApiError {
         match self {
             ApiError::BadRequest(_) => 400,
             ApiError::Unauthorized => 401,
-            ApiError::Forbidden { .. } => 403,
+            ApiError::Forbidden { .. } | ApiError::ForbiddenPath(_) => 403,
             ApiError::NotFound { .. } | ApiError::UnknownPath => 404,
             ApiError::MethodNotAllowed => 405,
             ApiError::NotAcceptable => 406,

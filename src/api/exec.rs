@@ -2,7 +2,7 @@
 //!
 //! Owns: the requests, the streams that a client has for them (channels of a WebSocket, or SPDY streams by their
 //! `streamType`), and the passage between those and the node's frames. Invariants: memory is bounded by one message and a
-//! few chunks; each side's end ends the other.
+//! few chunks; each side's end ends the other, also when a program reads nothing of what its client sent last.
 
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 
 use super::{
+    config::Limits,
     door::StreamPermit,
     error::ApiError,
     log, spdy,
@@ -129,12 +130,12 @@ async fn begin(
     };
     // A client whose handshake failed would try another protocol; with this one it is told why.
     let opened = log::open(call, node, open).await;
-    let (protocol, stop) = (handshake.protocol, call.shared.stop.clone());
+    let (protocol, stop, limits) = (handshake.protocol, call.shared.stop.clone(), call.shared.limits);
     let (response, incoming, out) = handshake.answer(payload);
     rt::spawn(async move {
         let _permit = permit;
         tokio::select! {
-            () = serve(protocol, wanted, incoming, out, opened) => {}
+            () = serve(protocol, wanted, incoming, out, opened, limits) => {}
             () = stop.cancelled() => {}
         }
     });
@@ -147,6 +148,7 @@ async fn serve(
     incoming: Incoming,
     out: Outgoing,
     opened: Result<ByteStream, ApiError>,
+    limits: Limits,
 ) {
     let (frames, input) = mpsc::channel(QUEUE);
     let (mut client, mut driving) = match protocol {
@@ -169,16 +171,22 @@ async fn serve(
             (Client::Streams(ends), driving)
         }
     };
-    match opened {
-        Ok(ByteStream { read, write }) => tokio::select! {
-            () = to_client(read, &mut client) => {}
-            () = from_client(input, write) => {}
-        },
-        Err(error) => client.send(Channel::Error, error.status().to_string().as_bytes()).await,
-    }
-    client.finish().await;
+    let talking = async {
+        match opened {
+            Ok(ByteStream { read, write }) => tokio::select! {
+                () = to_client(read, &mut client) => {}
+                () = from_client(input, write) => {}
+            },
+            Err(error) => client.send(Channel::Error, error.status().to_string().as_bytes()).await,
+        }
+        client.finish(limits.finish_within).await;
+    };
+    let there = tokio::select! {
+        () = talking => true,
+        () = out.gone(limits.ping_every) => false,
+    };
     drop(out);
-    if tokio::time::timeout(LEAVE_WITHIN, &mut driving).await.is_err() {
+    if !there || tokio::time::timeout(LEAVE_WITHIN, &mut driving).await.is_err() {
         driving.abort();
     }
 }
@@ -200,7 +208,7 @@ struct Ends {
 }
 
 impl Client {
-    /// What it has no stream for is nothing to it. That it has gone is heard from its other direction.
+    /// What it has no stream for is nothing to it. That it has gone is heard elsewhere.
     async fn send(&mut self, channel: Channel, bytes: &[u8]) {
         match self {
             Client::Messages(out) => {
@@ -220,14 +228,20 @@ impl Client {
         }
     }
 
-    async fn finish(self) {
-        match self {
-            Client::Messages(out) => out.close().await,
-            Client::Streams(Ends { stdout, stderr, error, others }) => {
-                for stream in [stdout, stderr, error].into_iter().flatten().chain(others) {
-                    stream.close().await;
+    /// Says that no more comes, to one that listens within the time.
+    async fn finish(self, within: Duration) {
+        let closing = async {
+            match self {
+                Client::Messages(out) => out.close().await,
+                Client::Streams(Ends { stdout, stderr, error, others }) => {
+                    for stream in [stdout, stderr, error].into_iter().flatten().chain(others) {
+                        stream.close().await;
+                    }
                 }
             }
+        };
+        if tokio::time::timeout(within, closing).await.is_err() {
+            tracing::debug!("a client does not listen to the end");
         }
     }
 }
@@ -307,4 +321,17 @@ async fn stream_in(mut read: spdy::Read, channel: Channel, frames: mpsc::Sender<
         }
     }
     let _ = frames.send((Channel::Close, Bytes::copy_from_slice(&[channel as u8]))).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_listen_is_not_waited_for_for_ever() {
+        let (out, _queue) = Outgoing::to_nobody();
+        while tokio::time::timeout(Duration::from_secs(1), out.send(Bytes::new())).await.is_ok() {}
+        let finishing = Client::Messages(out).finish(Duration::from_secs(600));
+        tokio::time::timeout(Duration::from_secs(601), finishing).await.expect("it is given up");
+    }
 }

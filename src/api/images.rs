@@ -2,7 +2,7 @@
 //!
 //! Owns: the six requests (load an archive, import a root file system, pull, save, list, remove) and their passage through a
 //! byte stream to the node. A body is passed on as it comes, never held, and the node's answer is passed back; that to a
-//! pull as it comes, since it tells how far the pull is.
+//! pull as it comes, since it tells how far the pull is. Leaves `stats/summary` beside it to [`super::usage`].
 
 use std::{io, time::Duration};
 
@@ -16,6 +16,7 @@ use super::{
     error::ApiError,
     log::{open, pass_on},
     read::json_response,
+    usage,
     write::Call,
 };
 use crate::{
@@ -35,7 +36,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 /// Serves a request below `nodes/NODE/proxy`.
 ///
 /// # Errors
-/// 404 for paths other than images, 413 beyond the configured cap, and the node's.
+/// 404 for paths other than images and `stats/summary`, 413 beyond the configured cap, and the node's.
 pub async fn proxy(
     call: &Call,
     method: &Method,
@@ -47,6 +48,10 @@ pub async fn proxy(
     let named = || {
         name.clone().ok_or_else(|| ApiError::BadRequest("the query must say which image: ?name=NAME".into()))
     };
+    if rest.as_slice() == ["stats", "summary"] {
+        let reads = matches!(*method, Method::GET | Method::HEAD);
+        return if reads { usage::summary(call).await } else { Err(ApiError::MethodNotAllowed) };
+    }
     let request = match (method, rest.as_slice()) {
         (&Method::POST, ["images", "load"]) => wire::Open::ImageLoad(wire::ImageLoad::Archive(name)),
         (&Method::POST, ["images", "import"]) => wire::Open::ImageLoad(wire::ImageLoad::RootFs(named()?)),

@@ -36,6 +36,7 @@ mod spdy;
 mod strategic;
 mod subresource;
 mod target;
+mod tokens;
 mod upgrade;
 mod usage;
 mod watch;

@@ -3,9 +3,9 @@
 //! Owns: which of a client's streams are one connection, and its errors in the kubelet's words. kubectl speaks SPDY, also
 //! inside of a WebSocket: for each connection a stream for data and one for an error, told apart by headers. Other
 //! clients name their ports in the query and have two channels of a WebSocket for each. Invariants: each connection is a
-//! stream of its own to the node; a client's end ends all of its connections.
+//! stream of its own to the node; a client's end ends all of its connections, also when nothing reads what it sent last.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use actix_web::{HttpRequest, HttpResponse, rt, web};
 use bytes::Bytes;
@@ -36,6 +36,8 @@ const READ_BYTES: usize = 16 << 10;
 const MAX_PORTS: usize = 127;
 /// Streams whose other half has not come: kubectl opens both at once.
 const MAX_WAITING: usize = 64;
+/// How long a client may take to hear that all is over.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 /// Chunks on their way to one port.
 const CHUNKS: usize = 8;
 
@@ -113,17 +115,24 @@ fn ports(call: &Call) -> Result<Vec<u16>, ApiError> {
 }
 
 async fn serve(target: Arc<Target>, protocol: Protocol, ports: Vec<u16>, incoming: Incoming, out: Outgoing) {
-    match protocol {
-        Protocol::WebSocket(TUNNEL) | Protocol::Spdy(_) => {
-            let (session, streams) = spdy::session(incoming, out.clone());
-            tokio::select! {
-                () = session => {}
-                () = pairs(target, streams) => {}
+    let ping_every = target.shared.limits.ping_every;
+    let forwarding = async {
+        match protocol {
+            Protocol::WebSocket(TUNNEL) | Protocol::Spdy(_) => {
+                let (session, streams) = spdy::session(incoming, out.clone());
+                tokio::select! {
+                    () = session => {}
+                    () = pairs(target, streams) => {}
+                }
             }
+            Protocol::WebSocket(_) => channels(target, &ports, incoming, &out).await,
         }
-        Protocol::WebSocket(_) => channels(target, &ports, incoming, &out).await,
+    };
+    tokio::select! {
+        () = forwarding => {}
+        () = out.gone(ping_every) => return tracing::debug!("a client whose ports were forwarded has gone"),
     }
-    out.close().await;
+    let _ = tokio::time::timeout(LEAVE_WITHIN, out.close()).await;
 }
 
 /// The streams of one connection.
@@ -177,6 +186,7 @@ async fn connect(target: Arc<Target>, error: spdy::Stream, data: spdy::Stream) {
 async fn relay(stream: ByteStream, data: spdy::Stream) {
     let ByteStream { mut read, mut write } = stream;
     let spdy::Stream { read: mut typed, write: told, .. } = data;
+    let reset = told.reset();
     let out = async {
         let mut buffer = vec![0; READ_BYTES];
         while let Ok(count @ 1..) = read.read(&mut buffer).await {
@@ -195,10 +205,17 @@ async fn relay(stream: ByteStream, data: spdy::Stream) {
         let _ = write.shutdown().await;
     };
     // When the pod's side is over, the client has nobody to talk to.
-    tokio::pin!(out, input);
+    let both = async {
+        tokio::pin!(out, input);
+        tokio::select! {
+            () = &mut out => {}
+            () = &mut input => out.await,
+        }
+    };
+    // When the client's is over both ways, the pod has.
     tokio::select! {
-        () = &mut out => {}
-        () = &mut input => out.await,
+        () = both => {}
+        () = reset => {}
     }
 }
 

@@ -270,6 +270,36 @@ static SUBJECT_REVIEW: Schema = Schema {
     fields: &[one(1, "metadata", Type::Message(&META)), one(2, "status", Type::Ignored)],
 };
 
+static TOKEN_REQUEST: Schema = Schema {
+    name: "TokenRequest",
+    fields: &[
+        one(1, "metadata", Type::Message(&META)),
+        one(
+            2,
+            "spec",
+            Type::Message(&Schema {
+                name: "TokenRequestSpec",
+                fields: &[
+                    many(1, "audiences", Type::Text),
+                    one(3, "boundObjectRef", Type::Message(&BOUND_REFERENCE)),
+                    one(4, "expirationSeconds", Type::Int),
+                ],
+            }),
+        ),
+        one(3, "status", Type::Ignored),
+    ],
+};
+
+static BOUND_REFERENCE: Schema = Schema {
+    name: "BoundObjectReference",
+    fields: &[
+        one(1, "kind", Type::Text),
+        one(2, "apiVersion", Type::Text),
+        one(3, "name", Type::Text),
+        one(4, "uid", Type::Text),
+    ],
+};
+
 fn schema(api_version: &str, kind: &str) -> Option<&'static Schema> {
     Some(match (api_version, kind) {
         ("v1", "Namespace") => &NAMESPACE,
@@ -280,6 +310,7 @@ fn schema(api_version: &str, kind: &str) -> Option<&'static Schema> {
         ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => &ACCESS_REVIEW,
         ("authorization.k8s.io/v1", "SelfSubjectRulesReview") => &RULES_REVIEW,
         ("authentication.k8s.io/v1", "SelfSubjectReview") => &SUBJECT_REVIEW,
+        ("authentication.k8s.io/v1", "TokenRequest") => &TOKEN_REQUEST,
         _ => return None,
     })
 }

@@ -1,7 +1,8 @@
-//! What a client may ask about itself: `SelfSubjectReview`, `SelfSubjectAccessReview`, `SelfSubjectRulesReview`.
+//! What a client may ask about itself: `SelfSubjectReview`, `SelfSubjectAccessReview`, `SelfSubjectRulesReview`; and an
+//! administrator about a token: `TokenReview`.
 //!
-//! Owns: the three, of `authentication.k8s.io/v1` and `authorization.k8s.io/v1`. They are answered and never stored, and
-//! everyone who is known may ask. The answers are those of [`super::auth`]'s rule: everything, or nothing.
+//! Owns: the four, of `authentication.k8s.io/v1` and `authorization.k8s.io/v1`. They are answered and never stored, and
+//! everyone who is known may ask about himself. The answers are those of [`super::auth`]'s rule: everything, or nothing.
 
 use actix_web::{HttpRequest, HttpResponse, http::Method, web};
 use bytes::Bytes;
@@ -17,9 +18,11 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{
     auth::{ADMINISTRATORS, Speaker},
     body,
+    config::User,
     door::Shared,
     error::ApiError,
     read::json_response,
+    tokens,
 };
 use crate::model::admit::Cause;
 
@@ -32,16 +35,23 @@ pub enum Review {
     Access,
     /// What may I do?
     Rules,
+    /// Who holds this token?
+    Token,
 }
 
 impl Review {
     /// All of them.
-    pub const ALL: [Review; 3] = [Review::Subject, Review::Access, Review::Rules];
+    pub const ALL: [Review; 4] = [Review::Subject, Review::Access, Review::Rules, Review::Token];
+
+    /// Whether everyone who is known may ask it: about oneself.
+    pub fn is_everyones(self) -> bool {
+        self != Review::Token
+    }
 
     /// Its group; the version is `v1`.
     pub fn group(self) -> &'static str {
         match self {
-            Review::Subject => "authentication.k8s.io",
+            Review::Subject | Review::Token => "authentication.k8s.io",
             Review::Access | Review::Rules => "authorization.k8s.io",
         }
     }
@@ -52,6 +62,7 @@ impl Review {
             Review::Subject => "SelfSubjectReview",
             Review::Access => "SelfSubjectAccessReview",
             Review::Rules => "SelfSubjectRulesReview",
+            Review::Token => "TokenReview",
         }
     }
 
@@ -84,7 +95,11 @@ pub async fn serve(
         return Err(ApiError::MethodNotAllowed);
     }
     let body = body::read(request, payload, shared.limits.body_bytes).await?;
-    answer(review, speaker, &body::to_json(body::media_type(request), body)?)
+    let body = body::to_json(body::media_type(request), body)?;
+    match review {
+        Review::Token => reply(&tokens::review(parse(review, &body)?, shared)),
+        _ => answer(review, speaker, &body),
+    }
 }
 
 /// Answers a review.
@@ -96,6 +111,8 @@ fn answer(review: Review, speaker: &Speaker, body: &Bytes) -> Result<HttpRespons
         Review::Subject => reply(&subject(parse(review, body)?, speaker)),
         Review::Access => reply(&access(parse(review, body)?, speaker)?),
         Review::Rules => reply(&rules(parse(review, body)?, speaker)),
+        // It is not about the speaker.
+        Review::Token => Err(ApiError::UnknownPath),
     }
 }
 
@@ -112,12 +129,20 @@ fn reply(review: &impl Serialize) -> Result<HttpResponse, ApiError> {
 }
 
 fn subject(mut review: SelfSubjectReview, speaker: &Speaker) -> SelfSubjectReview {
-    let mut groups = speaker.user.groups.clone();
-    groups.push("system:authenticated".into());
-    let user =
-        UserInfo { username: Some(speaker.user.name.clone()), groups: Some(groups), ..UserInfo::default() };
-    review.status = Some(SelfSubjectReviewStatus { user_info: Some(user) });
+    review.status = Some(SelfSubjectReviewStatus { user_info: Some(user_info(&speaker.user)) });
     review
+}
+
+/// A user in Kubernetes' words.
+pub fn user_info(user: &User) -> UserInfo {
+    let mut groups = user.groups.clone();
+    groups.push("system:authenticated".into());
+    UserInfo {
+        username: Some(user.name.clone()),
+        groups: Some(groups),
+        uid: user.uid.clone(),
+        extra: Some(user.extra.clone()).filter(|extra| !extra.is_empty()),
+    }
 }
 
 fn access(
@@ -160,7 +185,7 @@ fn rules(mut review: SelfSubjectRulesReview, speaker: &Speaker) -> SelfSubjectRu
         status.non_resource_rules = vec![NonResourceRule { verbs: all(), non_resource_urls: Some(all()) }];
     }
     // What everyone who is known may do.
-    for kind in Review::ALL {
+    for kind in Review::ALL.into_iter().filter(|kind| kind.is_everyones()) {
         status.resource_rules.push(ResourceRule {
             verbs: vec!["create".into()],
             api_groups: Some(vec![kind.group().into()]),
@@ -168,17 +193,35 @@ fn rules(mut review: SelfSubjectRulesReview, speaker: &Speaker) -> SelfSubjectRu
             resource_names: None,
         });
     }
+    status.non_resource_rules.push(NonResourceRule {
+        verbs: vec!["get".into()],
+        non_resource_urls: Some(EVERYONES_PATHS.map(str::to_owned).into()),
+    });
     review.status = Some(status);
     review
 }
 
+/// What everyone who is known may read.
+const EVERYONES_PATHS: [&str; 11] = [
+    "/.well-known/openid-configuration",
+    "/api",
+    "/api/*",
+    "/apis",
+    "/apis/*",
+    "/healthz",
+    "/livez",
+    "/openapi/*",
+    "/openid/v1/jwks",
+    "/readyz",
+    "/version",
+];
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::User;
 
     fn speaker(may_everything: bool) -> Speaker {
-        let user = User { name: "ann".into(), groups: vec!["people".into()] };
+        let user = User { name: "ann".into(), groups: vec!["people".into()], ..User::default() };
         Speaker { user, may_everything }
     }
 
@@ -213,6 +256,6 @@ mod tests {
         assert_eq!(who.groups.unwrap(), ["people", "system:authenticated"]);
         let count = |may| rules(SelfSubjectRulesReview::default(), &speaker(may)).status.unwrap();
         assert_eq!(count(true).resource_rules.len(), count(false).resource_rules.len() + 1);
-        assert!(count(false).non_resource_rules.is_empty());
+        assert_eq!(count(true).non_resource_rules.len(), count(false).non_resource_rules.len() + 1);
     }
 }

@@ -1,7 +1,10 @@
 //! Connections that become something else: WebSockets and SPDY, as streams are spoken.
 //!
 //! Owns: the handshake's choice of a protocol, the answer 101, and the passage of bytes or messages after it.
-//! Invariants: memory is bounded by one message and a few chunks a direction; pings are answered whatever is carried.
+//! Invariants: memory is bounded by one message and a few chunks a direction; pings are answered whatever is carried, and
+//! sent: a client that has gone is noticed though nothing is read of what it said last ([`Outgoing::gone`]).
+
+use std::time::Duration;
 
 use actix_http::ws;
 use actix_web::{HttpRequest, HttpResponse, http::header, web};
@@ -10,7 +13,7 @@ use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_util::codec::{Decoder as _, Encoder as _};
 
-use super::{connection::UPGRADE_TO, error::ApiError};
+use super::{connection::UPGRADE_TO, error::ApiError, spdy};
 
 /// No message is longer: kubectl sends 32 KiB.
 const MAX_MESSAGE: usize = 1024 * 1024;
@@ -200,6 +203,24 @@ impl Outgoing {
         }
     }
 
+    /// Waits for the client to go. Once its process has, its system answers what it is sent with a reset, whatever of its
+    /// own is still unread here: so it is sent something now and then. That its machine vanished is TCP's to notice.
+    pub async fn gone(&self, ping_every: Duration) {
+        loop {
+            tokio::select! {
+                () = self.chunks.closed() => return,
+                () = tokio::time::sleep(ping_every) => {}
+            }
+            let there = match self.framed {
+                true => self.put(ws::Message::Ping(Bytes::new())).await,
+                false => self.send(spdy::ping()).await,
+            };
+            if !there {
+                return;
+            }
+        }
+    }
+
     /// Says goodbye, where there is a word for it.
     pub async fn close(&self) {
         if self.framed {
@@ -210,5 +231,34 @@ impl Outgoing {
     async fn put(&self, message: ws::Message) -> bool {
         let mut frame = BytesMut::new();
         ws::Codec::new().encode(message, &mut frame).is_ok() && self.chunks.send(frame.freeze()).await.is_ok()
+    }
+}
+
+#[cfg(test)]
+impl Outgoing {
+    /// To a client that takes what its queue holds.
+    pub fn to_nobody() -> (Outgoing, mpsc::Receiver<Bytes>) {
+        let (chunks, queue) = mpsc::channel(QUEUE);
+        (Outgoing { chunks, framed: true }, queue)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_is_asked_whether_it_is_there_until_it_is_not() {
+        let (out, mut queue) = Outgoing::to_nobody();
+        let gone = tokio::spawn(async move { out.gone(Duration::from_secs(5)).await });
+        for _ in 0..3 {
+            // A ping without words.
+            assert_eq!(queue.recv().await.unwrap(), Bytes::from_static(&[0x89, 0]));
+        }
+        // It takes no more, but is there; then it is not.
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        assert!(!gone.is_finished());
+        drop(queue);
+        gone.await.unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! `metrics.k8s.io/v1beta1`: what nodes and pods use, as `kubectl top` asks for it.
+//! `metrics.k8s.io/v1beta1`: what nodes and pods use, as `kubectl top` asks for it, and the kubelet's own `stats/summary`.
 //!
 //! Owns: the two read-only resources of the metrics server, made whenever they are asked for out of what the nodes say. A
 //! node that does not answer is left out, as are pods and nodes that were not read often enough yet.
@@ -15,8 +15,10 @@ use super::{
     clock,
     door::Shared,
     error::ApiError,
+    log::open,
     query::{Filter, Query},
     read::json_response,
+    write::Call,
 };
 use crate::{
     logic::usage::{NodeUsage, PodUsage, Rate},
@@ -149,6 +151,24 @@ fn node_of(object: &Object) -> Option<NodeName> {
         _ if object.key.kind == Kind::Node => Some(NodeName(object.key.name.clone())),
         _ => None,
     }
+}
+
+/// GET of `nodes/NAME/proxy/stats/summary`: the node's answer as it is.
+///
+/// # Errors
+/// 404 for the node, 504 when it does not answer, and the node's.
+pub async fn summary(call: &Call) -> Result<HttpResponse, ApiError> {
+    let key = call.key()?;
+    if call.shared.state.view.snapshot().find(&key).is_none() {
+        return Err(ApiError::not_found(&key));
+    }
+    let stream = open(call, &NodeName(key.name.clone()), wire::Open::Summary).await?;
+    let mut answer = Vec::new();
+    tokio::time::timeout(ASK_TIMEOUT, stream.read.take(ANSWER_BYTES).read_to_end(&mut answer))
+        .await
+        .map_err(|_| ApiError::Timeout(format!("node {} did not answer", key.name)))?
+        .map_err(|e| ApiError::Unavailable(format!("node {}: {e}", key.name)))?;
+    Ok(json_response(200, answer))
 }
 
 async fn ask(shared: &Shared, node: NodeName) -> Option<(NodeName, NodeUsage)> {

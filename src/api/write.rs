@@ -24,6 +24,7 @@ use super::{
     target::Resource,
 };
 use crate::{
+    logic::service_accounts::{Says, with_token},
     messages::{Commit, CommitError, Durability, Expected, Write},
     model::{
         Key, Kind, Object, Revision, Sealed, Snapshot, Uid,
@@ -100,6 +101,13 @@ struct Peek {
     metadata: PeekMeta,
 }
 
+/// The few fields of a pod's body that decide what it mounts.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct PeekPod {
+    spec: Says,
+}
+
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase", default)]
 struct PeekMeta {
@@ -158,6 +166,14 @@ fn check_namespace(snapshot: &Snapshot, resource: &Resource, name: &str) -> Resu
     })
 }
 
+/// A pod with the volume that it gets unasked, if it does.
+fn with_volumes(call: &Call, namespace: &str, body: Bytes) -> Bytes {
+    // What cannot be read is refused later.
+    let pod: PeekPod = serde_json::from_slice(&body).unwrap_or_default();
+    let mounts = pod.spec.mounts(namespace, &call.shared.state.view.snapshot());
+    mounts.then(|| with_token(&body, &suffix())).flatten().map_or(body, Bytes::from)
+}
+
 /// POST to a collection.
 ///
 /// # Errors
@@ -178,10 +194,12 @@ pub async fn create(call: &Call, body: Bytes) -> Result<HttpResponse, ApiError> 
     } else {
         body
     };
+    let namespace = call.resource.namespace.as_deref().unwrap_or("");
+    let body = if kind == Kind::Pod { with_volumes(call, namespace, body) } else { body };
     for attempt in 1.. {
         let suffix = suffix();
         let how = Admission {
-            namespace: call.resource.namespace.as_deref().unwrap_or(""),
+            namespace,
             name: None,
             now: clock::now(),
             uid: new_uid(),

@@ -31,6 +31,26 @@ pub enum RuntimeChoice {
     Sim,
 }
 
+impl RuntimeChoice {
+    const NAMES: [(RuntimeChoice, &str); 5] = [
+        (RuntimeChoice::Auto, "auto"),
+        (RuntimeChoice::Native, "native"),
+        (RuntimeChoice::Docker, "docker"),
+        (RuntimeChoice::Cri, "cri"),
+        (RuntimeChoice::Sim, "sim"),
+    ];
+
+    /// As on the command line.
+    pub(super) fn name(self) -> &'static str {
+        Self::NAMES.into_iter().find(|(choice, _)| *choice == self).map_or("auto", |(_, name)| name)
+    }
+
+    /// The choice of that name.
+    pub(super) fn by_name(name: &str) -> Option<RuntimeChoice> {
+        Self::NAMES.into_iter().find(|(_, of)| *of == name).map(|(choice, _)| choice)
+    }
+}
+
 /// How a node gets images from registries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RegistryOptions {

@@ -7,26 +7,35 @@ use std::{
     time::Duration,
 };
 
-use super::{Client, Persistence, StartError, guard::Root, kubeconfig};
+use super::{
+    Client, Persistence, StartError, address, guard::Root, kubeconfig, membership::RECORD as NODE_RECORD,
+    token_key,
+};
 use crate::{
     actors::{
         commit::Wiring,
         events,
-        nodes::{self, NodeRegistry, RegistrySeed},
+        nodes::{self, Admission, NodeRegistry, RegistrySeed},
         reconciler, replication, scheduler,
         store::StoreActor,
         supervisor::{ChildSpec, Escalation, SupervisorHandle, SupervisorSpec},
     },
     api::{ApiConfig, ApiState, Server, Tls, serve},
-    logic::namespaces::Bootstrap,
+    logic::{
+        namespaces::{Bootstrap, Links},
+        tokens::SigningKey,
+    },
     messages::{Commit, OpenStream, Port, Slot, View},
-    model::NodeName,
-    net::{Authority, CaCertificate, Identity, LinkConfig, Listener},
+    model::{NodeName, token::hex},
+    net::{Authority, CaCertificate, Identity, LinkConfig, Listener, TokenKey},
     store::{DataDir, Durable, Memory},
 };
 
 /// The `kubernetes` service's address: the first of the service network, as everywhere.
 const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+
+/// Kubernetes' usual year.
+pub const NODE_CERTIFICATES: Duration = Duration::from_secs(365 * 86_400);
 
 /// What a master is to be like.
 pub struct MasterConfig {
@@ -44,6 +53,8 @@ pub struct MasterConfig {
     pub api_names: Vec<String>,
     /// A node silent for so long is not ready.
     pub lost_after: Duration,
+    /// How long the certificate of a node that joins is valid; it is renewed long before.
+    pub node_certificates: Duration,
     /// Renders `/metrics`, when metrics are recorded.
     pub metrics: Option<super::Render>,
     /// Bound already: the API's and the links'.
@@ -64,6 +75,7 @@ impl MasterConfig {
             pod_network: "10.244.0.0/16".into(),
             api_names: Vec::new(),
             lost_after: Duration::from_secs(2),
+            node_certificates: NODE_CERTIFICATES,
             metrics: None,
             sockets: None,
             on_escalate: Arc::new(|_| {}),
@@ -76,7 +88,7 @@ pub struct Master {
     view: View,
     commits: Port<Commit>,
     streams: Port<OpenStream>,
-    authority: Authority,
+    authority: Arc<Authority>,
     admin: Identity,
     cluster: String,
     links: SocketAddr,
@@ -95,15 +107,17 @@ impl Master {
     /// See [`StartError`]; nothing is left running then.
     pub async fn start(mut config: MasterConfig) -> Result<Master, StartError> {
         let (bound_api, bound_links) = config.sockets.take().unzip();
-        let (store, view, authority, lock) = open_store(&config.persistence)?;
+        let Opened { store, view, authority, token_key, lock } = open_store(&config.persistence)?;
         let admin = authority.issue_admin()?;
         let identity = authority.issue_master()?;
         let (ca, settings) = (authority.certificate(), LinkConfig::default());
-        let listener = match bound_links {
+        let mut listener = match bound_links {
             Some(socket) => Listener::on(socket, &identity, ca, settings)?,
             None => Listener::bind(config.links, &identity, ca, settings)?,
         };
         let links = listener.local_addr();
+        let admission =
+            listener.joins().map(|asks| Admission::new(authority.clone(), asks, config.node_certificates));
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
 
         let on_escalate = config.on_escalate.clone();
@@ -119,12 +133,15 @@ impl Master {
             pod_network: config.pod_network.clone(),
             cluster: config.cluster.clone(),
             lost_after: config.lost_after,
+            admission: admission.map(Arc::new),
+            token_key: token_key.clone(),
         };
         let streams = registry.port();
         let state = ApiState {
             view: view.clone(),
             commit: commits.clone(),
             streams: streams.clone(),
+            token_key,
             metrics: config.metrics.clone(),
         };
         let served = api_config(&config, &authority)
@@ -141,11 +158,16 @@ impl Master {
             api_address: server.address().ip().to_string(),
             api_port: server.address().port(),
             service_address: Some(SERVICE_ADDRESS.to_string()),
+            links: Some(Links {
+                address: address::advertised(links).to_string(),
+                authority: hex(&authority.certificate().public_key_pin()?),
+            }),
         };
         for child in [
             events::child(&recorder, &wiring),
             reconciler::namespaces(&wiring, bootstrap),
             reconciler::garbage(&wiring),
+            reconciler::evictions(&wiring),
             reconciler::endpoints(&wiring),
             replication::child(&wiring),
             scheduler::child(&wiring),
@@ -235,7 +257,7 @@ impl Master {
     pub fn admit_node(&self, name: &NodeName) -> Result<super::NodeLogin, StartError> {
         Ok(super::NodeLogin {
             name: name.clone(),
-            master: kubeconfig::reachable(self.links),
+            master: kubeconfig::reachable(self.links).to_string(),
             identity: self.authority.issue_node(name)?,
             ca: self.authority.certificate().clone(),
         })
@@ -256,21 +278,36 @@ impl Master {
     }
 }
 
-type OpenedStore = (StoreActor, View, Authority, Option<Arc<DataDir>>);
+/// What a master has from its directory.
+struct Opened {
+    store: StoreActor,
+    view: View,
+    authority: Arc<Authority>,
+    token_key: Arc<SigningKey>,
+    lock: Option<Arc<DataDir>>,
+}
 
-fn open_store(persistence: &Persistence) -> Result<OpenedStore, StartError> {
+fn open_store(persistence: &Persistence) -> Result<Opened, StartError> {
     match persistence {
         Persistence::Memory => {
             let (store, view) = StoreActor::open(Memory::new())?;
-            Ok((store, view, Authority::ephemeral()?, None))
+            let token_key = token_key::signing(TokenKey::ephemeral()?)?;
+            Ok(Opened { store, view, authority: Arc::new(Authority::ephemeral()?), token_key, lock: None })
         }
         Persistence::Directory(path) => {
             let dir = Arc::new(DataDir::open(path)?);
             let pki = path.join("pki");
             std::fs::create_dir_all(&pki).map_err(|source| StartError::File { path: pki.clone(), source })?;
-            let authority = Authority::open(&pki)?;
+            if path.join(NODE_RECORD).exists() {
+                return Err(StartError::Refused(format!(
+                    "{} is the data directory of a node that joined a cluster: name another --data-dir for a master",
+                    path.display()
+                )));
+            }
+            let authority = Arc::new(Authority::open(&pki)?);
+            let token_key = token_key::signing(TokenKey::open(&pki)?)?;
             let (store, view) = StoreActor::open(Durable::open(&dir)?)?;
-            Ok((store, view, authority, Some(dir)))
+            Ok(Opened { store, view, authority, token_key, lock: Some(dir) })
         }
     }
 }

@@ -6,30 +6,37 @@
 //! ```text
 //! DIR/lock format …      the store            DIR/images         images, shared by this machine's nodes
 //! DIR/pki/ca.crt ca.key  the authority        DIR/nodes/NAME     a node's containers, pods and logs
-//! DIR/admin.kubeconfig   for kubectl          DIR/ready          exists while the API serves
+//! DIR/pki/sa.key         signs tokens         DIR/ready          exists while the API serves
+//! DIR/admin.kubeconfig   for kubectl          DIR/node.json      whose a joined node is, and where
+//! DIR/pki/node.*         a joined node's own
 //!                                             DIR/namespaces     who holds an ordinary user's
 //! ```
 
+mod address;
 mod client;
 mod cluster;
 mod config;
 mod cri;
 mod docker;
 mod guard;
+mod joined;
 mod kubeconfig;
 mod master;
+mod membership;
 mod network;
 mod node;
 mod reset;
 pub mod rootless;
 mod runtime;
 mod telemetry;
+mod token_key;
 mod up;
 
 pub use client::{Client, ClientError, WatchEvent, Watcher};
 pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RegistryOptions, RuntimeChoice};
-pub use master::{Master, MasterConfig};
+pub use joined::{NodeOptions, node};
+pub use master::{Master, MasterConfig, NODE_CERTIFICATES};
 pub use network::names as network_names;
 pub use node::{Node, NodeConfig, NodeLogin};
 pub use reset::{ResetOptions, reset};

@@ -1,19 +1,16 @@
 //! A node: a kubelet with its runtime, linked to a master.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use super::{StartError, guard::Root, network};
+use super::{StartError, guard::Root, membership::Membership, network};
 use crate::{
     actors::{
         kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
+        uplink::{Leave, Member},
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
+    messages::{Port, Slot},
     model::NodeName,
     net::{self, CaCertificate, Connector, Dialer, Identity, LinkConfig, identity::MASTER},
     runtime::{
@@ -30,8 +27,8 @@ const KUBELET_VERSION: &str = concat!("v1.33.1+troupe-", env!("CARGO_PKG_VERSION
 pub struct NodeLogin {
     /// The node's name, as in its certificate.
     pub name: NodeName,
-    /// The master's links port.
-    pub master: SocketAddr,
+    /// The master's links port, `HOST:PORT`: a name is looked up anew each time.
+    pub master: String,
     /// The node's certificate and key.
     pub identity: Identity,
     /// The cluster's authority.
@@ -66,12 +63,16 @@ pub struct NodeConfig {
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
 
+/// A goodbye is a message and a close.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
+
 /// Kubernetes' default.
 pub const MAX_PODS: u32 = 110;
 
 /// A running node. Dropping it without [`Node::stop`] begins its stop too, and waits for nothing.
 pub struct Node {
     name: NodeName,
+    leave: Port<Leave>,
     root: Root,
 }
 
@@ -81,6 +82,14 @@ impl Node {
     /// # Errors
     /// When its directory or identity cannot be used.
     pub async fn start(config: NodeConfig) -> Result<Node, StartError> {
+        Node::start_as(config, None).await
+    }
+
+    /// The same for a node that joined.
+    pub(super) async fn start_as(
+        config: NodeConfig,
+        member: Option<Arc<Membership>>,
+    ) -> Result<Node, StartError> {
         for dir in ["pods", "logs"] {
             let path = config.directory.join(dir);
             std::fs::create_dir_all(&path).map_err(|source| StartError::File { path, source })?;
@@ -89,6 +98,9 @@ impl Node {
         let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
         if let Some(sockets) = config.sockets {
             connector = connector.with_sockets(sockets);
+        }
+        if let Some(member) = &member {
+            member.dials_by(connector.clone());
         }
         let context = Arc::new(NodeContext {
             name: login.name.to_string(),
@@ -113,7 +125,7 @@ impl Node {
         let root = Root::start(
             SupervisorSpec::new("node root").on_escalate(move |escalation| on_escalate(escalation)),
         );
-        let master = login.master.to_string();
+        let (master, uplink) = (login.master, Slot::new("uplink"));
         let child = kubelet::child(
             move |slot, pods, uplink| KubeletSeed {
                 node: context.clone(),
@@ -125,9 +137,11 @@ impl Node {
                 manifests: manifests.clone(),
             },
             move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
+            member.map(|member| member as Arc<dyn Member>),
+            &uplink,
         );
         root.handle().start_child(child).detach();
-        Ok(Node { name: login.name, root })
+        Ok(Node { name: login.name, leave: uplink.port(), root })
     }
 
     /// The node's name.
@@ -138,6 +152,14 @@ impl Node {
     /// The root of the node's supervision tree.
     pub fn supervisor(&self) -> &SupervisorHandle {
         self.root.handle()
+    }
+
+    /// Tells the master that the node goes and comes back, so that its pods are not replaced. To be stopped then.
+    pub(super) async fn say_goodbye(&self) {
+        // Without a link, or with one that is stuck, it is not told, and the node is taken for lost.
+        if let Err(error) = self.leave.ask(Leave, GOODBYE_WITHIN).await {
+            tracing::debug!(%error, "no goodbye");
+        }
     }
 
     /// Stops the node's actors. Its containers run on.

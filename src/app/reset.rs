@@ -32,6 +32,7 @@ const OWN: &[&str] = &[
     "pki",
     "admin.kubeconfig",
     "pod-network",
+    super::membership::RECORD,
     rootless::RECORD,
     "format.new",
     "format",

@@ -14,7 +14,8 @@ use std::{
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{
-    Cluster, ClusterConfig, RegistryOptions, RuntimeChoice, StartError,
+    Cluster, ClusterConfig, NODE_CERTIFICATES, RegistryOptions, RuntimeChoice, StartError,
+    address::{LINKS_PORT, advertised},
     cluster::this_machine,
     network::pod_network,
     node::MAX_PODS,
@@ -63,6 +64,8 @@ pub struct UpOptions {
     pub manifests: Option<PathBuf>,
     /// The nodes' limits.
     pub kubelet: KubeletSettings,
+    /// How long certificates of nodes that join are valid.
+    pub node_certificates: Duration,
 }
 
 impl UpOptions {
@@ -83,7 +86,14 @@ impl UpOptions {
             registries: RegistryOptions::default(),
             manifests: None,
             kubelet: KubeletSettings::default(),
+            node_certificates: NODE_CERTIFICATES,
         }
+    }
+
+    /// A master alone, to which other machines link on every address of this one.
+    pub fn master(data_dir: PathBuf) -> UpOptions {
+        let links = SocketAddr::from(([0, 0, 0, 0], LINKS_PORT));
+        UpOptions { nodes: 0, links: Some(links), ..UpOptions::new(data_dir) }
     }
 }
 
@@ -105,7 +115,7 @@ pub fn up(options: UpOptions, rootless: Option<Rootless>) -> ExitCode {
     }
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(inner) = cause {
@@ -148,10 +158,10 @@ async fn run(options: UpOptions, rootless: Option<Rootless>) -> Result<ExitCode,
     let pods = cluster.master().view().snapshot().list(crate::model::Kind::Pod, None).count();
     let nodes: Vec<NodeName> = cluster.nodes().iter().map(|node| node.name().clone()).collect();
     cluster.stop().await;
-    if pods == 0 && options.runtime != RuntimeChoice::Sim {
+    if pods == 0 && !nodes.is_empty() && options.runtime != RuntimeChoice::Sim {
         super::reset::tidy(&options.data_dir, &nodes).await;
     }
-    if pods > 0 && options.runtime != RuntimeChoice::Sim {
+    if pods > 0 && !nodes.is_empty() && options.runtime != RuntimeChoice::Sim {
         eprintln!(
             "troupe: {pods} pods run on; `troupe up` on the same data directory takes them over, `troupe reset` ends them"
         );
@@ -178,6 +188,7 @@ fn config(
     config.master.pod_network = pod_network(&options.data_dir, options.pod_network.as_deref())
         .map_err(|source| StartError::File { path: options.data_dir.clone(), source })?;
     config.master.api_names.clone_from(&options.api_names);
+    config.master.node_certificates = options.node_certificates;
     config.master.on_escalate = Arc::new(move |escalation| {
         // The process is about to end anyway when nobody listens.
         let _ = escalated.send(escalation);
@@ -203,14 +214,18 @@ fn announce(cluster: &Cluster, data_dir: &Path, ready_file: &Path) -> Result<(),
     let file = |source| StartError::File { path: ready_file.into(), source };
     std::fs::write(ready_file, format!("{}\n", cluster.master().api())).map_err(file)?;
     let mut out = std::io::stdout();
+    let kubeconfig = data_dir.join("admin.kubeconfig");
+    let (kubeconfig, master) = (kubeconfig.display(), cluster.master());
+    let (what, next) = match cluster.nodes().len() {
+        0 => (
+            format!("links {} (UDP)", advertised(master.links())),
+            format!("add a machine: troupe token create --kubeconfig {kubeconfig}"),
+        ),
+        nodes => (format!("{nodes} node(s)"), format!("try: kubectl --kubeconfig {kubeconfig} get nodes")),
+    };
+    let api = super::kubeconfig::reachable(master.api());
     // Nobody may read standard output; the file says the same.
-    let _ = writeln!(
-        out,
-        "ready: API https://{}, {} node(s); try: kubectl --kubeconfig {} get nodes",
-        super::kubeconfig::reachable(cluster.master().api()),
-        cluster.nodes().len(),
-        data_dir.join("admin.kubeconfig").display()
-    );
+    let _ = writeln!(out, "ready: API https://{api}, {what}; {next}");
     let _ = out.flush();
     Ok(())
 }

@@ -4,8 +4,12 @@
 use std::process::ExitCode;
 
 use troupe::{
-    app::{self, KubeletSettings, RegistryOptions, ResetOptions, RuntimeChoice, UpOptions, rootless},
-    cli::{self, DemoArgs, Invocation, ResetArgs, RuntimeArg, UpArgs, default_data_dir},
+    app::{
+        self, KubeletSettings, NodeOptions, RegistryOptions, ResetOptions, RuntimeChoice, UpOptions, rootless,
+    },
+    cli::{
+        self, DemoArgs, Invocation, MasterArgs, NodeArgs, ResetArgs, RuntimeArg, UpArgs, default_data_dir,
+    },
     runtime::logs::LogLimits,
 };
 
@@ -26,6 +30,8 @@ fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Invocation::Demo(args)) => demo(&args),
         Ok(Invocation::Up(args)) => up(*args),
+        Ok(Invocation::Master(args)) => master(*args),
+        Ok(Invocation::Node(args)) => node(*args),
         Ok(Invocation::Reset(args)) => reset(args),
         Ok(Invocation::Client(client)) => cli::run(&client),
         Err(code) => code,
@@ -70,18 +76,9 @@ fn failed(error: &app::StartError) -> ExitCode {
 fn up(args: UpArgs) -> ExitCode {
     let args = match args.complete() {
         Ok(args) => args,
-        Err(error) => {
-            eprintln!("troupe: {error}");
-            return ExitCode::from(2);
-        }
+        Err(error) => return misused(&error),
     };
-    let runtime = match args.runtime.unwrap_or_default() {
-        RuntimeArg::Auto => RuntimeChoice::Auto,
-        RuntimeArg::Native => RuntimeChoice::Native,
-        RuntimeArg::Sim => RuntimeChoice::Sim,
-        RuntimeArg::Docker => RuntimeChoice::Docker,
-        RuntimeArg::Cri => RuntimeChoice::Cri,
-    };
+    let runtime = runtime(args.runtime.unwrap_or_default());
     let usual = UpOptions::new(args.data_dir());
     let api = args.api.unwrap_or(usual.api);
     let rootless = match rootless::wanted(runtime, &usual.data_dir) {
@@ -92,7 +89,7 @@ fn up(args: UpArgs) -> ExitCode {
         },
         Err(error) => return failed(&error),
     };
-    let log = usual.kubelet.container_log;
+    let (registries, kubelet) = (registries(&args), kubelet(&args));
     let options = UpOptions {
         api,
         links: args.listen,
@@ -104,20 +101,85 @@ fn up(args: UpArgs) -> ExitCode {
         max_pods: args.max_pods.unwrap_or(usual.max_pods),
         api_names: args.api_names,
         crash_loop_initial: args.crash_loop_backoff,
-        registries: RegistryOptions {
-            insecure: args.insecure_registries,
-            authorities: args.registry_authorities,
-            credentials: args.registry_config,
-        },
+        registries,
+        kubelet,
         manifests: args.manifests,
-        kubelet: KubeletSettings {
-            container_log: LogLimits {
-                max_bytes: args.container_log_max_size.unwrap_or(log.max_bytes),
-                max_files: args.container_log_max_files.unwrap_or(log.max_files),
-            },
-            eviction_hard: args.eviction_hard.unwrap_or_default(),
-        },
         ..usual
     };
     app::up(options, rootless)
+}
+
+/// A master runs no containers, so it needs nothing of what an ordinary user lacks.
+fn master(args: MasterArgs) -> ExitCode {
+    let node_certificates = args.node_certificate_life.unwrap_or(app::NODE_CERTIFICATES);
+    let args = match args.complete() {
+        Ok(args) => args,
+        Err(error) => return misused(&error),
+    };
+    let usual = UpOptions::master(args.data_dir());
+    let options = UpOptions {
+        api: args.api.unwrap_or(usual.api),
+        links: args.listen.or(usual.links),
+        pod_network: args.pod_network,
+        api_names: args.api_names,
+        node_certificates,
+        ..usual
+    };
+    app::up(options, None)
+}
+
+fn node(args: NodeArgs) -> ExitCode {
+    let shared = match args.complete() {
+        Ok(shared) => shared,
+        Err(error) => return misused(&error),
+    };
+    app::node(&NodeOptions {
+        data_dir: shared.data_dir(),
+        join: args.join,
+        token: args.token,
+        name: args.name,
+        labels: args.labels,
+        address: args.address,
+        runtime: shared.runtime.map(runtime),
+        registries: registries(&shared),
+        kubelet: kubelet(&shared),
+        cri_socket: shared.cri_socket,
+        max_pods: shared.max_pods,
+        crash_loop_initial: shared.crash_loop_backoff,
+        manifests: shared.manifests,
+    })
+}
+
+fn misused(error: &cli::CliError) -> ExitCode {
+    eprintln!("troupe: {error}");
+    ExitCode::from(2)
+}
+
+fn runtime(name: RuntimeArg) -> RuntimeChoice {
+    match name {
+        RuntimeArg::Auto => RuntimeChoice::Auto,
+        RuntimeArg::Native => RuntimeChoice::Native,
+        RuntimeArg::Sim => RuntimeChoice::Sim,
+        RuntimeArg::Docker => RuntimeChoice::Docker,
+        RuntimeArg::Cri => RuntimeChoice::Cri,
+    }
+}
+
+fn registries(args: &UpArgs) -> RegistryOptions {
+    RegistryOptions {
+        insecure: args.insecure_registries.clone(),
+        authorities: args.registry_authorities.clone(),
+        credentials: args.registry_config.clone(),
+    }
+}
+
+fn kubelet(args: &UpArgs) -> KubeletSettings {
+    let log = KubeletSettings::default().container_log;
+    KubeletSettings {
+        container_log: LogLimits {
+            max_bytes: args.container_log_max_size.unwrap_or(log.max_bytes),
+            max_files: args.container_log_max_files.unwrap_or(log.max_files),
+        },
+        eviction_hard: args.eviction_hard.clone().unwrap_or_default(),
+    }
 }

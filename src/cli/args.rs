@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::{
+    node::{MasterArgs, NodeArgs},
     up::UpArgs,
     verbs::{Own, Verb},
 };
@@ -25,6 +26,10 @@ pub enum Command {
     Demo(DemoArgs),
     /// Run a cluster on this machine, in the foreground
     Up(Box<UpArgs>),
+    /// Run a master for other machines, in the foreground
+    Master(Box<MasterArgs>),
+    /// Make this machine a node of a master, in the foreground
+    Node(Box<NodeArgs>),
     /// End every container of a cluster on this machine and remove its data directory
     Reset(ResetArgs),
     /// kubectl's verbs.

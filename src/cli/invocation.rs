@@ -9,6 +9,7 @@ use clap::Parser as _;
 
 use super::{
     args::{Cli, Command, DemoArgs, Kubectl, ResetArgs},
+    node::{MasterArgs, NodeArgs},
     up::UpArgs,
     verbs::{ClientCommand, NOT_BUILT, Verb},
 };
@@ -23,6 +24,10 @@ pub enum Invocation {
     Demo(DemoArgs),
     /// Run a cluster.
     Up(Box<UpArgs>),
+    /// Run a master alone.
+    Master(Box<MasterArgs>),
+    /// Run a node.
+    Node(Box<NodeArgs>),
     /// End one for good.
     Reset(ResetArgs),
     /// Ask one.
@@ -54,6 +59,8 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, Ex
         false => Cli::try_parse_from(words).map(|c| match c.command {
             Command::Demo(args) => Invocation::Demo(args),
             Command::Up(args) => Invocation::Up(args),
+            Command::Master(args) => Invocation::Master(args),
+            Command::Node(args) => Invocation::Node(args),
             Command::Reset(args) => Invocation::Reset(args),
             Command::Client(verb) => client(verb, false),
             Command::Own(own) => Invocation::Client(ClientCommand::Own(Box::new(own))),

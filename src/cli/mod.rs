@@ -1,7 +1,7 @@
 //! The command line: what a person types, turned into requests to a cluster.
 //!
-//! Owns: the grammar of `troupe` and every client verb. Speaks only HTTP to a cluster; what starts one (`up`) is handed
-//! back to the program, which owns the processes. Exit codes: 0 ok, 1 failed, 2 wrong usage.
+//! Owns: the grammar of `troupe` and every client verb. Speaks only HTTP to a cluster; what starts one (`up`, `master`,
+//! `node`) is handed back to the program, which owns the processes. Exit codes: 0 ok, 1 failed, 2 wrong usage.
 
 mod api_resources;
 mod apply;
@@ -27,6 +27,7 @@ mod label;
 mod logs;
 mod manifest;
 mod merge3;
+mod node;
 mod output;
 mod patch;
 mod pod;
@@ -36,6 +37,7 @@ mod scale;
 mod seat;
 mod session;
 mod target;
+mod token;
 mod top;
 mod up;
 mod verbs;
@@ -45,5 +47,6 @@ mod wait;
 pub use args::{Cli, Command, DemoArgs, ResetArgs};
 pub use error::CliError;
 pub use invocation::{Invocation, parse};
+pub use node::{MasterArgs, NodeArgs};
 pub use up::{RuntimeArg, UpArgs, default_data_dir};
 pub use verbs::{ClientCommand, Own, Verb, run};

@@ -196,7 +196,7 @@ fn read(path: &Path) -> Result<UpArgs, CliError> {
 }
 
 /// Reads a Kubernetes quantity of bytes, `10Mi`.
-fn size(text: &str) -> Result<u64, String> {
+pub(super) fn size(text: &str) -> Result<u64, String> {
     match parse_units(text).map(u64::try_from) {
         Ok(Ok(bytes)) if bytes > 0 => Ok(bytes),
         Ok(_) => Err(format!("{text:?}: must be greater than 0")),

@@ -14,7 +14,7 @@ use super::{
     error::Outcome,
     events, exec, expose, get, image, label, logs, patch, port_forward, run as run_verb, scale,
     session::{Connection, Session, raw},
-    top, version, wait,
+    token, top, version, wait,
 };
 
 /// A verb with its connection.
@@ -93,6 +93,8 @@ pub enum Verb {
 pub enum Own {
     /// Load, show and remove images of the nodes
     Image(On<image::ImageArgs>),
+    /// Make, show and revoke what machines need to join
+    Token(On<token::TokenArgs>),
 }
 
 /// kubectl's verbs that are still to come.
@@ -134,6 +136,7 @@ pub fn run(client: &ClientCommand) -> ExitCode {
             ClientCommand::Verb(verb, kubectl) => dispatch(verb, *kubectl).await,
             ClientCommand::Own(own) => match &**own {
                 Own::Image(on) => image::run(&on.open()?, &on.args).await,
+                Own::Token(on) => token::run(&on.open()?, &on.args).await,
             },
         }
     });

@@ -1,7 +1,8 @@
 //! Which pods a node ends because they or the node have used up memory or disk.
 //!
 //! Owns: Kubernetes' thresholds (`evictionHard`), the conditions that follow from them, limits on local storage, the order
-//! in which pods go and what they are told. Pure: what is used and the time are arguments. Critical and static pods stay.
+//! in which pods go and what they are told. Pure: what is used and the time are arguments. Invariants: critical and static
+//! pods stay, whatever they use (a static pod would not come back); nobody goes for what is not known.
 
 use std::{cmp::Reverse, collections::BTreeMap, time::Duration};
 
@@ -14,6 +15,9 @@ use crate::model::quantity::parse_units;
 pub const TRANSITION: Duration = Duration::from_secs(300);
 /// From this priority on a pod is critical to the node (`system-cluster-critical`) and never goes.
 const CRITICAL: i32 = 2_000_000_000;
+/// An evicted pod that is not gone after this is no longer waited for: its second of grace, and what Kubernetes' kubelet
+/// waits for the cleaning up (`podCleanupTimeout`).
+const GONE_WITHIN: Duration = Duration::from_secs(31);
 const EPHEMERAL: &str = "ephemeral-storage";
 
 /// How little may be left of something.
@@ -166,6 +170,14 @@ impl Watch {
         low
     }
 
+    /// The latest look as it is acted on: nothing is low while a pod that was evicted is still on its way out and within
+    /// its time, since what it has will be free then. `leaving`: when each of those was evicted.
+    pub fn turn(low: Vec<Signal>, leaving: impl IntoIterator<Item = i64>, now_ms: i64) -> Vec<Signal> {
+        let within_ms = i64::try_from(GONE_WITHIN.as_millis()).unwrap_or(i64::MAX);
+        let waits = leaving.into_iter().any(|since_ms| now_ms - since_ms < within_ms);
+        if waits { Vec::new() } else { low }
+    }
+
     /// What the conditions say.
     pub fn pressure(&self, now_ms: i64) -> Pressure {
         let hold_ms = i64::try_from(TRANSITION.as_millis()).unwrap_or(i64::MAX);
@@ -177,14 +189,14 @@ impl Watch {
 /// What a pod uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Used {
-    /// Bytes of each container's writable layer and logs.
+    /// Bytes of each container's logs, and of its writable layer where that is known: no less is used.
     pub containers: BTreeMap<String, u64>,
     /// Bytes of each `emptyDir` on disk.
     pub volumes: BTreeMap<String, u64>,
-    /// Bytes of memory.
-    pub memory: u64,
-    /// Processes and threads.
-    pub pids: u64,
+    /// Bytes of memory; `None`: not known.
+    pub memory: Option<u64>,
+    /// Processes and threads; `None`: not known.
+    pub pids: Option<u64>,
 }
 
 impl Used {
@@ -192,10 +204,10 @@ impl Used {
         self.containers.values().chain(self.volumes.values()).sum()
     }
 
-    fn of(&self, signal: Signal) -> u64 {
+    fn of(&self, signal: Signal) -> Option<u64> {
         match signal {
             Signal::Memory => self.memory,
-            Signal::Disk => self.disk(),
+            Signal::Disk => Some(self.disk()),
             Signal::Pids => self.pids,
         }
     }
@@ -235,7 +247,11 @@ pub fn is_limited(pod: &v1::Pod) -> bool {
 }
 
 /// Why a pod has to go, if it uses more of the disk than it may: Kubernetes' checks in its order.
-pub fn over_limit(pod: &v1::Pod, used: &Used) -> Option<String> {
+pub fn over_limit(candidate: &Candidate<'_>) -> Option<String> {
+    if !candidate.may_go() {
+        return None;
+    }
+    let (pod, used) = (candidate.pod, candidate.used);
     for (name, limit) in empty_dirs(pod) {
         if let Some(limit) = limit
             && used.volumes.get(name).is_some_and(|bytes| *bytes > units(limit))
@@ -273,22 +289,40 @@ pub struct Candidate<'a> {
     pub used: &'a Used,
 }
 
-/// The pod that goes first when the node is low on something, as an index, and what it is told: one that uses more than
-/// it asked for, of the lowest priority, that uses the most beyond what it asked for.
+impl Candidate<'_> {
+    fn priority(&self) -> i32 {
+        self.pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0)
+    }
+
+    /// Whether it is ever evicted: Kubernetes' `IsCriticalPod`.
+    fn may_go(&self) -> bool {
+        !self.is_static && self.priority() < CRITICAL
+    }
+}
+
+/// The one pod that goes when the node is low on something, as an index, and what it is told: for the first signal that
+/// anybody can go for, one that uses more than it asked for, of the lowest priority, that uses the most beyond that.
+///
+/// Who is not known to use any of it does not go. (Kubernetes' kubelet has those go first, of which it has no figures at
+/// all. Its figures are its own, so that they are missing only of what just came or hangs; ours are a runtime's that may
+/// fail to answer for a moment, and a pod that ends for that frees nothing that anybody knows of.)
 pub fn choose(
-    signal: Signal,
+    low: &[Signal],
     left: &Left,
     thresholds: &Thresholds,
     all: &[Candidate<'_>],
 ) -> Option<(usize, String)> {
-    let priority = |c: &Candidate<'_>| c.pod.spec.as_ref().and_then(|s| s.priority).unwrap_or(0);
-    let rank = |c: &Candidate<'_>| {
-        let (used, asked) = (c.used.of(signal), requested(c.pod, signal));
-        (Reverse(used > asked), priority(c), Reverse(used.saturating_sub(asked)))
+    let rank = |signal: Signal, c: &Candidate<'_>| {
+        let (used, asked) = (c.used.of(signal)?, requested(c.pod, signal));
+        Some((Reverse(used > asked), c.priority(), Reverse(used.saturating_sub(asked))))
     };
-    let may_go = all.iter().enumerate().filter(|(_, c)| !c.is_static && priority(c) < CRITICAL);
-    let (index, first) = may_go.min_by_key(|(_, candidate)| rank(candidate))?;
-    Some((index, low_message(signal, left, thresholds, first)))
+    let first = |signal: Signal| {
+        let may_go = all.iter().enumerate().filter(|(_, candidate)| candidate.may_go());
+        let ranked = may_go.filter_map(|(index, candidate)| Some((rank(signal, candidate)?, index)));
+        Some((signal, ranked.min()?.1))
+    };
+    let (signal, index) = low.iter().find_map(|signal| first(*signal))?;
+    Some((index, low_message(signal, left, thresholds, all.get(index)?)))
 }
 
 fn requested(pod: &v1::Pod, signal: Signal) -> u64 {
@@ -376,7 +410,7 @@ mod tests {
             let map = |all: &[(&str, u64)]| {
                 all.iter().map(|(name, kib)| ((*name).to_owned(), kib * 1024)).collect()
             };
-            Used { containers: map(containers), volumes: map(volumes), memory: 0, pids: 0 }
+            Used { containers: map(containers), volumes: map(volumes), ..Used::default() }
         };
         for (used, told) in [
             (used(&[("c", 1024)], &[("v", 1024)]), None),
@@ -390,11 +424,22 @@ mod tests {
                 Some("Container d exceeded its local ephemeral storage limit \"1Mi\". "),
             ),
         ] {
-            assert_eq!(over_limit(&one, &used).as_deref(), told, "{used:?}");
+            let of = |pod: &v1::Pod, is_static| over_limit(&Candidate { pod, is_static, used: &used });
+            assert_eq!(of(&one, false).as_deref(), told, "{used:?}");
+            // They would not come back, or the node needs them.
+            let critical = |priority| {
+                let mut pod = one.clone();
+                pod.spec.as_mut().unwrap().priority = Some(priority);
+                pod
+            };
+            assert_eq!(of(&one, true), None, "static");
+            assert_eq!(of(&critical(2_000_000_000), false), None, "critical");
+            assert_eq!(of(&critical(1_999_999_999), false).as_deref(), told);
         }
         let alone = pod(json!({"containers": [{"name": "c", "resources": limited("1Mi")}]}));
         assert_eq!(
-            over_limit(&alone, &used(&[("c", 1025)], &[])).unwrap(),
+            over_limit(&Candidate { pod: &alone, is_static: false, used: &used(&[("c", 1025)], &[]) })
+                .unwrap(),
             "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. "
         );
     }
@@ -405,7 +450,7 @@ mod tests {
             let resources = json!({"requests": {"memory": request}});
             pod(json!({"priority": priority, "containers": [{"name": "c", "resources": resources}]}))
         };
-        let used = |memory| Used { memory, ..Used::default() };
+        let used = |memory| Used { memory: Some(memory), ..Used::default() };
         let rows = [
             // Within what it asked for, of the lowest priority and using the most.
             (of("8Gi", -5), used(4 * GIB), false),
@@ -425,7 +470,7 @@ mod tests {
                 .iter()
                 .map(|i| Candidate { pod: &rows[*i].0, is_static: rows[*i].2, used: &rows[*i].1 })
                 .collect();
-            let Some((index, told)) = choose(Signal::Memory, &left, &Thresholds::default(), &all) else {
+            let Some((index, told)) = choose(&[Signal::Memory], &left, &Thresholds::default(), &all) else {
                 break;
             };
             assert_eq!(
@@ -444,11 +489,40 @@ mod tests {
         let used = Used { containers: [("c".to_owned(), 5 << 10)].into(), ..Used::default() };
         let candidate = [Candidate { pod: &one, is_static: false, used: &used }];
         let left = Left { disk: (9 << 10, 100 << 10), ..Left::default() };
-        let (_, told) = choose(Signal::Disk, &left, &Thresholds::default(), &candidate).unwrap();
+        let (_, told) = choose(&[Signal::Disk], &left, &Thresholds::default(), &candidate).unwrap();
         assert_eq!(
             told,
             "The node was low on resource: ephemeral-storage. Threshold quantity: 10Ki, available: 9Ki. Container c was \
              using 5Ki, request is 0, has larger consumption of ephemeral-storage. "
         );
+    }
+
+    #[test]
+    fn nobody_goes_for_what_is_not_known_and_the_next_signal_has_its_turn() {
+        let one = pod(json!({"containers": [{"name": "c"}]}));
+        let silent = Used { pids: Some(7), ..Used::default() };
+        let small = Used { memory: Some(1), pids: Some(3), ..Used::default() };
+        let of = |used| Candidate { pod: &one, is_static: false, used };
+        let left = Left { memory: (1, 8 * GIB), pids: (1, 100), ..Left::default() };
+        let thresholds = Thresholds::parse("memory.available<1Gi,pid.available<10%").unwrap();
+        let chosen = |low: &[Signal], all: &[Candidate<'_>]| choose(low, &left, &thresholds, all);
+        let both = [Signal::Memory, Signal::Pids];
+        let (index, told) = chosen(&both, &[of(&silent), of(&small)]).unwrap();
+        assert!(index == 1 && told.starts_with("The node was low on resource: memory. "), "{index} {told}");
+        assert_eq!(chosen(&[Signal::Memory], &[of(&silent)]), None);
+        let (index, told) = chosen(&both, &[of(&silent)]).unwrap();
+        let pids = "The node was low on resource: pids. Threshold quantity: 10, available: 1. ";
+        assert_eq!((index, told.as_str()), (0, pids));
+        assert_eq!(chosen(&[], &[of(&small)]), None);
+    }
+
+    #[test]
+    fn who_was_evicted_is_waited_for_but_not_for_ever() {
+        let low = vec![Signal::Memory, Signal::Disk];
+        let turn = |leaving: &[i64], now_ms| Watch::turn(low.clone(), leaving.iter().copied(), now_ms);
+        assert_eq!(turn(&[], 1_000), low);
+        assert_eq!(turn(&[1_000], 31_999), []);
+        assert_eq!(turn(&[1_000], 32_000), low);
+        assert_eq!(turn(&[1_000, 31_000], 40_000), []);
     }
 }

@@ -5,13 +5,18 @@
 //! and `kube-root-ca.crt`, and the `kubernetes` service. Invariant: a namespace vanishes only when a snapshot shows it
 //! empty; what is missing is made again, and never in a namespace that is terminating.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use k8s_openapi::{api::core::v1, jiff::Timestamp};
 use serde_json::{Value, json};
 
 use super::{
     edit::{self, Edit, EditError},
+    join,
     reconcile::{Means, Reconcile},
 };
 use crate::model::{
@@ -41,6 +46,17 @@ pub struct Bootstrap {
     pub api_port: u16,
     /// The cluster address of the `kubernetes` service; `None` when there are none.
     pub service_address: Option<String>,
+    /// Where machines join, as [`join::LINKS`] of `kube-system` is to say; `None` when they cannot.
+    pub links: Option<Links>,
+}
+
+/// What a joining machine must be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Links {
+    /// The master's address for links.
+    pub address: String,
+    /// SHA-256 of the authority's public key, in hexadecimal.
+    pub authority: String,
 }
 
 /// Which namespaces are to be looked at.
@@ -80,7 +96,7 @@ impl Reconcile for Namespaces {
         let Some(key) = before.or(after).map(|o| &o.key) else { return };
         let ours = match key.kind {
             Kind::ServiceAccount => &*key.name == ACCOUNT,
-            Kind::ConfigMap => &*key.name == ROOT_CA,
+            Kind::ConfigMap => &*key.name == ROOT_CA || &*key.name == join::LINKS,
             Kind::Service | Kind::Endpoints => &*key.name == API && &*key.namespace == INITIAL[0],
             _ => false,
         };
@@ -149,6 +165,21 @@ fn finish(namespace: &Arc<Object>) -> Result<Vec<Edit>, EditError> {
     })
 }
 
+/// What makes a config map have this data, when it does not.
+fn config_map(key: Key, data: &[(&str, &str)], means: &mut Means<'_>) -> Result<Option<Edit>, EditError> {
+    let wanted: BTreeMap<String, String> =
+        data.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let Some(present) = means.snapshot.find(&key) else {
+        return Ok(made(&key, &json!({"data": wanted}), means));
+    };
+    let mut differs = false;
+    let edit = edit::edit::<v1::ConfigMap>(present, |map| {
+        differs = map.data.as_ref() != Some(&wanted);
+        map.data = Some(wanted);
+    })?;
+    Ok(differs.then_some(edit))
+}
+
 impl Namespaces {
     /// What a namespace lacks.
     fn furnish(&self, namespace: &Arc<str>, means: &mut Means<'_>) -> Result<Vec<Edit>, EditError> {
@@ -157,25 +188,20 @@ impl Namespaces {
         if means.snapshot.find(&account).is_none() {
             edits.extend(made(&account, &json!({}), means));
         }
-        edits.extend(self.root_ca(namespace, means)?);
+        let ca = [("ca.crt", self.bootstrap.ca_pem.as_str())];
+        edits.extend(config_map(Key::new(Kind::ConfigMap, namespace.clone(), ROOT_CA), &ca, means)?);
+        if let Some(links) = self.bootstrap.links.as_ref().filter(|_| &**namespace == join::NAMESPACE) {
+            let data = [(join::LINKS_ADDRESS, &*links.address), (join::LINKS_AUTHORITY, &*links.authority)];
+            edits.extend(config_map(
+                Key::new(Kind::ConfigMap, namespace.clone(), join::LINKS),
+                &data,
+                means,
+            )?);
+        }
         if &**namespace == INITIAL[0] {
             edits.extend(self.api_service(means)?);
         }
         Ok(edits)
-    }
-
-    fn root_ca(&self, namespace: &Arc<str>, means: &mut Means<'_>) -> Result<Option<Edit>, EditError> {
-        let key = Key::new(Kind::ConfigMap, namespace.clone(), ROOT_CA);
-        let Some(present) = means.snapshot.find(&key) else {
-            return Ok(made(&key, &json!({"data": {"ca.crt": self.bootstrap.ca_pem}}), means));
-        };
-        let wanted = [("ca.crt".to_owned(), self.bootstrap.ca_pem.clone())].into_iter().collect();
-        let mut differs = false;
-        let edit = edit::edit::<v1::ConfigMap>(present, |map| {
-            differs = map.data.as_ref() != Some(&wanted);
-            map.data = Some(wanted);
-        })?;
-        Ok(differs.then_some(edit))
     }
 
     fn api_service(&self, means: &mut Means<'_>) -> Result<Vec<Edit>, EditError> {
@@ -273,6 +299,7 @@ mod tests {
             api_address: api_address.into(),
             api_port: 6443,
             service_address: Some("10.96.0.1".into()),
+            links: None,
         };
         let mut world = World::new(Namespaces::new(bootstrap));
         world.controller.anew(&Snapshot::default(), Timestamp::UNIX_EPOCH);

@@ -22,7 +22,7 @@ use super::{
     eviction::Pressure,
     pod::{gates, status::time},
 };
-use crate::model::{KindFacet, NodeName, Object, SealError, Uid, seal};
+use crate::model::{KindFacet, NodeName, Object, SealError, Uid, huge_pages, quantity, seal};
 
 /// What a machine says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,14 +33,8 @@ pub struct MachineFacts {
     pub memory_bytes: u64,
     /// Bytes of the file system that holds the data directory.
     pub disk_bytes: u64,
-    /// Bytes free on it.
-    pub disk_free_bytes: u64,
-    /// Bytes of memory that programs could have.
-    pub memory_available_bytes: u64,
-    /// Processes and threads that the machine can have.
-    pub pids: u64,
-    /// Those that could be started.
-    pub pids_available: u64,
+    /// Huge pages by their size: bytes of a page, bytes of all of them.
+    pub huge_pages: Vec<(i64, i64)>,
     /// What it is low on.
     pub pressure: Pressure,
     /// Most pods on the node.
@@ -76,7 +70,7 @@ const STATUS_IMAGES: usize = 50;
 
 /// The node's own status. `before` is the last one: its conditions' times stay where nothing changed.
 pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms: i64) -> v1::NodeStatus {
-    let amounts: BTreeMap<String, Quantity> = [
+    let mut capacity: BTreeMap<String, Quantity> = [
         ("cpu", facts.cpus.to_string()),
         ("memory", format!("{}Ki", facts.memory_bytes / 1024)),
         ("ephemeral-storage", format!("{}Ki", facts.disk_bytes / 1024)),
@@ -85,6 +79,15 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
     .into_iter()
     .map(|(k, v)| (k.to_owned(), Quantity(v)))
     .collect();
+    for (page, bytes) in &facts.huge_pages {
+        capacity
+            .insert(huge_pages::name(*page), Quantity(quantity::canonical(&format!("{}Ki", bytes / 1024))));
+    }
+    let mut allocatable = capacity.clone();
+    // What is set aside in huge pages is no memory for anything else.
+    let huge: i64 = facts.huge_pages.iter().map(|(_, bytes)| bytes).sum();
+    let memory = facts.memory_bytes.saturating_sub(huge.unsigned_abs());
+    allocatable.insert("memory".to_owned(), Quantity(format!("{}Ki", memory / 1024)));
     let (ready, reason, message) = match &facts.runtime_fault {
         None => (true, "KubeletReady", "kubelet is posting ready status".to_owned()),
         Some(fault) => (false, "ContainerRuntimeNotReady", fault.clone()),
@@ -99,8 +102,8 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
     // One of our own, and only where there is something to say.
     let lacking = facts.lacks.clone().map(|lacks| condition("Rootless", true, "OrdinaryUser", lacks));
     v1::NodeStatus {
-        capacity: Some(amounts.clone()),
-        allocatable: Some(amounts),
+        capacity: Some(capacity),
+        allocatable: Some(allocatable),
         addresses: Some(vec![
             v1::NodeAddress { type_: "InternalIP".into(), address: facts.address.clone() },
             v1::NodeAddress { type_: "Hostname".into(), address: facts.hostname.clone() },
@@ -207,6 +210,26 @@ pub fn taint_by_condition(spec: &mut v1::NodeSpec, status: &v1::NodeStatus) {
     spec.taints = Some(taints).filter(|taints| !taints.is_empty());
 }
 
+/// Adds the label that only the machine itself can say.
+pub fn complete_labels(labels: &mut BTreeMap<String, String>, status: &v1::NodeStatus) {
+    if let Some(info) = status.node_info.as_ref().filter(|info| !info.architecture.is_empty()) {
+        labels.entry("kubernetes.io/arch".to_owned()).or_insert_with(|| info.architecture.clone());
+    }
+}
+
+/// The status of a node that has been admitted and was never heard of.
+pub fn unheard_status(now_ms: i64) -> v1::NodeStatus {
+    let condition = v1::NodeCondition {
+        type_: "Ready".into(),
+        status: "Unknown".into(),
+        reason: Some("NodeStatusNeverUpdated".into()),
+        message: Some("Kubelet never posted node status.".into()),
+        last_heartbeat_time: Some(time(now_ms)),
+        last_transition_time: Some(time(now_ms)),
+    };
+    v1::NodeStatus { conditions: Some(vec![condition]), ..v1::NodeStatus::default() }
+}
+
 /// The node object for a node that appears for the first time.
 pub fn new_node(
     name: &str,
@@ -216,12 +239,11 @@ pub fn new_node(
     now_ms: i64,
     uid: &str,
 ) -> v1::Node {
-    let architecture = status.node_info.as_ref().map(|i| i.architecture.clone()).unwrap_or_default();
     let mut all = BTreeMap::from([
         ("kubernetes.io/hostname".to_owned(), name.to_owned()),
         ("kubernetes.io/os".to_owned(), "linux".to_owned()),
-        ("kubernetes.io/arch".to_owned(), architecture),
     ]);
+    complete_labels(&mut all, &status);
     all.extend(labels.clone());
     let mut spec = v1::NodeSpec {
         pod_cidr: Some(pod_cidr.to_owned()),
@@ -419,7 +441,7 @@ mod tests {
     #[test]
     fn a_node_under_pressure_bears_a_taint_for_as_long_as_that_lasts() {
         let status = |low: &str| {
-            let pressure = Pressure { memory: low == "memory", disk: low == "disk", pids: false };
+            let pressure = Pressure { memory: low == "memory", disk: low == "disk", pids: low == "pids" };
             node_status(&MachineFacts { pressure, ..MachineFacts::default() }, None, 0)
         };
         let own = v1::Taint { key: "own".into(), effect: "NoSchedule".into(), ..v1::Taint::default() };
@@ -432,6 +454,8 @@ mod tests {
         assert_eq!(keys(&spec), ["own", "node.kubernetes.io/memory-pressure"]);
         taint_by_condition(&mut spec, &status("disk"));
         assert_eq!(keys(&spec), ["own", "node.kubernetes.io/disk-pressure"]);
+        taint_by_condition(&mut spec, &status("pids"));
+        assert_eq!(keys(&spec), ["own", "node.kubernetes.io/pid-pressure"]);
         taint_by_condition(&mut spec, &status(""));
         assert_eq!(keys(&spec), ["own"]);
     }
@@ -498,7 +522,7 @@ mod tests {
 
     #[test]
     fn a_condition_keeps_its_time_until_its_status_changes() {
-        let facts = MachineFacts { cpus: 2, disk_bytes: 100, disk_free_bytes: 50, ..MachineFacts::default() };
+        let facts = MachineFacts { cpus: 2, disk_bytes: 100, ..MachineFacts::default() };
         let first = node_status(&facts, None, 1_000_000);
         let second = node_status(&facts, Some(&first), 2_000_000);
         let full = node_status(

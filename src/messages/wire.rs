@@ -23,6 +23,10 @@ pub enum ToNode {
     Welcome(Welcome),
     /// What the node's pods refer to.
     Configs(Configs),
+    /// The node's new certificate, PEM: for the connections from now on.
+    Certificate(String),
+    /// Tokens for volumes of the node's pods: those not yet sent on this connection, and newer ones in time.
+    Tokens(Vec<PodToken>),
 }
 
 /// node → master: control and state.
@@ -40,6 +44,8 @@ pub enum ToMaster {
     Goodbye,
     /// All static pods of the node, for the API to show; newest wins.
     Mirrors(Vec<Mirror>),
+    /// Asks for a new certificate over the node's key: a certificate request (PKCS #10, DER).
+    Renew(Bytes),
 }
 
 /// The full set of a node's pods. `documents` holds those not yet sent on this connection, or changed since.
@@ -128,6 +134,31 @@ impl std::fmt::Debug for ConfigDocument {
             .field("object", &self.object)
             .field("revision", &self.revision)
             .field("bytes", &self.json.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A service account's token for a volume of a pod. A newer one for the same pod, audience and life replaces it; with the
+/// pod it is dropped.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodToken {
+    /// Which life of the pod.
+    pub uid: Uid,
+    /// For whom, as the volume says; empty: for the API server.
+    pub audience: String,
+    /// For how many seconds, as the volume says.
+    pub life_s: i64,
+    /// The token.
+    pub token: String,
+}
+
+/// Tokens are secrets: they are never printed.
+impl std::fmt::Debug for PodToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PodToken")
+            .field("uid", &self.uid)
+            .field("audience", &self.audience)
+            .field("life_s", &self.life_s)
             .finish_non_exhaustive()
     }
 }
@@ -227,6 +258,8 @@ pub enum Open {
     Attach(AttachRequest),
     /// master → node: a connection to a port of a pod.
     PortForward(PortForwardRequest),
+    /// master → node: the kubelet's `stats/summary` comes back, a [`crate::logic::summary::Summary`] as JSON.
+    Summary,
 }
 
 /// Answer to [`Open`].
@@ -309,6 +342,67 @@ pub enum ImageLoad {
     Archive(Option<String>),
     /// A root file system as a tar, to be called by this name.
     RootFs(String),
+}
+
+/// joiner → master, on a connection of its own, after the joiner has checked the master's authority against the token's
+/// pin: asks to become a node.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// Which token.
+    pub token_id: String,
+    /// Its secret.
+    pub secret: String,
+    /// The node's name to be.
+    pub name: String,
+    /// A certificate request (PKCS #10, DER) signed with the node's key.
+    pub csr: Bytes,
+}
+
+/// The secret is never printed.
+impl std::fmt::Debug for JoinRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JoinRequest")
+            .field("token_id", &self.token_id)
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// master → joiner: the answer to a [`JoinRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JoinAnswer {
+    /// It is a node now.
+    Admitted(Admitted),
+    /// It is not: why, and a sentence that says what to do.
+    Refused(JoinRefusal, String),
+}
+
+/// What a new node is given.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admitted {
+    /// Its certificate, PEM.
+    pub certificate: String,
+    /// The authority's, PEM.
+    pub ca: String,
+    /// The cluster's name.
+    pub cluster: String,
+}
+
+/// Why a joiner was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum JoinRefusal {
+    /// There is no such token, or its secret is another.
+    TokenUnknown,
+    /// The token's time is over.
+    TokenExpired,
+    /// A node of that name with another key is there.
+    NameTaken,
+    /// The node of that name and key is there and linked at this moment.
+    NodeAlive,
+    /// The request makes no sense.
+    Invalid,
+    /// Not now: try again later.
+    Busy,
 }
 
 /// A peer's name as its certificate has it, handed up with every link.

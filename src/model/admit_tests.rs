@@ -287,13 +287,10 @@ fn a_namespace_on_its_way_out_loses_its_own_finalizer() {
 fn warnings_tell_what_is_dropped_and_what_is_not_acted_on() {
     let mut json = pod();
     json["spec"]["foo"] = 1.into();
-    json["spec"]["containers"][0]["lifecycle"] = json!({"stopSignal": "SIGUSR1"});
+    json["spec"]["runtimeClassName"] = json!("fast");
     assert_eq!(
         create(Kind::Pod, &json).warnings,
-        [
-            "unknown field \"spec.foo\"",
-            "spec.containers[0].lifecycle.stopSignal: stored but not yet acted on by troupe"
-        ]
+        ["unknown field \"spec.foo\"", "spec.runtimeClassName: stored but not yet acted on by troupe"]
     );
 }
 

@@ -16,8 +16,11 @@ use k8s_openapi::{
 
 use super::quantity;
 
-/// How long a pod stays on a node that is not ready or unreachable, unless it says otherwise.
-const TOLERATION_SECONDS: i64 = 300;
+/// How long a pod stays on such a node, unless it says otherwise: five minutes on one that is not ready, as in Kubernetes,
+/// since its containers run; a moment on one that is silent (Kubernetes' five minutes are its
+/// `--default-unreachable-toleration-seconds`), which is taken for dead after two seconds already.
+const TOLERATIONS: [(&str, i64); 2] =
+    [("node.kubernetes.io/not-ready", 300), ("node.kubernetes.io/unreachable", 1)];
 /// Grace between SIGTERM and SIGKILL.
 const GRACE_SECONDS: i64 = 30;
 /// `rw-r--r--`, the mode of files in volumes made of secrets and configmaps.
@@ -56,8 +59,8 @@ pub(crate) fn pod(pod: &mut Pod) {
     text(&mut spec.service_account_name, "default");
     spec.service_account = spec.service_account_name.clone();
     priority(spec);
-    for key in ["node.kubernetes.io/not-ready", "node.kubernetes.io/unreachable"] {
-        tolerate(spec, key);
+    for (key, seconds) in TOLERATIONS {
+        tolerate(spec, key, seconds);
     }
 }
 
@@ -247,7 +250,7 @@ fn priority(spec: &mut PodSpec) {
     text(&mut spec.preemption_policy, "PreemptLowerPriority");
 }
 
-fn tolerate(spec: &mut PodSpec, key: &str) {
+fn tolerate(spec: &mut PodSpec, key: &str, seconds: i64) {
     let tolerations = spec.tolerations.get_or_insert_default();
     let covered = tolerations.iter().any(|t| {
         let of =
@@ -259,7 +262,7 @@ fn tolerate(spec: &mut PodSpec, key: &str) {
             key: Some(key.to_owned()),
             operator: Some("Exists".to_owned()),
             effect: Some("NoExecute".to_owned()),
-            toleration_seconds: Some(TOLERATION_SECONDS),
+            toleration_seconds: Some(seconds),
             value: None,
         });
     }
@@ -308,7 +311,7 @@ mod tests {
         let got = defaulted(
             json!({"containers": [{"name": "c", "image": "bb:peer", "ports": [{"containerPort": 80}]}]}),
         );
-        let toleration = |key: &str| json!({"effect": "NoExecute", "key": key, "operator": "Exists", "tolerationSeconds": 300});
+        let toleration = |key: &str, seconds: i64| json!({"effect": "NoExecute", "key": key, "operator": "Exists", "tolerationSeconds": seconds});
         assert_eq!(
             got,
             json!({
@@ -321,7 +324,7 @@ mod tests {
                 "preemptionPolicy": "PreemptLowerPriority", "priority": 0, "restartPolicy": "Always",
                 "schedulerName": "default-scheduler", "securityContext": {}, "serviceAccount": "default",
                 "serviceAccountName": "default", "terminationGracePeriodSeconds": 30,
-                "tolerations": [toleration("node.kubernetes.io/not-ready"), toleration("node.kubernetes.io/unreachable")],
+                "tolerations": [toleration("node.kubernetes.io/not-ready", 300), toleration("node.kubernetes.io/unreachable", 1)],
             })
         );
     }

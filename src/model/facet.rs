@@ -11,7 +11,7 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 
-use super::{Kind, Labels, NodeName, Stored, quantity};
+use super::{Kind, Labels, NodeName, Stored, huge_pages, quantity};
 
 /// The part of a facet that depends on the kind.
 #[derive(Clone, Debug)]
@@ -88,7 +88,12 @@ pub struct Resources {
     pub ephemeral_bytes: i64,
     /// Number of pods.
     pub pods: i64,
+    /// Bytes of huge pages, in the order of [`huge_pages::SIZES`], and then those of all other sizes, which no node has.
+    pub huge_bytes: [i64; HUGE],
 }
+
+/// The known sizes and one more.
+const HUGE: usize = huge_pages::SIZES.len() + 1;
 
 /// What actors read of a pod.
 #[derive(Clone, Debug, Default)]
@@ -193,6 +198,29 @@ fn units(q: Option<&Quantity>) -> i64 {
 
 type Amounts = std::collections::BTreeMap<String, Quantity>;
 
+fn huge(list: &Amounts) -> [i64; HUGE] {
+    let mut all = [0; HUGE];
+    for (name, amount) in list.range(huge_pages::PREFIX.to_owned()..) {
+        if !name.starts_with(huge_pages::PREFIX) {
+            break;
+        }
+        let page = huge_pages::page_bytes(name);
+        let place = huge_pages::SIZES.iter().position(|(_, bytes)| Some(*bytes) == page);
+        if let Some(sum) = all.get_mut(place.unwrap_or(HUGE - 1)) {
+            *sum = units(Some(amount)).saturating_add(*sum);
+        }
+    }
+    all
+}
+
+fn each<const N: usize>(one: [i64; N], other: [i64; N], both: fn(i64, i64) -> i64) -> [i64; N] {
+    let mut result = one;
+    for (value, other) in result.iter_mut().zip(other) {
+        *value = both(*value, other);
+    }
+    result
+}
+
 impl Resources {
     /// From a Kubernetes resource list.
     pub fn of(list: &Amounts) -> Resources {
@@ -201,6 +229,7 @@ impl Resources {
             memory_bytes: units(list.get("memory")),
             ephemeral_bytes: units(list.get("ephemeral-storage")),
             pods: units(list.get("pods")),
+            huge_bytes: huge(list),
         }
     }
 
@@ -212,6 +241,7 @@ impl Resources {
             memory_bytes: self.memory_bytes.saturating_add(other.memory_bytes),
             ephemeral_bytes: self.ephemeral_bytes.saturating_add(other.ephemeral_bytes),
             pods: self.pods.saturating_add(other.pods),
+            huge_bytes: each(self.huge_bytes, other.huge_bytes, i64::saturating_add),
         }
     }
 
@@ -223,6 +253,7 @@ impl Resources {
             memory_bytes: self.memory_bytes.max(other.memory_bytes),
             ephemeral_bytes: self.ephemeral_bytes.max(other.ephemeral_bytes),
             pods: self.pods.max(other.pods),
+            huge_bytes: each(self.huge_bytes, other.huge_bytes, i64::max),
         }
     }
 
@@ -234,6 +265,7 @@ impl Resources {
             memory_bytes: self.memory_bytes.saturating_sub(other.memory_bytes),
             ephemeral_bytes: self.ephemeral_bytes.saturating_sub(other.ephemeral_bytes),
             pods: self.pods.saturating_sub(other.pods),
+            huge_bytes: each(self.huge_bytes, other.huge_bytes, i64::saturating_sub),
         }
     }
 }

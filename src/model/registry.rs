@@ -156,7 +156,12 @@ static ROWS: [Row; Kind::ALL.len()] = [
         short_names: &["sa"],
         categories: &[],
         verbs: VERBS,
-        subresources: &[],
+        subresources: &[Subresource {
+            name: "token",
+            kind: "TokenRequest",
+            group_version: Some(("authentication.k8s.io", "v1")),
+            verbs: &["create"],
+        }],
     },
 ];
 

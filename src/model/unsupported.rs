@@ -8,7 +8,6 @@ type InSpec = (&'static str, fn(&PodSpec) -> bool);
 type InContainer = (&'static str, fn(&Container) -> bool);
 
 const IN_SPEC: &[InSpec] = &[
-    ("hostUsers", |s| s.host_users == Some(false)),
     ("resourceClaims", |s| s.resource_claims.iter().flatten().next().is_some()),
     ("runtimeClassName", |s| s.runtime_class_name.is_some()),
     ("securityContext.appArmorProfile", |s| {
@@ -22,7 +21,6 @@ const IN_SPEC: &[InSpec] = &[
 ];
 
 const IN_CONTAINER: &[InContainer] = &[
-    ("lifecycle.stopSignal", |c| c.lifecycle.as_ref().is_some_and(|l| l.stop_signal.is_some())),
     ("volumeMounts.recursiveReadOnly", |c| {
         let asks = |m: &VolumeMount| !matches!(m.recursive_read_only.as_deref(), None | Some("Disabled"));
         c.volume_mounts.iter().flatten().any(asks)
@@ -34,16 +32,10 @@ const IN_CONTAINER: &[InContainer] = &[
     ("securityContext.seLinuxOptions", |c| {
         c.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some())
     }),
-    ("resources.limits.hugepages", |c| limits(c, |name| name.starts_with("hugepages-"))),
 ];
 
 fn confines(profile: Option<&AppArmorProfile>) -> bool {
     profile.is_some_and(|profile| profile.type_ != "Unconfined")
-}
-
-fn limits(container: &Container, which: fn(&str) -> bool) -> bool {
-    let limits = container.resources.as_ref().and_then(|resources| resources.limits.as_ref());
-    limits.is_some_and(|limits| limits.keys().any(|name| which(name)))
 }
 
 /// Volume sources that are mounted.
@@ -78,13 +70,8 @@ fn unmounted(volume: &Volume) -> Vec<String> {
     let mut paths: Vec<String> = all.filter(|source| !MOUNTED.contains(source)).map(str::to_owned).collect();
     let sources = volume.projected.iter().flat_map(|p| p.sources.iter().flatten()).enumerate();
     for (index, source) in sources {
-        for (name, is) in [
-            ("serviceAccountToken", source.service_account_token.is_some()),
-            ("clusterTrustBundle", source.cluster_trust_bundle.is_some()),
-        ] {
-            if is {
-                paths.push(format!("projected.sources[{index}].{name}"));
-            }
+        if source.cluster_trust_bundle.is_some() {
+            paths.push(format!("projected.sources[{index}].clusterTrustBundle"));
         }
     }
     paths
@@ -101,14 +88,14 @@ mod tests {
         let pod: Pod = serde_json::from_value(json!({"spec": {
             "runtimeClassName": "r",
             "initContainers": [{"name": "i", "volumeDevices": [{"name": "d", "devicePath": "/d"}]}],
-            "containers": [{"name": "a"}, {"name": "b", "lifecycle": {"stopSignal": "SIGINT"}}],
+            "containers": [{"name": "a"}, {"name": "b", "volumeDevices": [{"name": "d", "devicePath": "/d"}]}],
             "volumes": [
                 {"name": "e", "emptyDir": {}},
                 {"name": "s", "secret": {"secretName": "s"}},
                 {"name": "c", "persistentVolumeClaim": {"claimName": "c"}},
                 {"name": "l", "emptyDir": {"sizeLimit": "1Mi"}},
                 {"name": "m", "emptyDir": {"sizeLimit": "1Mi", "medium": "Memory"}},
-                {"name": "t", "projected": {"sources": [{"secret": {"name": "s"}}, {"serviceAccountToken": {"path": "t"}}]}}
+                {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}, {"clusterTrustBundle": {"path": "t"}}]}}
             ],
         }}))
         .unwrap();
@@ -117,10 +104,10 @@ mod tests {
             unsupported(&pod),
             [
                 "spec.runtimeClassName",
-                "spec.containers[1].lifecycle.stopSignal",
+                "spec.containers[1].volumeDevices",
                 "spec.initContainers[0].volumeDevices",
                 "spec.volumes[2].persistentVolumeClaim",
-                "spec.volumes[5].projected.sources[1].serviceAccountToken"
+                "spec.volumes[5].projected.sources[1].clusterTrustBundle"
             ]
             .map(|path| format!("{path}{tail}"))
         );
@@ -128,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn limits_and_profiles_that_nothing_enforces_are_named() {
+    fn profiles_that_nothing_enforces_are_named() {
         let profile = json!({"type": "RuntimeDefault"});
         let pod: Pod = serde_json::from_value(json!({"spec": {
             "securityContext": {"appArmorProfile": {"type": "Unconfined"}, "seLinuxOptions": {"level": "s0"}},
@@ -145,11 +132,7 @@ mod tests {
             .collect();
         assert_eq!(
             paths,
-            [
-                "spec.securityContext.seLinuxOptions",
-                "spec.containers[0].securityContext.appArmorProfile",
-                "spec.containers[0].resources.limits.hugepages",
-            ]
+            ["spec.securityContext.seLinuxOptions", "spec.containers[0].securityContext.appArmorProfile",]
         );
     }
 }

@@ -4,7 +4,7 @@
 //! likes. Invariant: between two attempts there is always a pause, short after a link that lasted, doubling up to the
 //! cap otherwise, and jittered, so that the nodes of a restarted master do not come back in step.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use rand::RngExt as _;
 use serde::{Serialize, de::DeserializeOwned};
@@ -45,7 +45,11 @@ pub struct Dialer {
     backoff: Backoff,
     failures: u32,
     last: Option<Last>,
+    turned_away: Option<TurnedAway>,
 }
+
+/// Hears why the peer does not want this side any more.
+pub type TurnedAway = Arc<dyn Fn(&str) + Send + Sync>;
 
 struct Last {
     since: Instant,
@@ -67,7 +71,15 @@ impl Dialer {
             backoff,
             failures: 0,
             last: None,
+            turned_away: None,
         }
+    }
+
+    /// Has `hear` called whenever the peer does not accept this side's certificate. It is tried on all the same.
+    #[must_use]
+    pub fn on_turned_away(mut self, hear: TurnedAway) -> Dialer {
+        self.turned_away = Some(hear);
+        self
     }
 
     /// Waits for the end of the last link, then connects, again and again until it succeeds. Cancel-safe: a cancelled
@@ -88,6 +100,12 @@ impl Dialer {
                 Ok(link) => {
                     self.last = Some(Last { since: Instant::now(), end: link.end() });
                     return link;
+                }
+                Err(NetError::Unwelcome { problem, .. }) => {
+                    tracing::error!(problem, "turned away by the master");
+                    if let Some(hear) = &self.turned_away {
+                        hear(&problem);
+                    }
                 }
                 Err(error) if self.failures == 0 => tracing::warn!(%error, "no link; trying on"),
                 Err(error) => tracing::debug!(%error, failures = self.failures, "no link"),

@@ -1,7 +1,7 @@
 //! Where links begin: a UDP port that accepts them, and the side that dials.
 //!
 //! Owns: [`Listener`], [`Connector`] and the settings of connections. Invariants: only a peer with a node's certificate
-//! under the cluster's authority becomes a link on a listener, and only the one that was asked for on a connector;
+//! under the cluster's authority becomes a link on a listener (one that joins gets to ask one question, `join.rs`), and only the one that was asked for on a connector;
 //! handshakes in progress are bounded, under load a peer must first prove its address (a retry), and a peer that
 //! keeps failing makes one log line an interval.
 
@@ -14,6 +14,7 @@ use std::{
 };
 
 use quinn::{Endpoint, IdleTimeout, Incoming, TransportConfig, VarInt};
+use rustls::pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
     sync::mpsc,
@@ -22,11 +23,13 @@ use tokio::{
 };
 
 use super::{
-    CaCertificate, Identity, Link, NetError,
+    CaCertificate, CloseReason, Identity, Link, NetError,
+    csr::joined_key,
     identity::{MASTER, Role, node_server_name, peer_role},
+    join::{self, JoinAsk},
     link::Session,
     memory, stream, tls,
-    transport::Transport,
+    transport::{Transport, UNWELCOME, close_reason},
 };
 use crate::model::NodeName;
 
@@ -66,7 +69,7 @@ impl Default for LinkConfig {
 }
 
 impl LinkConfig {
-    fn transport(self) -> Result<TransportConfig, NetError> {
+    pub(super) fn transport(self) -> Result<TransportConfig, NetError> {
         let mut transport = TransportConfig::default();
         let idle = IdleTimeout::try_from(self.idle_timeout).map_err(|_| NetError::Connect {
             address: String::new(),
@@ -88,6 +91,7 @@ impl LinkConfig {
 /// Accepts links from nodes.
 pub struct Listener {
     sessions: mpsc::Receiver<Session>,
+    joins: Option<mpsc::Receiver<JoinAsk>>,
     address: SocketAddr,
     serving: Serving,
 }
@@ -129,8 +133,9 @@ impl Listener {
         let bind = |source| NetError::Bind { address, source };
         let endpoint = endpoint(socket, Some(server)).map_err(bind)?;
         let (ready, sessions) = mpsc::channel(READY);
-        let task = tokio::spawn(accept_all(endpoint.clone(), ready)).abort_handle();
-        Ok(Listener { sessions, address, serving: Serving::Quic { endpoint, task } })
+        let (asks, joins) = mpsc::channel(join::ASKS);
+        let task = tokio::spawn(accept_all(endpoint.clone(), ready, asks)).abort_handle();
+        Ok(Listener { sessions, joins: Some(joins), address, serving: Serving::Quic { endpoint, task } })
     }
 
     pub(crate) fn in_memory(
@@ -138,7 +143,13 @@ impl Listener {
         address: SocketAddr,
         registration: memory::Registration,
     ) -> Listener {
-        Listener { sessions, address, serving: Serving::Memory(registration) }
+        Listener { sessions, joins: None, address, serving: Serving::Memory(registration) }
+    }
+
+    /// The requests of machines that join, once; `None` when they were taken already, and in memory. While nobody reads
+    /// them, joiners are told to try again.
+    pub fn joins(&mut self) -> Option<mpsc::Receiver<JoinAsk>> {
+        self.joins.take()
     }
 
     /// Where it listens.
@@ -188,7 +199,16 @@ fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Resul
 /// How a connector comes by its UDP sockets: bound to an address.
 pub type Sockets = Arc<dyn Fn(SocketAddr) -> io::Result<UdpSocket> + Send + Sync>;
 
-async fn accept_all(endpoint: Endpoint, ready: mpsc::Sender<Session>) {
+/// An endpoint of one connection: an UDP port of its own for a peer at `address`.
+pub(super) fn client_endpoint(address: SocketAddr, sockets: Option<&Sockets>) -> io::Result<Endpoint> {
+    let any: IpAddr =
+        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let any = SocketAddr::new(any, 0);
+    let socket = sockets.map_or_else(|| UdpSocket::bind(any), |sockets| sockets(any))?;
+    endpoint(socket, None)
+}
+
+async fn accept_all(endpoint: Endpoint, ready: mpsc::Sender<Session>, asks: mpsc::Sender<JoinAsk>) {
     let mut handshakes = JoinSet::new();
     let log = Arc::new(LogLimit::default());
     loop {
@@ -205,25 +225,36 @@ async fn accept_all(endpoint: Endpoint, ready: mpsc::Sender<Session>) {
             // Fails only for a validated address.
             let _ = incoming.retry();
         } else {
-            handshakes.spawn(handshake(incoming, ready.clone(), log.clone()));
+            handshakes.spawn(handshake(incoming, ready.clone(), asks.clone(), log.clone()));
         }
     }
 }
 
-async fn handshake(incoming: Incoming, ready: mpsc::Sender<Session>, log: Arc<LogLimit>) {
+async fn handshake(
+    incoming: Incoming,
+    ready: mpsc::Sender<Session>,
+    asks: mpsc::Sender<JoinAsk>,
+    log: Arc<LogLimit>,
+) {
     let address = incoming.remote_address();
     let shake = async {
         let connection = incoming.await.map_err(|error| error.to_string())?;
-        let peer = match role_of(&connection) {
+        if protocol(&connection).is_some_and(|protocol| protocol == join::ALPN) {
+            return join::serve(&connection, &asks).await.map(|()| None);
+        }
+        let certificate = certificate_of(&connection);
+        let peer = match certificate.as_ref().and_then(|certificate| peer_role(certificate)) {
             Some(Role::Node(name)) => name,
             _ => return Err(refused(&connection, "not a node's certificate")),
         };
+        let joined_key = certificate.and_then(|certificate| joined_key(&certificate));
         let transport = Transport::Quic(connection);
         let streams = stream::await_introduction(&transport).await.map_err(|error| error.to_string())?;
-        Ok(Session { peer, transport, streams })
+        Ok(Some(Session { peer, joined_key, transport, streams }))
     };
     match tokio::time::timeout(HANDSHAKE, shake).await {
-        Ok(Ok(session)) => {
+        Ok(Ok(None)) => {}
+        Ok(Ok(Some(session))) => {
             // Fails only when the listener has gone meanwhile; the peer hears its connection close.
             let _ = ready.send(session).await;
         }
@@ -238,7 +269,8 @@ pub struct Connector(Dialing);
 
 #[derive(Clone)]
 enum Dialing {
-    Quic(quinn::ClientConfig, Sockets),
+    /// What it shows and trusts may change while it lives.
+    Quic(Arc<Mutex<quinn::ClientConfig>>, Sockets),
     Memory(memory::Host),
 }
 
@@ -248,11 +280,20 @@ impl Connector {
     /// # Errors
     /// [`NetError::Certificate`] when the identity cannot be used.
     pub fn new(identity: &Identity, ca: &CaCertificate, config: LinkConfig) -> Result<Connector, NetError> {
-        let mut client = quinn::ClientConfig::new(Arc::new(tls::client(identity, ca)?));
-        let mut transport = config.transport()?;
-        transport.keep_alive_interval(Some(config.keep_alive));
-        client.transport_config(Arc::new(transport));
-        Ok(Connector(Dialing::Quic(client, Arc::new(UdpSocket::bind))))
+        let client = client_config(identity, ca, config)?;
+        Ok(Connector(Dialing::Quic(Arc::new(Mutex::new(client)), Arc::new(UdpSocket::bind))))
+    }
+
+    /// From now on this connector and its clones show `identity`. Links that are there stay.
+    ///
+    /// # Errors
+    /// [`NetError::Certificate`] when the identity cannot be used; then nothing has changed.
+    pub fn show(&self, identity: &Identity, ca: &CaCertificate, config: LinkConfig) -> Result<(), NetError> {
+        if let Dialing::Quic(shown, _) = &self.0 {
+            let client = client_config(identity, ca, config)?;
+            *shown.lock().unwrap_or_else(PoisonError::into_inner) = client;
+        }
+        Ok(())
     }
 
     /// Has it use sockets that are made elsewhere, such as in another network namespace.
@@ -282,53 +323,99 @@ impl Connector {
         let connect = async {
             match &self.0 {
                 Dialing::Quic(config, sockets) => {
-                    dial(config.clone(), sockets.as_ref(), address, server_name).await
+                    let config = config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    dial(config, sockets, address, server_name).await
                 }
-                Dialing::Memory(host) => host.dial(address, server_name).await,
+                Dialing::Memory(host) => host.dial(address, server_name).await.map_err(Undialed::Failed),
             }
         };
         let problem = match tokio::time::timeout(HANDSHAKE, connect).await {
             Ok(Ok(session)) => return Ok(Link::start(session)),
-            Ok(Err(problem)) => problem,
+            Ok(Err(Undialed::Unwelcome(problem))) => {
+                return Err(NetError::Unwelcome { address: address.to_string(), problem });
+            }
+            Ok(Err(Undialed::Failed(problem))) => problem,
             Err(_) => "no answer in time".into(),
         };
         Err(NetError::Connect { address: address.to_string(), problem })
     }
 }
 
+fn client_config(
+    identity: &Identity,
+    ca: &CaCertificate,
+    config: LinkConfig,
+) -> Result<quinn::ClientConfig, NetError> {
+    let mut client = quinn::ClientConfig::new(Arc::new(tls::client(identity, ca)?));
+    let mut transport = config.transport()?;
+    transport.keep_alive_interval(Some(config.keep_alive));
+    client.transport_config(Arc::new(transport));
+    Ok(client)
+}
+
+/// Why there is no session.
+enum Undialed {
+    /// The peer does not want this side as long as it shows the same certificate.
+    Unwelcome(String),
+    /// Anything else; another attempt may succeed.
+    Failed(String),
+}
+
+impl Undialed {
+    fn failed(error: impl std::fmt::Display) -> Undialed {
+        Undialed::Failed(error.to_string())
+    }
+}
+
+impl From<CloseReason> for Undialed {
+    fn from(reason: CloseReason) -> Undialed {
+        match reason {
+            CloseReason::Unwelcome(problem) => Undialed::Unwelcome(problem),
+            reason => Undialed::Failed(reason.to_string()),
+        }
+    }
+}
+
 async fn dial(
     config: quinn::ClientConfig,
-    sockets: &(dyn Fn(SocketAddr) -> io::Result<UdpSocket> + Send + Sync),
+    sockets: &Sockets,
     address: SocketAddr,
     server_name: &str,
-) -> Result<Session, String> {
-    let any: IpAddr =
-        if address.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let socket = sockets(SocketAddr::new(any, 0)).map_err(|error| error.to_string())?;
-    let endpoint = endpoint(socket, None).map_err(|error| error.to_string())?;
-    let connecting =
-        endpoint.connect_with(config, address, server_name).map_err(|error| error.to_string())?;
-    let connection = connecting.await.map_err(|error| error.to_string())?;
-    let peer = match role_of(&connection) {
+) -> Result<Session, Undialed> {
+    let endpoint = client_endpoint(address, Some(sockets)).map_err(Undialed::failed)?;
+    let connecting = endpoint.connect_with(config, address, server_name).map_err(Undialed::failed)?;
+    let connection = connecting.await.map_err(close_reason)?;
+    let role = certificate_of(&connection).and_then(|certificate| peer_role(&certificate));
+    let peer = match role {
         Some(Role::Master) if server_name == MASTER => NodeName::from(MASTER),
         Some(Role::Node(name)) if server_name == node_server_name(&name) => name,
-        _ => return Err(refused(&connection, "the certificate is not that of the expected peer")),
+        _ => {
+            let problem = "the certificate is not that of the expected peer";
+            return Err(Undialed::Failed(refused(&connection, problem)));
+        }
     };
     let transport = Transport::Quic(connection);
     let streams = stream::introduce(&transport).await.map_err(|error| match transport.close_reason() {
-        Some(reason) => reason.to_string(),
-        None => error.to_string(),
+        Some(reason) => reason.into(),
+        None => Undialed::failed(error),
     })?;
-    Ok(Session { peer, transport, streams })
+    Ok(Session { peer, joined_key: None, transport, streams })
 }
 
-fn role_of(connection: &quinn::Connection) -> Option<Role> {
-    let chain = connection.peer_identity()?.downcast::<Vec<rustls::pki_types::CertificateDer>>().ok()?;
-    peer_role(chain.first()?)
+/// The certificate that the peer showed.
+fn certificate_of(connection: &quinn::Connection) -> Option<CertificateDer<'static>> {
+    let chain = connection.peer_identity()?.downcast::<Vec<CertificateDer<'static>>>().ok()?;
+    chain.first().cloned()
+}
+
+/// The protocol that the peer wants to speak.
+fn protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    let data = connection.handshake_data()?.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
+    data.protocol
 }
 
 fn refused(connection: &quinn::Connection, problem: &str) -> String {
-    connection.close(VarInt::from_u32(1), problem.as_bytes());
+    connection.close(UNWELCOME, problem.as_bytes());
     problem.to_owned()
 }
 

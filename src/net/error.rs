@@ -54,6 +54,14 @@ pub enum NetError {
         /// Why not.
         problem: String,
     },
+    /// The peer does not accept this side's certificate: there is no use in showing it again.
+    #[error("turned away by {address}: {problem}")]
+    Unwelcome {
+        /// Where to.
+        address: String,
+        /// Why.
+        problem: String,
+    },
     /// A message larger than its class allows. Nothing was sent.
     #[error("message of {size} bytes exceeds the limit of {limit}")]
     TooLarge {
@@ -94,6 +102,9 @@ pub enum CloseReason {
     /// The peer closed it.
     #[error("closed by the peer: {0}")]
     Peer(String),
+    /// The peer closed it, and does not want this side again with the certificate it showed.
+    #[error("turned away by the peer: {0}")]
+    Unwelcome(String),
     /// The peer fell silent: it is dead, stuck, or cut off.
     #[error("the peer fell silent")]
     Silent,

@@ -3,7 +3,7 @@
 //! Owns: [`Authority`] (one key pair, `ca.crt` and `ca.key` in a directory of the caller's), [`Identity`] (a certificate
 //! and its key) and [`peer_role`], which reads out of a certificate whose it is. All X.509 v3, ECDSA P-256.
 //! Invariants: the key's file is 0600 from its first byte and appears whole or not at all; a node's certificate cannot
-//! pass as the master's. Left out: revocation; renewal (whoever holds an authority issues anew, long before the end).
+//! pass as the master's. Joining machines' certificates: `csr.rs`.
 
 use std::{
     fmt, fs,
@@ -33,8 +33,8 @@ pub fn node_server_name(name: &NodeName) -> String {
 }
 
 const NODE_SUFFIX: &str = ".node.troupe.internal";
-const NODE_CN: &str = "system:node:";
-const NODE_ORGANISATION: &str = "system:nodes";
+pub(super) const NODE_CN: &str = "system:node:";
+pub(super) const NODE_ORGANISATION: &str = "system:nodes";
 const MASTER_CN: &str = "system:troupe:master";
 const MASTER_ORGANISATION: &str = "system:troupe:masters";
 
@@ -43,13 +43,13 @@ const BACKDATE: Duration = Duration::from_secs(3600);
 /// The authority outlives the cluster's hardware.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Kubernetes' usual year for everything else.
-const LEAF_LIFE: Duration = Duration::from_secs(365 * 86_400);
+pub(super) const LEAF_LIFE: Duration = Duration::from_secs(365 * 86_400);
 /// Leaves room for the suffix in a DNS name of 253 characters.
 const NODE_NAME_MAX: usize = 200;
 
 /// The cluster's certificate authority.
 pub struct Authority {
-    issuer: Issuer<'static, KeyPair>,
+    pub(super) issuer: Issuer<'static, KeyPair>,
     certificate: CaCertificate,
 }
 
@@ -305,7 +305,7 @@ pub fn peer_role(certificate: &CertificateDer<'_>) -> Option<Role> {
 }
 
 /// RFC 1123 subdomain, as Kubernetes wants node names.
-fn is_node_name(name: &str) -> bool {
+pub(super) fn is_node_name(name: &str) -> bool {
     let label = |l: &str| {
         !l.is_empty()
             && l.len() <= 63
@@ -316,7 +316,11 @@ fn is_node_name(name: &str) -> bool {
     name.len() <= NODE_NAME_MAX && name.split('.').all(label)
 }
 
-fn params(common_name: &str, organisations: &[&str], life: Duration) -> Result<CertificateParams, NetError> {
+pub(super) fn params(
+    common_name: &str,
+    organisations: &[&str],
+    life: Duration,
+) -> Result<CertificateParams, NetError> {
     let mut params = CertificateParams::default();
     let mut subject = DistinguishedName::new();
     subject.push(DnType::CommonName, common_name);
@@ -336,28 +340,28 @@ fn params(common_name: &str, organisations: &[&str], life: Duration) -> Result<C
     Ok(params)
 }
 
-fn dns(name: &str) -> Result<SanType, NetError> {
+pub(super) fn dns(name: &str) -> Result<SanType, NetError> {
     let text = name.to_owned().try_into().map_err(unusable("a DNS name"))?;
     Ok(SanType::DnsName(text))
 }
 
-fn generate() -> Result<KeyPair, NetError> {
+pub(super) fn generate() -> Result<KeyPair, NetError> {
     KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(unusable("a new key"))
 }
 
-fn parse_key(what: &'static str, pem: &str) -> Result<KeyPair, NetError> {
+pub(super) fn parse_key(what: &'static str, pem: &str) -> Result<KeyPair, NetError> {
     KeyPair::from_pem(pem).map_err(unusable(what))
 }
 
-fn unusable<E: fmt::Display>(what: &'static str) -> impl Fn(E) -> NetError {
+pub(super) fn unusable<E: fmt::Display>(what: &'static str) -> impl Fn(E) -> NetError {
     move |problem| NetError::Certificate { what, problem: problem.to_string() }
 }
 
-fn pin(spki: &[u8]) -> [u8; 32] {
+pub(super) fn pin(spki: &[u8]) -> [u8; 32] {
     Sha256::digest(spki).into()
 }
 
-fn read(path: &Path) -> Result<Option<String>, NetError> {
+pub(super) fn read(path: &Path) -> Result<Option<String>, NetError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
@@ -366,7 +370,7 @@ fn read(path: &Path) -> Result<Option<String>, NetError> {
 }
 
 /// Under a temporary name, synced, then renamed: the file is there whole or not at all, also after a crash.
-fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result<(), NetError> {
+pub(super) fn write_atomically(path: &Path, content: &[u8], mode: u32) -> Result<(), NetError> {
     let mut temporary = PathBuf::from(path);
     temporary.as_mut_os_string().push(".new");
     let write = || {

@@ -6,7 +6,15 @@
 //! Invariants: messages of one class arrive in order; whoever reads slowly slows its peer down, not its own memory;
 //! [`LinkEvent::Closed`] comes last, after every message that arrived before a peer's close, and comes again if asked.
 
-use std::{io, marker::PhantomData, sync::Arc, time::Duration};
+use std::{
+    io,
+    marker::PhantomData,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use serde::{Serialize, de::DeserializeOwned};
@@ -43,6 +51,8 @@ pub struct Link<Out, In> {
 /// What a link is made of: an authenticated transport after the introduction.
 pub(crate) struct Session {
     pub(crate) peer: NodeName,
+    /// The digest of its key, when it is a node that joined.
+    pub(crate) joined_key: Option<[u8; 32]>,
     pub(crate) transport: Transport,
     pub(crate) streams: MessageStreams,
 }
@@ -53,6 +63,8 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
         metrics::counter!(super::metrics::LINKS_OPENED).increment(1);
         let shared = Arc::new(Shared {
             peer: session.peer,
+            joined_key: session.joined_key,
+            unwelcome: AtomicBool::new(false),
             transport: session.transport,
             outboxes: Class::ALL.map(Outbox::new),
             closing: watch::Sender::new(None),
@@ -93,6 +105,9 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
 
 struct Shared {
     peer: NodeName,
+    joined_key: Option<[u8; 32]>,
+    /// The peer need not come again.
+    unwelcome: AtomicBool,
     transport: Transport,
     outboxes: [Outbox; 2],
     /// Set once this side wants to close, and why.
@@ -195,6 +210,11 @@ impl<Out> LinkHandle<Out> {
         &self.shared().peer
     }
 
+    /// The SHA-256 of the peer's key, when it is a node that joined: see [`super::csr::joined_key`].
+    pub fn joined_key(&self) -> Option<[u8; 32]> {
+        self.shared().joined_key
+    }
+
     /// Opens a flow of bytes; the peer's owner decides within `timeout` whether it may be.
     ///
     /// # Errors
@@ -217,6 +237,12 @@ impl<Out> LinkHandle<Out> {
     /// Sends what waits (for at most a second), then closes. Returns at once; see [`LinkHandle::closed`].
     pub fn close(&self, reason: &str) {
         self.shared().begin_close(reason);
+    }
+
+    /// As [`LinkHandle::close`], and the peer is told not to come again with the certificate it showed.
+    pub fn expel(&self, reason: &str) {
+        self.shared().unwelcome.store(true, Ordering::Relaxed);
+        self.close(reason);
     }
 
     /// Waits for the link's end.
@@ -413,7 +439,11 @@ async fn drive(shared: Arc<Shared>, control: Writer, state: Writer) {
         CloseReason::Local(text) | CloseReason::Failed(text) => text.clone(),
         other => other.to_string(),
     };
-    shared.transport.close(&text);
+    if shared.unwelcome.load(Ordering::Relaxed) {
+        shared.transport.expel(&text);
+    } else {
+        shared.transport.close(&text);
+    }
     shared.end(reason);
     drop(ending);
 }

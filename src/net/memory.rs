@@ -23,7 +23,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
-use tokio_util::sync::PollSender;
+use tokio_util::sync::{CancellationToken, PollSender};
 
 use super::{
     CloseReason, Connector, LinkConfig, Listener,
@@ -226,9 +226,10 @@ impl Host {
         let (dialing, accepting) =
             tokio::try_join!(stream::introduce(&here), stream::await_introduction(&there))
                 .map_err(|error| error.to_string())?;
-        let session = Session { peer: self.name.clone(), transport: there, streams: accepting };
+        let session =
+            Session { peer: self.name.clone(), joined_key: None, transport: there, streams: accepting };
         sessions.send(session).await.map_err(|_| "nobody listens any more".to_owned())?;
-        Ok(Session { peer, transport: here, streams: dialing })
+        Ok(Session { peer, joined_key: None, transport: here, streams: dialing })
     }
 }
 
@@ -383,8 +384,9 @@ enum Chunk {
 fn pipe(wire: &Arc<Wire>) -> (Writer, Reader) {
     let (sender, sent) = mpsc::channel(CHUNKS);
     let (deliver, delivered) = mpsc::channel(CHUNKS);
-    tokio::spawn(carry(wire.clone(), sent, deliver, wire.network.new_rng()));
-    let writer = PipeWriter { chunks: Some(PollSender::new(sender.clone())), sender };
+    let refused = CancellationToken::new();
+    tokio::spawn(carry(wire.clone(), sent, deliver, wire.network.new_rng(), refused.clone()));
+    let writer = PipeWriter { chunks: Some(PollSender::new(sender.clone())), sender, refused };
     let reader = PipeReader { chunks: delivered, rest: Bytes::new(), ended: false };
     (Writer::Memory(writer), Reader::Memory(reader))
 }
@@ -395,6 +397,7 @@ async fn carry(
     mut sent: mpsc::Receiver<Chunk>,
     deliver: mpsc::Sender<Chunk>,
     mut rng: StdRng,
+    refused: CancellationToken,
 ) {
     let carry = async {
         while let Some(chunk) = sent.recv().await {
@@ -403,14 +406,18 @@ async fn carry(
             wire.until_cut(false).await;
             let last = matches!(chunk, Chunk::End(_));
             if deliver.send(chunk).await.is_err() || last {
-                return;
+                return last;
             }
         }
+        false
     };
-    tokio::select! {
-        () = carry => {}
-        () = deliver.closed() => {}
-        _ = wire.either_closed() => {}
+    let whole = tokio::select! {
+        whole = carry => whole,
+        () = deliver.closed() => false,
+        _ = wire.either_closed() => false,
+    };
+    if !whole {
+        refused.cancel();
     }
 }
 
@@ -419,9 +426,15 @@ pub(crate) struct PipeWriter {
     /// `None` once the end was said.
     chunks: Option<PollSender<Chunk>>,
     sender: mpsc::Sender<Chunk>,
+    refused: CancellationToken,
 }
 
 impl PipeWriter {
+    /// Waits until nothing is carried any more, although the end was not said.
+    pub(crate) fn refused(&self) -> impl Future<Output = ()> + Send + use<> {
+        self.refused.clone().cancelled_owned()
+    }
+
     /// Waits until the end has been delivered, or never will be.
     pub(crate) async fn delivered(&self) {
         self.sender.closed().await;

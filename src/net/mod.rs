@@ -10,27 +10,32 @@
 //! [`memory::Network`] makes the same links inside one process. What messages mean is left to the actors.
 
 pub mod codec;
+pub mod csr;
 mod dial;
 mod endpoint;
 mod error;
 pub(crate) mod frame;
 pub mod identity;
+pub mod join;
 mod link;
 pub mod memory;
 pub mod metrics;
 mod outbox;
 mod stream;
 mod tls;
+mod token_key;
 mod transport;
 
 #[cfg(test)]
 mod tests;
 
-pub use dial::{Backoff, Dialer};
+pub use dial::{Backoff, Dialer, TurnedAway};
 pub use endpoint::{Connector, LinkConfig, Listener, Sockets};
 pub use error::{CloseReason, NetError};
 pub use identity::{Authority, CaCertificate, Identity};
+pub use join::JoinAsk;
 pub use link::{Link, LinkEvent, LinkEvents, LinkHandle};
 pub use outbox::Class;
-pub use stream::Responder;
+pub use stream::{Gone, Responder};
+pub use token_key::TokenKey;
 pub use transport::LinkStats;

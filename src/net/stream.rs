@@ -4,7 +4,7 @@
 //! the other side answers with `Opened` before bytes flow. The dialing side opens the message streams; the accepting
 //! side sends their first byte back, and only then is there a link: the peer has accepted our certificate.
 
-use std::{io, time::Duration};
+use std::{io, pin::Pin, time::Duration};
 
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -131,6 +131,9 @@ pub(crate) async fn receive_open((writer, mut reader): (Writer, Reader)) -> Opti
     }
 }
 
+/// Waits for the other side of a stream to go.
+pub type Gone = Pin<Box<dyn Future<Output = ()> + Send>>;
+
 /// Answers a request for a flow of bytes. Dropped without an answer, it resets the stream.
 pub struct Responder {
     writer: Writer,
@@ -138,6 +141,12 @@ pub struct Responder {
 }
 
 impl Responder {
+    /// Ends when the other side has let go of the stream, whether or not what it sent has been read. An orderly end of
+    /// what either side writes is none.
+    pub fn gone(&self) -> Gone {
+        self.writer.refused()
+    }
+
     /// Says yes: bytes flow.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Links over real UDP on this machine: messages, byte streams, death, forgery, noise.
 
 mod hostile;
+mod joining;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -302,6 +303,41 @@ async fn a_dropped_flow_is_an_error_at_the_other_end_and_a_finished_one_is_not()
     assert!(outcome.is_err(), "a broken flow must not look complete");
 }
 
+/// A flow whose node's side was asked to tell when the master's has gone.
+async fn watched(cluster: &mut Cluster) -> (MasterEnds, NodeEnds, ByteStream, ByteStream, Gone) {
+    let (master, node) = cluster.links().await;
+    let ((to_node, from_node), (to_master, mut from_master)) = (master.split(), node.split());
+    let (ours, (theirs, gone)) = tokio::join!(to_node.open(Open::ImageList, PATIENCE), async {
+        let (_, responder) = opened(&mut from_master).await;
+        let gone = responder.gone();
+        (responder.accept().await.unwrap(), gone)
+    });
+    ((to_node, from_node), (to_master, from_master), ours.unwrap(), theirs, gone)
+}
+
+#[tokio::test]
+async fn who_lets_go_of_a_flow_is_noticed_though_nothing_is_read_or_written() {
+    let mut cluster = Cluster::new();
+    let (_master, _node, mut ours, theirs, gone) = watched(&mut cluster).await;
+    // More than anybody reads.
+    let chunk = vec![0; 64 << 10];
+    while timeout(Duration::from_millis(100), ours.write.write_all(&chunk)).await.is_ok() {}
+    drop(ours);
+    timeout(PATIENCE, gone).await.expect("its end is told");
+    drop(theirs);
+}
+
+#[tokio::test]
+async fn an_orderly_end_of_a_flow_is_no_going_away() {
+    let mut cluster = Cluster::new();
+    let (_master, _node, mut ours, mut theirs, mut gone) = watched(&mut cluster).await;
+    ours.write.shutdown().await.unwrap();
+    theirs.write.shutdown().await.unwrap();
+    assert_eq!(ours.read.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    assert_eq!(theirs.read.read_to_end(&mut Vec::new()).await.unwrap(), 0);
+    assert!(timeout(Duration::from_millis(100), &mut gone).await.is_err());
+}
+
 #[tokio::test]
 async fn what_was_sent_before_a_close_arrives_before_it() {
     let mut cluster = Cluster::new();
@@ -498,7 +534,7 @@ async fn peers_without_certificate_or_of_another_protocol_are_turned_away() {
     // The client believes to be connected until it hears of the refusal.
     if let Ok(connection) = connection {
         let reason = timeout(PATIENCE, connection.closed()).await.unwrap();
-        assert!(matches!(reason, quinn::ConnectionError::ConnectionClosed(_)), "{reason}");
+        assert!(matches!(reason, quinn::ConnectionError::ApplicationClosed(_)), "{reason}");
     }
     let node = cluster.authority.issue_node(&"node-1".into()).unwrap();
     let (_endpoint, connection) = raw_connect(address, &cluster.authority, b"h3", Some(node)).await;

@@ -1,29 +1,36 @@
-//! TLS for links: mutual, under the cluster's authority, TLS 1.3 only, ALPN `troupe/1`.
+//! TLS for links: mutual, under the cluster's authority, TLS 1.3 only, ALPN `troupe/1`; and for those who join, who have no
+//! certificate yet (`troupe-join/1`).
 //!
-//! Invariant: every connection shows and checks certificates anew; nothing is resumed and nothing is sent early, so a
+//! Invariants: a certificate that a client shows is always checked; that it shows one is the listener's to demand, which
+//! knows the protocol by then. Every connection shows and checks certificates anew; nothing is resumed and nothing is sent early, so a
 //! certificate that has ended does not live on in a ticket.
 
 use std::sync::Arc;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
-use rustls::{RootCertStore, crypto::CryptoProvider, server::WebPkiClientVerifier};
+use rustls::{
+    RootCertStore, client::danger::ServerCertVerifier, crypto::CryptoProvider, server::WebPkiClientVerifier,
+};
 
-use super::{CaCertificate, Identity, NetError};
+use super::{CaCertificate, Identity, NetError, join};
 
 /// The protocol between machines, and its version.
 pub(crate) const ALPN: &[u8] = b"troupe/1";
 
 pub(crate) fn server(identity: &Identity, ca: &CaCertificate) -> Result<QuicServerConfig, NetError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider())
+        .allow_unauthenticated()
         .build()
         .map_err(|e| unusable(&e))?;
+    // Those who join know the authority by the digest of its key only.
+    let chain = identity.chain().iter().chain([ca.der()]).cloned().collect();
     let mut config = rustls::ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| unusable(&e))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(identity.chain().to_vec(), identity.key())
+        .with_single_cert(chain, identity.key())
         .map_err(|e| unusable(&e))?;
-    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.alpn_protocols = vec![ALPN.to_vec(), join::ALPN.to_vec()];
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     QuicServerConfig::try_from(config).map_err(|e| unusable(&e))
@@ -41,7 +48,20 @@ pub(crate) fn client(identity: &Identity, ca: &CaCertificate) -> Result<QuicClie
     QuicClientConfig::try_from(config).map_err(|e| unusable(&e))
 }
 
-fn provider() -> Arc<CryptoProvider> {
+/// For a joiner, who knows the master by `verifier` and has no certificate.
+pub(crate) fn joining(verifier: Arc<dyn ServerCertVerifier>) -> Result<QuicClientConfig, NetError> {
+    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|e| unusable(&e))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![join::ALPN.to_vec()];
+    config.resumption = rustls::client::Resumption::disabled();
+    QuicClientConfig::try_from(config).map_err(|e| unusable(&e))
+}
+
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 

@@ -17,6 +17,8 @@ use super::{CloseReason, memory};
 
 /// QUIC application error code of every close and reset; the reason is in the text.
 const CODE: VarInt = VarInt::from_u32(1);
+/// Closes a connection whose peer need not come again with the certificate it shows.
+pub(super) const UNWELCOME: VarInt = VarInt::from_u32(2);
 /// A reason's text travels in one packet beside everything else.
 const REASON_MAX: usize = 256;
 
@@ -66,6 +68,16 @@ impl Transport {
         }
     }
 
+    /// The same, and the peer need not come again.
+    pub(crate) fn expel(&self, reason: &str) {
+        match self {
+            Transport::Quic(connection) => {
+                connection.close(UNWELCOME, shortened(reason, REASON_MAX).as_bytes());
+            }
+            Transport::Memory(_) => self.close(reason),
+        }
+    }
+
     pub(crate) async fn closed(&self) -> CloseReason {
         match self {
             Transport::Quic(connection) => close_reason(connection.closed().await),
@@ -103,15 +115,33 @@ pub(crate) fn shortened(text: &str, max: usize) -> &str {
     &text[..text.floor_char_boundary(max)]
 }
 
-fn close_reason(error: ConnectionError) -> CloseReason {
+/// Why a connection ended, in the words of a link.
+pub(super) fn close_reason(error: ConnectionError) -> CloseReason {
     match error {
         ConnectionError::TimedOut => CloseReason::Silent,
         ConnectionError::LocallyClosed => CloseReason::Local("connection closed".into()),
         ConnectionError::ApplicationClosed(close) => {
-            CloseReason::Peer(String::from_utf8_lossy(&close.reason).into_owned())
+            let text = String::from_utf8_lossy(&close.reason).into_owned();
+            if close.error_code == UNWELCOME { CloseReason::Unwelcome(text) } else { CloseReason::Peer(text) }
         }
+        ConnectionError::ConnectionClosed(close) => match certificate_alert(close.error_code.into()) {
+            Some(problem) => CloseReason::Unwelcome(format!("this certificate is not accepted: {problem}")),
+            None => CloseReason::Failed(ConnectionError::ConnectionClosed(close).to_string()),
+        },
         other => CloseReason::Failed(other.to_string()),
     }
+}
+
+/// What a peer that did not accept a certificate has against it: TLS' alerts (RFC 8446) as QUIC carries them (RFC 9001).
+fn certificate_alert(code: u64) -> Option<&'static str> {
+    Some(match code.checked_sub(0x100)? {
+        42 | 43 | 46 => "it cannot be used",
+        44 => "it was revoked",
+        45 => "it has expired (or a clock is wrong)",
+        // All authorities have one name: which of these it is depends on where the difference shows.
+        48 | 51 => "another authority signed it",
+        _ => return None,
+    })
 }
 
 fn quic_halves((send, receive): (quinn::SendStream, quinn::RecvStream)) -> (Writer, Reader) {
@@ -144,6 +174,21 @@ impl Writer {
         if let Writer::Quic(writer) = self {
             // Fails only when the stream has ended already.
             let _ = writer.stream.set_priority(priority);
+        }
+    }
+
+    /// Waits for the peer to let go of the stream, also while nothing is written; for ever when it takes all to its end.
+    pub(crate) fn refused(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        match self {
+            Writer::Quic(writer) => {
+                let stopped = writer.stream.stopped();
+                Box::pin(async move {
+                    if let Ok(None) = stopped.await {
+                        std::future::pending().await
+                    }
+                })
+            }
+            Writer::Memory(writer) => Box::pin(writer.refused()),
         }
     }
 

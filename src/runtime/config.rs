@@ -44,6 +44,17 @@ pub struct SandboxConfig {
     pub pids_limit: i64,
     /// Sysctls to set in the sandbox's namespaces.
     pub sysctls: BTreeMap<String, String>,
+    /// Its containers' users are these of the node; absent: the node's own.
+    pub user_namespace: Option<IdRange>,
+}
+
+/// Numbers of users, and of groups alike: what is 0 in the pod is `first` on the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdRange {
+    /// The first.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
 }
 
 /// What a pod's `/etc/resolv.conf` says.
@@ -84,6 +95,9 @@ pub struct ContainerConfig {
     pub log_limits: LogLimits,
     /// Limits.
     pub resources: ContainerResources,
+    /// Huge pages, for each size that the node has.
+    #[serde(default)]
+    pub huge_pages: Vec<HugePageLimit>,
     /// How much sooner (up to 1000) or later (down to -1000) than by its size alone it is taken when the node runs out of
     /// memory. Later than the runtime itself is a privilege that some machines give nobody; then it is as the runtime.
     #[serde(default)]
@@ -100,6 +114,9 @@ pub struct ContainerConfig {
     /// It sees this container's processes, and ends with it.
     #[serde(default)]
     pub join_pids: Option<ContainerId>,
+    /// What it is asked to end with, `SIGUSR1`; absent: as its image says.
+    #[serde(default)]
+    pub stop_signal: Option<String>,
     /// Where the program may leave its last words (`terminationMessagePath`): a file on the node that is mounted there.
     pub termination_message: Option<(PathBuf, String)>,
 }
@@ -142,6 +159,15 @@ pub struct ContainerResources {
     pub cpu_limit_milli: i64,
     /// Bytes at most; beyond it the container is killed (`OOMKilled`).
     pub memory_limit_bytes: i64,
+}
+
+/// How much of huge pages of one size a container may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HugePageLimit {
+    /// Bytes of a page.
+    pub page_bytes: i64,
+    /// Bytes at most; 0 = none may be used.
+    pub limit_bytes: i64,
 }
 
 /// Security settings of one container.

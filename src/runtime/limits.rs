@@ -1,6 +1,6 @@
 //! Limits in the kernel's units: what Kubernetes' amounts mean to a cgroup, the same for every runtime.
 
-use super::{ContainerResources, SandboxConfig};
+use super::{ContainerResources, HugePageLimit, SandboxConfig};
 
 const SHARES_PER_CORE: i64 = 1024;
 /// The kernel's least and most.
@@ -39,6 +39,18 @@ pub(super) fn cpu_shares(milli: i64) -> i64 {
 pub(super) fn cpu_weight(shares: i64) -> i64 {
     1 + (shares.clamp(*SHARES.start(), *SHARES.end()) - SHARES.start()) * 9999
         / (SHARES.end() - SHARES.start())
+}
+
+impl HugePageLimit {
+    /// The size as cgroups and the interfaces of runtimes write it: `2MB`.
+    pub(super) fn size(&self) -> String {
+        const UNITS: [&str; 3] = ["KB", "MB", "GB"];
+        let (mut size, mut unit) = (self.page_bytes / 1024, 0);
+        while size >= 1024 && size % 1024 == 0 && unit + 1 < UNITS.len() {
+            (size, unit) = (size / 1024, unit + 1);
+        }
+        format!("{size}{}", UNITS.get(unit).copied().unwrap_or_default())
+    }
 }
 
 impl SandboxConfig {

@@ -16,6 +16,7 @@ mod limits;
 pub mod logs;
 pub mod native;
 mod netns;
+mod signal;
 pub mod sim;
 mod stats;
 mod within;
@@ -30,8 +31,11 @@ use tokio::{
 };
 
 pub use self::{
-    config::{ContainerConfig, ContainerResources, Dns, Mount, Propagation, SandboxConfig, Security},
-    stats::{SandboxStats, Usage},
+    config::{
+        ContainerConfig, ContainerResources, Dns, HugePageLimit, IdRange, Mount, Propagation, SandboxConfig,
+        Security,
+    },
+    stats::{SandboxStats, Usage, devices},
 };
 use crate::model::Uid;
 
@@ -50,6 +54,12 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// What this user's containers lack that those of root have, in words for the user.
     fn lacks(&self) -> Option<&'static str> {
         None
+    }
+
+    /// Whether pods can have users of their own: [`SandboxConfig::user_namespace`]. One that cannot give them refuses such
+    /// a sandbox.
+    fn user_namespaces(&self) -> bool {
+        false
     }
 
     /// Tells the subnet from which pods on this node get their addresses (CIDR). Before the first sandbox, and again
@@ -76,7 +86,7 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// Runs the container's program. When this returns `Ok`, its first instruction is about to run or has run.
     async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError>;
 
-    /// SIGTERM (or the image's stop signal), then SIGKILL after `grace`. Returns once the container is dead. Idempotent.
+    /// [`ContainerConfig::stop_signal`], else the image's, else SIGTERM, then SIGKILL after `grace`. Returns once the container is dead. Idempotent.
     async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError>;
 
     /// Forgets an ended container and its root file system; kills it if it runs. Idempotent.
@@ -95,7 +105,9 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     }
 
     /// Runs a program in a running container with streams to it. How it ended, and that it could not be started, is told
-    /// by [`ExecStreams::end`]. Without an implementation its output comes when it has ended, and nothing can be typed.
+    /// by [`ExecStreams::end`]. Without an implementation its output comes when it has ended, more than
+    /// [`EXEC_OUTPUT_BYTES`] of a stream is an error after what is kept, and nothing can be typed. Dropped before it has
+    /// returned, it ends the program.
     async fn exec(
         &self,
         id: &ContainerId,
@@ -108,14 +120,7 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         if options.tty {
             return Err(RuntimeError::Unsupported(self.name(), "give programs in containers a terminal"));
         }
-        let output = self.exec_sync(id, command, LONGEST_EXEC).await?;
-        Ok(ExecStreams {
-            stdin: None,
-            stdout: Box::pin(std::io::Cursor::new(output.stdout)),
-            stderr: Box::pin(std::io::Cursor::new(output.stderr)),
-            resize: None,
-            end: Box::pin(std::future::ready(Ok(output.code))),
-        })
+        Ok(self.exec_sync(id, command, LONGEST_EXEC).await?.into_streams(self.name()))
     }
 
     /// Streams to a running container's own program, beside its log: what it writes from now on, and its standard input
@@ -139,6 +144,13 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     ) -> Result<(), RuntimeError> {
         let _ = (id, resources);
         Err(RuntimeError::Unsupported(self.name(), "change limits of containers"))
+    }
+
+    /// Changes what all containers of a pod have together: its share under contention, for so many thousandths of a core
+    /// as they ask for. Where pods have no share of their own there is nothing to change.
+    async fn update_pod_sandbox(&self, pod: &Uid, cpu_request_milli: i64) -> Result<(), RuntimeError> {
+        let _ = (pod, cpu_request_milli);
+        Ok(())
     }
 
     /// What every sandbox and every running container in it uses right now.
@@ -166,6 +178,13 @@ pub trait ContainerRuntime: Send + Sync + 'static {
 
     /// Every container not yet removed, also those started by an earlier process.
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError>;
+
+    /// [`ContainerRuntime::list_containers`] of one pod: with many pods a fraction of the work, where the runtime can.
+    async fn pod_containers(&self, pod: &Uid) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        let mut all = self.list_containers().await?;
+        all.retain(|container| container.pod == *pod);
+        Ok(all)
+    }
 
     /// What happens from now on. A receiver that lags must list again.
     fn events(&self) -> broadcast::Receiver<RuntimeEvent>;
@@ -310,6 +329,30 @@ pub struct ExecOutput {
     pub stdout: Vec<u8>,
     /// What it wrote to standard error.
     pub stderr: Vec<u8>,
+}
+
+impl ExecOutput {
+    /// As the streams of a program that has ended. What may have been cut is not taken for the whole.
+    fn into_streams(self, runtime: &str) -> ExecStreams {
+        let cut = [&self.stdout, &self.stderr].iter().any(|kept| kept.len() >= EXEC_OUTPUT_BYTES);
+        let end = if cut {
+            let (code, most) = (self.code, EXEC_OUTPUT_BYTES / 1024);
+            Err(RuntimeError::Cut(format!(
+                "output was cut at {most} KiB: the {runtime} runtime shows a program's output when it has ended, and no \
+                 more of it; print less (head -c, tail -c), or write it to a volume (the program ended with exit code \
+                 {code})"
+            )))
+        } else {
+            Ok(self.code)
+        };
+        ExecStreams {
+            stdin: None,
+            stdout: Box::pin(std::io::Cursor::new(self.stdout)),
+            stderr: Box::pin(std::io::Cursor::new(self.stderr)),
+            resize: None,
+            end: Box::pin(std::future::ready(end)),
+        }
+    }
 }
 
 /// Which streams a caller wants besides a program's output.
@@ -463,6 +506,9 @@ pub enum RuntimeError {
         /// The system's answer.
         cause: String,
     },
+    /// A program has run, but not all that it wrote can be told.
+    #[error("{0}")]
+    Cut(String),
     /// This runtime cannot do that.
     #[error("the {0} runtime cannot {1}")]
     Unsupported(&'static str, &'static str),

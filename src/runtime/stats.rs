@@ -30,10 +30,36 @@ pub struct Usage {
     pub working_set_bytes: Option<u64>,
     /// Bytes of memory in all.
     pub memory_bytes: Option<u64>,
+    /// Bytes of memory that are no file's.
+    pub rss_bytes: Option<u64>,
     /// Bytes read from and written to disks since it started.
     pub io_bytes: Option<(u64, u64)>,
     /// Bytes of its writable layer.
     pub writable_bytes: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
+}
+
+/// Network devices and the bytes that each received and sent, as `/proc/net/dev` has them: lines
+/// `  eth0: 90 1 0 0 0 0 0 0 70 …`, received bytes first, sent ones ninth.
+pub fn devices(text: &str) -> impl Iterator<Item = (&str, (u64, u64))> {
+    text.lines().filter_map(|line| {
+        let (name, numbers) = line.split_once(':')?;
+        let mut numbers = numbers.split_whitespace().map_while(|number| number.parse::<u64>().ok());
+        Some((name.trim(), (numbers.next()?, numbers.nth(7)?)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_read_with_what_they_received_and_sent() {
+        let text = "Inter-|   Receive                                                |  Transmit\n \
+                    face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets\n\
+                    lo: 5 1 0 0 0 0 0 0 6 1 0 0 0 0 0 0\n\
+                    \x20 eth0:  90 2 0 0 0 0 0 0 70 3 0 0 0 0 0 0\nnet1: 5\n";
+        assert_eq!(devices(text).collect::<Vec<_>>(), [("lo", (5, 6)), ("eth0", (90, 70))]);
+    }
 }

@@ -6,8 +6,9 @@ use std::{
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::{Arc, mpsc},
+    sync::{Arc, Mutex, mpsc},
     thread::JoinHandle,
+    time::Duration,
 };
 
 use actix::{Actor, Context, Handler, MessageResult, ResponseFuture};
@@ -18,15 +19,23 @@ use rcgen::{
 use tokio::sync::oneshot;
 use troupe::{
     api::{ApiConfig, ApiState, Limits, Tls, User, serve},
+    logic::tokens::SigningKey,
     messages::{
         ByteStream, Change, ChangeKind, Commit, CommitError, Committed, Expected, OpenError, OpenStream,
         Port, Publisher, Slot, View, Write, wire,
     },
     model::{Kind, Object, Revision, Snapshot, seal_json},
+    net::TokenKey,
 };
 
 /// A bearer token that the server knows.
 pub const TOKEN: &str = "a-token-of-the-tests";
+
+/// A key for tokens, of this server alone.
+fn token_key() -> Arc<SigningKey> {
+    let key = TokenKey::ephemeral().unwrap();
+    Arc::new(SigningKey::new(key.point().unwrap(), Arc::new(move |bytes| key.sign(bytes))))
+}
 
 /// Where the store begins: as after a restart, what was before is forgotten.
 const FIRST_REVISION: Revision = Revision(1_000);
@@ -124,8 +133,26 @@ impl Handler<OpenStream> for Node {
     }
 }
 
+/// Pods that read nothing and say nothing, and whose streams were dropped.
+static LEFT_ALONE: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Whether a pod whose name begins with `deaf` has lost a stream.
+pub fn left_alone(pod: &str) -> bool {
+    LEFT_ALONE.lock().unwrap().iter().any(|left| left == pod)
+}
+
 async fn answer(open: wire::Open, mut stream: tokio::io::DuplexStream) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    if let wire::Open::Exec(wire::ExecRequest { pod, .. })
+    | wire::Open::Attach(wire::AttachRequest { pod, .. })
+    | wire::Open::PortForward(wire::PortForwardRequest { pod, .. }) = &open
+        && pod.starts_with("deaf")
+    {
+        while stream.write(&[]).await.is_ok() {
+            actix_rt::time::sleep(Duration::from_millis(10)).await;
+        }
+        return LEFT_ALONE.lock().unwrap().push(pod.clone());
+    }
     let text = match open {
         wire::Open::Logs(request) => {
             format!("log of {} in {} tail {:?}\n", request.container, request.pod, request.tail_lines)
@@ -202,13 +229,14 @@ impl Cluster {
                     view,
                     commit: store.port(),
                     streams: Port::fixed("nodes", Node.start().recipient()),
+                    token_key: token_key(),
                     metrics: Some(Arc::new(|| "up 1\n".to_owned())),
                 };
                 let mut config = ApiConfig::new("127.0.0.1:0".parse().unwrap(), tls);
                 config.limits = limits;
                 config.workers = 1;
                 config.tokens =
-                    HashMap::from([(TOKEN.to_owned(), User { name: "robot".into(), groups: Vec::new() })]);
+                    HashMap::from([(TOKEN.to_owned(), User { name: "robot".into(), ..User::default() })]);
                 let server = serve(config, state).unwrap();
                 started.send(server.address()).unwrap();
                 let _ = stopped.await;

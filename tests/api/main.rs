@@ -8,4 +8,6 @@ mod kubectl;
 mod probes;
 mod raw;
 mod refusals;
+mod streams;
 mod up;
+mod watches;

@@ -209,7 +209,22 @@ impl Client {
         std::mem::take(&mut self.read)
     }
 
-    fn until(&mut self, mark: &[u8]) -> Option<Vec<u8>> {
+    /// Sends these bytes again and again until nobody takes them any more.
+    #[track_caller]
+    pub fn fill(&mut self, bytes: &[u8]) {
+        /// More than all buffers on the way hold.
+        const ALL: usize = 256 << 20;
+        self.stream.sock.set_write_timeout(Some(Duration::from_millis(300))).unwrap();
+        for _ in 0..ALL / bytes.len() {
+            if self.send(bytes).is_err() {
+                return;
+            }
+        }
+        panic!("everything was taken");
+    }
+
+    /// Reads up to a mark; `None` if it does not come.
+    pub fn until(&mut self, mark: &[u8]) -> Option<Vec<u8>> {
         loop {
             if let Some(at) = self.read.windows(mark.len()).position(|w| w == mark) {
                 return Some(self.read.drain(..at + mark.len()).collect());

@@ -295,7 +295,17 @@ fn only_the_known_are_served_and_only_administrators_everything() {
     let robot = cluster.connect(Who::Nobody).ask("GET", MAPS, &[("Authorization", &bearer())], "");
     assert_eq!(robot.code, 200);
     let stranger = cluster.connect(Who::Stranger).ask("GET", MAPS, &[], "").refuses(403, "Forbidden");
-    assert!(stranger.contains("User \"stranger\" cannot get path"), "{stranger}");
+    let said = "configmaps is forbidden: User \"stranger\" cannot list resource \"configmaps\" in API group \"\" in the \
+                namespace \"default\"";
+    assert!(stranger.contains(said), "{stranger}");
+    let metrics = cluster.connect(Who::Stranger).ask("GET", "/metrics", &[], "").refuses(403, "Forbidden");
+    assert!(metrics.contains("forbidden: User \"stranger\" cannot get path \"/metrics\""), "{metrics}");
+    for path in ["/api", "/apis", "/api/v1", "/version", "/healthz", "/openid/v1/jwks"] {
+        assert_eq!(cluster.connect(Who::Stranger).ask("GET", path, &[], "").code, 200, "{path}");
+    }
+    for path in ["/apis/metrics.k8s.io/v1beta1/nodes", "/apis/discovery.k8s.io/v1/endpointslices"] {
+        cluster.connect(Who::Stranger).ask("GET", path, &[], "").refuses(403, "Forbidden");
+    }
     let review = r#"{"spec":{"resourceAttributes":{"verb":"get","resource":"pods"}}}"#;
     let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
     for (who, allowed) in [(Who::Admin, true), (Who::Stranger, false)] {

@@ -68,6 +68,50 @@ pub fn docker(names: &[&str], layers: &[Vec<u8>]) -> Vec<u8> {
     tar(&files)
 }
 
+/// A program for the image below: it ends with the number of the first signal that it gets as its exit code. So small that
+/// it needs no compiler: block all signals, wait for one, exit.
+const SIGNALLED: &[u8] = b"\xb8\x0e\0\0\0\x31\xff\x48\x8d\x35\x2b\0\0\0\x31\xd2\x41\xba\x08\0\0\0\x0f\x05\xb8\x80\0\0\0\x48\x8d\x3d\x15\0\0\0\
+    \x31\xf6\x31\xd2\x41\xba\x08\0\0\0\x0f\x05\x89\xc7\xb8\x3c\0\0\0\x0f\x05\xff\xff\xff\xff\xff\xff\xff\xff";
+
+/// What `docker save` writes of an image whose program ends with the number of the first signal it gets; `signal` is its
+/// `STOPSIGNAL`.
+pub fn signalled(name: &str, signal: Option<&str>) -> Vec<u8> {
+    const BASE: u64 = 0x40_0000;
+    const HEADERS: u64 = 64 + 56;
+    let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    let size = HEADERS + SIGNALLED.len() as u64;
+    // Entry, program headers' place, none of sections; then sizes and counts.
+    elf.extend([BASE + HEADERS, 64, 0].iter().flat_map(|n: &u64| n.to_le_bytes()));
+    elf.extend(0_u32.to_le_bytes());
+    elf.extend([64_u16, 56, 1, 0, 0, 0].iter().flat_map(|n| n.to_le_bytes()));
+    // One segment: loaded, readable and executable.
+    elf.extend([1_u32, 5].iter().flat_map(|n| n.to_le_bytes()));
+    elf.extend([0, BASE, BASE, size, size, 0x1000].iter().flat_map(|n: &u64| n.to_le_bytes()));
+    elf.extend(SIGNALLED);
+    let mut layer = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(elf.len() as u64);
+    header.set_mode(0o755);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    layer.append_data(&mut header, "app", elf.as_slice()).unwrap();
+    let layer = layer.into_inner().unwrap();
+    let config = json!({
+        "os": "linux",
+        "architecture": "amd64",
+        "config": {"Entrypoint": ["/app"], "StopSignal": signal},
+        "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
+    });
+    let manifest = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["0/layer.tar"]}]);
+    let (config, manifest) = (config.to_string(), manifest.to_string());
+    tar(&[
+        ("config.json", config.as_bytes()),
+        ("0/layer.tar", &layer),
+        ("manifest.json", manifest.as_bytes()),
+    ])
+}
+
 /// An OCI image layout.
 pub fn oci(name: &str, layers: &[Vec<u8>]) -> Vec<u8> {
     let mut blobs = Vec::new();

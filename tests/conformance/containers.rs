@@ -1,8 +1,10 @@
 //! Cases: a container's creation, its program's start and end, what it is given and what it prints.
 
-use troupe::runtime::{ContainerConfig, ContainerId, ContainerResources, ContainerState, RuntimeError};
+use troupe::runtime::{
+    ContainerConfig, ContainerId, ContainerResources, ContainerState, RuntimeError, SandboxConfig,
+};
 
-use super::harness::{Bench, Harness, LONG};
+use super::harness::{Bench, Harness, LONG, sandbox};
 
 pub async fn a_container_is_created_then_runs_then_has_exited<H: Harness>(bench: &mut Bench<H>) {
     bench.sandbox("a").await;
@@ -50,6 +52,21 @@ pub async fn an_exit_is_told_once_to_every_listener<H: Harness>(bench: &mut Benc
         heard.push(id);
     }
     assert_eq!(heard, [first, last]);
+}
+
+pub async fn the_containers_of_one_pod_are_listed_alone<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    bench.sandbox("b").await;
+    let long = bench.start("a", bench.hello("long", &[])).await;
+    let short = bench.start("a", bench.hello("short", &["--once", "--exit-code", "3"])).await;
+    bench.start("b", bench.hello("other", &[])).await;
+    let exit = bench.exit(&short).await;
+    let mut all = bench.runtime().pod_containers(&"a".into()).await.unwrap();
+    all.sort_by(|a, b| a.name.cmp(&b.name));
+    assert_eq!(all.iter().map(|c| &c.id).collect::<Vec<_>>(), [&long, &short]);
+    assert_eq!(all[0].state, ContainerState::Running);
+    assert_eq!(all[1].state, ContainerState::Exited(exit));
+    assert!(bench.runtime().pod_containers(&"nobody".into()).await.unwrap().is_empty());
 }
 
 pub async fn a_program_that_a_signal_ends_says_which<H: Harness>(bench: &mut Bench<H>) {
@@ -222,6 +239,47 @@ pub async fn a_running_container_is_resized<H: Harness>(bench: &mut Bench<H>) {
     }
     // It is still the same life.
     assert_eq!(bench.find(&id).await.unwrap().pid, running.pid);
+}
+
+pub async fn a_pods_share_is_what_it_is_said_to_be<H: Harness>(bench: &mut Bench<H>) {
+    let asked = SandboxConfig { cpu_request_milli: 1500, ..sandbox("p") };
+    bench.sandbox_with(asked).await;
+    let config = ContainerConfig {
+        resources: ContainerResources { cpu_request_milli: 500, ..ContainerResources::default() },
+        ..bench.hello("c", &[])
+    };
+    let id = bench.start("p", config).await;
+    let running = bench.find(&id).await.unwrap();
+    let share = || {
+        let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", running.pid.unwrap())).unwrap();
+        let path = |wanted: &str| {
+            let mut lines = groups.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+            let found = lines.find(|(names, _)| names.split(',').any(|name| name == wanted));
+            found.map(|(_, path)| std::path::Path::new(path).parent().unwrap().to_owned())
+        };
+        let root = std::path::Path::new("/sys/fs/cgroup");
+        let inside = |path: &std::path::Path| path.strip_prefix("/").unwrap().to_owned();
+        let (file, unified) = match path("cpu") {
+            Some(path) => (root.join("cpu").join(inside(&path)).join("cpu.shares"), false),
+            None => (root.join(inside(&path("").unwrap())).join("cpu.weight"), true),
+        };
+        let share = std::fs::read_to_string(file).unwrap().trim().parse::<i64>().unwrap();
+        (share, unified)
+    };
+    let expected = |milli: i64, unified: bool| {
+        let shares = (milli * 1024 / 1000).max(2);
+        (if unified { 1 + (shares - 2) * 9999 / 262_142 } else { shares }, unified)
+    };
+    let unified = share().1;
+    assert_eq!(share(), expected(1500, unified));
+    for milli in [3000, 1000, 0] {
+        bench.runtime().update_pod_sandbox(&"p".into(), milli).await.unwrap();
+        assert_eq!(share(), expected(milli, unified));
+        // Its containers' own sizes are another matter.
+        let resources = ContainerResources { cpu_request_milli: 700, ..ContainerResources::default() };
+        bench.runtime().update_container(&id, resources).await.unwrap();
+        assert_eq!(share(), expected(milli, unified));
+    }
 }
 
 pub async fn only_running_containers_are_resized<H: Harness>(bench: &mut Bench<H>) {

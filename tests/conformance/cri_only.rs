@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use troupe::runtime::{
     ContainerResources, ContainerRuntime, ContainerState, RuntimeError, RuntimeEvent, SandboxConfig,
-    cri::CriRuntime,
+    StreamOptions, cri::CriRuntime,
 };
 
 use super::{
@@ -53,6 +53,45 @@ async fn containers_run_on_while_containerd_is_replaced_and_are_heard_after() {
     assert_eq!(bench.told_exit(&id).await.code, 0);
     let again = bench.start("a", bench.hello("again", &["--once", "--exit-code", "3"])).await;
     assert_eq!(bench.told_exit(&again).await.code, 3);
+}
+
+#[tokio::test]
+async fn a_program_ends_with_the_one_who_waits_for_it() {
+    if !containerd::at_hand() {
+        return;
+    }
+    let bench = Bench::<OnContainerd>::new().await;
+    let id = bench.running("a").await;
+    let programs = || bench.harness.containerd.daemon().ctr(&["tasks", "ps", &id.0]).len();
+    let before = programs();
+    {
+        let command = ["/hello", "hello", "--listen", "127.0.0.1:0"].map(str::to_owned).to_vec();
+        let running = bench.runtime().exec_sync(&id, command, LONG * 10);
+        tokio::select! {
+            ended = running => panic!("{ended:?}"),
+            found = until(|| programs() > before) => found.expect("it runs"),
+        }
+    }
+    until(|| programs() == before).await.expect("it is gone");
+}
+
+#[tokio::test]
+async fn a_program_ends_when_its_user_has_gone_however_little_it_says() {
+    if !containerd::at_hand() {
+        return;
+    }
+    let bench = Bench::<OnContainerd>::new().await;
+    let id = bench.running("a").await;
+    let programs = || bench.harness.containerd.daemon().ctr(&["tasks", "ps", &id.0]).len();
+    let before = programs();
+    for (stdin, tty) in [(false, false), (true, false), (true, true)] {
+        let command = ["/hello", "hello", "--listen", "127.0.0.1:0"].map(str::to_owned).to_vec();
+        let options = StreamOptions { stdin, tty };
+        let streams = bench.runtime().exec(&id, command, options).await.unwrap();
+        until(|| programs() > before).await.expect("it runs");
+        drop(streams);
+        until(|| programs() == before).await.expect("it is gone");
+    }
 }
 
 #[tokio::test]

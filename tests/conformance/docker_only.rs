@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bollard::{
     container::LogOutput,
-    query_parameters::{ListNetworksOptions, LogsOptions},
+    query_parameters::{ListNetworksOptions, LogsOptions, RemoveImageOptions},
 };
 use futures_util::TryStreamExt as _;
 use troupe::runtime::{
@@ -84,6 +84,20 @@ async fn two_runtimes_on_one_engine_do_not_see_each_other() {
     other.destroy().await.unwrap();
     assert_eq!(bench.state(&id).await, ContainerState::Running);
     assert!(bench.find_sandbox("a").await.unwrap().ready);
+}
+
+#[tokio::test]
+async fn a_sandbox_is_made_also_when_somebody_removed_its_image() {
+    if !engine::at_hand() {
+        return;
+    }
+    let bench = Bench::<OnDocker>::new().await;
+    let removed = bench.harness.engine.engine().ask(|docker| async move {
+        let options = RemoveImageOptions { force: true, ..RemoveImageOptions::default() };
+        docker.remove_image("troupe.local/pause:latest", Some(options), None).await
+    });
+    assert!(removed.is_some_and(|removed| !removed.is_empty()), "there was such an image");
+    assert!(bench.sandbox("a").await.ready);
 }
 
 #[tokio::test]

@@ -172,3 +172,30 @@ pub async fn a_program_with_streams_says_what_it_has_to_say_and_how_it_ended<H: 
         "{missing:?}"
     );
 }
+
+pub async fn a_program_with_streams_is_seen_whole_or_its_end_says_that_it_is_not<H: Harness>(
+    bench: &mut Bench<H>,
+) {
+    use tokio::io::AsyncReadExt as _;
+    let id = bench.running("a").await;
+    for (stream, length) in
+        [("--print", EXEC_OUTPUT_BYTES + 1000), ("--error", EXEC_OUTPUT_BYTES + 1), ("--print", 9)]
+    {
+        let long = "x".repeat(length);
+        let words = ["/hello", "hello", stream, &long, "--once"];
+        let command = words.map(str::to_owned).to_vec();
+        let streams = bench.runtime().exec(&id, command, StreamOptions::default()).await.unwrap();
+        let (mut stdout, mut stderr) = (streams.stdout, streams.stderr);
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let (read, also) = tokio::join!(stdout.read_to_end(&mut out), stderr.read_to_end(&mut err));
+        read.and(also).unwrap();
+        match streams.end.await {
+            Ok(code) => assert_eq!((code, out.len() + err.len()), (0, length + 1)),
+            Err(error) => {
+                let text = error.to_string();
+                assert!(text.contains("cut at 64 KiB") && text.contains("exit code 0"), "{text}");
+                assert_eq!((out.len() + err.len(), length > 9), (EXEC_OUTPUT_BYTES, true));
+            }
+        }
+    }
+}

@@ -2,9 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use troupe::runtime::{ContainerId, ContainerState};
+use troupe::runtime::{ContainerConfig, ContainerId, ContainerState};
 
-use super::harness::{Bench, Harness, LONG};
+use super::{
+    archives::{reader, signalled},
+    harness::{Bench, Harness, LONG, until},
+};
 
 pub async fn a_polite_program_ends_by_itself_within_its_grace<H: Harness>(bench: &mut Bench<H>) {
     bench.sandbox("a").await;
@@ -93,4 +96,36 @@ pub async fn two_stops_at_once_both_return<H: Harness>(bench: &mut Bench<H>) {
     );
     one.and(two).and(three).unwrap();
     assert!(matches!(bench.state(&id).await, ContainerState::Exited(_)));
+}
+
+pub async fn a_program_is_asked_to_end_by_the_signal_of_its_container_or_image<H: Harness>(
+    bench: &mut Bench<H>,
+) {
+    if !cfg!(target_arch = "x86_64") {
+        eprintln!("skipped: the image's program is for another processor");
+        return;
+    }
+    bench.sandbox("a").await;
+    for (name, of_image, own, number) in [
+        ("neither", None, None, 15),
+        ("image", Some("SIGQUIT"), None, 3),
+        ("both", Some("SIGQUIT"), Some("SIGUSR1"), 10),
+        ("own", None, Some("SIGRTMIN+3"), 37),
+    ] {
+        let archive = signalled(&format!("{name}:1"), of_image);
+        bench.runtime().load_image(reader(archive), None).await.unwrap();
+        let config = ContainerConfig {
+            image: format!("{name}:1"),
+            stop_signal: own.map(str::to_owned),
+            ..bench.hello(name, &[])
+        };
+        let id = bench.start("a", config).await;
+        let call = format!("/proc/{}/syscall", bench.find(&id).await.unwrap().pid.unwrap());
+        // `rt_sigtimedwait`: before that it would miss the signal.
+        let waits = || std::fs::read_to_string(&call).unwrap_or_default().starts_with("128 ");
+        until(waits).await.unwrap();
+        bench.runtime().stop_container(&id, LONG).await.unwrap();
+        let ContainerState::Exited(exit) = bench.state(&id).await else { panic!("{name}: still running") };
+        assert_eq!((exit.code, exit.signal), (number, None), "{name}");
+    }
 }

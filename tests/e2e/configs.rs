@@ -328,6 +328,12 @@ fn what_the_node_mounts_later_appears_where_that_was_asked_for() {
     let source = || json!({"hostPath": {"path": host.0}});
     cluster.apply(ns, &mounting("sees", source(), json!({"mountPropagation": "HostToContainer"})));
     cluster.apply(ns, &mounting("plain", source(), json!({})));
+    let mut both = mounting("both", source(), json!({"mountPropagation": "Bidirectional"}));
+    let told = cluster.kubectl_in(&["apply", "-n", ns, "-f", "-"], &both.to_string()).fails();
+    assert!(told.contains("available only to privileged containers"), "{told}");
+    both["spec"]["containers"][0]["securityContext"] = json!({"privileged": true});
+    cluster.apply(ns, &both);
+    let both = cluster.until_pod(ns, "both", "ready", is_ready);
     let sees = cluster.until_pod(ns, "sees", "ready", is_ready);
     let plain = cluster.until_pod(ns, "plain", "ready", is_ready);
     let later = host.0.join("later");
@@ -335,6 +341,7 @@ fn what_the_node_mounts_later_appears_where_that_was_asked_for() {
     mount_tmpfs(&later);
     fs::write(later.join("note"), "x").unwrap();
     assert!(inside(&cluster, &sees, "/v/later/note").exists());
+    assert!(inside(&cluster, &both, "/v/later/note").exists());
     assert!(!inside(&cluster, &plain, "/v/later/note").exists());
     cluster.kubectl(&["delete", "pod", "-n", ns, "--all"]).ok();
 }

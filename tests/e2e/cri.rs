@@ -37,6 +37,9 @@ fn a_controllers_pods_run_on_containerd_outlive_troupe_and_go_with_a_reset() {
         let said =
             cluster.kubectl(&["exec", pod, "--", "/hello", "hello", "--print", "inside", "--once"]).ok();
         assert!(said.contains("inside"), "{said}");
+        let program = ["/hello", "hello", "--once", "--print", "fed", "--exit-code", "3"];
+        let fed = cluster.kubectl_in(&[&["exec", "-i", pod, "--"][..], &program].concat(), "some words");
+        assert_eq!((fed.code(), fed.out().trim()), (Some(3), "fed"), "{}", fed.err());
     }
     cluster.kubectl(&["delete", "pod", &first[0].0]).ok();
     let second = lives(&cluster.until_ready("default", 2));

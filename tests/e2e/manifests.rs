@@ -44,9 +44,8 @@ fn a_directory_of_manifests_runs_whatever_becomes_of_its_mirrors() {
     let processes = cluster.processes();
     assert_eq!(processes.len(), 1);
 
-    // To delete what shows it does not end it.
-    // Not waited for: it comes again at once, and kubectl may see nothing else.
-    cluster.kubectl(&["delete", "pod", "-n", ns, "web-n1", "--wait=false"]).ok();
+    // To delete what shows it does not end it. kubectl sees it go before it comes again.
+    cluster.kubectl(&["delete", "pod", "-n", ns, "web-n1", "--timeout=60s"]).ok();
     let again = cluster.until_pod(ns, "web-n1", "ready again", is_ready);
     assert_ne!(again["metadata"]["uid"], pod["metadata"]["uid"]);
     assert_eq!(cluster.processes(), processes);

@@ -59,6 +59,70 @@ fn top_shows_what_pods_containers_and_nodes_use() {
 }
 
 #[test]
+fn the_summary_of_a_node_tells_what_it_its_pods_and_their_containers_use() {
+    if !ready() {
+        return;
+    }
+    let cluster = shared();
+    let ns = "summary";
+    cluster.namespace(ns);
+    let mut busy =
+        hello("busy", &["--burn-cpu", "1h", "--allocate", "40Mi", "--write", "/v/some=0123456789"]);
+    busy["resources"] = json!({"limits": {"memory": "256Mi"}});
+    busy["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    let mut pod = bare_pod("one", "Always", &[busy]);
+    pod["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+    cluster.apply(ns, &pod);
+    let pod = cluster.until_pod(ns, "one", "ready", is_ready);
+    let path = format!("/api/v1/nodes/{}/proxy/stats/summary", text(&pod["spec"]["nodeName"]));
+    let number = |of: &Value| of.as_u64().unwrap_or(0);
+    let (summary, found) = until("the pod is told of", || {
+        let out = cluster.kubectl(&["get", "--raw", &path]).result()?;
+        let summary: Value = serde_json::from_str(&out).map_err(|error| error.to_string())?;
+        let pods = summary["pods"].as_array().cloned().unwrap_or_default();
+        let found =
+            pods.into_iter().find(|of| of["podRef"]["uid"] == pod["metadata"]["uid"]).unwrap_or_default();
+        let used = number(&found["containers"][0]["cpu"]["usageNanoCores"]);
+        // Sizes may be some seconds old.
+        let sizes = [&found["ephemeral-storage"], &found["volume"][0], &found["containers"][0]["logs"]];
+        let measured = sizes.iter().all(|size| number(&size["usedBytes"]) > 0);
+        check(used > 50_000_000 && measured, || found.to_string())?;
+        Ok((summary, found))
+    });
+    let container = &found["containers"][0];
+    let memory = &container["memory"];
+    assert_eq!((text(&container["name"]), text(&found["podRef"]["name"])), ("busy", "one"));
+    assert!(number(&memory["workingSetBytes"]) >= 40 << 20, "{container}");
+    assert!(
+        number(&memory["rssBytes"]) >= 40 << 20 && number(&memory["usageBytes"]) >= 40 << 20,
+        "{container}"
+    );
+    assert_eq!(number(&memory["availableBytes"]) + number(&memory["workingSetBytes"]), 256 << 20);
+    assert!(number(&container["cpu"]["usageCoreNanoSeconds"]) > 0);
+    assert!(container["rootfs"]["usedBytes"].is_u64(), "{container}");
+    assert!(text(&found["volume"][0]["name"]) == "v", "{found}");
+    assert!(found["network"]["rxBytes"].is_u64() && found["network"]["txBytes"].is_u64(), "{found}");
+    assert!(number(&found["process_stats"]["process_count"]) > 0, "{found}");
+    let node = &summary["node"];
+    assert_eq!(node["nodeName"], pod["spec"]["nodeName"]);
+    for (part, field) in [
+        ("cpu", "usageNanoCores"),
+        ("cpu", "usageCoreNanoSeconds"),
+        ("memory", "availableBytes"),
+        ("memory", "workingSetBytes"),
+        ("memory", "usageBytes"),
+        ("memory", "rssBytes"),
+        ("fs", "capacityBytes"),
+        ("fs", "usedBytes"),
+        ("rlimit", "curproc"),
+    ] {
+        assert!(number(&node[part][field]) > 0, "{part}.{field}: {node}");
+    }
+    let missing = cluster.kubectl(&["get", "--raw", "/api/v1/nodes/none/proxy/stats/summary"]).fails();
+    assert!(missing.contains("nodes \"none\" not found"), "{missing}");
+}
+
+#[test]
 fn a_pod_that_uses_more_of_the_disk_than_it_may_is_evicted() {
     if !ready() {
         return;

@@ -61,6 +61,7 @@ pub fn to_master() -> Vec<ToMaster> {
         ToMaster::Events(vec![event_report()]),
         ToMaster::Goodbye,
         ToMaster::Mirrors(vec![Mirror { json: b"{}".to_vec().into(), status: b"{}".to_vec().into() }]),
+        ToMaster::Renew(b"csr".to_vec().into()),
     ]
 }
 
@@ -89,6 +90,13 @@ pub fn to_node() -> Vec<ToNode> {
                 .into(),
             documents: vec![ConfigDocument { object: 1, revision: Revision(7), json: b"{}".to_vec().into() }],
         }),
+        ToNode::Certificate("pem".into()),
+        ToNode::Tokens(vec![PodToken {
+            uid: "u1".into(),
+            audience: "a".into(),
+            life_s: 600,
+            token: "t".into(),
+        }]),
     ]
 }
 
@@ -126,6 +134,7 @@ pub fn open() -> Vec<Open> {
             uid: "u1".into(),
             port: 8080,
         }),
+        Open::Summary,
     ]
 }
 
@@ -161,18 +170,21 @@ fn every_variant_has_its_golden_bytes() {
             ToMaster::Events(_) => 3,
             ToMaster::Goodbye => 4,
             ToMaster::Mirrors(_) => 5,
+            ToMaster::Renew(_) => 6,
         })
         .collect::<Vec<_>>();
-    assert_eq!(to_master, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(to_master, [0, 1, 2, 3, 4, 5, 6]);
     let to_node = to_node()
         .iter()
         .map(|m| match m {
             ToNode::Assignments(_) => 0,
             ToNode::Welcome(_) => 1,
             ToNode::Configs(_) => 2,
+            ToNode::Certificate(_) => 3,
+            ToNode::Tokens(_) => 4,
         })
         .collect::<Vec<_>>();
-    assert_eq!(to_node, [0, 1, 2]);
+    assert_eq!(to_node, [0, 1, 2, 3, 4]);
     let open = open()
         .iter()
         .map(|m| match m {
@@ -187,9 +199,10 @@ fn every_variant_has_its_golden_bytes() {
             Open::Stats => 7,
             Open::Attach(_) => 8,
             Open::PortForward(_) => 9,
+            Open::Summary => 12,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -211,6 +224,7 @@ fn messages_to_the_master_have_their_bytes_for_ever() {
         0301026e7301700275310112737065632e636f6e7461696e6572737b637d01074261636b4f6666016d01
         04
         0501027b7d027b7d
+        0603637372
         ",
     );
 }
@@ -223,6 +237,8 @@ fn messages_to_a_node_have_their_bytes_for_ever() {
         00fbe80301027531070102753107027b7d
         010d31302e3234342e332e302f32340163
         02fbe8030300026e73016f0001026e73016f010702026e73016f00010107027b7d
+        030370656d
+        04010275310161fbb0040174
         ",
     );
 }
@@ -243,6 +259,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         07
         08026e73017002753101630101
         09026e730170027531fb901f
+        0a
         ",
     );
     golden(
@@ -252,6 +269,57 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         01fb9401026e6f
         ",
     );
+}
+
+/// Every variant once, in order.
+pub fn join_answers() -> Vec<JoinAnswer> {
+    let admitted = Admitted { certificate: "c".into(), ca: "a".into(), cluster: "n".into() };
+    let refusals = [
+        JoinRefusal::TokenUnknown,
+        JoinRefusal::TokenExpired,
+        JoinRefusal::NameTaken,
+        JoinRefusal::NodeAlive,
+        JoinRefusal::Invalid,
+        JoinRefusal::Busy,
+    ];
+    let refused = refusals.into_iter().map(|refusal| JoinAnswer::Refused(refusal, "no".into()));
+    [JoinAnswer::Admitted(admitted)].into_iter().chain(refused).collect()
+}
+
+#[test]
+fn joins_have_their_bytes_for_ever() {
+    let request = JoinRequest {
+        token_id: "abcdef".into(),
+        secret: "s".into(),
+        name: "n".into(),
+        csr: b"csr".to_vec().into(),
+    };
+    golden(&[request], "066162636465660173016e03637372");
+    golden(
+        &join_answers(),
+        r"
+        0001630161016e
+        0100026e6f
+        0101026e6f
+        0102026e6f
+        0103026e6f
+        0104026e6f
+        0105026e6f
+        ",
+    );
+    let numbers = join_answers()
+        .iter()
+        .map(|answer| match answer {
+            JoinAnswer::Admitted(_) => 10,
+            JoinAnswer::Refused(JoinRefusal::TokenUnknown, _) => 0,
+            JoinAnswer::Refused(JoinRefusal::TokenExpired, _) => 1,
+            JoinAnswer::Refused(JoinRefusal::NameTaken, _) => 2,
+            JoinAnswer::Refused(JoinRefusal::NodeAlive, _) => 3,
+            JoinAnswer::Refused(JoinRefusal::Invalid, _) => 4,
+            JoinAnswer::Refused(JoinRefusal::Busy, _) => 5,
+        })
+        .collect::<Vec<_>>();
+    assert_eq!(numbers, [10, 0, 1, 2, 3, 4, 5]);
 }
 
 /// The answer at the end of an image request is JSON.
@@ -388,9 +456,16 @@ fn pictures() -> impl Strategy<Value = ToNode> {
             })
         },
     );
+    let token = (text(), text(), any::<i64>(), text()).prop_map(|(uid, audience, life_s, token)| PodToken {
+        uid: uid.as_str().into(),
+        audience,
+        life_s,
+        token,
+    });
     prop_oneof![
         pictures,
         configs,
+        prop::collection::vec(token, 0..5).prop_map(ToNode::Tokens),
         (text(), text()).prop_map(|(pod_cidr, cluster)| ToNode::Welcome(Welcome { pod_cidr, cluster }))
     ]
 }

@@ -1,4 +1,4 @@
-//! The config maps, secrets and service accounts that this node knows.
+//! The config maps, secrets, service accounts and tokens that this node knows.
 //!
 //! Owns: the one copy of them, in memory only, and its change by the master's pictures. Whoever starts something reads
 //! one [`Sources`], which does not change under it. Invariant: what no pod of the node refers to any more is dropped.
@@ -11,9 +11,12 @@ use std::{
 use arc_swap::ArcSwap;
 
 use crate::{
-    logic::pod::sources::{Content, Sources},
+    logic::{
+        pod::sources::{Content, Sources},
+        tokens::Want,
+    },
     messages::wire,
-    model::{Key, Kind},
+    model::{Key, Kind, Uid},
 };
 
 /// The store; it outlives the kubelet's actors.
@@ -47,6 +50,24 @@ impl Configs {
         let (after, changed) = self.now().after(objects, news);
         self.0.store(Arc::new(after));
         changed
+    }
+
+    /// Takes tokens over; gives the pods whose they are.
+    pub(super) fn take_tokens(&self, tokens: Vec<wire::PodToken>) -> BTreeSet<Uid> {
+        let pods = tokens.iter().map(|token| token.uid.clone()).collect();
+        let news = tokens.into_iter().map(|given| {
+            let want = Want { audience: given.audience, life_s: given.life_s };
+            (given.uid, want, given.token)
+        });
+        self.0.store(Arc::new(self.now().with_tokens(news)));
+        pods
+    }
+
+    /// Drops the tokens of other pods than these.
+    pub(super) fn keep_tokens(&self, of: impl Fn(&Uid) -> bool) {
+        if let Some(fewer) = self.now().without_tokens_but(of) {
+            self.0.store(Arc::new(fewer));
+        }
     }
 }
 

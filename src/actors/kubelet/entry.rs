@@ -32,8 +32,8 @@ pub(super) struct Entry {
     pub containers: Vec<v1::ContainerStatus>,
     /// Tells those who follow a container's log whether it runs.
     pub running: HashMap<String, watch::Sender<bool>>,
-    /// It was told to go, since it or the node used up too much.
-    pub evicted: bool,
+    /// When it was told to go, since it or the node used up too much: milliseconds since the epoch.
+    pub evicted_ms: Option<i64>,
 }
 
 impl Entry {

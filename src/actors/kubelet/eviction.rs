@@ -1,11 +1,12 @@
 //! Ends pods that use more of the disk than they may, and others when the node runs low.
 //!
-//! Owns: measuring, and one eviction at a time. What is too much and who goes first is [`crate::logic::eviction`]. Invariant:
-//! images that nothing needs go before any pod. Nothing is measured while no pod is limited and the node is not low on
+//! Owns: measuring, and one eviction at a time. What is too much and who goes first is [`crate::logic::eviction`]. Invariants:
+//! images that nothing needs go before any pod; what is left is looked at right before somebody has to go for it, so that
+//! nobody goes for what the one before has freed. Nothing is measured while no pod is limited and the node is not low on
 //! anything, and measuring takes at most a hundredth of the time, or as much as once a minute takes.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     sync::Arc,
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use k8s_openapi::api::core::v1;
 use super::{
     Kubelet,
     context::{NodeContext, now_ms},
-    machine::disk,
+    machine::{self, disk},
     pod::PodEvicted,
 };
 use crate::{
@@ -42,8 +43,6 @@ const LATEST: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(super) struct Eviction {
     watch: Watch,
-    low: Vec<Signal>,
-    left: Left,
     busy: bool,
     again: Option<Instant>,
 }
@@ -57,37 +56,39 @@ struct Subject {
 }
 
 impl Kubelet {
-    /// Notes what is left of the machine and says in its facts how it is.
-    pub(super) fn note_pressure(&mut self, facts: &mut MachineFacts) {
+    /// Looks at what is left of the machine: what it is low on.
+    fn look(&mut self) -> (Left, Vec<Signal>) {
         // Simulated pods use nothing, so that nothing is won by ending one.
         if !self.seed.node.runtime.has_files() {
-            return;
+            return Default::default();
         }
-        let left = Left {
-            memory: (facts.memory_available_bytes, facts.memory_bytes),
-            disk: (facts.disk_free_bytes, facts.disk_bytes),
-            pids: (facts.pids_available, facts.pids),
-        };
-        let state = &mut self.eviction;
-        state.low = state.watch.look(&self.seed.node.settings.eviction_hard, &left, now_ms());
-        state.left = left;
-        facts.pressure = state.watch.pressure(now_ms());
+        let left = machine::left(&self.seed.node.dir);
+        let low = self.eviction.watch.look(&self.seed.node.settings.eviction_hard, &left, now_ms());
+        (left, low)
+    }
+
+    /// Says in the machine's facts how it is.
+    pub(super) fn note_pressure(&mut self, facts: &mut MachineFacts) {
+        self.look();
+        facts.pressure = self.eviction.watch.pressure(now_ms());
     }
 
     /// Looks whether a pod has to go.
     pub(super) fn evict_pods(&mut self, ctx: &mut Context<Self>) {
-        let state = &self.eviction;
-        if state.busy || state.again.is_some_and(|again| again > Instant::now()) {
+        if self.eviction.busy {
             return;
         }
-        // The last one is to be gone before the next is chosen.
-        let low =
-            state.low.first().copied().filter(|_| !self.pods.values().any(|e| e.evicted && e.is_alive()));
+        let (left, low) = self.look();
+        let leaving = self.pods.values().filter(|entry| entry.is_alive()).filter_map(|e| e.evicted_ms);
+        let low = Watch::turn(low, leaving, now_ms());
+        if self.eviction.again.is_some_and(|again| again > Instant::now()) {
+            return;
+        }
         let subjects: Vec<Subject> = self
             .pods
             .iter()
-            .filter(|(_, entry)| entry.is_alive() && !entry.evicted && entry.assigned())
-            .filter(|(_, entry)| low.is_some() || is_limited(&entry.pod()))
+            .filter(|(_, entry)| entry.is_alive() && entry.evicted_ms.is_none() && entry.assigned())
+            .filter(|(_, entry)| !low.is_empty() || is_limited(&entry.pod()))
             .map(|(uid, entry)| {
                 let pod = entry.pod();
                 let text = |text: &Option<String>| text.clone().unwrap_or_default();
@@ -96,11 +97,11 @@ impl Kubelet {
                 Subject { uid: uid.clone(), pod, places, is_static: self.manifests.has(uid) }
             })
             .collect();
-        if low.is_none() && subjects.is_empty() {
+        if low.is_empty() && subjects.is_empty() {
             return;
         }
         self.eviction.busy = true;
-        let (node, left) = (self.seed.node.clone(), self.eviction.left);
+        let node = self.seed.node.clone();
         let begun = Instant::now();
         let work = async move { decide(&node, low, left, subjects).await };
         ctx.spawn(work.into_actor(self).map(move |outcome, kubelet, ctx| {
@@ -122,7 +123,7 @@ impl Kubelet {
     fn evict(&mut self, uid: &Uid, message: String) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
         tracing::warn!(pod = %uid, message, "evicting a pod");
-        entry.evicted = true;
+        entry.evicted_ms = Some(now_ms());
         if let Some(address) = entry.slot.address() {
             address.do_send(PodEvicted(message));
         }
@@ -139,33 +140,34 @@ struct Decided {
 
 async fn decide(
     node: &NodeContext,
-    low: Option<Signal>,
+    mut low: Vec<Signal>,
     mut left: Left,
     subjects: Vec<Subject>,
 ) -> Result<Decided, RuntimeError> {
     let thresholds = &node.settings.eviction_hard;
     let mut decided = Decided::default();
-    let mut low = low;
-    if low == Some(Signal::Disk) {
+    if low.contains(&Signal::Disk) {
         decided.images = remove_idle_images(node).await?;
         let (all, free) = disk(&node.dir);
         left.disk = (free, all);
-        low = low.filter(|_| free < thresholds.disk(all));
-    }
-    let used = measure(node, &subjects).await?;
-    for (subject, used) in subjects.iter().zip(&used) {
-        if let Some(message) = over_limit(&subject.pod, used) {
-            decided.evict.push((subject.uid.clone(), message));
+        if free >= thresholds.disk(all) {
+            low.retain(|signal| *signal != Signal::Disk);
         }
     }
-    if let Some(signal) = low.filter(|_| decided.evict.is_empty()) {
-        let all: Vec<Candidate<'_>> = subjects
-            .iter()
-            .zip(&used)
-            .map(|(subject, used)| Candidate { pod: &subject.pod, is_static: subject.is_static, used })
-            .collect();
-        let chosen = choose(signal, &left, thresholds, &all);
-        decided.evict.extend(chosen.map(|(index, message)| (subjects[index].uid.clone(), message)));
+    let used = measure(node, &subjects).await?;
+    let all: Vec<Candidate<'_>> = subjects
+        .iter()
+        .zip(&used)
+        .map(|(subject, used)| Candidate { pod: &subject.pod, is_static: subject.is_static, used })
+        .collect();
+    for (subject, candidate) in subjects.iter().zip(&all) {
+        let message = over_limit(candidate);
+        decided.evict.extend(message.map(|message| (subject.uid.clone(), message)));
+    }
+    if decided.evict.is_empty()
+        && let Some((index, message)) = choose(&low, &left, thresholds, &all)
+    {
+        decided.evict.extend(subjects.get(index).map(|subject| (subject.uid.clone(), message)));
     }
     Ok(decided)
 }
@@ -188,10 +190,36 @@ async fn remove_idle_images(node: &NodeContext) -> Result<usize, RuntimeError> {
     Ok(removed)
 }
 
+/// Bytes of a pod's files on the node.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Files {
+    /// Each container's logs.
+    pub logs: BTreeMap<String, u64>,
+    /// Each `emptyDir` on disk.
+    pub volumes: BTreeMap<String, u64>,
+}
+
+impl Files {
+    /// Measures them. Blocks.
+    pub(super) fn of(pod: &v1::Pod, places: &Places) -> Files {
+        let mut files = Files::default();
+        for log in fs::read_dir(&places.log_dir).into_iter().flatten().flatten() {
+            files.logs.insert(log.file_name().to_string_lossy().into_owned(), tree_bytes(&log.path()));
+        }
+        for (volume, _) in empty_dirs(pod) {
+            files.volumes.insert(volume.to_owned(), tree_bytes(&places.volume(volume)));
+        }
+        files
+    }
+}
+
 /// What each pod uses.
 async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, RuntimeError> {
     // Of a runtime that does not tell, volumes and logs are still known.
-    let stats = node.runtime.stats().await.unwrap_or_default();
+    let stats = node.runtime.stats().await.unwrap_or_else(|error| {
+        tracing::warn!(%error, "what pods use of memory is not known: none goes for that");
+        Vec::new()
+    });
     let names: HashMap<_, _> = node
         .runtime
         .list_containers()
@@ -203,8 +231,8 @@ async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, 
     for subject in subjects {
         let mut used = Used::default();
         if let Some(stats) = stats.iter().find(|stats| stats.uid == subject.uid) {
-            used.memory = stats.total.working_set_bytes.unwrap_or(0);
-            used.pids = stats.total.pids.unwrap_or(0);
+            used.memory = stats.total.working_set_bytes;
+            used.pids = stats.total.pids;
             for (id, usage) in &stats.containers {
                 let Some(name) = names.get(id) else { continue };
                 *used.containers.entry(name.clone()).or_default() += usage.writable_bytes.unwrap_or(0);
@@ -212,27 +240,75 @@ async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, 
         }
         all.push(used);
     }
-    let dirs: Vec<(Places, Vec<String>)> = subjects
-        .iter()
-        .map(|subject| {
-            let volumes = empty_dirs(&subject.pod).map(|(name, _)| name.to_owned()).collect();
-            (subject.places.clone(), volumes)
-        })
-        .collect();
+    let of: Vec<_> = subjects.iter().map(|subject| (subject.pod.clone(), subject.places.clone())).collect();
     let measured = tokio::task::spawn_blocking(move || {
-        for (used, (places, volumes)) in all.iter_mut().zip(dirs) {
-            for log in fs::read_dir(&places.log_dir).into_iter().flatten().flatten() {
-                let name = log.file_name().to_string_lossy().into_owned();
-                *used.containers.entry(name).or_default() += tree_bytes(&log.path());
+        for (used, (pod, places)) in all.iter_mut().zip(of) {
+            let files = Files::of(&pod, &places);
+            for (container, bytes) in files.logs {
+                *used.containers.entry(container).or_default() += bytes;
             }
-            for volume in volumes {
-                let bytes = tree_bytes(&places.volume(&volume));
-                used.volumes.insert(volume, bytes);
-            }
+            used.volumes = files.volumes;
         }
         all
     });
     measured
         .await
         .map_err(|error| RuntimeError::System { operation: "measure pods".into(), cause: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{
+        actors::{kubelet::Starts, testing::system},
+        logic::supervision::Backoff,
+        runtime::sim::{SimConfig, SimMachine, SimRuntime},
+    };
+
+    fn node(dir: &std::path::Path) -> NodeContext {
+        NodeContext {
+            name: "n".into(),
+            runtime: Arc::new(SimRuntime::open(SimMachine::new(SimConfig::default()).unwrap())),
+            dir: dir.into(),
+            host_ip: None,
+            crash_loop: Backoff::CRASH_LOOP,
+            configs: Default::default(),
+            starts: Starts::default(),
+            ledger: Default::default(),
+            registry_config: None,
+            settings: Default::default(),
+        }
+    }
+
+    #[test]
+    fn who_is_over_its_limit_goes_but_for_static_pods_and_nobody_goes_for_what_is_not_known() {
+        system(async {
+            let dir = tempfile::tempdir().unwrap();
+            let node = node(dir.path());
+            let subject = |uid: &str, is_static: bool| {
+                let pod: v1::Pod = serde_json::from_value(json!({
+                    "metadata": {"name": uid, "namespace": "default", "uid": uid},
+                    "spec": {"containers": [{"name": "c"}],
+                        "volumes": [{"name": "v", "emptyDir": {"sizeLimit": "1Ki"}}]}
+                }))
+                .unwrap();
+                let places = node.places("default", uid, uid);
+                fs::create_dir_all(places.volume("v")).unwrap();
+                fs::write(places.volume("v").join("much"), "x".repeat(4096)).unwrap();
+                Subject { uid: Uid::from(uid), pod: Arc::new(pod), places, is_static }
+            };
+            let subjects = vec![subject("own", true), subject("other", false)];
+            let decided = decide(&node, Vec::new(), Left::default(), subjects).await.unwrap();
+            let gone: Vec<&str> = decided.evict.iter().map(|(uid, _)| uid.as_str()).collect();
+            assert_eq!(gone, ["other"]);
+            // The runtime knows nothing of it.
+            let low = vec![Signal::Memory, Signal::Pids];
+            let mut subject = subject("quiet", false);
+            subject.pod = Arc::new(v1::Pod::default());
+            let decided = decide(&node, low, Left::default(), vec![subject]).await.unwrap();
+            assert!(decided.evict.is_empty(), "{decided:?}");
+        });
+    }
 }

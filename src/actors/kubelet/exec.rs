@@ -19,7 +19,7 @@ use super::{Kubelet, context::NodeContext};
 use crate::{
     messages::wire::{AttachRequest, ByteStream, Channel, ExecRequest, PortForwardRequest},
     model::Uid,
-    net::Responder,
+    net::{Gone, Responder},
     runtime::{ContainerId, ExecStreams, RuntimeError, StreamOptions, TerminalSize},
 };
 
@@ -53,28 +53,29 @@ impl Kubelet {
     }
 }
 
-/// Runs the program until it has ended or the master has gone.
+/// Runs the program until it has ended or its user has gone.
 pub(super) async fn serve(
     node: Arc<NodeContext>,
     id: ContainerId,
     request: ExecRequest,
     responder: Responder,
 ) {
+    let gone = responder.gone();
     // Accepted first: a runtime without streams gives what a program wrote when it has ended, and the master does not wait
     // so long for an answer.
     let Ok(ByteStream { read, mut write }) = responder.accept().await else { return };
     let options = StreamOptions { stdin: request.stdin, tty: request.tty };
-    let done = match node.runtime.exec(&id, request.command, options).await {
-        Ok(streams) => converse(streams, read, &mut write, outcome).await,
-        Err(error) => send(&mut write, Channel::Error, outcome(&Err(error)).to_string().as_bytes()).await,
+    let running = async {
+        match node.runtime.exec(&id, request.command, options).await {
+            Ok(streams) => converse(streams, read, &mut write, outcome).await,
+            Err(error) => send(&mut write, Channel::Error, outcome(&Err(error)).to_string().as_bytes()).await,
+        }
     };
-    if let Err(error) = done {
-        tracing::debug!(%error, container = %id, "a program's streams broke off");
-    }
+    finish(gone, running, "a program", &id.0).await;
     let _ = write.shutdown().await;
 }
 
-/// Joins a container's own program until it has ended or the master has gone.
+/// Joins a container's own program until it has ended or the user has gone.
 pub(super) async fn attach(
     node: Arc<NodeContext>,
     id: ContainerId,
@@ -86,10 +87,10 @@ pub(super) async fn attach(
         Ok(streams) => streams,
         Err(error) => return super::streams::refuse(responder, 400, error.to_string()),
     };
+    let gone = responder.gone();
     let Ok(ByteStream { read, mut write }) = responder.accept().await else { return };
-    if let Err(error) = converse(streams, read, &mut write, attached).await {
-        tracing::debug!(%error, container = %id, "an attachment broke off");
-    }
+    let joined = converse(streams, read, &mut write, attached);
+    finish(gone, joined, "an attachment", &id.0).await;
     let _ = write.shutdown().await;
 }
 
@@ -104,10 +105,21 @@ pub(super) async fn port_forward(
         Ok(connection) => connection,
         Err(error) => return super::streams::refuse(responder, 500, error.to_string()),
     };
+    let gone = responder.gone();
     let Ok(ByteStream { read, write }) = responder.accept().await else { return };
     let mut link = tokio::io::join(read, write);
-    if let Err(error) = tokio::io::copy_bidirectional(&mut link, &mut connection).await {
-        tracing::debug!(%error, %pod, port = request.port, "a forwarded connection broke off");
+    let passing = async { tokio::io::copy_bidirectional(&mut link, &mut connection).await.map(drop) };
+    finish(gone, passing, "a forwarded connection", pod.as_str()).await;
+}
+
+/// Goes on to the end, or until the user has gone: then it is dropped where it stands, though it may be waiting for a
+/// program that does not read or does not end.
+async fn finish(gone: Gone, talk: impl Future<Output = std::io::Result<()>>, what: &str, of: &str) {
+    tokio::select! {
+        done = talk => if let Err(error) = done {
+            tracing::debug!(%error, what, of, "a user's streams broke off");
+        },
+        () = gone => tracing::debug!(what, of, "a user has gone"),
     }
 }
 

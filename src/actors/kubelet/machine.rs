@@ -1,25 +1,18 @@
 //! Reads what this machine is: cores, memory, disk, kernel, ids.
 
-use std::{fs, sync::OnceLock};
+use std::{fs, path::Path, sync::OnceLock};
 
 use super::context::NodeContext;
-use crate::logic::{nodes::MachineFacts, pod::downward::Allocatable};
+use crate::logic::{eviction::Left, nodes::MachineFacts, pod::downward::Allocatable};
 
 /// Fills what the machine and the runtime know into `base` (address, limits, version come from the configuration).
 pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>) -> MachineFacts {
     let images = node.runtime.list_images().await.unwrap_or_default();
-    let read = |path: &str| fs::read_to_string(path).map(|t| t.trim().to_owned()).unwrap_or_default();
-    let (disk_bytes, disk_free_bytes) = disk(&node.dir);
-    let most = |path: &str| read(path).parse::<u64>().unwrap_or(0);
-    let pids = most("/proc/sys/kernel/pid_max").min(most("/proc/sys/kernel/threads-max"));
     MachineFacts {
         cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
         memory_bytes: memory_bytes(&read("/proc/meminfo")),
-        memory_available_bytes: meminfo(&read("/proc/meminfo"), "MemAvailable:"),
-        pids,
-        pids_available: pids.saturating_sub(threads(&read("/proc/loadavg"))),
-        disk_bytes,
-        disk_free_bytes,
+        disk_bytes: disk(&node.dir).0,
+        huge_pages: huge_pages(Path::new(HUGE_PAGES)),
         kernel: read("/proc/sys/kernel/osrelease"),
         os_image: os_image(&read("/etc/os-release")),
         machine_id: read("/etc/machine-id"),
@@ -33,14 +26,53 @@ pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>
     }
 }
 
+fn read(path: &str) -> String {
+    fs::read_to_string(path).map(|text| text.trim().to_owned()).unwrap_or_default()
+}
+
+/// What is left of this machine right now.
+pub fn left(dir: &std::path::Path) -> Left {
+    let meminfo = read("/proc/meminfo");
+    let (disk_bytes, disk_free_bytes) = disk(dir);
+    let most = |path: &str| read(path).parse::<u64>().unwrap_or(0);
+    let pids = most("/proc/sys/kernel/pid_max").min(most("/proc/sys/kernel/threads-max"));
+    Left {
+        memory: (self::meminfo(&meminfo, "MemAvailable:"), memory_bytes(&meminfo)),
+        disk: (disk_free_bytes, disk_bytes),
+        pids: (pids.saturating_sub(threads(&read("/proc/loadavg"))), pids),
+    }
+}
+
+/// Where the kernel has a directory for each size of huge pages that it can give.
+pub const HUGE_PAGES: &str = "/sys/kernel/mm/hugepages";
+
+/// Huge pages by their size: bytes of a page, bytes of all of them. None are there unless an administrator set them aside.
+pub fn huge_pages(dir: &Path) -> Vec<(i64, i64)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut sizes: Vec<(i64, i64)> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let kib: i64 = name.to_str()?.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok()?;
+            let count: i64 =
+                fs::read_to_string(entry.path().join("nr_hugepages")).ok()?.trim().parse().ok()?;
+            let bytes = kib.checked_mul(1024)?;
+            Some((bytes, bytes.saturating_mul(count)))
+        })
+        .collect();
+    sizes.sort_unstable();
+    sizes
+}
+
 /// What pods may use of this machine together: all of it.
-pub fn allocatable(dir: &std::path::Path) -> Allocatable {
+pub fn allocatable(dir: &Path) -> Allocatable {
     let whole = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     /// Asked for each start of a container; to find them out again takes a dozen files.
     static CORES_AND_MEMORY: OnceLock<(usize, u64)> = OnceLock::new();
     let (cores, memory) = *CORES_AND_MEMORY.get_or_init(|| {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        (cores, memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default()))
+        let memory = memory_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
+        let huge: i64 = huge_pages(Path::new(HUGE_PAGES)).iter().map(|(_, bytes)| bytes).sum();
+        (cores, memory.saturating_sub(huge.unsigned_abs()))
     });
     Allocatable {
         cpu_milli: i64::try_from(cores).unwrap_or(1).saturating_mul(1000),
@@ -50,7 +82,7 @@ pub fn allocatable(dir: &std::path::Path) -> Allocatable {
 }
 
 /// Bytes of the disk that a directory is on, and those that are free.
-pub fn disk(dir: &std::path::Path) -> (u64, u64) {
+pub fn disk(dir: &Path) -> (u64, u64) {
     nix::sys::statvfs::statvfs(dir).map_or((0, 0), |s| {
         let block = s.fragment_size();
         (s.blocks().saturating_mul(block), s.blocks_available().saturating_mul(block))
@@ -68,7 +100,7 @@ fn threads(loadavg: &str) -> u64 {
 }
 
 /// Bytes of a line of `/proc/meminfo`.
-fn meminfo(text: &str, name: &str) -> u64 {
+pub fn meminfo(text: &str, name: &str) -> u64 {
     text.lines()
         .find_map(|l| l.strip_prefix(name))
         .and_then(|rest| rest.trim().strip_suffix("kB"))
@@ -95,5 +127,16 @@ mod tests {
         assert_eq!((threads("0.1 0.2 0.3 2/345 6789"), threads("")), (345, 0));
         assert_eq!(os_image("NAME=x\nPRETTY_NAME=\"Debian GNU/Linux 12\"\n"), "Debian GNU/Linux 12");
         assert_eq!(os_image(""), "Linux");
+    }
+
+    #[test]
+    fn huge_pages_are_read_from_their_directories() {
+        let dir = tempfile::tempdir().unwrap();
+        for (size, count) in [("hugepages-1048576kB", "0\n"), ("hugepages-2048kB", "3\n"), ("other", "1\n")] {
+            fs::create_dir(dir.path().join(size)).unwrap();
+            fs::write(dir.path().join(size).join("nr_hugepages"), count).unwrap();
+        }
+        assert_eq!(huge_pages(dir.path()), [(2 << 20, 6 << 20), (1 << 30, 0)]);
+        assert_eq!(huge_pages(&dir.path().join("none")), []);
     }
 }

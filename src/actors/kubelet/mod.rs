@@ -27,8 +27,10 @@ mod start;
 mod stats;
 mod stops;
 mod streams;
+mod summary;
 #[cfg(test)]
 mod tests;
+mod users;
 mod volumes;
 
 use std::{
@@ -58,7 +60,7 @@ pub use streams::StreamAsked;
 use crate::{
     actors::{
         supervisor::{ChildSpec, Life, Strategy, SupervisorHandle, SupervisorSpec},
-        uplink::{Uplink, UplinkSeed},
+        uplink::{Member, Uplink, UplinkSeed},
     },
     logic::{
         image_gc::PERIOD,
@@ -106,12 +108,14 @@ pub struct KubeletSeed {
 pub fn child(
     seed: impl Fn(&Slot<Kubelet>, &SupervisorHandle, Port<TellMaster>) -> KubeletSeed + Send + Sync + 'static,
     dialer: impl Fn() -> Dialer + Send + Sync + 'static,
+    member: Option<Arc<dyn Member>>,
+    uplink: &Slot<Uplink>,
 ) -> ChildSpec {
-    let dialer = Arc::new(dialer);
+    let (dialer, uplink) = (Arc::new(dialer), uplink.clone());
     let spec = SupervisorSpec::new("node").strategy(Strategy::RestForOne);
     let node = SupervisorHandle::new("node");
     ChildSpec::supervisor(spec, &node, move |node| {
-        let (slot, uplink) = (Slot::new("kubelet"), Slot::new("uplink"));
+        let slot = Slot::new("kubelet");
         let pods = SupervisorHandle::new("pods");
         let made = seed(&slot, &pods, uplink.port());
         node.start_child(ChildSpec::new("kubelet", &slot, move |life| Ok(Kubelet::new(life, made.clone()))))
@@ -130,6 +134,7 @@ pub fn child(
             up: slot.port(),
             messages: slot.port(),
             streams: slot.port(),
+            member: member.clone(),
         });
         node.start_child(ChildSpec::new("uplink", &uplink, move |life| Ok(Uplink::new(life, seed.clone()))))
             .detach();
@@ -164,6 +169,7 @@ pub struct Kubelet {
     /// What the node and its pods used lately.
     readings: Readings,
     eviction: eviction::Eviction,
+    measured: Arc<tokio::sync::Mutex<summary::Measured>>,
 }
 
 impl Kubelet {
@@ -185,6 +191,7 @@ impl Kubelet {
             pod_cidr: String::new(),
             readings: Readings::default(),
             eviction: eviction::Eviction::default(),
+            measured: Arc::default(),
         }
     }
 
@@ -295,6 +302,7 @@ impl Kubelet {
         for (uid, found) in orphans {
             self.end_orphan(uid, found, ctx);
         }
+        self.seed.node.configs.keep_tokens(|uid| wanted.contains(uid) || self.pods.contains_key(uid));
         if mirrored {
             self.tell_mirrors();
         }
@@ -335,7 +343,7 @@ impl Kubelet {
                 report: None,
                 containers: Vec::new(),
                 running: HashMap::new(),
-                evicted: false,
+                evicted_ms: None,
             },
         );
     }
@@ -505,10 +513,19 @@ impl Handler<FromMaster> for Kubelet {
                     }
                 }
             }
+            wire::ToNode::Tokens(tokens) => {
+                for uid in self.seed.node.configs.take_tokens(tokens) {
+                    if let Some(address) = self.pods.get(&uid).and_then(|entry| entry.slot.address()) {
+                        address.do_send(SourcesMoved);
+                    }
+                }
+            }
             wire::ToNode::Welcome(welcome) => {
                 self.pod_cidr = welcome.pod_cidr;
                 self.set_pod_cidr(ctx);
             }
+            // The link's own matter.
+            wire::ToNode::Certificate(_) => {}
         }
     }
 }

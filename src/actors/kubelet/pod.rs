@@ -140,8 +140,7 @@ pub struct PodActor {
     pub(super) pre_stops: HashMap<String, watch::Receiver<bool>>,
     teller: Teller,
     wake: Option<SpawnHandle>,
-    /// When a resize that has to wait is looked at again.
-    pub(super) resize_wake: Option<SpawnHandle>,
+    pub(super) sizing: resize::Sizing,
     /// Its volumes are written by one at a time.
     volumes: Arc<tokio::sync::Mutex<()>>,
 }
@@ -173,7 +172,7 @@ impl PodActor {
             pre_stops: HashMap::new(),
             teller,
             wake: None,
-            resize_wake: None,
+            sizing: resize::Sizing::default(),
             volumes: Arc::default(),
             seed,
         }
@@ -218,6 +217,7 @@ impl PodActor {
         if self.machine.is_finished() {
             self.seed.node.ledger.strike(&self.uid);
         }
+        self.weigh(ctx);
         let step = self.machine.step(now_ms());
         for notice in step.notices {
             self.tell_notice(notice);
@@ -271,7 +271,10 @@ impl PodActor {
                 };
                 ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
                     match outcome {
-                        Ok(Ok(status)) => pod.machine.sandbox_ready(pod.address(status.ip)),
+                        Ok(Ok(status)) => {
+                            pod.sizing.made(&wanted);
+                            pod.machine.sandbox_ready(pod.address(status.ip));
+                        }
                         Ok(Err(error)) => pod.machine.sandbox_failed(&error, now_ms()),
                         Err(messages) => pod.machine.volumes_failed(messages, now_ms()),
                     }
@@ -427,10 +430,9 @@ impl PodActor {
     pub(super) fn check_exits(&mut self, ctx: &mut Context<Self>) {
         let runtime = self.seed.node.runtime.clone();
         let uid = self.uid.clone();
-        let work = async move { runtime.list_containers().await.map(|all| (uid, all)) };
+        let work = async move { runtime.pod_containers(&uid).await };
         ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| match outcome {
-            Ok((uid, all)) => {
-                let own: Vec<ContainerStatus> = all.into_iter().filter(|s| s.pod == uid).collect();
+            Ok(own) => {
                 pod.machine.remove_strays(own.iter().map(|s| s.id.0.as_str()));
                 for status in own {
                     if let ContainerState::Exited(exit) = status.state {
@@ -502,8 +504,7 @@ fn adopted(status: ContainerStatus, pod: &v1::Pod, places: &Places) -> Adopted {
 async fn find(node: &NodeContext, uid: &Uid) -> Result<Option<Found>, RuntimeError> {
     let sandboxes = node.runtime.list_pod_sandboxes().await?;
     let Some(sandbox) = sandboxes.into_iter().find(|s| s.uid == *uid) else { return Ok(None) };
-    let containers = node.runtime.list_containers().await?;
-    Ok(Some(Found { sandbox, containers: containers.into_iter().filter(|c| c.pod == *uid).collect() }))
+    Ok(Some(Found { sandbox, containers: node.runtime.pod_containers(uid).await? }))
 }
 
 impl Actor for PodActor {

@@ -1,22 +1,44 @@
 //! Resizing in place, on the node: what a pod is given of what it asks for, and the runtime's part.
 //!
 //! Owns: the pod actor's dealings with the node's [`Ledger`](super::Ledger). Decisions are in [`crate::logic::pod::resize`].
-//! What is deferred is asked for again every [`AGAIN`], since any pod's end may make room.
+//! What is deferred is asked for again every [`AGAIN`], since any pod's end may make room. Invariant: whatever the containers
+//! do, the pod's own share follows what all of them together were given.
 
 use std::{sync::Arc, time::Duration};
 
-use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
+use actix::{ActorFutureExt as _, AsyncContext as _, Context, SpawnHandle, WrapFuture as _};
 use k8s_openapi::api::core::v1;
 
 use super::{context::now_ms, machine, pod::PodActor, start::resources_of};
 use crate::{
-    logic::pod::resize::{Verdict, are_same, as_told, with_resources_of},
+    logic::pod::{
+        SandboxPhase,
+        resize::{Verdict, are_same, as_told, with_resources_of},
+    },
     model::{Resources, Uid, requests_of},
     runtime::ContainerId,
 };
 
 /// How often a resize that has to wait is looked at again: as Kubernetes' kubelet looks at a pod anew.
 const AGAIN: Duration = Duration::from_secs(10);
+
+/// What an actor keeps of its pod's size.
+#[derive(Default)]
+pub struct Sizing {
+    /// When a resize that has to wait is looked at again.
+    wake: Option<SpawnHandle>,
+    /// Thousandths of a core that the sandbox' share is for, as far as is known.
+    weighed: Option<i64>,
+    /// It is being changed, or that failed lately.
+    weighing: bool,
+}
+
+impl Sizing {
+    /// The sandbox was made for this state of the pod.
+    pub fn made(&mut self, pod: &v1::Pod) {
+        self.weighed = Some(wanted(pod).cpu_milli);
+    }
+}
 
 /// What a pod asks for in all.
 fn wanted(pod: &v1::Pod) -> Resources {
@@ -33,7 +55,7 @@ pub fn first(node: &super::NodeContext, uid: &Uid, asked: Arc<v1::Pod>) -> Arc<v
 impl PodActor {
     /// What the pod is given of what it asks for now.
     pub(super) fn give(&mut self, asked: Arc<v1::Pod>, ctx: &mut Context<Self>) -> Arc<v1::Pod> {
-        if let Some(wake) = self.resize_wake.take() {
+        if let Some(wake) = self.sizing.wake.take() {
             ctx.cancel_future(wake);
         }
         let kept = with_resources_of(&asked, &self.machine.pod);
@@ -53,7 +75,7 @@ impl PodActor {
             Verdict::Fits => return asked,
             Verdict::Infeasible(_) => {}
             Verdict::Deferred(_) => {
-                self.resize_wake = Some(ctx.run_later(AGAIN, |pod, ctx| pod.ask_again(ctx)));
+                self.sizing.wake = Some(ctx.run_later(AGAIN, |pod, ctx| pod.ask_again(ctx)));
             }
         }
         Arc::new(kept)
@@ -69,6 +91,32 @@ impl PodActor {
             self.machine.assign(given);
         }
         self.advance(ctx);
+    }
+
+    /// Gives the pod's sandbox the share of what all of its containers were given, unless it has that.
+    pub(super) fn weigh(&mut self, ctx: &mut Context<Self>) {
+        let ready = matches!(self.machine.sandbox, SandboxPhase::Ready { .. });
+        let cpu_milli = wanted(&self.machine.pod).cpu_milli;
+        if !ready || self.sizing.weighing || self.sizing.weighed == Some(cpu_milli) {
+            return;
+        }
+        self.sizing.weighing = true;
+        let (runtime, uid) = (self.seed.node.runtime.clone(), self.uid.clone());
+        let work = async move { runtime.update_pod_sandbox(&uid, cpu_milli).await };
+        ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
+            if let Err(error) = outcome {
+                tracing::warn!(pod = %pod.uid, %error, "a pod's share is not what it asks for");
+                ctx.run_later(AGAIN, |pod, ctx| pod.weigh_again(ctx));
+                return;
+            }
+            pod.sizing.weighed = Some(cpu_milli);
+            pod.weigh_again(ctx);
+        }));
+    }
+
+    fn weigh_again(&mut self, ctx: &mut Context<Self>) {
+        self.sizing.weighing = false;
+        self.weigh(ctx);
     }
 
     /// Has the runtime change what a running container has.

@@ -7,19 +7,20 @@ use k8s_openapi::api::core::v1;
 use super::{
     context::{NodeContext, now_ms},
     images::{Teller, ensure_image},
+    machine, users,
 };
 use crate::{
     logic::pod::{
         StartFailure,
         config::{Places, Plan, Sizes, plan, sizes},
-        dns,
+        dns, huge_pages,
         init::container_named,
         volumes::{MountPlan, Propagation},
     },
     model::{Uid, requests_of},
     runtime::{
-        self, ContainerConfig, ContainerId, ContainerResources, Dns, Mount, RuntimeError, SandboxConfig,
-        SandboxStatus, Security,
+        self, ContainerConfig, ContainerId, ContainerResources, Dns, HugePageLimit, IdRange, Mount,
+        RuntimeError, SandboxConfig, SandboxStatus, Security,
         logs::{self, LogLimits},
         native::beneath,
     },
@@ -45,8 +46,22 @@ pub async fn run_sandbox(node: Arc<NodeContext>, pod: Arc<v1::Pod>) -> Result<Sa
     let _turn = node.starts.sandbox().await;
     // Of a pod that says nothing about it the runtime takes the node's own file.
     let resolv = tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default();
-    let config = sandbox_config(&pod, &resolv)?;
+    let mut config = sandbox_config(&pod, &resolv)?;
+    if pod.spec.as_ref().is_some_and(|spec| spec.host_users == Some(false)) {
+        config.user_namespace = Some(own_users(&node, &config).await?);
+    }
     node.runtime.run_pod_sandbox(config).await.map_err(|error| error.to_string())
+}
+
+/// The users of a pod that does not share the node's, in Kubernetes' words if there can be none.
+async fn own_users(node: &Arc<NodeContext>, config: &SandboxConfig) -> Result<IdRange, String> {
+    if !node.runtime.user_namespaces() {
+        return Err("can't set `spec.hostUsers: false`, runtime does not support user namespaces".to_owned());
+    }
+    let (dir, uid) = (node.dir.clone(), config.uid.clone());
+    let places = node.places(&config.namespace, &config.name, &config.uid);
+    let chosen = tokio::task::spawn_blocking(move || users::range_of(&dir, &places, &uid)).await;
+    chosen.unwrap_or_else(|error| Err(format!("choose a range of users: {error}")))
 }
 
 /// The sandbox that a pod asks for.
@@ -132,7 +147,7 @@ pub async fn start_container(
         }
     }
     // The runtime's word on when: a later kubelet that takes the container over is told the same.
-    let all = node.runtime.list_containers().await.unwrap_or_default();
+    let all = node.runtime.pod_containers(&uid).await.unwrap_or_default();
     let started_ms = all.iter().find(|c| c.id == id).map(|c| c.started_ms).filter(|ms| *ms > 0);
     let started_ms = started_ms.unwrap_or_else(now_ms);
     Ok(Started { id: id.0, image_id: found.id, started_ms, skipped_env })
@@ -224,6 +239,13 @@ fn container_config(
             .collect(),
         log_path: places.log(&container.name, attempt),
         resources: limits(plan.sizes),
+        huge_pages: machine::huge_pages(Path::new(machine::HUGE_PAGES))
+            .into_iter()
+            .map(|(page_bytes, _)| HugePageLimit {
+                page_bytes,
+                limit_bytes: huge_pages::limit(container, page_bytes),
+            })
+            .collect(),
         oom_score_adj: plan.oom_score_adj,
         // What is usual on this node only the node knows.
         log_limits: LogLimits::default(),
@@ -231,6 +253,7 @@ fn container_config(
         stdin: container.stdin.unwrap_or(false),
         stdin_once: container.stdin_once.unwrap_or(false),
         tty: container.tty.unwrap_or(false),
+        stop_signal: container.lifecycle.as_ref().and_then(|lifecycle| lifecycle.stop_signal.clone()),
         // Which container is the target only the pod's actor knows.
         join_pids: None,
         termination_message: Some((places.termination_message(&container.name, attempt), message_path)),

@@ -17,7 +17,7 @@ use crate::{
     logic::usage::{ContainerReading, Counters, PodReading, Reading},
     model::Uid,
     net::Responder,
-    runtime::{ContainerId, RuntimeError, Usage},
+    runtime::{ContainerId, RuntimeError, SandboxStats, Usage},
 };
 
 /// A reading is as good as new for so long.
@@ -27,11 +27,13 @@ impl Kubelet {
     /// Takes a reading.
     pub(super) fn read_usage(&mut self, ctx: &mut Context<Self>) {
         let (node, known) = (self.seed.node.clone(), self.known());
-        let reading = async move { read(&node, known).await };
-        ctx.spawn(reading.into_actor(self).map(|reading, kubelet, _| kubelet.keep_reading(reading)));
+        let reading = async move { read(&node, &known).await };
+        ctx.spawn(reading.into_actor(self).map(|reading, kubelet, _| {
+            kubelet.keep_reading(reading.map(|(reading, _)| reading));
+        }));
     }
 
-    fn keep_reading(&mut self, reading: Result<Reading, RuntimeError>) {
+    pub(super) fn keep_reading(&mut self, reading: Result<Reading, RuntimeError>) {
         match reading {
             Ok(reading) => self.readings.add(reading),
             // Said by the answer to whoever asks.
@@ -43,39 +45,44 @@ impl Kubelet {
     pub(super) fn tell_usage(&mut self, responder: Responder, ctx: &mut Context<Self>) {
         let fresh = self.readings.latest_ms().is_some_and(|at| now_ms() - at < FRESH_MS);
         let (node, known) = (self.seed.node.clone(), self.known());
-        let reading = async move { if fresh { None } else { Some(read(&node, known).await) } };
+        let reading = async move { if fresh { None } else { Some(read(&node, &known).await) } };
         ctx.spawn(reading.into_actor(self).map(|reading, kubelet, _| {
             match reading {
                 Some(Err(error)) => return refuse(responder, 503, error.to_string()),
-                Some(reading) => kubelet.keep_reading(reading),
+                Some(Ok((reading, _))) => kubelet.keep_reading(Ok(reading)),
                 None => {}
             }
-            let json = serde_json::to_vec(&kubelet.readings.usage()).unwrap_or_default();
-            tokio::spawn(async move {
-                let Ok(mut stream) = responder.accept().await else { return };
-                let sent = async {
-                    stream.write.write_all(&json).await?;
-                    stream.write.shutdown().await
-                };
-                if let Err(error) = sent.await {
-                    tracing::debug!(%error, "what pods use did not reach the master");
-                }
-            });
+            answer(responder, &kubelet.readings.usage());
         }));
     }
 }
 
+/// Sends an answer as JSON.
+pub(super) fn answer(responder: Responder, answer: &impl serde::Serialize) {
+    let json = serde_json::to_vec(answer).unwrap_or_default();
+    tokio::spawn(async move {
+        let Ok(mut stream) = responder.accept().await else { return };
+        let sent = async {
+            stream.write.write_all(&json).await?;
+            stream.write.shutdown().await
+        };
+        if let Err(error) = sent.await {
+            tracing::debug!(%error, "what pods use did not reach the master");
+        }
+    });
+}
+
 /// What the kubelet has been told of its pods: the runtime knows them by their ids.
 #[derive(Default)]
-struct Known {
+pub(super) struct Known {
     /// Namespace and name.
-    pods: HashMap<Uid, (String, String)>,
+    pub pods: HashMap<Uid, (String, String)>,
     /// Name, and when it started.
-    containers: HashMap<ContainerId, (String, i64)>,
+    pub containers: HashMap<ContainerId, (String, i64)>,
 }
 
 impl Kubelet {
-    fn known(&self) -> Known {
+    pub(super) fn known(&self) -> Known {
         let mut known = Known::default();
         for (uid, entry) in &self.pods {
             let pod = entry.pod();
@@ -87,19 +94,24 @@ impl Kubelet {
     }
 }
 
-async fn read(node: &NodeContext, known: Known) -> Result<Reading, RuntimeError> {
+/// What there is to be read: what rates are made of, and all of it.
+pub(super) async fn read(
+    node: &NodeContext,
+    known: &Known,
+) -> Result<(Reading, Vec<SandboxStats>), RuntimeError> {
     let stats = node.runtime.stats().await?;
     // After the work: what was read is of now.
     let at_ms = now_ms();
-    let pods = stats.into_iter().filter_map(|pod| {
+    let pods = stats.iter().filter_map(|pod| {
         let (namespace, name) = known.pods.get(&pod.uid)?.clone();
-        let read = pod.containers.into_iter().filter_map(|(id, usage)| {
-            let (name, started_ms) = known.containers.get(&id)?.clone();
-            Some(ContainerReading { id: id.0, name, started_ms, counters: counters(&usage) })
+        let read = pod.containers.iter().filter_map(|(id, usage)| {
+            let (name, started_ms) = known.containers.get(id)?.clone();
+            Some(ContainerReading { id: id.0.clone(), name, started_ms, counters: counters(usage) })
         });
         Some(PodReading { namespace, name, containers: read.collect() })
     });
-    Ok(Reading { at_ms, machine: machine(), pods: pods.collect() })
+    let reading = Reading { at_ms, machine: machine(), pods: pods.collect() };
+    Ok((reading, stats))
 }
 
 fn counters(usage: &Usage) -> Counters {

@@ -94,6 +94,7 @@ impl Handler<StreamAsked> for Kubelet {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
             Open::Stats => self.tell_usage(responder, ctx),
+            Open::Summary => self.tell_summary(responder, ctx),
             Open::ImagePull(name) => {
                 tokio::spawn(pull_image(self.seed.node.clone(), name, responder, ctx.address()));
             }

@@ -426,3 +426,31 @@ fn pods_that_wait_for_a_pull_hold_no_turn_to_start_and_end_when_they_are_told_to
         bench.until("the one that is deleted is gone", ended).await;
     });
 }
+
+#[test]
+fn a_pods_share_follows_what_all_of_its_containers_are_given_also_those_that_wait() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        let sized = |a: &str, b: &str| {
+            let mut pod = pod(&["a", "b"], "one");
+            for (index, cpu) in [a, b].into_iter().enumerate() {
+                pod["spec"]["containers"][index]["resources"] = json!({"requests": {"cpu": cpu}});
+            }
+            // It never starts.
+            let source = json!({"configMapKeyRef": {"name": "settings", "key": "k"}});
+            pod["spec"]["containers"][1]["env"] = json!([{"name": "K", "valueFrom": source}]);
+            pod
+        };
+        bench.until("the kubelet is there", |b| b.slot.address().is_some()).await;
+        bench.slot.address().unwrap().do_send(settings(1, None));
+        bench.assign(&[sized("100m", "200m")]).await;
+        bench.until("one of two runs", |b| b.containers().iter().any(|c| c.ready)).await;
+        let share = |b: &Bench| b.machine.cpu_request_milli(&Uid::from("u"));
+        assert_eq!(share(&bench), Some(300));
+        bench.machine.fail_next(Operation::UpdatePodSandbox, refusal());
+        bench.assign(&[sized("100m", "500m")]).await;
+        bench.until("the one that waits counts", |b| share(b) == Some(600)).await;
+        bench.assign(&[sized("50m", "500m")]).await;
+        bench.until("the one that runs counts", |b| share(b) == Some(550)).await;
+    });
+}

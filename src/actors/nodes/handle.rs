@@ -15,26 +15,29 @@ use actix::{
     WrapFuture as _,
 };
 use futures_util::stream;
-use k8s_openapi::{api::core::v1, jiff::Timestamp};
+use k8s_openapi::jiff::Timestamp;
 
 use super::{
     Links, RegistrySeed, bound_to, configs,
     refusals::{Refusals, Refused},
+    tokens,
 };
 use crate::{
     actors::{commit::commit, outside, supervisor::Life},
     logic::{
-        edit::{Edit, edit},
         events::Happening,
-        nodes::{Report, Told, lost_status, new_node, pod_reported, taint_by_condition, wanted_mark},
+        nodes::{Report, Told, pod_reported, wanted_mark},
     },
     messages::{Durability, Port, RecordEvent, wire},
-    model::{Key, Kind, NodeName, Object, Revision, Uid, seal},
-    net::{Class, Link, LinkEvent, LinkEvents, LinkHandle, NetError},
+    model::{Key, Kind, NodeName, Object, Revision, Uid},
+    net::{Class, LinkEvent, LinkEvents, LinkHandle, NetError},
 };
 
 /// Writing a node's reports is tried again at this pace when the store cannot.
-const RETRY: Duration = Duration::from_secs(1);
+pub(super) const RETRY: Duration = Duration::from_secs(1);
+
+/// A master that has just begun gives nodes so many times longer to link: they may all come at once, and it was away.
+const BEGIN: u32 = 3;
 
 /// Between two pictures of many config maps and secrets, other messages have their turn.
 const CONFIG_PACE: Duration = Duration::from_millis(200);
@@ -58,7 +61,7 @@ pub(super) struct ConfigsMoved(pub(super) Arc<BTreeSet<Key>>);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(super) struct Linked {
-    pub(super) link: Link<wire::ToNode, wire::ToMaster>,
+    pub(super) link: (LinkHandle<wire::ToNode>, LinkEvents<wire::ToMaster>),
     /// The node's pod subnet.
     pub(super) subnet: String,
     pub(super) pods: NodePods,
@@ -76,10 +79,10 @@ pub(super) struct NodeHandle {
     pub(super) seed: RegistrySeed,
     links: Links,
     begun: Port<Begun>,
-    link: Option<LinkHandle<wire::ToNode>>,
+    pub(super) link: Option<LinkHandle<wire::ToNode>>,
     /// Tells the present connection's events from late ones of an earlier.
     connection: u64,
-    subnet: String,
+    pub(super) subnet: String,
     /// The node has said hello on this connection, and may be told what to run.
     greeted: bool,
     revision: Revision,
@@ -89,6 +92,7 @@ pub(super) struct NodeHandle {
     /// Each pod's [`wanted_mark`] as of a revision.
     marks: HashMap<Uid, (Revision, u64)>,
     configs: configs::Told,
+    tokens: tokens::Given,
     /// More of them is to be sent soon.
     configs_wait: bool,
     /// Reports not yet written, newest only.
@@ -97,7 +101,9 @@ pub(super) struct NodeHandle {
     /// The node's static pods as last told, while they are not all written.
     pub(super) mirrors: Option<Vec<wire::Mirror>>,
     pub(super) mirroring: bool,
-    lost: Option<SpawnHandle>,
+    pub(super) lost: Option<SpawnHandle>,
+    /// The node has said that it goes and comes back.
+    pub(super) goodbye: bool,
     refusals: Refusals,
 }
 
@@ -124,12 +130,14 @@ impl NodeHandle {
             sent: HashMap::new(),
             marks: HashMap::new(),
             configs: configs::Told::default(),
+            tokens: tokens::Given::default(),
             configs_wait: false,
             pending: BTreeMap::new(),
             writing: false,
             mirrors: None,
             mirroring: false,
             lost: None,
+            goodbye: false,
             refusals: Refusals::default(),
         }
     }
@@ -170,6 +178,19 @@ impl NodeHandle {
         }
     }
 
+    /// Sends the tokens that the node's pods need and this connection has not carried yet, or not lately.
+    fn send_tokens(&mut self) {
+        let Some(link) = self.link.as_ref().filter(|_| self.greeted) else { return };
+        let all = self.tokens.next(&self.seed.wiring.view.snapshot(), &self.seed.token_key);
+        for some in all.chunks(tokens::AT_ONCE) {
+            if let Err(error) = link.send(Class::Control, &wire::ToNode::Tokens(some.to_vec())) {
+                tracing::warn!(node = %self.name, %error, "tokens not sent; connecting anew");
+                link.close("tokens not sent");
+                return;
+            }
+        }
+    }
+
     /// Sends the whole set, with the documents that this connection has not carried yet; what they refer to goes first.
     fn send_assignments(&mut self, ctx: &mut Context<Self>) {
         let Some(link) = self.link.clone().filter(|_| self.greeted) else { return };
@@ -183,7 +204,10 @@ impl NodeHandle {
         }
         let marks = &self.marks;
         self.configs.note_pods(&self.pods, |pod| marks.get(pod.uid()).map(|(_, mark)| *mark));
+        let marks = &self.marks;
+        self.tokens.note_pods(&self.pods, |pod| marks.get(pod.uid()).map(|(_, mark)| *mark));
         self.send_configs(ctx);
+        self.send_tokens();
         let mark = |pod: &Object| self.marks.get(pod.uid()).map(|(_, mark)| *mark);
         let fresh: Vec<&Arc<Object>> =
             self.pods.values().filter(|p| self.sent.get(p.uid()).copied() != mark(p)).collect();
@@ -232,7 +256,8 @@ impl NodeHandle {
                 }
             }
             wire::ToMaster::Mirrors(told) => self.mirror(told, ctx),
-            wire::ToMaster::Goodbye => tracing::info!(node = %self.name, "node says goodbye"),
+            wire::ToMaster::Renew(csr) => self.renew(&csr),
+            wire::ToMaster::Goodbye => self.goodbye = true,
         }
     }
 
@@ -247,73 +272,9 @@ impl NodeHandle {
         self.greeted = true;
         self.sent.clear();
         self.configs.begin_anew();
+        self.tokens.begin_anew();
         self.send_assignments(ctx);
         self.write_node(hello.report, hello.labels, ctx);
-    }
-
-    /// Writes the node's own status; makes the node object when it is new.
-    fn write_node(
-        &mut self,
-        report: wire::NodeReport,
-        labels: BTreeMap<String, String>,
-        ctx: &mut Context<Self>,
-    ) {
-        let status: v1::NodeStatus = match serde_json::from_slice(&report.status) {
-            Ok(status) => status,
-            Err(error) => {
-                tracing::error!(node = %self.name, %error, "the node sent no node status");
-                return;
-            }
-        };
-        let (name, subnet) = (self.name.clone(), self.subnet.clone());
-        self.change_node(ctx, move |current| match current {
-            Some(object) => edit::<v1::Node>(object, |node| {
-                node.status = Some(status.clone());
-                node.metadata.labels.get_or_insert_default().extend(labels.clone());
-                let spec = node.spec.get_or_insert_default();
-                taint_by_condition(spec, &status);
-                if spec.pod_cidr.is_none() {
-                    spec.pod_cidr = Some(subnet.clone());
-                    spec.pod_cidrs = Some(vec![subnet.clone()]);
-                }
-            })
-            .ok(),
-            None => {
-                let uid = outside::uid();
-                let now_ms = outside::now().as_millisecond();
-                let node = new_node(name.as_str(), &labels, &subnet, status.clone(), now_ms, uid.as_str());
-                seal(&node).ok().map(Edit::Create)
-            }
-        });
-    }
-
-    /// Changes the node's object, again from its newest state when that was overtaken.
-    fn change_node(
-        &self,
-        ctx: &mut Context<Self>,
-        change: impl Fn(Option<&Arc<Object>>) -> Option<Edit> + 'static,
-    ) {
-        let (wiring, key) = (self.seed.wiring.clone(), self.key());
-        let work = async move {
-            loop {
-                let snapshot = wiring.view.snapshot();
-                let Some(edit) = change(snapshot.find(&key)) else { return };
-                let durability = match edit {
-                    Edit::Create(_) => Durability::Hard,
-                    _ => Durability::Soft,
-                };
-                match commit(&wiring, vec![edit], durability).await {
-                    Ok(outcome) if outcome.overtaken.is_empty() => return,
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::warn!(node = %key.name, %error, "node status not written");
-                        tokio::time::sleep(RETRY).await;
-                    }
-                }
-            }
-        };
-        // Mirrors wait for their node's object, which owns them.
-        ctx.spawn(work.into_actor(self).map(|(), node, ctx| node.write_mirrors(ctx)));
     }
 
     /// Writes the newest pending report of each pod, one batch at a time.
@@ -402,31 +363,11 @@ impl NodeHandle {
         }));
     }
 
-    fn expect_silence(&mut self, ctx: &mut Context<Self>) {
+    fn expect_silence(&mut self, within: Duration, ctx: &mut Context<Self>) {
         if let Some(handle) = self.lost.take() {
             ctx.cancel_future(handle);
         }
-        self.lost = Some(ctx.run_later(self.seed.lost_after, |node, ctx| node.mark_lost(ctx)));
-    }
-
-    /// The link has been down for too long.
-    fn mark_lost(&mut self, ctx: &mut Context<Self>) {
-        tracing::warn!(node = %self.name, "node is not ready: its link is down");
-        let snapshot = self.seed.wiring.view.snapshot();
-        if let Some(object) = snapshot.find(&self.key()) {
-            let message = format!("Node {} status is now: NodeNotReady", self.name);
-            let event =
-                RecordEvent::about(object, "node-controller", "NodeNotReady", message, outside::now());
-            self.seed.wiring.record(event);
-        }
-        self.change_node(ctx, |current| {
-            let object = current?;
-            let now_ms = outside::now().as_millisecond();
-            edit::<v1::Node>(object, |node| {
-                node.status = node.status.as_ref().map(|s| lost_status(s, now_ms));
-            })
-            .ok()
-        });
+        self.lost = Some(ctx.run_later(within, |node, ctx| node.mark_lost(ctx)));
     }
 }
 
@@ -450,7 +391,8 @@ impl Actor for NodeHandle {
         if let Some((_, link)) = self.links.remove(&self.name) {
             link.close("the master begins anew");
         }
-        self.expect_silence(ctx);
+        self.expect_silence(self.seed.lost_after * BEGIN, ctx);
+        ctx.run_interval(tokens::PERIOD, |node, _| node.send_tokens());
         // A registry that is down has nothing waiting, and finds this incarnation published.
         let _ = self.begun.tell(Begun(self.name.clone()));
     }
@@ -472,6 +414,7 @@ impl Handler<ConfigsMoved> for NodeHandle {
         self.life.beat();
         if self.configs.concerns(&moved.0) {
             self.send_configs(ctx);
+            self.send_tokens();
         }
     }
 }
@@ -484,12 +427,13 @@ impl Handler<Linked> for NodeHandle {
         if let Some(handle) = self.lost.take() {
             ctx.cancel_future(handle);
         }
-        let (handle, events) = linked.link.split();
+        let (handle, events) = linked.link;
         if let Some(before) = self.link.replace(handle.clone()) {
             before.close("the node has connected anew");
         }
         self.links.insert(self.name.clone(), handle);
         self.connection += 1;
+        self.goodbye = false;
         self.greeted = false;
         self.sent.clear();
         self.subnet = linked.subnet;
@@ -514,7 +458,7 @@ impl StreamHandler<Heard> for NodeHandle {
                 self.link = None;
                 self.greeted = false;
                 self.links.remove(&self.name);
-                self.expect_silence(ctx);
+                self.expect_silence(self.seed.lost_after, ctx);
             }
         }
     }

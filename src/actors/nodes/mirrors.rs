@@ -6,7 +6,10 @@ use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 
 use super::handle::NodeHandle;
 use crate::{
-    actors::{commit::commit, outside},
+    actors::{
+        commit::{CommitFailed, commit},
+        outside,
+    },
     logic::{
         edit::Edit,
         mirrors::{Around, Mirrored, reconcile},
@@ -16,8 +19,19 @@ use crate::{
 
 /// When the store cannot take it.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a name stays free once its mirror has been removed, before it shows the next one. Who waits for the end of an
+/// object asks for it and then lists it: one that is exchanged in between, as kubectl 1.33 still does, is waited for for ever.
+const VACANT: Duration = Duration::from_secs(2);
 /// One removes, one creates, one tells the status; others may change something meanwhile.
 const ROUNDS: u32 = 16;
+
+/// What became of a picture.
+enum Written {
+    Whole,
+    /// Some mirrors are gone, and may be made again later.
+    Removed(Vec<wire::Mirror>),
+    Failed(Vec<wire::Mirror>, CommitFailed),
+}
 
 impl NodeHandle {
     /// A node tells of all its static pods.
@@ -52,23 +66,40 @@ impl NodeHandle {
                     told.iter().map(|m| Mirrored { document: &m.json, status: &m.status }).collect();
                 let edits = reconcile(&mirrored, &around, outside::uid);
                 if edits.is_empty() {
-                    return Ok(());
+                    return Written::Whole;
                 }
+                let removes = edits.iter().any(|edit| matches!(edit, Edit::Remove(..)));
                 let told_only = edits.iter().all(|edit| matches!(edit, Edit::Replace(..)));
                 let durability = if told_only { Durability::Soft } else { Durability::Hard };
                 if let Err(error) = commit(&wiring, edits, durability).await {
-                    return Err((told, error));
+                    return Written::Failed(told, error);
+                }
+                if removes {
+                    return Written::Removed(told);
                 }
             }
             tracing::error!(%node, "mirrors of static pods do not become what they are to be");
-            Ok(())
+            Written::Whole
         };
-        ctx.spawn(work.into_actor(self).map(|outcome, node, ctx| {
-            node.mirroring = false;
-            let Err((told, error)) = outcome else { return node.write_mirrors(ctx) };
-            tracing::warn!(node = %node.name, %error, "mirrors of static pods not written; trying again");
-            node.mirrors.get_or_insert(told);
-            ctx.run_later(RETRY, |node, ctx| node.write_mirrors(ctx));
+        ctx.spawn(work.into_actor(self).map(|written, node, ctx| match written {
+            Written::Whole => {
+                node.mirroring = false;
+                node.write_mirrors(ctx);
+            }
+            Written::Removed(told) => {
+                // What is told meanwhile waits, too.
+                node.mirrors.get_or_insert(told);
+                ctx.run_later(VACANT, |node, ctx| {
+                    node.mirroring = false;
+                    node.write_mirrors(ctx);
+                });
+            }
+            Written::Failed(told, error) => {
+                tracing::warn!(node = %node.name, %error, "mirrors of static pods not written; trying again");
+                node.mirroring = false;
+                node.mirrors.get_or_insert(told);
+                ctx.run_later(RETRY, |node, ctx| node.write_mirrors(ctx));
+            }
         }));
     }
 }

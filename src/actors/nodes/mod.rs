@@ -2,15 +2,19 @@
 //!
 //! Owns: acceptance of links, node subnets, and one supervised [`handle::NodeHandle`] for each node, linked or not. It
 //! follows the store once for all nodes and hands each its own pods. Invariants: a link speaks for the node in its
-//! certificate only; no two nodes get one subnet (all are handed out here); a link that comes before its node's actor
+//! certificate only, and for one that joined while the cluster has that node; no two nodes get one subnet (all are handed
+//! out here); a link that comes before its node's actor
 //! has begun waits for it. Leaves out what a node says.
 
 mod configs;
 mod handle;
+mod joins;
 mod mirrors;
+mod object;
 mod refusals;
 #[cfg(test)]
 mod tests;
+mod tokens;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -27,16 +31,22 @@ use futures_util::stream;
 use tokio::sync::Mutex;
 
 use self::handle::{Begun, ConfigsMoved, Linked, NodeHandle, NodePods};
+pub use self::joins::Admission;
 use crate::{
     actors::{
         commit::Wiring,
         follow::{Fed, follow, sides},
         supervisor::{ChildSpec, Life, STUCK_AFTER, Strategy, SupervisorHandle, SupervisorSpec},
     },
-    logic::{nodes::free_subnet, supervision::Intensity},
+    logic::{
+        join::{Attempts, belongs_to, not_a_node},
+        nodes::free_subnet,
+        supervision::Intensity,
+        tokens::SigningKey,
+    },
     messages::{OpenError, OpenStream, Port, Slot, wire},
     model::{Key, Kind, KindFacet, NodeName, Object, Revision, Uid},
-    net::{Link, LinkHandle, Listener, NetError},
+    net::{Link, LinkEvents, LinkHandle, Listener, NetError},
 };
 
 /// How long a node may take to open a byte stream.
@@ -80,6 +90,10 @@ pub struct RegistrySeed {
     pub cluster: String,
     /// A node silent for so long is not ready.
     pub lost_after: Duration,
+    /// What admits machines that join; without it none can.
+    pub admission: Option<Arc<Admission>>,
+    /// Signs the tokens of service accounts.
+    pub token_key: Arc<SigningKey>,
 }
 
 struct Known {
@@ -102,7 +116,8 @@ impl Known {
     }
 }
 
-type ToNodeLink = Link<wire::ToNode, wire::ToMaster>;
+/// A node's link, as its two halves.
+type ToNodeLink = (LinkHandle<wire::ToNode>, LinkEvents<wire::ToMaster>);
 
 /// The actor.
 pub struct NodeRegistry {
@@ -111,6 +126,7 @@ pub struct NodeRegistry {
     links: Links,
     nodes: HashMap<NodeName, Known>,
     subnets: HashMap<NodeName, String>,
+    attempts: Attempts,
     /// `None` until the store's first snapshot was seen: before that no node can be told what it is to run.
     revision: Option<Revision>,
     supervisor: SupervisorHandle,
@@ -131,6 +147,7 @@ impl NodeRegistry {
             links,
             nodes: HashMap::new(),
             subnets: HashMap::new(),
+            attempts: Attempts::default(),
             revision: None,
             supervisor,
             handles,
@@ -227,10 +244,12 @@ impl NodeRegistry {
         }
     }
 
-    /// A deleted node that is still linked registers itself again with its next connection.
+    /// A deleted node of the master's process that is still linked registers itself again with its next connection; one
+    /// that joined is sent away.
     fn node_deleted(&mut self, name: &NodeName, ctx: &mut Context<Self>) {
         self.subnets.remove(name);
         match self.links.remove(name) {
+            Some((_, link)) if link.joined_key().is_some() => link.expel(&not_a_node(name.as_str())),
             Some((_, link)) => link.close("the node was deleted"),
             None => self.forget(name, ctx),
         }
@@ -260,20 +279,28 @@ impl NodeRegistry {
         }
     }
 
-    fn linked(&mut self, link: ToNodeLink) {
+    fn linked(&mut self, link: Link<wire::ToNode, wire::ToMaster>) {
         let name = link.peer().clone();
+        let (handle, events) = link.split();
+        let snapshot = self.seed.wiring.view.snapshot();
+        let object = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
+        if handle.joined_key().is_some_and(|key| !object.is_some_and(|node| belongs_to(node, key))) {
+            tracing::warn!(node = %name, "a node that was deleted, or never joined, was sent away");
+            handle.expel(&not_a_node(name.as_str()));
+            return;
+        }
+        let link = (handle, events);
         let subnet = match self.subnet_for(&name) {
             Ok(subnet) => subnet,
             Err(problem) => {
                 tracing::error!(node = %name, problem, "node refused");
-                let (handle, _events) = link.split();
-                handle.close(&problem);
+                link.0.close(&problem);
                 return;
             }
         };
         let known = self.node(&name);
         if let Some((before, _)) = known.waiting.replace((link, subnet)) {
-            before.split().0.close("the node has connected anew");
+            before.0.close("the node has connected anew");
         }
         self.hand_over(&name);
     }
@@ -307,7 +334,7 @@ fn bound_to(object: &Object) -> Option<NodeName> {
 }
 
 /// A link that was accepted.
-struct Accepted(ToNodeLink);
+struct Accepted(Link<wire::ToNode, wire::ToMaster>);
 
 fn accepted(listener: Arc<Mutex<Listener>>) -> impl futures_util::Stream<Item = Accepted> {
     stream::unfold(listener, |listener| async move {
@@ -328,6 +355,9 @@ impl Actor for NodeRegistry {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.add_stream(follow(self.seed.wiring.view.clone()));
         ctx.add_stream(accepted(self.seed.listener.clone()));
+        if let Some(admission) = &self.seed.admission {
+            ctx.add_stream(admission.asks());
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! The registry and its nodes' actors under a real supervisor, linked over a network in memory.
 
+#[path = "join_tests.rs"]
+mod joins;
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -8,7 +11,7 @@ use super::*;
 use crate::{
     actors::{
         supervisor::Supervisor,
-        testing::{Bench, system},
+        testing::{Bench, system, token_key},
     },
     logic::nodes::{MachineFacts, node_status},
     messages::wire::{EventReport, Hello, NodeReport, PodReport, ToMaster, ToNode},
@@ -27,23 +30,31 @@ struct Master {
     address: std::net::SocketAddr,
     root: SupervisorHandle,
     nodes: Slot<NodeRegistry>,
+    key: Arc<SigningKey>,
 }
 
 impl Master {
     async fn start() -> Master {
+        Master::start_with(None).await
+    }
+
+    async fn start_with(admission: Option<Arc<Admission>>) -> Master {
         let (bench, network) = (Bench::new(), Network::new(11));
         let listener = network.listen(&MASTER.into());
         let address = listener.local_addr();
+        let key = token_key();
         let seed = RegistrySeed {
             wiring: bench.wiring(),
             listener: Arc::new(Mutex::new(listener)),
             pod_network: "10.244.0.0/16".into(),
             cluster: "test".into(),
             lost_after: LOST_AFTER,
+            admission,
+            token_key: key.clone(),
         };
         let (root, nodes) = (Supervisor::start(SupervisorSpec::new("test")), Slot::new("node registry"));
         root.start_child(child(seed, &nodes)).await.unwrap();
-        Master { bench, network, address, root, nodes }
+        Master { bench, network, address, root, nodes, key }
     }
 
     async fn link(&self, node: &str) -> NodeLink {
@@ -202,6 +213,39 @@ fn a_node_is_told_of_what_its_own_pods_refer_to_and_again_when_that_changes() {
         bench.change(&foreign, |map| map["data"]["k"] = "2".into()).await;
         bench.remove(&bound.key).await;
         assert_eq!(configs(&mut events, 0, 0).await.0.len(), 0);
+        let nothing = tokio::time::timeout(LOST_AFTER, second.1.next()).await;
+        assert!(nothing.is_err(), "the other node is told of nothing");
+        master.stop().await;
+    });
+}
+
+#[test]
+fn a_node_gets_the_tokens_of_its_own_pods_alone_and_before_the_pods() {
+    system(async {
+        let master = Master::start().await;
+        let account = json!({"metadata": {"name": "default", "namespace": "default"}});
+        let account = master.bench.create(Kind::ServiceAccount, account).await;
+        let (mut first, mut second) = (master.join("n1").await, master.join("n2").await);
+        let mut bound = pod("p", "n1");
+        bound["spec"]["serviceAccountName"] = "default".into();
+        let token =
+            json!({"serviceAccountToken": {"path": "t", "audience": "vault", "expirationSeconds": 600}});
+        bound["spec"]["volumes"] = json!([{"name": "t", "projected": {"sources": [token]}}]);
+        let bound = master.bench.create(Kind::Pod, bound).await;
+        let tokens = loop {
+            match message(&mut first.1).await {
+                ToNode::Tokens(tokens) => break tokens,
+                ToNode::Assignments(picture) => assert!(picture.pods.is_empty(), "the pod came first"),
+                ToNode::Welcome(_) | ToNode::Configs(_) | ToNode::Certificate(_) => {}
+            }
+        };
+        let [token] = tokens.as_slice() else { panic!("{tokens:?}") };
+        assert_eq!((&token.uid, token.audience.as_str(), token.life_s), (bound.uid(), "vault", 600));
+        let claims = master.key.verify(&token.token).unwrap();
+        assert_eq!(claims.kubernetes.pod.unwrap().uid, bound.uid().as_str());
+        assert_eq!(claims.kubernetes.serviceaccount.uid, account.uid().as_str());
+        assert!(!format!("{token:?}").contains(&token.token), "it is never printed");
+        picture(&mut first.1, |p| p.pods.iter().any(|p| p.uid == *bound.uid())).await;
         let nothing = tokio::time::timeout(LOST_AFTER, second.1.next()).await;
         assert!(nothing.is_err(), "the other node is told of nothing");
         master.stop().await;

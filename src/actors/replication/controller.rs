@@ -25,7 +25,7 @@ use crate::{
             Controller, Expectation, Plan, decide, edits,
             roster::Roster,
             status::{self, Failure},
-            template::{self, Chance},
+            template::{self, Batch, Chance},
         },
         supervision::Backoff,
     },
@@ -143,9 +143,11 @@ impl ReplicationController {
                 let key = crate::model::Key::new(crate::model::Kind::Pod, namespace.clone(), name);
                 roster.pods.contains_key(&key)
             };
-            let pods =
-                template::pods(&parsed.controller, &parsed.typed, plan.create, now, taken, &mut chance)
-                    .map_err(|e| failed("FailedCreate", &format_args!("Error creating: {e}")))?;
+            let snapshot = self.wiring.view.snapshot();
+            let with_token = template::mounts_token(&parsed.typed, namespace, &snapshot);
+            let batch = Batch { count: plan.create, now, with_token, taken: &taken };
+            let pods = template::pods(&parsed.controller, &parsed.typed, &batch, &mut chance)
+                .map_err(|e| failed("FailedCreate", &format_args!("Error creating: {e}")))?;
             all.extend(pods.into_iter().map(Edit::Create));
         }
         Ok(all)

@@ -2,10 +2,14 @@
 //!
 //! Owns: the one connection, kept up by [`Dialer`], and the passage between it and the kubelet. Invariants: the kubelet
 //! hears of each new connection and then tells the whole picture; what does not fit into a full outbox ends the
-//! connection, since the next one begins with the whole picture again. Leaves out what any message means.
+//! connection, since the next one begins with the whole picture again. Leaves out what any message means, but for the
+//! node's certificate, which is the link's own matter.
+
+use std::{sync::Arc, time::Duration};
 
 use actix::{
-    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, StreamHandler, WrapFuture as _,
+    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, ResponseFuture, StreamHandler,
+    WrapFuture as _,
 };
 use futures_util::stream;
 
@@ -13,32 +17,55 @@ use crate::{
     actors::kubelet::StreamAsked,
     actors::supervisor::Life,
     messages::{FromMaster, LinkUp, Port, TellMaster, wire},
-    net::{Class, Dialer, LinkEvent, LinkEvents, LinkHandle, NetError},
+    net::{Class, CloseReason, Dialer, LinkEvent, LinkEvents, LinkHandle, NetError},
 };
+
+/// A node that joined from another machine, as its link needs to know it.
+pub trait Member: Send + Sync {
+    /// There is a link, and the master has welcomed the node.
+    fn linked(&self);
+    /// The master does not want this node any more, and why.
+    fn turned_away(&self, why: &str);
+    /// How often [`Member::renewal`] is to be asked.
+    fn look_every(&self) -> Duration;
+    /// A request for a new certificate, when it is time for one.
+    fn renewal(&self) -> Option<Vec<u8>>;
+    /// Takes a new certificate. Whether it is to be shown, on a new connection.
+    fn renewed(&self, certificate: &str) -> bool;
+}
+
+/// node's process → uplink: the node goes and comes back. Answered when the master has heard it, or there is no link.
+#[derive(actix::Message)]
+#[rtype(result = "()")]
+pub struct Leave;
 
 /// What an uplink is made of.
 pub struct UplinkSeed {
     /// Makes the dialer; each incarnation has its own.
-    pub dialer: std::sync::Arc<dyn Fn() -> Dialer + Send + Sync>,
+    pub dialer: Arc<dyn Fn() -> Dialer + Send + Sync>,
     /// The kubelet hears of connections…
     pub up: Port<LinkUp>,
     /// …of messages…
     pub messages: Port<FromMaster>,
     /// …and of byte streams.
     pub streams: Port<StreamAsked>,
+    /// Who the node is, when it joined.
+    pub member: Option<Arc<dyn Member>>,
 }
 
 /// The actor.
 pub struct Uplink {
     life: Life,
-    seed: std::sync::Arc<UplinkSeed>,
+    seed: Arc<UplinkSeed>,
     link: Option<LinkHandle<wire::ToMaster>>,
+    /// It has said goodbye and dials no more.
+    left: bool,
 }
 
 impl Uplink {
     /// An uplink that is about to dial.
-    pub fn new(life: Life, seed: std::sync::Arc<UplinkSeed>) -> Uplink {
-        Uplink { life, seed, link: None }
+    pub fn new(life: Life, seed: Arc<UplinkSeed>) -> Uplink {
+        Uplink { life, seed, link: None, left: false }
     }
 
     fn dial(&mut self, mut dialer: Dialer, ctx: &mut Context<Self>) {
@@ -59,6 +86,21 @@ impl Uplink {
         }));
     }
 
+    /// Asks for a new certificate when it is time; again and again until it comes.
+    fn renew(&mut self, member: &dyn Member) {
+        let Some(link) = &self.link else { return };
+        let Some(request) = member.renewal() else { return };
+        if let Err(error) = link.send(Class::Control, &wire::ToMaster::Renew(request.into())) {
+            tracing::warn!(%error, "no new certificate asked for");
+        }
+    }
+
+    fn renewed(&mut self, certificate: &str) {
+        if self.seed.member.as_ref().is_some_and(|member| member.renewed(certificate)) {
+            self.hang_up("a new certificate is shown");
+        }
+    }
+
     fn hang_up(&mut self, why: &str) {
         if let Some(link) = self.link.take() {
             link.close(why);
@@ -70,7 +112,7 @@ impl Uplink {
 #[expect(clippy::large_enum_variant, reason = "one lives at a time, for as long as it is being handled")]
 enum Heard {
     Event(LinkEvent<wire::ToNode>),
-    Ended(Box<Dialer>),
+    Ended(Box<Dialer>, CloseReason),
 }
 
 fn events_of(events: LinkEvents<wire::ToNode>, dialer: Dialer) -> impl futures_util::Stream<Item = Heard> {
@@ -79,7 +121,7 @@ fn events_of(events: LinkEvents<wire::ToNode>, dialer: Dialer) -> impl futures_u
         match events.next().await {
             LinkEvent::Closed(reason) => {
                 tracing::info!(%reason, "the link to the master has ended");
-                Some((Heard::Ended(Box::new(dialer)), None))
+                Some((Heard::Ended(Box::new(dialer), reason), None))
             }
             event => Some((Heard::Event(event), Some((events, dialer)))),
         }
@@ -90,7 +132,13 @@ impl Actor for Uplink {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        let dialer = (self.seed.dialer)();
+        let mut dialer = (self.seed.dialer)();
+        if let Some(member) = self.seed.member.clone() {
+            let every = member.look_every();
+            let told = member.clone();
+            dialer = dialer.on_turned_away(Arc::new(move |why| told.turned_away(why)));
+            ctx.run_interval(every, move |uplink, _| uplink.renew(member.as_ref()));
+        }
         self.dial(dialer, ctx);
     }
 }
@@ -99,14 +147,30 @@ impl StreamHandler<Heard> for Uplink {
     fn handle(&mut self, heard: Heard, ctx: &mut Self::Context) {
         self.life.beat();
         let told = match heard {
-            Heard::Event(LinkEvent::Message(message)) => self.seed.messages.tell(FromMaster(message)),
+            Heard::Event(LinkEvent::Message(wire::ToNode::Certificate(certificate))) => {
+                self.renewed(&certificate);
+                Ok(())
+            }
+            Heard::Event(LinkEvent::Message(message)) => {
+                // Who is not wanted gets no welcome.
+                if let (wire::ToNode::Welcome(_), Some(member)) = (&message, &self.seed.member) {
+                    member.linked();
+                }
+                self.seed.messages.tell(FromMaster(message))
+            }
             Heard::Event(LinkEvent::Opened(open, responder)) => {
                 self.seed.streams.tell(StreamAsked { open, responder })
             }
+            // Its end is told by the item that follows.
             Heard::Event(LinkEvent::Closed(_)) => Ok(()),
-            Heard::Ended(dialer) => {
+            Heard::Ended(dialer, reason) => {
                 self.link = None;
-                self.dial(*dialer, ctx);
+                if let (CloseReason::Unwelcome(why), Some(member)) = (&reason, &self.seed.member) {
+                    member.turned_away(why);
+                }
+                if !self.left {
+                    self.dial(*dialer, ctx);
+                }
                 Ok(())
             }
         };
@@ -117,6 +181,22 @@ impl StreamHandler<Heard> for Uplink {
 
     /// One connection's events end with it; the actor goes on.
     fn finished(&mut self, _: &mut Self::Context) {}
+}
+
+impl Handler<Leave> for Uplink {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Leave, _: &mut Self::Context) -> Self::Result {
+        self.left = true;
+        let Some(link) = self.link.take() else { return Box::pin(std::future::ready(())) };
+        Box::pin(async move {
+            if link.send(Class::Control, &wire::ToMaster::Goodbye).is_ok() {
+                // Sends what waits first.
+                link.close("the node's process ends");
+                link.closed().await;
+            }
+        })
+    }
 }
 
 impl Handler<TellMaster> for Uplink {

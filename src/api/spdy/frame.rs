@@ -1,15 +1,19 @@
 //! SPDY/3.1's frames as bytes: cutting, reading, making. Pure.
 //!
-//! Owns: the layout of frames and header blocks, and both directions' compression. Invariants: a frame or a block beyond
-//! its bound is refused before it is kept; every block is inflated, also an unwanted one, since all of a direction's are
-//! one stream. Ours are made of stored blocks: they are few and short.
+//! Owns: the layout of frames and header blocks, and both directions' compression. Invariants: no data is kept until its
+//! frame is whole, it goes on in pieces; a control frame or a block beyond its bound is refused before it is kept; every
+//! block is inflated, also an unwanted one, since all of a direction's are one stream. Ours are made of stored blocks:
+//! they are few and short.
 
+use bytes::{Buf as _, Bytes, BytesMut};
 use flate2::{Decompress, FlushDecompress, Status};
 
 use super::dictionary::DICTIONARY;
 
-/// No frame is longer: clients send 32 KiB at a time.
-const MAX_FRAME: usize = 1024 * 1024;
+/// No control frame is longer: none says more than a stream's headers.
+const MAX_CONTROL: usize = 32 * 1024;
+/// Data goes on in pieces of at most this size, as clients send it.
+pub(super) const PIECE_BYTES: usize = 32 * 1024;
 /// What the headers of a stream may take, inflated: ours have three short ones.
 const MAX_HEADERS: usize = 16 * 1024;
 /// The version in a control frame.
@@ -40,8 +44,8 @@ pub(super) type Headers = Vec<(String, String)>;
 pub(super) enum Frame {
     /// It opens a stream; `fin`: and sends nothing on it.
     Open { stream: u32, headers: Headers, fin: bool },
-    /// Bytes on a stream.
-    Data { stream: u32, bytes: Vec<u8>, fin: bool },
+    /// Bytes on a stream: a whole frame's, or the next of one.
+    Data { stream: u32, bytes: Bytes, fin: bool },
     /// A stream is over, both ways.
     Reset { stream: u32 },
     /// To be answered with the same.
@@ -55,7 +59,7 @@ pub(super) enum Frame {
 /// Why bytes are no SPDY.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(super) enum Malformed {
-    #[error("frame of {0} bytes, at most {MAX_FRAME} are allowed")]
+    #[error("control frame of {0} bytes, at most {MAX_CONTROL} are allowed")]
     TooLong(usize),
     #[error("frame of version {0}, only {VERSION} is known")]
     Version(u16),
@@ -69,13 +73,21 @@ pub(super) enum Malformed {
 
 /// Cuts a client's bytes into frames.
 pub(super) struct Reader {
-    input: Vec<u8>,
+    input: BytesMut,
+    /// Of a data frame that is not over.
+    rest: Option<Rest>,
     inflate: Option<Decompress>,
+}
+
+struct Rest {
+    stream: u32,
+    left: usize,
+    fin: bool,
 }
 
 impl Reader {
     pub(super) fn new() -> Reader {
-        Reader { input: Vec::new(), inflate: None }
+        Reader { input: BytesMut::new(), rest: None, inflate: None }
     }
 
     /// Takes more bytes.
@@ -83,22 +95,27 @@ impl Reader {
         self.input.extend_from_slice(bytes);
     }
 
-    /// The next whole frame.
+    /// The next whole control frame, or the next of a data frame.
     pub(super) fn next(&mut self) -> Result<Option<Frame>, Malformed> {
+        if let Some(rest) = self.rest.take() {
+            return Ok(self.piece(rest));
+        }
         let Some(head) = self.input.first_chunk::<HEAD_BYTES>() else { return Ok(None) };
         let (first, second) = (word(&head[..4]), word(&head[4..]));
         let (flags, length) = ((second >> 24) as u8, (second & 0x00ff_ffff) as usize);
-        if length > MAX_FRAME {
+        let fin = flags & FIN != 0;
+        if first >> 31 == 0 {
+            self.input.advance(HEAD_BYTES);
+            return Ok(self.piece(Rest { stream: first, left: length, fin }));
+        }
+        if length > MAX_CONTROL {
             return Err(Malformed::TooLong(length));
         }
         if self.input.len() < HEAD_BYTES + length {
             return Ok(None);
         }
-        let body: Vec<u8> = self.input.drain(..HEAD_BYTES + length).skip(HEAD_BYTES).collect();
-        let fin = flags & FIN != 0;
-        if first >> 31 == 0 {
-            return Ok(Some(Frame::Data { stream: first, bytes: body, fin }));
-        }
+        self.input.advance(HEAD_BYTES);
+        let body = self.input.split_to(length);
         let (version, kind) = ((first >> 16) as u16 & 0x7fff, first as u16);
         if version != VERSION {
             return Err(Malformed::Version(version));
@@ -119,6 +136,24 @@ impl Reader {
             GOAWAY => Frame::GoAway,
             _ => Frame::Other,
         }))
+    }
+
+    /// What there is of a data frame.
+    fn piece(&mut self, rest: Rest) -> Option<Frame> {
+        let Rest { stream, left, fin } = rest;
+        let count = left.min(self.input.len()).min(PIECE_BYTES);
+        if count == 0 && left > 0 {
+            self.rest = Some(rest);
+            return None;
+        }
+        // A copy: a small piece must not keep all that it came with.
+        let bytes = Bytes::copy_from_slice(&self.input[..count]);
+        self.input.advance(count);
+        let left = left - count;
+        if left > 0 {
+            self.rest = Some(Rest { stream, left, fin });
+        }
+        Some(Frame::Data { stream, bytes, fin: fin && left == 0 })
     }
 
     fn headers(&mut self, mut block: &[u8]) -> Result<Headers, Malformed> {
@@ -220,7 +255,7 @@ pub(super) fn reset(stream: u32, status: u32) -> Vec<u8> {
     control(RST_STREAM, &[stream.to_be_bytes(), status.to_be_bytes()].concat())
 }
 
-/// Answers a ping.
+/// Asks whether the client is there, or answers it.
 pub(super) fn ping(id: u32) -> Vec<u8> {
     control(PING, &id.to_be_bytes())
 }
@@ -288,11 +323,42 @@ mod tests {
         while let Some(frame) = reader.next().unwrap() {
             frames.push(frame);
         }
-        let data = |stream, bytes: &[u8], fin| Frame::Data { stream, bytes: bytes.to_vec(), fin };
+        let data =
+            |stream, bytes: &[u8], fin| Frame::Data { stream, bytes: Bytes::copy_from_slice(bytes), fin };
         assert_eq!(
             frames,
             [data(5, b"abc", true), data(7, b"", false), Frame::Reset { stream: 5 }, Frame::Ping(9)]
         );
+    }
+
+    #[test]
+    fn data_goes_on_as_it_comes_however_long_its_frame_is() {
+        let mut reader = Reader::new();
+        let frame = data(5, &vec![7; 10 * PIECE_BYTES], true);
+        let mut sizes = Vec::new();
+        for part in frame.chunks(PIECE_BYTES + 1000).chain([&data(7, b"x", false)[..]]) {
+            reader.push(part);
+            while let Some(Frame::Data { stream, bytes, fin }) = reader.next().unwrap() {
+                assert_eq!(fin, stream == 5 && sizes.iter().sum::<usize>() + bytes.len() == 10 * PIECE_BYTES);
+                assert!(!bytes.is_empty() && bytes.len() <= PIECE_BYTES);
+                sizes.push(bytes.len());
+            }
+            assert!(reader.input.is_empty(), "{}", reader.input.len());
+        }
+        assert_eq!(sizes.iter().sum::<usize>(), 10 * PIECE_BYTES + 1);
+    }
+
+    #[test]
+    fn many_small_frames_at_once_cost_no_more_each_than_few() {
+        const MANY: usize = 256 * 1024;
+        let mut reader = Reader::new();
+        reader.push(&ping(1).repeat(MANY));
+        let begun = std::time::Instant::now();
+        for _ in 0..MANY {
+            assert_eq!(reader.next().unwrap(), Some(Frame::Ping(1)));
+        }
+        // It took minutes when each moved all that came after it.
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
     }
 
     #[test]
@@ -309,7 +375,7 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for (wire, why) in [
-            (vec![0, 0, 0, 1, 0, 255, 255, 255], Malformed::TooLong(0x00ff_ffff)),
+            (vec![0x80, 3, 0, 1, 0, 255, 255, 255], Malformed::TooLong(0x00ff_ffff)),
             (vec![0x80, 2, 0, 1, 0, 0, 0, 0], Malformed::Version(2)),
             (vec![0x80, 3, 0, 1, 0, 0, 0, 2, 0, 0], Malformed::Short),
             (vec![0x80, 3, 0, 6, 0, 0, 0, 0], Malformed::Short),

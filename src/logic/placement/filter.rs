@@ -77,7 +77,8 @@ fn untolerated<'a>(pod: &PodFacet, node: &'a NodeFacet) -> Option<(&'a str, &'a 
     (!node.ready && !bears(NOT_READY, "", "NoSchedule")).then_some((NOT_READY, ""))
 }
 
-fn tolerates(toleration: &Toleration, key: &str, value: &str, effect: &str) -> bool {
+/// Whether a toleration bears a taint.
+pub(in crate::logic) fn tolerates(toleration: &Toleration, key: &str, value: &str, effect: &str) -> bool {
     let any = |text: &Option<String>| text.as_deref().is_none_or(str::is_empty);
     let exists = toleration.operator.as_deref() == Some("Exists");
     (any(&toleration.effect) || toleration.effect.as_deref() == Some(effect))
@@ -132,13 +133,26 @@ fn ports_free(pod: &PodFacet, taken: &HashSet<HostPort>) -> bool {
 
 /// The resources of which too little is free. What a pod does not ask for cannot be lacking.
 fn insufficient(asked: Resources, free: Resources) -> impl Iterator<Item = &'static str> {
-    [
+    let plain = [
         ("Too many pods", asked.pods, free.pods),
         ("Insufficient cpu", asked.cpu_milli, free.cpu_milli),
         ("Insufficient memory", asked.memory_bytes, free.memory_bytes),
         ("Insufficient ephemeral-storage", asked.ephemeral_bytes, free.ephemeral_bytes),
-    ]
-    .into_iter()
-    .filter(|(_, asked, free)| *asked > 0 && asked > free)
-    .map(|(reason, ..)| reason)
+    ];
+    let huge = HUGE.into_iter().zip(asked.huge_bytes).zip(free.huge_bytes);
+    let huge = huge.map(|((reason, asked), free)| (reason, asked, free));
+    plain
+        .into_iter()
+        .chain(huge)
+        .filter(|(_, asked, free)| *asked > 0 && asked > free)
+        .map(|(reason, ..)| reason)
 }
+
+/// In the order of [`Resources::huge_bytes`].
+const HUGE: [&str; 5] = [
+    "Insufficient hugepages-64Ki",
+    "Insufficient hugepages-2Mi",
+    "Insufficient hugepages-32Mi",
+    "Insufficient hugepages-1Gi",
+    "Insufficient hugepages of that size",
+];

@@ -7,6 +7,7 @@
 //! nodes that changed since it was last used. [`queue`] decides which pod comes next.
 
 mod filter;
+pub(super) use filter::tolerates;
 pub mod queue;
 #[cfg(test)]
 mod tests;

@@ -14,7 +14,10 @@ use k8s_openapi::api::core::v1;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::model::{Key, Kind, Revision};
+use crate::{
+    logic::tokens::Want,
+    model::{Key, Kind, Revision, Uid},
+};
 
 /// What a config map, a secret or a service account gives to pods.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -103,6 +106,18 @@ pub enum Known {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sources {
     held: HashMap<Key, Held>,
+    /// Tokens for the pods' volumes.
+    tokens: HashMap<Uid, BTreeMap<Want, Secret>>,
+}
+
+/// Never printed.
+#[derive(Clone, PartialEq, Eq)]
+struct Secret(Arc<str>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("…")
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,6 +136,31 @@ impl Sources {
             Some(Held::Absent) => Known::Absent,
             Some(Held::Awaited) | None => Known::Unheard,
         }
+    }
+
+    /// The token for a volume of a pod, once the master has sent it.
+    pub fn token(&self, pod: &str, want: &Want) -> Option<&str> {
+        self.tokens.get(&Uid::from(pod))?.get(want).map(|token| &*token.0)
+    }
+
+    /// With these tokens, each in the place of an older one.
+    #[must_use]
+    pub fn with_tokens(&self, news: impl IntoIterator<Item = (Uid, Want, String)>) -> Sources {
+        let mut sources = self.clone();
+        for (pod, want, token) in news {
+            sources.tokens.entry(pod).or_default().insert(want, Secret(token.into()));
+        }
+        sources
+    }
+
+    /// Without the tokens of other pods than these; `None` when there are none.
+    pub fn without_tokens_but(&self, keep: impl Fn(&Uid) -> bool) -> Option<Sources> {
+        if self.tokens.keys().all(&keep) {
+            return None;
+        }
+        let mut sources = self.clone();
+        sources.tokens.retain(|pod, _| keep(pod));
+        Some(sources)
     }
 
     /// Whether something that a pod reads is among these objects: what it refers to itself, or a secret that its service
@@ -162,7 +202,7 @@ impl Sources {
             }
             held.insert(key, now);
         }
-        (Sources { held }, changed)
+        (Sources { held, tokens: self.tokens.clone() }, changed)
     }
 }
 

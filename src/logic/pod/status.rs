@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
 
 use super::{
-    Container, ContainerPhase, Ended, Machine, Role, SandboxPhase, gates, machine::image_in,
-    refusal::SYSCTL_FORBIDDEN,
+    Container, ContainerPhase, Ended, Machine, Role, SandboxPhase, gates, init::container_named,
+    machine::image_in, refusal::SYSCTL_FORBIDDEN,
 };
 use crate::model::Phase;
 
@@ -226,6 +226,7 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         name: container.name.clone(),
         image,
         image_id: container.image_id.clone().unwrap_or_default(),
+        stop_signal: stop_signal(machine, container).filter(|_| id.is_some()),
         container_id: id.map(|id| format!("{runtime}://{id}")),
         ready,
         started: Some(container.has_started()),
@@ -234,6 +235,11 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         last_state: Some(container.last.as_ref().map(|l| terminated(l, runtime)).unwrap_or_default()),
         ..v1::ContainerStatus::default()
     }
+}
+
+/// What the container says itself; what its image says only the runtime knows.
+fn stop_signal(machine: &Machine, container: &Container) -> Option<String> {
+    container_named(&machine.pod, &container.name)?.lifecycle.as_ref()?.stop_signal.clone()
 }
 
 fn terminated(ended: &Ended, runtime: &str) -> v1::ContainerState {

@@ -16,8 +16,13 @@ use super::{
     config::{Around, Places, expand_noting},
     downward,
     env::content,
+    huge_pages,
+    sources::{Known, service_account},
 };
-use crate::model::{Kind, quantity};
+use crate::{
+    logic::tokens::{USUAL_LIFE_S, Want},
+    model::{Kind, quantity},
+};
 
 /// One volume of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +42,11 @@ pub enum Source {
     Memory {
         /// Bytes at most; the kernel's default without.
         size: Option<u64>,
+    },
+    /// An empty file system of huge pages.
+    HugePages {
+        /// Bytes of each.
+        page_bytes: i64,
     },
     /// A file or directory of the node.
     Host {
@@ -107,7 +117,7 @@ fn source(pod: &v1::Pod, volume: &v1::Volume, around: &Around) -> Result<Source,
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut files = Files::new();
     let memory = if let Some(empty) = &volume.empty_dir {
-        return empty_dir(empty);
+        return empty_dir(pod, empty);
     } else if let Some(host) = &volume.host_path {
         let kind = host.type_.clone().unwrap_or_default();
         return Ok(Source::Host { path: PathBuf::from(&host.path), kind });
@@ -134,13 +144,13 @@ fn source(pod: &v1::Pod, volume: &v1::Volume, around: &Around) -> Result<Source,
     Ok(Source::Files { memory, files })
 }
 
-fn empty_dir(empty: &v1::EmptyDirVolumeSource) -> Result<Source, String> {
+fn empty_dir(pod: &v1::Pod, empty: &v1::EmptyDirVolumeSource) -> Result<Source, String> {
     let limit = empty.size_limit.as_ref().and_then(|q| quantity::parse_units(&q.0).ok());
     let size = limit.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
     match empty.medium.as_deref().unwrap_or_default() {
         "" => Ok(Source::Directory),
         "Memory" => Ok(Source::Memory { size }),
-        other => Err(format!("emptyDir medium {other:?} is not supported by troupe")),
+        medium => huge_pages::of_medium(pod, medium).map(|page_bytes| Source::HugePages { page_bytes }),
     }
 }
 
@@ -160,10 +170,28 @@ fn projection(
         keys.add(files, around, namespace, secret.optional, mode)
     } else if let Some(api) = &one.downward_api {
         downward_files(files, pod, api.items.as_deref(), mode, around)
-    } else if one.service_account_token.is_some() {
-        Err("serviceAccountToken: this cluster issues no tokens for service accounts".into())
+    } else if let Some(token) = &one.service_account_token {
+        let want = Want {
+            audience: token.audience.clone().unwrap_or_default(),
+            life_s: token.expiration_seconds.unwrap_or(USUAL_LIFE_S),
+        };
+        let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+        let found = around.sources.token(uid, &want).ok_or_else(|| no_token(pod, around))?;
+        let file = File { bytes: found.as_bytes().to_vec(), mode: permissions(mode) };
+        files.insert(path_in_volume(&token.path)?, file);
+        Ok(())
     } else {
         Err("projected sources of this type are not supported by troupe".into())
+    }
+}
+
+/// Why there is no token for a pod.
+fn no_token(pod: &v1::Pod, around: &Around) -> String {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+    let account = pod.spec.as_ref().map_or("default", service_account);
+    match around.sources.find(Kind::ServiceAccount, namespace, account) {
+        Known::Absent => format!("failed to fetch token: serviceaccounts {account:?} not found"),
+        _ => "failed to fetch token: the master has not sent it yet".to_owned(),
     }
 }
 
@@ -346,7 +374,7 @@ mod tests {
         super::sources::{Content, Sources},
         *,
     };
-    use crate::model::{Key, Revision};
+    use crate::model::{Key, Revision, Uid};
 
     fn around() -> Around {
         let pairs =
@@ -366,7 +394,10 @@ mod tests {
             known.push((key.clone(), Some(Revision(1))));
             news.insert(key, (Revision(1), Arc::new(content)));
         }
-        Around { sources: Arc::new(Sources::default().after(known, news).0), ..Around::default() }
+        known.push((Key::new(Kind::ServiceAccount, "ns", "gone"), None));
+        let token = (Uid::from("u"), Want { audience: "vault".into(), life_s: 600 }, "t0ken".to_owned());
+        let sources = Sources::default().after(known, news).0.with_tokens([token]);
+        Around { sources: Arc::new(sources), ..Around::default() }
     }
 
     /// A pod with one volume that its one container mounts.
@@ -377,7 +408,7 @@ mod tests {
             at[field] = value.clone();
         }
         serde_json::from_value(json!({
-            "metadata": {"name": "p", "namespace": "ns", "labels": {"app": "shop"}},
+            "metadata": {"name": "p", "namespace": "ns", "uid": "u", "labels": {"app": "shop"}},
             "spec": {"volumes": [volume, {"name": "unused", "configMap": {"name": "none"}}],
                 "containers": [{"name": "c", "volumeMounts": [at]}]}
         }))
@@ -419,6 +450,10 @@ mod tests {
             [row("a", "1", 0o440), row("labels", "app=\"shop\"", 0o440), row("password", "geheim", 0o440)]
         );
         assert_eq!(files(json!({"secret": {"secretName": "none", "optional": true}})), []);
+        let token = json!({"path": "in/token", "audience": "vault", "expirationSeconds": 600});
+        let projected =
+            json!({"projected": {"sources": [{"serviceAccountToken": token}], "defaultMode": 0o400}});
+        assert_eq!(files(projected), [row("in/token", "t0ken", 0o400)]);
     }
 
     #[test]
@@ -457,7 +492,7 @@ mod tests {
             ),
             (
                 json!({"projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}),
-                "serviceAccountToken: this cluster issues no tokens for service accounts",
+                "failed to fetch token: the master has not sent it yet",
             ),
             (
                 json!({"persistentVolumeClaim": {"claimName": "c"}}),

@@ -12,10 +12,13 @@ use k8s_openapi::{
 };
 
 use super::{Controller, owner_reference};
-use crate::model::{
-    Kind, SealError, Sealed, Uid,
-    admit::{Admission, FieldValidation, Rejection, admit_create},
-    seal,
+use crate::{
+    logic::service_accounts::{Says, with_token},
+    model::{
+        Kind, SealError, Sealed, Snapshot, Uid,
+        admit::{Admission, FieldValidation, Rejection, admit_create},
+        seal,
+    },
 };
 
 /// A generated name is at most a DNS label: 63 characters, five of them random (Kubernetes' name generator).
@@ -53,16 +56,35 @@ pub enum TemplateError {
     NoName(String),
 }
 
-/// Makes `count` pods of a template, with names that `taken` does not know.
+/// What the pods of a template are made of besides it.
+pub struct Batch<'a> {
+    /// How many.
+    pub count: usize,
+    /// Now.
+    pub now: Timestamp,
+    /// Whether they get the volume with their account's token.
+    pub with_token: bool,
+    /// Names that are taken.
+    pub taken: &'a dyn Fn(&str) -> bool,
+}
+
+/// Whether the pods of a template get the volume with their account's token.
+pub fn mounts_token(typed: &ReplicationController, namespace: &str, snapshot: &Snapshot) -> bool {
+    let spec = typed.spec.as_ref().and_then(|s| s.template.as_ref()).and_then(|t| t.spec.as_ref());
+    spec.is_some_and(|spec| {
+        let says = Says::of(spec.automount_service_account_token, spec.service_account_name.as_deref());
+        says.mounts(namespace, snapshot)
+    })
+}
+
+/// Makes pods of a template, with names that are free.
 ///
 /// # Errors
 /// See [`TemplateError`].
 pub fn pods(
     controller: &Controller,
     typed: &ReplicationController,
-    count: usize,
-    now: Timestamp,
-    taken: impl Fn(&str) -> bool,
+    batch: &Batch<'_>,
     chance: &mut Chance<'_>,
 ) -> Result<Vec<Sealed>, TemplateError> {
     let base = base_name(&controller.key.name);
@@ -70,14 +92,15 @@ pub fn pods(
     let mut name = |chance: &mut Chance<'_>| {
         (0..NAME_TRIES)
             .map(|_| format!("{base}{}", (chance.suffix)()))
-            .find(|n| !taken(n) && used.insert(n.clone()))
+            .find(|n| !(batch.taken)(n) && used.insert(n.clone()))
             .ok_or_else(|| TemplateError::NoName(controller.key.to_string()))
     };
     let first = name(chance)?;
-    let mut pod = admitted(controller, typed, &first, &base, now, (chance.uid)())?;
-    let mut pods = Vec::with_capacity(count);
+    let volume = batch.with_token.then(|| (chance.suffix)());
+    let mut pod = admitted(controller, typed, &first, &base, volume.as_deref(), batch.now, (chance.uid)())?;
+    let mut pods = Vec::with_capacity(batch.count);
     pods.push(seal(&pod)?);
-    for _ in 1..count {
+    for _ in 1..batch.count {
         pod.metadata.name = Some(name(chance)?);
         pod.metadata.uid = Some((chance.uid)().to_string());
         pods.push(seal(&pod)?);
@@ -96,6 +119,7 @@ fn admitted(
     typed: &ReplicationController,
     name: &str,
     base: &str,
+    volume: Option<&str>,
     now: Timestamp,
     uid: Uid,
 ) -> Result<Pod, TemplateError> {
@@ -117,6 +141,7 @@ fn admitted(
     };
     let refused = |message: String| TemplateError::Refused { name: name.to_owned(), message };
     let json = serde_json::to_vec(&pod).map_err(|e| refused(e.to_string()))?;
+    let json = volume.and_then(|suffix| with_token(&json, suffix)).unwrap_or(json);
     let how = Admission {
         namespace: &controller.key.namespace,
         name: None,

@@ -159,7 +159,8 @@ fn pods_of_one_batch_have_free_names_and_uids_of_their_own() {
     };
     let rc = read(&object);
     let taken = |n: &str| n == "web-taken";
-    let pods = template::pods(&rc, &object.parse().unwrap(), 2, now(), taken, &mut chance).unwrap();
+    let batch = template::Batch { count: 2, now: now(), with_token: false, taken: &taken };
+    let pods = template::pods(&rc, &object.parse().unwrap(), &batch, &mut chance).unwrap();
     let made: Vec<_> = pods.iter().map(|p| (p.key.to_string(), p.facet.meta.uid.to_string())).collect();
     let expected = [("pods/default/web-aaaaa", "u1"), ("pods/default/web-bbbbb", "u2")];
     assert_eq!(made, expected.map(|(k, u)| (k.to_owned(), u.to_owned())));
@@ -271,8 +272,9 @@ impl World {
                 Uid::from(format!("{seed}-{n}"))
             };
             let mut chance = template::Chance { suffix: &mut suffix, uid: &mut uid };
-            let pods =
-                template::pods(&controller, &rc.parse().unwrap(), plan.create, now(), |_| false, &mut chance);
+            let batch =
+                template::Batch { count: plan.create, now: now(), with_token: false, taken: &|_| false };
+            let pods = template::pods(&controller, &rc.parse().unwrap(), &batch, &mut chance);
             edits.extend(pods.unwrap().into_iter().map(Edit::Create));
         }
         let holds =

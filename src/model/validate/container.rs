@@ -11,8 +11,9 @@ use k8s_openapi::{
 };
 
 use super::{
+    huge_pages,
     pod::{Around, Volumes, ids, ip},
-    probe, resize, volume,
+    probe, resize, stop_signal, volume,
 };
 use crate::model::{
     fault::{Faults, Path, Raw, one_of, one_of_if_set},
@@ -92,7 +93,11 @@ pub(super) fn init_containers(spec: &PodSpec, around: &Around<'_>, at: &Path<'_>
 
 fn lifecycle_and_probes(c: &Container, around: &Around<'_>, at: &Path<'_>, faults: &mut Faults) {
     if let Some(lifecycle) = &c.lifecycle {
-        probe::lifecycle(lifecycle, around.grace_seconds, &at.field("lifecycle"), faults);
+        let at = at.field("lifecycle");
+        probe::lifecycle(lifecycle, around.grace_seconds, &at, faults);
+        if let Some(signal) = &lifecycle.stop_signal {
+            stop_signal::stop_signal(signal, around.os, &at.field("stopSignal"), faults);
+        }
     }
     for (field, value, must_be_one) in [
         ("livenessProbe", &c.liveness_probe, true),
@@ -130,9 +135,11 @@ fn container(c: &Container, around: &Around<'_>, at: &Path<'_>, faults: &mut Fau
     ports(c.ports.as_deref().unwrap_or_default(), &at.field("ports"), faults);
     env(c.env.as_deref().unwrap_or_default(), &at.field("env"), faults);
     env_from(c.env_from.as_deref().unwrap_or_default(), &at.field("envFrom"), faults);
+    let privileged = c.security_context.as_ref().and_then(|context| context.privileged) == Some(true);
     mounts(
         c.volume_mounts.as_deref().unwrap_or_default(),
         &around.volumes,
+        privileged,
         &at.field("volumeMounts"),
         faults,
     );
@@ -276,7 +283,7 @@ fn env_from(list: &[EnvFromSource], at: &Path<'_>, faults: &mut Faults) {
     }
 }
 
-fn mounts(list: &[VolumeMount], volumes: &Volumes<'_>, at: &Path<'_>, faults: &mut Faults) {
+fn mounts(list: &[VolumeMount], volumes: &Volumes<'_>, privileged: bool, at: &Path<'_>, faults: &mut Faults) {
     let mut seen = HashSet::new();
     for (index, mount) in list.iter().enumerate() {
         let at = at.index(index);
@@ -310,6 +317,10 @@ fn mounts(list: &[VolumeMount], volumes: &Volumes<'_>, at: &Path<'_>, faults: &m
             mount.mount_propagation.as_deref(),
             &["Bidirectional", "HostToContainer", "None"],
         );
+        if mount.mount_propagation.as_deref() == Some("Bidirectional") && !privileged {
+            let detail = "Bidirectional mount propagation is available only to privileged containers";
+            faults.forbidden(&at.field("mountPropagation"), detail);
+        }
     }
 }
 
@@ -353,6 +364,10 @@ pub(super) fn requirements(resources: &ResourceRequirements, at: &Path<'_>, faul
                 faults.invalid(&at.key(name), name, detail);
             }
         }
+        huge_pages::divisible(list, &at, faults);
+    }
+    if !huge_pages::accompanied(limits, requests) {
+        faults.forbidden(at, "HugePages require cpu or memory");
     }
     let at = at.field("requests");
     for (name, request) in requests {

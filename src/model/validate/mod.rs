@@ -8,12 +8,14 @@ mod cluster;
 mod container;
 mod data;
 mod ephemeral;
+mod huge_pages;
 mod meta;
 mod pod;
 mod probe;
 mod resize;
 mod scheduling;
 mod service;
+mod stop_signal;
 mod update;
 mod volume;
 

@@ -31,6 +31,8 @@ pub(super) struct Around<'a> {
     pub(super) grace_seconds: i64,
     /// Its containers are not started again.
     pub(super) never_restarts: bool,
+    /// `spec.os.name`.
+    pub(super) os: Option<&'a str>,
 }
 
 /// Validates a new pod (metadata excepted).
@@ -88,6 +90,7 @@ pub(crate) fn pod_spec(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
         volumes,
         grace_seconds: spec.termination_grace_period_seconds.unwrap_or(0).max(0),
         never_restarts: spec.restart_policy.as_deref() == Some("Never"),
+        os: spec.os.as_ref().map(|os| os.name.as_str()),
     };
     container::containers(&spec.containers, &around, &at.field("containers"), faults);
     container::init_containers(spec, &around, &at.field("initContainers"), faults);

@@ -208,6 +208,83 @@ fn pods_are_validated_as_kubernetes_does() {
 }
 
 #[test]
+fn what_pods_ask_of_their_node_is_validated_as_kubernetes_does() {
+    let mut on_linux = container(json!({"lifecycle": {"stopSignal": "SIGRTMAX-14"}}));
+    on_linux["spec"]["os"] = json!({"name": "linux"});
+    let mut unknown = on_linux.clone();
+    unknown["spec"]["os"]["name"] = "windows".into();
+    let volume = json!([{"name": "v", "hostPath": {"path": "/x"}}]);
+    let mounting = |privileged: bool| {
+        let mut pod = container(json!({
+            "volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": "Bidirectional"}],
+            "securityContext": {"privileged": privileged}
+        }));
+        pod["spec"]["volumes"] = volume.clone();
+        pod
+    };
+    let asking = |list: Value| container(json!({"resources": {"limits": list}}));
+    check(
+        Kind::Pod,
+        vec![
+            (on_linux, vec![]),
+            (
+                unknown,
+                vec![
+                    "spec.containers[0].lifecycle.stopSignal: Unsupported value: \"SIGRTMAX-14\": supported values: \
+                     \"SIGKILL\", \"SIGTERM\"",
+                ],
+            ),
+            (
+                container(json!({"lifecycle": {"stopSignal": "SIGTERM"}})),
+                vec![
+                    "spec.containers[0].lifecycle.stopSignal: Forbidden: may not be set for containers with empty \
+                     `spec.os.name`",
+                ],
+            ),
+            (mounting(true), vec![]),
+            (
+                mounting(false),
+                vec![
+                    "spec.containers[0].volumeMounts[0].mountPropagation: Forbidden: Bidirectional mount propagation is \
+                     available only to privileged containers",
+                ],
+            ),
+            (
+                pod(json!({"hostUsers": false, "hostNetwork": true, "hostPID": true, "hostIPC": true})),
+                vec![
+                    "spec.hostNetwork: Forbidden: when `pod.Spec.HostUsers` is false",
+                    "spec.HostPID: Forbidden: when `pod.Spec.HostUsers` is false",
+                    "spec.HostIPC: Forbidden: when `pod.Spec.HostUsers` is false",
+                ],
+            ),
+            (asking(json!({"hugepages-2Mi": "4Mi", "memory": "1Mi"})), vec![]),
+            (
+                asking(json!({"hugepages-2Mi": "4Mi"})),
+                vec!["spec.containers[0].resources: Forbidden: HugePages require cpu or memory"],
+            ),
+            (
+                asking(json!({"hugepages-2Mi": "3Mi", "cpu": "1"})),
+                vec![
+                    "spec.containers[0].resources.limits[hugepages-2Mi]: Invalid value: \"3Mi\": 3Mi is not positive \
+                     integer multiple of hugepages-2Mi",
+                    "spec.containers[0].resources.requests[hugepages-2Mi]: Invalid value: \"3Mi\": 3Mi is not positive \
+                     integer multiple of hugepages-2Mi",
+                ],
+            ),
+            (
+                asking(json!({"hugepages-none": "2Mi", "cpu": "1"})),
+                vec![
+                    "spec.containers[0].resources.limits[hugepages-none]: Invalid value: \"2Mi\": 2Mi is not positive \
+                     integer multiple of hugepages-none",
+                    "spec.containers[0].resources.requests[hugepages-none]: Invalid value: \"2Mi\": 2Mi is not positive \
+                     integer multiple of hugepages-none",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
 fn bad_quantities_are_told_once_where_they_are() {
     let got = create(Kind::Pod, &container(json!({"resources": {"requests": {"cpu": "lots"}}})));
     assert_eq!(got.len(), 1);

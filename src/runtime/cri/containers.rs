@@ -15,12 +15,16 @@ use crate::{
     model::Uid,
     runtime::{
         ContainerConfig, ContainerId, ContainerResources, ContainerState, ContainerStatus, EXEC_OUTPUT_BYTES,
-        ExecOutput, RuntimeError, SandboxConfig, native::user::check_non_root, within,
+        ExecOutput, RuntimeError, SandboxConfig,
+        native::{send_signal, user::check_non_root},
+        signal, within,
     },
 };
 
 /// Beyond a grace, or the time of a program that is run: the runtime kills, and has to notice.
 const SETTLE: Duration = Duration::from_secs(60);
+/// How often is looked whether a container that was sent a signal of ours has ended.
+const END_PAUSE: Duration = Duration::from_millis(10);
 /// SIGKILL's number, as a program's end.
 const KILLED: i32 = 128 + 9;
 
@@ -94,7 +98,7 @@ impl Driver {
     }
 
     /// A container that has to be there.
-    async fn expected(&self, id: &ContainerId) -> Result<ContainerStatus, RuntimeError> {
+    pub(super) async fn expected(&self, id: &ContainerId) -> Result<ContainerStatus, RuntimeError> {
         self.inspect(&id.0).await?.ok_or_else(|| RuntimeError::NotFound(format!("container {id}")))
     }
 
@@ -112,7 +116,7 @@ impl Driver {
             if fault.is_absent() {
                 RuntimeError::NotFound(format!("container {id}"))
             } else {
-                start_error(&fault)
+                start_error(&fault.text())
             }
         })
     }
@@ -125,6 +129,7 @@ impl Driver {
         let Some(found) = self.inspect(&id.0).await? else { return Ok(()) };
         if found.state == ContainerState::Running {
             self.watch.ending(&id.0);
+            let grace = if self.ask_to_end(&found, grace).await { Duration::ZERO } else { grace };
             // The interface counts in seconds, so the exact end of the grace is ours.
             let timeout = seconds(grace);
             let request = proto::StopContainerRequest { container_id: id.0.clone(), timeout };
@@ -137,6 +142,35 @@ impl Driver {
             }
         }
         self.relist().await.map(drop)
+    }
+
+    /// Sends the signal that a container asked for, past the runtime, and waits for its end, at most for the grace.
+    /// `false`: it asked for none, or its process cannot be found, so that stopping it is all the runtime's.
+    async fn ask_to_end(&self, container: &ContainerStatus, grace: Duration) -> bool {
+        if grace.is_zero() {
+            return false;
+        }
+        let Some(name) = self.stop_signal(&container.id.0).await else { return false };
+        let ours = |pid: i32| {
+            // Another process may have the number by now.
+            let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            groups.contains(&container.id.0)
+        };
+        let (Some(number), Some(pid)) = (signal::parse(&name), container.pid.filter(|pid| ours(*pid))) else {
+            tracing::warn!(container = %container.id, signal = name, "a stop signal cannot be sent");
+            return false;
+        };
+        if let Err(error) = send_signal(pid, number) {
+            tracing::warn!(container = %container.id, signal = name, %error, "a stop signal cannot be sent");
+            return false;
+        }
+        let ended = async {
+            while ours(pid) {
+                tokio::time::sleep(END_PAUSE).await;
+            }
+        };
+        let _ = tokio::time::timeout(grace, ended).await;
+        true
     }
 
     pub(super) async fn remove_container(self: &Arc<Self>, id: &ContainerId) -> Result<(), RuntimeError> {
@@ -155,9 +189,7 @@ impl Driver {
         command: Vec<String>,
         timeout: Duration,
     ) -> Result<ExecOutput, RuntimeError> {
-        if self.expected(id).await?.state != ContainerState::Running {
-            return Err(RuntimeError::Start(format!("container {id} is not running")));
-        }
+        self.expect_running(id).await?;
         let deadline = tokio::time::Instant::now() + timeout;
         let request = proto::ExecSyncRequest {
             container_id: id.0.clone(),
@@ -181,7 +213,7 @@ impl Driver {
             }),
             Some(Err(fault)) if is_late(&fault) => Ok(late),
             Some(Err(fault)) if fault.is_absent() => Err(RuntimeError::NotFound(format!("container {id}"))),
-            Some(Err(fault)) => Err(start_error(&fault)),
+            Some(Err(fault)) => Err(start_error(&fault.text())),
         }
     }
 
@@ -251,12 +283,11 @@ fn create_error(text: String) -> RuntimeError {
 }
 
 /// Why a program does not start: the runtime's text from where it speaks of the program.
-fn start_error(fault: &Fault) -> RuntimeError {
-    let text = fault.text();
+pub(super) fn start_error(text: &str) -> RuntimeError {
     let program = ["exec: ", "chdir to cwd", "error mounting"]
         .iter()
         .find_map(|words| Some(&text[text.find(words)?..]));
-    RuntimeError::Start(program.unwrap_or(&text).trim_end_matches(": unknown").to_owned())
+    RuntimeError::Start(program.unwrap_or(text).trim_end_matches(": unknown").to_owned())
 }
 
 #[cfg(test)]
@@ -269,7 +300,7 @@ mod tests {
                     create failed: unable to start container process: exec: \"/no/such\": stat /no/such: no such \
                     file or directory: unknown";
         assert_eq!(
-            start_error(&Fault::Refused(2, text.into())).to_string(),
+            start_error(text).to_string(),
             "failed to start: exec: \"/no/such\": stat /no/such: no such file or directory"
         );
     }

@@ -49,6 +49,9 @@ pub(super) struct Driver {
     unified: bool,
     /// Held while a sandbox changes.
     locks: Mutex<HashMap<Uid, Arc<AsyncMutex<()>>>>,
+    /// Held while a user's program is started and not yet known by name, so that a new one is not another's. That takes
+    /// a moment, so one for all will do.
+    pub starts: Arc<AsyncMutex<()>>,
     /// Sandboxes' addresses, which never change.
     addresses: Mutex<HashMap<String, Option<IpAddr>>>,
 }
@@ -76,6 +79,7 @@ impl Driver {
             unified: hierarchies.unified(),
             cgroups: own.then_some(hierarchies),
             locks: Mutex::default(),
+            starts: Arc::default(),
             addresses: Mutex::default(),
             config,
         })
@@ -111,6 +115,12 @@ impl Driver {
     ) -> Result<SandboxStatus, RuntimeError> {
         let uid = Uid::from(config.uid.as_str());
         check_uid(&config.uid)?;
+        if config.user_namespace.is_some() {
+            // The interface has words for it since Kubernetes 1.25, which runtimes before containerd 2.0 pass over in
+            // silence: the pod's root would be the node's.
+            let text = "hostUsers false: the cri runtime does not ask for users of a pod's own";
+            return Err(RuntimeError::Config(text.to_owned()));
+        }
         let _turn = self.lock(&uid).await;
         let mut attempt = 0;
         for found in self.sandboxes(Some(&uid)).await? {
@@ -190,6 +200,17 @@ impl Driver {
         })
         .await?;
         Ok(Some(made))
+    }
+
+    /// Gives the pod's group its share. (The interface's own `UpdatePodSandboxResources` only tells the runtime of a
+    /// change that the caller made.)
+    pub(super) async fn update_sandbox(&self, uid: &Uid, cpu_request_milli: i64) -> Result<(), RuntimeError> {
+        let Some(hierarchies) = self.cgroups.clone() else { return Ok(()) };
+        let found = self.sandboxes(Some(uid)).await?.into_iter().find(|found| found.ready);
+        let found = found.ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {uid}")))?;
+        let Some(path) = found.record.cgroup else { return Ok(()) };
+        let failed = super::system(format!("change the share of pod {uid}"));
+        blocking(move || hierarchies.weigh(&path, cpu_request_milli).map_err(failed)).await
     }
 
     /// The directory of a pod's files on the node.

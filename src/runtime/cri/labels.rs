@@ -64,6 +64,10 @@ pub(super) struct ContainerRecord {
     /// As asked for.
     pub image: String,
     pub image_id: String,
+    /// It has a terminal.
+    pub tty: bool,
+    /// What it is asked to end with, where that is not the image's to say.
+    pub stop_signal: Option<String>,
 }
 
 /// The labels that choose what is this root's.
@@ -166,7 +170,13 @@ mod tests {
         assert_eq!((sandbox.uid.as_str(), sandbox.created_ms, sandbox.attempt), ("u1", 7, 2));
         assert_eq!(sandbox.record, written);
         let config = ContainerConfig { name: "c".into(), ..ContainerConfig::default() };
-        let written = ContainerRecord { attempt: 3, image: "app:1".into(), image_id: "sha256:1".into() };
+        let written = ContainerRecord {
+            attempt: 3,
+            image: "app:1".into(),
+            image_id: "sha256:1".into(),
+            tty: true,
+            stop_signal: Some("SIGINT".into()),
+        };
         let (uid, name, read) =
             container(&of_container("/data", &sandbox, &config), &record(&written)).unwrap();
         assert_eq!((uid.as_str(), name.as_str(), read), ("u1", "c", written));

@@ -20,9 +20,11 @@ mod labels;
 mod network;
 mod proto;
 mod serve;
+mod spdy;
 mod spec;
 mod stats;
 mod status;
+mod streams;
 mod watch;
 
 use std::{
@@ -39,6 +41,7 @@ use serde::{Deserialize, Serialize};
 use tokio::{
     runtime::{Builder, Handle},
     sync::{broadcast, oneshot},
+    task::{AbortHandle, JoinError},
 };
 
 use self::{client::Client, driver::Driver};
@@ -48,8 +51,8 @@ pub use self::{
 };
 use super::{
     Connection, ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus,
-    ExecOutput, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStats,
-    SandboxStatus, netns,
+    ExecOutput, ExecStreams, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
+    SandboxStats, SandboxStatus, StreamOptions, netns,
 };
 use crate::model::Uid;
 
@@ -128,7 +131,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Has containers run by a CRI runtime.
 ///
 /// Its work is done on a thread of its own, so its methods may be called from any tokio runtime, and a call goes on to
-/// its end even when its caller stops waiting.
+/// its end even when its caller stops waiting, but for programs run in containers: those end then.
 pub struct CriRuntime {
     driver: Arc<Driver>,
     handle: Handle,
@@ -206,9 +209,22 @@ impl CriRuntime {
         T: Send + 'static,
         F: Future<Output = Result<T, RuntimeError>> + Send + 'static,
     {
-        self.handle.spawn(step(Arc::clone(&self.driver))).await.unwrap_or_else(|error| {
-            Err(RuntimeError::System { operation: "run a step".into(), cause: error.to_string() })
-        })
+        joined(self.handle.spawn(step(Arc::clone(&self.driver))).await)
+    }
+}
+
+fn joined<T>(step: Result<Result<T, RuntimeError>, JoinError>) -> Result<T, RuntimeError> {
+    step.unwrap_or_else(|error| {
+        Err(RuntimeError::System { operation: "run a step".into(), cause: error.to_string() })
+    })
+}
+
+/// Ends a step with the one who waits for it.
+struct GoesAlong(AbortHandle);
+
+impl Drop for GoesAlong {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -304,7 +320,27 @@ impl ContainerRuntime for CriRuntime {
         timeout: Duration,
     ) -> Result<ExecOutput, RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.exec_sync(&id, command, timeout).await }).await
+        let running = self.handle.spawn({
+            let driver = Arc::clone(&self.driver);
+            async move { driver.exec_sync(&id, command, timeout).await }
+        });
+        let _goes_along = GoesAlong(running.abort_handle());
+        joined(running.await)
+    }
+
+    async fn exec(
+        &self,
+        id: &ContainerId,
+        command: Vec<String>,
+        options: StreamOptions,
+    ) -> Result<ExecStreams, RuntimeError> {
+        let id = id.clone();
+        self.run(|driver| async move { driver.exec(&id, command, options).await }).await
+    }
+
+    async fn attach(&self, id: &ContainerId, options: StreamOptions) -> Result<ExecStreams, RuntimeError> {
+        let id = id.clone();
+        self.run(|driver| async move { driver.attach(&id, options).await }).await
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
@@ -325,6 +361,11 @@ impl ContainerRuntime for CriRuntime {
     ) -> Result<(), RuntimeError> {
         let id = id.clone();
         self.run(|driver| async move { driver.update_container(&id, resources).await }).await
+    }
+
+    async fn update_pod_sandbox(&self, pod: &Uid, cpu_request_milli: i64) -> Result<(), RuntimeError> {
+        let pod = pod.clone();
+        self.run(move |driver| async move { driver.update_sandbox(&pod, cpu_request_milli).await }).await
     }
 
     async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {

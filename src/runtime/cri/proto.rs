@@ -150,12 +150,14 @@ messages! {
         readonly: bool = [bool, tag = "3"],
         propagation: i32 = [int32, tag = "5"],
     }
+    HugepageLimit { page_size: String = [string, tag = "1"], limit: u64 = [uint64, tag = "2"] }
     LinuxContainerResources {
         cpu_period: i64 = [int64, tag = "1"],
         cpu_quota: i64 = [int64, tag = "2"],
         cpu_shares: i64 = [int64, tag = "3"],
         memory_limit_in_bytes: i64 = [int64, tag = "4"],
         oom_score_adj: i64 = [int64, tag = "5"],
+        hugepage_limits: Vec<HugepageLimit> = [message, repeated, tag = "8"],
         unified: Map = [map = "string, string", tag = "9"],
         memory_swap_limit_in_bytes: i64 = [int64, tag = "10"],
     }
@@ -194,6 +196,7 @@ messages! {
         annotations: Map = [map = "string, string", tag = "10"],
         log_path: String = [string, tag = "11"],
         stdin: bool = [bool, tag = "12"],
+        stdin_once: bool = [bool, tag = "13"],
         tty: bool = [bool, tag = "14"],
         linux: Option<LinuxContainerConfig> = [message, optional, tag = "15"],
     }
@@ -249,6 +252,23 @@ messages! {
         stderr: Vec<u8> = [bytes = "vec", tag = "2"],
         exit_code: i32 = [int32, tag = "3"],
     }
+    ExecRequest {
+        container_id: String = [string, tag = "1"],
+        cmd: Vec<String> = [string, repeated, tag = "2"],
+        tty: bool = [bool, tag = "3"],
+        stdin: bool = [bool, tag = "4"],
+        stdout: bool = [bool, tag = "5"],
+        stderr: bool = [bool, tag = "6"],
+    }
+    AttachRequest {
+        container_id: String = [string, tag = "1"],
+        stdin: bool = [bool, tag = "2"],
+        tty: bool = [bool, tag = "3"],
+        stdout: bool = [bool, tag = "4"],
+        stderr: bool = [bool, tag = "5"],
+    }
+    /// `ExecResponse` and `AttachResponse`.
+    StreamUrl { url: String = [string, tag = "1"] }
 
     Image {
         id: String = [string, tag = "1"],
@@ -258,6 +278,17 @@ messages! {
         uid: Option<Int64Value> = [message, optional, tag = "5"],
         username: String = [string, tag = "6"],
     }
+    /// containerd's, by `container_id`.
+    ListPidsResponse { processes: Vec<ProcessInfo> = [message, repeated, tag = "1"] }
+    ProcessInfo { info: Option<Any> = [message, optional, tag = "2"] }
+    ProcessDetails { exec_id: String = [string, tag = "1"] }
+    KillRequest {
+        container_id: String = [string, tag = "1"],
+        exec_id: String = [string, tag = "2"],
+        signal: u32 = [uint32, tag = "3"],
+        all: bool = [bool, tag = "4"],
+    }
+
     ListImagesResponse { images: Vec<Image> = [message, repeated, tag = "1"] }
     ImageStatusRequest {
         image: Option<ImageSpec> = [message, optional, tag = "1"],
@@ -292,6 +323,7 @@ messages! {
     MemoryUsage {
         working_set_bytes: Option<UInt64Value> = [message, optional, tag = "2"],
         usage_bytes: Option<UInt64Value> = [message, optional, tag = "4"],
+        rss_bytes: Option<UInt64Value> = [message, optional, tag = "5"],
     }
     FilesystemUsage { used_bytes: Option<UInt64Value> = [message, optional, tag = "3"] }
     ListPodSandboxStatsRequest { filter: Option<PodSandboxStatsFilter> = [message, optional, tag = "1"] }

@@ -7,14 +7,15 @@ use std::{collections::HashMap, path::Path};
 use super::{
     labels::{self, ContainerRecord, Sandbox, SandboxRecord},
     proto::{
-        Capability, ContainerConfig as Container, ContainerMetadata, DnsConfig, ImageSpec, Int64Value,
-        KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
+        Capability, ContainerConfig as Container, ContainerMetadata, DnsConfig, HugepageLimit, ImageSpec,
+        Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext,
         LinuxPodSandboxConfig, LinuxSandboxSecurityContext, Mount, NamespaceOption, PodSandboxConfig,
         PodSandboxMetadata, SecurityProfile, mode, profile,
     },
 };
 use crate::runtime::{
-    ContainerConfig, ContainerResources, Propagation, SandboxConfig, Security, limits::CPU_PERIOD_US,
+    ContainerConfig, ContainerResources, HugePageLimit, Propagation, SandboxConfig, Security,
+    limits::CPU_PERIOD_US,
 };
 
 /// Where log files' paths begin: containers' logs are given as absolute paths.
@@ -113,6 +114,8 @@ pub(super) fn container(
         attempt: config.attempt,
         image: config.image.clone(),
         image_id: image_id.to_owned(),
+        tty: config.tty,
+        stop_signal: config.stop_signal.clone(),
     };
     let directory = config.working_dir.as_ref().filter(|dir| !dir.is_empty());
     Container {
@@ -134,11 +137,13 @@ pub(super) fn container(
             .to_string_lossy()
             .into(),
         stdin: config.stdin,
+        stdin_once: config.stdin_once,
         tty: config.tty,
         linux: Some(LinuxContainerConfig {
             resources: Some(LinuxContainerResources {
                 // Below the runtime's own it is a privilege, without which the container could not be started.
                 oom_score_adj: config.oom_score_adj.max(0).into(),
+                hugepage_limits: config.huge_pages.iter().map(huge_pages).collect(),
                 ..resources(&config.resources, &sandbox.record)
             }),
             security_context: Some(LinuxContainerSecurityContext {
@@ -177,6 +182,10 @@ fn seccomp(security: &Security) -> SecurityProfile {
     };
     let localhost_ref = file.map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
     SecurityProfile { profile_type, localhost_ref }
+}
+
+fn huge_pages(limit: &HugePageLimit) -> HugepageLimit {
+    HugepageLimit { page_size: limit.size(), limit: limit.limit_bytes.unsigned_abs() }
 }
 
 /// Limits of a container; its pod's memory limit holds for it, too.

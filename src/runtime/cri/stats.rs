@@ -79,6 +79,10 @@ fn of_container(stats: &proto::ContainerStats) -> Usage {
             .memory
             .as_ref()
             .and_then(|memory| number(&memory.usage_bytes).filter(|bytes| *bytes > 0)),
+        rss_bytes: stats
+            .memory
+            .as_ref()
+            .and_then(|memory| number(&memory.rss_bytes).filter(|bytes| *bytes > 0)),
         writable_bytes: stats.writable_layer.as_ref().and_then(|layer| number(&layer.used_bytes)),
         ..Usage::default()
     }
@@ -98,6 +102,7 @@ fn of_sandbox(told: &proto::LinuxPodSandboxStats, sum: Usage) -> Usage {
             .as_ref()
             .and_then(|memory| number(&memory.usage_bytes))
             .or(sum.memory_bytes),
+        rss_bytes: told.memory.as_ref().and_then(|memory| number(&memory.rss_bytes)).or(sum.rss_bytes),
         pids: told.process.as_ref().and_then(|process| number(&process.process_count)),
         ..sum
     }
@@ -112,6 +117,7 @@ fn add(sum: Usage, of: &Usage) -> Usage {
         cpu_ns: both(sum.cpu_ns, of.cpu_ns),
         working_set_bytes: both(sum.working_set_bytes, of.working_set_bytes),
         memory_bytes: both(sum.memory_bytes, of.memory_bytes),
+        rss_bytes: both(sum.rss_bytes, of.rss_bytes),
         writable_bytes: both(sum.writable_bytes, of.writable_bytes),
         ..sum
     }

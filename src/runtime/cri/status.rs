@@ -44,6 +44,13 @@ pub(super) fn container(answer: ContainerStatusResponse, root: &str) -> Option<C
     })
 }
 
+/// What a container asked for to be stopped with. The interface has had a field for it since Kubernetes 1.33, which
+/// runtimes before containerd 2.2 pass over in silence, so this is kept by us and [sent](super::containers) by us.
+pub(super) fn stop_signal(answer: &ContainerStatusResponse) -> Option<String> {
+    let found = answer.status.as_ref()?;
+    labels::container(&found.labels, &found.annotations)?.2.stop_signal
+}
+
 fn state(found: &Found) -> ContainerState {
     match found.state {
         state::RUNNING => ContainerState::Running,

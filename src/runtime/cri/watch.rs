@@ -204,6 +204,14 @@ impl Driver {
             Err(other) => Err(other.of(format!("look at container {id}"))),
         }
     }
+
+    /// What a container asked for to be stopped with, if it did.
+    pub(super) async fn stop_signal(&self, id: &str) -> Option<String> {
+        let request = proto::ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+        let asked: Result<proto::ContainerStatusResponse, Fault> =
+            self.client.runtime("ContainerStatus", &request, SHORT).await;
+        status::stop_signal(&asked.ok()?)
+    }
 }
 
 /// Nothing can run in a pod whose namespaces are nobody's: its containers end, too.

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     model::Uid,
     runtime::{
-        ContainerConfig, ContainerId, ContainerResources, ContainerState, RuntimeError,
+        ContainerConfig, ContainerId, ContainerResources, ContainerState, RuntimeError, Security,
         limits::CPU_PERIOD_US, native::user::check_non_root, within,
     },
 };
@@ -56,20 +56,23 @@ impl Driver {
         mut config: ContainerConfig,
     ) -> Result<ContainerId, RuntimeError> {
         let seccomp = prepare(&mut config).await?;
-        let mut sandboxes = self.sandboxes(Some(pod)).await?.into_iter();
-        let sandbox =
-            sandboxes.next().ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {pod}")))?;
+        let sandbox = self.sandbox_of(pod).await?;
+        let sandbox = sandbox.ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {pod}")))?;
         if !sandbox.running {
             return Err(RuntimeError::Create(format!("the sandbox of pod {pod} is not ready")));
         }
         let absent = || RuntimeError::ImageNotFound(config.image.clone());
-        let image = self.find_image(&config.image).await?.ok_or_else(absent)?;
-        check_non_root(&config.security, &image.user).map_err(RuntimeError::Config)?;
+        // The engine refuses an absent image by itself: it is looked at only for its user.
+        let image_user = match asks_for_the_images_user(&config.security) {
+            true => self.find_image(&config.image).await?.ok_or_else(absent)?.user,
+            false => String::new(),
+        };
+        check_non_root(&config.security, &image_user).map_err(RuntimeError::Config)?;
         let mut body = spec::container(
             &self.root,
             &sandbox.sandbox,
             &sandbox.id,
-            &image.user,
+            &image_user,
             &config,
             seccomp.as_deref(),
         );
@@ -82,7 +85,14 @@ impl Driver {
         );
         let options = CreateContainerOptions { name: Some(name), ..CreateContainerOptions::default() };
         match self.docker.create_container(Some(options), body).await {
-            Ok(made) => Ok(ContainerId(made.id)),
+            Ok(made) => {
+                if let Some(labels) =
+                    labels::Container::read(&labels::of_container(&self.root, &sandbox.sandbox, &config))
+                {
+                    self.made().insert(made.id.clone(), labels);
+                }
+                Ok(ContainerId(made.id))
+            }
             Err(error) => {
                 let text = engine::message(&error);
                 Err(match engine::status(&error) {
@@ -99,16 +109,12 @@ impl Driver {
     }
 
     pub(super) async fn start_container(self: &Arc<Self>, id: &ContainerId) -> Result<(), RuntimeError> {
-        let found = self.expected(id).await?;
-        let labels =
-            found.config.as_ref().and_then(|config| labels::Container::read(config.labels.as_ref()?));
-        let (Some(container), Some(labels)) = (status::container(&found), labels) else {
-            return Err(RuntimeError::NotFound(format!("container {id}")));
+        let made = self.made().remove(&id.0);
+        let labels = match made {
+            Some(labels) => labels,
+            None => self.not_started_yet(id).await?,
         };
-        if container.state != ContainerState::Created {
-            return Err(RuntimeError::Start(format!("container {id} was started before")));
-        }
-        self.ends.expect(&id.0, Kind::Container, &container.pod);
+        self.ends.expect(&id.0, Kind::Container, &labels.pod);
         if let Err(error) = self.docker.start_container(&id.0, None::<StartContainerOptions>).await {
             self.ends.forget(&id.0);
             return Err(if engine::is_absent(&error) && self.inspect(&id.0).await?.is_none() {
@@ -119,6 +125,20 @@ impl Driver {
         }
         logs::begin(self, id.0.clone(), labels);
         Ok(())
+    }
+
+    /// The labels of a container that an earlier process made, or that was started before.
+    async fn not_started_yet(&self, id: &ContainerId) -> Result<labels::Container, RuntimeError> {
+        let found = self.expected(id).await?;
+        let labels =
+            found.config.as_ref().and_then(|config| labels::Container::read(config.labels.as_ref()?));
+        let (Some(container), Some(labels)) = (status::container(&found), labels) else {
+            return Err(RuntimeError::NotFound(format!("container {id}")));
+        };
+        match container.state {
+            ContainerState::Created => Ok(labels),
+            _ => Err(RuntimeError::Start(format!("container {id} was started before"))),
+        }
     }
 
     pub(super) async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
@@ -149,6 +169,11 @@ impl Driver {
         }
         Ok(())
     }
+}
+
+/// Whether settings mean something only beside the user that the image names.
+fn asks_for_the_images_user(security: &Security) -> bool {
+    security.user.is_none() && (security.run_as_non_root || security.group.is_some())
 }
 
 /// Refuses what an engine cannot do, finds what a configuration names on the node, and gives its system call filter.

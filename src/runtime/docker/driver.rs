@@ -5,7 +5,7 @@
 //! what carries no label of this root is never touched.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -59,6 +59,9 @@ pub(super) struct Driver {
     locks: Mutex<HashMap<Uid, Arc<AsyncMutex<()>>>>,
     /// What is known of containers, so that a listing asks only for what changed.
     known: Mutex<HashMap<String, (Option<ContainerSummaryStateEnum>, ContainerStatus)>>,
+    sandbox_ids: Mutex<HashMap<Uid, String>>,
+    /// Containers that this process made and has not started yet.
+    made: Mutex<HashMap<String, labels::Container>>,
     /// Sizes of writable layers.
     pub layers: AsyncMutex<Layers>,
 }
@@ -69,6 +72,14 @@ pub(super) struct Found {
     pub sandbox: labels::Sandbox,
     pub running: bool,
     address: Option<String>,
+}
+
+/// A sandbox that was asked for.
+enum Made {
+    /// Its id; it does not run yet.
+    Now(String),
+    /// It ran already.
+    Before(Found),
 }
 
 impl Driver {
@@ -85,6 +96,8 @@ impl Driver {
             network: AsyncMutex::default(),
             locks: Mutex::default(),
             known: Mutex::default(),
+            sandbox_ids: Mutex::default(),
+            made: Mutex::default(),
             layers: AsyncMutex::default(),
         })
     }
@@ -92,6 +105,15 @@ impl Driver {
     fn known(&self) -> MutexGuard<'_, HashMap<String, (Option<ContainerSummaryStateEnum>, ContainerStatus)>> {
         // Each change is one call on the map, so a panic elsewhere leaves nothing half done.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The engine's ids of the sandboxes that this process has seen, which spares looking through all containers.
+    fn sandbox_ids(&self) -> MutexGuard<'_, HashMap<Uid, String>> {
+        self.sandbox_ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn made(&self) -> MutexGuard<'_, HashMap<String, labels::Container>> {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn locks(&self) -> MutexGuard<'_, HashMap<Uid, Arc<AsyncMutex<()>>>> {
@@ -117,34 +139,26 @@ impl Driver {
 
     pub(super) async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
         let uid = Uid::from(config.uid.as_str());
-        let _turn = self.lock(&uid).await;
-        for found in self.sandboxes(Some(&uid)).await? {
-            if found.running {
-                return Ok(found.status());
-            }
-            self.remove(&found.id).await?;
+        if config.user_namespace.is_some() {
+            // The engine knows one range for all of its containers, and that only if it is started with it.
+            let text = "hostUsers false: the docker runtime cannot give a pod users of its own";
+            return Err(RuntimeError::Config(text.to_owned()));
         }
-        let network = match config.host_network {
-            true => None,
-            false => Some(self.network.lock().await.clone().ok_or_else(|| RuntimeError::System {
-                operation: "give the pod an address".to_owned(),
-                cause: "the node has no pod subnet yet".to_owned(),
-            })?),
+        let _turn = self.lock(&uid).await;
+        let id = match self.create_sandbox(&config).await? {
+            Made::Before(found) => return Ok(found.status()),
+            Made::Now(id) => id,
         };
-        self.ensure_program().await?;
-        let name = labels::name(&self.root, &[&config.namespace, &config.name, &config.uid]);
-        let created_ms = crate::runtime::docker::now_ms();
-        let body = spec::sandbox(&self.root, &config, network.as_ref().map(|n| n.name.as_str()), created_ms);
-        let options = CreateContainerOptions { name: Some(name), ..CreateContainerOptions::default() };
-        let made = self.docker.create_container(Some(options), body).await;
-        let id = made.map_err(|error| refusal("create a sandbox", error))?.id;
         self.ends.expect(&id, Kind::Sandbox, &uid);
         let begun = match self.docker.start_container(&id, None::<StartContainerOptions>).await {
-            Ok(()) => self.sandboxes(Some(&uid)).await,
+            Ok(()) => self.inspect(&id).await,
             Err(error) => Err(sandbox_refusal(error)),
         };
-        match begun.map(|all| all.into_iter().find(|found| found.id == id && found.running)) {
-            Ok(Some(found)) => Ok(found.status()),
+        match begun.map(|found| found.and_then(Found::inspected).filter(|found| found.running)) {
+            Ok(Some(found)) => {
+                self.sandbox_ids().insert(uid, id);
+                Ok(found.status())
+            }
             failed => {
                 self.ends.forget(&id);
                 if let Err(left) = self.remove(&id).await {
@@ -156,6 +170,64 @@ impl Driver {
                 }))
             }
         }
+    }
+
+    /// Has the engine make a sandbox, looking only at what it refuses: most often nothing is in the way.
+    async fn create_sandbox(&self, config: &SandboxConfig) -> Result<Made, RuntimeError> {
+        /// Both refusals that can be mended, and once more.
+        const ATTEMPTS: usize = 3;
+        let network = match config.host_network {
+            true => None,
+            false => Some(self.network.lock().await.clone().ok_or_else(|| RuntimeError::System {
+                operation: "give the pod an address".to_owned(),
+                cause: "the node has no pod subnet yet".to_owned(),
+            })?),
+        };
+        let uid = Uid::from(config.uid.as_str());
+        // The pod's own: two sandboxes of one pod cannot be.
+        let name = labels::name(&self.root, &[&config.namespace, &config.name, &config.uid]);
+        let created_ms = crate::runtime::docker::now_ms();
+        let body = spec::sandbox(&self.root, config, network.as_ref().map(|n| n.name.as_str()), created_ms);
+        let mut attempt = 1;
+        loop {
+            let options =
+                CreateContainerOptions { name: Some(name.clone()), ..CreateContainerOptions::default() };
+            let error = match self.docker.create_container(Some(options), body.clone()).await {
+                Ok(made) => return Ok(Made::Now(made.id)),
+                Err(error) => error,
+            };
+            match engine::status(&error) {
+                _ if attempt == ATTEMPTS => return Err(refusal("create a sandbox", error)),
+                // It has one.
+                Some(409) => {
+                    for found in self.sandboxes(Some(&uid)).await? {
+                        if found.running {
+                            self.sandbox_ids().insert(uid, found.id.clone());
+                            return Ok(Made::Before(found));
+                        }
+                        self.remove(&found.id).await?;
+                    }
+                }
+                // Somebody removed its image.
+                Some(404) => self.ensure_program().await?,
+                _ => return Err(refusal("create a sandbox", error)),
+            }
+            attempt += 1;
+        }
+    }
+
+    /// A pod's sandbox, the running one first.
+    pub(super) async fn sandbox_of(&self, pod: &Uid) -> Result<Option<Found>, RuntimeError> {
+        let known = self.sandbox_ids().get(pod).cloned();
+        if let Some(id) = known
+            && let Some(found) = self.inspect(&id).await?.and_then(Found::inspected)
+            && found.running
+        {
+            return Ok(Some(found));
+        }
+        let mut all = self.sandboxes(Some(pod)).await?;
+        all.sort_by_key(|found| !found.running);
+        Ok(all.into_iter().next())
     }
 
     pub(super) async fn stop_sandbox(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
@@ -193,6 +265,7 @@ impl Driver {
     pub(super) async fn remove_sandbox(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
         let _turn = self.lock(uid).await;
         self.stop_locked(uid).await?;
+        self.sandbox_ids().remove(uid);
         for kind in [Kind::Container, Kind::Sandbox] {
             for id in self.summaries(kind, Some(uid)).await?.into_iter().filter_map(|found| found.id) {
                 self.remove(&id).await?;
@@ -221,11 +294,17 @@ impl Driver {
         self.docker.list_containers(Some(options)).await.map_err(fault("list the engine's containers"))
     }
 
-    /// Every container, and none as ended before its end was told.
-    pub(super) async fn list_containers(self: &Arc<Self>) -> Result<Vec<ContainerStatus>, RuntimeError> {
-        let found = self.summaries(Kind::Container, None).await?;
+    /// Every container, of one pod or all, and none as ended before its end was told.
+    pub(super) async fn list_containers(
+        self: &Arc<Self>,
+        pod: Option<&Uid>,
+    ) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        let found = self.summaries(Kind::Container, pod).await?;
         let asked: Vec<_> = found.into_iter().filter_map(|found| Some((found.id?, found.state))).collect();
-        self.known().retain(|id, _| asked.iter().any(|(other, _)| other == id));
+        if pod.is_none() {
+            let there: HashSet<&String> = asked.iter().map(|(id, _)| id).collect();
+            self.known().retain(|id, _| there.contains(id));
+        }
         let statuses = stream::iter(asked.into_iter().map(|(id, state)| {
             let driver = Arc::clone(self);
             async move { driver.container_status(id, state).await }
@@ -307,6 +386,7 @@ impl Driver {
         let options = RemoveContainerOptions { v: true, force: true, ..RemoveContainerOptions::default() };
         let removed = self.docker.remove_container(id, Some(options)).await;
         self.ends.forget(id);
+        self.made().remove(id);
         match removed {
             // Somebody else is at it: that ends when it does.
             Err(error) if engine::status(&error) == Some(409) => {
@@ -342,6 +422,14 @@ impl Found {
         let mut networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
         let address = networks.drain().find_map(|(_, network)| network.ip_address);
         Some(Found { id: found.id?, sandbox: labels::Sandbox::read(&found.labels?)?, running, address })
+    }
+
+    fn inspected(found: ContainerInspectResponse) -> Option<Found> {
+        let running = found.state.as_ref().and_then(|state| state.running) == Some(true);
+        let mut networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
+        let address = networks.drain().find_map(|(_, network)| network.ip_address);
+        let sandbox = labels::Sandbox::read(&found.config?.labels?)?;
+        Some(Found { id: found.id?, sandbox, running, address })
     }
 
     pub(super) fn status(&self) -> SandboxStatus {

@@ -320,7 +320,12 @@ impl ContainerRuntime for DockerRuntime {
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
-        self.run(|driver| async move { driver.list_containers().await }).await
+        self.run(|driver| async move { driver.list_containers(None).await }).await
+    }
+
+    async fn pod_containers(&self, pod: &Uid) -> Result<Vec<ContainerStatus>, RuntimeError> {
+        let pod = pod.clone();
+        self.run(|driver| async move { driver.list_containers(Some(&pod)).await }).await
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {

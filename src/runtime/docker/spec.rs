@@ -89,6 +89,7 @@ pub(super) fn container(
         tty: Some(config.tty),
         open_stdin: Some(config.stdin),
         stdin_once: Some(config.stdin_once),
+        stop_signal: config.stop_signal.clone(),
         // As in Kubernetes, an image's own health check does not run: probes do.
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
         labels: Some(labels::of_container(root, sandbox, config)),

@@ -104,6 +104,7 @@ fn add(total: &mut Usage, usage: &Usage) {
     total.cpu_ns = sum(total.cpu_ns, usage.cpu_ns);
     total.working_set_bytes = sum(total.working_set_bytes, usage.working_set_bytes);
     total.memory_bytes = sum(total.memory_bytes, usage.memory_bytes);
+    total.rss_bytes = sum(total.rss_bytes, usage.rss_bytes);
     total.writable_bytes = sum(total.writable_bytes, usage.writable_bytes);
     total.pids = sum(total.pids, usage.pids);
     total.io_bytes = match (total.io_bytes, usage.io_bytes) {
@@ -128,6 +129,7 @@ fn usage(stats: &ContainerStatsResponse) -> Usage {
         cpu_ns: stats.cpu_stats.as_ref().and_then(|cpu| cpu.cpu_usage.as_ref()?.total_usage),
         working_set_bytes: memory_bytes.map(|bytes| bytes.saturating_sub(inactive.unwrap_or(0))),
         memory_bytes,
+        rss_bytes: of("total_rss").or_else(|| of("anon")),
         io_bytes: blocks.map(|_| (moved("read"), moved("write"))),
         writable_bytes: None,
         pids: stats.pids_stats.as_ref().and_then(|pids| pids.current),

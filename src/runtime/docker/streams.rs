@@ -309,7 +309,14 @@ async fn copy(
     terminal: bool,
 ) -> Result<i32, RuntimeError> {
     let operation = || "copy a container's output".to_owned();
-    while let Some(piece) = output.next().await {
+    loop {
+        // Nothing is ever read there but the end.
+        let mut nothing = [0];
+        let piece = tokio::select! {
+            piece = output.next() => piece,
+            _ = out.read(&mut nothing) => None,
+        };
+        let Some(piece) = piece else { return Ok(0) };
         let (to, bytes) = match piece.map_err(fault(operation()))? {
             LogOutput::StdErr { message } => (&mut err, message),
             other => (&mut out, other.into_bytes()),
@@ -330,5 +337,19 @@ async fn copy(
             }
         }
     }
-    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_leaves_a_silent_container_is_noticed() {
+        let (out, stdout) = tokio::io::duplex(16);
+        let (err, stderr) = tokio::io::duplex(16);
+        let copying = tokio::spawn(copy(Box::pin(futures_util::stream::pending()), out, err, false));
+        drop((stdout, stderr));
+        let copied = tokio::time::timeout(Duration::from_secs(10), copying).await;
+        assert_eq!(copied.expect("it is noticed").unwrap().unwrap(), 0);
+    }
 }

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use self::chain::{Chain, Next};
-pub use self::rotate::{LogLimits, LogWriter, last_bytes, remove, rotate};
+pub use self::rotate::{LogLimits, LogWriter, last_bytes, put_back, remove, rotate, trim};
 
 /// Largest content of one framed line: the kubelet's and containerd's own, so that readers elsewhere cope.
 pub const MAX_PART: usize = 16 * 1024;

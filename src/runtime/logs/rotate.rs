@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, File, OpenOptions},
-    io::{self, Read as _, Seek as _, Write as _},
+    io::{self, BufRead as _, BufReader, Read as _, Seek as _, Write as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -139,6 +139,73 @@ pub fn rotate(path: &Path, limits: LogLimits, now: SystemTime) -> io::Result<Pat
         let _ = fs::remove_file(&old.path);
     }
     Ok(renamed)
+}
+
+/// Gives a renamed log its name back, unless there is a new one by now, which stays: whether it did.
+///
+/// # Errors
+/// When that cannot be done for another reason.
+pub fn put_back(renamed: &Path, path: &Path) -> io::Result<bool> {
+    use rustix::{
+        fs::{CWD, RenameFlags, renameat_with},
+        io::Errno,
+    };
+    match renameat_with(CWD, renamed, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) => Ok(true),
+        Err(Errno::EXIST) => Ok(false),
+        // A file system that does not know it: a second name is never given in the place of another file either.
+        Err(Errno::INVAL | Errno::NOSYS) => match fs::hard_link(renamed, path) {
+            Ok(()) => fs::remove_file(renamed).map(|()| true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(error) => Err(error),
+        },
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Shortens a log that nobody writes any more to its newest records: as many bytes as all its files may have.
+///
+/// # Errors
+/// When a file cannot be read, or what is to stay of it written anew; nothing of that one is lost then.
+pub fn trim(path: &Path, limits: LogLimits) -> io::Result<()> {
+    let older = rotated(path)?.into_iter().rev().map(|file| file.path);
+    let mut room = limits.max_bytes.saturating_mul(u64::from(limits.max_files.max(1)));
+    for file in [path.to_owned()].into_iter().chain(older) {
+        let bytes = match fs::metadata(&file) {
+            Ok(meta) => meta.len(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if bytes > room && room > 0 {
+            cut(&file, bytes - room)?;
+        } else if bytes > room {
+            fs::remove_file(&file)?;
+        }
+        room = room.saturating_sub(bytes);
+    }
+    Ok(())
+}
+
+/// Takes at least so many bytes from a file's beginning, up to the end of a record. Who reads it goes on reading.
+fn cut(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut from = BufReader::new(File::open(path)?);
+    // The byte before: the record may begin right here.
+    from.seek(io::SeekFrom::Start(bytes.saturating_sub(1)))?;
+    from.skip_until(b'\n')?;
+    let mut name = path.as_os_str().to_owned();
+    // No stamp, so it is no rotated file.
+    name.push(".short");
+    let short = PathBuf::from(name);
+    let written = (|| {
+        let mut to = File::create(&short)?;
+        to.set_permissions(from.get_ref().metadata()?.permissions())?;
+        io::copy(&mut from, &mut to)?;
+        fs::rename(&short, path)
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&short);
+    }
+    written
 }
 
 /// Removes a log with its rotated files. One that is not there is removed.
@@ -314,5 +381,51 @@ mod tests {
         let mut left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["10.log", "elsewhere"]);
+    }
+
+    #[test]
+    fn a_log_gets_its_name_back_only_where_there_is_no_new_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (renamed, path) = (dir.path().join("0.log.20060102-150405"), dir.path().join("0.log"));
+        fs::write(&renamed, "old").unwrap();
+        fs::write(&path, "new").unwrap();
+        assert!(!put_back(&renamed, &path).unwrap());
+        let text = |path: &Path| fs::read_to_string(path).unwrap();
+        assert_eq!((text(&renamed).as_str(), text(&path).as_str()), ("old", "new"));
+        fs::remove_file(&path).unwrap();
+        assert!(put_back(&renamed, &path).unwrap());
+        assert!(text(&path) == "old" && !renamed.exists());
+        assert!(put_back(&renamed, &path).is_err());
+    }
+
+    #[test]
+    fn a_log_that_is_over_keeps_as_many_of_its_newest_records_as_there_may_be() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let limits = LogLimits { max_bytes: 100, max_files: 2 };
+        let line = |number: u32| format!("{number:09}\n");
+        let lines = |numbers: std::ops::Range<u32>| numbers.map(line).collect::<String>();
+        let older = |second: u32| dir.path().join(format!("0.log.20060102-15040{second}"));
+        let put = |path: &Path, numbers| fs::write(path, lines(numbers)).unwrap();
+        let all = || {
+            let files = rotated(&path).unwrap().into_iter().map(|file| file.path).chain([path.clone()]);
+            files.map(|file| fs::read_to_string(file).unwrap()).collect::<Vec<_>>()
+        };
+        put(&older(1), 0..10);
+        put(&older(2), 10..20);
+        put(&path, 20..30);
+        trim(&path, limits).unwrap();
+        assert_eq!(all(), [lines(10..20), lines(20..30)]);
+        // Within its limits nothing happens to it, beyond them it is cut between two records.
+        trim(&path, limits).unwrap();
+        assert_eq!(all(), [lines(10..20), lines(20..30)]);
+        fs::write(&path, lines(20..35) + "x\n").unwrap();
+        trim(&path, limits).unwrap();
+        assert_eq!(all(), [lines(16..20), lines(20..35) + "x\n"]);
+        put(&path, 0..50);
+        trim(&path, limits).unwrap();
+        assert_eq!(all(), [lines(30..50)]);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+        trim(&dir.path().join("none.log"), limits).unwrap();
     }
 }

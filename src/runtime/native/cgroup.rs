@@ -146,13 +146,24 @@ impl Hierarchies {
 
     /// A container's limits as files of its group; none on version 2, where libcontainer sets them.
     pub(super) fn limits(&self, sandbox: &SandboxRecord, record: &ContainerRecord) -> Vec<v1::Setting> {
-        let own = self.first().is_some();
-        if own { v1::limits(sandbox, record, self.swap_limit(), self.guard_devices()) } else { Vec::new() }
+        let Some(mounts) = self.first() else { return Vec::new() };
+        let mut settings = v1::limits(sandbox, record, self.swap_limit(), self.guard_devices());
+        if mounts.contains_key(HUGE_PAGES) {
+            settings.extend(v1::huge_pages(record));
+        }
+        settings
+    }
+
+    /// Huge pages can be limited on version 2.
+    pub(super) fn huge_page_limit(&self) -> bool {
+        let Hierarchies::V2(root) = self else { return false };
+        let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+        controllers.split_whitespace().any(|name| name == HUGE_PAGES)
     }
 
     /// Sets them.
     pub(super) fn limit(&self, path: &Path, settings: &[v1::Setting]) -> io::Result<()> {
-        self.first().map_or(Ok(()), |mounts| v1::limit(mounts, path, settings))
+        self.first().map_or(Ok(()), |mounts| v1::limit(mounts, path, settings, userns::inside()))
     }
 
     /// Hides the hierarchies from libcgroups, in a mount namespace of this process' own; see [`v1`]. What it cannot hide
@@ -318,6 +329,8 @@ impl Hierarchies {
 }
 
 const UNIFIED: &str = "";
+/// The controller of huge pages.
+const HUGE_PAGES: &str = "hugetlb";
 
 /// The group that containers are said to be in where there are [none](Hierarchies::missing).
 pub(super) const NONE_GROUP: &str = "troupe-none";

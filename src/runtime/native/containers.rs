@@ -5,8 +5,6 @@
 
 use std::{fs, sync::Arc, time::Duration};
 
-use nix::sys::signal::Signal;
-
 use super::{
     driver::{Driver, blocking, new_id},
     pod::Pod,
@@ -17,9 +15,7 @@ use super::{
 };
 use crate::{
     model::Uid,
-    runtime::{
-        ContainerConfig, ContainerId, ContainerState, Propagation, RuntimeError, images::ResolvedImage,
-    },
+    runtime::{ContainerConfig, ContainerId, ContainerState, RuntimeError, images::ResolvedImage, signal},
 };
 
 impl Driver {
@@ -79,18 +75,8 @@ impl Driver {
         if spec::arguments(&record).is_none() {
             return Err(RuntimeError::Create("no command specified".to_owned()));
         }
-        if let Some(signal) = record.image.stop_signal.as_deref().filter(|name| parse_signal(name).is_none())
-        {
-            return Err(RuntimeError::Create(format!("the image's stop signal {signal:?} is unknown")));
-        }
-        if let Some(mount) =
-            record.config.mounts.iter().find(|mount| mount.propagation == Propagation::Bidirectional)
-        {
-            return Err(RuntimeError::Config(format!(
-                "mount {}: the native runtime cannot give mountPropagation Bidirectional: what containers mount \
-                 never reaches the node",
-                mount.container_path
-            )));
+        if let Some(signal) = stop_signal(&record).filter(|name| signal::parse(name).is_none()) {
+            return Err(RuntimeError::Create(format!("stop signal {signal:?} is unknown")));
         }
         let program = Program::take(&mut record.config);
         if program.bytes() > Program::MAX_BYTES {
@@ -121,19 +107,19 @@ impl Driver {
             return Ok(());
         };
         if let Ok(client) = pod.client() {
-            let signal = |signal, everyone| {
+            let send = |signal, everyone| {
                 let (client, id) = (client.clone(), id.clone());
                 async move { client.call(Request::Signal { id, signal, everyone }).await }
             };
             if !grace.is_zero() {
-                let first = record.image.stop_signal.as_deref().and_then(parse_signal);
-                let sent = signal(first.unwrap_or(libc::SIGTERM), false).await;
+                let first = stop_signal(&record).and_then(signal::parse);
+                let sent = send(first.unwrap_or(libc::SIGTERM), false).await;
                 if sent.is_ok() && tokio::time::timeout(grace, over.wait_for(|over| *over)).await.is_ok() {
                     return self.reap_orphan(&pod, id).await;
                 }
             }
             // When the shim is gone, what follows the wait does its work.
-            let _ = signal(libc::SIGKILL, true).await;
+            let _ = send(libc::SIGKILL, true).await;
             if tokio::time::timeout(DEATH_WAIT, over.wait_for(|over| *over)).await.is_err() {
                 return Err(RuntimeError::System {
                     operation: format!("kill container {id}"),
@@ -209,41 +195,7 @@ fn image_record(image: ResolvedImage) -> ImageRecord {
     }
 }
 
-/// `SIGTERM`, `term`, `15`, `SIGRTMIN+3`.
-fn parse_signal(name: &str) -> Option<i32> {
-    let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
-    if let Ok(number) = name.parse::<i32>() {
-        return (Signal::try_from(number).is_ok() || real_time.contains(&number)).then_some(number);
-    }
-    let upper = name.to_ascii_uppercase();
-    let bare = upper.strip_prefix("SIG").unwrap_or(&upper);
-    if let Some(offset) = bare.strip_prefix("RTMIN") {
-        let offset = if offset.is_empty() { 0 } else { offset.strip_prefix('+')?.parse::<i32>().ok()? };
-        let number = libc::SIGRTMIN().checked_add(offset)?;
-        return real_time.contains(&number).then_some(number);
-    }
-    format!("SIG{bare}").parse::<Signal>().ok().map(|signal| signal as i32)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn signals_are_known_by_name_and_number() {
-        for (name, number) in [
-            ("SIGTERM", Some(15)),
-            ("quit", Some(3)),
-            ("9", Some(9)),
-            ("SIGRTMIN+3", Some(libc::SIGRTMIN() + 3)),
-            ("RTMIN", Some(libc::SIGRTMIN())),
-            ("SIGRTMIN+99", None),
-            ("SIGRTMIN+x", None),
-            ("0", None),
-            ("", None),
-            ("SIGNAL", None),
-        ] {
-            assert_eq!(parse_signal(name), number, "{name:?}");
-        }
-    }
+/// What a container is asked to end with, if it or its image says.
+fn stop_signal(record: &ContainerRecord) -> Option<&str> {
+    record.config.stop_signal.as_deref().or(record.image.stop_signal.as_deref())
 }

@@ -45,6 +45,7 @@ use tokio::{
     sync::{broadcast, oneshot},
 };
 
+pub(super) use self::sys::kill as send_signal;
 pub use self::{check::check, mounts::unmount_below, shim::shim_main, state::holds_sandboxes};
 use self::{
     driver::{Driver, blocking},
@@ -178,6 +179,11 @@ impl ContainerRuntime for NativeRuntime {
         userns::lacks()
     }
 
+    fn user_namespaces(&self) -> bool {
+        // An ordinary user has but one number to give away.
+        !userns::inside()
+    }
+
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
         let cidr = cidr.to_owned();
         self.run(|driver| async move { driver.set_pod_cidr(cidr).await }).await
@@ -262,6 +268,11 @@ impl ContainerRuntime for NativeRuntime {
     ) -> Result<(), RuntimeError> {
         let id = id.clone();
         self.run(move |driver| async move { driver.update_container(&id, resources).await }).await
+    }
+
+    async fn update_pod_sandbox(&self, pod: &Uid, cpu_request_milli: i64) -> Result<(), RuntimeError> {
+        let pod = pod.clone();
+        self.run(move |driver| async move { driver.update_sandbox(&pod, cpu_request_milli).await }).await
     }
 
     async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {

@@ -60,6 +60,17 @@ pub fn unmount_below(dir: &Path) -> io::Result<()> {
 
 /// Whether what the node mounts below a path later appears here; `table` is mountinfo of this mount namespace.
 pub(super) fn receives(table: &[u8], path: &Path) -> bool {
+    is(table, path, &[b"master:", b"shared:"])
+}
+
+/// Whether what is mounted below a path later appears wherever else that is mounted; `table` is mountinfo of the mount
+/// namespace that the path is looked up in.
+pub(super) fn shared(table: &[u8], path: &Path) -> bool {
+    is(table, path, &[b"shared:"])
+}
+
+/// Whether the mount that a path lies on has one of these marks.
+fn is(table: &[u8], path: &Path, marks: &[&[u8]]) -> bool {
     let lines = table.split(|&byte| byte == b'\n');
     let holder = lines
         .filter_map(|line| {
@@ -67,14 +78,12 @@ pub(super) fn receives(table: &[u8], path: &Path) -> bool {
             let point = PathBuf::from(OsString::from_vec(unescape(fields.get(MOUNT_POINT)?)));
             // Optional fields end with a dash.
             let optional = fields.iter().skip(MOUNT_POINT + 2).take_while(|field| **field != b"-");
-            let from_node = optional
-                .into_iter()
-                .any(|field| field.starts_with(b"master:") || field.starts_with(b"shared:"));
-            path.starts_with(&point).then(|| (point.components().count(), from_node))
+            let marked = optional.into_iter().any(|field| marks.iter().any(|mark| field.starts_with(mark)));
+            path.starts_with(&point).then(|| (point.components().count(), marked))
         })
         // Of several on one point the last is on top.
         .max_by_key(|(depth, _)| *depth);
-    holder.is_some_and(|(_, from_node)| from_node)
+    holder.is_some_and(|(_, marked)| marked)
 }
 
 /// The mount points below a directory in the order of mountinfo's table.
@@ -135,6 +144,9 @@ mod tests {
             ("/database", false),
         ] {
             assert_eq!(receives(table, Path::new(path)), appears, "{path}");
+            assert!(!shared(table, Path::new(path)), "{path}");
         }
+        let both = b"1 0 0:5 / /data rw shared:2 master:7 - tmpfs t rw\n";
+        assert!(shared(both, Path::new("/data/x")) && receives(both, Path::new("/data/x")));
     }
 }

@@ -1,17 +1,24 @@
 //! Changing what a running container may use: its cgroup's files, in either version.
 //!
-//! Owns: which files, and their order. Invariant: a group never has less than the groups in it: what grows is given to the
-//! pod first, what shrinks is taken from the container first. The kernel refuses a memory limit below what is in use, and
-//! so does this, leaving the limit as it was.
+//! Owns: which files, and their order. Invariant: a group never has less memory than the groups in it: what grows is given
+//! to the pod first, what shrinks is taken from the container first. The kernel refuses a memory limit below what is in
+//! use, and so does this, leaving the limit as it was. A pod's weight is set by itself, to what all of its containers ask
+//! for, those that do not run among them.
 
 use std::{fs, io, path::Path};
 
 use super::{
-    cgroup::Cgroup,
+    cgroup::{Cgroup, Hierarchies},
     driver::{Driver, blocking},
     state::system,
 };
-use crate::runtime::{ContainerId, ContainerResources, ContainerState, RuntimeError, limits::CPU_PERIOD_US};
+use crate::{
+    model::Uid,
+    runtime::{
+        ContainerId, ContainerResources, ContainerState, RuntimeError,
+        limits::{CPU_PERIOD_US, cpu_shares, cpu_weight},
+    },
+};
 
 impl Driver {
     pub(super) async fn update_container(
@@ -32,9 +39,35 @@ impl Driver {
     }
 }
 
+impl Driver {
+    pub(super) async fn update_sandbox(&self, uid: &Uid, cpu_request_milli: i64) -> Result<(), RuntimeError> {
+        let pod = self.pod(uid).filter(|pod| pod.ready());
+        let pod = pod.ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {uid}")))?;
+        let (hierarchies, group) = (self.hierarchies.clone(), pod.record.cgroup.clone());
+        let failed = system(format!("change the share of pod {uid}"));
+        blocking(move || hierarchies.weigh(&group, cpu_request_milli).map_err(failed)).await
+    }
+}
+
+impl Hierarchies {
+    /// Gives a pod's group the weight of what all of its containers ask for. Without the controller all are alike.
+    pub(in crate::runtime) fn weigh(&self, path: &Path, cpu_request_milli: i64) -> io::Result<()> {
+        let group = self.group(path);
+        let Some((dir, unified)) = group.of("cpu") else { return Ok(()) };
+        let shares = cpu_shares(cpu_request_milli);
+        let (file, weight) =
+            if unified { ("cpu.weight", cpu_weight(shares)) } else { ("cpu.shares", shares) };
+        match fs::metadata(dir.join(file)) {
+            Ok(_) => fs::write(dir.join(file), weight.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 fn resize(pod: &Cgroup, container: &Cgroup, to: &ContainerResources) -> io::Result<()> {
-    if let (Some((dir, unified)), Some((pods, _))) = (container.of("cpu"), pod.of("cpu")) {
-        cpu(dir, pods, unified, to)?;
+    if let Some((dir, unified)) = container.of("cpu") {
+        cpu(dir, unified, to)?;
     }
     let (Some((own, unified)), Some((pods, _))) = (container.of("memory"), pod.of("memory")) else {
         return Ok(());
@@ -69,29 +102,18 @@ fn resize(pod: &Cgroup, container: &Cgroup, to: &ContainerResources) -> io::Resu
     }
 }
 
-fn cpu(dir: &Path, pods: &Path, unified: bool, to: &ContainerResources) -> io::Result<()> {
+fn cpu(dir: &Path, unified: bool, to: &ContainerResources) -> io::Result<()> {
     let quota = to.cpu_quota_us();
     if unified {
-        weigh(dir, pods, "cpu.weight", to.cpu_weight())?;
+        fs::write(dir.join("cpu.weight"), to.cpu_weight().to_string())?;
         let quota = quota.map_or("max".to_owned(), |quota| quota.to_string());
         return fs::write(dir.join("cpu.max"), format!("{quota} {CPU_PERIOD_US}"));
     }
-    weigh(dir, pods, "cpu.shares", to.cpu_shares())?;
+    fs::write(dir.join("cpu.shares"), to.cpu_shares().to_string())?;
     if quota.is_some() {
         fs::write(dir.join("cpu.cfs_period_us"), CPU_PERIOD_US.to_string())?;
     }
     fs::write(dir.join("cpu.cfs_quota_us"), quota.unwrap_or(-1).to_string())
-}
-
-/// Sets a container's weight. The pod's is the sum of its containers'.
-fn weigh(own: &Path, pods: &Path, file: &str, weight: i64) -> io::Result<()> {
-    let signed = |dir| io::Result::Ok(read(dir, file)?.and_then(|weight| i64::try_from(weight).ok()));
-    if let (Some(before), Some(pod)) = (signed(own)?, signed(pods)?) {
-        // The least there is is below what any request comes to.
-        let least = if file == "cpu.weight" { 1 } else { 2 };
-        fs::write(pods.join(file), (pod + weight - before).max(least).to_string())?;
-    }
-    fs::write(own.join(file), weight.to_string())
 }
 
 /// A group's memory limit; none where it is the kernel's largest number.
@@ -139,7 +161,6 @@ fn limit_of(file: &Path) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::runtime::native::cgroup::Hierarchies;
 
     fn check(unified: bool, container: u64, wanted: i64, used: u64) -> (io::Result<()>, String, String) {
         let root = tempfile::tempdir().unwrap();
@@ -172,8 +193,12 @@ mod tests {
         let done = resize(&group("/pod"), &group("/pod/c"), &to);
         let file = |path: &str, file: &str| fs::read_to_string(root.path().join(path).join(file)).unwrap();
         let cpu = if unified { file("pod/c", "cpu.max") } else { file("pod/c", "cpu.cfs_quota_us") };
-        let (weight, expected) = if unified { ("cpu.weight", "20") } else { ("cpu.shares", "512") };
-        assert_eq!((file("pod/c", weight), file("pod", weight)), (expected.into(), expected.into()));
+        let (weight, expected, two) =
+            if unified { ("cpu.weight", "20", "79") } else { ("cpu.shares", "512", "2048") };
+        // The pod's is what all of its containers come to, not what one of them moves it by.
+        hierarchies.weigh(Path::new("/pod"), 2000).unwrap();
+        hierarchies.weigh(Path::new("/nowhere"), 2000).unwrap();
+        assert_eq!((file("pod/c", weight), file("pod", weight)), (expected.into(), two.into()));
         (done, format!("{} {}", file("pod", memory), file("pod/c", memory)), cpu)
     }
 

@@ -15,7 +15,7 @@ use super::{
     state::{ContainerRecord, SandboxDir, SandboxRecord},
     user::Identity,
 };
-use crate::runtime::{Mount, Propagation, limits::CPU_PERIOD_US};
+use crate::runtime::{HugePageLimit, Mount, Propagation, limits::CPU_PERIOD_US};
 
 /// What the spec depends on beyond the records.
 pub(super) struct Facts<'a> {
@@ -23,6 +23,10 @@ pub(super) struct Facts<'a> {
     /// What libcontainer leaves to the step before the program: what the program gets, and what putting on the system
     /// call filter needs.
     pub capabilities: &'a Names,
+    /// Its root file system.
+    pub root: &'a Path,
+    /// The user namespace of the whole pod, if it has one.
+    pub users: Option<&'a Path>,
     /// Device nodes of the machine, for privileged containers.
     pub devices: &'a [Device],
     /// The pid namespace of the whole pod, if it has one.
@@ -35,6 +39,8 @@ pub(super) struct Facts<'a> {
     pub foreign_pids: bool,
     /// Swap can be limited.
     pub swap_limit: bool,
+    /// Huge pages can be limited.
+    pub huge_page_limit: bool,
     /// The highest limit on open files that can be given.
     pub max_open_files: u64,
 }
@@ -123,6 +129,9 @@ pub(super) fn build(
     let privileged = security.privileged;
     let capabilities: Vec<String> = facts.capabilities.iter().map(|name| format!("CAP_{name}")).collect();
     let mut namespaces = vec![json!({"type": "mount"})];
+    if let Some(path) = facts.users {
+        namespaces.push(json!({"type": "user", "path": path}));
+    }
     match facts.shared_pids {
         Some(path) => namespaces.push(json!({"type": "pid", "path": path})),
         None if sandbox.config.host_pid => {}
@@ -162,8 +171,9 @@ pub(super) fn build(
             Cgroups::Aside => PathBuf::from("/"),
             Cgroups::Unified | Cgroups::Shown => sandbox.cgroup.join(&record.id.0),
         },
-        // Mounts that the node makes under a volume later appear in the container, not the other way round.
-        "rootfsPropagation": "slave",
+        // Mounts that the node makes under a volume later appear in the container; the other way round they do only under
+        // those that are shared with the node, which a slave of it would not be.
+        "rootfsPropagation": if record.config.mounts.iter().any(reaches_node) { "shared" } else { "slave" },
     });
     if facts.cgroups == Cgroups::Unified {
         linux["resources"] = resources(sandbox, record, facts);
@@ -176,7 +186,7 @@ pub(super) fn build(
     }
     serde_json::from_value(json!({
         "ociVersion": "1.0.2",
-        "root": {"path": "rootfs", "readonly": security.read_only_root},
+        "root": {"path": facts.root, "readonly": security.read_only_root},
         "process": process,
         "mounts": mounts(dir, record, facts),
         "linux": linux,
@@ -259,12 +269,19 @@ fn mounts(dir: &SandboxDir, record: &ContainerRecord, facts: &Facts<'_>) -> Vec<
     mounts
 }
 
-/// The pod's mounts are slaves of the node's, so a slave of those sees what the node mounts.
+fn reaches_node(mount: &Mount) -> bool {
+    mount.propagation == Propagation::Bidirectional
+}
+
+/// What the library does of a bind is to copy it as it is, so what these words say has to be true of the source: the
+/// pod's mounts are slaves of the node's, and the shim holds those that are to be something else.
 fn volume(mount: &Mount) -> Value {
     let mut volume =
         bind(&mount.host_path, &mount.container_path, if mount.read_only { &["ro"] } else { &[] });
-    if mount.propagation == Propagation::HostToContainer {
-        volume["options"][1] = "rslave".into();
+    match mount.propagation {
+        Propagation::Private => {}
+        Propagation::HostToContainer => volume["options"][1] = "rslave".into(),
+        Propagation::Bidirectional => volume["options"][1] = "rshared".into(),
     }
     volume
 }
@@ -305,6 +322,10 @@ fn resources(sandbox: &SandboxRecord, record: &ContainerRecord, facts: &Facts<'_
             memory["swap"] = limits.memory_limit_bytes.into();
         }
         resources["memory"] = memory;
+    }
+    if facts.huge_page_limit {
+        let limit = |limit: &HugePageLimit| json!({"pageSize": limit.size(), "limit": limit.limit_bytes});
+        resources["hugepageLimits"] = record.config.huge_pages.iter().map(limit).collect();
     }
     if !record.config.security.privileged {
         resources["devices"] = json!([{"allow": false, "access": "rwm"}]);
@@ -350,12 +371,15 @@ mod tests {
         let facts = Facts {
             identity: &identity,
             capabilities: &capabilities,
+            root: Path::new("rootfs"),
+            users: None,
             devices: &[],
             shared_pids: None,
             cgroups: if unified_cgroups { Cgroups::Unified } else { Cgroups::Shown },
             terminal_group: true,
             foreign_pids: false,
             swap_limit: false,
+            huge_page_limit: unified_cgroups,
             max_open_files: 4096,
         };
         let dir = SandboxDir("/s".into());

@@ -5,8 +5,12 @@
 #![allow(unsafe_code)]
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{FromRawFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt as _,
+    },
     path::Path,
 };
 
@@ -44,7 +48,7 @@ pub(super) fn reset_sigpipe() {
 }
 
 /// Sends any signal, real-time ones too. A process that is gone is no error.
-pub(super) fn kill(pid: i32, signal: i32) -> io::Result<()> {
+pub(in crate::runtime) fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: takes plain integers and touches no memory of ours.
     let result = unsafe { libc::kill(pid, signal) };
     let error = io::Error::last_os_error();
@@ -91,6 +95,14 @@ pub(super) fn fork() -> nix::Result<i32> {
     }
 }
 
+/// The same, the child being a child of this process' parent.
+pub(super) fn fork_sibling() -> io::Result<i32> {
+    let flags = libc::CLONE_PARENT | libc::SIGCHLD;
+    // SAFETY: as in `fork_into_pids`.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, libc::c_long::from(flags), 0, 0, 0, 0) };
+    if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid as i32) }
+}
+
 /// The same, the child being process 1 of a new pid namespace.
 pub(super) fn fork_into_pids() -> io::Result<i32> {
     let flags = libc::CLONE_NEWPID | libc::SIGCHLD;
@@ -128,6 +140,68 @@ pub(super) fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an owned descriptor stays open and itself as long as it lives, and it lives in what is returned.
     Ok(unsafe { AsyncFd::register(fd) }?)
 }
+
+/// A copy of what is mounted at `path` and below it, which is mounted nowhere yet. What is shared stays so.
+pub(super) fn copy_mounts(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let flags = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE as libc::c_uint;
+    // SAFETY: the kernel reads a string that lives across the call, and integers.
+    let tree = unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+    if tree < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(tree as RawFd) })
+}
+
+/// Has such a copy show owners as a user namespace has them: its 0 for the file system's 0.
+pub(super) fn map_owners(tree: &OwnedFd, users: &impl AsRawFd) -> io::Result<()> {
+    let attributes = MountAttributes {
+        set: MOUNT_ATTR_IDMAP,
+        clear: 0,
+        propagation: 0,
+        users: u64::try_from(users.as_raw_fd()).unwrap_or_default(),
+    };
+    // SAFETY: the kernel reads a string and a struct of its own layout that live across the call, and integers.
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<MountAttributes>(),
+        )
+    };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The kernel's `struct mount_attr`.
+#[repr(C)]
+struct MountAttributes {
+    set: u64,
+    clear: u64,
+    propagation: u64,
+    users: u64,
+}
+
+const MOUNT_ATTR_IDMAP: u64 = 0x10_0000;
+
+/// Mounts such a copy on `place`.
+pub(super) fn mount_copy(tree: &OwnedFd, place: &Path) -> io::Result<()> {
+    let place = CString::new(place.as_os_str().as_bytes())?;
+    let (from, here) = (tree.as_raw_fd(), libc::AT_FDCWD);
+    // SAFETY: the kernel reads strings that live across the call, and integers.
+    let moved = unsafe {
+        libc::syscall(libc::SYS_move_mount, from, c"".as_ptr(), here, place.as_ptr(), MOVE_MOUNT_F_EMPTY_PATH)
+    };
+    if moved == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The kernel's numbers (`linux/mount.h`), which not every C library's headers have.
+const OPEN_TREE_CLONE: libc::c_uint = 1;
+const OPEN_TREE_CLOEXEC: libc::c_uint = libc::O_CLOEXEC as libc::c_uint;
+const MOVE_MOUNT_F_EMPTY_PATH: libc::c_uint = 4;
 
 /// Moves what is open as standard input to a high descriptor and puts `/dev/null` in its place.
 ///

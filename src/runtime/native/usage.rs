@@ -1,4 +1,4 @@
-//! What pods and containers use: read from their cgroups, their veth and their writable layers.
+//! What pods and containers use: read from their cgroups, their network devices and their writable layers.
 //!
 //! Owns: which file of which cgroup version says what. Invariant: what cannot be read is `None`, never a guess. Reading
 //! costs a few small files a container; how large a writable layer is takes a walk through it, so that is remembered, and
@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::{cgroup::Hierarchies, pod::Pod};
-use crate::runtime::{ContainerId, ContainerState, SandboxStats, Usage, disk::tree_bytes};
+use crate::runtime::{ContainerId, ContainerState, SandboxStats, Usage, devices, disk::tree_bytes};
 
 /// How old a writable layer's size may be: the kubelet's own housekeeping looks once a minute.
 const LEAST_AGE: Duration = Duration::from_secs(30);
@@ -75,9 +75,10 @@ pub(super) fn of_pods(
         total.cpu_ns = total.cpu_ns.or_else(|| sum(|usage| usage.cpu_ns));
         total.working_set_bytes = total.working_set_bytes.or_else(|| sum(|usage| usage.working_set_bytes));
         total.memory_bytes = total.memory_bytes.or_else(|| sum(|usage| usage.memory_bytes));
+        total.rss_bytes = total.rss_bytes.or_else(|| sum(|usage| usage.rss_bytes));
         total.pids = total.pids.or_else(|| sum(|usage| usage.pids));
         total.writable_bytes = sum(|usage| usage.writable_bytes);
-        let network = pod.record.network.as_ref().and_then(|network| traffic(&network.veth));
+        let network = pod.network_namespace().ok().flatten().and_then(|namespace| traffic(&namespace));
         all.push(SandboxStats { uid: pod.uid.clone(), total, network, containers });
     }
     layers.keep(&known);
@@ -96,6 +97,7 @@ fn read(hierarchies: &Hierarchies, group: &Path) -> Usage {
                 cpu_ns: number(dir("cpuacct").as_ref(), "cpuacct.usage"),
                 working_set_bytes: working_set(memory.as_ref(), memory_bytes, "total_inactive_file"),
                 memory_bytes,
+                rss_bytes: text(memory.as_ref(), "memory.stat").and_then(|text| value(&text, "total_rss")),
                 io_bytes: text(dir("blkio").as_ref(), "blkio.throttle.io_service_bytes_recursive")
                     .map(|text| v1_io(&text)),
                 writable_bytes: None,
@@ -111,6 +113,7 @@ fn read(hierarchies: &Hierarchies, group: &Path) -> Usage {
                     .map(|us| us.saturating_mul(1000)),
                 working_set_bytes: working_set(dir.as_ref(), memory_bytes, "inactive_file"),
                 memory_bytes,
+                rss_bytes: text(dir.as_ref(), "memory.stat").and_then(|text| value(&text, "anon")),
                 io_bytes: text(dir.as_ref(), "io.stat").map(|text| v2_io(&text)),
                 writable_bytes: None,
                 pids: number(dir.as_ref(), "pids.current"),
@@ -164,10 +167,16 @@ fn v2_io(text: &str) -> (u64, u64) {
     (sum("rbytes="), sum("wbytes="))
 }
 
-/// Bytes that a pod received and sent; at the node's end of its pair the directions are swapped.
-fn traffic(veth: &str) -> Option<(u64, u64)> {
-    let dir = Path::new("/sys/class/net").join(veth).join("statistics");
-    Some((number(Some(&dir), "tx_bytes")?, number(Some(&dir), "rx_bytes")?))
+/// Bytes that came into and left a network namespace, given as `/proc/PID/ns/net`. The node's end of a pod's pair would
+/// tell the same, but an ordinary user's is in a network whose `/sys` nobody sees.
+fn traffic(namespace: &Path) -> Option<(u64, u64)> {
+    let process = namespace.parent()?.parent()?.to_path_buf();
+    sum_of(&text(Some(&process), "net/dev")?)
+}
+
+fn sum_of(text: &str) -> Option<(u64, u64)> {
+    let others = devices(text).filter(|(name, _)| *name != "lo").map(|(_, bytes)| bytes);
+    others.reduce(|(received, sent), (more, too)| (received.saturating_add(more), sent.saturating_add(too)))
 }
 
 #[cfg(test)]
@@ -184,12 +193,24 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_in_and_goes_out_is_that_of_all_devices_but_the_loopback() {
+        let loopback = "lo: 5 1 0 0 0 0 0 0 5 1 0 0 0 0 0 0\n";
+        let more = "eth0: 90 2 0 0 0 0 0 0 70 3 0 0 0 0 0 0\nnet1: 1 2 0 0 0 0 0 0 2 3 0 0 0 0 0 0\n";
+        assert_eq!(sum_of(&format!("{loopback}{more}")), Some((91, 72)));
+        assert_eq!(sum_of(loopback), None);
+        // This process' own.
+        let own = text(Some(&PathBuf::from("/proc/self")), "net/dev").unwrap();
+        assert_eq!(traffic(Path::new("/proc/self/ns/net")).is_some(), sum_of(&own).is_some());
+    }
+
+    #[test]
     fn both_versions_tell_the_same() {
         let dir = tempfile::tempdir().unwrap();
         let expected = Usage {
             cpu_ns: Some(7_000),
             working_set_bytes: Some(900),
             memory_bytes: Some(1000),
+            rss_bytes: Some(1),
             io_bytes: Some((10, 3)),
             writable_bytes: None,
             pids: Some(4),
@@ -211,7 +232,7 @@ mod tests {
             .into();
         let group = |name: &str| mounts[name].join("troupe/u");
         write(&group("cpuacct"), &[("cpuacct.usage", "7000\n")]);
-        let stat = "inactive_file 1\ntotal_inactive_file 100\n";
+        let stat = "rss 5\ntotal_rss 1\ninactive_file 1\ntotal_inactive_file 100\n";
         write(&group("memory"), &[("memory.usage_in_bytes", "1000\n"), ("memory.stat", stat)]);
         let io = "8:0 Read 10\n8:0 Write 3\n8:0 Total 13\nTotal 13\n";
         write(&group("blkio"), &[("blkio.throttle.io_service_bytes_recursive", io)]);

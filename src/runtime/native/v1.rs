@@ -162,17 +162,52 @@ pub(super) fn limits(
     settings
 }
 
-/// Sets a container's limits in its groups. What the machine has no controller for is an error.
-pub(super) fn limit(mounts: &Mounts, path: &Path, settings: &[Setting]) -> io::Result<()> {
-    for Setting { controller, file, value } in settings {
-        let Some(root) = mounts.get(*controller) else {
-            let text = format!("{file} cannot be set: this machine has no cgroup controller {controller:?}");
-            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+/// What limits a container's huge pages.
+pub(super) fn huge_pages(record: &ContainerRecord) -> impl Iterator<Item = Setting> + '_ {
+    record.config.huge_pages.iter().filter_map(|limit| {
+        let file = match limit.size().as_str() {
+            "64KB" => "hugetlb.64KB.limit_in_bytes",
+            "2MB" => "hugetlb.2MB.limit_in_bytes",
+            "32MB" => "hugetlb.32MB.limit_in_bytes",
+            "512MB" => "hugetlb.512MB.limit_in_bytes",
+            "1GB" => "hugetlb.1GB.limit_in_bytes",
+            "16GB" => "hugetlb.16GB.limit_in_bytes",
+            _ => return None,
         };
-        fs::write(group(root, path).join(file), value)
-            .map_err(|error| io::Error::new(error.kind(), format!("set {file} to {value}: {error}")))?;
+        Some(Setting { controller: "hugetlb", file, value: limit.limit_bytes.to_string() })
+    })
+}
+
+/// Sets a container's limits in its groups. What the machine has no controller for is an error; in a user namespace
+/// (`partly`), where some hierarchies may be the user's and others not, only what can be set is, and the rest is told.
+pub(super) fn limit(mounts: &Mounts, path: &Path, settings: &[Setting], partly: bool) -> io::Result<()> {
+    for setting in settings {
+        match set(mounts, path, setting) {
+            Err(error) if partly && is_anothers(&error) => {
+                static TOLD: std::sync::Once = std::sync::Once::new();
+                TOLD.call_once(
+                    || tracing::warn!(%error, "some limits are not enforced: they are not the user's"),
+                );
+            }
+            done => done?,
+        }
     }
     Ok(())
+}
+
+/// Whether a limit could not be set for want of a hierarchy or of the right to write to it.
+fn is_anothers(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    matches!(error.kind(), NotFound | PermissionDenied | ReadOnlyFilesystem | Unsupported)
+}
+
+fn set(mounts: &Mounts, path: &Path, Setting { controller, file, value }: &Setting) -> io::Result<()> {
+    let Some(root) = mounts.get(*controller) else {
+        let text = format!("{file} cannot be set: this machine has no cgroup controller {controller:?}");
+        return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+    };
+    fs::write(group(root, path).join(file), value)
+        .map_err(|error| io::Error::new(error.kind(), format!("set {file} to {value}: {error}")))
 }
 
 /// What a container may open: any node may be made, the usual ones used (the OCI's default devices and terminals).
@@ -286,6 +321,13 @@ mod tests {
         assert!(plain[7..].iter().all(|setting| setting.starts_with("devices.allow=")));
         assert_eq!(plain.len(), 7 + DEVICES.len());
         assert!(!told(&record, false).contains(&expected[5].to_owned()));
+        record.config.huge_pages = vec![
+            crate::runtime::HugePageLimit { page_bytes: 2 << 20, limit_bytes: 4 << 20 },
+            crate::runtime::HugePageLimit { page_bytes: 1 << 30, limit_bytes: 0 },
+        ];
+        let huge: Vec<String> =
+            huge_pages(&record).map(|setting| format!("{}={}", setting.file, setting.value)).collect();
+        assert_eq!(huge, ["hugetlb.2MB.limit_in_bytes=4194304", "hugetlb.1GB.limit_in_bytes=0"]);
         record.config.security.privileged = true;
         assert_eq!(told(&record, true).last().map(String::as_str), Some(expected[5]));
     }
@@ -297,13 +339,27 @@ mod tests {
         let path = Path::new("/pod/container");
         make(&mounts, path).unwrap();
         let (sandbox, mut record) = records();
-        limit(&mounts, path, &limits(&sandbox, &record, false, false)).unwrap();
+        limit(&mounts, path, &limits(&sandbox, &record, false, false), false).unwrap();
         let set = |file| fs::read_to_string(dir.path().join(file)).unwrap();
         assert_eq!(set("pids/pod/container/pids.max"), "100");
         assert_eq!(set("cpu/pod/container/cpu.shares"), "2");
         record.config.resources.memory_limit_bytes = 1 << 20;
-        let error = limit(&mounts, path, &limits(&sandbox, &record, false, false)).unwrap_err();
+        let error = limit(&mounts, path, &limits(&sandbox, &record, false, false), false).unwrap_err();
         assert!(error.to_string().contains("no cgroup controller \"memory\""), "{error}");
+    }
+
+    #[test]
+    fn in_a_user_namespace_only_what_is_the_users_is_limited() {
+        let dir = tempfile::tempdir().unwrap();
+        // That of processes is someone else's, that of cpu cannot be written either.
+        let mounts = Mounts::from(["cpu", "memory"].map(|name| (name.to_owned(), dir.path().join(name))));
+        let path = Path::new("/pod/container");
+        fs::create_dir_all(dir.path().join("memory/pod/container")).unwrap();
+        let (sandbox, mut record) = records();
+        record.config.resources.memory_limit_bytes = 1 << 20;
+        limit(&mounts, path, &limits(&sandbox, &record, false, false), true).unwrap();
+        let set = fs::read_to_string(dir.path().join("memory/pod/container/memory.limit_in_bytes")).unwrap();
+        assert_eq!(set, (1 << 20).to_string());
     }
 
     #[test]

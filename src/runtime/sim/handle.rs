@@ -170,6 +170,10 @@ impl ContainerRuntime for SimRuntime {
         false
     }
 
+    fn user_namespaces(&self) -> bool {
+        true
+    }
+
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
         self.ready_for(Operation::SetPodCidr)?.addresses.set(cidr)
     }
@@ -277,6 +281,14 @@ impl ContainerRuntime for SimRuntime {
         let all = self.ready_for(Operation::UpdateContainer)?.container_statuses();
         let runs = all.iter().any(|c| c.id == *id && c.state == ContainerState::Running);
         runs.then_some(()).ok_or_else(|| RuntimeError::NotFound(format!("running container {id}")))
+    }
+
+    async fn update_pod_sandbox(&self, pod: &Uid, cpu_request_milli: i64) -> Result<(), RuntimeError> {
+        let mut state = self.ready_for(Operation::UpdatePodSandbox)?;
+        let sandbox = state.sandboxes.get_mut(pod).filter(|sandbox| sandbox.ready);
+        let sandbox = sandbox.ok_or_else(|| RuntimeError::NotFound(format!("sandbox {pod}")))?;
+        sandbox.cpu_request_milli = cpu_request_milli;
+        Ok(())
     }
 
     async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {

@@ -56,6 +56,7 @@ pub(super) struct Sandbox {
     pub(super) hostname: String,
     pub(super) ready: bool,
     pub(super) ip: Option<Ipv4Addr>,
+    pub(super) cpu_request_milli: i64,
     created_ms: i64,
     pub(super) containers: Vec<ContainerId>,
 }
@@ -137,6 +138,7 @@ impl State {
             hostname: config.hostname.clone(),
             ready: true,
             ip,
+            cpu_request_milli: config.cpu_request_milli,
             created_ms,
             containers: Vec::new(),
         });
@@ -326,6 +328,7 @@ impl State {
                 cpu_ns: Some(u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX)),
                 working_set_bytes: Some(memory),
                 memory_bytes: Some(memory),
+                rss_bytes: Some(memory),
                 io_bytes: Some((0, 0)),
                 writable_bytes: Some(0),
                 pids: Some(1),
@@ -344,6 +347,7 @@ impl State {
                     cpu_ns: sum(|usage| usage.cpu_ns),
                     working_set_bytes: sum(|usage| usage.working_set_bytes),
                     memory_bytes: sum(|usage| usage.memory_bytes),
+                    rss_bytes: sum(|usage| usage.rss_bytes),
                     io_bytes: Some((0, 0)),
                     writable_bytes: Some(0),
                     pids: sum(|usage| usage.pids),

@@ -83,6 +83,7 @@ pub enum Operation {
     StopContainer,
     RemoveContainer,
     UpdateContainer,
+    UpdatePodSandbox,
     ExecSync,
     ListContainers,
     Image,
@@ -154,6 +155,11 @@ impl SimMachine {
         let mut state = self.look();
         let now = state.now_ms();
         state.end(id, BY_SIGNAL + nix::libc::SIGKILL, Some(nix::libc::SIGKILL), true, now);
+    }
+
+    /// Thousandths of a core that a pod's share is for.
+    pub fn cpu_request_milli(&self, pod: &Uid) -> Option<i64> {
+        self.look().sandboxes.get(pod).map(|sandbox| sandbox.cpu_request_milli)
     }
 
     /// A sandbox dies under its containers.

@@ -31,6 +31,19 @@ pub fn mount(dir: &Path, size: Option<u64>) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Mounts a file system of huge pages of so many bytes each unless one is there; tells whether it did.
+pub fn mount_huge_pages(dir: &Path, page_bytes: i64) -> io::Result<bool> {
+    if is_mounted(dir)? {
+        return Ok(false);
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    let options = format!("pagesize={page_bytes}");
+    let mounted = nix_mount(Some("hugetlbfs"), dir, Some("hugetlbfs"), flags, Some(options.as_str()));
+    mounted.map(|()| true).map_err(|errno| {
+        io::Error::new(io::Error::from(errno).kind(), format!("cannot mount huge pages: {}", errno.desc()))
+    })
+}
+
 /// Whether something is mounted on a directory.
 pub fn is_mounted(dir: &Path) -> io::Result<bool> {
     let parent = dir.parent().unwrap_or(dir);

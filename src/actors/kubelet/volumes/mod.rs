@@ -112,6 +112,13 @@ fn make(places: &Places, volume: &Volume, group: Option<u32>, fresh: bool) -> Re
             }
             Ok(())
         }
+        Source::HugePages { page_bytes } => {
+            private(places).and_then(|()| fs::create_dir_all(&dir)).map_err(cannot)?;
+            if memory::mount_huge_pages(&dir, *page_bytes).map_err(cannot)? {
+                open_to_all(&dir, group).map_err(cannot)?;
+            }
+            Ok(())
+        }
         Source::Files { memory, files } => {
             if fresh {
                 private(places).and_then(|()| fs::create_dir_all(&dir)).map_err(cannot)?;
@@ -130,7 +137,7 @@ fn make(places: &Places, volume: &Volume, group: Option<u32>, fresh: bool) -> Re
 }
 
 /// The pod's directory, which only root may enter: whatever modes its files have, they are not the node's users'.
-fn private(places: &Places) -> io::Result<()> {
+pub(super) fn private(places: &Places) -> io::Result<()> {
     fs::create_dir_all(&places.pod_dir)?;
     fs::set_permissions(&places.pod_dir, fs::Permissions::from_mode(0o700))
 }

@@ -28,10 +28,10 @@ use seccompiler::BpfProgram;
 
 use super::{
     super::{
-        beneath, caps,
+        caps,
         cgroup::Hierarchies,
         console::Console,
-        mounts, profile,
+        profile,
         protocol::{Fault, Program},
         seccomp, spec,
         state::{self, ContainerDir, ContainerRecord, SandboxDir, SandboxRecord, Started},
@@ -42,9 +42,11 @@ use super::{
     executor::ProgramStart,
     log::Pump,
     sandbox::{make_dir_in_root, read_in_root},
+    users::Users,
+    volumes,
 };
 use crate::runtime::{
-    ContainerId, Exit, Propagation,
+    ContainerId, Exit,
     logs::{LogLimits, LogWriter},
 };
 
@@ -55,6 +57,10 @@ pub(super) struct Pod<'a> {
     pub hierarchies: &'a Hierarchies,
     /// The pid namespace that all of them enter.
     pub shared_pids: Option<&'a Path>,
+    /// The node's mount namespace.
+    pub node_mounts: &'a fs::File,
+    /// Its own users, if it has any.
+    pub users: Option<&'a Users>,
     /// The shim's own sockets, which are not for containers.
     pub sockets: Vec<RawFd>,
 }
@@ -75,10 +81,14 @@ impl Pod<'_> {
     pub(super) fn create(&self, mut record: ContainerRecord, program: Program) -> Result<Plan, Fault> {
         let dir = self.dir.container(&record.id);
         program.restore(&mut record.config);
-        mount_root(&dir, &record, self.dir.mount_points())?;
-        let plan = prepare_volumes(&dir, &mut record).and_then(|()| self.plan(&dir, &record));
+        mount_root(&dir, &record, self.dir.mount_points(), self.users)?;
+        let prepared = match self.users {
+            Some(users) => users.stage(&dir, &mut record),
+            None => volumes::prepare(&dir, &mut record, self.node_mounts),
+        };
+        let plan = prepared.and_then(|()| self.plan(&dir, &record));
         if plan.is_err() {
-            unmount_root(&dir);
+            self.remove(&record.id);
         }
         plan
     }
@@ -98,6 +108,9 @@ impl Pod<'_> {
         )
         .map(user::here)
         .map_err(Fault::Create)?;
+        if let Some(users) = self.users {
+            users.check(&identity)?;
+        }
         make_dir_in_root(&rootfs, &spec::working_dir(record)).map_err(|errno| {
             Fault::Create(format!("working directory {:?}: {errno}", spec::working_dir(record)))
         })?;
@@ -137,9 +150,15 @@ impl Pod<'_> {
         let environment = spec::environment(record, &hostname.to_string_lossy(), &identity.home);
         let devices = if security.privileged { node_devices() } else { Vec::new() };
         let joined = record.config.join_pids.as_ref().map(|id| self.pids_of(id)).transpose()?;
+        let users = self.users.map(Users::path);
+        let seen = self.users.map_or(self.dir, Users::shown);
+        let root = if users.is_some() { seen.container(&record.id).rootfs() } else { "rootfs".into() };
+        let on_node = |id| self.users.map_or(id, |users| users.on_node(id));
         let facts = spec::Facts {
             identity: &identity,
             capabilities: &setup,
+            root: &root,
+            users: users.as_deref(),
             devices: &devices,
             shared_pids: joined.as_deref().or(self.shared_pids),
             cgroups: match self.hierarchies {
@@ -151,11 +170,12 @@ impl Pod<'_> {
             terminal_group: userns::has_group(spec::TERMINAL_GROUP),
             foreign_pids: self.record.config.host_pid && userns::inside(),
             swap_limit: self.hierarchies.swap_limit(),
+            huge_page_limit: self.hierarchies.huge_page_limit(),
             max_open_files: getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(_, hard)| hard),
         };
         // What runs is the executor's, which has it from memory: the spec lies on disk, and secrets may be in this.
         let unsaid = ["program".to_owned()];
-        spec::build(self.record, self.dir, record, &unsaid, &[], &facts)
+        spec::build(self.record, seen, record, &unsaid, &[], &facts)
             .map_err(|error| error.to_string())
             .and_then(|spec| spec.save(dir.spec()).map_err(|error| error.to_string()))
             .map_err(|cause| Fault::System { operation: "write the OCI spec".to_owned(), cause })?;
@@ -165,8 +185,8 @@ impl Pod<'_> {
         Ok(Plan {
             arguments,
             environment,
-            uid: identity.uid,
-            gid: identity.gid,
+            uid: on_node(identity.uid),
+            gid: on_node(identity.gid),
             privileged: security.privileged,
             limits: self.hierarchies.limits(self.record, record),
             oom_score_adj: record.config.oom_score_adj,
@@ -206,8 +226,9 @@ impl Pod<'_> {
         let cgroup = self.record.cgroup.join(&id.0);
         self.hierarchies.make(&cgroup).map_err(Fault::system("make the container's cgroups"))?;
         self.hierarchies
-            .show(&cgroup, &dir.cgroups(), !plan.privileged)
+            .show(&cgroup, &self.shown_groups(&dir), !plan.privileged)
             .map_err(Fault::system("show the container its cgroups"))?;
+        let shown = self.users.map(Users::show).transpose()?;
         let stay = self.hierarchies.enter(&cgroup).map_err(Fault::system("enter the container's cgroups"))?;
         let built = builder
             .with_root_path(self.dir.libcontainer())
@@ -215,6 +236,7 @@ impl Pod<'_> {
             .and_then(|builder| builder.as_init(&dir.0).with_systemd(false).with_detach(true).build());
         // Before there are limits: they are not for the shim.
         drop(stay);
+        drop(shown);
         // The container's process has its own copy; with ours gone, its exec ends the pipe.
         drop(failures);
         let mut container = match built {
@@ -248,7 +270,7 @@ impl Pod<'_> {
         let started =
             Started { pid, ticks: state::start_ticks(pid).unwrap_or_default(), started_ms: state::now_ms() };
         state::write(&dir.started(), &started).map_err(Fault::system("record the start"))?;
-        self.hierarchies.hide(&dir.cgroups());
+        self.hierarchies.hide(&self.shown_groups(&dir));
         let (pumps, attached) = taken?;
         Ok((Running { pid, log, pumps, plan, attached }, started))
     }
@@ -273,10 +295,15 @@ impl Pod<'_> {
         exit
     }
 
+    /// Where a container finds its cgroups of version 1.
+    fn shown_groups(&self, dir: &ContainerDir) -> PathBuf {
+        self.users.map_or_else(|| dir.cgroups(), |users| users.container(dir).cgroups())
+    }
+
     /// Removes a dead container's cgroup, and what libcontainer knew of it.
     fn forget(&self, id: &ContainerId) {
         let _ = state::remove_tree(&self.dir.libcontainer().join(&id.0));
-        self.hierarchies.hide(&self.dir.container(id).cgroups());
+        self.hierarchies.hide(&self.shown_groups(&self.dir.container(id)));
         let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
         group.kill();
         if let Err(error) = group.remove() {
@@ -286,7 +313,11 @@ impl Pod<'_> {
 
     /// Unmounts an ended container's root file system.
     pub(super) fn remove(&self, id: &ContainerId) {
-        unmount_root(&self.dir.container(id));
+        let dir = self.dir.container(id);
+        if let Some(users) = self.users {
+            users.clear(&dir);
+        }
+        unmount_root(&dir);
     }
 }
 
@@ -308,6 +339,7 @@ const UNKNOWN_CODE: i32 = 255;
 pub(super) struct Plan {
     arguments: Vec<String>,
     environment: Vec<String>,
+    /// As the node has them.
     uid: u32,
     gid: u32,
     privileged: bool,
@@ -427,7 +459,12 @@ pub(super) fn read_record(dir: &ContainerDir) -> Result<ContainerRecord, Fault> 
 
 /// Mounts the image's layers with a writable one on top and the layer of mount points below. Layers go by short links,
 /// since the kernel takes no more than a page of options and none of their separators in names.
-fn mount_root(dir: &ContainerDir, record: &ContainerRecord, mount_points: PathBuf) -> Result<(), Fault> {
+fn mount_root(
+    dir: &ContainerDir,
+    record: &ContainerRecord,
+    mount_points: PathBuf,
+    users: Option<&Users>,
+) -> Result<(), Fault> {
     let fault = |what: &str| Fault::system(format!("{what} of container {}", record.id));
     for path in [dir.0.join("rootfs"), dir.0.join("layers")] {
         fs::create_dir_all(path).map_err(fault("make the directories"))?;
@@ -437,7 +474,13 @@ fn mount_root(dir: &ContainerDir, record: &ContainerRecord, mount_points: PathBu
     let layers: Vec<&PathBuf> = record.image.layers.iter().chain([&mount_points]).collect();
     let links: Vec<String> = (0..layers.len()).map(|layer| format!("layers/{layer}")).collect();
     for (link, layer) in links.iter().zip(layers) {
-        symlink(layer, dir.0.join(link)).map_err(fault("link the layers"))?;
+        match users {
+            Some(users) => users.mount_layer(layer, &dir.0.join(link))?,
+            None => symlink(layer, dir.0.join(link)).map_err(fault("link the layers"))?,
+        }
+    }
+    if let Some(users) = users {
+        users.own(&dir.writable().join("upper"))?;
     }
     let lower = links.join(":");
     // The shim has one thread, so its directory can be lent to the kernel for the look-up of relative paths.
@@ -457,66 +500,20 @@ fn mount_root(dir: &ContainerDir, record: &ContainerRecord, mount_points: PathBu
     mounted.map_err(Fault::system(format!("mount the root file system of container {}", record.id)))
 }
 
-/// Checks volumes, and holds some at a place of the container's own: parts of volumes, where no stranger can put a
-/// symlink in their place before the container starts; and those that are not to see what the node mounts later.
-fn prepare_volumes(dir: &ContainerDir, record: &mut ContainerRecord) -> Result<(), Fault> {
-    let table = fs::read("/proc/self/mountinfo").map_err(Fault::system("read the mounts"))?;
-    for (index, mount) in record.config.mounts.iter_mut().enumerate() {
-        let place = fs::canonicalize(&mount.host_path).unwrap_or_else(|_| mount.host_path.clone());
-        let receives = mounts::receives(&table, &place);
-        if mount.propagation == Propagation::HostToContainer && !receives {
-            return Err(Fault::Config(format!(
-                "path {} is not on a shared mount of the node: mountPropagation HostToContainer cannot work; on the \
-                 node: mount --make-rshared /",
-                mount.host_path.display()
-            )));
-        }
-        let private = receives && mount.propagation == Propagation::Private;
-        let part =
-            match &mount.within {
-                Some(root) => Some(beneath::open(root, &mount.host_path).map_err(|error| {
-                    Fault::Config(format!("subPath {}: {error}", mount.host_path.display()))
-                })?),
-                // What is not there is told when the container starts.
-                None if private && place.exists() => None,
-                None => continue,
-            };
-        let source = match &part {
-            Some(part) => PathBuf::from(format!("/proc/self/fd/{}", part.as_raw_fd())),
-            None => mount.host_path.clone(),
-        };
-        let held = dir.held().join(index.to_string());
-        hold(&source, &held, private).map_err(Fault::system(format!(
-            "hold {} of container {}",
-            mount.host_path.display(),
-            record.id
-        )))?;
-        mount.host_path = held;
-    }
-    Ok(())
-}
-
-/// Binds a file or directory to a new place.
-fn hold(source: &Path, held: &Path, private: bool) -> std::io::Result<()> {
-    fs::create_dir_all(held.parent().unwrap_or(held))?;
-    if fs::metadata(source)?.is_dir() {
-        fs::create_dir(held)?;
-    } else {
-        fs::File::create(held)?;
-    }
-    let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
-    mount(Some(source), held, None::<&str>, bind, None::<&str>)?;
-    if private {
-        mount(None::<&str>, held, None::<&str>, MsFlags::MS_PRIVATE | MsFlags::MS_REC, None::<&str>)?;
-    }
-    Ok(())
-}
-
 fn unmount_root(dir: &ContainerDir) {
     for entry in fs::read_dir(dir.held()).into_iter().flatten().flatten() {
-        let _ = umount2(&entry.path(), MntFlags::MNT_DETACH);
+        // What is the node's too stays there.
+        if volumes::part(&entry.path()).is_ok() {
+            let _ = umount2(&entry.path(), MntFlags::MNT_DETACH);
+        }
     }
     let _ = umount2(&dir.rootfs(), MntFlags::MNT_DETACH);
+    // Of a pod with users of its own layers are mounts, too; links cannot be unmounted.
+    for entry in fs::read_dir(dir.0.join("layers")).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            let _ = umount2(&entry.path(), MntFlags::MNT_DETACH);
+        }
+    }
 }
 
 /// Device nodes in the node's `/dev`, without those below it.

@@ -448,6 +448,9 @@ impl Work<'_> {
     fn start(&self, streams: Streams) -> Result<i32, String> {
         let terminal = matches!(streams, Streams::Terminal(_));
         let process = self.prepare(terminal).map_err(|error| format!("prepare the program: {error}"))?;
+        if let Some(users) = self.pod.users {
+            users.show_apart().map_err(text_of)?;
+        }
         let (verdict, failures) = pipe().map_err(text_of)?;
         let failures = Rc::new(failures);
         let executor = self
@@ -471,6 +474,9 @@ impl Work<'_> {
             .hierarchies
             .enter(&group)
             .map_err(|error| format!("enter the container's cgroups: {error}"))?;
+        if let Some(users) = self.pod.users {
+            users.join().map_err(text_of)?;
+        }
         let built = builder
             .with_pid_file(Some(self.dir.join(PID)))
             .and_then(|builder| builder.with_root_path(self.dir))

@@ -19,10 +19,13 @@ mod executor;
 mod log;
 mod pids;
 mod sandbox;
+mod users;
+mod volumes;
 
 use std::{
     collections::BTreeMap,
     ffi::OsString,
+    fs::File,
     io::{self, Read, Write},
     os::{
         fd::{AsRawFd, RawFd},
@@ -47,6 +50,7 @@ use self::{
     container::{Plan, Pod, Running},
     exec::{Caller, Ends, Execs},
     pids::Holder,
+    users::Users,
 };
 use super::{
     cgroup::Hierarchies,
@@ -99,6 +103,10 @@ struct Shim {
     dir: SandboxDir,
     record: SandboxRecord,
     hierarchies: Hierarchies,
+    /// The node's mount namespace, which this process came from.
+    node_mounts: File,
+    /// The pod's own users, if it has any.
+    users: Option<Users>,
     /// The sandbox, or why there is none.
     ready: Result<(), Fault>,
     /// The pod's pid namespace, if its containers share one.
@@ -150,10 +158,14 @@ impl Shim {
         std::env::set_current_dir("/")?;
         let record: SandboxRecord = state::read(&dir.record())?;
         let mut hierarchies = Hierarchies::detect();
-        let mut ready = sandbox::enter(&dir, &record, &mut hierarchies);
+        let node_mounts = File::open("/proc/self/ns/mnt")?;
+        let (mut ready, users) = match sandbox::enter(&dir, &record, &mut hierarchies) {
+            Ok(users) => (Ok(()), users),
+            Err(fault) => (Err(fault), None),
+        };
         let mut holder = None;
         if ready.is_ok() && record.config.share_pids {
-            match Holder::start() {
+            match Holder::start(users.as_ref().map(Users::namespace)) {
                 Ok(started) => holder = Some(started),
                 Err(error) => ready = Err(Fault::system("make the pod's pid namespace")(error)),
             }
@@ -162,6 +174,8 @@ impl Shim {
             dir,
             record,
             hierarchies,
+            node_mounts,
+            users,
             ready,
             holder,
             listener,
@@ -272,6 +286,8 @@ impl Shim {
             record: &self.record,
             hierarchies: &self.hierarchies,
             shared_pids: self.holder.as_ref().map(Holder::path),
+            node_mounts: &self.node_mounts,
+            users: self.users.as_ref(),
             sockets: std::iter::once(self.listener.as_raw_fd()).chain(self.clients.keys().copied()).collect(),
         }
     }
@@ -390,6 +406,8 @@ impl Shim {
             record: &self.record,
             hierarchies: &self.hierarchies,
             shared_pids: self.holder.as_ref().map(Holder::path),
+            node_mounts: &self.node_mounts,
+            users: self.users.as_ref(),
             sockets: Vec::new(),
         };
         self.execs.begin(&pod, id, &running.plan, command, ends, caller)?;

@@ -6,11 +6,14 @@
 
 use std::{
     collections::BTreeSet,
-    io,
+    fs::File,
+    io::{self, Read as _, Write as _},
+    os::fd::AsRawFd as _,
     path::{Path, PathBuf},
 };
 
 use nix::{
+    sched::{CloneFlags, setns, unshare},
     sys::{
         prctl,
         signal::{SigSet, Signal, kill},
@@ -25,18 +28,55 @@ use super::super::sys;
 pub(super) struct Holder {
     pid: i32,
     path: PathBuf,
+    /// What the path leads to, where processes of other users could not take it from the holder's.
+    _namespace: Option<File>,
 }
 
 impl Holder {
-    /// Makes the namespace. To be called by a process with one thread.
-    pub(super) fn start() -> io::Result<Holder> {
+    /// Makes the namespace, which belongs to the pod's users if it has some of its own. To be called by a process with one
+    /// thread.
+    pub(super) fn start(users: Option<&File>) -> io::Result<Holder> {
         let shim = std::process::id();
+        if let Some(users) = users {
+            return Self::start_among(users, shim);
+        }
         // Of this child only: the namespace that the shim's other children are in may be one that it could not return to.
         let pid = sys::fork_into_pids()?;
         if pid == 0 {
             hold(shim);
         }
-        Ok(Holder { pid, path: format!("/proc/{pid}/ns/pid").into() })
+        Ok(Holder { pid, path: format!("/proc/{pid}/ns/pid").into(), _namespace: None })
+    }
+
+    /// By way of a child that becomes one of the pod's users and ends; the holder is the shim's child nevertheless.
+    fn start_among(users: &File, shim: u32) -> io::Result<Holder> {
+        let (mut told, tell) = io::pipe()?;
+        let child = sys::fork()?;
+        if child == 0 {
+            let made = setns(users, CloneFlags::CLONE_NEWUSER)
+                .and_then(|()| unshare(CloneFlags::CLONE_NEWPID))
+                .map_err(io::Error::from)
+                .and_then(|()| sys::fork_sibling());
+            match made {
+                Ok(0) => hold(shim),
+                made => {
+                    let _ = (&tell).write_all(&made.unwrap_or(0).to_ne_bytes());
+                    std::process::exit(0)
+                }
+            }
+        }
+        drop(tell);
+        let mut pid = [0; size_of::<i32>()];
+        let read = told.read_exact(&mut pid);
+        let _ = waitpid(Pid::from_raw(child), None);
+        read?;
+        let pid = i32::from_ne_bytes(pid);
+        if pid == 0 {
+            return Err(io::Error::other("the kernel refuses it"));
+        }
+        let namespace = File::open(format!("/proc/{pid}/ns/pid"))?;
+        let path = format!("/proc/self/fd/{}", namespace.as_raw_fd()).into();
+        Ok(Holder { pid, path, _namespace: Some(namespace) })
     }
 
     pub(super) fn pid(&self) -> i32 {

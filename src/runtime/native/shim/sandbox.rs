@@ -17,12 +17,15 @@ use nix::{
     sys::stat::Mode,
 };
 
-use super::super::{
-    cgroup::Hierarchies,
-    netlink::{LinkIndex, Netlink},
-    protocol::Fault,
-    state::{SandboxDir, SandboxRecord},
-    sys,
+use super::{
+    super::{
+        cgroup::Hierarchies,
+        netlink::{LinkIndex, Netlink},
+        protocol::Fault,
+        state::{SandboxDir, SandboxRecord},
+        sys,
+    },
+    users::Users,
 };
 use crate::runtime::{Dns, hosts};
 
@@ -34,7 +37,7 @@ pub(super) fn enter(
     dir: &SandboxDir,
     record: &SandboxRecord,
     hierarchies: &mut Hierarchies,
-) -> Result<(), Fault> {
+) -> Result<Option<Users>, Fault> {
     let config = &record.config;
     // Opened in the node's network namespace, where it stays.
     let mut node = Netlink::open().map_err(Fault::system("open a netlink socket"))?;
@@ -43,11 +46,12 @@ pub(super) fn enter(
         .map(|network| LinkIndex::of(&network.bridge))
         .transpose()
         .map_err(Fault::system("find the node's bridge"))?;
+    let users = Users::enter(dir, config)?;
     let mut namespaces = CloneFlags::CLONE_NEWNS;
-    if !config.host_network {
+    if !config.host_network && users.is_none() {
         namespaces |= CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWUTS;
     }
-    if !config.host_ipc {
+    if !config.host_ipc && users.is_none() {
         namespaces |= CloneFlags::CLONE_NEWIPC;
     }
     unshare(namespaces).map_err(Fault::system("make the pod's namespaces"))?;
@@ -71,7 +75,11 @@ pub(super) fn enter(
     }
     share_memory(dir, config.host_ipc)?;
     write_files(dir, record).map_err(Fault::system("write the pod's files for /etc"))?;
-    hierarchies.limit_pod(&record.cgroup, config).map_err(Fault::system("limit the pod's cgroup"))
+    if let Some(users) = &users {
+        users.set_stage(dir)?;
+    }
+    hierarchies.limit_pod(&record.cgroup, config).map_err(Fault::system("limit the pod's cgroup"))?;
+    Ok(users)
 }
 
 /// Sysctls of the pod's own namespaces only: others would change the node.

@@ -1,0 +1,227 @@
+//! Answers the kubelet's Summary API: what the node and its pods use, as it is right now.
+//!
+//! Owns: gathering, and how large pods' files are. The form is [`crate::logic::summary`]. Limits: logs and volumes are measured
+//! by walking through them, so what was measured last is told again for a while: a hundred times as long as it took.
+
+use std::{
+    collections::HashMap,
+    fs,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
+use k8s_openapi::api::core::v1;
+use tokio::sync::Mutex;
+
+use super::{
+    Kubelet, NodeContext,
+    eviction::Files,
+    machine,
+    stats::{self, Known},
+    streams::refuse,
+};
+use crate::{
+    logic::{
+        pod::config::{Places, sizes},
+        summary::{Amounts, Disk, OfContainer, OfNode, OfPod, summary},
+        usage::{NodeUsage, Reading},
+    },
+    model::Uid,
+    net::Responder,
+    runtime::{RuntimeError, SandboxStats, Usage, devices},
+};
+
+/// How old a measurement may be in any case.
+const LEAST_AGE: Duration = Duration::from_secs(10);
+/// Measuring takes at most this share of a core: one hundredth.
+const SHARE: u32 = 100;
+
+/// What pods' files were measured last.
+#[derive(Default)]
+pub(super) struct Measured {
+    again: Option<Instant>,
+    files: Arc<HashMap<Uid, Files>>,
+}
+
+/// A pod to be told of.
+struct Subject {
+    pod: Arc<v1::Pod>,
+    places: Places,
+    /// As the master knows it.
+    told: Uid,
+}
+
+impl Kubelet {
+    /// Answers with the summary.
+    pub(super) fn tell_summary(&mut self, responder: Responder, ctx: &mut Context<Self>) {
+        let (node, known, measured) = (self.seed.node.clone(), self.known(), self.measured.clone());
+        let subjects = self.pods.iter().map(|(uid, entry)| {
+            let (pod, text) = (entry.pod(), |text: &Option<String>| text.clone().unwrap_or_default());
+            let meta = &pod.metadata;
+            let places = node.places(&text(&meta.namespace), &text(&meta.name), uid.as_str());
+            (uid.clone(), Subject { told: self.manifests.told_uid(uid.clone()), pod, places })
+        });
+        let subjects: HashMap<Uid, Subject> = subjects.collect();
+        let work = async move {
+            let read = stats::read(&node, &known).await?;
+            let files = measure(&measured, &subjects).await;
+            Ok::<_, RuntimeError>((node, known, subjects, read, files))
+        };
+        ctx.spawn(work.into_actor(self).map(|outcome, kubelet, _| {
+            let (node, known, subjects, (reading, all), files) = match outcome {
+                Ok(gathered) => gathered,
+                Err(error) => return refuse(responder, 503, error.to_string()),
+            };
+            let (at_ms, mut of_machine) = (reading.at_ms, of_node(&node, &reading));
+            kubelet.keep_reading(Ok(reading));
+            let rates = kubelet.readings.usage();
+            let pods = all.iter().filter_map(|pod| {
+                let subject = subjects.get(&pod.uid)?;
+                Some(of_pod(pod, subject, &known, files.get(&pod.uid), &rates))
+            });
+            of_machine.amounts.cpu_nano = rates.machine.map(|rate| rate.cpu_nano);
+            stats::answer(responder, &summary(at_ms, of_machine, pods.collect()));
+        }));
+    }
+}
+
+/// How large pods' files are: one measures at a time, the others wait for it.
+async fn measure(measured: &Mutex<Measured>, subjects: &HashMap<Uid, Subject>) -> Arc<HashMap<Uid, Files>> {
+    let mut measured = measured.lock().await;
+    let begun = Instant::now();
+    if measured.again.is_none_or(|again| again <= begun) {
+        let of: Vec<_> = subjects
+            .iter()
+            .map(|(uid, subject)| (uid.clone(), subject.pod.clone(), subject.places.clone()))
+            .collect();
+        let work = tokio::task::spawn_blocking(move || {
+            of.into_iter().map(|(uid, pod, places)| (uid, Files::of(&pod, &places))).collect()
+        });
+        // A walk that panicked measured nothing.
+        measured.files = Arc::new(work.await.unwrap_or_default());
+        measured.again = Some(Instant::now() + LEAST_AGE.max(begun.elapsed() * SHARE));
+    }
+    measured.files.clone()
+}
+
+fn amounts(usage: &Usage) -> Amounts {
+    Amounts {
+        cpu_ns: usage.cpu_ns,
+        cpu_nano: None,
+        memory_bytes: usage.memory_bytes,
+        working_set_bytes: usage.working_set_bytes,
+        rss_bytes: usage.rss_bytes,
+        limit_bytes: None,
+    }
+}
+
+fn of_pod(
+    pod: &SandboxStats,
+    subject: &Subject,
+    known: &Known,
+    files: Option<&Files>,
+    rates: &NodeUsage,
+) -> OfPod {
+    let (namespace, name) = known.pods.get(&pod.uid).cloned().unwrap_or_default();
+    let rates = rates.pods.iter().find(|of| of.namespace == namespace && of.name == name);
+    let rates = rates.map(|of| of.containers.as_slice()).unwrap_or_default();
+    let rate = |name: &str| rates.iter().find(|(of, _)| of == name).map(|(_, rate)| rate.cpu_nano);
+    let spec = subject.pod.spec.as_ref();
+    let limit = |name: &str| {
+        let container = spec?.containers.iter().find(|container| container.name == name)?;
+        let limit = sizes(container.resources.as_ref()).memory_limit_bytes;
+        u64::try_from(limit).ok().filter(|bytes| *bytes > 0)
+    };
+    let containers: Vec<OfContainer> = pod
+        .containers
+        .iter()
+        .filter_map(|(id, usage)| {
+            let (name, started_ms) = known.containers.get(id)?.clone();
+            let (cpu_nano, limit_bytes) = (rate(&name), limit(&name));
+            Some(OfContainer {
+                amounts: Amounts { cpu_nano, limit_bytes, ..amounts(usage) },
+                writable_bytes: usage.writable_bytes,
+                log_bytes: files.map(|files| files.logs.get(&name).copied().unwrap_or(0)),
+                name,
+                started_ms,
+            })
+        })
+        .collect();
+    let cpu_nano = containers.iter().map(|container| container.amounts.cpu_nano).sum();
+    let limit_bytes = spec.and_then(|spec| spec.containers.iter().map(|c| limit(&c.name)).sum());
+    let started = subject.pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+    OfPod {
+        namespace,
+        name,
+        uid: subject.told.to_string(),
+        started_ms: started.map_or_else(
+            || containers.iter().map(|container| container.started_ms).min().unwrap_or(0),
+            |time| time.0.as_millisecond(),
+        ),
+        amounts: Amounts { cpu_nano, limit_bytes, ..amounts(&pod.total) },
+        network: pod.network,
+        pids: pod.total.pids,
+        containers,
+        volumes: files
+            .map(|files| files.volumes.iter().map(|(name, bytes)| (name.clone(), *bytes)).collect()),
+    }
+}
+
+fn of_node(node: &NodeContext, reading: &Reading) -> OfNode {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let left = machine::left(&node.dir);
+    let (pids_left, pids) = left.pids;
+    let memory = read("/proc/meminfo");
+    let line = |name: &str| Some(machine::meminfo(&memory, name)).filter(|bytes| *bytes > 0);
+    let inodes = nix::sys::statvfs::statvfs(&node.dir).map_or((0, 0), |s| (s.files(), s.files_available()));
+    OfNode {
+        name: node.name.clone(),
+        started_ms: booted_ms(&read("/proc/stat")),
+        amounts: Amounts {
+            cpu_ns: reading.machine.cpu_ns,
+            cpu_nano: None,
+            memory_bytes: line("MemTotal:").zip(line("MemFree:")).map(|(all, free)| all.saturating_sub(free)),
+            working_set_bytes: reading.machine.memory_bytes,
+            rss_bytes: line("AnonPages:"),
+            limit_bytes: line("MemTotal:"),
+        },
+        network: default_device(&read("/proc/net/route"), &read("/proc/net/dev")),
+        disk: Disk { bytes: left.disk.1, free_bytes: left.disk.0, inodes: inodes.0, free_inodes: inodes.1 },
+        pids: (pids, pids.saturating_sub(pids_left)),
+    }
+}
+
+/// When the machine was started, from `/proc/stat`: a line `btime 1700000000`.
+fn booted_ms(stat: &str) -> i64 {
+    let seconds = stat.lines().find_map(|line| line.strip_prefix("btime ")?.trim().parse::<i64>().ok());
+    seconds.unwrap_or(0).saturating_mul(1000)
+}
+
+/// The device of the route to everywhere, and bytes that it received and sent. Lines `eth0 00000000 0100000A …`.
+fn default_device(routes: &str, all: &str) -> Option<(String, u64, u64)> {
+    let name = routes.lines().find_map(|line| {
+        let mut words = line.split_whitespace();
+        let name = words.next()?;
+        // Destination and mask.
+        (words.next()? == "00000000" && words.nth(5)? == "00000000").then_some(name)
+    })?;
+    let (_, (received, sent)) = devices(all).find(|(device, _)| *device == name)?;
+    Some((name.to_owned(), received, sent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_nodes_network_is_the_device_that_leads_everywhere() {
+        let routes = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\n\
+                      br0\t0000F40A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\n\
+                      eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\n";
+        let all = "br0: 1 1 0 0 0 0 0 0 2 1 0 0 0 0 0 0\neth0: 90 2 0 0 0 0 0 0 70 3 0 0 0 0 0 0\n";
+        assert_eq!(default_device(routes, all), Some(("eth0".into(), 90, 70)));
+        assert_eq!(default_device("", all), None);
+        assert_eq!((booted_ms("cpu 1\nbtime 1700000000\n"), booted_ms("")), (1_700_000_000_000, 0));
+    }
+}

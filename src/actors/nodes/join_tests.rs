@@ -1,0 +1,108 @@
+//! Machines that join, as the registry sees them: without a network, whose part is tested in `net`.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::*;
+use crate::{
+    logic::join::{belongs_to, token_object},
+    messages::wire::{JoinAnswer, JoinRefusal, JoinRequest},
+    model::token::JoinToken,
+    net::{Authority, JoinAsk, csr::NodeKey},
+};
+
+const LIFE: Duration = Duration::from_secs(600);
+
+/// A master that admits, and the way of requests to it.
+async fn admitting() -> (Master, mpsc::Sender<JoinAsk>) {
+    let (asks, asked) = mpsc::channel(4);
+    let authority = Arc::new(Authority::ephemeral().unwrap());
+    let admission = Arc::new(Admission::new(authority, asked, LIFE));
+    (Master::start_with(Some(admission)).await, asks)
+}
+
+fn token() -> JoinToken {
+    JoinToken { id: "abcdef".into(), secret: "0123456789abcdef".into(), pin: [0; 32] }
+}
+
+/// Creates the token, valid for an hour.
+async fn create_token(master: &Master) {
+    let expires = outside_now_plus(3600);
+    let mut secret = token_object(&token(), expires, None);
+    // As the API's door makes it.
+    let texts = secret.as_object_mut().unwrap().remove("stringData").unwrap();
+    let texts: BTreeMap<String, String> = serde_json::from_value(texts).unwrap();
+    let data: BTreeMap<String, k8s_openapi::ByteString> =
+        texts.into_iter().map(|(key, text)| (key, k8s_openapi::ByteString(text.into_bytes()))).collect();
+    secret["data"] = serde_json::to_value(data).unwrap();
+    master.bench.create(Kind::Secret, secret).await;
+}
+
+fn outside_now_plus(seconds: i64) -> k8s_openapi::jiff::Timestamp {
+    let seconds = k8s_openapi::jiff::SignedDuration::from_secs(seconds);
+    crate::actors::outside::now().checked_add(seconds).unwrap()
+}
+
+/// Asks, from an address whose last byte is `from`.
+async fn ask(asks: &mpsc::Sender<JoinAsk>, name: &str, key: &NodeKey, secret: &str, from: u8) -> JoinAnswer {
+    let (answer, answered) = oneshot::channel();
+    let request = JoinRequest {
+        token_id: token().id,
+        secret: secret.into(),
+        name: name.into(),
+        csr: key.request().unwrap().into(),
+    };
+    let address = ([10, 0, 0, from], 1).into();
+    asks.send(JoinAsk { address, request, answer }).await.ok().unwrap();
+    answered.await.unwrap()
+}
+
+#[test]
+fn a_machine_that_joins_has_a_node_a_subnet_and_a_name_of_its_own() {
+    system(async {
+        let (master, asks) = admitting().await;
+        let (one, two) = (NodeKey::generate().unwrap(), NodeKey::generate().unwrap());
+        let good = token().secret;
+        let unknown = ask(&asks, "n1", &one, &good, 1).await;
+        assert!(matches!(unknown, JoinAnswer::Refused(JoinRefusal::TokenUnknown, _)), "{unknown:?}");
+        create_token(&master).await;
+        // Two machines ask for one name at once: one gets it.
+        let (first, second) =
+            tokio::join!(ask(&asks, "n1", &one, &good, 1), ask(&asks, "n1", &two, &good, 2));
+        assert!(matches!(first, JoinAnswer::Admitted(_)), "{first:?}");
+        assert!(matches!(second, JoinAnswer::Refused(..)), "{second:?}");
+        let node = master.bench.find(&node_key("n1")).unwrap();
+        assert!(belongs_to(&node, one.pin()) && !belongs_to(&node, two.pin()));
+        let KindFacet::Node(facet) = &node.facet.of else { panic!("no node") };
+        assert_eq!(facet.pod_cidr.as_deref(), Some("10.244.0.0/24"));
+        assert!(!facet.ready, "it has said nothing yet");
+        // The same one again, as when its answer was lost; the other under another name.
+        assert!(matches!(ask(&asks, "n1", &one, &good, 1).await, JoinAnswer::Admitted(_)));
+        assert!(matches!(ask(&asks, "n2", &two, &good, 2).await, JoinAnswer::Admitted(_)));
+        let node = master.bench.find(&node_key("n2")).unwrap();
+        let KindFacet::Node(facet) = &node.facet.of else { panic!("no node") };
+        assert_eq!(facet.pod_cidr.as_deref(), Some("10.244.1.0/24"));
+        let bad = ask(&asks, "No Name", &two, &good, 2).await;
+        assert!(matches!(bad, JoinAnswer::Refused(JoinRefusal::Invalid, _)), "{bad:?}");
+        master.stop().await;
+    });
+}
+
+#[test]
+fn who_guesses_is_not_listened_to_for_a_while_and_others_are() {
+    system(async {
+        let (master, asks) = admitting().await;
+        create_token(&master).await;
+        let key = NodeKey::generate().unwrap();
+        let mut refused = Vec::new();
+        for _ in 0..20 {
+            let JoinAnswer::Refused(refusal, _) = ask(&asks, "n1", &key, "aaaaaaaaaaaaaaaa", 1).await else {
+                panic!("admitted")
+            };
+            refused.push(refusal);
+        }
+        assert_eq!(refused[0], JoinRefusal::TokenUnknown);
+        assert_eq!(refused[19], JoinRefusal::Busy);
+        assert!(matches!(ask(&asks, "n1", &key, &token().secret, 2).await, JoinAnswer::Admitted(_)));
+        master.stop().await;
+    });
+}

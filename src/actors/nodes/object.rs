@@ -1,0 +1,152 @@
+//! A node's object, as its actor keeps it.
+//!
+//! Owns: the writing of what a node says of itself, and of what is said of it when it falls silent. Invariants: a node
+//! of the master's own process that is not there is made; one that joined is not: without its object, or with another
+//! key in that, it is no node any more and is sent away.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
+use k8s_openapi::api::core::v1;
+
+use super::handle::{NodeHandle, RETRY};
+use crate::{
+    actors::{commit::commit, outside},
+    logic::{
+        edit::{Edit, edit},
+        join::{belongs_to, not_a_node},
+        nodes::{complete_labels, lost_status, new_node, taint_by_condition},
+        taints::{Readiness, readiness, taint_by_readiness},
+    },
+    messages::{Durability, RecordEvent, wire},
+    model::{KindFacet, NodeName, Object, seal},
+    net::LinkHandle,
+};
+
+/// How long a node that said goodbye may be away before its pods are replaced: a restart, an upgrade, a reboot of a
+/// small machine.
+const GOODBYE: Duration = Duration::from_secs(60);
+
+impl NodeHandle {
+    /// Writes the node's own status; makes the node object when it is new.
+    pub(super) fn write_node(
+        &mut self,
+        report: wire::NodeReport,
+        labels: BTreeMap<String, String>,
+        ctx: &mut Context<Self>,
+    ) {
+        let status: v1::NodeStatus = match serde_json::from_slice(&report.status) {
+            Ok(status) => status,
+            Err(error) => {
+                tracing::error!(node = %self.name, %error, "the node sent no node status");
+                return;
+            }
+        };
+        let (name, subnet) = (self.name.clone(), self.subnet.clone());
+        let joined = self.joined_link();
+        self.change_node(ctx, move |current| match current {
+            other if !is_admitted(&name, joined.as_ref(), other) => None,
+            Some(object) => edit::<v1::Node>(object, |node| {
+                node.status = Some(status.clone());
+                complete_labels(node.metadata.labels.get_or_insert_default(), &status);
+                node.metadata.labels.get_or_insert_default().extend(labels.clone());
+                let spec = node.spec.get_or_insert_default();
+                taint_by_condition(spec, &status);
+                taint_by_readiness(spec, readiness(&status), outside::now());
+                if spec.pod_cidr.is_none() {
+                    spec.pod_cidr = Some(subnet.clone());
+                    spec.pod_cidrs = Some(vec![subnet.clone()]);
+                }
+            })
+            .ok(),
+            None => {
+                let uid = outside::uid();
+                let now_ms = outside::now().as_millisecond();
+                let node = new_node(name.as_str(), &labels, &subnet, status.clone(), now_ms, uid.as_str());
+                seal(&node).ok().map(Edit::Create)
+            }
+        });
+    }
+
+    /// Changes the node's object, again from its newest state when that was overtaken.
+    fn change_node(
+        &self,
+        ctx: &mut Context<Self>,
+        change: impl Fn(Option<&Arc<Object>>) -> Option<Edit> + 'static,
+    ) {
+        let (wiring, key) = (self.seed.wiring.clone(), self.key());
+        let work = async move {
+            loop {
+                let snapshot = wiring.view.snapshot();
+                let Some(edit) = change(snapshot.find(&key)) else { return };
+                let durability = match &edit {
+                    // A subnet, too, is for good.
+                    Edit::Replace(_, base) if has_subnet(base) => Durability::Soft,
+                    _ => Durability::Hard,
+                };
+                match commit(&wiring, vec![edit], durability).await {
+                    Ok(outcome) if outcome.overtaken.is_empty() => return,
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::warn!(node = %key.name, %error, "node status not written");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+        };
+        // Mirrors wait for their node's object, which owns them.
+        ctx.spawn(work.into_actor(self).map(|(), node, ctx| node.write_mirrors(ctx)));
+    }
+
+    /// The link has been down for too long.
+    pub(super) fn mark_lost(&mut self, ctx: &mut Context<Self>) {
+        let planned = std::mem::take(&mut self.goodbye);
+        if planned {
+            // When it is not back by then, it is lost like any other.
+            self.lost = Some(ctx.run_later(GOODBYE, |node, ctx| node.mark_lost(ctx)));
+            tracing::info!(node = %self.name, "node is not ready: it said goodbye");
+        } else {
+            tracing::warn!(node = %self.name, "node is not ready: its link is down");
+        }
+        let snapshot = self.seed.wiring.view.snapshot();
+        if let Some(object) = snapshot.find(&self.key()) {
+            let message = format!("Node {} status is now: NodeNotReady", self.name);
+            let event =
+                RecordEvent::about(object, "node-controller", "NodeNotReady", message, outside::now());
+            self.seed.wiring.record(event);
+        }
+        self.change_node(ctx, move |current| {
+            let (object, now) = (current?, outside::now());
+            edit::<v1::Node>(object, |node| {
+                node.status = node.status.as_ref().map(|s| lost_status(s, now.as_millisecond()));
+                let readiness = Readiness::Unreachable { evict: !planned };
+                taint_by_readiness(node.spec.get_or_insert_default(), readiness, now);
+            })
+            .ok()
+        });
+    }
+
+    /// The link and the key of a node that joined.
+    fn joined_link(&self) -> Option<([u8; 32], LinkHandle<wire::ToNode>)> {
+        let link = self.link.as_ref()?;
+        Some((link.joined_key()?, link.clone()))
+    }
+}
+
+/// Whether whoever is linked is still the node: it is sent away if not.
+fn is_admitted(
+    name: &NodeName,
+    joined: Option<&([u8; 32], LinkHandle<wire::ToNode>)>,
+    node: Option<&Arc<Object>>,
+) -> bool {
+    let Some((key, link)) = joined else { return true };
+    let admitted = node.is_some_and(|node| belongs_to(node, *key));
+    if !admitted {
+        link.expel(&not_a_node(name.as_str()));
+    }
+    admitted
+}
+
+fn has_subnet(node: &Object) -> bool {
+    matches!(&node.facet.of, KindFacet::Node(facet) if facet.pod_cidr.is_some())
+}

@@ -1,0 +1,392 @@
+//! `troupe node`: a node of a master elsewhere, in the foreground, until a signal.
+//!
+//! Owns: the order of joining (who am I, whose, with which token), and the process around the node: the ready line and
+//! file, signals, the exit code. Invariants: a directory that has joined needs no token, and one that is given again is
+//! not in the way; a node that the master sends away says so, says what to do, and ends with 1.
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    time::Instant,
+};
+
+use super::{
+    Node, NodeConfig, RegistryOptions, RuntimeChoice, StartError,
+    address::{towards, with_port},
+    cluster::this_machine,
+    membership::{Files, Membership, Record, Standing},
+    node::MAX_PODS,
+    runtime::{choose, open_runtime},
+    telemetry::init_tracing,
+    up::with_causes,
+};
+use crate::{
+    actors::{kubelet::KubeletSettings, supervisor::Escalation},
+    logic::supervision::Backoff,
+    messages::wire::JoinRefusal,
+    model::{NodeName, token::JoinToken},
+    net::join::{JoinError, join},
+    store::DataDir,
+};
+
+/// A master that does not answer by then is not there, as far as a first join is concerned. A node that has joined
+/// waits for ever.
+const JOIN_WITHIN: Duration = Duration::from_secs(30);
+/// Between two attempts.
+const JOIN_PAUSE: Duration = Duration::from_millis(500);
+
+/// What `troupe node` was asked for.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Where everything is kept.
+    pub data_dir: PathBuf,
+    /// The master's address for links; needed once, and when it has changed.
+    pub join: Option<String>,
+    /// A join token; needed once.
+    pub token: Option<String>,
+    /// The node's name; this machine's when absent.
+    pub name: Option<String>,
+    /// Labels for the node; none leaves those that it had.
+    pub labels: Vec<(String, String)>,
+    /// The address other machines reach it at; that from which it reaches the master when absent.
+    pub address: Option<IpAddr>,
+    /// Which runtime; the one it was started with before when absent.
+    pub runtime: Option<RuntimeChoice>,
+    /// Where the CRI runtime listens.
+    pub cri_socket: Option<String>,
+    /// Most pods.
+    pub max_pods: Option<u32>,
+    /// The first delay of CrashLoopBackOff.
+    pub crash_loop_initial: Option<Duration>,
+    /// Where images come from.
+    pub registries: RegistryOptions,
+    /// A directory of manifests, whose pods it runs in any case.
+    pub manifests: Option<PathBuf>,
+    /// Its limits.
+    pub kubelet: KubeletSettings,
+}
+
+/// Runs until a signal, or until the node cannot go on; says why on standard error.
+pub fn node(options: &NodeOptions) -> ExitCode {
+    init_tracing();
+    match actix::System::new().block_on(run(options)) {
+        Ok(code) => code,
+        Err(Ended::Usage(text)) => {
+            eprintln!("troupe: {text}");
+            ExitCode::from(2)
+        }
+        Err(Ended::Failed(error)) => {
+            eprintln!("troupe: {}", with_causes(&error));
+            ExitCode::from(1)
+        }
+    }
+}
+
+/// Why there is no node.
+enum Ended {
+    /// The command line makes no sense: exit code 2.
+    Usage(String),
+    /// Exit code 1.
+    Failed(StartError),
+}
+
+impl<E: Into<StartError>> From<E> for Ended {
+    fn from(error: E) -> Ended {
+        Ended::Failed(error.into())
+    }
+}
+
+async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
+    let token = match &options.token {
+        Some(text) => {
+            Some(text.parse::<JoinToken>().map_err(|error| Ended::Usage(format!("--token: {error}")))?)
+        }
+        None => None,
+    };
+    let address = match &options.join {
+        Some(text) => Some(with_port(text).map_err(|problem| Ended::Usage(format!("--join: {problem}")))?),
+        None => None,
+    };
+    let files = Files::of(&options.data_dir);
+    if let Some(text) = misuse(options, files.record()?.is_some(), address.is_some(), token.is_some()) {
+        return Err(Ended::Usage(text));
+    }
+    let ready_file = options.data_dir.join("ready");
+    // Held until the process ends: nobody else may use the directory.
+    let _lock = DataDir::open(&options.data_dir)?;
+    // Left by a process that was killed.
+    let _ = std::fs::remove_file(&ready_file);
+    let record = match (files.record()?, address, token) {
+        (Some(record), address, token) => joined_before(options, &files, record, address, token).await?,
+        (None, Some(address), Some(token)) => first_join(options, &files, address, &token).await?,
+        (None, ..) => return Err(Ended::Usage("the node's record vanished".into())),
+    };
+    let record = remember(options, &files, record)?;
+    serve(options, files, &record, &ready_file).await
+}
+
+/// What is missing on the command line.
+fn misuse(options: &NodeOptions, joined: bool, address: bool, token: bool) -> Option<String> {
+    match (joined, address, token) {
+        (true, ..) | (false, true, true) => None,
+        (false, _, false) => Some(format!(
+            "{} has joined no cluster yet: `troupe token create` on the master's machine prints the command for this one \
+             (troupe node --join ADDR --token T)",
+            options.data_dir.display()
+        )),
+        (false, false, true) => Some("--token needs the master's address beside: --join ADDR".into()),
+    }
+}
+
+/// Becomes a node.
+async fn first_join(
+    options: &NodeOptions,
+    files: &Files,
+    address: String,
+    token: &JoinToken,
+) -> Result<Record, Ended> {
+    let name = options.name.clone().unwrap_or_else(|| this_machine().to_string());
+    // What cannot run anything here is told before the cluster has another node.
+    let runtime = options.runtime.unwrap_or_default();
+    choose(runtime, &options.data_dir, &[name.as_str().into()], options.cri_socket.as_deref())?;
+    let until = Instant::now() + JOIN_WITHIN;
+    let mut told = false;
+    loop {
+        let error = match ask(files, &address, token, &name).await {
+            Ok(cluster) => {
+                return Ok(Record { name, cluster, master: address, labels: BTreeMap::new(), runtime: None });
+            }
+            Err(error) => error,
+        };
+        let again = match &error {
+            Asking::Join(JoinError::Unreachable { .. } | JoinError::Refused(JoinRefusal::Busy, _)) => true,
+            Asking::Join(_) | Asking::Failed(_) => false,
+            Asking::Lookup(_) => true,
+        };
+        if !again || Instant::now() >= until {
+            return Err(error.ended(&address));
+        }
+        if !told {
+            eprintln!("troupe: {}; trying on for {} s", error.text(), JOIN_WITHIN.as_secs());
+            told = true;
+        }
+        tokio::time::sleep(JOIN_PAUSE).await;
+    }
+}
+
+/// A node that is one already: takes up a new address, and uses a token if that helps.
+async fn joined_before(
+    options: &NodeOptions,
+    files: &Files,
+    mut record: Record,
+    address: Option<String>,
+    token: Option<JoinToken>,
+) -> Result<Record, Ended> {
+    let data = options.data_dir.display();
+    if let Some(other) = options.name.as_ref().filter(|name| **name != record.name) {
+        return Err(Ended::Failed(StartError::Refused(format!(
+            "{data} is that of the node {} of the cluster {}: name another --data-dir for the node {other}",
+            record.name, record.cluster
+        ))));
+    }
+    if let Some(address) = address {
+        record.master = address;
+    }
+    if let Some(token) = token {
+        if token.pin != files.ca()?.public_key_pin()? {
+            return Err(Ended::Failed(StartError::Refused(format!(
+                "{data} is that of the node {} of the cluster {}, and the token is another cluster's: name another --data-dir, \
+                 or end this node for good (troupe reset --data-dir {data})",
+                record.name, record.cluster
+            ))));
+        }
+        match ask(files, &record.master, &token, &record.name).await {
+            Ok(cluster) => record.cluster = cluster,
+            Err(Asking::Failed(error)) => return Err(Ended::Failed(error)),
+            // It needs none as long as the master knows it, which its link will show.
+            Err(error) => tracing::info!(why = error.text(), "the token is not used; linking as before"),
+        }
+    }
+    Ok(record)
+}
+
+/// What went wrong in asking for admission.
+enum Asking {
+    Lookup(String),
+    Join(JoinError),
+    Failed(StartError),
+}
+
+impl Asking {
+    fn text(&self) -> String {
+        match self {
+            Asking::Lookup(text) => text.clone(),
+            Asking::Join(error) => error.to_string(),
+            Asking::Failed(error) => error.to_string(),
+        }
+    }
+
+    fn ended(self, address: &str) -> Ended {
+        Ended::Failed(match self {
+            Asking::Failed(error) => error,
+            Asking::Join(JoinError::Refused(_, text)) => {
+                StartError::Refused(format!("the master at {address} refuses this node: {text}"))
+            }
+            other => StartError::Refused(other.text()),
+        })
+    }
+}
+
+/// Asks the master once; the cluster's name when this machine is admitted and everything is written.
+async fn ask(files: &Files, address: &str, token: &JoinToken, name: &str) -> Result<String, Asking> {
+    let key = files.key().map_err(Asking::Failed)?;
+    let request = key.request().map_err(|error| Asking::Failed(error.into()))?;
+    let master = resolve(address).await.map_err(Asking::Lookup)?;
+    let admitted = join(master, token, name, request, None).await.map_err(Asking::Join)?;
+    files.write_certificates(&admitted).map_err(Asking::Failed)?;
+    Ok(admitted.cluster)
+}
+
+async fn resolve(address: &str) -> Result<SocketAddr, String> {
+    let problem = |problem: String| format!("{address}: {problem}");
+    let mut found = tokio::net::lookup_host(address).await.map_err(|error| problem(error.to_string()))?;
+    found.next().ok_or_else(|| problem("the name has no address".into()))
+}
+
+/// Keeps what the next start is to need no flags for.
+fn remember(options: &NodeOptions, files: &Files, mut record: Record) -> Result<Record, StartError> {
+    if !options.labels.is_empty() {
+        record.labels = options.labels.iter().cloned().collect();
+    }
+    if let Some(runtime) = options.runtime {
+        record.runtime = Some(runtime.name().into());
+    }
+    if files.record()?.as_ref() != Some(&record) {
+        files.write_record(&record)?;
+    }
+    Ok(record)
+}
+
+async fn serve(
+    options: &NodeOptions,
+    files: Files,
+    record: &Record,
+    ready_file: &std::path::Path,
+) -> Result<ExitCode, Ended> {
+    let login = files.login(record)?;
+    let name = login.name.clone();
+    let remembered = record.runtime.as_deref().and_then(RuntimeChoice::by_name);
+    let runtime = options.runtime.or(remembered).unwrap_or_default();
+    let data = &options.data_dir;
+    let socket = options.cri_socket.as_deref();
+    let runtime = choose(runtime, data, std::slice::from_ref(&name), socket)?;
+    let runtime = open_runtime(runtime, data, &name, 0, options.registries.read()?, socket).await?;
+    let address = match options.address {
+        Some(address) => address,
+        None => resolve(&record.master).await.ok().and_then(towards).unwrap_or(Ipv4Addr::LOCALHOST.into()),
+    };
+    let (escalated, mut escalation) = tokio::sync::mpsc::unbounded_channel::<Escalation>();
+    let mut crash_loop = Backoff::CRASH_LOOP;
+    if let Some(initial) = options.crash_loop_initial {
+        crash_loop.initial = initial;
+        crash_loop.cap = crash_loop.cap.max(initial);
+    }
+    let config = NodeConfig {
+        login,
+        directory: data.join("nodes").join(name.as_str()),
+        runtime,
+        labels: record.labels.clone(),
+        address,
+        max_pods: options.max_pods.unwrap_or(MAX_PODS),
+        manifests: options.manifests.clone(),
+        crash_loop,
+        registry_config: options.registries.credentials.clone(),
+        settings: options.kubelet.clone(),
+        sockets: None,
+        on_escalate: Arc::new(move |escalation| {
+            // The process is about to end anyway when nobody listens.
+            let _ = escalated.send(escalation);
+        }),
+    };
+    let (member, mut standing) = Membership::new(files);
+    let node = Node::start_as(config, Some(Arc::new(member))).await?;
+    let fault = |source| StartError::File { path: "signals".into(), source };
+    let mut terminate = signal(SignalKind::terminate()).map_err(fault)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(fault)?;
+    let code = tokio::select! {
+        _ = terminate.recv() => ExitCode::SUCCESS,
+        _ = interrupt.recv() => ExitCode::SUCCESS,
+        Some(escalation) = escalation.recv() => {
+            eprintln!("troupe: {} gave up: {}", escalation.supervisor, escalation.reason);
+            ExitCode::from(1)
+        }
+        why = attend(&mut standing, record, ready_file) => {
+            eprintln!("{}", sent_away(&name, record, data, &why));
+            ExitCode::from(1)
+        }
+    };
+    // It may never have been there.
+    let _ = std::fs::remove_file(ready_file);
+    node.say_goodbye().await;
+    node.stop().await;
+    Ok(code)
+}
+
+/// Says that the node is ready when it has a link; ends when the master sends it away.
+async fn attend(
+    standing: &mut watch::Receiver<Standing>,
+    record: &Record,
+    ready_file: &std::path::Path,
+) -> String {
+    let mut said = false;
+    loop {
+        let now = standing.borrow_and_update().clone();
+        match now {
+            Standing::TurnedAway(why) => return why,
+            Standing::Linked if !said => {
+                said = true;
+                announce(record, ready_file);
+            }
+            Standing::Linked | Standing::Apart => {}
+        }
+        if standing.changed().await.is_err() {
+            // The node's actors are gone without it: they were stopped.
+            return std::future::pending().await;
+        }
+    }
+}
+
+fn announce(record: &Record, ready_file: &std::path::Path) {
+    if let Err(error) = std::fs::write(ready_file, format!("{}\n", record.master)) {
+        tracing::warn!(path = %ready_file.display(), %error, "cannot be written");
+    }
+    let mut out = std::io::stdout();
+    // Nobody may read standard output; the file says the same.
+    let _ = writeln!(
+        out,
+        "ready: node {} of cluster {}, linked to the master at {}",
+        record.name, record.cluster, record.master
+    );
+    let _ = out.flush();
+}
+
+fn sent_away(name: &NodeName, record: &Record, data: &std::path::Path, why: &str) -> String {
+    format!(
+        "troupe: the master at {master} sends this node away: {why}\n\
+         to join again: troupe node --data-dir {data} --join {master} --token T  (`troupe token create` on the master's \
+         machine makes a token)\n\
+         to end its containers and forget the cluster: troupe reset --data-dir {data}  (until then they run on; node {name})",
+        master = record.master,
+        data = data.display(),
+    )
+}

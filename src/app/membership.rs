@@ -1,0 +1,289 @@
+//! What a node that joined keeps of its cluster: its key, its certificate, where the master is.
+//!
+//! Owns: `DIR/node.json` and `DIR/pki/node.key`, `node.crt`, `ca.crt`; the renewal of the certificate. Invariants: the
+//! key is on disk before it is asked for a certificate, so a join that was cut off is repeated with the same key; the
+//! record comes last, so a directory with one has all the rest; each file is there whole or not at all.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::{NodeLogin, StartError, kubeconfig::write_private};
+use crate::{
+    actors::uplink::Member,
+    messages::wire::Admitted,
+    net::{
+        CaCertificate, Connector, LinkConfig,
+        csr::{NodeKey, validity},
+    },
+};
+
+/// The file that says that a directory is a joined node's.
+pub(super) const RECORD: &str = "node.json";
+
+/// Looked at the certificate's end at most so often, and at least.
+const LOOK_EVERY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// A certificate is renewed when a third of its life is left: long before it ends.
+const RENEW_AT: (i64, i64) = (2, 3);
+/// Certificates begin an hour before they were made; this much of their span is not life.
+const BACKDATED_S: i64 = 3600;
+
+/// What `DIR/node.json` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Record {
+    /// The node's name.
+    pub(super) name: String,
+    /// The cluster's.
+    pub(super) cluster: String,
+    /// The master's address for links, `HOST:PORT`.
+    pub(super) master: String,
+    /// The labels it was started with last.
+    #[serde(default)]
+    pub(super) labels: BTreeMap<String, String>,
+    /// The runtime it was told to use last.
+    #[serde(default)]
+    pub(super) runtime: Option<String>,
+}
+
+/// The files of a node.
+pub(super) struct Files {
+    data: PathBuf,
+}
+
+impl Files {
+    pub(super) fn of(data: &Path) -> Files {
+        Files { data: data.to_owned() }
+    }
+
+    fn pki(&self, name: &str) -> PathBuf {
+        self.data.join("pki").join(name)
+    }
+
+    /// The record, when the directory is a node's.
+    pub(super) fn record(&self) -> Result<Option<Record>, StartError> {
+        let path = self.data.join(RECORD);
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|error| StartError::Refused(format!("{} cannot be read: {error}", path.display()))),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StartError::File { path, source }),
+        }
+    }
+
+    pub(super) fn write_record(&self, record: &Record) -> Result<(), StartError> {
+        let text = serde_json::to_string_pretty(record).unwrap_or_default() + "\n";
+        write_private(&self.data.join(RECORD), &text)
+    }
+
+    /// The node's key; made when there is none.
+    pub(super) fn key(&self) -> Result<NodeKey, StartError> {
+        let pki = self.data.join("pki");
+        std::fs::create_dir_all(&pki).map_err(|source| StartError::File { path: pki.clone(), source })?;
+        if pki.join("ca.key").exists() {
+            return Err(StartError::Refused(format!(
+                "{} is a master's data directory: name another --data-dir for a node on the same machine",
+                self.data.display()
+            )));
+        }
+        Ok(NodeKey::open(&self.pki("node.key"))?)
+    }
+
+    pub(super) fn write_certificates(&self, admitted: &Admitted) -> Result<(), StartError> {
+        write_private(&self.pki("ca.crt"), &admitted.ca)?;
+        write_private(&self.pki("node.crt"), &admitted.certificate)
+    }
+
+    pub(super) fn ca(&self) -> Result<CaCertificate, StartError> {
+        Ok(CaCertificate::from_pem(&self.read("ca.crt")?)?)
+    }
+
+    /// What the node links with.
+    pub(super) fn login(&self, record: &Record) -> Result<NodeLogin, StartError> {
+        let identity = self.key()?.with(&self.read("node.crt")?)?;
+        Ok(NodeLogin {
+            name: record.name.as_str().into(),
+            master: record.master.clone(),
+            identity,
+            ca: self.ca()?,
+        })
+    }
+
+    fn read(&self, name: &str) -> Result<String, StartError> {
+        let path = self.pki(name);
+        std::fs::read_to_string(&path).map_err(|error| {
+            StartError::Refused(format!(
+                "{} cannot be read ({error}): restore it, or begin anew with `troupe reset --data-dir {}` and a token",
+                path.display(),
+                self.data.display()
+            ))
+        })
+    }
+}
+
+/// How the link of a node that joined fares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// There was none yet.
+    Apart,
+    /// There is one, or was lately.
+    Linked,
+    /// The master does not want it any more, and why.
+    TurnedAway(String),
+}
+
+/// Keeps a node's certificate fresh and says how its link fares.
+pub(super) struct Membership {
+    files: Files,
+    connector: Mutex<Option<Connector>>,
+    standing: watch::Sender<Standing>,
+}
+
+impl Membership {
+    pub(super) fn new(files: Files) -> (Membership, watch::Receiver<Standing>) {
+        let (standing, told) = watch::channel(Standing::Apart);
+        (Membership { files, connector: Mutex::new(None), standing }, told)
+    }
+
+    /// The connector whose certificate is to be renewed.
+    pub(super) fn dials_by(&self, connector: Connector) {
+        *self.connector.lock().unwrap_or_else(PoisonError::into_inner) = Some(connector);
+    }
+
+    /// Begin and end of the present certificate's life, in seconds since the epoch.
+    fn life(&self) -> Option<(i64, i64)> {
+        let (begin, end) = validity(&self.files.read("node.crt").ok()?).ok()?;
+        Some((begin.saturating_add(BACKDATED_S).min(end), end))
+    }
+
+    fn take(&self, certificate: &str) -> Result<(), StartError> {
+        let identity = self.files.key()?.with(certificate)?;
+        let ca = self.files.ca()?;
+        if let Some(connector) = &*self.connector.lock().unwrap_or_else(PoisonError::into_inner) {
+            connector.show(&identity, &ca, LinkConfig::default())?;
+        }
+        write_private(&self.files.pki("node.crt"), certificate)
+    }
+}
+
+fn due((begin, end): (i64, i64), now: i64) -> bool {
+    now >= begin.saturating_add((end - begin).saturating_mul(RENEW_AT.0) / RENEW_AT.1)
+}
+
+fn now_s() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}
+
+impl Member for Membership {
+    fn linked(&self) {
+        self.standing.send_replace(Standing::Linked);
+    }
+
+    fn turned_away(&self, why: &str) {
+        self.standing.send_replace(Standing::TurnedAway(why.into()));
+    }
+
+    fn look_every(&self) -> Duration {
+        let life = self.life().map_or(0, |(begin, end)| u64::try_from(end - begin).unwrap_or(0));
+        Duration::from_secs(life / 20).clamp(*LOOK_EVERY.start(), *LOOK_EVERY.end())
+    }
+
+    fn renewal(&self) -> Option<Vec<u8>> {
+        if !due(self.life()?, now_s()) {
+            return None;
+        }
+        match self.files.key().and_then(|key| Ok(key.request()?)) {
+            Ok(request) => Some(request),
+            Err(error) => {
+                tracing::error!(%error, "the node's certificate cannot be renewed");
+                None
+            }
+        }
+    }
+
+    fn renewed(&self, certificate: &str) -> bool {
+        match self.take(certificate) {
+            Ok(()) => {
+                tracing::info!("the node has a new certificate");
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "a new certificate cannot be used");
+                false
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::net::Authority;
+
+    #[test]
+    fn a_certificate_is_renewed_when_a_third_of_its_life_is_left() {
+        for (now, due_then) in [(0, false), (100, false), (165, false), (166, true), (199, true), (300, true)]
+        {
+            assert_eq!(due((100, 200), now), due_then, "{now}");
+        }
+        assert!(due((0, 0), 0));
+    }
+
+    #[test]
+    fn a_directory_without_a_record_is_no_nodes_and_a_record_comes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::of(dir.path());
+        assert_eq!(files.record().unwrap(), None);
+        let record = Record {
+            name: "n1".into(),
+            cluster: "c".into(),
+            master: "10.0.0.1:6443".into(),
+            labels: [("a".to_owned(), "b".to_owned())].into(),
+            runtime: Some("sim".into()),
+        };
+        files.write_record(&record).unwrap();
+        assert_eq!(files.record().unwrap(), Some(record));
+        std::fs::write(dir.path().join(RECORD), "{").unwrap();
+        assert!(files.record().unwrap_err().to_string().contains(RECORD));
+    }
+
+    #[test]
+    fn a_masters_directory_is_no_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("pki")).unwrap();
+        Authority::open(&dir.path().join("pki")).unwrap();
+        let refused = Files::of(dir.path()).key().err().unwrap().to_string();
+        assert!(refused.contains("--data-dir"), "{refused}");
+    }
+
+    #[test]
+    fn a_new_certificate_is_kept_and_nonsense_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::of(dir.path());
+        let authority = Authority::ephemeral().unwrap();
+        let key = files.key().unwrap();
+        let certify = |key: &NodeKey, life| {
+            let csr = key.request().unwrap();
+            authority.certify_node(&"n1".into(), &csr, Duration::from_secs(life)).unwrap()
+        };
+        let ca = authority.certificate().pem().to_owned();
+        let admitted = Admitted { certificate: certify(&key, 1), ca, cluster: "c".into() };
+        files.write_certificates(&admitted).unwrap();
+        let (member, _) = Membership::new(Files::of(dir.path()));
+        assert_eq!(member.look_every(), *LOOK_EVERY.start());
+        let next = certify(&key, 1000);
+        assert!(member.renewed(&next));
+        assert_eq!(files.read("node.crt").unwrap(), next);
+        assert!(member.renewal().is_none(), "not due");
+        assert!(!member.renewed("no certificate"));
+        assert_eq!(files.read("node.crt").unwrap(), next);
+    }
+}

@@ -1,0 +1,170 @@
+//! Options of `troupe master` and `troupe node`. A file of `--config` is one of `troupe up`'s: of each other only what
+//! concerns it is taken.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::Args;
+
+use super::{CliError, RuntimeArg, UpArgs};
+use crate::{
+    logic::eviction::Thresholds,
+    model::names::{label_value, qualified_name},
+};
+
+/// Options of `troupe master`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct MasterArgs {
+    /// A YAML file with options of `troupe up`, of which those of a master are taken; the command line goes before it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Where everything is kept [default: /var/lib/troupe for root, else the user's data directory]
+    #[arg(long, value_name = "DIR", env = "TROUPE_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// Where the API listens (TCP) [default: 127.0.0.1:6443]
+    #[arg(long, value_name = "ADDR")]
+    api: Option<SocketAddr>,
+    /// Where machines join and link (UDP) [default: 0.0.0.0:6443]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<SocketAddr>,
+    /// The pods' network, of which each node gets a /24 [default: 10.244.0.0/16, or one that is free here]
+    #[arg(long, value_name = "CIDR")]
+    pod_network: Option<String>,
+    /// A further name or address for the API's certificate (repeatable)
+    #[arg(long = "api-name", value_name = "NAME")]
+    api_names: Vec<String>,
+    /// How long the certificates of nodes are valid; they are renewed when a third is left
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, hide = true)]
+    pub node_certificate_life: Option<Duration>,
+}
+
+impl MasterArgs {
+    /// As options of `troupe up`, with what the file adds.
+    ///
+    /// # Errors
+    /// As [`UpArgs::complete`].
+    pub fn complete(self) -> Result<UpArgs, CliError> {
+        let options = UpArgs {
+            config: self.config,
+            data_dir: self.data_dir,
+            api: self.api,
+            listen: self.listen,
+            pod_network: self.pod_network,
+            api_names: self.api_names,
+            ..UpArgs::default()
+        };
+        options.complete()
+    }
+}
+
+/// Options of `troupe node`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct NodeArgs {
+    /// A YAML file with options of `troupe up`, of which those of a node are taken; the command line goes before it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The master's address, HOST or HOST:PORT [default port: 6443]; needed once, and when it has changed
+    #[arg(long, value_name = "ADDR")]
+    pub join: Option<String>,
+    /// A token of `troupe token create`; needed once
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// The node's name [default: this machine's]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// A label of the node, KEY=VALUE (repeatable); kept for later starts
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// The address other machines reach it at [default: the one from which it reaches the master]
+    #[arg(long, value_name = "IP")]
+    pub address: Option<IpAddr>,
+    /// Where everything is kept [default: /var/lib/troupe for root, else the user's data directory]
+    #[arg(long, value_name = "DIR", env = "TROUPE_DATA_DIR")]
+    data_dir: Option<PathBuf>,
+    /// What runs the containers [default: auto, or what it was]
+    #[arg(long, value_enum)]
+    runtime: Option<RuntimeArg>,
+    /// Where the CRI runtime listens: a path, or unix:// and one [default: /run/containerd/containerd.sock]
+    #[arg(long, value_name = "SOCKET", env = "CONTAINER_RUNTIME_ENDPOINT")]
+    cri_socket: Option<String>,
+    /// Most pods on the node [default: 110]
+    #[arg(long, value_name = "N")]
+    max_pods: Option<u32>,
+    /// First delay before a container that keeps failing is started again [default: 10s, as Kubernetes]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    crash_loop_backoff: Option<Duration>,
+    /// A registry, HOST or HOST:PORT, that may be spoken to without TLS, as those on loopback may (repeatable)
+    #[arg(long = "insecure-registry", value_name = "HOST")]
+    insecure_registries: Vec<String>,
+    /// A certificate authority for registries beside the system's: a PEM file (repeatable)
+    #[arg(long = "registry-ca", value_name = "FILE")]
+    registry_authorities: Vec<PathBuf>,
+    /// Credentials for registries: a file in the form of Docker's config.json
+    #[arg(long, value_name = "FILE")]
+    registry_config: Option<PathBuf>,
+    /// A directory of pod manifests that the node runs in any case (static pods)
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// How large a container's log file may become before it is rotated [default: 10Mi, as Kubernetes]
+    #[arg(long, value_name = "SIZE", value_parser = super::up::size)]
+    container_log_max_size: Option<u64>,
+    /// How many log files a container may have, the rotated ones among them [default: 5, as Kubernetes]
+    #[arg(long, value_name = "N")]
+    container_log_max_files: Option<u32>,
+    /// Pods are ended when less is left [default: memory.available<100Mi,nodefs.available<10%, as Kubernetes]
+    #[arg(long, value_name = "THRESHOLDS", value_parser = Thresholds::parse)]
+    eviction_hard: Option<Thresholds>,
+}
+
+impl NodeArgs {
+    /// What it shares with `troupe up`, with what the file adds; the rest is in its own fields.
+    ///
+    /// # Errors
+    /// As [`UpArgs::complete`].
+    pub fn complete(&self) -> Result<UpArgs, CliError> {
+        let of = self.clone();
+        let options = UpArgs {
+            config: of.config,
+            data_dir: of.data_dir,
+            runtime: of.runtime,
+            cri_socket: of.cri_socket,
+            max_pods: of.max_pods,
+            crash_loop_backoff: of.crash_loop_backoff,
+            insecure_registries: of.insecure_registries,
+            registry_authorities: of.registry_authorities,
+            registry_config: of.registry_config,
+            manifests: of.manifests,
+            container_log_max_size: of.container_log_max_size,
+            container_log_max_files: of.container_log_max_files,
+            eviction_hard: of.eviction_hard,
+            ..UpArgs::default()
+        };
+        options.complete()
+    }
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let bad = || format!("{text:?} is no label: write KEY=VALUE");
+    let (key, value) = text.split_once('=').ok_or_else(bad)?;
+    match qualified_name(key).into_iter().chain(label_value(value)).next() {
+        None => Ok((key.to_owned(), value.to_owned())),
+        Some(problem) => Err(format!("{text:?}: {problem}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn labels_of_a_node_are_checked_as_the_api_would() {
+        assert_eq!(label("zone=a").unwrap(), ("zone".into(), "a".into()));
+        assert_eq!(label("a.b/zone=").unwrap(), ("a.b/zone".into(), String::new()));
+        for bad in ["zone", "=a", "zo ne=a", "zone=a b", "a/b/c=d"] {
+            assert!(label(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! The volume with a service account's token that pods get unasked, as Kubernetes' admission of that name adds it.
+//!
+//! Owns: whether a new pod gets one, and what is in it: token, the cluster's CA, the namespace. Pure, over documents as
+//! they come. Invariant: what a pod mounts at that place by itself stays. Limit: Kubernetes adds it unless somebody says
+//! no; here somebody has to say yes (`automountServiceAccountToken: true`, of the pod, else of the account): every other pod
+//! is spared a mount, and its document the third that it would grow by.
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::tokens::INJECTED_LIFE_S;
+use crate::model::{Key, Kind, Snapshot};
+
+/// Where programs look for it.
+pub const PLACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// The volume's name without its five random letters.
+const VOLUME: &str = "kube-api-access-";
+/// What happens when neither pod nor account say anything.
+const UNSAID: bool = false;
+
+/// What a pod says of the account that it runs as.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Says {
+    automount_service_account_token: Option<bool>,
+    service_account_name: Option<String>,
+    /// The older name of the field.
+    service_account: Option<String>,
+}
+
+impl Says {
+    /// What a pod's spec says.
+    pub fn of(automount: Option<bool>, account: Option<&str>) -> Says {
+        Says {
+            automount_service_account_token: automount,
+            service_account_name: account.map(str::to_owned),
+            service_account: None,
+        }
+    }
+
+    /// Whether a pod in this namespace gets the volume.
+    pub fn mounts(&self, namespace: &str, snapshot: &Snapshot) -> bool {
+        self.automount_service_account_token.unwrap_or_else(|| {
+            let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
+            let name = given(&self.service_account_name).or_else(|| given(&self.service_account));
+            let name = name.unwrap_or_else(|| "default".to_owned());
+            let account = snapshot.find(&Key::new(Kind::ServiceAccount, namespace, name));
+            let says = account.and_then(|account| account.parse::<Says>().ok());
+            says.and_then(|says| says.automount_service_account_token).unwrap_or(UNSAID)
+        })
+    }
+}
+
+/// The pod's document with the volume, mounted into each of its containers that mounts nothing at that place; `None` when
+/// there is no such container, or the document is no pod's, which others tell.
+pub fn with_token(document: &[u8], suffix: &str) -> Option<Vec<u8>> {
+    let mut pod: Value = serde_json::from_slice(document).ok()?;
+    let spec = pod.get_mut("spec")?.as_object_mut()?;
+    let name = format!("{VOLUME}{suffix}");
+    let mut mounted = false;
+    for list in ["initContainers", "containers"] {
+        for container in spec.get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            let Some(container) = container.as_object_mut() else { continue };
+            let mounts = container.entry("volumeMounts").or_insert(Value::Null);
+            if mounts.is_null() {
+                *mounts = json!([]);
+            }
+            let Some(mounts) = mounts.as_array_mut() else { continue };
+            if !mounts.iter().any(|mount| mount["mountPath"] == PLACE) {
+                mounts.push(json!({"name": name, "readOnly": true, "mountPath": PLACE}));
+                mounted = true;
+            }
+        }
+    }
+    let volumes = spec.entry("volumes").or_insert(Value::Null);
+    if volumes.is_null() {
+        *volumes = json!([]);
+    }
+    volumes.as_array_mut().filter(|_| mounted)?.push(
+        json!({"name": name, "projected": {"defaultMode": 0o644, "sources": [
+            {"serviceAccountToken": {"expirationSeconds": INJECTED_LIFE_S, "path": "token"}},
+            {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+            {"downwardAPI": {"items": [
+                {"path": "namespace", "fieldRef": {"apiVersion": "v1", "fieldPath": "metadata.namespace"}},
+            ]}},
+        ]}}),
+    );
+    serde_json::to_vec(&pod).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{logic::testing::stored, model::Revision};
+
+    fn cluster(account: Option<bool>) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        let mut json = json!({"metadata": {"name": "robot", "namespace": "ns", "uid": "u"}});
+        if let Some(says) = account {
+            json["automountServiceAccountToken"] = says.into();
+        }
+        snapshot.insert(stored(Kind::ServiceAccount, &json, Revision(1)));
+        snapshot
+    }
+
+    #[test]
+    fn the_pod_has_the_last_word_the_account_the_first_and_silence_is_a_no() {
+        for (pod, account, mounts) in [
+            (Some(true), Some(false), true),
+            (Some(false), Some(true), false),
+            (None, Some(true), true),
+            (None, Some(false), false),
+            (Some(true), None, true),
+            (None, None, false),
+        ] {
+            let says = Says::of(pod, Some("robot"));
+            assert_eq!(says.mounts("ns", &cluster(account)), mounts, "{pod:?} {account:?}");
+        }
+        let older: Says = serde_json::from_value(json!({"serviceAccount": "robot"})).unwrap();
+        assert!(older.mounts("ns", &cluster(Some(true))));
+        assert!(!Says::default().mounts("ns", &cluster(Some(true))), "the account is another");
+        assert!(!older.mounts("elsewhere", &cluster(Some(true))));
+    }
+
+    #[test]
+    fn every_container_gets_the_volume_but_those_with_one_of_their_own() {
+        let own = json!({"name": "own", "mountPath": PLACE});
+        let pod = json!({"spec": {
+            "initContainers": [{"name": "i"}],
+            "containers": [{"name": "a", "volumeMounts": [own]}, {"name": "b", "volumeMounts": [{"name": "x", "mountPath": "/x"}]}],
+            "volumes": [{"name": "own", "emptyDir": {}}],
+        }});
+        let made: Value =
+            serde_json::from_slice(&with_token(pod.to_string().as_bytes(), "abcde").unwrap()).unwrap();
+        let spec = &made["spec"];
+        let given = json!({"name": "kube-api-access-abcde", "readOnly": true, "mountPath": PLACE});
+        assert_eq!(spec["initContainers"][0]["volumeMounts"], json!([given]));
+        assert_eq!(spec["containers"][0]["volumeMounts"], json!([own]));
+        assert_eq!(spec["containers"][1]["volumeMounts"][1], given);
+        assert_eq!(spec["volumes"][1]["name"], "kube-api-access-abcde");
+        let sources = spec["volumes"][1]["projected"]["sources"].as_array().unwrap();
+        assert_eq!(sources[0]["serviceAccountToken"], json!({"expirationSeconds": 3607, "path": "token"}));
+        assert_eq!(sources.len(), 3);
+        // Nobody needs it, or it is no pod.
+        for other in [
+            json!({"spec": {"containers": [{"name": "a", "volumeMounts": [own]}]}}),
+            json!({"spec": {"containers": 7, "volumes": 7}}),
+            json!({"spec": {"containers": [7]}}),
+            json!([]),
+        ] {
+            assert_eq!(with_token(other.to_string().as_bytes(), "abcde"), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! How a machine that has a token and nothing else becomes a node: one question, one answer.
+//!
+//! ```text
+//! joiner                                   master (the links' port, ALPN troupe-join/1)
+//!   │ ── QUIC, TLS 1.3, no client certificate ──▶ shows its chain, the authority's certificate with it
+//!   │ checks the authority's key against the token's pin, and the chain against it
+//!   │ ── JoinRequest: token, name, CSR ──────────▶ JoinAsk, to its owner
+//!   │ ◀───────────────── JoinAnswer ──────────────
+//! ```
+//!
+//! Invariants: the joiner sends nothing before it knows the master; a frame is at most [`JOIN_CAP`]; what the request
+//! comes to is decided elsewhere.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use rustls::{
+    CertificateError, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
+    client::{
+        WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::CryptoProvider,
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{
+    NetError, codec,
+    endpoint::{LinkConfig, Sockets, client_endpoint},
+    frame::{frame, read_frame},
+    identity::{MASTER, pin},
+    tls,
+};
+use crate::{
+    messages::wire::{Admitted, JoinAnswer, JoinRefusal, JoinRequest},
+    model::token::JoinToken,
+};
+
+/// The protocol of joining, and its version.
+pub(crate) const ALPN: &[u8] = b"troupe-join/1";
+/// A request is a few hundred bytes, an answer two certificates.
+pub(crate) const JOIN_CAP: usize = 16 << 10;
+/// Requests that wait for the owner; each is bounded by [`JOIN_CAP`].
+pub(crate) const ASKS: usize = 16;
+/// The whole of a join as the joiner sees it: longer than the master's own limit, so that its answer is heard.
+const JOIN_WITHIN: Duration = Duration::from_secs(10);
+
+/// Listener → its owner: a machine asks to become a node.
+pub struct JoinAsk {
+    /// Where it asks from.
+    pub address: SocketAddr,
+    /// What it asks for.
+    pub request: JoinRequest,
+    /// Takes the answer. Dropped without one, the joiner is told to try again.
+    pub answer: oneshot::Sender<JoinAnswer>,
+}
+
+/// The master's half: reads the request, has it answered, sends the answer.
+pub(crate) async fn serve(
+    connection: &quinn::Connection,
+    asks: &mpsc::Sender<JoinAsk>,
+) -> Result<(), String> {
+    let failed = |error: &dyn std::fmt::Display| error.to_string();
+    let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| failed(&e))?;
+    let bytes = read_frame(&mut receive, JOIN_CAP).await.map_err(|e| failed(&e))?;
+    let answer = match codec::decode::<JoinRequest>(&bytes) {
+        Ok(request) => {
+            let (answer, answered) = oneshot::channel();
+            let ask = JoinAsk { address: connection.remote_address(), request, answer };
+            match asks.try_send(ask) {
+                Ok(()) => answered.await.unwrap_or_else(|_| busy()),
+                Err(_) => busy(),
+            }
+        }
+        Err(error) => JoinAnswer::Refused(JoinRefusal::Invalid, error.to_string()),
+    };
+    let bytes = frame(&answer, JOIN_CAP).map_err(|e| failed(&e))?;
+    send.write_all(&bytes).await.map_err(|e| failed(&e))?;
+    // Fails only when the stream has ended already.
+    let _ = send.finish();
+    // Until the answer is there, or the joiner gone; the caller limits the time.
+    let _ = send.stopped().await;
+    match answer {
+        JoinAnswer::Admitted(_) => Ok(()),
+        JoinAnswer::Refused(_, problem) => Err(problem),
+    }
+}
+
+fn busy() -> JoinAnswer {
+    JoinAnswer::Refused(JoinRefusal::Busy, "the master is busy; try again".into())
+}
+
+/// Why a machine did not become a node.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The master said no.
+    #[error("{1}")]
+    Refused(JoinRefusal, String),
+    /// Who answers is not of the cluster that made the token. Nothing was sent.
+    #[error(
+        "the master at {0} does not belong to the cluster that the token is for: check the address, or have that master \
+         make a token (`troupe token create`); nothing was sent to it"
+    )]
+    OtherCluster(SocketAddr),
+    /// Nobody answered, or not as a master does.
+    #[error("no answer from a master at {address} (UDP): {problem}")]
+    Unreachable {
+        /// Where one was looked for.
+        address: SocketAddr,
+        /// What happened.
+        problem: String,
+    },
+    /// This side's own fault.
+    #[error(transparent)]
+    Net(#[from] NetError),
+}
+
+/// The joiner's half: asks the master at `address` for the node `name` with the key of `csr` (PKCS #10, DER).
+///
+/// # Errors
+/// See [`JoinError`].
+pub async fn join(
+    address: SocketAddr,
+    token: &JoinToken,
+    name: &str,
+    csr: Vec<u8>,
+    sockets: Option<&Sockets>,
+) -> Result<Admitted, JoinError> {
+    let unreachable = |problem: String| JoinError::Unreachable { address, problem };
+    let crypto = tls::joining(Arc::new(Pinned { pin: token.pin, provider: tls::provider() }))?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    let settings = LinkConfig { idle_timeout: JOIN_WITHIN, ..LinkConfig::default() };
+    let mut transport = settings.transport()?;
+    transport.keep_alive_interval(Some(settings.keep_alive));
+    config.transport_config(Arc::new(transport));
+    let ask = async {
+        let endpoint = client_endpoint(address, sockets).map_err(|e| unreachable(e.to_string()))?;
+        let connecting =
+            endpoint.connect_with(config, address, MASTER).map_err(|e| unreachable(e.to_string()))?;
+        let connection = connecting.await.map_err(|error| match is_other_cluster(&error) {
+            true => JoinError::OtherCluster(address),
+            false => unreachable(error.to_string()),
+        })?;
+        let (mut send, mut receive) = connection.open_bi().await.map_err(|e| unreachable(e.to_string()))?;
+        let request = JoinRequest {
+            token_id: token.id.clone(),
+            secret: token.secret.clone(),
+            name: name.to_owned(),
+            csr: csr.into(),
+        };
+        let bytes = frame(&request, JOIN_CAP)?;
+        send.write_all(&bytes).await.map_err(|e| unreachable(e.to_string()))?;
+        let answer = read_frame(&mut receive, JOIN_CAP).await.map_err(|e| unreachable(e.to_string()))?;
+        connection.close(quinn::VarInt::from_u32(0), b"");
+        endpoint.wait_idle().await;
+        match codec::decode(&answer)? {
+            JoinAnswer::Admitted(admitted) => Ok(admitted),
+            JoinAnswer::Refused(refusal, text) => Err(JoinError::Refused(refusal, text)),
+        }
+    };
+    match tokio::time::timeout(JOIN_WITHIN, ask).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(unreachable("no answer in time".into())),
+    }
+}
+
+/// Our own verifier's refusal comes back as TLS' alert for it.
+fn is_other_cluster(error: &quinn::ConnectionError) -> bool {
+    /// `unknown_ca`, RFC 8446.
+    const UNKNOWN_CA: u8 = 48;
+    let quinn::ConnectionError::TransportError(error) = error else { return false };
+    error.code == quinn::TransportErrorCode::crypto(UNKNOWN_CA)
+}
+
+/// Trusts the authority of the chain whose public key has this digest, and what it signed for the master.
+#[derive(Debug)]
+struct Pinned {
+    pin: [u8; 32],
+    provider: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        let unknown = || TlsError::InvalidCertificate(CertificateError::UnknownIssuer);
+        let pinned = |certificate: &&CertificateDer<'_>| {
+            x509_parser::parse_x509_certificate(certificate)
+                .is_ok_and(|(_, parsed)| pin(parsed.public_key().raw) == self.pin)
+        };
+        let authority = intermediates.iter().find(pinned).ok_or_else(unknown)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned()).map_err(|_| unknown())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+            .build()
+            .map_err(|_| unknown())?;
+        verifier.verify_server_cert(end_entity, &[], server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        // QUIC is TLS 1.3.
+        Err(TlsError::General("TLS 1.2 is not spoken here".into()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        let known = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, known)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

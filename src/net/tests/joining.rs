@@ -1,0 +1,115 @@
+//! Joining over the links' port: who is asked what, and what a stranger can do there.
+
+use super::*;
+use crate::{
+    messages::wire::{Admitted, JoinAnswer, JoinRefusal, JoinRequest},
+    model::token::JoinToken,
+    net::{
+        csr::NodeKey,
+        join::{self, JoinError},
+    },
+};
+
+fn token(cluster: &Cluster) -> JoinToken {
+    let pin = cluster.authority.certificate().public_key_pin().unwrap();
+    JoinToken { id: "abcdef".into(), secret: "0123456789abcdef".into(), pin }
+}
+
+#[tokio::test]
+async fn a_joiner_is_heard_and_answered_and_links_with_what_it_got() {
+    let mut cluster = Cluster::new();
+    let mut asks = cluster.listener.joins().unwrap();
+    assert!(cluster.listener.joins().is_none(), "there is one who reads them");
+    let (address, key) = (cluster.listener.local_addr(), NodeKey::generate().unwrap());
+    let (token, csr) = (token(&cluster), key.request().unwrap());
+    let joining = tokio::spawn(async move { join::join(address, &token, "node-7", csr, None).await });
+    let ask = timeout(PATIENCE, asks.recv()).await.unwrap().unwrap();
+    assert_eq!((ask.request.token_id.as_str(), ask.request.name.as_str()), ("abcdef", "node-7"));
+    assert!(!format!("{:?}", ask.request).contains("0123456789abcdef"), "secrets are not printed");
+    let certificate =
+        cluster.authority.certify_node(&"node-7".into(), &ask.request.csr, Duration::from_secs(600)).unwrap();
+    let ca = cluster.authority.certificate().pem().to_owned();
+    let admitted = Admitted { certificate, ca, cluster: "test".into() };
+    ask.answer.send(JoinAnswer::Admitted(admitted.clone())).unwrap();
+    assert_eq!(joining.await.unwrap().unwrap(), admitted);
+    let (identity, ca) =
+        (key.with(&admitted.certificate).unwrap(), CaCertificate::from_pem(&admitted.ca).unwrap());
+    let connector = Connector::new(&identity, &ca, LinkConfig::default()).unwrap();
+    let _node: NodeLink = connector.connect(address, MASTER).await.unwrap();
+    let master: MasterLink = timeout(PATIENCE, cluster.listener.accept()).await.unwrap().unwrap();
+    assert_eq!(master.peer().as_str(), "node-7");
+    assert_eq!(master.split().0.joined_key(), Some(key.pin()));
+}
+
+#[tokio::test]
+async fn a_joiner_says_nothing_to_another_clusters_master() {
+    let mut cluster = Cluster::new();
+    let mut asks = cluster.listener.joins().unwrap();
+    let csr = NodeKey::generate().unwrap().request().unwrap();
+    let foreign = JoinToken { pin: [7; 32], ..token(&cluster) };
+    let error = join::join(cluster.listener.local_addr(), &foreign, "node-7", csr, None).await.unwrap_err();
+    assert!(matches!(error, JoinError::OtherCluster(_)), "{error}");
+    assert!(asks.try_recv().is_err());
+    // Nor to a node that claims to be the master: it has the authority's certificate, but not the name.
+    let ca = cluster.authority.certificate();
+    let impostor = cluster.authority.issue_node(&"node-2".into()).unwrap();
+    let mut listener = Listener::bind(local(), &impostor, ca, LinkConfig::default()).unwrap();
+    let mut asks = listener.joins().unwrap();
+    let csr = NodeKey::generate().unwrap().request().unwrap();
+    let refused = join::join(listener.local_addr(), &token(&cluster), "node-7", csr, None).await;
+    assert!(refused.is_err() && asks.try_recv().is_err());
+}
+
+#[tokio::test]
+async fn a_refusal_comes_with_its_reason_and_a_busy_master_says_so() {
+    let mut cluster = Cluster::new();
+    let mut asks = cluster.listener.joins().unwrap();
+    let (address, token) = (cluster.listener.local_addr(), token(&cluster));
+    let ask = |token: JoinToken| async move {
+        let csr = NodeKey::generate().unwrap().request().unwrap();
+        join::join(address, &token, "node-7", csr, None).await.unwrap_err()
+    };
+    let joining = tokio::spawn(ask(token.clone()));
+    let asked = timeout(PATIENCE, asks.recv()).await.unwrap().unwrap();
+    asked.answer.send(JoinAnswer::Refused(JoinRefusal::TokenExpired, "too late".into())).unwrap();
+    let error = joining.await.unwrap();
+    assert!(matches!(&error, JoinError::Refused(JoinRefusal::TokenExpired, text) if text == "too late"));
+    // Nobody answers any more.
+    drop(asks);
+    let error = ask(token).await;
+    assert!(matches!(error, JoinError::Refused(JoinRefusal::Busy, _)), "{error}");
+}
+
+#[tokio::test]
+async fn what_a_stranger_sends_instead_of_a_request_reaches_nobody() {
+    let mut cluster = Cluster::new();
+    let mut asks = cluster.listener.joins().unwrap();
+    let address = cluster.listener.local_addr();
+    let request = JoinRequest {
+        token_id: "a".into(),
+        secret: "b".into(),
+        name: "c".into(),
+        csr: vec![0; join::JOIN_CAP].into(),
+    };
+    let whole = frame::frame(&request, 2 * join::JOIN_CAP).unwrap().to_vec();
+    let rows: [&[u8]; 4] = [&whole, &[0, 0, 0, 5, 250, 1, 2, 3, 4], &[255; 64], &[0, 0]];
+    for bytes in rows {
+        let (_endpoint, connection) = raw_connect(address, &cluster.authority, join::ALPN, None).await;
+        let connection = connection.unwrap();
+        let (mut send, mut receive) = connection.open_bi().await.unwrap();
+        // Fails when the master has hung up by then.
+        let _ = send.write_all(bytes).await;
+        let _ = send.finish();
+        let answer = timeout(PATIENCE, frame::read_frame(&mut receive, join::JOIN_CAP)).await.unwrap();
+        if let Ok(answer) = answer {
+            let answer = codec::decode::<JoinAnswer>(&answer).unwrap();
+            assert!(matches!(answer, JoinAnswer::Refused(JoinRefusal::Invalid, _)), "{answer:?}");
+        }
+    }
+    assert!(asks.try_recv().is_err());
+    // Who speaks the links' protocol without a certificate gets no link.
+    let (_endpoint, connection) = raw_connect(address, &cluster.authority, tls::ALPN, None).await;
+    let reason = timeout(PATIENCE, connection.unwrap().closed()).await.unwrap();
+    assert!(matches!(reason, quinn::ConnectionError::ApplicationClosed(_)), "{reason}");
+    cluster.links().await;
+}

@@ -1,0 +1,395 @@
+//! The hosts: namespaces joined by a switch, and the processes in them.
+//!
+//! Owns: everything of a bed on this machine: network namespaces named `trh-PID-N-*`, processes, what their containers
+//! have. Invariant: dropping a [`Bed`] removes all of it; a bed whose test process was killed is removed by the next one.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{
+        atomic::{AtomicU32, Ordering},
+        mpsc,
+    },
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::{
+    self, DEADLINE, Ran, check, is_deleting, is_ready, kubectl, program, sweep, text, until,
+};
+
+/// Namespaces of beds begin so.
+const PREFIX: &str = "trh-";
+/// Commands that are to end by themselves.
+const COMMAND: Duration = Duration::from_secs(90);
+
+/// Whether these tests can run here. Says why not; under `CI` that is a failure.
+pub fn ready() -> bool {
+    if !harness::ready() {
+        return false;
+    }
+    let missing: Vec<&str> = ["ip", "nsenter"].into_iter().filter(|name| program(name).is_none()).collect();
+    if missing.is_empty() {
+        return true;
+    }
+    assert!(std::env::var_os("CI").is_none(), "CI is set, but there is no {missing:?}");
+    eprintln!("skipped: no {missing:?}");
+    false
+}
+
+#[track_caller]
+fn ip(words: &[&str]) {
+    let output = Command::new(program("ip").unwrap()).args(words).output().unwrap();
+    assert!(output.status.success(), "ip {words:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A switch and its hosts.
+pub struct Bed {
+    tag: String,
+    count: u32,
+    dir: TempDir,
+}
+
+impl Bed {
+    /// A switch without hosts.
+    pub fn new() -> Bed {
+        static BEDS: AtomicU32 = AtomicU32::new(0);
+        remove_abandoned();
+        let tag = format!("{PREFIX}{}-{}", std::process::id(), BEDS.fetch_add(1, Ordering::Relaxed));
+        let dir = tempfile::Builder::new().prefix("troupe-hosts-").tempdir().unwrap();
+        let bed = Bed { tag, count: 0, dir };
+        let switch = bed.switch();
+        ip(&["netns", "add", &switch]);
+        ip(&["-n", &switch, "link", "add", "br0", "type", "bridge"]);
+        ip(&["-n", &switch, "link", "set", "br0", "up"]);
+        bed
+    }
+
+    fn switch(&self) -> String {
+        format!("{}-sw", self.tag)
+    }
+
+    /// A further host: the first has 10.77.0.1. Drop it before the bed.
+    pub fn host(&mut self, name: &str) -> Host {
+        self.count += 1;
+        let number = self.count;
+        let (space, switch, port) = (format!("{}-{number}", self.tag), self.switch(), format!("h{number}"));
+        ip(&["netns", "add", &space]);
+        ip(&["-n", &space, "link", "set", "lo", "up"]);
+        ip(&["-n", &space, "link", "add", "eth0", "type", "veth", "peer", "name", &port, "netns", &switch]);
+        ip(&["-n", &switch, "link", "set", &port, "master", "br0", "up"]);
+        ip(&["-n", &space, "link", "set", "eth0", "up"]);
+        let mut host = Host {
+            name: name.into(),
+            space,
+            switch,
+            port,
+            address: String::new(),
+            data: self.dir.path().join(name),
+            process: None,
+            log: self.dir.path().join(format!("{name}.log")),
+            scratch: self.dir.path().to_owned(),
+        };
+        host.readdress(&format!("10.77.0.{number}"));
+        host
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        for space in spaces().filter(|space| space.starts_with(&format!("{}-", self.tag))) {
+            remove_space(&space);
+        }
+    }
+}
+
+fn spaces() -> impl Iterator<Item = String> {
+    let entries = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
+}
+
+fn remove_space(space: &str) {
+    let _ = Command::new(program("ip").unwrap()).args(["netns", "del", space]).output();
+}
+
+/// Beds whose test process is gone.
+fn remove_abandoned() {
+    for space in spaces() {
+        let pid = space.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            remove_space(&space);
+        }
+    }
+}
+
+/// A machine.
+pub struct Host {
+    pub name: String,
+    space: String,
+    switch: String,
+    port: String,
+    /// Its address on the switch.
+    pub address: String,
+    /// Its data directory.
+    pub data: PathBuf,
+    process: Option<Child>,
+    log: PathBuf,
+    scratch: PathBuf,
+}
+
+impl Host {
+    /// A program as it runs there: in the host's network, everything else as here.
+    pub fn command(&self, program_: &Path) -> Command {
+        let mut command = Command::new(program("nsenter").unwrap());
+        command.arg(format!("--net=/run/netns/{}", self.space)).arg(program_);
+        command.env("HOME", &self.scratch).env("TROUPE_LOG", "warn,troupe=debug").stdin(Stdio::null());
+        command.current_dir(&self.scratch);
+        command
+    }
+
+    /// `troupe` with this host's data directory.
+    pub fn troupe(&self, words: &[&str]) -> Command {
+        let mut command = self.command(Path::new(env!("CARGO_BIN_EXE_troupe")));
+        command.args(words).env("TROUPE_DATA_DIR", &self.data);
+        command
+    }
+
+    /// Runs `troupe` until it ends by itself.
+    #[track_caller]
+    pub fn run(&self, words: &[&str]) -> Ran {
+        let mut command = self.troupe(words);
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() {
+            if begun.elapsed() > COMMAND {
+                let _ = child.kill();
+                let output = child.wait_with_output().unwrap();
+                panic!("troupe {words:?} does not end: {output:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let output: Output = child.wait_with_output().unwrap();
+        Ran::new(format!("troupe {}", words.join(" ")), output)
+    }
+
+    /// Starts `troupe` and waits for its ready line.
+    #[track_caller]
+    pub fn start(&mut self, words: &[&str]) -> String {
+        assert!(self.process.is_none(), "{} runs already", self.name);
+        let log = fs::File::options().create(true).append(true).open(&self.log).unwrap();
+        let mut command = self.troupe(words);
+        let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
+        let stdout = child.stdout.take().unwrap();
+        self.process = Some(child);
+        let (sender, lines) = mpsc::channel();
+        // Goes on reading to the process' end, so that it never waits for us.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        match lines.recv_timeout(DEADLINE) {
+            Ok(line) if line.starts_with("ready: ") => line,
+            other => panic!("troupe {words:?} on {} is not ready: {other:?}", self.name),
+        }
+    }
+
+    /// A master, with what tests want of one.
+    #[track_caller]
+    pub fn master(&mut self, more: &[&str]) {
+        let mut words = vec!["master"];
+        words.extend(more);
+        let line = self.start(&words);
+        assert!(line.contains(&format!("links {}:6443 (UDP)", self.address)), "{line}");
+    }
+
+    /// A node that has joined, or joins with these words.
+    #[track_caller]
+    pub fn node(&mut self, more: &[&str]) {
+        // How full this machine's disk is must not matter.
+        let mut words = vec!["node", "--eviction-hard", "", "--crash-loop-backoff", "300ms"];
+        words.extend(more);
+        self.start(&words);
+    }
+
+    /// Joins a master as a node of the host's name.
+    #[track_caller]
+    pub fn join(&mut self, master: &Host) {
+        let (token, name) = (master.token(&[]), self.name.clone());
+        self.node(&["--join", &master.address, "--token", &token, "--name", &name]);
+    }
+
+    /// A new token of this master.
+    #[track_caller]
+    pub fn token(&self, more: &[&str]) -> String {
+        let mut words = vec!["token", "create"];
+        words.extend(more);
+        let printed = self.run(&words).ok();
+        printed.lines().next().unwrap().to_owned()
+    }
+
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.process.as_ref().expect("it runs").id()).unwrap()
+    }
+
+    /// `kill -9` of the host's `troupe`, and of nothing else.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.process.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Waits until the host's `troupe` ends by itself; its exit code.
+    #[track_caller]
+    pub fn until_ended(&mut self) -> Option<i32> {
+        let name = self.name.clone();
+        let child = self.process.as_mut().expect("it runs");
+        let status = until(&format!("troupe on {name} ends"), || {
+            child.try_wait().map_err(|e| e.to_string())?.ok_or_else(|| "it runs".to_owned())
+        });
+        self.process = None;
+        status.code()
+    }
+
+    /// SIGTERM; its exit code.
+    #[track_caller]
+    pub fn stop(&mut self) -> Option<i32> {
+        kill(Pid::from_raw(self.pid()), Signal::SIGTERM).unwrap();
+        self.until_ended()
+    }
+
+    /// The end of the machine: `troupe`, shims and containers at once.
+    pub fn crash(&mut self) {
+        self.kill();
+        sweep::sweep(&self.data);
+    }
+
+    /// Stops the host's `troupe` where it stands (SIGSTOP).
+    pub fn freeze(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGSTOP).unwrap();
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        kill(Pid::from_raw(self.pid()), Signal::SIGCONT).unwrap();
+    }
+
+    /// Pulls the cable.
+    pub fn cut(&self) {
+        ip(&["-n", &self.switch, "link", "set", &self.port, "down"]);
+    }
+
+    /// Puts it back.
+    pub fn heal(&self) {
+        ip(&["-n", &self.switch, "link", "set", &self.port, "up"]);
+    }
+
+    /// Gives the host another address.
+    pub fn readdress(&mut self, address: &str) {
+        ip(&["-n", &self.space, "address", "flush", "dev", "eth0"]);
+        ip(&["-n", &self.space, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
+        self.address = address.into();
+    }
+
+    /// What its `troupe` wrote to standard error so far.
+    pub fn said(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// The processes of its containers.
+    pub fn containers(&self) -> Vec<(i32, String)> {
+        let mut all = sweep::processes(&self.data);
+        all.sort_unstable();
+        all
+    }
+
+    // What one asks a master.
+
+    /// kubectl on this master's host.
+    pub fn kubectl(&self, words: &[&str]) -> Ran {
+        self.kubectl_in(words, "")
+    }
+
+    /// kubectl with an input.
+    pub fn kubectl_in(&self, words: &[&str], input: &str) -> Ran {
+        use std::io::Write as _;
+        let mut command = self.command(&kubectl().unwrap());
+        command.args(words).env("KUBECONFIG", self.data.join("admin.kubeconfig"));
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // It may end before it has read everything; its output then says why.
+        let _ = stdin.write_all(input.as_bytes());
+        drop(stdin);
+        Ran::new(format!("kubectl {}", words.join(" ")), child.wait_with_output().unwrap())
+    }
+
+    #[track_caller]
+    pub fn apply(&self, manifest: &Value) {
+        self.kubectl_in(&["apply", "-f", "-"], &manifest.to_string()).ok();
+    }
+
+    /// What `kubectl get … -o json` says, or why it says nothing.
+    pub fn get(&self, words: &[&str]) -> Result<Value, String> {
+        let mut all = vec!["get"];
+        all.extend(words);
+        all.extend(["-o", "json"]);
+        let text = self.kubectl(&all).result()?;
+        serde_json::from_str(&text).map_err(|error| format!("{error}: {text}"))
+    }
+
+    /// Waits until a node's `Ready` condition has this status.
+    #[track_caller]
+    pub fn until_node(&self, node: &str, status: &str) {
+        until(&format!("node {node} has Ready={status}"), || {
+            let object = self.get(&["node", node])?;
+            let conditions = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let ready = conditions.iter().find(|c| c["type"] == "Ready").cloned().unwrap_or_default();
+            check(ready["status"] == status, || ready.to_string())
+        });
+    }
+
+    /// Waits until the default namespace has exactly so many pods, all ready and none on its way out.
+    #[track_caller]
+    pub fn until_pods(&self, count: usize) -> Vec<Value> {
+        until(&format!("{count} pods are ready"), || {
+            let list = self.get(&["pods"])?;
+            let pods = list["items"].as_array().cloned().unwrap_or_default();
+            let good = pods.iter().filter(|pod| is_ready(pod) && !is_deleting(pod)).count();
+            let shown = || {
+                let all: Vec<String> =
+                    pods.iter().map(|p| format!("{} {}", p["metadata"]["name"], p["status"])).collect();
+                format!("{good} of {}: {}", pods.len(), all.join("\n"))
+            };
+            check(good == count && pods.len() == count, shown)?;
+            Ok(pods)
+        })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            const LINES: usize = 60;
+            let said = self.said();
+            let lines: Vec<&str> = said.lines().collect();
+            let from = lines.len().saturating_sub(LINES);
+            eprintln!("--- {}, last lines\n{}\n---", self.name, lines[from..].join("\n"));
+        }
+        self.crash();
+    }
+}
+
+/// Where a pod runs.
+pub fn node_of(pod: &Value) -> &str {
+    text(&pod["spec"]["nodeName"])
+}

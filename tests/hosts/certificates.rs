@@ -1,0 +1,106 @@
+//! Certificates of nodes: forged, renewed, revoked.
+
+use std::{fs, time::Duration};
+
+use troupe::net::{Authority, csr::NodeKey, csr::validity};
+
+use crate::{
+    bed::{Bed, ready},
+    harness::{check, controller, until},
+};
+
+#[test]
+fn a_forged_certificate_gets_no_link_and_the_node_says_so() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one) = (bed.host("m"), bed.host("one"));
+    master.master(&[]);
+    let (token, address) = (master.token(&[]), master.address.clone());
+    one.node(&["--runtime", "sim", "--join", &address, "--token", &token, "--name", "one"]);
+    master.until_node("one", "True");
+    one.kill();
+    // The same name and key, but another authority's signature.
+    let pki = one.data.join("pki");
+    let key = NodeKey::open(&pki.join("node.key")).unwrap();
+    let forger = Authority::ephemeral().unwrap();
+    let life = Duration::from_secs(3600);
+    let forged = forger.certify_node(&"one".into(), &key.request().unwrap(), life).unwrap();
+    let good = fs::read_to_string(pki.join("node.crt")).unwrap();
+    fs::write(pki.join("node.crt"), forged).unwrap();
+    let ran = one.run(&["node", "--runtime", "sim"]);
+    assert_eq!(ran.code(), Some(1));
+    assert!(ran.err().contains("another authority signed it"), "{}", ran.err());
+    assert!(ran.err().contains("--token"), "{}", ran.err());
+    assert!(master.said().contains("turned a peer away"));
+    // The right one is as good as before.
+    fs::write(pki.join("node.crt"), good).unwrap();
+    one.node(&[]);
+    master.until_node("one", "True");
+}
+
+#[test]
+fn certificates_are_renewed_over_the_link_and_pods_do_not_notice() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one) = (bed.host("m"), bed.host("one"));
+    master.master(&["--node-certificate-life", "12s"]);
+    one.join(&master);
+    master.until_node("one", "True");
+    master.apply(&controller("web", 1, &[]));
+    master.until_pods(1);
+    let before = one.containers();
+    assert!(!before.is_empty());
+    let end = || validity(&fs::read_to_string(one.data.join("pki/node.crt")).unwrap()).unwrap().1;
+    let first = end();
+    // Well beyond the first one's end.
+    until("the certificate was renewed twice", || check(end() >= first + 12, || (end() - first).to_string()));
+    until("the first certificate is over", || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        check(now as i64 > first + 1, || now.to_string())
+    });
+    master.until_node("one", "True");
+    assert_eq!(one.containers(), before, "no container was touched");
+    let pods = master.until_pods(1);
+    assert_eq!(pods[0]["status"]["containerStatuses"][0]["restartCount"], 0);
+    let events = master.get(&["events"]).unwrap();
+    let lost = events["items"].as_array().unwrap().iter().any(|e| e["reason"] == "NodeNotReady");
+    assert!(!lost, "the node was never taken for lost");
+    // What is on disk is good for a start.
+    one.kill();
+    one.node(&[]);
+    master.until_node("one", "True");
+    assert_eq!(one.containers(), before);
+}
+
+#[test]
+fn a_deleted_node_is_sent_away_for_good_until_it_joins_again() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one) = (bed.host("m"), bed.host("one"));
+    master.master(&[]);
+    let (token, address) = (master.token(&[]), master.address.clone());
+    one.node(&["--runtime", "sim", "--join", &address, "--token", &token, "--name", "one"]);
+    master.until_node("one", "True");
+    master.kubectl(&["delete", "node", "one"]).ok();
+    assert_eq!(one.until_ended(), Some(1));
+    let said = one.said();
+    assert!(said.contains("it was deleted") && said.contains("to join again: troupe node"), "{said}");
+    // Not by its certificate, also not after the master's restart…
+    let ran = one.run(&["node"]);
+    assert_eq!(ran.code(), Some(1), "{}", ran.err());
+    master.kill();
+    master.master(&[]);
+    let ran = one.run(&["node"]);
+    assert_eq!(ran.code(), Some(1), "{}", ran.err());
+    assert!(ran.err().contains("it was deleted"), "{}", ran.err());
+    assert!(master.get(&["node", "one"]).is_err(), "it did not come back by itself");
+    // …but by a token.
+    one.node(&["--join", &address, "--token", &token]);
+    master.until_node("one", "True");
+}

@@ -1,0 +1,202 @@
+//! How machines become nodes, and how they do not.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::{
+    bed::{Bed, node_of, ready},
+    harness::{controller, text, until},
+};
+
+#[test]
+fn machines_join_a_master_and_pods_run_and_are_reached_on_both() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
+    master.master(&[]);
+    assert_eq!(master.get(&["nodes"]).unwrap()["items"], json!([]), "a master is no node");
+    one.join(&master);
+    let token = master.token(&[]);
+    two.node(&["--join", "10.77.0.1:6443", "--token", &token, "--name", "two", "--label", "zone=b"]);
+    master.until_node("one", "True");
+    master.until_node("two", "True");
+
+    // Each has a subnet, an address and labels of its own.
+    let nodes = master.get(&["nodes"]).unwrap();
+    let of = |name: &str| -> Value {
+        nodes["items"].as_array().unwrap().iter().find(|n| n["metadata"]["name"] == name).unwrap().clone()
+    };
+    let (first, second) = (of("one"), of("two"));
+    assert_ne!(first["spec"]["podCIDR"], second["spec"]["podCIDR"]);
+    assert_eq!(second["metadata"]["labels"]["zone"], "b");
+    assert!(second["metadata"]["labels"]["kubernetes.io/arch"].is_string());
+    let address = &first["status"]["addresses"][0];
+    assert_eq!(address["address"], json!(one.address), "{address}");
+
+    master.apply(&controller("web", 4, &[]));
+    let pods = master.until_pods(4);
+    for node in ["one", "two"] {
+        let pod = pods.iter().find(|pod| node_of(pod) == node).expect("pods are spread over the nodes");
+        let name = text(&pod["metadata"]["name"]);
+        let log = until("the pod has a log", || {
+            let log = master.kubectl(&["logs", name]).result()?;
+            if log.is_empty() { Err("empty".to_owned()) } else { Ok(log) }
+        });
+        assert!(!log.is_empty());
+        let words = ["exec", name, "--", "/hello", "hello", "--once", "--print", "from inside"];
+        assert!(master.kubectl(&words).ok().contains("from inside"));
+    }
+    let subnet = |node: &Value| text(&node["spec"]["podCIDR"]).rsplit_once('.').unwrap().0.to_owned();
+    for pod in &pods {
+        let of = if node_of(pod) == "one" { subnet(&first) } else { subnet(&second) };
+        assert!(text(&pod["status"]["podIP"]).starts_with(&of), "{}", pod["status"]["podIP"]);
+    }
+}
+
+#[test]
+fn who_may_not_join_is_told_why_and_what_to_do() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut other) = (bed.host("m"), bed.host("m2"));
+    let (mut one, two) = (bed.host("one"), bed.host("two"));
+    master.master(&[]);
+    other.master(&[]);
+    let address = master.address.clone();
+    let refused = |host: &crate::bed::Host, words: &[&str], code: i32, says: &[&str]| {
+        let mut all = vec!["node", "--runtime", "sim"];
+        all.extend(words);
+        let ran = host.run(&all);
+        assert_eq!(ran.code(), Some(code), "{words:?}: {}", ran.err());
+        for word in says {
+            assert!(ran.err().contains(word), "{words:?} should say {word:?}: {}", ran.err());
+        }
+    };
+
+    // Wrong usage.
+    refused(&two, &[], 2, &["troupe token create"]);
+    refused(&two, &["--join", &address], 2, &["--token"]);
+    refused(&two, &["--token", &master.token(&[])], 2, &["--join"]);
+    refused(&two, &["--join", &address, "--token", "abc"], 2, &["ID.SECRET.PIN"]);
+
+    // A token of another cluster: nothing was sent to the master.
+    let foreign = other.token(&[]);
+    refused(
+        &two,
+        &["--join", &address, "--token", &foreign],
+        1,
+        &["does not belong to the cluster", &address],
+    );
+    assert!(!master.said().contains("may not join"), "it never asked");
+
+    // One whose time is over, one that was revoked, one with another secret.
+    let expired = master.token(&["--ttl", "1s"]);
+    until("the token is over", || {
+        let list = master.run(&["token", "ls"]).result()?;
+        if list.contains("expired") { Ok(()) } else { Err(list) }
+    });
+    refused(&two, &["--join", &address, "--token", &expired], 1, &["expired", "troupe token create"]);
+    let revoked = master.token(&[]);
+    let id = &revoked[..6];
+    assert!(master.run(&["token", "ls"]).ok().contains(id));
+    master.run(&["token", "rm", id]).ok();
+    refused(&two, &["--join", &address, "--token", &revoked], 1, &["no such token"]);
+    let token = master.token(&["--description", "for the test"]);
+    assert!(master.run(&["token", "ls"]).ok().contains("for the test"));
+    let wrong = format!("{}.{}{}", &token[..6], "a".repeat(16), &token[23..]);
+    refused(&two, &["--join", &address, "--token", &wrong], 1, &["no such token"]);
+
+    // A name that another machine has, alive or not; one that cannot be.
+    one.node(&["--runtime", "sim", "--join", &address, "--token", &token, "--name", "one"]);
+    let taken = ["--join", &address, "--token", &token, "--name", "one"];
+    refused(&two, &taken, 1, &["already", "--name", "kubectl delete node one"]);
+    one.kill();
+    master.until_node("one", "Unknown");
+    refused(&two, &taken, 1, &["already", "kubectl delete node one"]);
+    refused(&two, &["--join", &address, "--token", &token, "--name", "Two_Two"], 1, &["Two_Two"]);
+
+    // A directory that has joined, with another name or another cluster's token.
+    refused(&one, &["--name", "uno"], 1, &["the node one", "--data-dir"]);
+    refused(
+        &one,
+        &["--join", &other.address, "--token", &foreign],
+        1,
+        &["another cluster's", "troupe reset"],
+    );
+    // A master's directory is no node's, nor the other way round.
+    master.kill();
+    refused(&master, &["--join", &address, "--token", &token], 1, &["a master's data directory"]);
+    let ran = one.run(&["master"]);
+    assert_eq!(ran.code(), Some(1));
+    assert!(ran.err().contains("data directory of a node"), "{}", ran.err());
+    // Nothing of it is kept in the clear.
+    let secret = token.split('.').nth(1).unwrap();
+    let kept = grep(&master.data, secret.as_bytes());
+    assert!(kept.is_empty(), "the secret is in {kept:?}");
+}
+
+/// Files below a directory that contain some bytes.
+fn grep(dir: &std::path::Path, bytes: &[u8]) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(grep(&path, bytes));
+        } else if fs::read(&path).is_ok_and(|text| text.windows(bytes.len()).any(|window| window == bytes)) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+#[test]
+fn a_node_joins_again_with_its_directory_alone_and_finds_a_master_that_moved() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one) = (bed.host("m"), bed.host("one"));
+    master.master(&[]);
+    let token = master.token(&[]);
+    let address = master.address.clone();
+    let first =
+        ["--runtime", "sim", "--join", &address, "--token", &token, "--name", "one", "--label", "a=b"];
+    one.node(&first);
+    master.until_node("one", "True");
+    assert_eq!(one.stop(), Some(0));
+    master.until_node("one", "Unknown");
+    one.node(&[]);
+    master.until_node("one", "True");
+
+    // The very same command, as a unit file has it, when the token is long gone: it is not in the way.
+    one.kill();
+    master.run(&["token", "rm", &token]).ok();
+    one.node(&first);
+    master.until_node("one", "True");
+
+    // The node's address changes.
+    one.kill();
+    one.readdress("10.77.0.201");
+    one.node(&[]);
+    until("the node tells its new address", || {
+        let node = master.get(&["node", "one"])?;
+        let address = text(&node["status"]["addresses"][0]["address"]).to_owned();
+        if address == "10.77.0.201" { Ok(()) } else { Err(address) }
+    });
+
+    // So does the master's: the node is told once.
+    one.kill();
+    master.kill();
+    master.readdress("10.77.0.200");
+    master.master(&[]);
+    one.node(&["--join", "10.77.0.200"]);
+    master.until_node("one", "True");
+    one.kill();
+    one.node(&[]);
+    let node = master.get(&["node", "one"]).unwrap();
+    assert_eq!(node["metadata"]["labels"]["a"], "b");
+}

@@ -1,0 +1,15 @@
+//! Several machines on one: a network namespace each, real binaries, real containers, real kubectl.
+//!
+//! Each bed has a switch and hosts with an address, and nothing else: no host reaches another but over the switch.
+//! Whatever a test starts is gone when it ends, however it ends (see [`bed::Bed`]). Needs root, kubectl, `ip` and `nsenter`;
+//! without them the tests say so and are skipped, except under `CI`.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod bed;
+mod certificates;
+mod failure;
+#[path = "../e2e/harness/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "shared with the end-to-end tests, which need more of it")]
+mod harness;
+mod joining;
+mod survival;
