@@ -162,3 +162,30 @@ async fn who_asked_for_little_gives_way_to_who_asked_for_more() {
     assert_eq!(String::from_utf8_lossy(&beside.stdout).trim(), "750");
     assert_eq!(bench.leftovers().await, Vec::<String>::new());
 }
+
+#[tokio::test]
+async fn programs_of_a_container_stay_in_its_group_when_another_sees_the_nodes_cgroups() {
+    let mut bench = Bench::new().await;
+    let pod = bench.sandbox("g").await;
+    let first = bench.start(&pod, config("first", &["sleep", "600"])).await;
+    // Made before the hierarchies are where they usually are, started after.
+    let between = bench.create(&pod, config("between", &["sleep", "600"])).await.unwrap();
+    let mut seeing = config("seeing", &["sleep", "600"]);
+    seeing.mounts =
+        vec![Mount { host_path: "/sys".into(), container_path: "/node".into(), ..Mount::default() }];
+    bench.start(&pod, seeing).await;
+    bench.runtime().start_container(&between).await.unwrap();
+    for id in [&first, &between] {
+        let pid = bench.status(id).await.pid.unwrap().to_string();
+        let command = vec!["cat".into(), "/proc/self/cgroup".into()];
+        let told = bench.runtime().exec_sync(id, command, std::time::Duration::from_secs(60)).await.unwrap();
+        let told = String::from_utf8(told.stdout).unwrap();
+        let program = told.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+        for (hierarchy, path) in program.filter(|(name, _)| controlling(name)) {
+            let own = groups(&pid).unwrap()[hierarchy].clone();
+            assert!(own.ends_with(&id.0), "{hierarchy}: {own}");
+            assert!(path == own || path == "/" && hierarchy.is_empty(), "{hierarchy}: {path} is not {own}");
+        }
+    }
+    assert_eq!(bench.leftovers().await, Vec::<String>::new());
+}

@@ -45,6 +45,31 @@ async fn a_shared_pid_namespace_loses_nothing_of_a_container_that_ended() {
 }
 
 #[tokio::test]
+async fn who_may_look_into_the_pods_first_process_finds_nothing_of_the_node() {
+    let mut bench = Bench::new().await;
+    let pod = bench.sandbox_with(SandboxConfig { share_pids: true, ..sandbox("p") }).await;
+    let mut curious =
+        config("curious", &["sh", "-c", "cd /proc/1/root && ls -a; echo looked; exec sleep 1000"]);
+    curious.security.add_capabilities = vec!["SYS_PTRACE".into()];
+    let id = bench.start(&pod, curious).await;
+    bench.line("curious", "looked").await;
+    let seen: Vec<String> =
+        bench.output("curious").into_iter().filter(|line| line.starts_with("stdout F ")).collect();
+    let seen: Vec<&str> = seen.iter().map(|line| &line["stdout F ".len()..]).collect();
+    assert!(seen.iter().all(|name| [".", "..", "looked"].contains(name)), "{seen:?}");
+    let program = bench.status(&id).await.pid.unwrap();
+    let holder = children(parent(program)).into_iter().find(|child| *child != program).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{holder}/status")).unwrap();
+    for rights in ["CapInh:", "CapPrm:", "CapEff:"] {
+        let line = status.lines().find_map(|line| line.strip_prefix(rights)).unwrap();
+        assert_eq!(line.trim(), "0000000000000000", "{rights}");
+    }
+    let mounts = std::fs::read_to_string(format!("/proc/{holder}/mountinfo")).unwrap();
+    assert_eq!(mounts.lines().count(), 1, "{mounts}");
+    assert_eq!(bench.leftovers().await, [""; 0]);
+}
+
+#[tokio::test]
 async fn a_pod_whose_pid_namespace_is_killed_is_lost() {
     let mut bench = Bench::new().await;
     let pod = bench.sandbox_with(SandboxConfig { share_pids: true, ..sandbox("p") }).await;

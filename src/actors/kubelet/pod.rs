@@ -321,8 +321,7 @@ impl PodActor {
                 let (places, evicted) = (self.places(), self.machine.is_evicted());
                 let work = async move {
                     runtime.stop_pod_sandbox(&uid).await?;
-                    volumes::release(places.clone()).await;
-                    if evicted {
+                    if volumes::release(places.clone()).await && evicted {
                         volumes::empty(places).await;
                     }
                     Ok(())

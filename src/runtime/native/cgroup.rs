@@ -183,17 +183,19 @@ impl Hierarchies {
         self.first().is_some_and(v1::are_aside)
     }
 
-    /// Shows them at their usual place again if that is in one of these paths.
+    /// Shows them at their usual place again if that is in one of these paths. Whether it did: libcontainer finds them from then
+    /// on, so that each container's spec has to name its own group.
     pub(super) fn put_back_for<'a>(
         &mut self,
         mut paths: impl Iterator<Item = &'a Path>,
         aside: &Path,
-    ) -> io::Result<()> {
-        if self.are_aside() && paths.any(v1::shows) {
+    ) -> io::Result<bool> {
+        let back = self.are_aside() && paths.any(v1::shows);
+        if back {
             v1::put_back(aside)?;
             *self = Hierarchies::detect();
         }
-        Ok(())
+        Ok(back)
     }
 
     fn first(&self) -> Option<&v1::Mounts> {

@@ -10,7 +10,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
 
 /// Makes `dir`, with a tmpfs mounted on it unless it holds something already.
 pub(super) fn keep_in_memory(dir: &Path) -> io::Result<()> {
@@ -46,17 +49,29 @@ fn is_mount(dir: &Path) -> io::Result<bool> {
 /// # Errors
 /// The first mount that cannot be taken off, by its path.
 pub fn unmount_below(dir: &Path) -> io::Result<()> {
-    let table = fs::read("/proc/self/mountinfo")?;
-    for mount in below(&table, dir).into_iter().rev() {
-        umount2(&mount, MntFlags::MNT_DETACH).map_err(|errno| {
-            io::Error::new(
-                io::Error::from(errno).kind(),
-                format!("unmount {}: {}", mount.display(), errno.desc()),
-            )
-        })?;
+    for _ in 0..PASSES {
+        let found = below(&fs::read("/proc/self/mountinfo")?, dir);
+        if found.is_empty() {
+            return Ok(());
+        }
+        for mount in found.into_iter().rev() {
+            match umount2(&mount, MntFlags::MNT_DETACH) {
+                // It went with another one, of which it was a copy.
+                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
+                Err(errno) => {
+                    return Err(io::Error::new(
+                        io::Error::from(errno).kind(),
+                        format!("unmount {}: {}", mount.display(), errno.desc()),
+                    ));
+                }
+            }
+        }
     }
-    Ok(())
+    Err(io::Error::other(format!("something is mounted again and again below {}", dir.display())))
 }
+
+/// What one pass may bring to light is what the mounts it took off had hidden.
+const PASSES: usize = 32;
 
 /// Whether what the node mounts below a path later appears here; `table` is mountinfo of this mount namespace.
 pub(super) fn receives(table: &[u8], path: &Path) -> bool {

@@ -237,8 +237,13 @@ pub(super) fn put_aside(mounts: &Mounts, aside: &Path) -> io::Result<Mounts> {
     fs::create_dir_all(aside)?;
     mount(Some(CGROUP_ROOT), aside, NONE, MsFlags::MS_MOVE, NONE)?;
     let stood_in = stand_in(aside).and_then(|()| {
-        let processes = Path::new(CGROUP_ROOT).join("cgroup.procs");
-        mount(Some("/dev/null"), &processes, NONE, MsFlags::MS_BIND, NONE)
+        let root = Path::new(CGROUP_ROOT);
+        // In a cgroup namespace the root can be killed, which libcgroups does when a start fails.
+        let written = ["cgroup.procs", "cgroup.kill"].map(|file| root.join(file));
+        written
+            .iter()
+            .filter(|file| file.exists())
+            .try_for_each(|file| mount(Some("/dev/null"), file, NONE, MsFlags::MS_BIND, NONE))
     });
     if let Err(error) = stood_in {
         put_back(aside)?;

@@ -43,12 +43,15 @@ pub async fn refresh(node: &Arc<NodeContext>, pod: &v1::Pod, places: Places) -> 
 }
 
 /// Gives back the memory that volumes take when nothing of the pod runs any more; directories stay for its removal.
-pub async fn release(places: Places) {
+/// Whether nothing is mounted there any more: only then may what is in them be removed.
+pub async fn release(places: Places) -> bool {
     let volumes = places.pod_dir.join("volumes");
     let work = tokio::task::spawn_blocking(move || unmount_below(&volumes).map_err(|e| e.to_string()));
-    if let Err(error) = work.await.unwrap_or_else(|error| Err(error.to_string())) {
+    let released = work.await.unwrap_or_else(|error| Err(error.to_string()));
+    if let Err(error) = &released {
         tracing::warn!(%error, "volumes of an ended pod could not be unmounted");
     }
+    released.is_ok()
 }
 
 /// Removes what a pod that was evicted has in its volumes: the node needs the room now, not when the pod is deleted.

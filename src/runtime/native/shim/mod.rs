@@ -144,6 +144,10 @@ impl Shim {
     fn begin(dir: SandboxDir) -> io::Result<Shim> {
         // The terminal's signals and the parent's end are not this pod's business.
         let _ = nix::unistd::setsid();
+        if !userns::inside() {
+            // Containers that ask for no groups have these; in a user namespace they may not be given up.
+            nix::unistd::setgroups(&[])?;
+        }
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
         let mut signals = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
@@ -369,9 +373,14 @@ impl Shim {
         let record = container::read_record(&self.dir.container(id))?;
         let places: Vec<PathBuf> =
             record.config.mounts.iter().filter_map(|mount| mount.host_path.canonicalize().ok()).collect();
-        self.hierarchies
+        let back = self
+            .hierarchies
             .put_back_for(places.iter().map(PathBuf::as_path), &self.dir.cgroups())
             .map_err(Fault::system("put the node's cgroups back"))?;
+        if back {
+            sandbox::name_groups(&self.dir, &self.record.cgroup)
+                .map_err(Fault::system("name the pod's cgroups"))?;
+        }
         let plan = self.pod().create(record, program)?;
         self.planned.insert(id.clone(), plan);
         Ok(Reply::Done)

@@ -12,14 +12,16 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ::caps::CapSet;
 use nix::{
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, setns, unshare},
     sys::{
         prctl,
         signal::{SigSet, Signal, kill},
         wait::waitpid,
     },
-    unistd::Pid,
+    unistd::{Gid, Pid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid},
 };
 
 use super::super::sys;
@@ -43,7 +45,7 @@ impl Holder {
         // Of this child only: the namespace that the shim's other children are in may be one that it could not return to.
         let pid = sys::fork_into_pids()?;
         if pid == 0 {
-            hold(shim);
+            hold(shim, false);
         }
         Ok(Holder { pid, path: format!("/proc/{pid}/ns/pid").into(), _namespace: None })
     }
@@ -58,7 +60,7 @@ impl Holder {
                 .map_err(io::Error::from)
                 .and_then(|()| sys::fork_sibling());
             match made {
-                Ok(0) => hold(shim),
+                Ok(0) => hold(shim, true),
                 made => {
                     let _ = (&tell).write_all(&made.unwrap_or(0).to_ne_bytes());
                     std::process::exit(0)
@@ -98,17 +100,55 @@ impl Holder {
 }
 
 /// The holder's life. Nothing here allocates much or fails in a way that matters: at worst it ends, which the shim sees.
-fn hold(shim: u32) -> ! {
+///
+/// It is a process of the node's among the pod's, some of which may look into others: it has no rights, and the node's files
+/// are out of its reach. Where the pod has users of its own it is one of them.
+fn hold(shim: u32, among_users: bool) -> ! {
+    // Before it asks to be told of a death: who becomes another user is asked anew.
+    if among_users && become_root_here().is_err() {
+        std::process::exit(1);
+    }
     let _ = prctl::set_pdeathsig(Signal::SIGKILL);
     let _ = prctl::set_name(NAME);
     // The shim may have died before its death could be asked to be told.
     if parent_of_self() != Some(shim) || sys::close_all_but_standard().is_err() {
         std::process::exit(1);
     }
+    if prctl::set_dumpable(false).is_err() || leave_files().is_err() || drop_rights().is_err() {
+        std::process::exit(1);
+    }
     // The kernel reaps what is adopted here.
     sys::let_children_be_reaped(true);
     let _ = SigSet::empty().thread_set_mask();
     sys::pause()
+}
+
+/// Root of the user namespace that this process is in.
+fn become_root_here() -> nix::Result<()> {
+    let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
+    setgroups(&[])?;
+    setresgid(group, group, group)?;
+    setresuid(user, user, user)
+}
+
+/// Changes to a root directory with nothing in it.
+fn leave_files() -> nix::Result<()> {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+    let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // Any directory that every machine has.
+    mount(Some("nothing"), "/proc", Some("tmpfs"), flags, none)?;
+    chdir("/proc")?;
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    chdir("/")
+}
+
+fn drop_rights() -> Result<(), ::caps::errors::CapsError> {
+    [CapSet::Inheritable, CapSet::Effective, CapSet::Permitted]
+        .into_iter()
+        .try_for_each(|set| ::caps::clear(None, set))
 }
 
 /// Kills a process and all below it, where no cgroup knows them: those that it has disowned get away until their pod ends.

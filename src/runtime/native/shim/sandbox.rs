@@ -22,7 +22,7 @@ use super::{
         cgroup::Hierarchies,
         netlink::{LinkIndex, Netlink},
         protocol::Fault,
-        state::{SandboxDir, SandboxRecord},
+        state::{ContainerDir, SandboxDir, SandboxRecord},
         sys,
     },
     users::Users,
@@ -124,6 +124,20 @@ fn write_files(dir: &SandboxDir, record: &SandboxRecord) -> std::io::Result<()> 
     }
     let resolv = config.dns.as_ref().map_or_else(|| node("resolv.conf"), |dns| resolv_conf(dns).into_bytes());
     fs::write(file("resolv.conf"), resolv)
+}
+
+/// Has the specs of a pod's containers that are there already name their groups, below `pod`.
+pub(super) fn name_groups(dir: &SandboxDir, pod: &Path) -> std::io::Result<()> {
+    for entry in fs::read_dir(dir.containers())? {
+        let entry = entry?;
+        let file = ContainerDir(entry.path()).spec();
+        // One that is being created has none yet, and gets the right one.
+        let Ok(text) = fs::read(&file) else { continue };
+        let mut spec: serde_json::Value = serde_json::from_slice(&text)?;
+        spec["linux"]["cgroupsPath"] = serde_json::json!(pod.join(entry.file_name()));
+        fs::write(&file, spec.to_string())?;
+    }
+    Ok(())
 }
 
 fn resolv_conf(dns: &Dns) -> String {
