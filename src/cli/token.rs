@@ -74,12 +74,24 @@ fn secrets() -> String {
 /// The longest: longer ones are slips.
 const TTL_MAX: Duration = Duration::from_secs(365 * 86_400);
 
+const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
 async fn create(session: &Session, ttl: Duration, description: Option<&str>) -> Outcome {
     if ttl < Duration::from_secs(1) || ttl > TTL_MAX {
         return Err(CliError::usage("--ttl: must be between 1s and 365d"));
     }
     let map = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{LINKS}");
-    let links = session.client.get(&map).await?;
+    // A master that was started for the first time a moment ago may not have written it yet.
+    let begun = tokio::time::Instant::now();
+    let links = loop {
+        match session.client.get(&map).await {
+            Err(error) if error.is_not_found() && begun.elapsed() < WRITTEN_WITHIN => {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            answer => break answer?,
+        }
+    };
     let (address, pin) = (links["data"][LINKS_ADDRESS].as_str(), links["data"][LINKS_AUTHORITY].as_str());
     let (Some(address), Some(pin)) = (address, pin.and_then(pin_of)) else {
         return Err(CliError::failed(format!(

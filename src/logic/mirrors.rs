@@ -94,8 +94,12 @@ const REFERENCES: &[&str] = &[
     "secretKeyRef",
     "secretName",
     "secretRef",
+    "serviceAccount",
     "serviceAccountName",
+    "serviceAccountToken",
 ];
+/// The account of pods that name none; its mirror has it by default and gets nothing by it.
+const DEFAULT_ACCOUNT: &str = "default";
 
 /// The first such field of a spec.
 fn api_reference(spec: &Value) -> Option<String> {
@@ -105,7 +109,8 @@ fn api_reference(spec: &Value) -> Option<String> {
             if name == "nodeSelector" {
                 return None;
             }
-            let names = REFERENCES.contains(&name.as_str()) && !value.is_null();
+            let plain = name.starts_with("serviceAccount") && value == DEFAULT_ACCOUNT;
+            let names = REFERENCES.contains(&name.as_str()) && !value.is_null() && !plain;
             if names { Some(name.clone()) } else { api_reference(value) }
         }),
         Value::Array(items) => items.iter().find_map(api_reference),
@@ -205,6 +210,10 @@ fn mirror(object: &Object, node: &NodeName) -> Option<v1::Pod> {
 fn create(wanted: &v1::Pod, key: &Key, around: &Around<'_>, uid: Uid) -> Option<Edit> {
     // Without its namespace there is nothing to show it in; it runs all the same.
     (around.find)(&Key::new(Kind::Namespace, "", key.namespace.clone()))?;
+    // A node's word alone: it would be sent what the pod refers to.
+    if !serde_json::to_value(&wanted.spec).is_ok_and(|spec| api_reference(&spec).is_none()) {
+        return None;
+    }
     let mut wanted = wanted.clone();
     wanted.metadata.owner_references = around.node_object.map(|node| {
         vec![OwnerReference {
@@ -373,5 +382,24 @@ mod tests {
         assert_eq!(store.settle(&[(foreign, json!({}))]), [""; 0], "not its name");
         let mut store = Store::default();
         assert_eq!(store.settle(&[(stat("a"), json!({}))]), [""; 0], "no namespace");
+    }
+
+    #[test]
+    fn a_node_gets_nothing_by_telling_of_a_mirror_that_refers_to_it() {
+        for spec in [
+            json!({"serviceAccountName": "robot"}),
+            json!({"imagePullSecrets": [{"name": "s"}]}),
+            json!({"volumes": [{"name": "v", "secret": {"secretName": "s"}}]}),
+            json!({"volumes": [{"name": "v", "projected": {"sources": [
+                {"serviceAccountToken": {"path": "t", "audience": "vault"}}]}}]}),
+            json!({"containers": [{"name": "c", "image": "a", "envFrom": [{"secretRef": {"name": "s"}}]}]}),
+        ] {
+            let mut told = serde_json::to_value(stat("a")).unwrap();
+            for (field, value) in spec.as_object().unwrap() {
+                told["spec"][field.as_str()] = value.clone();
+            }
+            let told = serde_json::from_value(told).unwrap();
+            assert_eq!(with_namespace().settle(&[(told, json!({}))]), [""; 0], "{spec}");
+        }
     }
 }

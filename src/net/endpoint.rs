@@ -17,7 +17,7 @@ use quinn::{Endpoint, IdleTimeout, Incoming, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
-    sync::mpsc,
+    sync::{Semaphore, mpsc},
     task::{AbortHandle, JoinSet},
     time::Instant,
 };
@@ -47,6 +47,16 @@ const READY: usize = 64;
 const STREAMS: u32 = 256;
 /// Bytes under way on one stream: fills 1 Gbit/s at 8 ms. A reader that stops costs this much and no more.
 const STREAM_WINDOW: u32 = 1 << 20;
+/// Those, and the two.
+const ALL_STREAMS: VarInt = VarInt::from_u32(STREAMS + 2);
+/// Bytes under way on one link.
+const WINDOW: VarInt = VarInt::from_u32((STREAMS + 2) * STREAM_WINDOW);
+/// Bytes that a peer may have under way before it has shown who it is: both introductions and a request to join fit.
+const STRANGER_WINDOW: u32 = 64 << 10;
+/// Streams that it may have open: a link's two message streams, or that of a join.
+const STRANGER_STREAMS: u32 = 2;
+/// Machines that join at once, beyond which they are told to come again: the other places for handshakes are for links.
+const JOINS: usize = 16;
 /// One log line per address in this time.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Addresses remembered for that; beyond, nothing is logged until some are old.
@@ -77,11 +87,11 @@ impl LinkConfig {
         })?;
         transport
             .max_idle_timeout(Some(idle))
-            .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS + 2))
+            .max_concurrent_bidi_streams(ALL_STREAMS)
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
             // Streams bind before the connection does, in both directions: a stuck one never starves another.
-            .receive_window(VarInt::from_u32((STREAMS + 2) * STREAM_WINDOW))
+            .receive_window(WINDOW)
             .send_window(u64::from(STREAMS + 2) * u64::from(STREAM_WINDOW))
             .datagram_receive_buffer_size(None);
         Ok(transport)
@@ -128,7 +138,11 @@ impl Listener {
     ) -> Result<Listener, NetError> {
         let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(identity, ca)?));
         super::metrics::describe();
-        server.transport_config(Arc::new(config.transport()?)).max_incoming(INCOMING);
+        let mut transport = config.transport()?;
+        transport
+            .max_concurrent_bidi_streams(VarInt::from_u32(STRANGER_STREAMS))
+            .receive_window(VarInt::from_u32(STRANGER_WINDOW));
+        server.transport_config(Arc::new(transport)).max_incoming(INCOMING);
         let address = socket.local_addr().unwrap_or(ANY_PORT);
         let bind = |source| NetError::Bind { address, source };
         let endpoint = endpoint(socket, Some(server)).map_err(bind)?;
@@ -210,6 +224,7 @@ pub(super) fn client_endpoint(address: SocketAddr, sockets: Option<&Sockets>) ->
 
 async fn accept_all(endpoint: Endpoint, ready: mpsc::Sender<Session>, asks: mpsc::Sender<JoinAsk>) {
     let mut handshakes = JoinSet::new();
+    let joins = Arc::new(Semaphore::new(JOINS));
     let log = Arc::new(LogLimit::default());
     loop {
         let incoming = tokio::select! {
@@ -225,7 +240,7 @@ async fn accept_all(endpoint: Endpoint, ready: mpsc::Sender<Session>, asks: mpsc
             // Fails only for a validated address.
             let _ = incoming.retry();
         } else {
-            handshakes.spawn(handshake(incoming, ready.clone(), asks.clone(), log.clone()));
+            handshakes.spawn(handshake(incoming, ready.clone(), asks.clone(), joins.clone(), log.clone()));
         }
     }
 }
@@ -234,12 +249,17 @@ async fn handshake(
     incoming: Incoming,
     ready: mpsc::Sender<Session>,
     asks: mpsc::Sender<JoinAsk>,
+    joins: Arc<Semaphore>,
     log: Arc<LogLimit>,
 ) {
     let address = incoming.remote_address();
     let shake = async {
         let connection = incoming.await.map_err(|error| error.to_string())?;
         if protocol(&connection).is_some_and(|protocol| protocol == join::ALPN) {
+            let Ok(_place) = joins.try_acquire() else {
+                connection.close(VarInt::from_u32(0), b"too many machines join at once; try again");
+                return Err("too many machines join at once".to_owned());
+            };
             return join::serve(&connection, &asks).await.map(|()| None);
         }
         let certificate = certificate_of(&connection);
@@ -248,6 +268,8 @@ async fn handshake(
             _ => return Err(refused(&connection, "not a node's certificate")),
         };
         let joined_key = certificate.and_then(|certificate| joined_key(&certificate));
+        connection.set_max_concurrent_bi_streams(ALL_STREAMS);
+        connection.set_receive_window(WINDOW);
         let transport = Transport::Quic(connection);
         let streams = stream::await_introduction(&transport).await.map_err(|error| error.to_string())?;
         Ok(Some(Session { peer, joined_key, transport, streams }))

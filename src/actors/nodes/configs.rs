@@ -12,7 +12,10 @@ use std::{
 use k8s_openapi::api::core::v1;
 
 use crate::{
-    logic::pod::sources::{pull_secrets, references, slim},
+    logic::{
+        mirrors::is_mirror,
+        pod::sources::{pull_secrets, references, slim},
+    },
     messages::wire,
     model::{Key, Kind, Object, Revision, Snapshot, Uid},
 };
@@ -61,9 +64,9 @@ impl Told {
                 continue;
             }
             self.forget(uid);
-            // What is no pod is told by the node.
-            let keys = serde_json::from_slice::<v1::Pod>(&pod.json).map(|pod| references(&pod));
-            let keys = keys.unwrap_or_default();
+            // What is no pod is told by the node. A mirror is the node's own word, for which it gets nothing.
+            let parsed = serde_json::from_slice::<v1::Pod>(&pod.json).ok().filter(|pod| !is_mirror(pod));
+            let keys = parsed.map(|pod| references(&pod)).unwrap_or_default();
             for key in &keys {
                 *self.counts.entry(key.clone()).or_default() += 1;
             }

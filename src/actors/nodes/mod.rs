@@ -187,11 +187,24 @@ impl NodeRegistry {
             }
         }
         self.revision = Some(snapshot.revision);
+        self.send_strangers_away(snapshot);
         let names: Vec<NodeName> = self.nodes.keys().cloned().collect();
         for name in names {
             self.tell_pods(&name);
             self.hand_over(&name);
         }
+    }
+
+    /// Nodes that were deleted while nobody was told, and are linked yet.
+    fn send_strangers_away(&self, snapshot: &crate::model::Snapshot) {
+        self.links.retain(|name, link| {
+            let object = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
+            let known = link.joined_key().is_none_or(|key| object.is_some_and(|node| belongs_to(node, key)));
+            if !known {
+                link.expel(&not_a_node(name.as_str()));
+            }
+            known
+        });
     }
 
     fn note_node(&mut self, object: &Object) {

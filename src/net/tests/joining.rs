@@ -113,3 +113,33 @@ async fn what_a_stranger_sends_instead_of_a_request_reaches_nobody() {
     assert!(matches!(reason, quinn::ConnectionError::ApplicationClosed(_)), "{reason}");
     cluster.links().await;
 }
+
+#[tokio::test]
+async fn a_stranger_cannot_fill_the_masters_memory() {
+    let cluster = Cluster::new();
+    let ca = cluster.authority.certificate();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(ca.der().clone()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let mut crypto = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    crypto.alpn_protocols = vec![join::ALPN.to_vec()];
+    let crypto = quinn::crypto::rustls::QuicClientConfig::try_from(crypto).unwrap();
+    let endpoint = quinn::Endpoint::client(local()).unwrap();
+    let config = quinn::ClientConfig::new(std::sync::Arc::new(crypto));
+    let address = cluster.listener.local_addr();
+    let connection = endpoint.connect_with(config, address, MASTER).unwrap().await.unwrap();
+    // One stream is read, up to its frame; the other is not.
+    let (_first, _) = connection.open_bi().await.unwrap();
+    let (mut second, _) = connection.open_bi().await.unwrap();
+    let (mut written, chunk) = (0_usize, [0; 4096]);
+    while let Ok(Ok(())) = timeout(Duration::from_millis(500), second.write_all(&chunk)).await {
+        written += chunk.len();
+        assert!(written <= 64 << 10, "a stranger may have more under way than an introduction needs");
+    }
+    let third = timeout(Duration::from_millis(100), connection.open_bi()).await;
+    assert!(third.is_err(), "nor more streams");
+}
