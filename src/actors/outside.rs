@@ -1,6 +1,6 @@
 //! What logic takes as arguments and only actors may fetch: time and chance.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use k8s_openapi::jiff::Timestamp;
 
@@ -11,7 +11,8 @@ const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 /// Random letters at the end of a generated name.
 const SUFFIX: usize = 5;
 
-/// Now, in whole seconds: the precision of Kubernetes' timestamps.
+/// Now, in whole seconds: the precision of Kubernetes' timestamps. It is cut, thus up to a second behind: who gives
+/// somebody so many seconds from a time stored adds one.
 pub fn now() -> Timestamp {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs())
@@ -35,4 +36,11 @@ pub fn suffix() -> String {
             char::from(letter)
         })
         .collect()
+}
+
+/// How long it is until a time; nothing when it is past.
+pub fn until(at: Timestamp) -> Duration {
+    let at = Duration::from_secs(u64::try_from(at.as_second()).unwrap_or(0));
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    at.saturating_sub(now)
 }

@@ -165,9 +165,8 @@ impl<R: Reconcile + Unpin + 'static> Reconciler<R> {
             ctx.cancel_future(earlier);
         }
         if let Some(at) = self.logic.wake_at() {
-            let wait = u64::try_from(at.as_second() - outside::now().as_second()).unwrap_or(0);
             // Times are whole seconds: a moment later it is certainly due, and never in a busy loop.
-            let wait = Duration::from_secs(wait) + Duration::from_millis(100);
+            let wait = outside::until(at) + Duration::from_millis(100);
             self.alarm = Some(ctx.run_later(wait, |this, ctx| this.step(ctx)));
         }
     }

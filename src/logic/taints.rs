@@ -3,10 +3,11 @@
 //! Owns: [`taint_by_readiness`] and [`Evictions`], Kubernetes' taint manager: a pod that does not tolerate a `NoExecute`
 //! taint is deleted, one that does so for some seconds is deleted after them. Deleting marks the pod: its controller
 //! replaces it at once, and its node, should it come back, is told to end it. Invariants: a pod is deleted only while its
-//! node bears the taint; when most nodes are unreachable at once nobody is (the fault is likelier on our side).
+//! node bears the taint; when most nodes are unreachable at once, or no node is well, nobody is (the fault is likelier on
+//! our side), and who is silent when that ends is given time to come back.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -34,6 +35,13 @@ const NO_SCHEDULE: &str = "NoSchedule";
 /// Nodes that fall silent within so long did so for one reason.
 const AT_ONCE_SECONDS: i64 = 60;
 
+/// When nodes return, or the master does, they do so one after the other: dialers try each second, what is half open takes
+/// some more to end. Who is silent still so long after is believed.
+const DOUBT_SECONDS: i64 = 15;
+
+/// A taint's time is cut to whole seconds: it may have come so much later.
+const CUT_SECONDS: i64 = 1;
+
 /// How a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
@@ -57,9 +65,8 @@ pub fn taint_by_readiness(spec: &mut v1::NodeSpec, readiness: Readiness, now: Ti
         Readiness::Unreachable { evict: true } => &[(UNREACHABLE, NO_SCHEDULE), (UNREACHABLE, NO_EXECUTE)],
     };
     let mut taints = spec.taints.take().unwrap_or_default();
-    let ours = |taint: &v1::Taint| [UNREACHABLE, NOT_READY].contains(&taint.key.as_str());
     let is = |taint: &v1::Taint, (key, effect): (&str, &str)| taint.key == key && taint.effect == effect;
-    taints.retain(|taint| !ours(taint) || wanted.iter().any(|wanted| is(taint, *wanted)));
+    taints.retain(|taint| !is_ours(taint) || wanted.iter().any(|wanted| is(taint, *wanted)));
     for &(key, effect) in wanted {
         if !taints.iter().any(|taint| is(taint, (key, effect))) {
             taints.push(v1::Taint {
@@ -82,6 +89,19 @@ pub fn readiness(status: &v1::NodeStatus) -> Readiness {
     }
 }
 
+/// Whether a node's pods are to leave because nothing is heard of it.
+pub fn is_unreachable(node: &Object) -> bool {
+    facet(node).is_some_and(|node| unreachable_since(node).is_some())
+}
+
+/// Whether a node's taints say that it said goodbye and is not back.
+pub fn has_said_goodbye(node: &Object) -> bool {
+    let Some(node) = facet(node) else { return false };
+    let mut taints = node.taints.iter();
+    taints.any(|taint| taint.key == UNREACHABLE && taint.effect == NO_SCHEDULE)
+        && unreachable_since(node).is_none()
+}
+
 /// Which pods have to leave, and when.
 #[derive(Debug, Default)]
 pub struct Evictions {
@@ -89,6 +109,10 @@ pub struct Evictions {
     when: HashMap<Key, Timestamp>,
     /// Nodes that pods have to leave.
     tainted: BTreeSet<NodeName>,
+    /// The brake is on, as of the last change of a node.
+    braking: bool,
+    /// When the brake was on last, or all this began: silence from before then may be our own fault.
+    doubt: Option<Timestamp>,
 }
 
 impl Evictions {
@@ -100,7 +124,7 @@ impl Evictions {
 
     fn note(&mut self, pod: &Object, snapshot: &Snapshot, now: Timestamp) {
         self.forget(&pod.key);
-        if let Some(at) = leaves_at(pod, snapshot, now) {
+        if let Some(at) = self.leaves_at(pod, snapshot, now, self.braking) {
             self.when.insert(pod.key.clone(), at);
             self.due.insert((at, pod.key.clone()));
         }
@@ -112,6 +136,15 @@ impl Evictions {
             true => self.tainted.insert(name.clone()),
             false => self.tainted.remove(name),
         };
+    }
+
+    /// Looks whether the brake is on.
+    fn note_brake(&mut self, snapshot: &Snapshot, now: Timestamp) {
+        let on = is_brake_on(snapshot);
+        if on || self.braking {
+            self.doubt = Some(now);
+        }
+        self.braking = on;
     }
 
     /// Looks at all pods of tainted nodes.
@@ -127,6 +160,43 @@ impl Evictions {
             }
         }
     }
+
+    /// When a pod has to leave its node; `None` while it may stay. With the brake on, a silent node is no reason.
+    fn leaves_at(
+        &self,
+        pod: &Object,
+        snapshot: &Snapshot,
+        now: Timestamp,
+        braking: bool,
+    ) -> Option<Timestamp> {
+        if pod.facet.meta.deleting.is_some() {
+            return None;
+        }
+        let of = pod_facet(pod)?;
+        if of.phase.is_final() {
+            return None;
+        }
+        let node = facet(snapshot.find(&Key::new(Kind::Node, "", of.node.as_ref()?.0.clone()))?)?;
+        let taints = node.taints.iter().filter(|taint| taint.effect == NO_EXECUTE);
+        let obeyed = taints.filter(|taint| !(braking && is_ours(taint)));
+        obeyed
+            .filter_map(|taint| {
+                let until = stays_until(of, taint, now)?;
+                Some(self.believed_from(taint).map_or(until, |from| from.max(until)))
+            })
+            .min()
+    }
+
+    /// From when on a taint is believed, if it came in doubt.
+    fn believed_from(&self, taint: &v1::Taint) -> Option<Timestamp> {
+        let doubt = self.doubt.filter(|_| is_ours(taint))?;
+        let came_before = taint.time_added.as_ref().is_none_or(|added| added.0 <= doubt);
+        came_before.then(|| later(doubt, DOUBT_SECONDS))
+    }
+}
+
+fn later(at: Timestamp, seconds: i64) -> Timestamp {
+    at.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX)
 }
 
 fn facet(node: &Object) -> Option<&NodeFacet> {
@@ -147,6 +217,11 @@ fn node_of(pod: &Object) -> Option<&NodeName> {
     pod_facet(pod)?.node.as_ref()
 }
 
+/// Whether a taint says how a node is.
+fn is_ours(taint: &v1::Taint) -> bool {
+    [UNREACHABLE, NOT_READY].contains(&taint.key.as_str())
+}
+
 fn is_tainted(node: &NodeFacet) -> bool {
     node.taints.iter().any(|taint| taint.effect == NO_EXECUTE)
 }
@@ -157,27 +232,21 @@ fn unreachable_since(node: &NodeFacet) -> Option<Timestamp> {
 }
 
 /// Whether so many nodes fell silent at once that the fault is likelier ours. A half may go: one of two. Those that had
-/// been silent for long before the last one count for nothing.
+/// been silent for long before count for nothing, nor do those that followed much later. It is on, too, when no node is
+/// well, whatever each says of itself: there is nowhere to go.
 fn is_brake_on(snapshot: &Snapshot) -> bool {
     let nodes: Vec<&NodeFacet> = snapshot.list(Kind::Node, None).filter_map(|node| facet(node)).collect();
-    let since: Vec<Timestamp> = nodes.iter().filter_map(|node| unreachable_since(node)).collect();
-    let Some(last) = since.iter().max() else { return false };
-    let at_once = since.iter().filter(|at| last.as_second() - at.as_second() <= AT_ONCE_SECONDS).count();
-    at_once * 2 > nodes.len() - (since.len() - at_once)
-}
-
-/// When a pod has to leave its node; `None` while it may stay.
-fn leaves_at(pod: &Object, snapshot: &Snapshot, now: Timestamp) -> Option<Timestamp> {
-    if pod.facet.meta.deleting.is_some() {
-        return None;
+    if nodes.iter().all(|node| node.taints.iter().any(is_ours)) {
+        return !nodes.is_empty();
     }
-    let of = pod_facet(pod)?;
-    if of.phase.is_final() {
-        return None;
-    }
-    let node = facet(snapshot.find(&Key::new(Kind::Node, "", of.node.as_ref()?.0.clone()))?)?;
-    let taints = node.taints.iter().filter(|taint| taint.effect == NO_EXECUTE);
-    taints.filter_map(|taint| stays_until(of, taint, now)).min()
+    let silent = nodes.iter().filter_map(|node| unreachable_since(node));
+    let mut since: Vec<i64> = silent.map(|at| at.as_second()).collect();
+    since.sort_unstable();
+    since.iter().enumerate().any(|(before, last)| {
+        let earlier = since.partition_point(|at| last - at > AT_ONCE_SECONDS);
+        let at_once = before + 1 - earlier;
+        at_once * 2 > nodes.len() - earlier
+    })
 }
 
 /// How long a pod stays in spite of a taint; `None` for ever.
@@ -189,19 +258,23 @@ fn stays_until(pod: &PodFacet, taint: &v1::Taint, now: Timestamp) -> Option<Time
     let seconds = match (seconds.is_empty(), seconds.into_iter().flatten().min()) {
         (true, _) => 0,
         (false, None) => return None,
-        (false, Some(seconds)) => seconds.max(0),
+        (false, Some(seconds)) if seconds > 0 => seconds.saturating_add(CUT_SECONDS),
+        (false, Some(_)) => 0,
     };
-    Some(since.checked_add(SignedDuration::from_secs(seconds)).unwrap_or(Timestamp::MAX))
+    Some(later(since, seconds))
 }
 
 impl Reconcile for Evictions {
     type Item = Key;
 
     fn anew(&mut self, snapshot: &Snapshot, now: Timestamp) {
+        // A reader that was merely slow has been there all the time.
+        self.doubt.get_or_insert(now);
         self.tainted.clear();
         for node in snapshot.list(Kind::Node, None) {
             self.note_node(&NodeName(node.key.name.clone()), snapshot);
         }
+        self.note_brake(snapshot, now);
         self.note_pods(snapshot, now);
     }
 
@@ -221,6 +294,7 @@ impl Reconcile for Evictions {
                 // Also a node that comes back matters to the others: it may take the brake off.
                 if of(before) != of(after) {
                     self.note_node(&NodeName(key.name.clone()), snapshot);
+                    self.note_brake(snapshot, now);
                     self.note_pods(snapshot, now);
                 }
             }
@@ -245,28 +319,27 @@ impl Reconcile for Evictions {
     }
 
     fn mark(&mut self, item: Key) {
-        self.forget(&item);
-        self.when.insert(item.clone(), Timestamp::UNIX_EPOCH);
-        self.due.insert((Timestamp::UNIX_EPOCH, item));
+        // What was looked at again meanwhile has its time already, which may be later.
+        if let Entry::Vacant(free) = self.when.entry(item.clone()) {
+            free.insert(Timestamp::UNIX_EPOCH);
+            self.due.insert((Timestamp::UNIX_EPOCH, item));
+        }
     }
 
     fn decide(&self, item: &Key, means: &mut Means<'_>) -> Result<Vec<Edit>, EditError> {
         let Some(pod) = means.snapshot.find(item) else { return Ok(Vec::new()) };
-        if leaves_at(pod, means.snapshot, means.now).is_none_or(|at| at > means.now) {
-            return Ok(Vec::new());
-        }
-        let node =
-            node_of(pod).and_then(|name| means.snapshot.find(&Key::new(Kind::Node, "", name.0.clone())));
-        // With the brake on nothing happens until a node changes: then every pod is looked at again.
-        let silent = node.and_then(|node| facet(node)).and_then(unreachable_since).is_some();
-        if silent && is_brake_on(means.snapshot) {
+        let (snapshot, now) = (means.snapshot, means.now);
+        let is_due = |braking: bool| self.leaves_at(pod, snapshot, now, braking).is_some_and(|at| at <= now);
+        // The snapshot may be newer than what was noted. With the brake on in either nothing happens until a node
+        // changes: then every pod is looked at again.
+        if !is_due(self.braking) || (is_brake_on(snapshot) && !is_due(true)) {
             return Ok(Vec::new());
         }
         // A static pod is its node's own, whatever becomes of its mirror.
         if pod.parse::<v1::Pod>().is_ok_and(|pod| is_mirror(&pod)) {
             return Ok(Vec::new());
         }
-        Ok(edit::delete(pod, means.now)?.into_iter().collect())
+        Ok(edit::delete(pod, now)?.into_iter().collect())
     }
 
     fn wake_at(&self) -> Option<Timestamp> {

@@ -22,6 +22,20 @@ fn lost(since: &str) -> Value {
     json!([{"key": UNREACHABLE, "effect": "NoSchedule"}, {"key": UNREACHABLE, "effect": "NoExecute", "timeAdded": since}])
 }
 
+fn not_ready(since: &str) -> Value {
+    json!([{"key": NOT_READY, "effect": "NoSchedule"}, {"key": NOT_READY, "effect": "NoExecute", "timeAdded": since}])
+}
+
+/// Nodes that are well, each with a pod of its name that tolerates nothing.
+fn furnished(names: &[&str]) -> World<Evictions> {
+    let mut world = World::new(Evictions::default());
+    for name in names {
+        world.put(Kind::Node, &node(name, &json!([])));
+        world.put(Kind::Pod, &pod(name, name, &json!([])));
+    }
+    world
+}
+
 /// Names of pods that are on their way out.
 fn leaving(world: &World<Evictions>) -> Vec<String> {
     let pods = world.snapshot.list(Kind::Pod, None);
@@ -49,10 +63,10 @@ fn pods_leave_a_tainted_node_when_their_tolerations_say_so() {
     world.put(Kind::Node, &node("a", &lost(now)));
     world.settle();
     assert_eq!(leaving(&world), ["at-once", "none"]);
-    world.advance(59);
+    // A second more than it says: the taint's time is cut.
+    world.advance(60);
     assert_eq!(leaving(&world), ["at-once", "none"]);
     world.advance(1);
-    world.settle();
     assert_eq!(leaving(&world), ["at-once", "minute", "none"]);
     world.advance(1_000_000);
     world.settle();
@@ -84,29 +98,109 @@ fn somebodys_own_taint_is_obeyed_at_once() {
 }
 
 #[test]
-fn when_most_nodes_are_silent_nobody_leaves_until_some_are_heard_again() {
-    let mut world = World::new(Evictions::default());
+fn who_is_silent_when_the_brake_comes_off_has_time_to_come_back() {
+    let mut world = furnished(&["a", "b", "c", "d"]);
     for name in ["a", "b", "c"] {
-        world.put(Kind::Node, &node(name, &json!([])));
-        world.put(Kind::Pod, &pod(name, name, &json!([])));
+        world.put(Kind::Node, &node(name, &lost("2026-01-01T00:00:00Z")));
     }
+    world.advance(600);
+    assert!(leaving(&world).is_empty());
+    // The master's network is whole again; they come back one after the other.
+    world.put(Kind::Node, &node("c", &json!([])));
+    world.advance(5);
+    world.put(Kind::Node, &node("b", &json!([])));
+    world.advance(DOUBT_SECONDS - 6);
+    assert!(leaving(&world).is_empty());
+    assert!(world.controller.wake_at().is_some(), "it is looked at again by itself");
+    world.advance(1);
+    assert_eq!(leaving(&world), ["a"]);
+}
+
+#[test]
+fn who_falls_silent_after_the_brake_came_off_is_believed() {
+    let mut world = furnished(&["a", "b", "c"]);
     world.put(Kind::Node, &node("a", &lost("2026-01-01T00:00:00Z")));
     world.put(Kind::Node, &node("b", &lost("2026-01-01T00:00:00Z")));
     world.advance(60);
+    world.put(Kind::Node, &node("a", &json!([])));
+    world.put(Kind::Node, &node("b", &json!([])));
+    world.advance(2);
+    world.put(Kind::Node, &node("c", &lost("2026-01-01T00:01:02Z")));
     world.settle();
+    assert_eq!(leaving(&world), ["c"]);
+}
+
+#[test]
+fn the_brake_stays_on_when_one_more_falls_silent_later() {
+    let names = ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j"];
+    let mut world = furnished(&names);
+    for name in &names[..6] {
+        world.put(Kind::Node, &node(name, &lost("2026-01-01T00:00:00Z")));
+    }
+    world.advance(600);
+    world.put(Kind::Node, &node("g", &lost("2026-01-01T00:10:00Z")));
+    world.advance(600);
+    assert!(leaving(&world).is_empty());
+}
+
+#[test]
+fn a_fresh_start_gives_the_silent_time_to_come_back() {
+    let mut world = furnished(&["a", "b", "c", "d"]);
+    world.put(Kind::Node, &node("a", &lost(LONG_AGO)));
+    world.put(Kind::Node, &node("b", &json!([{"key": "own", "effect": "NoExecute"}])));
+    let begin: Timestamp = "2026-01-01T00:00:00Z".parse().unwrap();
+    world.controller.anew(&world.snapshot, begin);
+    world.settle();
+    assert_eq!(leaving(&world), ["b"], "somebody's own taint is no matter of doubt");
+    world.advance(DOUBT_SECONDS - 1);
+    assert_eq!(leaving(&world), ["b"]);
+    // What died since then is believed, and a slow reader is no fresh start.
+    world.put(Kind::Node, &node("c", &lost("2026-01-01T00:00:14Z")));
+    world.settle();
+    assert_eq!(leaving(&world), ["b", "c"]);
+    let now = begin.checked_add(SignedDuration::from_secs(DOUBT_SECONDS - 1)).unwrap();
+    world.controller.anew(&world.snapshot, now);
+    world.advance(1);
+    assert_eq!(leaving(&world), ["a", "b", "c"]);
+}
+
+#[test]
+fn when_no_node_is_well_nobody_leaves() {
+    let mut world = furnished(&["a"]);
+    let bears = json!([{"key": NOT_READY, "operator": "Exists", "tolerationSeconds": 300}]);
+    world.put(Kind::Pod, &pod("p", "a", &bears));
+    world.put(Kind::Node, &node("a", &not_ready("2026-01-01T00:00:00Z")));
+    world.advance(3600);
+    assert!(leaving(&world).is_empty());
+    // One that only said goodbye is no better.
+    world.put(Kind::Node, &node("b", &json!([{"key": UNREACHABLE, "effect": "NoSchedule"}])));
+    world.advance(3600);
     assert!(leaving(&world).is_empty());
     world.put(Kind::Node, &node("b", &json!([])));
+    world.advance(DOUBT_SECONDS - 1);
+    assert!(leaving(&world).is_empty());
+    world.advance(1);
+    assert_eq!(leaving(&world), ["a", "p"]);
+}
+
+#[test]
+fn nothing_under_way_is_lost_while_the_brake_comes_and_goes() {
+    let mut world = furnished(&["a", "b", "c"]);
+    world.put(Kind::Node, &node("a", &lost("2026-01-01T00:00:00Z")));
+    let first = world.controller.next_due("2026-01-01T00:00:00Z".parse().unwrap()).unwrap();
+    world.put(Kind::Node, &node("b", &lost("2026-01-01T00:00:00Z")));
+    world.put(Kind::Node, &node("b", &json!([])));
+    // It could not be written.
+    world.controller.mark(first);
     world.settle();
+    assert!(leaving(&world).is_empty());
+    world.advance(DOUBT_SECONDS);
     assert_eq!(leaving(&world), ["a"]);
 }
 
 #[test]
 fn nodes_that_died_one_after_the_other_are_each_believed() {
-    let mut world = World::new(Evictions::default());
-    for name in ["a", "b", "c"] {
-        world.put(Kind::Node, &node(name, &json!([])));
-        world.put(Kind::Pod, &pod(name, name, &json!([])));
-    }
+    let mut world = furnished(&["a", "b", "c"]);
     world.put(Kind::Node, &node("a", &lost("2026-01-01T00:00:00Z")));
     world.advance(600);
     world.put(Kind::Node, &node("b", &lost("2026-01-01T00:10:00Z")));

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
+    sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
 
@@ -19,6 +19,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{
     Links, RegistrySeed, bound_to, configs,
+    object::GOODBYE,
     refusals::{Refusals, Refused},
     tokens,
 };
@@ -27,6 +28,7 @@ use crate::{
     logic::{
         events::Happening,
         nodes::{Report, Told, pod_reported, wanted_mark},
+        taints::has_said_goodbye,
     },
     messages::{Durability, Port, RecordEvent, wire},
     model::{Key, Kind, NodeName, Object, Revision, Uid},
@@ -104,6 +106,8 @@ pub(super) struct NodeHandle {
     pub(super) lost: Option<SpawnHandle>,
     /// The node has said that it goes and comes back.
     pub(super) goodbye: bool,
+    /// Counts how often it has linked or fallen silent: writes from before are given up.
+    pub(super) turn: Arc<AtomicU64>,
     refusals: Refusals,
 }
 
@@ -138,6 +142,7 @@ impl NodeHandle {
             mirroring: false,
             lost: None,
             goodbye: false,
+            turn: Arc::default(),
             refusals: Refusals::default(),
         }
     }
@@ -391,7 +396,11 @@ impl Actor for NodeHandle {
         if let Some((_, link)) = self.links.remove(&self.name) {
             link.close("the master begins anew");
         }
-        self.expect_silence(self.seed.lost_after * BEGIN, ctx);
+        // A goodbye said to an earlier incarnation, or an earlier master, counts.
+        let snapshot = self.seed.wiring.view.snapshot();
+        let away = snapshot.find(&self.key()).is_some_and(|node| has_said_goodbye(node));
+        let within = if away { GOODBYE } else { self.seed.lost_after * BEGIN };
+        self.expect_silence(within, ctx);
         ctx.run_interval(tokens::PERIOD, |node, _| node.send_tokens());
         // A registry that is down has nothing waiting, and finds this incarnation published.
         let _ = self.begun.tell(Begun(self.name.clone()));
@@ -433,12 +442,14 @@ impl Handler<Linked> for NodeHandle {
         }
         self.links.insert(self.name.clone(), handle);
         self.connection += 1;
+        self.supersede();
         self.goodbye = false;
         self.greeted = false;
         self.sent.clear();
         self.subnet = linked.subnet;
         ctx.add_stream(events_of(self.connection, events));
         self.take_pods(linked.pods, ctx);
+        self.write_linked(ctx);
     }
 }
 

@@ -2,9 +2,14 @@
 //!
 //! Owns: the writing of what a node says of itself, and of what is said of it when it falls silent. Invariants: a node
 //! of the master's own process that is not there is made; one that joined is not: without its object, or with another
-//! key in that, it is no node any more and is sent away.
+//! key in that, it is no node any more and is sent away; what is not written when the node links or falls silent is never
+//! written: it was said before that.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use k8s_openapi::api::core::v1;
@@ -16,7 +21,7 @@ use crate::{
         edit::{Edit, edit},
         join::{belongs_to, not_a_node},
         nodes::{complete_labels, lost_status, new_node, taint_by_condition},
-        taints::{Readiness, readiness, taint_by_readiness},
+        taints::{Readiness, is_unreachable, readiness, taint_by_readiness},
     },
     messages::{Durability, RecordEvent, wire},
     model::{KindFacet, NodeName, Object, seal},
@@ -25,7 +30,7 @@ use crate::{
 
 /// How long a node that said goodbye may be away before its pods are replaced: a restart, an upgrade, a reboot of a
 /// small machine.
-const GOODBYE: Duration = Duration::from_secs(60);
+pub(super) const GOODBYE: Duration = Duration::from_secs(60);
 
 impl NodeHandle {
     /// Writes the node's own status; makes the node object when it is new.
@@ -68,15 +73,37 @@ impl NodeHandle {
         });
     }
 
-    /// Changes the node's object, again from its newest state when that was overtaken.
+    /// The node has linked or fallen silent: what was to be written before is no longer true.
+    pub(super) fn supersede(&self) {
+        self.turn.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The node has linked: its pods may stay. New ones wait until it has said how it is.
+    pub(super) fn write_linked(&self, ctx: &mut Context<Self>) {
+        let (name, joined) = (self.name.clone(), self.joined_link());
+        self.change_node(ctx, move |current| {
+            let object = current.filter(|node| is_unreachable(node))?;
+            if !is_admitted(&name, joined.as_ref(), current) {
+                return None;
+            }
+            edit::<v1::Node>(object, |node| {
+                let readiness = Readiness::Unreachable { evict: false };
+                taint_by_readiness(node.spec.get_or_insert_default(), readiness, outside::now());
+            })
+            .ok()
+        });
+    }
+
+    /// Changes the node's object, again from its newest state when that was overtaken; not once it was superseded.
     fn change_node(
         &self,
         ctx: &mut Context<Self>,
         change: impl Fn(Option<&Arc<Object>>) -> Option<Edit> + 'static,
     ) {
         let (wiring, key) = (self.seed.wiring.clone(), self.key());
+        let (turn, of) = (self.turn.clone(), self.turn.load(Ordering::Relaxed));
         let work = async move {
-            loop {
+            while turn.load(Ordering::Relaxed) == of {
                 let snapshot = wiring.view.snapshot();
                 let Some(edit) = change(snapshot.find(&key)) else { return };
                 let durability = match &edit {
@@ -100,6 +127,7 @@ impl NodeHandle {
 
     /// The link has been down for too long.
     pub(super) fn mark_lost(&mut self, ctx: &mut Context<Self>) {
+        self.supersede();
         let planned = std::mem::take(&mut self.goodbye);
         if planned {
             // When it is not back by then, it is lost like any other.

@@ -303,6 +303,42 @@ fn a_silent_node_is_not_ready_and_one_that_returns_is() {
     });
 }
 
+/// The effects of a node's taints.
+fn effects(object: &Object) -> Vec<String> {
+    let KindFacet::Node(node) = &object.facet.of else { return Vec::new() };
+    node.taints.iter().map(|taint| taint.effect.clone()).collect()
+}
+
+#[test]
+fn a_node_s_pods_may_stay_as_soon_as_it_links_and_new_ones_wait_for_its_word() {
+    system(async {
+        let master = Master::start().await;
+        drop(master.join("n1").await);
+        master.bench.until(&node_key("n1"), |o| effects(o) == ["NoSchedule", "NoExecute"]).await;
+        let _link = master.link("n1").await;
+        let node = master.bench.until(&node_key("n1"), |o| effects(o) == ["NoSchedule"]).await;
+        assert_eq!(is_ready(&node), Some(false));
+        master.stop().await;
+    });
+}
+
+#[test]
+fn a_goodbye_said_to_an_earlier_master_counts() {
+    system(async {
+        let master = Master::start().await;
+        let taint = json!({"key": crate::logic::taints::UNREACHABLE, "effect": "NoSchedule"});
+        let node = json!({"metadata": {"name": "n1"}, "spec": {"taints": [taint]}});
+        master.bench.create(Kind::Node, node).await;
+        let key = node_key("n1");
+        let evicted = master.bench.until(&key, |o| effects(o) == ["NoSchedule", "NoExecute"]);
+        // Much later than another would be given up.
+        let early = tokio::time::timeout(LOST_AFTER * 10, evicted).await;
+        assert!(early.is_err());
+        master.bench.until(&key, |o| effects(o) == ["NoSchedule", "NoExecute"]).await;
+        master.stop().await;
+    });
+}
+
 #[test]
 fn a_deleted_node_may_come_back_at_once() {
     system(async {
