@@ -14,11 +14,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::watch,
-    time::Instant,
-};
+use tokio::{sync::watch, time::Instant};
 
 use super::{
     Node, NodeConfig, RegistryOptions, RuntimeChoice, StartError,
@@ -28,7 +24,7 @@ use super::{
     node::MAX_PODS,
     runtime::{choose, open_runtime},
     telemetry::init_tracing,
-    up::with_causes,
+    up::{Asked, with_causes},
 };
 use crate::{
     actors::{kubelet::KubeletSettings, supervisor::Escalation},
@@ -319,13 +315,10 @@ async fn serve(
         }),
     };
     let (member, mut standing) = Membership::new(files);
+    let mut asked = Asked::listen()?;
     let node = Node::start_as(config, Some(Arc::new(member))).await?;
-    let fault = |source| StartError::File { path: "signals".into(), source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(fault)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(fault)?;
     let code = tokio::select! {
-        _ = terminate.recv() => ExitCode::SUCCESS,
-        _ = interrupt.recv() => ExitCode::SUCCESS,
+        () = asked.wait() => ExitCode::SUCCESS,
         Some(escalation) = escalation.recv() => {
             eprintln!("troupe: {} gave up: {}", escalation.supervisor, escalation.reason);
             ExitCode::from(1)

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     Cluster, ClusterConfig, NODE_CERTIFICATES, RegistryOptions, RuntimeChoice, StartError,
@@ -129,6 +129,28 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// The signals by which a process is asked to end in order. Listened to before anything is started: who sees a node ready
+/// may ask at once.
+pub(super) struct Asked {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Asked {
+    pub(super) fn listen() -> Result<Asked, StartError> {
+        let listen =
+            |kind| signal(kind).map_err(|source| StartError::File { path: "signals".into(), source });
+        Ok(Asked { terminate: listen(SignalKind::terminate())?, interrupt: listen(SignalKind::interrupt())? })
+    }
+
+    pub(super) async fn wait(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
 async fn run(options: UpOptions, rootless: Option<Rootless>) -> Result<ExitCode, StartError> {
     let ready_file = options.data_dir.join("ready");
     // Left by a process that was killed.
@@ -139,17 +161,14 @@ async fn run(options: UpOptions, rootless: Option<Rootless>) -> Result<ExitCode,
         config.master.sockets = Some((api, links));
         config.outside = Some(outside);
     }
+    let mut asked = Asked::listen()?;
     let cluster = Cluster::start(config).await?;
     if let Err(error) = cluster.ready(READY_WITHIN).await {
         tracing::warn!(%error, "not every node is ready; see: kubectl describe nodes");
     }
     announce(&cluster, &options.data_dir, &ready_file)?;
-    let fault = |source| StartError::File { path: "signals".into(), source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(fault)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(fault)?;
     let code = tokio::select! {
-        _ = terminate.recv() => ExitCode::SUCCESS,
-        _ = interrupt.recv() => ExitCode::SUCCESS,
+        () = asked.wait() => ExitCode::SUCCESS,
         Some(escalation) = escalation.recv() => {
             eprintln!("troupe: {} gave up: {}", escalation.supervisor, escalation.reason);
             ExitCode::from(1)
