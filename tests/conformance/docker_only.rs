@@ -53,7 +53,9 @@ async fn a_restart_neither_loses_nor_doubles_lines() {
     }
     bench.runtime().stop_container(&id, LONG).await.unwrap();
     bench.exit(&id).await;
-    let sorted = |mut records: Vec<String>| {
+    // The program may be ended between a line and its end, which the engine's log tells in its own way.
+    let sorted = |records: Vec<String>| {
+        let mut records: Vec<String> = records.into_iter().map(|line| line.replace(" P ", " F ")).collect();
         records.sort();
         records
     };

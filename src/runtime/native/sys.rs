@@ -41,10 +41,13 @@ pub(super) fn install_seccomp_filter(program: &[sock_filter]) -> io::Result<()> 
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// Gives SIGPIPE its default action back, which Rust's start-up code replaced by "ignore".
-pub(super) fn reset_sigpipe() {
-    // SAFETY: `SIG_DFL` installs no handler, so no code of ours can run in signal context.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+/// Gives all signals their default action back: Rust's start-up code ignores SIGPIPE, and who started troupe in the
+/// background of a script, or by nohup, has others ignored.
+pub(super) fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: `SIG_DFL` installs no handler, so no code of ours can run in signal context. Two signals refuse.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
 }
 
 /// Sends any signal, real-time ones too. A process that is gone is no error.

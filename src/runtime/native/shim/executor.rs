@@ -57,8 +57,8 @@ impl ProgramStart {
             .map_err(|_| format!("exec: {program:?}: holds a NUL byte"))?;
         let arguments = self.arguments.iter().map(|text| to_c(text)).collect::<Result<Vec<_>, _>>()?;
         let environment = self.environment.iter().map(|text| to_c(text)).collect::<Result<Vec<_>, _>>()?;
-        // Rust ignores SIGPIPE and the shim blocks signals; both would be inherited.
-        sys::reset_sigpipe();
+        // What is ignored, and what the shim blocks, would be inherited.
+        sys::reset_signals();
         SigSet::empty().thread_set_mask().map_err(|errno| format!("signal mask: {errno}"))?;
         if let Some((uid, gid)) = self.seem {
             userns::seem(uid, gid).map_err(|error| format!("user {uid}: {error}"))?;
