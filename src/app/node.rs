@@ -14,7 +14,7 @@ use crate::{
     model::NodeName,
     net::{self, CaCertificate, Connector, Dialer, Identity, LinkConfig, identity::MASTER},
     runtime::{
-        ContainerRuntime,
+        ContainerRuntime, disk,
         images::{ImageStore, RegistryConfig},
         native::{self, NativeConfig, NativeRuntime},
     },
@@ -92,10 +92,10 @@ impl Node {
     ) -> Result<Node, StartError> {
         for dir in ["pods", "logs"] {
             let path = config.directory.join(dir);
-            std::fs::create_dir_all(&path).map_err(|source| StartError::File { path, source })?;
+            disk::make_apart(&path).map_err(|source| StartError::File { path, source })?;
         }
         let NodeConfig { login, runtime, labels, address, max_pods, manifests, .. } = config;
-        let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
+        let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::to(&login.master))?;
         if let Some(sockets) = config.sockets {
             connector = connector.with_sockets(sockets);
         }

@@ -79,6 +79,14 @@ impl Default for LinkConfig {
 }
 
 impl LinkConfig {
+    /// For a link to `address`, `HOST:PORT`. A machine's own addresses lose no packet: two chances a second are enough
+    /// there, and a machine that does nothing wakes up less often.
+    pub fn to(address: &str) -> LinkConfig {
+        let own = address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+        let usual = LinkConfig::default();
+        if own { LinkConfig { keep_alive: Duration::from_millis(400), ..usual } } else { usual }
+    }
+
     pub(super) fn transport(self) -> Result<TransportConfig, NetError> {
         let mut transport = TransportConfig::default();
         let idle = IdleTimeout::try_from(self.idle_timeout).map_err(|_| NetError::Connect {
@@ -473,6 +481,19 @@ impl LogLimit {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_to_this_very_machine_is_kept_alive_with_fewer_packets() {
+        let usual = LinkConfig::default();
+        for far in ["10.0.0.1:6443", "master.example:6443", "[2001:db8::1]:6443", "localhost:1"] {
+            assert_eq!(LinkConfig::to(far), usual, "{far}");
+        }
+        for own in ["127.0.0.1:6443", "[::1]:6443"] {
+            let config = LinkConfig::to(own);
+            assert_eq!(config.idle_timeout, usual.idle_timeout);
+            assert!(config.keep_alive > usual.keep_alive && config.keep_alive * 2 < usual.idle_timeout);
+        }
+    }
 
     #[test]
     fn an_address_that_keeps_failing_makes_one_log_line_an_interval() {

@@ -1,6 +1,23 @@
-//! How much of a disk files take.
+//! How much of a disk files take, and where on it they go.
 
-use std::{collections::HashSet, fs, os::unix::fs::MetadataExt as _, path::Path};
+use std::{collections::HashSet, fs, io, os::unix::fs::MetadataExt as _, path::Path};
+
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+
+/// Makes a directory whose own directories come and go independently of each other, and tells ext4 so (`chattr +T`): it
+/// gives each of them a part of the disk with much free room, instead of all of them the same. Where there is no journal
+/// an inode is not used again for a minute, and whoever makes a file beside many that were just removed looks at each of
+/// those first: that took 40 % of all processor time while hundreds of pods came and went. Other file systems place
+/// files by themselves.
+pub fn make_apart(dir: &Path) -> io::Result<()> {
+    fs::create_dir_all(dir)?;
+    let opened = fs::File::open(dir)?;
+    let flags = ioctl_getflags(&opened).and_then(|flags| ioctl_setflags(&opened, flags | IFlags::TOPDIR));
+    if let Err(error) = flags {
+        tracing::debug!(dir = %dir.display(), %error, "this file system takes no advice on where to put files");
+    }
+    Ok(())
+}
 
 /// Bytes on disk of everything below a directory, other file systems left out.
 pub fn tree_bytes(dir: &Path) -> u64 {
@@ -30,6 +47,26 @@ const BLOCK: u64 = 512;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_is_made_apart_again_and_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let apart = dir.path().join("a/b");
+        make_apart(&apart).unwrap();
+        make_apart(&apart).unwrap();
+        fs::write(apart.join("file"), "x").unwrap();
+        // Where the file system has the flag it is set, and nothing else has changed.
+        let flags = |path: &Path| ioctl_getflags(fs::File::open(path).unwrap());
+        if let (Ok(parent), Ok(made)) = (flags(dir.path()), flags(&apart)) {
+            assert!(made.contains(IFlags::TOPDIR) || !is_ext4(&apart), "{made:?}");
+            assert_eq!(made - IFlags::TOPDIR, parent - IFlags::TOPDIR);
+        }
+    }
+
+    /// By the number that `statfs` tells.
+    fn is_ext4(path: &Path) -> bool {
+        rustix::fs::statfs(path).unwrap().f_type == 0xEF53
+    }
 
     #[test]
     fn a_tree_is_counted_once_however_often_its_files_are_linked() {

@@ -190,3 +190,16 @@ fn says_who_it_is_when_told_to() {
         println!("it is {}", nix::unistd::geteuid());
     }
 }
+
+#[tokio::test]
+async fn a_pod_has_no_ipv6_address_to_announce_but_that_of_its_loopback() {
+    let mut bench = Bench::new().await;
+    let shown = script(&mut bench, sandbox("p"), "cat /proc/net/if_inet6; ls /sys/class/net").await;
+    assert!(shown.iter().any(|line| line == "eth0"), "{shown:?}");
+    let addresses: Vec<&String> = shown.iter().filter(|line| line.len() > 32).collect();
+    assert!(addresses.iter().all(|line| line.ends_with(" lo")), "{addresses:?}");
+    // Nor does the node's end of the pair.
+    let of_node = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    assert!(!of_node.lines().any(|line| line.rsplit(' ').next().is_some_and(|link| link.starts_with("tv"))));
+    assert_eq!(bench.leftovers().await, [""; 0]);
+}

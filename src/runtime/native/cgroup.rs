@@ -23,7 +23,7 @@ use nix::{
 
 use super::{
     state::{ContainerRecord, SandboxRecord},
-    userns, v1,
+    sys, userns, v1,
 };
 use crate::runtime::{
     SandboxConfig,
@@ -279,7 +279,7 @@ impl Hierarchies {
     /// cores, so that pods together do not give way to what else runs on the node, as in Kubernetes.
     pub(in crate::runtime) fn limit_pod(&self, path: &Path, config: &SandboxConfig) -> io::Result<()> {
         let all = path.parent().filter(|parent| parent.parent().is_some());
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as i64);
+        let cores = sys::cores();
         let shares = [(all, cpu_shares(cores * 1000)), (Some(path), cpu_shares(config.cpu_request_milli))];
         let shares = shares.into_iter().filter_map(|(path, shares)| Some((path?, shares)));
         let (memory, pids) = (config.memory_limit_bytes, config.pids_limit);

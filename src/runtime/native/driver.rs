@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     model::Uid,
-    runtime::{ContainerId, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus},
+    runtime::{ContainerId, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus, disk},
 };
 
 /// A receiver that is further behind has to list again anyway.
@@ -75,6 +75,7 @@ impl Driver {
     pub(super) async fn adopt(self: &Arc<Driver>) -> io::Result<()> {
         let dir = state::sandboxes(&self.config.root);
         fs::create_dir_all(&dir)?;
+        disk::make_apart(&state::writable(&self.config.root))?;
         let mut found = tokio::task::JoinSet::new();
         for entry in fs::read_dir(dir)? {
             let (driver, dir) = (Arc::clone(self), SandboxDir(entry?.path()));

@@ -251,3 +251,11 @@ fn open_as(
     // SAFETY: `openat2` just made this descriptor and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// Processors that this process may run on, at least one. The standard library's count reads cgroups for it, a dozen
+/// calls, and would not find those that were put aside.
+pub(super) fn cores() -> i64 {
+    let Ok(set) = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return 1 };
+    let cores = (0..nix::sched::CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).count();
+    cores.max(1) as i64
+}

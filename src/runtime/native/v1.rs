@@ -47,6 +47,10 @@ pub(super) fn make(mounts: &Mounts, path: &Path) -> io::Result<()> {
 /// No process can be in a group that has no processors or memory nodes, and new groups have none.
 fn hand_down_cpus(root: &Path, path: &Path) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
+        // Mostly they have been handed down already, by who made the groups.
+        if fs::read_to_string(group(root, path).join(file)).is_ok_and(|own| !own.trim().is_empty()) {
+            continue;
+        }
         let mut dir = root.to_path_buf();
         let mut above = fs::read_to_string(dir.join(file))?;
         for component in inside(path) {

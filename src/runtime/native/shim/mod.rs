@@ -74,6 +74,7 @@ pub fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> i32 {
     if dir.as_os_str() == userns::TRY {
         return userns::attempt();
     }
+    report_errors();
     if dir.as_os_str() == launch::SEED {
         match launch::seed() {
             Ok(Some(of_shim)) => dir = of_shim,
@@ -81,11 +82,6 @@ pub fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> i32 {
             Err(_) => return 1,
         }
     }
-    tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::ERROR)
-        .with_ansi(false)
-        .with_writer(io::stderr)
-        .init();
     match Shim::begin(SandboxDir(dir)).and_then(Shim::run) {
         Ok(()) => 0,
         Err(error) => {
@@ -93,6 +89,16 @@ pub fn shim_main(mut arguments: impl Iterator<Item = OsString>) -> i32 {
             1
         }
     }
+}
+
+/// A shim's errors go to its log, which is its standard error. A seed reports none: it does this for the shims that it
+/// forks.
+fn report_errors() {
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::ERROR)
+        .with_ansi(false)
+        .with_writer(io::stderr)
+        .init();
 }
 
 const EXIT_USAGE: i32 = 2;
