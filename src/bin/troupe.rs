@@ -181,5 +181,6 @@ fn kubelet(args: &UpArgs) -> KubeletSettings {
             max_files: args.container_log_max_files.unwrap_or(log.max_files),
         },
         eviction_hard: args.eviction_hard.clone().unwrap_or_default(),
+        eviction_transition: args.eviction_pressure_transition_period,
     }
 }

@@ -117,6 +117,9 @@ pub struct NodeArgs {
     /// Pods are ended when less is left [default: memory.available<100Mi,nodefs.available<10%, as Kubernetes]
     #[arg(long, value_name = "THRESHOLDS", value_parser = Thresholds::parse)]
     eviction_hard: Option<Thresholds>,
+    /// For how long the node says that it is low on something after it no longer is [default: 5m, as Kubernetes]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    eviction_pressure_transition_period: Option<Duration>,
 }
 
 impl NodeArgs {
@@ -140,6 +143,7 @@ impl NodeArgs {
             container_log_max_size: of.container_log_max_size,
             container_log_max_files: of.container_log_max_files,
             eviction_hard: of.eviction_hard,
+            eviction_pressure_transition_period: of.eviction_pressure_transition_period,
             ..UpArgs::default()
         };
         options.complete()

@@ -1,6 +1,6 @@
 //! What every pod of a node shares: the runtime, the directories, the node's name and address.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, thread::available_parallelism};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, thread::available_parallelism, time::Duration};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -45,6 +45,8 @@ pub struct KubeletSettings {
     pub container_log: LogLimits,
     /// `evictionHard`: what is to be left of memory and disk.
     pub eviction_hard: Thresholds,
+    /// `evictionPressureTransitionPeriod`: Kubernetes' when absent.
+    pub eviction_transition: Option<Duration>,
 }
 
 /// How much a node starts at once. A start keeps a core busy, so a hundred at once would all be slow, and with them the

@@ -23,7 +23,9 @@ use super::{
 };
 use crate::{
     logic::{
-        eviction::{Candidate, Left, Signal, Used, Watch, choose, empty_dirs, is_limited, over_limit},
+        eviction::{
+            Candidate, Left, Signal, TRANSITION, Used, Watch, choose, empty_dirs, is_limited, over_limit,
+        },
         image_gc::{Idle, order},
         nodes::MachineFacts,
         pod::config::Places,
@@ -70,7 +72,8 @@ impl Kubelet {
     /// Says in the machine's facts how it is.
     pub(super) fn note_pressure(&mut self, facts: &mut MachineFacts) {
         self.look();
-        facts.pressure = self.eviction.watch.pressure(now_ms());
+        let hold = self.seed.node.settings.eviction_transition.unwrap_or(TRANSITION);
+        facts.pressure = self.eviction.watch.pressure(hold, now_ms());
     }
 
     /// Looks whether a pod has to go.
