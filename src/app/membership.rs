@@ -21,6 +21,7 @@ use crate::{
     net::{
         CaCertificate, Connector, LinkConfig,
         csr::{NodeKey, validity},
+        identity::BACKDATE,
     },
 };
 
@@ -31,9 +32,6 @@ pub(super) const RECORD: &str = "node.json";
 const LOOK_EVERY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 /// A certificate is renewed when a third of its life is left: long before it ends.
 const RENEW_AT: (i64, i64) = (2, 3);
-/// Certificates begin an hour before they were made; this much of their span is not life.
-const BACKDATED_S: i64 = 3600;
-
 /// What `DIR/node.json` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -160,7 +158,9 @@ impl Membership {
     /// Begin and end of the present certificate's life, in seconds since the epoch.
     fn life(&self) -> Option<(i64, i64)> {
         let (begin, end) = validity(&self.files.read("node.crt").ok()?).ok()?;
-        Some((begin.saturating_add(BACKDATED_S).min(end), end))
+        // Certificates begin before they were made; this much of their span is not life.
+        let backdated = i64::try_from(BACKDATE.as_secs()).unwrap_or(0);
+        Some((begin.saturating_add(backdated).min(end), end))
     }
 
     fn take(&self, certificate: &str) -> Result<(), StartError> {

@@ -29,7 +29,7 @@ use super::{
     join::{self, JoinAsk},
     link::Session,
     memory, stream, tls,
-    transport::{Transport, UNWELCOME, close_reason},
+    transport::{Transport, UNWELCOME, close_reason, problem_of},
 };
 use crate::model::NodeName;
 
@@ -254,7 +254,7 @@ async fn handshake(
 ) {
     let address = incoming.remote_address();
     let shake = async {
-        let connection = incoming.await.map_err(|error| error.to_string())?;
+        let connection = incoming.await.map_err(|error| problem_of(&error))?;
         if protocol(&connection).is_some_and(|protocol| protocol == join::ALPN) {
             let Ok(_place) = joins.try_acquire() else {
                 connection.close(VarInt::from_u32(0), b"too many machines join at once; try again");

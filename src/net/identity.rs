@@ -38,8 +38,9 @@ pub(super) const NODE_ORGANISATION: &str = "system:nodes";
 const MASTER_CN: &str = "system:troupe:master";
 const MASTER_ORGANISATION: &str = "system:troupe:masters";
 
-/// Certificates begin in the past: a peer whose clock is behind by less is not turned away.
-const BACKDATE: Duration = Duration::from_secs(3600);
+/// Certificates begin in the past: a peer whose clock is behind by less, be it in another time zone by mistake, is not
+/// turned away.
+pub(crate) const BACKDATE: Duration = Duration::from_secs(86_400);
 /// The authority outlives the cluster's hardware.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Kubernetes' usual year for everything else.

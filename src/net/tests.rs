@@ -1,5 +1,6 @@
 //! Links over real UDP on this machine: messages, byte streams, death, forgery, noise.
 
+mod clocks;
 mod hostile;
 mod joining;
 

@@ -9,7 +9,11 @@ use std::sync::Arc;
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
-    RootCertStore, client::danger::ServerCertVerifier, crypto::CryptoProvider, server::WebPkiClientVerifier,
+    RootCertStore,
+    client::danger::ServerCertVerifier,
+    crypto::CryptoProvider,
+    server::WebPkiClientVerifier,
+    time_provider::{DefaultTimeProvider, TimeProvider},
 };
 
 use super::{CaCertificate, Identity, NetError, join};
@@ -18,13 +22,22 @@ use super::{CaCertificate, Identity, NetError, join};
 pub(crate) const ALPN: &[u8] = b"troupe/1";
 
 pub(crate) fn server(identity: &Identity, ca: &CaCertificate) -> Result<QuicServerConfig, NetError> {
+    server_at(identity, ca, Arc::new(DefaultTimeProvider))
+}
+
+/// As the machine does whose clock this is.
+pub(super) fn server_at(
+    identity: &Identity,
+    ca: &CaCertificate,
+    clock: Arc<dyn TimeProvider>,
+) -> Result<QuicServerConfig, NetError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider())
         .allow_unauthenticated()
         .build()
         .map_err(|e| unusable(&e))?;
     // Those who join know the authority by the digest of its key only.
     let chain = identity.chain().iter().chain([ca.der()]).cloned().collect();
-    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+    let mut config = rustls::ServerConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| unusable(&e))?
         .with_client_cert_verifier(verifier)
@@ -37,7 +50,16 @@ pub(crate) fn server(identity: &Identity, ca: &CaCertificate) -> Result<QuicServ
 }
 
 pub(crate) fn client(identity: &Identity, ca: &CaCertificate) -> Result<QuicClientConfig, NetError> {
-    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+    client_at(identity, ca, Arc::new(DefaultTimeProvider))
+}
+
+/// As the machine does whose clock this is.
+pub(super) fn client_at(
+    identity: &Identity,
+    ca: &CaCertificate,
+    clock: Arc<dyn TimeProvider>,
+) -> Result<QuicClientConfig, NetError> {
+    let mut config = rustls::ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| unusable(&e))?
         .with_root_certificates(roots(ca)?)
@@ -49,8 +71,11 @@ pub(crate) fn client(identity: &Identity, ca: &CaCertificate) -> Result<QuicClie
 }
 
 /// For a joiner, who knows the master by `verifier` and has no certificate.
-pub(crate) fn joining(verifier: Arc<dyn ServerCertVerifier>) -> Result<QuicClientConfig, NetError> {
-    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+pub(crate) fn joining(
+    verifier: Arc<dyn ServerCertVerifier>,
+    clock: Arc<dyn TimeProvider>,
+) -> Result<QuicClientConfig, NetError> {
+    let mut config = rustls::ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| unusable(&e))?
         .dangerous()
