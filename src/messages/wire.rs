@@ -260,6 +260,8 @@ pub enum Open {
     PortForward(PortForwardRequest),
     /// master → node: the kubelet's `stats/summary` comes back, a [`crate::logic::summary::Summary`] as JSON.
     Summary,
+    /// master → node: whether the node reaches the machine at this address; no bytes flow, the answer says it.
+    Reach(String),
 }
 
 /// Answer to [`Open`].

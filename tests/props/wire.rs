@@ -135,6 +135,7 @@ pub fn open() -> Vec<Open> {
             port: 8080,
         }),
         Open::Summary,
+        Open::Reach("10.0.0.2".into()),
     ]
 }
 
@@ -200,9 +201,10 @@ fn every_variant_has_its_golden_bytes() {
             Open::Attach(_) => 8,
             Open::PortForward(_) => 9,
             Open::Summary => 12,
+            Open::Reach(_) => 13,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -260,6 +262,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         08026e73017002753101630101
         09026e730170027531fb901f
         0a
+        0b0831302e302e302e32
         ",
     );
     golden(

@@ -22,6 +22,7 @@ mod manifests;
 mod pod;
 mod probes;
 mod pull_secrets;
+mod reach;
 mod resize;
 mod start;
 mod stats;

@@ -95,6 +95,9 @@ impl Handler<StreamAsked> for Kubelet {
             }
             Open::Stats => self.tell_usage(responder, ctx),
             Open::Summary => self.tell_summary(responder, ctx),
+            Open::Reach(address) => {
+                tokio::spawn(super::reach::answer(address, responder));
+            }
             Open::ImagePull(name) => {
                 tokio::spawn(pull_image(self.seed.node.clone(), name, responder, ctx.address()));
             }

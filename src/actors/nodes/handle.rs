@@ -19,8 +19,10 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::{
     Links, RegistrySeed, bound_to, configs,
+    health::Health,
     object::GOODBYE,
     refusals::{Refusals, Refused},
+    sightings::{Silence, silence_of},
     tokens,
 };
 use crate::{
@@ -79,11 +81,15 @@ pub(super) struct NodeHandle {
     life: Life,
     pub(super) name: NodeName,
     pub(super) seed: RegistrySeed,
-    links: Links,
+    pub(super) links: Links,
+    pub(super) health: Health,
     begun: Port<Begun>,
     pub(super) link: Option<LinkHandle<wire::ToNode>>,
     /// Tells the present connection's events from late ones of an earlier.
-    connection: u64,
+    pub(super) connection: u64,
+    /// It came from another machine.
+    pub(super) joined: bool,
+    pub(super) silence: Silence,
     pub(super) subnet: String,
     /// The node has said hello on this connection, and may be told what to run.
     greeted: bool,
@@ -116,7 +122,7 @@ impl NodeHandle {
         life: Life,
         name: NodeName,
         seed: RegistrySeed,
-        links: Links,
+        (links, health): (Links, Health),
         begun: Port<Begun>,
     ) -> NodeHandle {
         NodeHandle {
@@ -124,9 +130,12 @@ impl NodeHandle {
             name,
             seed,
             links,
+            health,
             begun,
             link: None,
             connection: 0,
+            joined: false,
+            silence: Silence::default(),
             subnet: String::new(),
             greeted: false,
             revision: Revision::default(),
@@ -368,7 +377,7 @@ impl NodeHandle {
         }));
     }
 
-    fn expect_silence(&mut self, within: Duration, ctx: &mut Context<Self>) {
+    pub(super) fn expect_silence(&mut self, within: Duration, ctx: &mut Context<Self>) {
         if let Some(handle) = self.lost.take() {
             ctx.cancel_future(handle);
         }
@@ -440,6 +449,8 @@ impl Handler<Linked> for NodeHandle {
         if let Some(before) = self.link.replace(handle.clone()) {
             before.close("the node has connected anew");
         }
+        self.joined = handle.joined_key().is_some();
+        self.silence = Silence::default();
         self.links.insert(self.name.clone(), handle);
         self.connection += 1;
         self.supersede();
@@ -469,7 +480,9 @@ impl StreamHandler<Heard> for NodeHandle {
                 self.link = None;
                 self.greeted = false;
                 self.links.remove(&self.name);
-                self.expect_silence(self.seed.lost_after, ctx);
+                self.silence = Silence::begin();
+                self.ask_others(ctx);
+                self.expect_silence(self.seed.lost_after.saturating_sub(silence_of(&reason)), ctx);
             }
         }
     }

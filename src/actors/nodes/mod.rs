@@ -8,10 +8,12 @@
 
 mod configs;
 mod handle;
+mod health;
 mod joins;
 mod mirrors;
 mod object;
 mod refusals;
+mod sightings;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -31,6 +33,7 @@ use futures_util::stream;
 use tokio::sync::Mutex;
 
 use self::handle::{Begun, ConfigsMoved, Linked, NodeHandle, NodePods};
+use self::health::Health;
 pub use self::joins::Admission;
 use crate::{
     actors::{
@@ -41,6 +44,7 @@ use crate::{
     logic::{
         join::{Attempts, belongs_to, not_a_node},
         nodes::free_subnet,
+        pulse,
         supervision::Intensity,
         tokens::SigningKey,
     },
@@ -63,14 +67,14 @@ pub fn child(seed: RegistrySeed, slot: &Slot<NodeRegistry>) -> ChildSpec {
     let spec = SupervisorSpec::new("nodes").strategy(Strategy::RestForOne);
     let (nodes, slot) = (SupervisorHandle::new("nodes"), slot.clone());
     ChildSpec::supervisor(spec, &nodes, move |nodes| {
-        let (handles, links) = (Handles::default(), Links::default());
+        let (handles, links, health) = (Handles::default(), Links::default(), Health::new());
         let supervisor = SupervisorHandle::new("node handles");
         let spec = SupervisorSpec::new("node handles").limit(Intensity::UNLIMITED).stop_together();
         let fresh = handles.clone();
         nodes.start_child(ChildSpec::supervisor(spec, &supervisor, move |_| fresh.clear())).detach();
         let (seed, begun) = (seed.clone(), slot.port());
         let registry = ChildSpec::new("node registry", &slot, move |life| {
-            let shared = (supervisor.clone(), handles.clone(), links.clone());
+            let shared = (supervisor.clone(), handles.clone(), links.clone(), health.clone());
             Ok(NodeRegistry::new(life, seed.clone(), shared, begun.clone()))
         });
         nodes.start_child(registry.watchdog(STUCK_AFTER)).detach();
@@ -131,6 +135,7 @@ pub struct NodeRegistry {
     revision: Option<Revision>,
     supervisor: SupervisorHandle,
     handles: Handles,
+    health: Health,
     begun: Port<Begun>,
 }
 
@@ -138,7 +143,7 @@ impl NodeRegistry {
     fn new(
         life: Life,
         seed: RegistrySeed,
-        (supervisor, handles, links): (SupervisorHandle, Handles, Links),
+        (supervisor, handles, links, health): (SupervisorHandle, Handles, Links, Health),
         begun: Port<Begun>,
     ) -> NodeRegistry {
         NodeRegistry {
@@ -151,22 +156,24 @@ impl NodeRegistry {
             revision: None,
             supervisor,
             handles,
+            health,
             begun,
         }
     }
 
     fn node(&mut self, name: &NodeName) -> &mut Known {
         let (seed, links, handles, supervisor) = (&self.seed, &self.links, &self.handles, &self.supervisor);
-        let begun = &self.begun;
+        let (begun, health) = (&self.begun, &self.health);
         self.nodes.entry(name.clone()).or_insert_with(|| {
             if let Some(slot) = handles.get(name) {
                 return Known::new(slot.clone());
             }
             let slot = Slot::new("node");
             handles.insert(name.clone(), slot.clone());
-            let (seed, links, node, begun) = (seed.clone(), links.clone(), name.clone(), begun.clone());
+            let (seed, node, begun) = (seed.clone(), name.clone(), begun.clone());
+            let shared = (links.clone(), health.clone());
             let child = ChildSpec::new(name.as_str(), &slot, move |life| {
-                Ok(NodeHandle::new(life, node.clone(), seed.clone(), links.clone(), begun.clone()))
+                Ok(NodeHandle::new(life, node.clone(), seed.clone(), shared.clone(), begun.clone()))
             });
             supervisor.start_child(child.never_escalate()).detach();
             Known::new(slot)
@@ -368,6 +375,7 @@ impl Actor for NodeRegistry {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.add_stream(follow(self.seed.wiring.view.clone()));
         ctx.add_stream(accepted(self.seed.listener.clone()));
+        ctx.run_interval(pulse::PERIOD, |registry, _| registry.health.beat());
         if let Some(admission) = &self.seed.admission {
             ctx.add_stream(admission.asks());
         }

@@ -21,6 +21,7 @@ use crate::{
         edit::{Edit, edit},
         join::{belongs_to, not_a_node},
         nodes::{complete_labels, lost_status, new_node, taint_by_condition},
+        sightings::{AGAIN, is_spared},
         taints::{Readiness, is_unreachable, readiness, taint_by_readiness},
     },
     messages::{Durability, RecordEvent, wire},
@@ -125,11 +126,27 @@ impl NodeHandle {
         ctx.spawn(work.into_actor(self).map(|(), node, ctx| node.write_mirrors(ctx)));
     }
 
-    /// The link has been down for too long.
+    /// The link has been down for too long, unless it is us who were away.
     pub(super) fn mark_lost(&mut self, ctx: &mut Context<Self>) {
-        self.supersede();
+        if let Some(longer) = self.health.patience(self.seed.lost_after) {
+            tracing::info!(node = %self.name, ?longer, "a silent node gets more time");
+            return self.expect_silence(longer, ctx);
+        }
         let planned = std::mem::take(&mut self.goodbye);
-        if planned {
+        let silent = self.silence.since.map_or(Duration::MAX, |since| since.elapsed());
+        let seen = self.silence.seen.take().filter(|_| !planned && is_spared(silent, true));
+        if seen.is_some() {
+            self.lost = Some(ctx.run_later(AGAIN, |node, ctx| node.mark_lost(ctx)));
+            self.ask_others(ctx);
+            if self.silence.spared {
+                return;
+            }
+        }
+        self.silence.spared = seen.is_some();
+        self.supersede();
+        if let Some(by) = &seen {
+            tracing::warn!(node = %self.name, %by, "node is not ready: its link is down, but its machine is reached");
+        } else if planned {
             // When it is not back by then, it is lost like any other.
             self.lost = Some(ctx.run_later(GOODBYE, |node, ctx| node.mark_lost(ctx)));
             tracing::info!(node = %self.name, "node is not ready: it said goodbye");
@@ -143,11 +160,12 @@ impl NodeHandle {
                 RecordEvent::about(object, "node-controller", "NodeNotReady", message, outside::now());
             self.seed.wiring.record(event);
         }
+        let evict = !planned && seen.is_none();
         self.change_node(ctx, move |current| {
             let (object, now) = (current?, outside::now());
             edit::<v1::Node>(object, |node| {
                 node.status = node.status.as_ref().map(|s| lost_status(s, now.as_millisecond()));
-                let readiness = Readiness::Unreachable { evict: !planned };
+                let readiness = Readiness::Unreachable { evict };
                 taint_by_readiness(node.spec.get_or_insert_default(), readiness, now);
             })
             .ok()

@@ -303,6 +303,26 @@ fn a_silent_node_is_not_ready_and_one_that_returns_is() {
     });
 }
 
+#[test]
+fn a_master_that_stood_still_waits_for_its_nodes_as_long_again() {
+    system(async {
+        let master = Master::start().await;
+        drop(master.join("n1").await);
+        // In time it would be too late now, several times over.
+        tokio::time::advance(LOST_AFTER * 2).await;
+        tokio::time::sleep(LOST_AFTER * 2).await;
+        assert_eq!(is_ready(&master.bench.find(&node_key("n1")).unwrap()), Some(true));
+        let link = master.join("n1").await;
+        tokio::time::sleep(LOST_AFTER * 10).await;
+        assert!(!master.bench.reasons().contains(&"NodeNotReady".to_owned()));
+        // Who does not come back is lost after all.
+        drop(link);
+        tokio::time::advance(LOST_AFTER * 2).await;
+        master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(false)).await;
+        master.stop().await;
+    });
+}
+
 /// The effects of a node's taints.
 fn effects(object: &Object) -> Vec<String> {
     let KindFacet::Node(node) = &object.facet.of else { return Vec::new() };
