@@ -325,7 +325,7 @@ impl Host {
     pub fn lose(&self, percent: u32) {
         let rules = format!(
             "table inet trh {{ chain lossy {{ type filter hook input priority -10; policy accept; \
-             iifname \"eth0\" numgen random mod 100 < {percent} counter drop; }} }}"
+             iifname \"eth0\" numgen random mod 100 < {percent} counter drop; }}; }};"
         );
         let output = self.command(&program("nft").unwrap()).arg(&rules).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -33,10 +33,18 @@ fn a_node_with_a_full_disk_says_so_takes_no_pods_and_takes_them_when_there_is_ro
     assert!(ran.err().contains("No space left on device"), "{}", ran.err());
     node.empty();
 
-    // With little it joins, says that it is low, and is spared.
+    // With too little for its image, it says that.
     node.fill(4 << 20);
-    let mut words = vec!["node"];
-    words.extend(join.iter().chain(&low));
+    let ran = node.run(&words);
+    assert_eq!(ran.code(), Some(1), "{}", ran.err());
+    assert!(ran.err().contains("make troupe.local/hello"), "{}", ran.err());
+    node.empty();
+
+    // Once it was a node, it is one again on a full disk: it says that it is low, and is spared.
+    words.extend(low);
+    node.start(&words);
+    assert_eq!(node.stop(), Some(0));
+    node.fill(4 << 20);
     node.start(&words);
     master.until_node("one", "True");
     let pressure = |status: &str| {

@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::net::TcpStream;
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{logic::sightings::is_elsewhere, net::Responder};
 
@@ -26,10 +26,12 @@ pub(super) async fn answer(address: String, responder: Responder) {
         _ => false,
     };
     // The master takes no answer for a no.
-    let _ = match reached {
-        true => responder.accept().await.map(drop),
-        false => responder.refuse(504, "not reached").await,
-    };
+    if !reached {
+        let _ = responder.refuse(504, "not reached").await;
+    } else if let Ok(mut stream) = responder.accept().await {
+        // Dropped as it is it would take the answer back.
+        let _ = stream.write.shutdown().await;
+    }
 }
 
 async fn reaches(address: IpAddr) -> bool {
