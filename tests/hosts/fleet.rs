@@ -34,8 +34,7 @@ fn thirty_pods_on_three_machines_notice_no_restart_of_any_process() {
     assert!(containers.iter().all(|all| all.len() >= PODS as usize / 6), "spread: {containers:?}");
 
     // Each machine's process in turn, alternately by kill and by signal…
-    for turn in 0..nodes.len() {
-        let node = &mut nodes[turn];
+    for (turn, node) in nodes.iter_mut().enumerate() {
         if turn % 2 == 0 {
             node.kill();
         } else {
