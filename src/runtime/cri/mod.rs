@@ -18,6 +18,7 @@ mod forward;
 mod images;
 mod labels;
 mod network;
+mod programs;
 mod proto;
 mod serve;
 mod spdy;
