@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 use super::{StartError, guard::Root, membership::Membership, network};
 use crate::{
     actors::{
-        kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Starts},
+        kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Peers, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
         uplink::{Leave, Member},
     },
@@ -102,6 +102,7 @@ impl Node {
         if let Some(member) = &member {
             member.dials_by(connector.clone());
         }
+        let uplink = Slot::new("uplink");
         let context = Arc::new(NodeContext {
             name: login.name.to_string(),
             runtime,
@@ -112,6 +113,7 @@ impl Node {
             ledger: Ledger::default(),
             configs: Configs::default(),
             registry_config: config.registry_config,
+            peers: Peers::by(uplink.port()),
             settings: config.settings,
         });
         let facts = MachineFacts {
@@ -125,7 +127,7 @@ impl Node {
         let root = Root::start(
             SupervisorSpec::new("node root").on_escalate(move |escalation| on_escalate(escalation)),
         );
-        let (master, uplink) = (login.master, Slot::new("uplink"));
+        let master = login.master;
         let child = kubelet::child(
             move |slot, pods, uplink| KubeletSeed {
                 node: context.clone(),

@@ -11,7 +11,7 @@ use clap::Args;
 
 use super::{CliError, RuntimeArg, UpArgs};
 use crate::{
-    logic::eviction::Thresholds,
+    logic::{eviction::Thresholds, node_labels::may_set},
     model::names::{label_value, qualified_name},
 };
 
@@ -150,6 +150,9 @@ fn label(text: &str) -> Result<(String, String), String> {
     let bad = || format!("{text:?} is no label: write KEY=VALUE");
     let (key, value) = text.split_once('=').ok_or_else(bad)?;
     match qualified_name(key).into_iter().chain(label_value(value)).next() {
+        None if !may_set(key) => Err(format!(
+            "{key:?} is not for a node to set on itself; as an administrator: kubectl label node NAME {text}"
+        )),
         None => Ok((key.to_owned(), value.to_owned())),
         Some(problem) => Err(format!("{text:?}: {problem}")),
     }
@@ -163,7 +166,16 @@ mod tests {
     fn labels_of_a_node_are_checked_as_the_api_would() {
         assert_eq!(label("zone=a").unwrap(), ("zone".into(), "a".into()));
         assert_eq!(label("a.b/zone=").unwrap(), ("a.b/zone".into(), String::new()));
-        for bad in ["zone", "=a", "zo ne=a", "zone=a b", "a/b/c=d"] {
+        assert!(label("topology.kubernetes.io/zone=a").is_ok());
+        for bad in [
+            "node-role.kubernetes.io/x=",
+            "node-restriction.kubernetes.io/x=y",
+            "zone",
+            "=a",
+            "zo ne=a",
+            "zone=a b",
+            "a/b/c=d",
+        ] {
             assert!(label(bad).is_err(), "{bad}");
         }
     }

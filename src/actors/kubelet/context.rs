@@ -4,7 +4,7 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, thread::available_parallelism};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{configs::Configs, ledger::Ledger, machine};
+use super::{configs::Configs, ledger::Ledger, machine, peers::Peers};
 use crate::{
     logic::{
         eviction::Thresholds,
@@ -34,6 +34,8 @@ pub struct NodeContext {
     pub configs: Configs,
     /// The node's own credentials for registries: a file in the form of Docker's `config.json`.
     pub registry_config: Option<PathBuf>,
+    /// Its way to the images of other nodes.
+    pub peers: Peers,
     /// Its limits.
     pub settings: KubeletSettings,
 }

@@ -278,6 +278,7 @@ mod tests {
             starts: Starts::default(),
             ledger: Default::default(),
             registry_config: None,
+            peers: Default::default(),
             settings: Default::default(),
         }
     }

@@ -143,6 +143,7 @@ mod tests {
             starts: Starts::default(),
             ledger: Default::default(),
             registry_config: None,
+            peers: Default::default(),
             settings: super::super::KubeletSettings { container_log: limits, ..Default::default() },
         })
     }
