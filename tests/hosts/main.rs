@@ -11,5 +11,6 @@ mod failure;
 #[path = "../e2e/harness/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "shared with the end-to-end tests, which need more of it")]
 mod harness;
+mod images;
 mod joining;
 mod survival;
