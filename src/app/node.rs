@@ -73,6 +73,7 @@ pub const MAX_PODS: u32 = 110;
 pub struct Node {
     name: NodeName,
     leave: Port<Leave>,
+    connector: Connector,
     root: Root,
 }
 
@@ -125,7 +126,7 @@ impl Node {
         let root = Root::start(
             SupervisorSpec::new("node root").on_escalate(move |escalation| on_escalate(escalation)),
         );
-        let (master, uplink) = (login.master, Slot::new("uplink"));
+        let (master, uplink, dials_by) = (login.master, Slot::new("uplink"), connector.clone());
         let child = kubelet::child(
             move |slot, pods, uplink| KubeletSeed {
                 node: context.clone(),
@@ -141,12 +142,17 @@ impl Node {
             &uplink,
         );
         root.handle().start_child(child).detach();
-        Ok(Node { name: login.name, leave: uplink.port(), root })
+        Ok(Node { name: login.name, leave: uplink.port(), connector: dials_by, root })
     }
 
     /// The node's name.
     pub fn name(&self) -> &NodeName {
         &self.name
+    }
+
+    /// What it dials by, whose certificate may be replaced.
+    pub(super) fn connector(&self) -> Connector {
+        self.connector.clone()
     }
 
     /// The root of the node's supervision tree.

@@ -1,5 +1,6 @@
 //! Every decision, pure: no actor, runtime, clock, randomness or I/O. Time, seeds and limits are arguments.
 
+pub mod backup;
 pub mod credentials;
 pub mod edit;
 pub mod endpoints;
@@ -14,6 +15,7 @@ pub mod nodes;
 pub mod placement;
 pub mod pod;
 pub mod reconcile;
+pub mod renewal;
 pub mod replication;
 pub mod select;
 pub mod service_accounts;

@@ -103,7 +103,22 @@ pub struct Listener {
     sessions: mpsc::Receiver<Session>,
     joins: Option<mpsc::Receiver<JoinAsk>>,
     address: SocketAddr,
+    shown: Showing,
     serving: Serving,
+}
+
+/// What a listener shows to those who connect. Cheap to clone, and of use while the listener is being waited on.
+#[derive(Clone)]
+pub struct Showing(Option<Arc<tls::Shown>>);
+
+impl Showing {
+    /// From now on the listener shows `identity`. Links that are there stay.
+    ///
+    /// # Errors
+    /// [`NetError::Certificate`] when the identity cannot be used; then nothing has changed.
+    pub fn show(&self, identity: &Identity, ca: &CaCertificate) -> Result<(), NetError> {
+        self.0.as_ref().map_or(Ok(()), |shown| shown.show(identity, ca))
+    }
 }
 
 enum Serving {
@@ -136,7 +151,8 @@ impl Listener {
         ca: &CaCertificate,
         config: LinkConfig,
     ) -> Result<Listener, NetError> {
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(identity, ca)?));
+        let shown = Arc::new(tls::Shown::new(identity, ca)?);
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(shown.clone(), ca)?));
         super::metrics::describe();
         let mut transport = config.transport()?;
         transport
@@ -149,7 +165,8 @@ impl Listener {
         let (ready, sessions) = mpsc::channel(READY);
         let (asks, joins) = mpsc::channel(join::ASKS);
         let task = tokio::spawn(accept_all(endpoint.clone(), ready, asks)).abort_handle();
-        Ok(Listener { sessions, joins: Some(joins), address, serving: Serving::Quic { endpoint, task } })
+        let serving = Serving::Quic { endpoint, task };
+        Ok(Listener { sessions, joins: Some(joins), address, shown: Showing(Some(shown)), serving })
     }
 
     pub(crate) fn in_memory(
@@ -157,13 +174,19 @@ impl Listener {
         address: SocketAddr,
         registration: memory::Registration,
     ) -> Listener {
-        Listener { sessions, joins: None, address, serving: Serving::Memory(registration) }
+        let serving = Serving::Memory(registration);
+        Listener { sessions, joins: None, address, shown: Showing(None), serving }
     }
 
     /// The requests of machines that join, once; `None` when they were taken already, and in memory. While nobody reads
     /// them, joiners are told to try again.
     pub fn joins(&mut self) -> Option<mpsc::Receiver<JoinAsk>> {
         self.joins.take()
+    }
+
+    /// What it shows, to be replaced in time.
+    pub fn shown(&self) -> Showing {
+        self.shown.clone()
     }
 
     /// Where it listens.

@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -35,6 +36,8 @@ pub struct LinkStats {
     pub sent_bytes: u64,
     /// Bytes received in UDP datagrams.
     pub received_bytes: u64,
+    /// Where the peer is at present; `None` in memory.
+    pub peer: Option<SocketAddr>,
 }
 
 #[derive(Clone)]
@@ -103,6 +106,7 @@ impl Transport {
                     sent_packets: stats.path.sent_packets,
                     sent_bytes: stats.udp_tx.bytes,
                     received_bytes: stats.udp_rx.bytes,
+                    peer: Some(connection.remote_address()),
                 }
             }
             Transport::Memory(side) => side.stats(),

@@ -5,6 +5,7 @@
 //! without them the tests say so and are skipped, except under `CI`.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod backup;
 mod bed;
 mod certificates;
 mod failure;
@@ -12,4 +13,5 @@ mod failure;
 #[allow(dead_code, unused_imports, reason = "shared with the end-to-end tests, which need more of it")]
 mod harness;
 mod joining;
+mod status;
 mod survival;

@@ -16,6 +16,7 @@ use actix::{
 };
 use futures_util::stream;
 use k8s_openapi::jiff::Timestamp;
+use tokio::time::Instant;
 
 use super::{
     Links, RegistrySeed, bound_to, configs,
@@ -32,7 +33,7 @@ use crate::{
     },
     messages::{Durability, Port, RecordEvent, wire},
     model::{Key, Kind, NodeName, Object, Revision, Uid},
-    net::{Class, LinkEvent, LinkEvents, LinkHandle, NetError},
+    net::{Class, CloseReason, LinkConfig, LinkEvent, LinkEvents, LinkHandle, NetError},
 };
 
 /// Writing a node's reports is tried again at this pace when the store cannot.
@@ -109,6 +110,8 @@ pub(super) struct NodeHandle {
     /// Counts how often it has linked or fallen silent: writes from before are given up.
     pub(super) turn: Arc<AtomicU64>,
     refusals: Refusals,
+    /// Since when there is the present link, or since when the node is silent.
+    pub(super) since: Option<Instant>,
 }
 
 impl NodeHandle {
@@ -144,6 +147,7 @@ impl NodeHandle {
             goodbye: false,
             turn: Arc::default(),
             refusals: Refusals::default(),
+            since: None,
         }
     }
 
@@ -441,6 +445,7 @@ impl Handler<Linked> for NodeHandle {
             before.close("the node has connected anew");
         }
         self.links.insert(self.name.clone(), handle);
+        self.since = Some(Instant::now());
         self.connection += 1;
         self.supersede();
         self.goodbye = false;
@@ -468,6 +473,12 @@ impl StreamHandler<Heard> for NodeHandle {
                 tracing::info!(node = %self.name, %reason, "node's link has ended");
                 self.link = None;
                 self.greeted = false;
+                // A link's end is noticed some time after the last sign of life.
+                let noticed = match reason {
+                    CloseReason::Silent => LinkConfig::default().idle_timeout,
+                    _ => Duration::ZERO,
+                };
+                self.since = Instant::now().checked_sub(noticed);
                 self.links.remove(&self.name);
                 self.expect_silence(self.seed.lost_after, ctx);
             }

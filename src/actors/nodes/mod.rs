@@ -12,6 +12,7 @@ mod joins;
 mod mirrors;
 mod object;
 mod refusals;
+mod status;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -171,6 +172,11 @@ impl NodeRegistry {
             supervisor.start_child(child.never_escalate()).detach();
             Known::new(slot)
         })
+    }
+
+    /// Where each node's actor is at present.
+    fn addresses(&self) -> impl Iterator<Item = (NodeName, Option<actix::Addr<NodeHandle>>)> {
+        self.nodes.iter().map(|(name, known)| (name.clone(), known.slot.address()))
     }
 
     fn begin_anew(&mut self, snapshot: &crate::model::Snapshot) {
