@@ -180,12 +180,15 @@ impl Responder {
 /// Half of a flow of bytes that counts as open while either half lives.
 struct Counted<T> {
     half: T,
-    _open: Arc<Arc<()>>,
+    _open: Arc<Held>,
 }
+
+/// One place among the open flows, which both halves share.
+struct Held(#[expect(dead_code, reason = "held for its drop")] Arc<()>);
 
 /// Has a flow of bytes hold `open` for as long as one of its halves lives.
 pub(crate) fn counted(stream: ByteStream, open: Arc<()>) -> ByteStream {
-    let open = Arc::new(open);
+    let open = Arc::new(Held(open));
     ByteStream {
         read: Box::pin(Counted { half: stream.read, _open: open.clone() }),
         write: Box::pin(Counted { half: stream.write, _open: open }),
