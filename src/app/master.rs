@@ -14,7 +14,7 @@ use super::{
 use crate::{
     actors::{
         commit::Wiring,
-        events,
+        events::{self, EventRecorder},
         nodes::{self, Admission, NodeRegistry, RegistrySeed},
         reconciler, replication, scheduler,
         store::StoreActor,
@@ -120,15 +120,9 @@ impl Master {
             listener.joins().map(|asks| Admission::new(authority.clone(), asks, config.node_certificates));
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
 
-        let on_escalate = config.on_escalate.clone();
-        let root =
-            Root::start(SupervisorSpec::new("master").on_escalate(move |escalation| on_escalate(escalation)));
-        let commits = start_store(root.handle(), store);
-        let recorder = Slot::new("events");
-        let wiring = Wiring { view: view.clone(), commits: commits.clone(), events: recorder.port() };
-        let registry: Slot<NodeRegistry> = Slot::new("node registry");
+        let actors = Actors::begin(store, view.clone(), config.on_escalate.clone());
         let seed = RegistrySeed {
-            wiring: wiring.clone(),
+            wiring: actors.wiring.clone(),
             listener: listener.clone(),
             pod_network: config.pod_network.clone(),
             cluster: config.cluster.clone(),
@@ -136,7 +130,7 @@ impl Master {
             admission: admission.map(Arc::new),
             token_key: token_key.clone(),
         };
-        let streams = registry.port();
+        let (commits, streams) = (actors.wiring.commits.clone(), actors.registry.port());
         let state = ApiState {
             view: view.clone(),
             commit: commits.clone(),
@@ -149,7 +143,7 @@ impl Master {
         let server = match served {
             Ok(server) => server,
             Err(error) => {
-                root.stop().await;
+                actors.root.stop().await;
                 return Err(error);
             }
         };
@@ -163,18 +157,7 @@ impl Master {
                 authority: hex(&authority.certificate().public_key_pin()?),
             }),
         };
-        for child in [
-            events::child(&recorder, &wiring),
-            reconciler::namespaces(&wiring, bootstrap),
-            reconciler::garbage(&wiring),
-            reconciler::evictions(&wiring),
-            reconciler::endpoints(&wiring),
-            replication::child(&wiring),
-            scheduler::child(&wiring),
-            nodes::child(seed, &registry),
-        ] {
-            root.handle().start_child(child).detach();
-        }
+        let root = actors.complete(bootstrap, seed);
         let directory = match &config.persistence {
             Persistence::Directory(path) => Some(path.clone()),
             Persistence::Memory => None,
@@ -275,6 +258,48 @@ impl Master {
             Ok(listener) => listener.into_inner().shutdown().await,
             Err(_) => tracing::warn!("the links' port is still in use"),
         }
+    }
+}
+
+/// A master's actors, without its ports.
+pub(super) struct Actors {
+    pub(super) root: Root,
+    pub(super) wiring: Wiring,
+    pub(super) registry: Slot<NodeRegistry>,
+    recorder: Slot<EventRecorder>,
+}
+
+impl Actors {
+    /// The root and the store, which the ports need.
+    pub(super) fn begin(
+        store: StoreActor,
+        view: View,
+        on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
+    ) -> Actors {
+        let root =
+            Root::start(SupervisorSpec::new("master").on_escalate(move |escalation| on_escalate(escalation)));
+        let commits = start_store(root.handle(), store);
+        let recorder = Slot::new("events");
+        let wiring = Wiring { view, commits, events: recorder.port() };
+        Actors { root, wiring, registry: Slot::new("node registry"), recorder }
+    }
+
+    /// The others, which need to know the ports. Gives the root of all.
+    pub(super) fn complete(self, bootstrap: Bootstrap, seed: RegistrySeed) -> Root {
+        let Actors { root, wiring, registry, recorder } = self;
+        for child in [
+            events::child(&recorder, &wiring),
+            reconciler::namespaces(&wiring, bootstrap),
+            reconciler::garbage(&wiring),
+            reconciler::evictions(&wiring),
+            reconciler::endpoints(&wiring),
+            replication::child(&wiring),
+            scheduler::child(&wiring),
+            nodes::child(seed, &registry),
+        ] {
+            root.handle().start_child(child).detach();
+        }
+        root
     }
 }
 

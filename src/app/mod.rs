@@ -28,6 +28,8 @@ mod node;
 mod reset;
 pub mod rootless;
 mod runtime;
+#[doc(hidden)]
+pub mod simulation;
 mod telemetry;
 mod token_key;
 mod up;

@@ -90,18 +90,28 @@ impl Node {
         config: NodeConfig,
         member: Option<Arc<Membership>>,
     ) -> Result<Node, StartError> {
+        let NodeConfig { login, .. } = &config;
+        let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
+        if let Some(sockets) = &config.sockets {
+            connector = connector.with_sockets(sockets.clone());
+        }
+        if let Some(member) = &member {
+            member.dials_by(connector.clone());
+        }
+        Node::start_by(connector, config, member)
+    }
+
+    /// The same for one that dials in its own way.
+    pub(super) fn start_by(
+        connector: Connector,
+        config: NodeConfig,
+        member: Option<Arc<Membership>>,
+    ) -> Result<Node, StartError> {
         for dir in ["pods", "logs"] {
             let path = config.directory.join(dir);
             std::fs::create_dir_all(&path).map_err(|source| StartError::File { path, source })?;
         }
         let NodeConfig { login, runtime, labels, address, max_pods, manifests, .. } = config;
-        let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
-        if let Some(sockets) = config.sockets {
-            connector = connector.with_sockets(sockets);
-        }
-        if let Some(member) = &member {
-            member.dials_by(connector.clone());
-        }
         let context = Arc::new(NodeContext {
             name: login.name.to_string(),
             runtime,

@@ -22,6 +22,7 @@ use super::{
     pod::PodEvicted,
 };
 use crate::{
+    actors::outside,
     logic::{
         eviction::{Candidate, Left, Signal, Used, Watch, choose, empty_dirs, is_limited, over_limit},
         image_gc::{Idle, order},
@@ -241,7 +242,7 @@ async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, 
         all.push(used);
     }
     let of: Vec<_> = subjects.iter().map(|subject| (subject.pod.clone(), subject.places.clone())).collect();
-    let measured = tokio::task::spawn_blocking(move || {
+    let measured = outside::blocking(move || {
         for (used, (pod, places)) in all.iter_mut().zip(of) {
             let files = Files::of(&pod, &places);
             for (container, bytes) in files.logs {

@@ -16,6 +16,7 @@ use actix::{AsyncContext as _, Context, WrapFuture as _};
 
 use super::{Kubelet, NodeContext};
 use crate::{
+    actors::outside,
     logic::pod::config::Places,
     runtime::{
         ContainerId, ContainerState, RuntimeError,
@@ -70,7 +71,7 @@ async fn rotate_logs(node: &Arc<NodeContext>, pods: Vec<Places>) -> Result<(), R
         }
     }
     let limits = node.settings.container_log;
-    let trimmed = tokio::task::spawn_blocking(move || {
+    let trimmed = outside::blocking(move || {
         pods.iter().flat_map(logs_of).filter(|log| !written.contains(log)).for_each(|log| trim(&log, limits));
     });
     trimmed.await.map_err(|error| failed("trim logs", error))

@@ -39,7 +39,7 @@ use super::{
     volumes,
 };
 use crate::{
-    actors::supervisor::Life,
+    actors::{outside, supervisor::Life},
     logic::pod::{
         Action, Adopted, Ended, Machine, Notice, Role, StartFailure, config::Places, ephemeral,
         gates::keep_foreign, status::pod_status,
@@ -263,7 +263,7 @@ impl PodActor {
                 let (volumes, known, wanted) = (self.volumes.clone(), node.configs.now(), spec.clone());
                 let dirs = self.log_dirs();
                 // Meanwhile, so that the containers' starts find them. Those say so if it failed.
-                tokio::task::spawn_blocking(move || dirs.iter().try_for_each(fs::create_dir_all));
+                drop(outside::blocking(move || dirs.iter().try_for_each(fs::create_dir_all)));
                 let work = async move {
                     let _alone = volumes.lock().await;
                     volumes::set_up(&node, &spec, places).await?;
