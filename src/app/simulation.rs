@@ -19,9 +19,7 @@ use super::{
     token_key,
 };
 use crate::{
-    actors::{
-        kubelet::KubeletSettings, nodes::RegistrySeed, store::StoreActor, supervisor::Escalation,
-    },
+    actors::{kubelet::KubeletSettings, nodes::RegistrySeed, store::StoreActor, supervisor::Escalation},
     logic::{namespaces::Bootstrap, supervision::Backoff, tokens::SigningKey},
     model::NodeName,
     net::{Authority, Listener, TokenKey, identity::MASTER, memory::Network},
@@ -30,11 +28,8 @@ use crate::{
 };
 
 /// Short, so that whoever failed does not make a story long.
-const CRASH_LOOP: Backoff = Backoff {
-    initial: Duration::from_millis(500),
-    cap: Duration::from_secs(5),
-    ..Backoff::CRASH_LOOP
-};
+const CRASH_LOOP: Backoff =
+    Backoff { initial: Duration::from_millis(500), cap: Duration::from_secs(5), ..Backoff::CRASH_LOOP };
 
 /// Called when a supervisor gives up.
 pub type OnEscalate = Arc<dyn Fn(Escalation) + Send + Sync>;
