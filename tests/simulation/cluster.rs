@@ -19,6 +19,7 @@ use troupe::{
         simulation::{SimulatedMaster, World, say_goodbye, start_node},
     },
     logic::eviction::Thresholds,
+    messages::{Commit, Durability, Expected, Write},
     model::{Key, Kind, NodeName, Stored, Uid},
     net::{
         identity::MASTER,
@@ -36,6 +37,9 @@ use super::{
     story::Step,
     trace::Trace,
 };
+
+/// A client's patience.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// A machine, up or down.
 pub struct Machine {
@@ -195,6 +199,18 @@ impl Simulation {
                 self.trace.note(format_args!("delete {name}"));
                 actix::spawn(async move { drop(client.delete::<v1::Pod>("default", &name).await) });
             }
+            Step::ForceDeletePod { which } => {
+                let Some(client) = self.client() else { return };
+                let snapshot = client.view().snapshot();
+                let pods: Vec<_> = snapshot.list(Kind::Pod, None).collect();
+                let Some(pod) = pods.get(which % pods.len().max(1)) else { return };
+                self.trace.note(format_args!("remove {}", pod.key.name));
+                self.observer.forced(pod.uid());
+                let expected = Expected { uid: Some(pod.uid().clone()), revision: None };
+                let writes = vec![Write::Remove(pod.key.clone(), expected)];
+                let commit = Commit { writes, durability: Durability::Hard };
+                actix::spawn(async move { drop(client.commits().ask(commit, ANSWER_WITHIN).await) });
+            }
             Step::WriteMark { which, number } => match self.known(Kind::ConfigMap, which) {
                 Some(key) if which % 3 != 0 => {
                     let name = key.name.to_string();
@@ -213,7 +229,7 @@ impl Simulation {
             },
             Step::DeleteNode { which } => {
                 let machine = &self.machines[pick(which)];
-                let (Some(client), None) = (self.client(), &machine.process) else { return };
+                let Some(client) = self.client() else { return };
                 let name = machine.name.clone();
                 self.observer.node_deleted(&name);
                 actix::spawn(async move { drop(client.delete::<v1::Node>("", name.as_str()).await) });
@@ -272,7 +288,11 @@ impl Simulation {
         if self.up.is_some() {
             return;
         }
-        let master = SimulatedMaster::start(&self.world, self.disk.clone()).unwrap();
+        let master = match SimulatedMaster::start(&self.world, self.disk.clone()) {
+            Ok(master) => master,
+            // It cannot begin on a disk that refuses.
+            Err(error) => return self.trace.note(format_args!("no master: {error}")),
+        };
         let view = master.client().view().clone();
         let snapshot = view.snapshot();
         self.trace.note(format_args!("a master begins at revision {}", snapshot.revision));

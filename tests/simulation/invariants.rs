@@ -36,6 +36,8 @@ struct State {
     machines: BTreeMap<NodeName, Arc<SimMachine>>,
     /// Nodes whose object was deleted once: their pods vanish without a word from them.
     deleted_nodes: BTreeSet<NodeName>,
+    /// Pods that were removed without grace.
+    forced: BTreeSet<Uid>,
     /// What each object may say: the last that was acknowledged, and what was asked for since.
     promised: BTreeMap<Key, BTreeSet<Promise>>,
 }
@@ -70,6 +72,10 @@ impl Observer {
     pub fn acknowledged(&self, key: &Key, what: Promise) {
         self.trace.note(format_args!("acknowledged {key} {what:?}"));
         self.state.borrow_mut().promised.insert(key.clone(), [what].into());
+    }
+
+    pub fn forced(&self, pod: &Uid) {
+        self.state.borrow_mut().forced.insert(pod.clone());
     }
 
     pub fn node_deleted(&self, name: &NodeName) {
@@ -143,6 +149,7 @@ impl Observer {
             _ => {}
         }
         if change.kind == ChangeKind::Deleted
+            && !state.forced.contains(uid)
             && let Some(node) = state.bound.get(uid)
             && !state.deleted_nodes.contains(node)
             && let Some(machine) = state.machines.get(node)

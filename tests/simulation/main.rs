@@ -32,12 +32,15 @@ use self::{cluster::Simulation, story::Story, trace::Trace};
 /// Stories that are told unless the environment says otherwise.
 const SEEDS: u64 = 1000;
 /// Machines are looked at so often, besides every change.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(500);
 /// Everything is at rest so long after the last fault: 15 s of doubt whether it was our own fault, a lost node's 2 s, a
 /// container's longest back-off of 5 s, and time to do it all.
 const REST_WITHIN: Duration = Duration::from_secs(60);
 /// And stays so.
-const AT_REST: Duration = Duration::from_secs(12);
+const AT_REST: Duration = Duration::from_secs(6);
+
+/// A story takes less than a second; more than this, in real time, and it does not end.
+const HANGS_AFTER: Duration = Duration::from_secs(120);
 
 /// Names the story that a process is to tell.
 const STORY: &str = "TROUPE_SIM_STORY";
@@ -118,6 +121,11 @@ fn run(seed: u64, aloud: bool) -> Output {
 fn a_story() {
     let Some(seed) = number(STORY) else { return };
     // A fresh thread has drawn no chances yet.
+    thread::spawn(move || {
+        thread::sleep(HANGS_AFTER);
+        eprintln!("seed {seed} hangs: its clock does not move, or it has far too much to do");
+        std::process::abort();
+    });
     let told = thread::Builder::new().stack_size(16 << 20).spawn(move || {
         chance::begin(seed);
         tell(seed);

@@ -9,7 +9,7 @@ use rand::{RngExt as _, rngs::StdRng};
 /// Machines of a story.
 const MACHINES: std::ops::RangeInclusive<usize> = 3..=5;
 /// Steps of a story.
-const STEPS: std::ops::RangeInclusive<usize> = 12..=30;
+const STEPS: std::ops::RangeInclusive<usize> = 6..=20;
 
 /// One thing that happens. Numbers choose among what is there.
 #[derive(Clone, Copy, Debug)]
@@ -25,6 +25,10 @@ pub enum Step {
         which: usize,
     },
     CreatePod,
+    /// Without grace: the object is gone at once, and whoever runs it has to find out.
+    ForceDeletePod {
+        which: usize,
+    },
     DeletePod {
         which: usize,
     },
@@ -32,7 +36,7 @@ pub enum Step {
         which: usize,
         number: i32,
     },
-    /// `kubectl delete node` of a machine that is down.
+    /// `kubectl delete node`, whatever state it is in.
     DeleteNode {
         which: usize,
     },
@@ -107,7 +111,7 @@ impl Story {
         // Some stories are of one kind of trouble only, so that others do not hide it.
         let troubles = random.random_range(1..=100);
         let mut steps =
-            vec![(Duration::ZERO, Step::CreateController { replicas: random.random_range(1..=6) })];
+            vec![(Duration::ZERO, Step::CreateController { replicas: random.random_range(1..=4) })];
         steps.extend((0..count).map(|_| (pause(random), step(random, troubles))));
         let lost = random.random_bool(0.25).then(|| random.random_range(0..machines));
         Story { machines, steps, lost }
@@ -128,12 +132,13 @@ fn pause(random: &mut StdRng) -> Duration {
 fn step(random: &mut StdRng, troubles: u32) -> Step {
     let which = random.random_range(0..1000);
     if random.random_range(0..100) >= troubles {
-        return match random.random_range(0..12) {
-            0 | 1 => Step::CreateController { replicas: random.random_range(0..=6) },
-            2..5 => Step::Scale { which, replicas: random.random_range(0..=7) },
+        return match random.random_range(0..14) {
+            0 | 1 => Step::CreateController { replicas: random.random_range(0..=4) },
+            2..5 => Step::Scale { which, replicas: random.random_range(0..=5) },
             5 => Step::DeleteController { which },
             6 | 7 => Step::CreatePod,
             8 | 9 => Step::DeletePod { which },
+            10 | 11 => Step::ForceDeletePod { which },
             _ => Step::WriteMark { which, number: random.random_range(1..=1000) },
         };
     }
