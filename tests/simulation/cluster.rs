@@ -46,6 +46,8 @@ pub struct Machine {
     pub name: NodeName,
     pub sim: Arc<SimMachine>,
     pub process: Option<Node>,
+    /// Its process said that it goes and comes back.
+    pub left: bool,
     config: SimConfig,
     directory: PathBuf,
 }
@@ -92,7 +94,7 @@ impl Simulation {
             let sim = SimMachine::new(config.clone()).unwrap();
             observer.machine(&name, &sim);
             let directory = directory.join(name.as_str());
-            Machine { name, sim, process: None, config, directory }
+            Machine { name, sim, process: None, left: false, config, directory }
         });
         Simulation {
             machines: machines.collect(),
@@ -262,6 +264,7 @@ impl Simulation {
             Step::StopKubelet { which } => {
                 let machine = &mut self.machines[pick(which)];
                 if let Some(process) = machine.process.take() {
+                    machine.left = true;
                     say_goodbye(&process).await;
                     process.stop().await;
                 }
@@ -325,6 +328,7 @@ impl Simulation {
         let node =
             start_node(&self.world, &machine.name, links, runtime, machine.directory.clone(), settings);
         machine.process = Some(node.unwrap());
+        machine.left = false;
     }
 
     async fn crash_kubelet(&mut self, index: usize) {

@@ -36,6 +36,8 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Everything is at rest so long after the last fault: 15 s of doubt whether it was our own fault, a lost node's 2 s, a
 /// container's longest back-off of 5 s, and time to do it all.
 const REST_WITHIN: Duration = Duration::from_secs(60);
+/// Who said that it comes back, and does not, is waited for so much longer.
+const GOODBYE: Duration = Duration::from_secs(60);
 /// And stays so.
 const AT_REST: Duration = Duration::from_secs(6);
 
@@ -180,8 +182,10 @@ async fn live(seed: u64, directory: &std::path::Path, trace: Trace) -> Duration 
     trace.note(format_args!("-- the faults end; lost: {:?}", story.lost));
     simulation.mend(story.lost).await;
     let mended = Instant::now();
+    let left = story.lost.is_some_and(|index| simulation.machines[index].left);
+    let within = REST_WITHIN + if left { GOODBYE } else { Duration::ZERO };
     while let Some(unrest) = rest::unrest(&simulation) {
-        if mended.elapsed() > REST_WITHIN {
+        if mended.elapsed() > within {
             trace.wrong(format_args!("no rest: {unrest}"));
             return mended.elapsed();
         }
