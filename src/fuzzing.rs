@@ -4,9 +4,12 @@
 //! refused. The targets in `fuzz/` and the properties in `tests/props` call the same functions. Not a part of the public
 //! interface: it may change with any release.
 
+use std::{sync::LazyLock, time::Duration};
+
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use k8s_openapi::jiff::Timestamp;
+use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
@@ -22,7 +25,13 @@ use crate::{
         quantity,
         selector::{FieldSelector, LabelSelector},
     },
-    net::{codec, frame::FrameReader},
+    net::{
+        Authority, codec,
+        csr::{joined_key, requested_key},
+        frame::{FrameReader, read_frame},
+        identity::{Role, peer_role},
+        join::JOIN_CAP,
+    },
 };
 
 /// Parts an input in two where one must hold two texts: never a part of UTF-8.
@@ -53,6 +62,25 @@ fn message<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(frame:
     // A longer encoding of the same numbers is legal, and shrinks.
     let bytes = codec::encode(&message, frame.len()).expect("no longer than it was read from");
     assert_eq!(codec::decode::<T>(&bytes).expect("readable again"), message);
+}
+
+/// What a machine that joins sends, which nobody knows yet: one frame, and in it a certificate request.
+pub fn join(input: &[u8]) {
+    static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::ephemeral().expect("a key"));
+    let mut stream = input;
+    // Bytes in memory are always there: nothing ever waits.
+    let Some(Ok(frame)) = read_frame(&mut stream, JOIN_CAP).now_or_never() else { return };
+    assert!(frame.len() <= JOIN_CAP, "a frame beyond the cap");
+    message::<JoinRequest>(&frame);
+    let Ok(request) = codec::decode::<JoinRequest>(&frame) else { return };
+    let Ok(key) = requested_key(&request.csr) else { return };
+    let name = request.name.as_str().into();
+    let Ok(certificate) = AUTHORITY.certify_node(&name, &request.csr, Duration::from_secs(60)) else {
+        return;
+    };
+    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("what was signed is PEM");
+    assert_eq!(joined_key(&certificate), Some(key), "a certificate for another key than was asked for");
+    assert_eq!(peer_role(&certificate), Some(Role::Node(name)), "a certificate for another name");
 }
 
 /// A request's body: the first byte chooses media type and kind, the rest is the body.

@@ -263,7 +263,7 @@ impl Drop for Cluster {
 }
 
 /// Removes a cgroup and those below it; its processes may need a moment to leave.
-fn remove_group(group: &Path) {
+pub fn remove_group(group: &Path) {
     for name in entries(group) {
         if group.join(&name).is_dir() {
             remove_group(&group.join(name));

@@ -1,6 +1,6 @@
-//! The figures of one machine: Troupe's own beside the bare limit or a peer, measured in the same run.
+//! The figures of one machine, and of several on it: Troupe's own beside the bare limit or a peer, measured in the same run.
 //!
-//! `cargo bench --bench cluster -- [s1 … s7, s2d | all] [--quick]`; `scripts/bench` is the same. Each row starts the real
+//! `cargo bench --bench cluster -- [s1 … s7, s2d, n3 … n5 | all] [--quick]`; `scripts/bench` is the same. Each row starts the real
 //! program (`$TROUPE`, else the one built with this harness) as `troupe up` on a new data directory and a free port, and
 //! speaks to its API as any client does: HTTPS, keep-alive, the administrator's certificate. It prints rows of the table
 //! in `docs/benchmarks.md`. Needs root. Whatever it starts ends with it. What is measured how: the file of each row.
@@ -12,8 +12,10 @@ mod docker;
 #[path = "../../tests/conformance/engine.rs"]
 #[allow(dead_code, clippy::unwrap_used, reason = "shared with the conformance suite, which is test code")]
 mod engine;
+mod hosts;
 mod life;
 mod machine;
+mod nodes;
 mod peers;
 mod row;
 mod scale;
@@ -50,6 +52,9 @@ const ROWS: &[(&str, Measure)] = &[
     ("s5", start::ready),
     ("s6", steady::idle),
     ("s7", scale::down),
+    ("n3", nodes::lost),
+    ("n4", nodes::joined),
+    ("n5", nodes::idle),
 ];
 
 fn main() -> ExitCode {
@@ -58,7 +63,7 @@ fn main() -> ExitCode {
     let wanted: Vec<&str> = args.iter().map(String::as_str).filter(|a| !a.starts_with('-')).collect();
     let known = |name: &&str| *name == "all" || ROWS.iter().any(|(row, _)| row == name);
     if let Some(stranger) = wanted.iter().find(|name| !known(name)) {
-        eprintln!("no row {stranger:?}; rows: s1 to s7, s2d, all");
+        eprintln!("no row {stranger:?}; rows: s1 to s7, s2d, n3 to n5, all");
         return ExitCode::from(2);
     }
     if !nix::unistd::geteuid().is_root() {

@@ -1,5 +1,6 @@
 //! Thin shells: each reads its input, calls one function of [`crate::logic`], sends what came out.
 
+pub mod certificates;
 pub mod commit;
 pub mod events;
 pub mod follow;

@@ -1,8 +1,17 @@
-//! What logic takes as arguments and only actors may fetch: time and chance.
+//! What logic takes as arguments and only actors may fetch: time, chance, and other threads to work on.
+//!
+//! A simulation says [`stay_on_this_thread`]: then no actor of this thread uses another one, and what happens follows
+//! from its seed alone.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    cell::Cell,
+    future::{Future, ready},
+    time::{Duration, SystemTime},
+};
 
+use futures_util::future::Either;
 use k8s_openapi::jiff::Timestamp;
+use tokio::task::JoinError;
 
 use crate::model::Uid;
 
@@ -10,6 +19,30 @@ use crate::model::Uid;
 const LETTERS: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 /// Random letters at the end of a generated name.
 const SUFFIX: usize = 5;
+
+thread_local! {
+    static ALONE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// From now on this thread's actors use no other thread, neither for themselves nor for work that blocks.
+pub fn stay_on_this_thread() {
+    ALONE.set(true);
+}
+
+/// Whether this thread's actors use no other thread.
+pub(super) fn is_alone() -> bool {
+    ALONE.get()
+}
+
+/// Begins work that may block on a thread where it may; the future tells how it went.
+pub(super) fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> impl Future<Output = Result<T, JoinError>> {
+    match is_alone() {
+        true => Either::Left(ready(Ok(work()))),
+        false => Either::Right(tokio::task::spawn_blocking(work)),
+    }
+}
 
 /// Now, in whole seconds: the precision of Kubernetes' timestamps. It is cut, thus up to a second behind: who gives
 /// somebody so many seconds from a time stored adds one.

@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{
+    certificate::ServerCertificate,
     clock,
     config::{Tls, User},
     door::Shared,
@@ -46,7 +47,7 @@ pub enum TlsError {
 ///
 /// # Errors
 /// When certificates or keys are unusable.
-pub fn server_config(tls: Tls) -> Result<ServerConfig, TlsError> {
+pub fn server_config(tls: Tls) -> Result<(ServerConfig, ServerCertificate), TlsError> {
     let provider = Arc::new(ring::default_provider());
     let mut roots = RootCertStore::empty();
     for ca in tls.client_ca {
@@ -56,10 +57,12 @@ pub fn server_config(tls: Tls) -> Result<ServerConfig, TlsError> {
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone())
             .allow_unauthenticated()
             .build()?;
-    Ok(ServerConfig::builder_with_provider(provider)
+    let certificate = ServerCertificate::new(tls.chain, tls.key)?;
+    let config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(tls.chain, tls.key)?)
+        .with_cert_resolver(certificate.resolver());
+    Ok((config, certificate))
 }
 
 /// The user of a connection's client certificate, kept beside the connection so that it is parsed once.

@@ -12,6 +12,7 @@ use std::{
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+use super::{backup::Files, status::Inspect};
 use crate::{
     logic::tokens::SigningKey,
     messages::{Commit, OpenStream, Port, View},
@@ -154,4 +155,8 @@ pub struct ApiState {
     pub token_key: Arc<SigningKey>,
     /// Renders `/metrics`, when metrics are recorded.
     pub metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
+    /// Whom `/troupe/v1/status` asks; without, there is no such path.
+    pub inspect: Option<Inspect>,
+    /// What `/troupe/v1/backup` adds to the objects; without, there is no such path.
+    pub backup: Option<Files>,
 }

@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     auth::{self, Tokens},
-    body,
+    backup, body,
     config::{ApiState, Limits, ServiceCidr},
     delete, discovery,
     error::ApiError,
@@ -30,7 +30,7 @@ use super::{
     query::Query,
     read, render,
     review::{self, Review},
-    slices, subresource,
+    slices, status, subresource,
     target::Target,
     tokens, usage, watch,
     write::{self, Call},
@@ -133,6 +133,8 @@ impl Shared {
         let mut paths: Vec<String> = self.discovery.paths().chain(health::paths()).collect();
         paths.extend(tokens::paths());
         paths.extend(["/metrics", "/openapi/v2", "/openapi/v3"].map(str::to_owned));
+        paths.extend(self.state.inspect.is_some().then(|| format!("/{}", status::PATH.join("/"))));
+        paths.extend(self.state.backup.is_some().then(|| format!("/{}", backup::PATH.join("/"))));
         paths.sort_unstable();
         paths
     }
@@ -359,6 +361,14 @@ async fn other(
     if health::is_ours(&segments) {
         only_reads(request)?;
         return health::answer(&segments, request.query_string(), shared).await;
+    }
+    if segments == status::PATH {
+        only_reads(request)?;
+        return status::status(shared).await.ok_or(ApiError::UnknownPath);
+    }
+    if segments == backup::PATH {
+        only_reads(request)?;
+        return backup::backup(shared, shared.stream_permit()?).await;
     }
     if tokens::is_ours(&segments) {
         return only_reads(request).map(|()| tokens::discovery(request, &segments, shared));

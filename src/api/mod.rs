@@ -6,7 +6,9 @@
 //! Invariant: reads never wait for the store's writer; every change is a compare-and-swap.
 
 mod auth;
+mod backup;
 pub(crate) mod body;
+mod certificate;
 mod clock;
 mod config;
 mod connection;
@@ -33,6 +35,7 @@ mod server;
 mod services;
 mod slices;
 mod spdy;
+mod status;
 mod strategic;
 mod subresource;
 mod target;
@@ -42,6 +45,9 @@ mod usage;
 mod watch;
 mod write;
 
+pub use backup::Files as BackupFiles;
+pub use certificate::ServerCertificate;
 pub use config::{ApiConfig, ApiState, Limits, ServiceCidr, Tls, User};
 pub use error::ApiError;
 pub use server::{ServeError, Server, serve};
+pub use status::Inspect;

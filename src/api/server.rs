@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     auth::{self, TlsError},
+    certificate::ServerCertificate,
     config::{ApiConfig, ApiState, Limits},
     connection::Connection,
     door::{self, Shared},
@@ -53,6 +54,7 @@ pub enum ServeError {
 /// A running API.
 pub struct Server {
     address: SocketAddr,
+    certificate: ServerCertificate,
     handle: ServerHandle,
     stop: CancellationToken,
     ended: JoinHandle<io::Result<()>>,
@@ -64,7 +66,7 @@ pub struct Server {
 /// When certificates are unusable or the address cannot be bound.
 pub fn serve(config: ApiConfig, state: ApiState) -> Result<Server, ServeError> {
     let ApiConfig { listen, listener, tls, tokens, limits, service_cidr, workers } = config;
-    let tls = auth::server_config(tls)?;
+    let (tls, certificate) = auth::server_config(tls)?;
     let stop = CancellationToken::new();
     let shared = Shared::new(state, limits, service_cidr, auth::Tokens::new(tokens), stop.clone());
     let shared = web::Data::from(Arc::new(shared));
@@ -91,7 +93,7 @@ pub fn serve(config: ApiConfig, state: ApiState) -> Result<Server, ServeError> {
     let handle = server.handle();
     let ended = actix_rt::spawn(server);
     tracing::info!(%address, "serving the API");
-    Ok(Server { address, handle, stop, ended })
+    Ok(Server { address, certificate, handle, stop, ended })
 }
 
 /// What a worker makes of a connection: TLS, a look at the first head ([`Connection`]), HTTP, the door.
@@ -142,6 +144,11 @@ impl Server {
     /// Where the API listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What it shows, to be replaced in time.
+    pub fn certificate(&self) -> ServerCertificate {
+        self.certificate.clone()
     }
 
     /// Ends watches and other streams, lets requests in flight finish within the configured time, and closes.

@@ -227,7 +227,12 @@ impl Cluster {
                 Node::start(node).await
             };
             match begun.await {
-                Ok(node) => cluster.nodes.push(node),
+                Ok(node) => {
+                    let path = format!("node {}: ", node.name());
+                    cluster.master.trees().add(&path, node.supervisor());
+                    cluster.master.certificates().keep_fresh(node.name(), node.connector());
+                    cluster.nodes.push(node);
+                }
                 Err(error) => {
                     cluster.stop().await;
                     return Err(error);

@@ -22,6 +22,7 @@ use super::{
     cluster::this_machine,
     membership::{Files, Membership, Record, Standing},
     node::MAX_PODS,
+    notify,
     runtime::{choose, open_runtime},
     telemetry::init_tracing,
     up::{Asked, with_causes},
@@ -50,6 +51,8 @@ pub struct NodeOptions {
     pub join: Option<String>,
     /// A join token; needed once.
     pub token: Option<String>,
+    /// A file with one.
+    pub token_file: Option<PathBuf>,
     /// The node's name; this machine's when absent.
     pub name: Option<String>,
     /// Labels for the node; none leaves those that it had.
@@ -103,17 +106,26 @@ impl<E: Into<StartError>> From<E> for Ended {
 }
 
 async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
-    let token = match &options.token {
-        Some(text) => {
-            Some(text.parse::<JoinToken>().map_err(|error| Ended::Usage(format!("--token: {error}")))?)
-        }
-        None => None,
+    let files = Files::of(&options.data_dir);
+    let token = match (&options.token, &options.token_file) {
+        (Some(text), _) => Some(parsed_token("--token", text)?),
+        (None, Some(path)) => match std::fs::read_to_string(path) {
+            Ok(text) => Some(parsed_token("--token-file", text.trim())?),
+            // It was needed once.
+            Err(_) if files.record()?.is_some() => None,
+            Err(error) => {
+                return Err(Ended::Usage(format!(
+                    "--token-file: {} cannot be read: {error}",
+                    path.display()
+                )));
+            }
+        },
+        (None, None) => None,
     };
     let address = match &options.join {
         Some(text) => Some(with_port(text).map_err(|problem| Ended::Usage(format!("--join: {problem}")))?),
         None => None,
     };
-    let files = Files::of(&options.data_dir);
     if let Some(text) = misuse(options, files.record()?.is_some(), address.is_some(), token.is_some()) {
         return Err(Ended::Usage(text));
     }
@@ -129,6 +141,10 @@ async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
     };
     let record = remember(options, &files, record)?;
     serve(options, files, &record, &ready_file).await
+}
+
+fn parsed_token(option: &str, text: &str) -> Result<JoinToken, Ended> {
+    text.parse::<JoinToken>().map_err(|error| Ended::Usage(format!("{option}: {error}")))
 }
 
 /// What is missing on the command line.
@@ -328,6 +344,7 @@ async fn serve(
             ExitCode::from(1)
         }
     };
+    notify::stopping();
     // It may never have been there.
     let _ = std::fs::remove_file(ready_file);
     node.say_goodbye().await;
@@ -364,13 +381,14 @@ fn announce(record: &Record, ready_file: &std::path::Path) {
         tracing::warn!(path = %ready_file.display(), %error, "cannot be written");
     }
     let mut out = std::io::stdout();
-    // Nobody may read standard output; the file says the same.
-    let _ = writeln!(
-        out,
+    let said = format!(
         "ready: node {} of cluster {}, linked to the master at {}",
         record.name, record.cluster, record.master
     );
+    // Nobody may read standard output; the file says the same.
+    let _ = writeln!(out, "{said}");
     let _ = out.flush();
+    notify::ready(&said);
 }
 
 fn sent_away(name: &NodeName, record: &Record, data: &std::path::Path, why: &str) -> String {

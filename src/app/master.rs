@@ -8,26 +8,32 @@ use std::{
 };
 
 use super::{
-    Client, Persistence, StartError, address, guard::Root, kubeconfig, membership::RECORD as NODE_RECORD,
-    token_key,
+    Client, Persistence, StartError, address,
+    certificates::{ApiNames, Certificates},
+    guard::Root,
+    kubeconfig,
+    membership::RECORD as NODE_RECORD,
+    restore, token_key,
+    trees::Trees,
 };
 use crate::{
     actors::{
+        certificates,
         commit::Wiring,
-        events,
+        events::{self, EventRecorder},
         nodes::{self, Admission, NodeRegistry, RegistrySeed},
         reconciler, replication, scheduler,
         store::StoreActor,
         supervisor::{ChildSpec, Escalation, SupervisorHandle, SupervisorSpec},
     },
-    api::{ApiConfig, ApiState, Server, Tls, serve},
+    api::{ApiConfig, ApiState, Inspect, Server, Tls, serve},
     logic::{
         namespaces::{Bootstrap, Links},
         tokens::SigningKey,
     },
     messages::{Commit, OpenStream, Port, Slot, View},
     model::{NodeName, token::hex},
-    net::{Authority, CaCertificate, Identity, LinkConfig, Listener, TokenKey},
+    net::{Authority, CaCertificate, LinkConfig, Listener, TokenKey},
     store::{DataDir, Durable, Memory},
 };
 
@@ -35,7 +41,7 @@ use crate::{
 const SERVICE_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
 
 /// Kubernetes' usual year.
-pub const NODE_CERTIFICATES: Duration = Duration::from_secs(365 * 86_400);
+pub const CERTIFICATES: Duration = Duration::from_secs(365 * 86_400);
 
 /// What a master is to be like.
 pub struct MasterConfig {
@@ -55,6 +61,8 @@ pub struct MasterConfig {
     pub lost_after: Duration,
     /// How long the certificate of a node that joins is valid; it is renewed long before.
     pub node_certificates: Duration,
+    /// How long the master's own certificates are valid; they are renewed long before.
+    pub certificates: Duration,
     /// Renders `/metrics`, when metrics are recorded.
     pub metrics: Option<super::Render>,
     /// Bound already: the API's and the links'.
@@ -75,7 +83,8 @@ impl MasterConfig {
             pod_network: "10.244.0.0/16".into(),
             api_names: Vec::new(),
             lost_after: Duration::from_secs(2),
-            node_certificates: NODE_CERTIFICATES,
+            node_certificates: CERTIFICATES,
+            certificates: CERTIFICATES,
             metrics: None,
             sockets: None,
             on_escalate: Arc::new(|_| {}),
@@ -89,13 +98,13 @@ pub struct Master {
     commits: Port<Commit>,
     streams: Port<OpenStream>,
     authority: Arc<Authority>,
-    admin: Identity,
-    cluster: String,
+    certificates: Arc<Certificates>,
     links: SocketAddr,
     listener: Arc<tokio::sync::Mutex<Listener>>,
     root: Root,
     server: Server,
     directory: Option<PathBuf>,
+    trees: Trees,
     /// Held for as long as the master lives: nobody else may use the directory.
     _lock: Option<Arc<DataDir>>,
 }
@@ -107,7 +116,7 @@ impl Master {
     /// See [`StartError`]; nothing is left running then.
     pub async fn start(mut config: MasterConfig) -> Result<Master, StartError> {
         let (bound_api, bound_links) = config.sockets.take().unzip();
-        let Opened { store, view, authority, token_key, lock } = open_store(&config.persistence)?;
+        let Opened { store, view, authority, token_key, lock } = open_store(&config)?;
         let admin = authority.issue_admin()?;
         let identity = authority.issue_master()?;
         let (ca, settings) = (authority.certificate(), LinkConfig::default());
@@ -115,20 +124,17 @@ impl Master {
             Some(socket) => Listener::on(socket, &identity, ca, settings)?,
             None => Listener::bind(config.links, &identity, ca, settings)?,
         };
-        let links = listener.local_addr();
+        let (links, shown_to_links) = (listener.local_addr(), listener.shown());
         let admission =
             listener.joins().map(|asks| Admission::new(authority.clone(), asks, config.node_certificates));
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
 
-        let on_escalate = config.on_escalate.clone();
-        let root =
-            Root::start(SupervisorSpec::new("master").on_escalate(move |escalation| on_escalate(escalation)));
-        let commits = start_store(root.handle(), store);
-        let recorder = Slot::new("events");
-        let wiring = Wiring { view: view.clone(), commits: commits.clone(), events: recorder.port() };
-        let registry: Slot<NodeRegistry> = Slot::new("node registry");
+        let actors = Actors::begin(store, view.clone(), config.on_escalate.clone());
+        let trees = Trees::default();
+        trees.add("", actors.root.handle());
+        let shown = trees.clone();
         let seed = RegistrySeed {
-            wiring: wiring.clone(),
+            wiring: actors.wiring.clone(),
             listener: listener.clone(),
             pod_network: config.pod_network.clone(),
             cluster: config.cluster.clone(),
@@ -136,20 +142,31 @@ impl Master {
             admission: admission.map(Arc::new),
             token_key: token_key.clone(),
         };
-        let streams = registry.port();
+        let (commits, streams) = (actors.wiring.commits.clone(), actors.registry.port());
         let state = ApiState {
             view: view.clone(),
             commit: commits.clone(),
             streams: streams.clone(),
             token_key,
             metrics: config.metrics.clone(),
+            inspect: Some(Inspect {
+                cluster: config.cluster.clone(),
+                nodes: actors.registry.port(),
+                store: actors.store.port(),
+                actors: Arc::new(move || Box::pin(shown.clone().show())),
+            }),
+            backup: match &config.persistence {
+                Persistence::Directory(path) => Some(restore::files(path.clone())),
+                Persistence::Memory => None,
+            },
         };
-        let served = api_config(&config, &authority)
+        let api_names = api_names(&config);
+        let served = api_config(&config, &authority, &api_names)
             .and_then(|api| Ok(serve(ApiConfig { listener: bound_api, ..api }, state)?));
         let server = match served {
             Ok(server) => server,
             Err(error) => {
-                root.stop().await;
+                actors.root.stop().await;
                 return Err(error);
             }
         };
@@ -163,40 +180,35 @@ impl Master {
                 authority: hex(&authority.certificate().public_key_pin()?),
             }),
         };
-        for child in [
-            events::child(&recorder, &wiring),
-            reconciler::namespaces(&wiring, bootstrap),
-            reconciler::garbage(&wiring),
-            reconciler::evictions(&wiring),
-            reconciler::endpoints(&wiring),
-            replication::child(&wiring),
-            scheduler::child(&wiring),
-            nodes::child(seed, &registry),
-        ] {
-            root.handle().start_child(child).detach();
-        }
+        let root = actors.complete(bootstrap, seed);
         let directory = match &config.persistence {
             Persistence::Directory(path) => Some(path.clone()),
             Persistence::Memory => None,
         };
+        let certificates = Arc::new(Certificates::new(
+            &authority,
+            api_names,
+            admin,
+            (shown_to_links, server.certificate()),
+            (&config.cluster, server.address()),
+            directory.as_ref().map(|directory| directory.join("admin.kubeconfig")),
+        ));
+        root.handle().start_child(certificates::child(certificates.clone())).detach();
         let master = Master {
             view,
             commits,
             streams,
             authority,
-            admin,
-            cluster: config.cluster,
+            certificates,
             links,
             listener,
             root,
             server,
             directory,
+            trees,
             _lock: lock,
         };
-        let written = master.directory.as_ref().map_or(Ok(()), |directory| {
-            kubeconfig::write_private(&directory.join("admin.kubeconfig"), &master.kubeconfig())
-        });
-        match written {
+        match master.certificates.write_kubeconfig() {
             Ok(()) => Ok(master),
             Err(error) => {
                 master.stop().await;
@@ -235,6 +247,16 @@ impl Master {
         self.root.handle()
     }
 
+    /// The certificates that are renewed while it runs.
+    pub(super) fn certificates(&self) -> &Certificates {
+        &self.certificates
+    }
+
+    /// The supervision trees that are shown as this cluster's.
+    pub(super) fn trees(&self) -> &Trees {
+        &self.trees
+    }
+
     /// Typed access to the cluster's objects, without HTTP.
     pub fn client(&self) -> Client {
         Client::new(self.view.clone(), self.commits.clone(), self.streams.clone())
@@ -247,7 +269,7 @@ impl Master {
 
     /// The administrator's kubeconfig.
     pub fn kubeconfig(&self) -> String {
-        kubeconfig::text(&self.cluster, self.api(), self.authority.certificate(), &self.admin)
+        self.certificates.kubeconfig()
     }
 
     /// What a node of that name needs to link to this master.
@@ -278,6 +300,49 @@ impl Master {
     }
 }
 
+/// A master's actors, without its ports.
+pub(super) struct Actors {
+    pub(super) root: Root,
+    pub(super) wiring: Wiring,
+    pub(super) registry: Slot<NodeRegistry>,
+    pub(super) store: Slot<StoreActor>,
+    recorder: Slot<EventRecorder>,
+}
+
+impl Actors {
+    /// The root and the store, which the ports need.
+    pub(super) fn begin(
+        store: StoreActor,
+        view: View,
+        on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
+    ) -> Actors {
+        let root =
+            Root::start(SupervisorSpec::new("master").on_escalate(move |escalation| on_escalate(escalation)));
+        let store = start_store(root.handle(), store);
+        let recorder = Slot::new("events");
+        let wiring = Wiring { view, commits: store.port(), events: recorder.port() };
+        Actors { root, wiring, registry: Slot::new("node registry"), store, recorder }
+    }
+
+    /// The others, which need to know the ports. Gives the root of all.
+    pub(super) fn complete(self, bootstrap: Bootstrap, seed: RegistrySeed) -> Root {
+        let Actors { root, wiring, registry, recorder, .. } = self;
+        for child in [
+            events::child(&recorder, &wiring),
+            reconciler::namespaces(&wiring, bootstrap),
+            reconciler::garbage(&wiring),
+            reconciler::evictions(&wiring),
+            reconciler::endpoints(&wiring),
+            replication::child(&wiring),
+            scheduler::child(&wiring),
+            nodes::child(seed, &registry),
+        ] {
+            root.handle().start_child(child).detach();
+        }
+        root
+    }
+}
+
 /// What a master has from its directory.
 struct Opened {
     store: StoreActor,
@@ -287,12 +352,18 @@ struct Opened {
     lock: Option<Arc<DataDir>>,
 }
 
-fn open_store(persistence: &Persistence) -> Result<Opened, StartError> {
-    match persistence {
+fn open_store(config: &MasterConfig) -> Result<Opened, StartError> {
+    match &config.persistence {
         Persistence::Memory => {
             let (store, view) = StoreActor::open(Memory::new())?;
             let token_key = token_key::signing(TokenKey::ephemeral()?)?;
-            Ok(Opened { store, view, authority: Arc::new(Authority::ephemeral()?), token_key, lock: None })
+            Ok(Opened {
+                store,
+                view,
+                authority: Arc::new(Authority::ephemeral()?.with_life(config.certificates)),
+                token_key,
+                lock: None,
+            })
         }
         Persistence::Directory(path) => {
             let dir = Arc::new(DataDir::open(path)?);
@@ -304,7 +375,7 @@ fn open_store(persistence: &Persistence) -> Result<Opened, StartError> {
                     path.display()
                 )));
             }
-            let authority = Arc::new(Authority::open(&pki)?);
+            let authority = Arc::new(Authority::open(&pki)?.with_life(config.certificates));
             let token_key = token_key::signing(TokenKey::open(&pki)?)?;
             let (store, view) = StoreActor::open(Durable::open(&dir)?)?;
             Ok(Opened { store, view, authority, token_key, lock: Some(dir) })
@@ -314,7 +385,7 @@ fn open_store(persistence: &Persistence) -> Result<Opened, StartError> {
 
 /// The store is the one actor that cannot be made again: what it has not yet written would be lost unseen. Its death
 /// escalates at once, and with it ends the process; the next one recovers from disk.
-fn start_store(root: &SupervisorHandle, store: StoreActor) -> Port<Commit> {
+fn start_store(root: &SupervisorHandle, store: StoreActor) -> Slot<StoreActor> {
     let slot: Slot<StoreActor> = Slot::new("store");
     let store = Mutex::new(Some(store));
     let child = ChildSpec::new("store", &slot, move |_life| {
@@ -322,10 +393,10 @@ fn start_store(root: &SupervisorHandle, store: StoreActor) -> Port<Commit> {
         store.take().ok_or_else(|| "the store cannot be restarted within a process".into())
     });
     root.start_child(child.intensity(0, Duration::from_secs(1)).own_arbiter()).detach();
-    slot.port()
+    slot
 }
 
-fn api_config(config: &MasterConfig, authority: &Authority) -> Result<ApiConfig, StartError> {
+fn api_names(config: &MasterConfig) -> ApiNames {
     let mut names: Vec<String> =
         ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"].map(String::from).into();
     let mut ips: Vec<IpAddr> = vec![IpAddr::from([127, 0, 0, 1]), IpAddr::V4(SERVICE_ADDRESS)];
@@ -343,7 +414,15 @@ fn api_config(config: &MasterConfig, authority: &Authority) -> Result<ApiConfig,
     }
     ips.sort_unstable();
     ips.dedup();
-    let identity = authority.issue_api_server(&names, &ips)?;
+    ApiNames { names, ips }
+}
+
+fn api_config(
+    config: &MasterConfig,
+    authority: &Authority,
+    ApiNames { names, ips }: &ApiNames,
+) -> Result<ApiConfig, StartError> {
+    let identity = authority.issue_api_server(names, ips)?;
     let tls = Tls {
         chain: identity.chain().to_vec(),
         key: identity.key(),

@@ -17,22 +17,17 @@ use tokio::sync::watch;
 use super::{NodeLogin, StartError, kubeconfig::write_private};
 use crate::{
     actors::uplink::Member,
+    logic::renewal,
     messages::wire::Admitted,
     net::{
         CaCertificate, Connector, LinkConfig,
         csr::{NodeKey, validity},
+        identity::BACKDATE,
     },
 };
 
 /// The file that says that a directory is a joined node's.
 pub(super) const RECORD: &str = "node.json";
-
-/// Looked at the certificate's end at most so often, and at least.
-const LOOK_EVERY: std::ops::RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
-/// A certificate is renewed when a third of its life is left: long before it ends.
-const RENEW_AT: (i64, i64) = (2, 3);
-/// Certificates begin an hour before they were made; this much of their span is not life.
-const BACKDATED_S: i64 = 3600;
 
 /// What `DIR/node.json` says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,8 +154,7 @@ impl Membership {
 
     /// Begin and end of the present certificate's life, in seconds since the epoch.
     fn life(&self) -> Option<(i64, i64)> {
-        let (begin, end) = validity(&self.files.read("node.crt").ok()?).ok()?;
-        Some((begin.saturating_add(BACKDATED_S).min(end), end))
+        validity(&self.files.read("node.crt").ok()?).ok().map(|span| renewal::life(span, BACKDATE))
     }
 
     fn take(&self, certificate: &str) -> Result<(), StartError> {
@@ -173,11 +167,7 @@ impl Membership {
     }
 }
 
-fn due((begin, end): (i64, i64), now: i64) -> bool {
-    now >= begin.saturating_add((end - begin).saturating_mul(RENEW_AT.0) / RENEW_AT.1)
-}
-
-fn now_s() -> i64 {
+pub(super) fn now_s() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }
@@ -192,12 +182,11 @@ impl Member for Membership {
     }
 
     fn look_every(&self) -> Duration {
-        let life = self.life().map_or(0, |(begin, end)| u64::try_from(end - begin).unwrap_or(0));
-        Duration::from_secs(life / 20).clamp(*LOOK_EVERY.start(), *LOOK_EVERY.end())
+        renewal::look_every(self.life().unwrap_or_default())
     }
 
     fn renewal(&self) -> Option<Vec<u8>> {
-        if !due(self.life()?, now_s()) {
+        if !renewal::due(self.life()?, now_s()) {
             return None;
         }
         match self.files.key().and_then(|key| Ok(key.request()?)) {
@@ -227,15 +216,6 @@ impl Member for Membership {
 mod tests {
     use super::*;
     use crate::net::Authority;
-
-    #[test]
-    fn a_certificate_is_renewed_when_a_third_of_its_life_is_left() {
-        for (now, due_then) in [(0, false), (100, false), (165, false), (166, true), (199, true), (300, true)]
-        {
-            assert_eq!(due((100, 200), now), due_then, "{now}");
-        }
-        assert!(due((0, 0), 0));
-    }
 
     #[test]
     fn a_directory_without_a_record_is_no_nodes_and_a_record_comes_back() {
@@ -278,7 +258,7 @@ mod tests {
         let admitted = Admitted { certificate: certify(&key, 1), ca, cluster: "c".into() };
         files.write_certificates(&admitted).unwrap();
         let (member, _) = Membership::new(Files::of(dir.path()));
-        assert_eq!(member.look_every(), *LOOK_EVERY.start());
+        assert_eq!(member.look_every(), *renewal::LOOK_EVERY.start());
         let next = certify(&key, 1000);
         assert!(member.renewed(&next));
         assert_eq!(files.read("node.crt").unwrap(), next);

@@ -13,33 +13,42 @@
 //! ```
 
 mod address;
+mod certificates;
 mod client;
 mod cluster;
 mod config;
 mod cri;
 mod docker;
 mod guard;
+mod install;
 mod joined;
 mod kubeconfig;
 mod master;
 mod membership;
 mod network;
 mod node;
+mod notify;
 mod reset;
+mod restore;
 pub mod rootless;
 mod runtime;
+#[doc(hidden)]
+pub mod simulation;
 mod telemetry;
 mod token_key;
+mod trees;
 mod up;
 
 pub use client::{Client, ClientError, WatchEvent, Watcher};
 pub use cluster::{Cluster, ClusterConfig};
 pub use config::{Persistence, RegistryOptions, RuntimeChoice};
+pub use install::{InstallOptions, Role, install};
 pub use joined::{NodeOptions, node};
-pub use master::{Master, MasterConfig, NODE_CERTIFICATES};
+pub use master::{CERTIFICATES, Master, MasterConfig};
 pub use network::names as network_names;
 pub use node::{Node, NodeConfig, NodeLogin};
 pub use reset::{ResetOptions, reset};
+pub use restore::{RestoreOptions, restore};
 pub use telemetry::{Render, init_metrics, init_tracing};
 pub use up::{UpOptions, up};
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 use super::{StartError, guard::Root, membership::Membership, network};
 use crate::{
     actors::{
-        kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Starts},
+        kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Peers, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
         uplink::{Leave, Member},
     },
@@ -73,6 +73,7 @@ pub const MAX_PODS: u32 = 110;
 pub struct Node {
     name: NodeName,
     leave: Port<Leave>,
+    connector: Connector,
     root: Root,
 }
 
@@ -90,18 +91,29 @@ impl Node {
         config: NodeConfig,
         member: Option<Arc<Membership>>,
     ) -> Result<Node, StartError> {
+        let NodeConfig { login, .. } = &config;
+        let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::to(&login.master))?;
+        if let Some(sockets) = &config.sockets {
+            connector = connector.with_sockets(sockets.clone());
+        }
+        if let Some(member) = &member {
+            member.dials_by(connector.clone());
+        }
+        Node::start_by(connector, config, member)
+    }
+
+    /// The same for one that dials in its own way.
+    pub(super) fn start_by(
+        connector: Connector,
+        config: NodeConfig,
+        member: Option<Arc<Membership>>,
+    ) -> Result<Node, StartError> {
         for dir in ["pods", "logs"] {
             let path = config.directory.join(dir);
             disk::make_apart(&path).map_err(|source| StartError::File { path, source })?;
         }
         let NodeConfig { login, runtime, labels, address, max_pods, manifests, .. } = config;
-        let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::to(&login.master))?;
-        if let Some(sockets) = config.sockets {
-            connector = connector.with_sockets(sockets);
-        }
-        if let Some(member) = &member {
-            member.dials_by(connector.clone());
-        }
+        let uplink = Slot::new("uplink");
         let context = Arc::new(NodeContext {
             name: login.name.to_string(),
             runtime,
@@ -112,6 +124,7 @@ impl Node {
             ledger: Ledger::default(),
             configs: Configs::default(),
             registry_config: config.registry_config,
+            peers: Peers::by(uplink.port()),
             settings: config.settings,
         });
         let facts = MachineFacts {
@@ -125,7 +138,7 @@ impl Node {
         let root = Root::start(
             SupervisorSpec::new("node root").on_escalate(move |escalation| on_escalate(escalation)),
         );
-        let (master, uplink) = (login.master, Slot::new("uplink"));
+        let (master, dials_by) = (login.master, connector.clone());
         let child = kubelet::child(
             move |slot, pods, uplink| KubeletSeed {
                 node: context.clone(),
@@ -141,12 +154,17 @@ impl Node {
             &uplink,
         );
         root.handle().start_child(child).detach();
-        Ok(Node { name: login.name, leave: uplink.port(), root })
+        Ok(Node { name: login.name, leave: uplink.port(), connector: dials_by, root })
     }
 
     /// The node's name.
     pub fn name(&self) -> &NodeName {
         &self.name
+    }
+
+    /// What it dials by, whose certificate may be replaced.
+    pub(super) fn connector(&self) -> Connector {
+        self.connector.clone()
     }
 
     /// The root of the node's supervision tree.

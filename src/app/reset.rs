@@ -33,6 +33,7 @@ const OWN: &[&str] = &[
     "admin.kubeconfig",
     "pod-network",
     super::membership::RECORD,
+    super::install::TOKEN_FILE,
     rootless::RECORD,
     "format.new",
     "format",

@@ -14,11 +14,12 @@ use std::{
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
-    Cluster, ClusterConfig, NODE_CERTIFICATES, RegistryOptions, RuntimeChoice, StartError,
+    CERTIFICATES, Cluster, ClusterConfig, RegistryOptions, RuntimeChoice, StartError,
     address::{LINKS_PORT, advertised},
     cluster::this_machine,
     network::pod_network,
     node::MAX_PODS,
+    notify,
     rootless::Rootless,
     telemetry::{init_metrics, init_tracing},
 };
@@ -66,6 +67,8 @@ pub struct UpOptions {
     pub kubelet: KubeletSettings,
     /// How long certificates of nodes that join are valid.
     pub node_certificates: Duration,
+    /// How long the master's own certificates are valid.
+    pub certificates: Duration,
 }
 
 impl UpOptions {
@@ -86,7 +89,8 @@ impl UpOptions {
             registries: RegistryOptions::default(),
             manifests: None,
             kubelet: KubeletSettings::default(),
-            node_certificates: NODE_CERTIFICATES,
+            node_certificates: CERTIFICATES,
+            certificates: CERTIFICATES,
         }
     }
 
@@ -166,7 +170,7 @@ async fn run(options: UpOptions, rootless: Option<Rootless>) -> Result<ExitCode,
     if let Err(error) = cluster.ready(READY_WITHIN).await {
         tracing::warn!(%error, "not every node is ready; see: kubectl describe nodes");
     }
-    announce(&cluster, &options.data_dir, &ready_file)?;
+    notify::ready(&announce(&cluster, &options.data_dir, &ready_file)?);
     let code = tokio::select! {
         () = asked.wait() => ExitCode::SUCCESS,
         Some(escalation) = escalation.recv() => {
@@ -174,6 +178,7 @@ async fn run(options: UpOptions, rootless: Option<Rootless>) -> Result<ExitCode,
             ExitCode::from(1)
         }
     };
+    notify::stopping();
     let pods = cluster.master().view().snapshot().list(crate::model::Kind::Pod, None).count();
     let nodes: Vec<NodeName> = cluster.nodes().iter().map(|node| node.name().clone()).collect();
     cluster.stop().await;
@@ -208,6 +213,7 @@ fn config(
         .map_err(|source| StartError::File { path: options.data_dir.clone(), source })?;
     config.master.api_names.clone_from(&options.api_names);
     config.master.node_certificates = options.node_certificates;
+    config.master.certificates = options.certificates;
     config.master.on_escalate = Arc::new(move |escalation| {
         // The process is about to end anyway when nobody listens.
         let _ = escalated.send(escalation);
@@ -229,7 +235,8 @@ fn config(
     Ok(config)
 }
 
-fn announce(cluster: &Cluster, data_dir: &Path, ready_file: &Path) -> Result<(), StartError> {
+/// Says that the cluster is ready; what it says, for others.
+fn announce(cluster: &Cluster, data_dir: &Path, ready_file: &Path) -> Result<String, StartError> {
     let file = |source| StartError::File { path: ready_file.into(), source };
     std::fs::write(ready_file, format!("{}\n", cluster.master().api())).map_err(file)?;
     let mut out = std::io::stdout();
@@ -243,8 +250,9 @@ fn announce(cluster: &Cluster, data_dir: &Path, ready_file: &Path) -> Result<(),
         nodes => (format!("{nodes} node(s)"), format!("try: kubectl --kubeconfig {kubeconfig} get nodes")),
     };
     let api = super::kubeconfig::reachable(master.api());
+    let said = format!("ready: API https://{api}, {what}");
     // Nobody may read standard output; the file says the same.
-    let _ = writeln!(out, "ready: API https://{api}, {what}; {next}");
+    let _ = writeln!(out, "{said}; {next}");
     let _ = out.flush();
-    Ok(())
+    Ok(said)
 }

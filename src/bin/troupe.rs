@@ -1,14 +1,16 @@
 //! The `troupe` program: one file that is master, node, client, container shim, network plugin and the built-in image's
 //! program.
 
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 use troupe::{
     app::{
-        self, KubeletSettings, NodeOptions, RegistryOptions, ResetOptions, RuntimeChoice, UpOptions, rootless,
+        self, InstallOptions, KubeletSettings, NodeOptions, RegistryOptions, ResetOptions, Role,
+        RuntimeChoice, UpOptions, rootless,
     },
     cli::{
-        self, DemoArgs, Invocation, MasterArgs, NodeArgs, ResetArgs, RuntimeArg, UpArgs, default_data_dir,
+        self, DemoArgs, InstallArgs, Invocation, MasterArgs, NodeArgs, ResetArgs, RuntimeArg, UpArgs,
+        default_data_dir,
     },
     runtime::logs::LogLimits,
 };
@@ -33,6 +35,10 @@ fn main() -> ExitCode {
         Ok(Invocation::Master(args)) => master(*args),
         Ok(Invocation::Node(args)) => node(*args),
         Ok(Invocation::Reset(args)) => reset(args),
+        Ok(Invocation::Restore(args)) => app::restore(&app::RestoreOptions {
+            file: args.file,
+            data_dir: args.data_dir.unwrap_or_else(default_data_dir),
+        }),
         Ok(Invocation::Client(client)) => cli::run(&client),
         Err(code) => code,
     }
@@ -111,11 +117,16 @@ fn up(args: UpArgs) -> ExitCode {
 
 /// A master runs no containers, so it needs nothing of what an ordinary user lacks.
 fn master(args: MasterArgs) -> ExitCode {
-    let node_certificates = args.node_certificate_life.unwrap_or(app::NODE_CERTIFICATES);
+    let (args, to_install) = args.split();
+    let node_certificates = args.node_certificate_life.unwrap_or(app::CERTIFICATES);
+    let certificates = args.certificate_life.unwrap_or(app::CERTIFICATES);
     let args = match args.complete() {
         Ok(args) => args,
         Err(error) => return misused(&error),
     };
+    if let Some(how) = to_install {
+        return install(Role::Master, args.data_dir(), None, how);
+    }
     let usual = UpOptions::master(args.data_dir());
     let options = UpOptions {
         api: args.api.unwrap_or(usual.api),
@@ -123,20 +134,34 @@ fn master(args: MasterArgs) -> ExitCode {
         pod_network: args.pod_network,
         api_names: args.api_names,
         node_certificates,
+        certificates,
         ..usual
     };
     app::up(options, None)
 }
 
+/// Writes a unit that starts us as we were asked to be installed.
+fn install(role: Role, data_dir: PathBuf, token: Option<String>, how: InstallArgs) -> ExitCode {
+    // `troupe ROLE install`, then the options.
+    let words = std::env::args_os().skip(3).map(|word| word.to_string_lossy().into_owned()).collect();
+    let InstallArgs { print, unit_dir } = how;
+    app::install(&InstallOptions { role, words, data_dir, token, print, unit_dir })
+}
+
 fn node(args: NodeArgs) -> ExitCode {
+    let (args, to_install) = args.split();
     let shared = match args.complete() {
         Ok(shared) => shared,
         Err(error) => return misused(&error),
     };
+    if let Some(how) = to_install {
+        return install(Role::Node, shared.data_dir(), args.token, how);
+    }
     app::node(&NodeOptions {
         data_dir: shared.data_dir(),
         join: args.join,
         token: args.token,
+        token_file: args.token_file,
         name: args.name,
         labels: args.labels,
         address: args.address,
@@ -181,5 +206,6 @@ fn kubelet(args: &UpArgs) -> KubeletSettings {
             max_files: args.container_log_max_files.unwrap_or(log.max_files),
         },
         eviction_hard: args.eviction_hard.clone().unwrap_or_default(),
+        eviction_transition: args.eviction_pressure_transition_period,
     }
 }

@@ -32,6 +32,8 @@ pub enum Command {
     Node(Box<NodeArgs>),
     /// End every container of a cluster on this machine and remove its data directory
     Reset(ResetArgs),
+    /// Make a master's data directory out of a backup
+    Restore(RestoreArgs),
     /// kubectl's verbs.
     #[command(flatten)]
     Client(Verb),
@@ -80,4 +82,16 @@ pub struct ResetArgs {
     /// Do not ask
     #[arg(long, short)]
     pub yes: bool,
+}
+
+/// Options of `troupe restore`.
+#[derive(Debug, Clone, Args)]
+pub struct RestoreArgs {
+    /// A file that `troupe backup` wrote
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// The directory to make; it must not be there, or be empty [default: /var/lib/troupe for root, else the user's data
+    /// directory]
+    #[arg(long, value_name = "DIR", env = "TROUPE_DATA_DIR")]
+    pub data_dir: Option<PathBuf>,
 }

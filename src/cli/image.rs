@@ -1,7 +1,8 @@
 //! `image`: what the nodes have to run.
 //!
-//! Owns: uploads to one node or to every ready one, with progress on a terminal only. An archive from standard input can
-//! be read only once, so it goes to one node, which has to be named where there are several.
+//! Owns: uploads, with progress on a terminal only: once to those nodes that give images to each other, and to each that
+//! does not. Invariant: when one has ended well, no ready node goes on with another image under the name. An archive from
+//! standard input can be read only once: where that is not enough a node has to be named.
 
 mod pull;
 mod save;
@@ -36,7 +37,7 @@ const SHOW_EVERY: Duration = Duration::from_millis(200);
 pub struct ImageArgs {
     #[command(subcommand)]
     action: Action,
-    /// Only on this node [default: every ready node]
+    /// Only on this node [default: every ready node; what is loaded is sent to one, and others take it from there]
     #[arg(long, global = true, value_name = "NAME")]
     node: Option<String>,
 }
@@ -91,10 +92,11 @@ enum Action {
 /// # Errors
 /// As every verb; each node that fails, after all others were tried.
 pub async fn run(session: &Session, args: &ImageArgs) -> Outcome {
-    let nodes = nodes(session, args.node.as_deref()).await?;
+    let (nodes, sharing) = nodes(session, args.node.as_deref()).await?;
+    let whole = Targets { nodes: &nodes, sharing };
     match &args.action {
-        Action::Load { file, name } => upload(session, &nodes, "load", file, name.as_deref()).await,
-        Action::Import { file, name } => upload(session, &nodes, "import", file, Some(name)).await,
+        Action::Load { file, name } => upload(session, &whole, "load", file, name.as_deref()).await,
+        Action::Import { file, name } => upload(session, &whole, "import", file, Some(name)).await,
         Action::Pull { names } => pull::pull(session, &nodes, names).await,
         Action::Save { names, output } => save::save(session, &nodes, names, output.as_deref()).await,
         Action::Ls => list(session, &nodes).await,
@@ -102,10 +104,36 @@ pub async fn run(session: &Session, args: &ImageArgs) -> Outcome {
     }
 }
 
-/// The node named, or every one that is ready.
-async fn nodes(session: &Session, named: Option<&str>) -> Outcome<Vec<String>> {
+/// Where images go.
+struct Targets<'a> {
+    nodes: &'a [String],
+    /// So many of them, the first ones, give images to each other.
+    sharing: usize,
+}
+
+impl Targets<'_> {
+    /// Those that an archive has to be sent to in any case; it follows pods to the others.
+    fn first(&self) -> impl Iterator<Item = &String> {
+        let others = self.nodes.iter().skip(self.sharing);
+        self.nodes.iter().take(self.sharing.min(1)).chain(others)
+    }
+
+    /// Those that have it from another one, if they need it.
+    fn rest(&self) -> impl Iterator<Item = &String> {
+        self.nodes.iter().take(self.sharing).skip(1)
+    }
+}
+
+/// Whether a node takes images from others, by its runtime.
+fn shares(node: &Value) -> bool {
+    let runtime = node["status"]["nodeInfo"]["containerRuntimeVersion"].as_str();
+    runtime.is_some_and(|runtime| runtime.starts_with("native://"))
+}
+
+/// The node named, or every one that is ready: those first that give images to each other, and how many these are.
+async fn nodes(session: &Session, named: Option<&str>) -> Outcome<(Vec<String>, usize)> {
     if let Some(name) = named {
-        return Ok(vec![name.to_owned()]);
+        return Ok((vec![name.to_owned()], 0));
     }
     let nodes = session.kinds().await?.resolve("nodes")?;
     let ready = |node: &Value| {
@@ -113,10 +141,13 @@ async fn nodes(session: &Session, named: Option<&str>) -> Outcome<Vec<String>> {
         conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
     };
     let all = session.list(nodes, true, &SelectorArgs::default()).await?;
-    let ready: Vec<String> = all.iter().filter(|n| ready(n)).map(|n| name_of(n).to_owned()).collect();
-    match ready.is_empty() {
+    let (mut names, others): (Vec<&Value>, Vec<&Value>) =
+        all.iter().filter(|n| ready(n)).partition(|n| shares(n));
+    let sharing = names.len();
+    names.extend(others);
+    match names.is_empty() {
         true => Err(CliError::failed("no node is ready; see: get nodes")),
-        false => Ok(ready),
+        false => Ok((names.into_iter().map(|n| name_of(n).to_owned()).collect(), sharing)),
     }
 }
 
@@ -127,36 +158,95 @@ async fn path(session: &Session, node: &str, rest: &str, name: Option<&str>) -> 
 
 async fn upload(
     session: &Session,
-    nodes: &[String],
+    targets: &Targets<'_>,
     action: &str,
     file: &Path,
     name: Option<&str>,
 ) -> Outcome {
     let stdin = file == Path::new("-");
-    if stdin && nodes.len() > 1 {
+    let first: Vec<&String> = targets.first().collect();
+    if stdin && first.len() > 1 {
         return Err(CliError::usage(format!(
             "standard input can be read only once, and there are {} nodes; name one with --node, or give a file",
-            nodes.len()
+            first.len()
         )));
     }
     let mut errors = Vec::new();
-    for node in nodes {
-        let path = path(session, node, &format!("images/{action}"), name).await?;
-        let progress = Progress::new(node, file, stdin)?;
-        let opened = if stdin { standard_input() } else { std::fs::File::open(file) };
-        let opened = opened.map_err(|source| CliError::File { path: file.to_owned(), source })?;
-        let body = body(tokio::fs::File::from_std(opened), progress);
-        let sent = session.client.upload(&path, body).await;
-        match sent {
-            Ok(names) => {
-                for name in names.as_array().into_iter().flatten().filter_map(Value::as_str) {
-                    line(format!("{name} loaded on {node}"))?;
+    let mut loaded = Vec::new();
+    for node in &first {
+        match send(session, node, action, file, name).await {
+            Ok(names) if loaded.is_empty() => loaded = names,
+            Ok(_) => {}
+            Err(error) => errors.push(error),
+        }
+    }
+    // What others have under these names is not what pods are to get from now on.
+    if let (Some(of), false) = (targets.nodes.first().filter(|_| targets.sharing > 0), loaded.is_empty()) {
+        let ids = ids(&images(session, of).await?, &loaded);
+        for node in targets.rest() {
+            let there = match images(session, node).await {
+                Ok(there) => self::ids(&there, &loaded),
+                Err(error) => {
+                    errors.push(error.while_("looking at the images of", node));
+                    continue;
                 }
+            };
+            if there.iter().all(|(name, id)| ids.get(name) == Some(id)) {
+                continue;
             }
-            Err(error) => errors.push(error.while_("loading", &format!("{} on {node}", file.display()))),
+            if stdin {
+                let held = there.keys().cloned().collect::<Vec<_>>().join(", ");
+                errors.push(CliError::failed(format!(
+                    "{node} has another image called {held}, and standard input can be read only once: load it there, too \
+                     (--node {node}), or remove the other one"
+                )));
+            } else if let Err(error) = send(session, node, action, file, name).await {
+                errors.push(error);
+            }
         }
     }
     CliError::all(errors)
+}
+
+/// Sends an archive to one node; the names of what was in it.
+async fn send(
+    session: &Session,
+    node: &str,
+    action: &str,
+    file: &Path,
+    name: Option<&str>,
+) -> Outcome<Vec<String>> {
+    let stdin = file == Path::new("-");
+    let path = path(session, node, &format!("images/{action}"), name).await?;
+    let progress = Progress::new(node, file, stdin)?;
+    let opened = if stdin { standard_input() } else { std::fs::File::open(file) };
+    let opened = opened.map_err(|source| CliError::File { path: file.to_owned(), source })?;
+    let body = body(tokio::fs::File::from_std(opened), progress);
+    let sent = session.client.upload(&path, body).await;
+    let names = sent.map_err(|error| error.while_("loading", &format!("{} on {node}", file.display())))?;
+    let names: Vec<String> =
+        names.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect();
+    for name in &names {
+        line(format!("{name} loaded on {node}"))?;
+    }
+    Ok(names)
+}
+
+/// What a node has.
+async fn images(session: &Session, node: &str) -> Outcome<Value> {
+    session.client.get(&path(session, node, "images", None).await?).await
+}
+
+/// The ids of those of the names that are among a node's images.
+fn ids(images: &Value, names: &[String]) -> std::collections::BTreeMap<String, String> {
+    let mut all = std::collections::BTreeMap::new();
+    for image in images.as_array().into_iter().flatten() {
+        let of = image["names"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        for name in of.filter(|name| names.iter().any(|wanted| wanted == name)) {
+            all.insert(name.to_owned(), image["id"].as_str().unwrap_or_default().to_owned());
+        }
+    }
+    all
 }
 
 /// Standard input as a file, whose bytes are read by nobody else.
@@ -245,7 +335,7 @@ async fn list(session: &Session, nodes: &[String]) -> Outcome {
     let mut errors = Vec::new();
     let mut rows: std::collections::BTreeMap<String, Vec<&str>> = std::collections::BTreeMap::new();
     for node in nodes {
-        match session.client.get(&path(session, node, "images", None).await?).await {
+        match images(session, node).await {
             Ok(images) => {
                 for name in names(&images) {
                     rows.entry(name).or_default().push(node);
@@ -305,6 +395,28 @@ async fn remove(session: &Session, nodes: &[String], names: &[String]) -> Outcom
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn an_archive_goes_once_to_nodes_that_share_and_to_each_of_the_others() {
+        let nodes: Vec<String> = ["a", "b", "c", "d"].map(str::to_owned).into();
+        for (sharing, first, rest) in [(2, "acd", "b"), (4, "a", "bcd"), (0, "abcd", ""), (1, "abcd", "")] {
+            let targets = Targets { nodes: &nodes, sharing };
+            let (one, two): (Vec<_>, Vec<_>) =
+                (targets.first().cloned().collect(), targets.rest().cloned().collect());
+            assert_eq!((one.concat().as_str(), two.concat().as_str()), (first, rest), "{sharing}");
+        }
+        let node = |runtime: &str| json!({"status": {"nodeInfo": {"containerRuntimeVersion": runtime}}});
+        assert!(shares(&node("native://0.1.0")) && !shares(&node("docker://28")) && !shares(&json!({})));
+    }
+
+    #[test]
+    fn what_others_have_under_a_name_is_known_by_its_id() {
+        let there =
+            json!([{"names": ["a:1", "b:1"], "id": "sha256:1"}, {"names": ["c:1"], "id": "sha256:2"}]);
+        let ids = ids(&there, &["b:1".to_owned(), "c:1".to_owned(), "d:1".to_owned()]);
+        let expected = [("b:1".to_owned(), "sha256:1".to_owned()), ("c:1".to_owned(), "sha256:2".to_owned())];
+        assert_eq!(ids, expected.into());
+    }
 
     #[test]
     fn images_are_named_however_a_node_tells_them() {

@@ -8,7 +8,7 @@ use std::{ffi::OsString, path::Path, process::ExitCode};
 use clap::Parser as _;
 
 use super::{
-    args::{Cli, Command, DemoArgs, Kubectl, ResetArgs},
+    args::{Cli, Command, DemoArgs, Kubectl, ResetArgs, RestoreArgs},
     node::{MasterArgs, NodeArgs},
     up::UpArgs,
     verbs::{ClientCommand, NOT_BUILT, Verb},
@@ -30,6 +30,8 @@ pub enum Invocation {
     Node(Box<NodeArgs>),
     /// End one for good.
     Reset(ResetArgs),
+    /// Make one out of a backup.
+    Restore(RestoreArgs),
     /// Ask one.
     Client(ClientCommand),
 }
@@ -62,6 +64,7 @@ pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Invocation, Ex
             Command::Master(args) => Invocation::Master(args),
             Command::Node(args) => Invocation::Node(args),
             Command::Reset(args) => Invocation::Reset(args),
+            Command::Restore(args) => Invocation::Restore(args),
             Command::Client(verb) => client(verb, false),
             Command::Own(own) => Invocation::Client(ClientCommand::Own(Box::new(own))),
         }),

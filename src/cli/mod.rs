@@ -6,8 +6,10 @@
 mod api_resources;
 mod apply;
 mod args;
+mod backup;
 mod change;
 pub mod client;
+mod cluster;
 mod cordon;
 mod create;
 mod delete;
@@ -44,9 +46,9 @@ mod verbs;
 mod version;
 mod wait;
 
-pub use args::{Cli, Command, DemoArgs, ResetArgs};
+pub use args::{Cli, Command, DemoArgs, ResetArgs, RestoreArgs};
 pub use error::CliError;
 pub use invocation::{Invocation, parse};
-pub use node::{MasterArgs, NodeArgs};
+pub use node::{InstallArgs, MasterArgs, MasterFlags, NodeArgs, NodeFlags};
 pub use up::{RuntimeArg, UpArgs, default_data_dir};
 pub use verbs::{ClientCommand, Own, Verb, run};

@@ -7,17 +7,90 @@ use std::{
     time::Duration,
 };
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use super::{CliError, RuntimeArg, UpArgs};
 use crate::{
-    logic::eviction::Thresholds,
+    logic::{eviction::Thresholds, node_labels::may_set},
     model::names::{label_value, qualified_name},
 };
 
+/// `troupe master`: to run, or to be installed.
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct MasterArgs {
+    #[command(subcommand)]
+    action: Option<MasterAction>,
+    #[command(flatten)]
+    flags: MasterFlags,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum MasterAction {
+    /// Write a systemd unit that starts it with these options
+    Install {
+        #[command(flatten)]
+        flags: Box<MasterFlags>,
+        #[command(flatten)]
+        install: InstallArgs,
+    },
+}
+
+/// `troupe node`: to run, or to be installed.
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct NodeArgs {
+    #[command(subcommand)]
+    action: Option<NodeAction>,
+    #[command(flatten)]
+    flags: NodeFlags,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum NodeAction {
+    /// Write a systemd unit that starts it with these options; a token goes into a file that is root's alone
+    Install {
+        #[command(flatten)]
+        flags: Box<NodeFlags>,
+        #[command(flatten)]
+        install: InstallArgs,
+    },
+}
+
+/// How to install.
+#[derive(Debug, Clone, Args)]
+pub struct InstallArgs {
+    /// Only show the unit
+    #[arg(long, visible_alias = "dry-run")]
+    pub print: bool,
+    /// Where units are
+    #[arg(long, value_name = "DIR", hide = true)]
+    pub unit_dir: Option<PathBuf>,
+}
+
+impl MasterArgs {
+    /// The options, and how to install when that is meant.
+    pub fn split(self) -> (MasterFlags, Option<InstallArgs>) {
+        match self.action {
+            Some(MasterAction::Install { flags, install }) => (*flags, Some(install)),
+            None => (self.flags, None),
+        }
+    }
+}
+
+impl NodeArgs {
+    /// The options, and how to install when that is meant.
+    pub fn split(self) -> (NodeFlags, Option<InstallArgs>) {
+        match self.action {
+            Some(NodeAction::Install { flags, install }) => (*flags, Some(install)),
+            None => (self.flags, None),
+        }
+    }
+}
+
 /// Options of `troupe master`.
 #[derive(Debug, Clone, Default, Args)]
-pub struct MasterArgs {
+pub struct MasterFlags {
     /// A YAML file with options of `troupe up`, of which those of a master are taken; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -39,9 +112,12 @@ pub struct MasterArgs {
     /// How long the certificates of nodes are valid; they are renewed when a third is left
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, hide = true)]
     pub node_certificate_life: Option<Duration>,
+    /// How long the master's own certificates are valid; they are renewed when a third is left
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, hide = true)]
+    pub certificate_life: Option<Duration>,
 }
 
-impl MasterArgs {
+impl MasterFlags {
     /// As options of `troupe up`, with what the file adds.
     ///
     /// # Errors
@@ -62,7 +138,7 @@ impl MasterArgs {
 
 /// Options of `troupe node`.
 #[derive(Debug, Clone, Default, Args)]
-pub struct NodeArgs {
+pub struct NodeFlags {
     /// A YAML file with options of `troupe up`, of which those of a node are taken; the command line goes before it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -72,6 +148,9 @@ pub struct NodeArgs {
     /// A token of `troupe token create`; needed once
     #[arg(long, value_name = "TOKEN")]
     pub token: Option<String>,
+    /// A file with one, which others on this machine cannot read; not looked at once it is gone and the node has joined
+    #[arg(long, value_name = "FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
     /// The node's name [default: this machine's]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -117,9 +196,12 @@ pub struct NodeArgs {
     /// Pods are ended when less is left [default: memory.available<100Mi,nodefs.available<10%, as Kubernetes]
     #[arg(long, value_name = "THRESHOLDS", value_parser = Thresholds::parse)]
     eviction_hard: Option<Thresholds>,
+    /// For how long the node says that it is low on something after it no longer is [default: 5m, as Kubernetes]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    eviction_pressure_transition_period: Option<Duration>,
 }
 
-impl NodeArgs {
+impl NodeFlags {
     /// What it shares with `troupe up`, with what the file adds; the rest is in its own fields.
     ///
     /// # Errors
@@ -140,6 +222,7 @@ impl NodeArgs {
             container_log_max_size: of.container_log_max_size,
             container_log_max_files: of.container_log_max_files,
             eviction_hard: of.eviction_hard,
+            eviction_pressure_transition_period: of.eviction_pressure_transition_period,
             ..UpArgs::default()
         };
         options.complete()
@@ -150,6 +233,9 @@ fn label(text: &str) -> Result<(String, String), String> {
     let bad = || format!("{text:?} is no label: write KEY=VALUE");
     let (key, value) = text.split_once('=').ok_or_else(bad)?;
     match qualified_name(key).into_iter().chain(label_value(value)).next() {
+        None if !may_set(key) => Err(format!(
+            "{key:?} is not for a node to set on itself; as an administrator: kubectl label node NAME {text}"
+        )),
         None => Ok((key.to_owned(), value.to_owned())),
         Some(problem) => Err(format!("{text:?}: {problem}")),
     }
@@ -163,7 +249,16 @@ mod tests {
     fn labels_of_a_node_are_checked_as_the_api_would() {
         assert_eq!(label("zone=a").unwrap(), ("zone".into(), "a".into()));
         assert_eq!(label("a.b/zone=").unwrap(), ("a.b/zone".into(), String::new()));
-        for bad in ["zone", "=a", "zo ne=a", "zone=a b", "a/b/c=d"] {
+        assert!(label("topology.kubernetes.io/zone=a").is_ok());
+        for bad in [
+            "node-role.kubernetes.io/x=",
+            "node-restriction.kubernetes.io/x=y",
+            "zone",
+            "=a",
+            "zo ne=a",
+            "zone=a b",
+            "a/b/c=d",
+        ] {
             assert!(label(bad).is_err(), "{bad}");
         }
     }

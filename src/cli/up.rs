@@ -90,6 +90,10 @@ pub struct UpArgs {
     #[arg(long, value_name = "THRESHOLDS", value_parser = Thresholds::parse)]
     #[serde(deserialize_with = "thresholds")]
     pub eviction_hard: Option<Thresholds>,
+    /// For how long a node that was low on something says so after it no longer is [default: 5m, as Kubernetes]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[serde(deserialize_with = "duration")]
+    pub eviction_pressure_transition_period: Option<Duration>,
 }
 
 /// Names of the runtimes.
@@ -159,6 +163,9 @@ impl UpArgs {
             manifests: self.manifests.or(file.manifests),
             container_log_max_size: self.container_log_max_size.or(file.container_log_max_size),
             eviction_hard: self.eviction_hard.or(file.eviction_hard),
+            eviction_pressure_transition_period: self
+                .eviction_pressure_transition_period
+                .or(file.eviction_pressure_transition_period),
             container_log_max_files: self.container_log_max_files.or(file.container_log_max_files),
         }
     }

@@ -10,7 +10,7 @@ use clap::{Args, CommandFactory as _, Subcommand};
 use super::{
     api_resources, apply,
     args::{Cli, Kubectl},
-    cordon, create, delete, describe,
+    backup, cluster, cordon, create, delete, describe,
     error::Outcome,
     events, exec, expose, get, image, label, logs, patch, port_forward, run as run_verb, scale,
     session::{Connection, Session, raw},
@@ -95,6 +95,10 @@ pub enum Own {
     Image(On<image::ImageArgs>),
     /// Make, show and revoke what machines need to join
     Token(On<token::TokenArgs>),
+    /// Show how the cluster itself is: nodes, links, actors, store
+    Cluster(On<cluster::ClusterArgs>),
+    /// Write what a master cannot do without into a file, while it runs
+    Backup(On<backup::BackupArgs>),
 }
 
 /// kubectl's verbs that are still to come.
@@ -137,6 +141,8 @@ pub fn run(client: &ClientCommand) -> ExitCode {
             ClientCommand::Own(own) => match &**own {
                 Own::Image(on) => image::run(&on.open()?, &on.args).await,
                 Own::Token(on) => token::run(&on.open()?, &on.args).await,
+                Own::Cluster(on) => cluster::run(&on.open()?, &on.args).await,
+                Own::Backup(on) => backup::run(&on.open()?, &on.args).await,
             },
         }
     });

@@ -10,7 +10,7 @@ use k8s_openapi::{api::core::v1, apimachinery::pkg::api::resource::Quantity};
 
 use crate::model::quantity::parse_units;
 
-/// A condition that held is told for so long after it was last seen, so that it does not flap: Kubernetes'
+/// A condition that held is told for so long after it was last seen, so that it does not flap: Kubernetes' default for
 /// `evictionPressureTransitionPeriod`.
 pub const TRANSITION: Duration = Duration::from_secs(300);
 /// From this priority on a pod is critical to the node (`system-cluster-critical`) and never goes.
@@ -178,9 +178,9 @@ impl Watch {
         if waits { Vec::new() } else { low }
     }
 
-    /// What the conditions say.
-    pub fn pressure(&self, now_ms: i64) -> Pressure {
-        let hold_ms = i64::try_from(TRANSITION.as_millis()).unwrap_or(i64::MAX);
+    /// What the conditions say; each holds for so long after it was last seen.
+    pub fn pressure(&self, hold: Duration, now_ms: i64) -> Pressure {
+        let hold_ms = i64::try_from(hold.as_millis()).unwrap_or(i64::MAX);
         let holds = |signal| self.0.get(&signal).is_some_and(|seen| now_ms - seen < hold_ms);
         Pressure { memory: holds(Signal::Memory), disk: holds(Signal::Disk), pids: holds(Signal::Pids) }
     }
@@ -383,13 +383,18 @@ mod tests {
         let mut watch = Watch::default();
         let left = |memory, pids| Left { memory: (memory, 8 * GIB), disk: (0, 0), pids: (pids, 100) };
         assert_eq!(watch.look(&thresholds, &left(GIB, 10), 0), []);
-        assert_eq!(watch.pressure(0), Pressure::default());
+        assert_eq!(watch.pressure(TRANSITION, 0), Pressure::default());
         assert_eq!(watch.look(&thresholds, &left(GIB - 1, 9), 1_000), [Signal::Memory, Signal::Pids]);
         assert_eq!(watch.look(&thresholds, &left(GIB, 9), 200_000), [Signal::Pids]);
         let all = Pressure { memory: true, disk: false, pids: true };
-        assert_eq!(watch.pressure(300_000), all, "no flapping");
-        assert_eq!(watch.pressure(301_000), Pressure { memory: false, ..all });
-        assert_eq!(watch.pressure(500_000), Pressure::default());
+        assert_eq!(watch.pressure(TRANSITION, 300_000), all, "no flapping");
+        assert_eq!(watch.pressure(TRANSITION, 301_000), Pressure { memory: false, ..all });
+        assert_eq!(
+            watch.pressure(Duration::from_secs(1), 201_000),
+            Pressure::default(),
+            "or as was asked for"
+        );
+        assert_eq!(watch.pressure(TRANSITION, 500_000), Pressure::default());
         assert_eq!(watch.look(&thresholds, &Left::default(), 0), [], "what is not known is not low");
     }
 

@@ -34,7 +34,8 @@ pub const NODE_KEY: &str = "troupe.internal/node-key";
 
 const DIGEST: &str = "token-secret-sha256";
 const EXPIRATION: &str = "expiration";
-const NAME_PREFIX: &str = "bootstrap-token-";
+/// Their names begin so.
+pub const NAME_PREFIX: &str = "bootstrap-token-";
 
 /// The name of a token's secret.
 pub fn token_name(id: &str) -> String {
@@ -83,6 +84,15 @@ pub fn token_info(secret: &v1::Secret) -> Option<TokenInfo> {
         expires,
         description: text(secret, "description").unwrap_or_default().into(),
     })
+}
+
+/// An expired token is kept for so long: whoever comes with it is told that it has expired, not that it never was.
+const KEPT_SECONDS: i64 = 600;
+
+/// Whether a token has been over for so long that it may go.
+pub fn is_over_for_good(secret: &v1::Secret, now: Timestamp) -> bool {
+    let expires = token_info(secret).and_then(|info| info.expires);
+    expires.is_some_and(|at| now.as_second() - at.as_second() >= KEPT_SECONDS)
 }
 
 fn text<'a>(secret: &'a v1::Secret, key: &str) -> Option<&'a str> {
@@ -237,6 +247,20 @@ mod tests {
         let node = json!({"metadata": {"name": "n1", "uid": "u", "annotations": annotations,
             "creationTimestamp": "2030-01-01T00:00:00Z"}});
         Arc::new(seal_json(Kind::Node, node.to_string().as_bytes()).unwrap().at(Revision(1)))
+    }
+
+    #[test]
+    fn a_token_goes_when_it_has_been_over_for_a_while_and_nothing_else_does() {
+        for (expires, now, over) in [(100, 99, false), (100, 100, false), (100, 699, false), (100, 700, true)]
+        {
+            assert_eq!(is_over_for_good(&stored(at(expires)), at(now)), over, "{expires} {now}");
+        }
+        let mut forever = stored(at(100));
+        forever.data.as_mut().unwrap().remove(EXPIRATION);
+        assert!(!is_over_for_good(&forever, at(1_000_000)));
+        let mut another = stored(at(100));
+        another.type_ = Some("Opaque".into());
+        assert!(!is_over_for_good(&another, at(1_000_000)), "it only has a token's name");
     }
 
     #[test]

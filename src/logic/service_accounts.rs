@@ -15,7 +15,8 @@ use crate::model::{Key, Kind, Snapshot};
 pub const PLACE: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 /// The volume's name without its five random letters.
 const VOLUME: &str = "kube-api-access-";
-/// What happens when neither pod nor account say anything.
+/// What happens when neither pod nor account say anything: a yes once pods have a way to the API and accounts may do
+/// something there.
 const UNSAID: bool = false;
 
 /// What a pod says of the account that it runs as.

@@ -7,7 +7,7 @@
 //! our side), and who is silent when that ends is given time to come back.
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -109,6 +109,8 @@ pub struct Evictions {
     when: HashMap<Key, Timestamp>,
     /// Nodes that pods have to leave.
     tainted: BTreeSet<NodeName>,
+    /// When taints that do not say when they came were first seen, by node and key.
+    seen: HashMap<NodeName, BTreeMap<String, Timestamp>>,
     /// The brake is on, as of the last change of a node.
     braking: bool,
     /// When the brake was on last, or all this began: silence from before then may be our own fault.
@@ -130,12 +132,28 @@ impl Evictions {
         }
     }
 
-    fn note_node(&mut self, name: &NodeName, snapshot: &Snapshot) {
+    fn note_node(&mut self, name: &NodeName, snapshot: &Snapshot, now: Timestamp) {
         let node = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
-        match node.and_then(|node| facet(node)).is_some_and(is_tainted) {
+        let node = node.and_then(|node| facet(node));
+        match node.is_some_and(is_tainted) {
             true => self.tainted.insert(name.clone()),
             false => self.tainted.remove(name),
         };
+        let taints = node.into_iter().flat_map(|node| node.taints.iter());
+        let timeless = taints.filter(|taint| taint.effect == NO_EXECUTE && taint.time_added.is_none());
+        let before = self.seen.remove(name).unwrap_or_default();
+        let seen: BTreeMap<String, Timestamp> = timeless
+            .map(|taint| (taint.key.clone(), before.get(&taint.key).copied().unwrap_or(now)))
+            .collect();
+        if !seen.is_empty() {
+            self.seen.insert(name.clone(), seen);
+        }
+    }
+
+    /// Since when a node has a taint: as that says, or else as was seen.
+    fn since(&self, node: &NodeName, taint: &v1::Taint, now: Timestamp) -> Timestamp {
+        let seen = || self.seen.get(node).and_then(|seen| seen.get(&taint.key)).copied();
+        taint.time_added.as_ref().map(|added| added.0).or_else(seen).unwrap_or(now)
     }
 
     /// Looks whether the brake is on.
@@ -176,12 +194,13 @@ impl Evictions {
         if of.phase.is_final() {
             return None;
         }
-        let node = facet(snapshot.find(&Key::new(Kind::Node, "", of.node.as_ref()?.0.clone()))?)?;
+        let name = of.node.as_ref()?;
+        let node = facet(snapshot.find(&Key::new(Kind::Node, "", name.0.clone()))?)?;
         let taints = node.taints.iter().filter(|taint| taint.effect == NO_EXECUTE);
         let obeyed = taints.filter(|taint| !(braking && is_ours(taint)));
         obeyed
             .filter_map(|taint| {
-                let until = stays_until(of, taint, now)?;
+                let until = stays_until(of, taint, self.since(name, taint, now))?;
                 Some(self.believed_from(taint).map_or(until, |from| from.max(until)))
             })
             .min()
@@ -250,8 +269,7 @@ fn is_brake_on(snapshot: &Snapshot) -> bool {
 }
 
 /// How long a pod stays in spite of a taint; `None` for ever.
-fn stays_until(pod: &PodFacet, taint: &v1::Taint, now: Timestamp) -> Option<Timestamp> {
-    let since = taint.time_added.as_ref().map_or(now, |added| added.0);
+fn stays_until(pod: &PodFacet, taint: &v1::Taint, since: Timestamp) -> Option<Timestamp> {
     let value = taint.value.as_deref().unwrap_or("");
     let bears = pod.tolerations.iter().filter(|borne| tolerates(borne, &taint.key, value, &taint.effect));
     let seconds: Vec<Option<i64>> = bears.map(|toleration| toleration.toleration_seconds).collect();
@@ -272,7 +290,7 @@ impl Reconcile for Evictions {
         self.doubt.get_or_insert(now);
         self.tainted.clear();
         for node in snapshot.list(Kind::Node, None) {
-            self.note_node(&NodeName(node.key.name.clone()), snapshot);
+            self.note_node(&NodeName(node.key.name.clone()), snapshot, now);
         }
         self.note_brake(snapshot, now);
         self.note_pods(snapshot, now);
@@ -293,7 +311,7 @@ impl Reconcile for Evictions {
                 };
                 // Also a node that comes back matters to the others: it may take the brake off.
                 if of(before) != of(after) {
-                    self.note_node(&NodeName(key.name.clone()), snapshot);
+                    self.note_node(&NodeName(key.name.clone()), snapshot, now);
                     self.note_brake(snapshot, now);
                     self.note_pods(snapshot, now);
                 }

@@ -98,6 +98,35 @@ fn somebodys_own_taint_is_obeyed_at_once() {
 }
 
 #[test]
+fn a_taint_that_does_not_say_when_it_came_came_when_it_was_first_seen() {
+    let mut world = World::new(Evictions::default());
+    world.put(Kind::Node, &node("a", &json!([])));
+    let bears = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 60}]);
+    world.put(Kind::Pod, &pod("p", "a", &bears));
+    world.settle();
+    let mine = json!([{"key": "mine", "effect": "NoExecute"}]);
+    world.put(Kind::Node, &node("a", &mine));
+    world.settle();
+    world.advance(30);
+    // Something else about the node changes, and a pod comes: the first is no later for that.
+    let another = json!([{"key": "mine", "effect": "NoExecute"}, {"key": "other", "effect": "NoSchedule"}]);
+    world.put(Kind::Node, &node("a", &another));
+    world.put(Kind::Pod, &pod("late", "a", &bears));
+    world.advance(30);
+    assert!(leaving(&world).is_empty());
+    world.advance(1);
+    assert_eq!(leaving(&world), ["late", "p"]);
+    // Taken away and set again, it is a new one.
+    world.put(Kind::Node, &node("a", &json!([])));
+    world.put(Kind::Pod, &pod("next", "a", &bears));
+    world.put(Kind::Node, &node("a", &mine));
+    world.advance(60);
+    assert!(!leaving(&world).contains(&"next".to_owned()));
+    world.advance(1);
+    assert!(leaving(&world).contains(&"next".to_owned()));
+}
+
+#[test]
 fn who_is_silent_when_the_brake_comes_off_has_time_to_come_back() {
     let mut world = furnished(&["a", "b", "c", "d"]);
     for name in ["a", "b", "c"] {

@@ -2,7 +2,7 @@
 
 use actix::Message;
 
-use super::wire;
+use super::{OpenError, wire};
 
 /// link → kubelet: the link to the master is up; it begins with the whole picture from both sides.
 #[derive(Message, Debug, Clone)]
@@ -13,6 +13,11 @@ pub struct LinkUp;
 #[derive(Message, Debug, Clone)]
 #[rtype(result = "()")]
 pub struct FromMaster(pub wire::ToNode);
+
+/// kubelet → link: open a byte stream to the master.
+#[derive(Message, Debug, Clone)]
+#[rtype(result = "Result<wire::ByteStream, OpenError>")]
+pub struct AskMaster(pub wire::Open);
 
 /// kubelet → link: tell the master. While the link is down this is dropped: the next connection begins with the whole
 /// picture.

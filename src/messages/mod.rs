@@ -8,6 +8,7 @@ mod exec;
 mod kubelet;
 mod node;
 mod port;
+mod status;
 mod store;
 pub mod wire;
 
@@ -15,6 +16,7 @@ pub use events::RecordEvent;
 pub use kubelet::*;
 pub use node::*;
 pub use port::{Port, SendFailed, Slot};
+pub use status::{ActorState, LinkState, NodeState, ShowNodes, ShowStore, StoreState};
 pub use store::{
     Change, ChangeKind, Commit, CommitError, Committed, Durability, Expected, Publisher, TooOld, View, Watch,
     Write,

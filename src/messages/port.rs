@@ -122,6 +122,11 @@ where
         Port { name, resolve: Arc::new(move || Some(recipient.clone())) }
     }
 
+    /// A port to nobody: for what has no such actor.
+    pub fn nobody(name: &'static str) -> Port<M> {
+        Port { name, resolve: Arc::new(|| None) }
+    }
+
     /// Sends without waiting for an answer.
     ///
     /// # Errors

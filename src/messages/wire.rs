@@ -27,6 +27,8 @@ pub enum ToNode {
     Certificate(String),
     /// Tokens for volumes of the node's pods: those not yet sent on this connection, and newer ones in time.
     Tokens(Vec<PodToken>),
+    /// Somebody brought an image that this node's pods name to another node: who waits for it may try again.
+    ImagesCame,
 }
 
 /// node → master: control and state.
@@ -46,6 +48,8 @@ pub enum ToMaster {
     Mirrors(Vec<Mirror>),
     /// Asks for a new certificate over the node's key: a certificate request (PKCS #10, DER).
     Renew(Bytes),
+    /// All images that other nodes may have from this one; newest wins.
+    Images(Vec<HeldImage>),
 }
 
 /// The full set of a node's pods. `documents` holds those not yet sent on this connection, or changed since.
@@ -260,6 +264,12 @@ pub enum Open {
     PortForward(PortForwardRequest),
     /// master → node: the kubelet's `stats/summary` comes back, a [`crate::logic::summary::Summary`] as JSON.
     Summary,
+    /// master → node: whether the node reaches the machine at this address; no bytes flow, the answer says it.
+    Reach(String),
+    /// node → master: who has an image comes back, an [`ImageHolders`] as JSON; refused with 404 when nobody has.
+    ImageHolders(ImageWanted),
+    /// node → master → node: one part of an image comes back; a stream that is reset is none.
+    ImagePart(ImagePart),
 }
 
 /// Answer to [`Open`].
@@ -342,6 +352,59 @@ pub enum ImageLoad {
     Archive(Option<String>),
     /// A root file system as a tar, to be called by this name.
     RootFs(String),
+}
+
+/// How an image came to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HeldAs {
+    /// Somebody brought it there.
+    ByHand,
+    /// It was taken from a node that somebody had brought it to.
+    Copied,
+    /// It was pulled without credentials.
+    Pulled,
+}
+
+/// An image that a node has, under one of its names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldImage {
+    /// The full name.
+    pub name: String,
+    /// `sha256:…` of its configuration.
+    pub id: String,
+    /// How it came there.
+    pub held: HeldAs,
+    /// When somebody brought it, there or elsewhere; milliseconds since the epoch, 0 for what was pulled.
+    pub since_ms: i64,
+}
+
+/// Which image a node wants.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageWanted {
+    /// The full name.
+    pub name: String,
+    /// What was pulled elsewhere does not do: its registry is to be asked.
+    pub by_hand: bool,
+}
+
+/// Who has an image, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageHolders {
+    /// What they have.
+    pub image: HeldImage,
+    /// Who they are, best first.
+    pub nodes: Vec<NodeName>,
+}
+
+/// A part of an image that a node has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagePart {
+    /// Which node.
+    pub node: NodeName,
+    /// The image's id.
+    pub image: String,
+    /// The part's digest: the image's id for its configuration, else that of a layer's uncompressed tar.
+    pub digest: String,
 }
 
 /// joiner → master, on a connection of its own, after the joiner has checked the master's authority against the token's

@@ -152,7 +152,7 @@ mod tests {
         assert_eq!(peer_role(&identity.chain()[0]), Some(Role::Node("n7".into())));
         assert_eq!(joined_key(&identity.chain()[0]), Some(key.pin()));
         let (begin, end) = validity(&pem).unwrap();
-        assert_eq!(end - begin, 600 + 3600);
+        assert_eq!(end - begin, 600 + 86_400);
         let inside = authority.issue_node(&"n1".into()).unwrap();
         assert_eq!(joined_key(&inside.chain()[0]), None);
     }

@@ -29,7 +29,7 @@ use super::{
     join::{self, JoinAsk},
     link::Session,
     memory, stream, tls,
-    transport::{Transport, UNWELCOME, close_reason},
+    transport::{Transport, UNWELCOME, close_reason, problem_of},
 };
 use crate::model::NodeName;
 
@@ -111,7 +111,22 @@ pub struct Listener {
     sessions: mpsc::Receiver<Session>,
     joins: Option<mpsc::Receiver<JoinAsk>>,
     address: SocketAddr,
+    shown: Showing,
     serving: Serving,
+}
+
+/// What a listener shows to those who connect. Cheap to clone, and of use while the listener is being waited on.
+#[derive(Clone)]
+pub struct Showing(Option<Arc<tls::Shown>>);
+
+impl Showing {
+    /// From now on the listener shows `identity`. Links that are there stay.
+    ///
+    /// # Errors
+    /// [`NetError::Certificate`] when the identity cannot be used; then nothing has changed.
+    pub fn show(&self, identity: &Identity, ca: &CaCertificate) -> Result<(), NetError> {
+        self.0.as_ref().map_or(Ok(()), |shown| shown.show(identity, ca))
+    }
 }
 
 enum Serving {
@@ -144,7 +159,8 @@ impl Listener {
         ca: &CaCertificate,
         config: LinkConfig,
     ) -> Result<Listener, NetError> {
-        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(identity, ca)?));
+        let shown = Arc::new(tls::Shown::new(identity, ca)?);
+        let mut server = quinn::ServerConfig::with_crypto(Arc::new(tls::server(shown.clone(), ca)?));
         super::metrics::describe();
         let mut transport = config.transport()?;
         transport
@@ -157,7 +173,8 @@ impl Listener {
         let (ready, sessions) = mpsc::channel(READY);
         let (asks, joins) = mpsc::channel(join::ASKS);
         let task = tokio::spawn(accept_all(endpoint.clone(), ready, asks)).abort_handle();
-        Ok(Listener { sessions, joins: Some(joins), address, serving: Serving::Quic { endpoint, task } })
+        let serving = Serving::Quic { endpoint, task };
+        Ok(Listener { sessions, joins: Some(joins), address, shown: Showing(Some(shown)), serving })
     }
 
     pub(crate) fn in_memory(
@@ -165,13 +182,19 @@ impl Listener {
         address: SocketAddr,
         registration: memory::Registration,
     ) -> Listener {
-        Listener { sessions, joins: None, address, serving: Serving::Memory(registration) }
+        let serving = Serving::Memory(registration);
+        Listener { sessions, joins: None, address, shown: Showing(None), serving }
     }
 
     /// The requests of machines that join, once; `None` when they were taken already, and in memory. While nobody reads
     /// them, joiners are told to try again.
     pub fn joins(&mut self) -> Option<mpsc::Receiver<JoinAsk>> {
         self.joins.take()
+    }
+
+    /// What it shows, to be replaced in time.
+    pub fn shown(&self) -> Showing {
+        self.shown.clone()
     }
 
     /// Where it listens.
@@ -262,7 +285,7 @@ async fn handshake(
 ) {
     let address = incoming.remote_address();
     let shake = async {
-        let connection = incoming.await.map_err(|error| error.to_string())?;
+        let connection = incoming.await.map_err(|error| problem_of(&error))?;
         if protocol(&connection).is_some_and(|protocol| protocol == join::ALPN) {
             let Ok(_place) = joins.try_acquire() else {
                 connection.close(VarInt::from_u32(0), b"too many machines join at once; try again");

@@ -38,12 +38,13 @@ pub(super) const NODE_ORGANISATION: &str = "system:nodes";
 const MASTER_CN: &str = "system:troupe:master";
 const MASTER_ORGANISATION: &str = "system:troupe:masters";
 
-/// Certificates begin in the past: a peer whose clock is behind by less is not turned away.
-const BACKDATE: Duration = Duration::from_secs(3600);
+/// Certificates begin in the past: a peer whose clock is behind by less, be it in another time zone by mistake, is not
+/// turned away.
+pub(crate) const BACKDATE: Duration = Duration::from_secs(86_400);
 /// The authority outlives the cluster's hardware.
 const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// Kubernetes' usual year for everything else.
-pub(super) const LEAF_LIFE: Duration = Duration::from_secs(365 * 86_400);
+const LEAF_LIFE: Duration = Duration::from_secs(365 * 86_400);
 /// Leaves room for the suffix in a DNS name of 253 characters.
 const NODE_NAME_MAX: usize = 200;
 
@@ -51,6 +52,7 @@ const NODE_NAME_MAX: usize = 200;
 pub struct Authority {
     pub(super) issuer: Issuer<'static, KeyPair>,
     certificate: CaCertificate,
+    leaf_life: Duration,
 }
 
 impl Authority {
@@ -96,7 +98,7 @@ impl Authority {
             vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let certificate = params.self_signed(&key).map_err(unusable("the authority's certificate"))?;
         let certificate = CaCertificate { der: certificate.der().clone(), pem: certificate.pem() };
-        Ok(Authority { issuer: Issuer::new(params, key), certificate })
+        Ok(Authority { issuer: Issuer::new(params, key), certificate, leaf_life: LEAF_LIFE })
     }
 
     fn load(key_path: &Path, key: &str, certificate: &str) -> Result<Authority, NetError> {
@@ -107,7 +109,13 @@ impl Authority {
             return Err(NetError::Authority { path: key_path.into(), problem });
         }
         let issuer = Issuer::from_ca_cert_der(&certificate.der, key).map_err(unusable("ca.crt"))?;
-        Ok(Authority { issuer, certificate })
+        Ok(Authority { issuer, certificate, leaf_life: LEAF_LIFE })
+    }
+
+    /// How long what it issues from now on is valid, but for nodes that join; a year unless this is called.
+    #[must_use]
+    pub fn with_life(self, leaf_life: Duration) -> Authority {
+        Authority { leaf_life, ..self }
     }
 
     /// The authority's own certificate: what everybody trusts.
@@ -123,7 +131,7 @@ impl Authority {
         if !is_node_name(name.as_str()) {
             return Err(NetError::Name(name.to_string()));
         }
-        let mut params = params(&format!("{NODE_CN}{name}"), &[NODE_ORGANISATION], LEAF_LIFE)?;
+        let mut params = params(&format!("{NODE_CN}{name}"), &[NODE_ORGANISATION], self.leaf_life)?;
         params.subject_alt_names = vec![dns(&node_server_name(name))?];
         self.issue(params, &[ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth])
     }
@@ -133,7 +141,7 @@ impl Authority {
     /// # Errors
     /// When no key can be made.
     pub fn issue_master(&self) -> Result<Identity, NetError> {
-        let mut params = params(MASTER_CN, &[MASTER_ORGANISATION], LEAF_LIFE)?;
+        let mut params = params(MASTER_CN, &[MASTER_ORGANISATION], self.leaf_life)?;
         params.subject_alt_names = vec![dns(MASTER)?];
         self.issue(params, &[ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth])
     }
@@ -143,7 +151,7 @@ impl Authority {
     /// # Errors
     /// When a name is no DNS name.
     pub fn issue_api_server(&self, names: &[String], ips: &[IpAddr]) -> Result<Identity, NetError> {
-        let mut params = params("kube-apiserver", &[], LEAF_LIFE)?;
+        let mut params = params("kube-apiserver", &[], self.leaf_life)?;
         params.subject_alt_names = names.iter().map(|name| dns(name)).collect::<Result<_, _>>()?;
         params.subject_alt_names.extend(ips.iter().map(|ip| SanType::IpAddress(*ip)));
         self.issue(params, &[ExtendedKeyUsagePurpose::ServerAuth])
@@ -163,7 +171,7 @@ impl Authority {
     /// When there are more groups, or no key can be made.
     pub fn issue_client(&self, common_name: &str, organisations: &[String]) -> Result<Identity, NetError> {
         let organisations: Vec<&str> = organisations.iter().map(String::as_str).collect();
-        let params = params(common_name, &organisations, LEAF_LIFE)?;
+        let params = params(common_name, &organisations, self.leaf_life)?;
         self.issue(params, &[ExtendedKeyUsagePurpose::ClientAuth])
     }
 

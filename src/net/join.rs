@@ -21,6 +21,7 @@ use rustls::{
     },
     crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, UnixTime},
+    time_provider::{DefaultTimeProvider, TimeProvider},
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -30,6 +31,7 @@ use super::{
     frame::{frame, read_frame},
     identity::{MASTER, pin},
     tls,
+    transport::problem_of,
 };
 use crate::{
     messages::wire::{Admitted, JoinAnswer, JoinRefusal, JoinRequest},
@@ -126,8 +128,21 @@ pub async fn join(
     csr: Vec<u8>,
     sockets: Option<&Sockets>,
 ) -> Result<Admitted, JoinError> {
+    join_at(address, token, name, csr, sockets, Arc::new(DefaultTimeProvider)).await
+}
+
+/// As the machine does whose clock this is.
+pub(super) async fn join_at(
+    address: SocketAddr,
+    token: &JoinToken,
+    name: &str,
+    csr: Vec<u8>,
+    sockets: Option<&Sockets>,
+    clock: Arc<dyn TimeProvider>,
+) -> Result<Admitted, JoinError> {
     let unreachable = |problem: String| JoinError::Unreachable { address, problem };
-    let crypto = tls::joining(Arc::new(Pinned { pin: token.pin, provider: tls::provider() }))?;
+    let verifier = Pinned { pin: token.pin, provider: tls::provider() };
+    let crypto = tls::joining(Arc::new(verifier), clock)?;
     let mut config = quinn::ClientConfig::new(Arc::new(crypto));
     let settings = LinkConfig { idle_timeout: JOIN_WITHIN, ..LinkConfig::default() };
     let mut transport = settings.transport()?;
@@ -139,7 +154,7 @@ pub async fn join(
             endpoint.connect_with(config, address, MASTER).map_err(|e| unreachable(e.to_string()))?;
         let connection = connecting.await.map_err(|error| match is_other_cluster(&error) {
             true => JoinError::OtherCluster(address),
-            false => unreachable(error.to_string()),
+            false => unreachable(problem_of(&error)),
         })?;
         let (mut send, mut receive) = connection.open_bi().await.map_err(|e| unreachable(e.to_string()))?;
         let request = JoinRequest {

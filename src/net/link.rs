@@ -67,6 +67,7 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
             unwelcome: AtomicBool::new(false),
             transport: session.transport,
             outboxes: Class::ALL.map(Outbox::new),
+            streams: Arc::default(),
             closing: watch::Sender::new(None),
             closed: watch::Sender::new(None),
         });
@@ -110,6 +111,8 @@ struct Shared {
     unwelcome: AtomicBool,
     transport: Transport,
     outboxes: [Outbox; 2],
+    /// Held by each byte stream that was opened here, for as long as it lives.
+    streams: Arc<()>,
     /// Set once this side wants to close, and why.
     closing: watch::Sender<Option<String>>,
     /// Set once the link has ended, and why.
@@ -229,7 +232,7 @@ impl<Out> LinkHandle<Out> {
                 Some(reason) => NetError::Closed(reason),
                 None => NetError::Stream(error),
             }),
-            Ok(outcome) => outcome,
+            Ok(outcome) => outcome.map(|opened| stream::counted(opened, shared.streams.clone())),
             Err(_) => Err(NetError::TimedOut("the opening of a byte stream")),
         }
     }
@@ -253,6 +256,17 @@ impl<Out> LinkHandle<Out> {
     /// How the path is doing.
     pub fn stats(&self) -> LinkStats {
         self.shared().transport.stats()
+    }
+
+    /// How many messages wait to be sent, and their bytes.
+    pub fn queued(&self) -> (usize, usize) {
+        let waiting = Class::ALL.map(|class| self.shared().outbox(class).waiting());
+        waiting.into_iter().fold((0, 0), |sum, (messages, bytes)| (sum.0 + messages, sum.1 + bytes))
+    }
+
+    /// How many byte streams that were opened here are in use.
+    pub fn streams(&self) -> usize {
+        Arc::strong_count(&self.shared().streams) - 1
     }
 
     fn shared(&self) -> &Shared {

@@ -77,11 +77,18 @@ struct State {
     cuts: HashSet<(NodeName, NodeName)>,
     isolated: HashSet<NodeName>,
     listeners: HashMap<SocketAddr, Registered>,
-    next_port: u16,
+    /// Where a host listens, also after a restart.
+    addresses: HashMap<NodeName, SocketAddr>,
+    /// Counts listeners, and what ended connections: what was made before carries nothing any more.
+    turn: u64,
+    /// When a host died last, and when two were severed.
+    deaths: HashMap<NodeName, u64>,
+    severed: HashMap<(NodeName, NodeName), u64>,
 }
 
 struct Registered {
     host: NodeName,
+    turn: u64,
     sessions: mpsc::Sender<Session>,
 }
 
@@ -99,20 +106,26 @@ impl Network {
             cuts: HashSet::new(),
             isolated: HashSet::new(),
             listeners: HashMap::new(),
-            next_port: 1,
+            addresses: HashMap::new(),
+            turn: 0,
+            deaths: HashMap::new(),
+            severed: HashMap::new(),
         };
         Network(Arc::new(Inner { state: Mutex::new(state), config, changes: watch::Sender::new(0) }))
     }
 
-    /// A listener on the host of that name ([`MASTER`] for the master).
+    /// A listener on the host of that name ([`MASTER`] for the master). It replaces the host's last one, at its address.
     pub fn listen(&self, host: &NodeName) -> Listener {
         let (sender, sessions) = mpsc::channel(READY);
         let mut state = self.state();
-        let address = SocketAddr::from(([127, 0, 0, 1], state.next_port));
-        state.next_port = state.next_port.wrapping_add(1);
-        state.listeners.insert(address, Registered { host: host.clone(), sessions: sender });
+        let port = u16::try_from(state.addresses.len() + 1).unwrap_or(u16::MAX);
+        let address =
+            *state.addresses.entry(host.clone()).or_insert(SocketAddr::from(([127, 0, 0, 1], port)));
+        state.turn += 1;
+        let turn = state.turn;
+        state.listeners.insert(address, Registered { host: host.clone(), turn, sessions: sender });
         drop(state);
-        Listener::in_memory(sessions, address, Registration { network: self.clone(), address })
+        Listener::in_memory(sessions, address, Registration { network: self.clone(), address, turn })
     }
 
     /// A connector of the host of that name.
@@ -145,6 +158,27 @@ impl Network {
         self.change(|state| state.isolated.remove(host));
     }
 
+    /// A host's process dies: its listener is gone, its connections carry nothing any more, and nobody is told. What it
+    /// makes from now on is a new process'.
+    pub fn crash(&self, host: &NodeName) {
+        self.change(|state| {
+            state.listeners.retain(|_, listener| listener.host != *host);
+            state.turn += 1;
+            state.deaths.insert(host.clone(), state.turn);
+            true
+        });
+    }
+
+    /// The connections between two hosts carry nothing any more, as when what is between them forgot them; new ones
+    /// can be made.
+    pub fn sever(&self, a: &NodeName, b: &NodeName) {
+        self.change(|state| {
+            state.turn += 1;
+            state.severed.insert(pair(a, b), state.turn);
+            true
+        });
+    }
+
     fn change(&self, change: impl FnOnce(&mut State) -> bool) {
         change(&mut self.state());
         self.0.changes.send_modify(|count| *count += 1);
@@ -155,12 +189,11 @@ impl Network {
         state.isolated.contains(a) || state.isolated.contains(b) || state.cuts.contains(&pair(a, b))
     }
 
-    async fn until_cut(&self, a: &NodeName, b: &NodeName, cut: bool) {
-        let mut changes = self.0.changes.subscribe();
-        while self.is_cut(a, b) != cut {
-            // The sender lives in `self`.
-            let _ = changes.changed().await;
-        }
+    /// Whether a connection that was made at that turn is a dead one.
+    fn is_dead(&self, a: &NodeName, b: &NodeName, born: u64) -> bool {
+        let state = self.state();
+        let ends = [state.deaths.get(a), state.deaths.get(b), state.severed.get(&pair(a, b))];
+        ends.into_iter().flatten().any(|end| *end > born)
     }
 
     fn delay(&self, rng: &mut StdRng) -> Duration {
@@ -192,11 +225,16 @@ fn pair(a: &NodeName, b: &NodeName) -> (NodeName, NodeName) {
 pub(crate) struct Registration {
     network: Network,
     address: SocketAddr,
+    turn: u64,
 }
 
 impl Registration {
     pub(crate) fn withdraw(&self) {
-        self.network.state().listeners.remove(&self.address);
+        let mut state = self.network.state();
+        // The host's next listener stays.
+        if state.listeners.get(&self.address).is_some_and(|listener| listener.turn == self.turn) {
+            state.listeners.remove(&self.address);
+        }
     }
 }
 
@@ -256,6 +294,8 @@ impl Drop for SideInner {
 struct Wire {
     network: Network,
     ends: [NodeName; 2],
+    /// The network's turn when it was made.
+    born: u64,
     closed: [watch::Sender<Option<CloseReason>>; 2],
 }
 
@@ -264,6 +304,7 @@ impl Side {
         let wire = Arc::new(Wire {
             network: network.clone(),
             ends: [here.clone(), there.clone()],
+            born: network.state().turn,
             closed: [watch::Sender::new(None), watch::Sender::new(None)],
         });
         let (to_there, from_here) = mpsc::channel(STREAMS);
@@ -341,8 +382,17 @@ impl Wire {
         }
     }
 
+    fn is_cut(&self) -> bool {
+        let [a, b] = &self.ends;
+        self.network.is_cut(a, b) || self.network.is_dead(a, b, self.born)
+    }
+
     async fn until_cut(&self, cut: bool) {
-        self.network.until_cut(&self.ends[0], &self.ends[1], cut).await;
+        let mut changes = self.network.0.changes.subscribe();
+        while self.is_cut() != cut {
+            // The sender lives in the network.
+            let _ = changes.changed().await;
+        }
     }
 }
 
@@ -357,7 +407,7 @@ async fn watch_over(wire: Arc<Wire>, mut rng: StdRng) {
                 // Silence that ends in time is none.
                 let _ = tokio::time::timeout(idle, wire.until_cut(false)).await;
             } => {
-                if wire.network.is_cut(&wire.ends[0], &wire.ends[1]) {
+                if wire.is_cut() {
                     wire.end(0, CloseReason::Silent);
                     wire.end(1, CloseReason::Silent);
                     return;
@@ -367,7 +417,7 @@ async fn watch_over(wire: Arc<Wire>, mut rng: StdRng) {
         };
         let CloseReason::Local(text) = reason else { return };
         tokio::time::sleep(wire.network.delay(&mut rng)).await;
-        if wire.network.is_cut(&wire.ends[0], &wire.ends[1]) {
+        if wire.is_cut() {
             tokio::time::sleep(idle).await;
             wire.end(1 - side, CloseReason::Silent);
         }

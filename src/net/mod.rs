@@ -30,7 +30,7 @@ mod transport;
 mod tests;
 
 pub use dial::{Backoff, Dialer, TurnedAway};
-pub use endpoint::{Connector, LinkConfig, Listener, Sockets};
+pub use endpoint::{Connector, LinkConfig, Listener, Showing, Sockets};
 pub use error::{CloseReason, NetError};
 pub use identity::{Authority, CaCertificate, Identity};
 pub use join::JoinAsk;

@@ -109,6 +109,12 @@ impl Outbox {
         taken
     }
 
+    /// How many messages wait, and their bytes.
+    pub(crate) fn waiting(&self) -> (usize, usize) {
+        let queue = self.lock();
+        (queue.entries.len(), queue.bytes)
+    }
+
     /// Resolves after a push; may also resolve without one. One waiter at a time.
     pub(crate) async fn filled(&self) {
         self.filled.notified().await;

@@ -4,10 +4,16 @@
 //! the other side answers with `Opened` before bytes flow. The dialing side opens the message streams; the accepting
 //! side sends their first byte back, and only then is there a link: the peer has accepted our certificate.
 
-use std::{io, pin::Pin, time::Duration};
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use serde::de::DeserializeOwned;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use super::{
     Class, NetError, codec,
@@ -168,6 +174,44 @@ impl Responder {
     async fn answer(&mut self, answer: &Opened) -> Result<(), NetError> {
         let answer = frame(answer, codec::OPEN_CAP)?;
         self.writer.write_all(&answer).await.map_err(NetError::Stream)
+    }
+}
+
+/// Half of a flow of bytes that counts as open while either half lives.
+struct Counted<T> {
+    half: T,
+    _open: Arc<Held>,
+}
+
+/// One place among the open flows, which both halves share.
+struct Held(#[expect(dead_code, reason = "held for its drop")] Arc<()>);
+
+/// Has a flow of bytes hold `open` for as long as one of its halves lives.
+pub(crate) fn counted(stream: ByteStream, open: Arc<()>) -> ByteStream {
+    let open = Arc::new(Held(open));
+    ByteStream {
+        read: Box::pin(Counted { half: stream.read, _open: open.clone() }),
+        write: Box::pin(Counted { half: stream.write, _open: open }),
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().half).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().half).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().half).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().half).poll_shutdown(cx)
     }
 }
 

@@ -7,9 +7,15 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
-    RootCertStore, client::danger::ServerCertVerifier, crypto::CryptoProvider, server::WebPkiClientVerifier,
+    RootCertStore,
+    client::danger::ServerCertVerifier,
+    crypto::CryptoProvider,
+    server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier},
+    sign::CertifiedKey,
+    time_provider::{DefaultTimeProvider, TimeProvider},
 };
 
 use super::{CaCertificate, Identity, NetError, join};
@@ -17,19 +23,53 @@ use super::{CaCertificate, Identity, NetError, join};
 /// The protocol between machines, and its version.
 pub(crate) const ALPN: &[u8] = b"troupe/1";
 
-pub(crate) fn server(identity: &Identity, ca: &CaCertificate) -> Result<QuicServerConfig, NetError> {
+/// The certificate that a server shows to those who connect from now on.
+#[derive(Debug)]
+pub(crate) struct Shown(ArcSwap<CertifiedKey>);
+
+impl Shown {
+    pub(crate) fn new(identity: &Identity, ca: &CaCertificate) -> Result<Shown, NetError> {
+        certified(identity, ca).map(|certified| Shown(ArcSwap::from_pointee(certified)))
+    }
+
+    /// Shows another. Connections that are there stay as they are.
+    pub(crate) fn show(&self, identity: &Identity, ca: &CaCertificate) -> Result<(), NetError> {
+        self.0.store(Arc::new(certified(identity, ca)?));
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+fn certified(identity: &Identity, ca: &CaCertificate) -> Result<CertifiedKey, NetError> {
+    // Those who join know the authority by the digest of its key only.
+    let chain = identity.chain().iter().chain([ca.der()]).cloned().collect();
+    CertifiedKey::from_der(chain, identity.key(), &provider()).map_err(|e| unusable(&e))
+}
+
+pub(crate) fn server(shown: Arc<Shown>, ca: &CaCertificate) -> Result<QuicServerConfig, NetError> {
+    server_at(shown, ca, Arc::new(DefaultTimeProvider))
+}
+
+/// As the machine does whose clock this is.
+pub(super) fn server_at(
+    shown: Arc<Shown>,
+    ca: &CaCertificate,
+    clock: Arc<dyn TimeProvider>,
+) -> Result<QuicServerConfig, NetError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(ca)?), provider())
         .allow_unauthenticated()
         .build()
         .map_err(|e| unusable(&e))?;
-    // Those who join know the authority by the digest of its key only.
-    let chain = identity.chain().iter().chain([ca.der()]).cloned().collect();
-    let mut config = rustls::ServerConfig::builder_with_provider(provider())
+    let mut config = rustls::ServerConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| unusable(&e))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, identity.key())
-        .map_err(|e| unusable(&e))?;
+        .with_cert_resolver(shown);
     config.alpn_protocols = vec![ALPN.to_vec(), join::ALPN.to_vec()];
     config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
@@ -37,7 +77,16 @@ pub(crate) fn server(identity: &Identity, ca: &CaCertificate) -> Result<QuicServ
 }
 
 pub(crate) fn client(identity: &Identity, ca: &CaCertificate) -> Result<QuicClientConfig, NetError> {
-    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+    client_at(identity, ca, Arc::new(DefaultTimeProvider))
+}
+
+/// As the machine does whose clock this is.
+pub(super) fn client_at(
+    identity: &Identity,
+    ca: &CaCertificate,
+    clock: Arc<dyn TimeProvider>,
+) -> Result<QuicClientConfig, NetError> {
+    let mut config = rustls::ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| unusable(&e))?
         .with_root_certificates(roots(ca)?)
@@ -49,8 +98,11 @@ pub(crate) fn client(identity: &Identity, ca: &CaCertificate) -> Result<QuicClie
 }
 
 /// For a joiner, who knows the master by `verifier` and has no certificate.
-pub(crate) fn joining(verifier: Arc<dyn ServerCertVerifier>) -> Result<QuicClientConfig, NetError> {
-    let mut config = rustls::ClientConfig::builder_with_provider(provider())
+pub(crate) fn joining(
+    verifier: Arc<dyn ServerCertVerifier>,
+    clock: Arc<dyn TimeProvider>,
+) -> Result<QuicClientConfig, NetError> {
+    let mut config = rustls::ClientConfig::builder_with_details(provider(), clock)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| unusable(&e))?
         .dangerous()

@@ -5,6 +5,7 @@
 
 use std::{
     io,
+    net::SocketAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -35,6 +36,8 @@ pub struct LinkStats {
     pub sent_bytes: u64,
     /// Bytes received in UDP datagrams.
     pub received_bytes: u64,
+    /// Where the peer is at present; `None` in memory.
+    pub peer: Option<SocketAddr>,
 }
 
 #[derive(Clone)]
@@ -103,6 +106,7 @@ impl Transport {
                     sent_packets: stats.path.sent_packets,
                     sent_bytes: stats.udp_tx.bytes,
                     received_bytes: stats.udp_rx.bytes,
+                    peer: Some(connection.remote_address()),
                 }
             }
             Transport::Memory(side) => side.stats(),
@@ -126,9 +130,31 @@ pub(super) fn close_reason(error: ConnectionError) -> CloseReason {
         }
         ConnectionError::ConnectionClosed(close) => match certificate_alert(close.error_code.into()) {
             Some(problem) => CloseReason::Unwelcome(format!("this certificate is not accepted: {problem}")),
-            None => CloseReason::Failed(ConnectionError::ConnectionClosed(close).to_string()),
+            None => CloseReason::Failed(problem_of(&ConnectionError::ConnectionClosed(close))),
         },
-        other => CloseReason::Failed(other.to_string()),
+        other => CloseReason::Failed(problem_of(&other)),
+    }
+}
+
+/// What is wrong with a connection, as a person may understand it.
+pub(super) fn problem_of(error: &ConnectionError) -> String {
+    /// TLS' alert `no_application_protocol` (RFC 7301), from either side.
+    const NO_PROTOCOL: u64 = 0x100 + 120;
+    /// `certificate_expired` (RFC 8446), which is also said of one that does not hold yet.
+    const NOT_NOW: u64 = 0x100 + 45;
+    let code = match error {
+        ConnectionError::ConnectionClosed(close) => close.error_code.into(),
+        ConnectionError::TransportError(error) => error.code.into(),
+        _ => 0,
+    };
+    match code {
+        NO_PROTOCOL => {
+            "one side speaks another version of the protocol between machines than the other (here: \
+                        troupe/1): run the same version of troupe on both"
+                .to_owned()
+        }
+        NOT_NOW => format!("{error}; is the clock of one of the machines wrong by a day or more?"),
+        _ => error.to_string(),
     }
 }
 

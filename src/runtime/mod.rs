@@ -10,18 +10,22 @@ pub mod cri;
 pub mod disk;
 pub mod docker;
 pub mod grpc;
+mod hand;
 mod hosts;
+mod image;
 pub mod images;
 mod limits;
 pub mod logs;
 pub mod native;
 mod netns;
+mod refusals;
+pub mod share;
 mod signal;
 pub mod sim;
 mod stats;
 mod within;
 
-use std::{net::IpAddr, pin::Pin, time::Duration};
+use std::{net::IpAddr, pin::Pin, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
@@ -30,11 +34,13 @@ use tokio::{
     sync::broadcast,
 };
 
+use self::share::{PartSource, SharedImage};
 pub use self::{
     config::{
         ContainerConfig, ContainerResources, Dns, HugePageLimit, IdRange, Mount, Propagation, SandboxConfig,
         Security,
     },
+    image::{IdleImage, Image, PullProgress, RegistryAuth},
     stats::{SandboxStats, Usage, devices},
 };
 use crate::model::Uid;
@@ -226,6 +232,38 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         Ok(Vec::new())
     }
 
+    /// Whether the image of that name is a copy of what was brought by hand to another node.
+    async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
+        let _ = name;
+        Ok(false)
+    }
+
+    /// The images that other nodes may have from this one. A runtime that cannot give parts of them names none.
+    async fn shared_images(&self) -> Result<Vec<SharedImage>, RuntimeError> {
+        Ok(Vec::new())
+    }
+
+    /// One part of an image that other nodes may have, by its digest. The reader fails when something goes wrong on the way.
+    async fn image_part(&self, image: &str, digest: &str) -> Result<Reader, RuntimeError> {
+        let _ = (image, digest);
+        Err(RuntimeError::Unsupported(self.name(), "give images to other nodes"))
+    }
+
+    /// Whether it can take images from other nodes.
+    fn takes_images(&self) -> bool {
+        false
+    }
+
+    /// Takes an image whose parts others give. Takes of one image at a time are one.
+    async fn take_image(
+        &self,
+        offer: SharedImage,
+        source: Arc<dyn PartSource>,
+    ) -> Result<Image, RuntimeError> {
+        let _ = (offer, source);
+        Err(RuntimeError::Unsupported(self.name(), "take images from other nodes"))
+    }
+
     /// Loads images from a tar (docker-archive or OCI layout, maybe gzip): returns the names loaded. `rename` names
     /// the only image in the archive.
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError>;
@@ -401,44 +439,6 @@ pub const LONGEST_EXEC: Duration = Duration::from_secs(365 * 24 * 3600);
 /// As much of each stream is kept of what a program run by `exec_sync` writes.
 pub const EXEC_OUTPUT_BYTES: usize = 64 * 1024;
 
-/// Who pulls an image.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct RegistryAuth {
-    /// The user's name.
-    pub username: String,
-    /// The user's password, or a token in its place.
-    pub password: String,
-}
-
-impl std::fmt::Debug for RegistryAuth {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RegistryAuth").field("username", &self.username).finish_non_exhaustive()
-    }
-}
-
-/// An image that may go: it can be pulled again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct IdleImage {
-    /// Its full names.
-    pub names: Vec<String>,
-    /// When a container of it was last removed, or it was pulled; milliseconds since the epoch.
-    pub used_ms: i64,
-}
-
-/// How far a pull is. What is here already counts as done from the beginning.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct PullProgress {
-    /// Layers of the image; 0 before that is known.
-    pub layers: u32,
-    /// Those that are here.
-    pub layers_done: u32,
-    /// Bytes fetched.
-    pub bytes: u64,
-    /// Bytes to be fetched.
-    pub total_bytes: u64,
-}
-
 /// What a runtime saw.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RuntimeEvent {
@@ -456,19 +456,6 @@ pub enum RuntimeEvent {
         /// The pod.
         pod: Uid,
     },
-}
-
-/// An image as found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Image {
-    /// `sha256:…` of its configuration.
-    pub id: String,
-    /// Full names, `docker.io/library/busybox:latest`.
-    pub names: Vec<String>,
-    /// Bytes of its layers, unpacked.
-    pub size_bytes: u64,
-    /// The numeric user it runs as when nothing else is said, if it names one.
-    pub user: String,
 }
 
 /// Why a runtime could not do something. The texts end in pods' statuses and events.

@@ -75,6 +75,11 @@ impl Memory {
         Memory { shared: Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() }) }
     }
 
+    /// How many batches a crash could take.
+    pub fn buffered(&self) -> usize {
+        self.lock().buffered.len()
+    }
+
     /// Makes appends fail with this error, or work again.
     pub fn fail(&self, with: Option<io::ErrorKind>) {
         self.lock().failing = with;

@@ -231,6 +231,8 @@ impl Cluster {
                     streams: Port::fixed("nodes", Node.start().recipient()),
                     token_key: token_key(),
                     metrics: Some(Arc::new(|| "up 1\n".to_owned())),
+                    inspect: None,
+                    backup: None,
                 };
                 let mut config = ApiConfig::new("127.0.0.1:0".parse().unwrap(), tls);
                 config.limits = limits;

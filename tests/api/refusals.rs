@@ -303,7 +303,12 @@ fn only_the_known_are_served_and_only_administrators_everything() {
     for path in ["/api", "/apis", "/api/v1", "/version", "/healthz", "/openid/v1/jwks"] {
         assert_eq!(cluster.connect(Who::Stranger).ask("GET", path, &[], "").code, 200, "{path}");
     }
-    for path in ["/apis/metrics.k8s.io/v1beta1/nodes", "/apis/discovery.k8s.io/v1/endpointslices"] {
+    for path in [
+        "/apis/metrics.k8s.io/v1beta1/nodes",
+        "/apis/discovery.k8s.io/v1/endpointslices",
+        "/troupe/v1/status",
+        "/troupe/v1/backup",
+    ] {
         cluster.connect(Who::Stranger).ask("GET", path, &[], "").refuses(403, "Forbidden");
     }
     let review = r#"{"spec":{"resourceAttributes":{"verb":"get","resource":"pods"}}}"#;

@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod alone;
+mod cluster;
 mod harness;
 mod parity;
+mod service;
 mod verbs;

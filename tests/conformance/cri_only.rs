@@ -95,6 +95,31 @@ async fn a_program_ends_when_its_user_has_gone_however_little_it_says() {
 }
 
 #[tokio::test]
+async fn a_user_who_goes_takes_along_no_program_but_its_own() {
+    if !containerd::at_hand() {
+        return;
+    }
+    let bench = Bench::<OnContainerd>::new().await;
+    let id = bench.running("a").await;
+    let programs = || bench.harness.containerd.daemon().ctr(&["tasks", "ps", &id.0]).len();
+    let before = programs();
+    let command = || ["/hello", "hello", "--listen", "127.0.0.1:0"].map(str::to_owned).to_vec();
+    for tty in [true, false] {
+        // A probe's that starts in the same moment.
+        let probed = bench.runtime().exec_sync(&id, command(), Duration::from_secs(8));
+        let used = async {
+            let options = StreamOptions { stdin: false, tty };
+            let streams = bench.runtime().exec(&id, command(), options).await.unwrap();
+            until(|| programs() >= before + 2).await.expect("both run");
+            drop(streams);
+        };
+        let (output, ()) = tokio::join!(probed, used);
+        assert!(output.unwrap().timed_out, "it was left alone");
+        until(|| programs() == before).await.expect("the user's is gone");
+    }
+}
+
+#[tokio::test]
 async fn limits_are_kept_changed_and_used_is_told() {
     if !containerd::at_hand() {
         return;

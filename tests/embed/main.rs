@@ -8,6 +8,7 @@ mod client;
 mod faults;
 mod panics;
 mod real;
+mod renewal;
 #[path = "../../examples/embed/service.rs"]
 mod service;
 #[path = "../../examples/embed/story.rs"]

@@ -4,6 +4,7 @@
 //! have. Invariant: dropping a [`Bed`] removes all of it; a bed whose test process was killed is removed by the next one.
 
 use std::{
+    collections::BTreeMap,
     fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
@@ -28,6 +29,10 @@ use crate::harness::{
 
 /// Namespaces of beds begin so.
 const PREFIX: &str = "trh-";
+/// A node as tests start it. How full this machine's disk is must not matter.
+pub const NODE: [&str; 5] = ["node", "--eviction-hard", "", "--crash-loop-backoff", "300ms"];
+/// Fills a disk.
+const BALLAST: &str = "ballast";
 /// Commands that are to end by themselves.
 const COMMAND: Duration = Duration::from_secs(90);
 
@@ -36,7 +41,8 @@ pub fn ready() -> bool {
     if !harness::ready() {
         return false;
     }
-    let missing: Vec<&str> = ["ip", "nsenter"].into_iter().filter(|name| program(name).is_none()).collect();
+    let missing: Vec<&str> =
+        ["ip", "nsenter", "nft"].into_iter().filter(|name| program(name).is_none()).collect();
     if missing.is_empty() {
         return true;
     }
@@ -183,7 +189,18 @@ impl Host {
     /// Starts `troupe` and waits for its ready line.
     #[track_caller]
     pub fn start(&mut self, words: &[&str]) -> String {
+        let lines = self.launch(words);
+        match lines.recv_timeout(DEADLINE) {
+            Ok(line) if line.starts_with("ready: ") => line,
+            other => panic!("troupe {words:?} on {} is not ready: {other:?}", self.name),
+        }
+    }
+
+    /// Starts `troupe`, as whoever switches a machine on; what it prints.
+    #[track_caller]
+    pub fn launch(&mut self, words: &[&str]) -> mpsc::Receiver<String> {
         assert!(self.process.is_none(), "{} runs already", self.name);
+        self.heal();
         let log = fs::File::options().create(true).append(true).open(&self.log).unwrap();
         let mut command = self.troupe(words);
         let mut child = command.stdout(Stdio::piped()).stderr(log).spawn().unwrap();
@@ -196,10 +213,7 @@ impl Host {
                 let _ = sender.send(line);
             }
         });
-        match lines.recv_timeout(DEADLINE) {
-            Ok(line) if line.starts_with("ready: ") => line,
-            other => panic!("troupe {words:?} on {} is not ready: {other:?}", self.name),
-        }
+        lines
     }
 
     /// A master, with what tests want of one.
@@ -214,8 +228,7 @@ impl Host {
     /// A node that has joined, or joins with these words.
     #[track_caller]
     pub fn node(&mut self, more: &[&str]) {
-        // How full this machine's disk is must not matter.
-        let mut words = vec!["node", "--eviction-hard", "", "--crash-loop-backoff", "300ms"];
+        let mut words = NODE.to_vec();
         words.extend(more);
         self.start(&words);
     }
@@ -267,10 +280,22 @@ impl Host {
         self.until_ended()
     }
 
-    /// The end of the machine: `troupe`, shims and containers at once.
+    /// The end of the machine, until something is started on it: nobody reaches it any more; `troupe`, shims and containers at once, and what its kernel kept for them.
     pub fn crash(&mut self) {
+        self.cut();
         self.kill();
         sweep::sweep(&self.data);
+        let Ok(output) = Command::new(program("ip").unwrap())
+            .args(["-n", &self.space, "-brief", "link", "show", "type", "bridge"])
+            .output()
+        else {
+            return;
+        };
+        for bridge in String::from_utf8_lossy(&output.stdout).lines().filter_map(|l| l.split(' ').next()) {
+            let _ = Command::new(program("ip").unwrap())
+                .args(["-n", &self.space, "link", "delete", bridge])
+                .output();
+        }
     }
 
     /// Stops the host's `troupe` where it stands (SIGSTOP).
@@ -285,12 +310,81 @@ impl Host {
 
     /// Pulls the cable.
     pub fn cut(&self) {
-        ip(&["-n", &self.switch, "link", "set", &self.port, "down"]);
+        let words = ["-n", &self.switch, "link", "set", &self.port, "down"];
+        // The bed may be gone already when a host goes.
+        let _ = Command::new(program("ip").unwrap()).args(words).output();
     }
 
     /// Puts it back.
     pub fn heal(&self) {
         ip(&["-n", &self.switch, "link", "set", &self.port, "up"]);
+    }
+
+    /// From now on so many percent of the packets that come over its cable are lost.
+    #[track_caller]
+    pub fn lose(&self, percent: u32) {
+        let rules = format!(
+            "table inet trh {{ chain lossy {{ type filter hook input priority -10; policy accept; \
+             iifname \"eth0\" numgen random mod 100 < {percent} counter drop; }}; }};"
+        );
+        let output = self.command(&program("nft").unwrap()).arg(&rules).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// How many were lost so far.
+    #[track_caller]
+    pub fn lost(&self) -> u64 {
+        let words = ["list", "chain", "inet", "trh", "lossy"];
+        let output = self.command(&program("nft").unwrap()).args(words).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let count = text.split("packets ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+        count.unwrap_or_else(|| panic!("no count in {text}"))
+    }
+
+    /// Has its data directory on a disk of its own, with room for so many MiB.
+    #[track_caller]
+    pub fn small_disk(&self, mib: u32) {
+        fs::create_dir_all(&self.data).unwrap();
+        let options = format!("size={mib}m");
+        nix::mount::mount(
+            Some("trh"),
+            &self.data,
+            Some("tmpfs"),
+            nix::mount::MsFlags::empty(),
+            Some(options.as_str()),
+        )
+        .unwrap();
+    }
+
+    /// Writes a file into the data directory until its disk has no more than so many bytes left.
+    #[track_caller]
+    pub fn fill(&self, left: u64) {
+        use std::io::Write as _;
+        let mut file = fs::File::create(self.data.join(BALLAST)).unwrap();
+        let piece = vec![1; 4096];
+        loop {
+            let stat = nix::sys::statvfs::statvfs(&self.data).unwrap();
+            if stat.blocks_available() * stat.fragment_size() <= left || file.write_all(&piece).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Removes that file.
+    pub fn empty(&self) {
+        fs::remove_file(self.data.join(BALLAST)).unwrap();
+    }
+
+    /// Does something in the host's network, on a thread of its own.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let space = fs::File::open(format!("/run/netns/{}", self.space)).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                nix::sched::setns(space, nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     /// Gives the host another address.
@@ -358,6 +452,20 @@ impl Host {
         });
     }
 
+    /// All pods of the default namespace, as they are at this moment.
+    #[track_caller]
+    pub fn pods(&self) -> Vec<Value> {
+        self.get(&["pods"]).unwrap()["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// Whether any node was ever taken for not ready.
+    #[track_caller]
+    pub fn ever_lost(&self) -> Option<String> {
+        let events = self.get(&["events", "-A"]).unwrap();
+        let all = events["items"].as_array().cloned().unwrap_or_default();
+        all.iter().find(|event| event["reason"] == "NodeNotReady").map(|event| event.to_string())
+    }
+
     /// Waits until the default namespace has exactly so many pods, all ready and none on its way out.
     #[track_caller]
     pub fn until_pods(&self, count: usize) -> Vec<Value> {
@@ -387,6 +495,12 @@ impl Drop for Host {
         }
         self.crash();
     }
+}
+
+/// Restarts of each pod's container, by the pod's uid.
+pub fn restarts(pods: &[Value]) -> BTreeMap<String, i64> {
+    let of = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or(-1);
+    pods.iter().map(|pod| (text(&pod["metadata"]["uid"]).to_owned(), of(pod))).collect()
 }
 
 /// Where a pod runs.

@@ -104,3 +104,71 @@ fn a_deleted_node_is_sent_away_for_good_until_it_joins_again() {
     one.node(&["--join", &address, "--token", &token]);
     master.until_node("one", "True");
 }
+
+#[test]
+fn the_masters_own_certificates_are_renewed_and_no_connection_notices() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one) = (bed.host("m"), bed.host("one"));
+    master.master(&["--certificate-life", "15s"]);
+    let (token, address) = (master.token(&[]), master.address.clone());
+    one.node(&["--runtime", "sim", "--join", &address, "--token", &token, "--name", "one"]);
+    master.until_node("one", "True");
+    let kubeconfig = master.data.join("admin.kubeconfig");
+    let old = master.data.with_file_name("old.kubeconfig");
+    fs::copy(&kubeconfig, &old).unwrap();
+    let end = || {
+        let config: serde_json::Value =
+            serde_yaml_ng::from_str(&fs::read_to_string(&kubeconfig).unwrap()).unwrap();
+        let pem = config["users"][0]["user"]["client-certificate-data"].clone();
+        let pem: k8s_openapi::ByteString = serde_json::from_value(pem).unwrap();
+        validity(std::str::from_utf8(&pem.0).unwrap()).unwrap().1
+    };
+    let first = end();
+    // A client that stays connected all the while.
+    let mut watching = master.command(&crate::harness::kubectl().unwrap());
+    watching.args(["get", "configmaps", "-w", "-o", "name"]).env("KUBECONFIG", &kubeconfig);
+    let watched = master.data.with_file_name("watched");
+    watching.stdout(fs::File::create(&watched).unwrap()).stderr(std::process::Stdio::null());
+    let mut watching = Watching(watching.spawn().unwrap());
+    let seen = |name: &str| {
+        let text = fs::read_to_string(&watched).unwrap();
+        check(text.contains(name), || text.clone())
+    };
+    until("the watch has begun", || seen("kube-root-ca.crt"));
+    until("the certificates were renewed twice", || {
+        check(end() >= first + 15, || (end() - first).to_string())
+    });
+    until("the first ones are over", || {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        check(now as i64 > first + 1, || now.to_string())
+    });
+    // Who connects now is shown a good one, and shows the good one of the file.
+    master.kubectl(&["create", "configmap", "later"]).ok();
+    let refused = master.run(&["get", "nodes", "--kubeconfig", old.to_str().unwrap()]);
+    assert_eq!(refused.code(), Some(1), "{}", refused.out());
+    // Who was connected still is: the watch…
+    until("the watch goes on", || seen("configmap/later"));
+    assert!(watching.0.try_wait().unwrap().is_none());
+    // …and the link, which is older than any certificate.
+    let status = master.run(&["cluster", "status", "-o", "json"]).ok();
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let age = status["nodes"][0]["link"]["seconds"].as_f64().unwrap();
+    assert!(age > 15.0, "{age} s");
+    // Another link is made by another certificate.
+    one.kill();
+    one.node(&[]);
+    master.until_node("one", "True");
+}
+
+/// A process, ended when dropped.
+struct Watching(std::process::Child);
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

@@ -1,19 +1,9 @@
 //! What ends and comes back: processes of nodes and masters. Containers do not notice.
 
-use std::collections::BTreeMap;
-
-use serde_json::Value;
-
 use crate::{
-    bed::{Bed, Host, ready},
-    harness::{check, controller, text, until},
+    bed::{Bed, Host, ready, restarts},
+    harness::{check, controller, until},
 };
-
-/// Restarts of each pod's container.
-fn restarts(pods: &[Value]) -> BTreeMap<String, i64> {
-    let of = |pod: &Value| pod["status"]["containerStatuses"][0]["restartCount"].as_i64().unwrap_or(-1);
-    pods.iter().map(|pod| (text(&pod["metadata"]["uid"]).to_owned(), of(pod))).collect()
-}
 
 fn two_nodes(bed: &mut Bed) -> (Host, Host, Host) {
     let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));

@@ -2,7 +2,7 @@
 
 use super::bench::{Bench, config, sandbox_config};
 use troupe::runtime::{
-    ContainerConfig, ContainerRuntime as _, Dns, RuntimeError, RuntimeEvent, SandboxConfig,
+    ContainerConfig, ContainerRuntime as _, Dns, IdRange, Mount, RuntimeError, RuntimeEvent, SandboxConfig,
 };
 
 /// Runs a script in a new pod that is as told.
@@ -41,6 +41,69 @@ async fn a_shared_pid_namespace_loses_nothing_of_a_container_that_ended() {
     let all = bench.output("third");
     assert_eq!(all, ["stdout F 0", "stdout F 1"], "what the first began is gone, the second runs");
     assert!(bench.status(&second).await.pid.is_some());
+    assert_eq!(bench.leftovers().await, [""; 0]);
+}
+
+/// What a directory has in the mount namespace of a process.
+fn seen_by(process: i32, dir: &std::path::Path) -> Vec<String> {
+    let seen = format!("/proc/{process}/root{}", dir.display());
+    let entries = std::fs::read_dir(seen).into_iter().flatten().flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[tokio::test]
+async fn what_a_container_had_on_the_stage_of_the_pods_users_goes_with_it() {
+    let mut bench = Bench::new().await;
+    if !bench.runtime().user_namespaces() {
+        return;
+    }
+    let users = IdRange { first: 65_536 * 1_300, count: 65_536 };
+    let pod = bench.sandbox_with(SandboxConfig { user_namespace: Some(users), ..sandbox("p") }).await;
+    let first = bench.start(&pod, config("first", &["sleep", "1000"])).await;
+    let shim = parent(bench.status(&first).await.pid.unwrap());
+    let stage = bench.config.root.join("sandboxes/p/stage/containers");
+    assert_eq!(seen_by(shim, &stage), std::slice::from_ref(&first.0));
+    let message = bench.path().join("message");
+    std::fs::write(&message, "").unwrap();
+    let mounted = bench.path().to_owned();
+    for life in ["second", "third", "fourth"] {
+        let mut next = config(life, &["true"]);
+        next.termination_message = Some((message.clone(), "/dev/termination-log".into()));
+        next.mounts =
+            vec![Mount { host_path: mounted.clone(), container_path: "/v".into(), ..Mount::default() }];
+        let id = bench.start(&pod, next).await;
+        bench.exit(&id).await;
+        bench.runtime().remove_container(&id).await.unwrap();
+    }
+    assert_eq!(seen_by(shim, &stage), std::slice::from_ref(&first.0));
+    bench.runtime().remove_container(&first).await.unwrap();
+    assert_eq!(seen_by(shim, &stage), [""; 0]);
+    assert_eq!(bench.leftovers().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn a_start_that_fails_early_leaves_no_mount_behind() {
+    if !std::path::Path::new("/sys/fs/cgroup/memory").exists() {
+        // Only cgroups of version 1 are mounted one by one.
+        return;
+    }
+    let mut bench = Bench::new().await;
+    let pod = bench.sandbox_with(sandbox("p")).await;
+    let first = bench.start(&pod, config("first", &["sleep", "1000"])).await;
+    let shim = parent(bench.status(&first).await.pid.unwrap());
+    let second = bench.create(&pod, config("second", &["sleep", "1000"])).await.unwrap();
+    // Where it is to be shown its group there is something else.
+    let place = bench.config.root.join("sandboxes/p/containers").join(&second.0).join("cgroup");
+    std::fs::create_dir_all(&place).unwrap();
+    std::fs::write(place.join("memory"), "").unwrap();
+    let error = bench.runtime().start_container(&second).await.unwrap_err();
+    assert!(error.to_string().contains("show the container its cgroups"), "{error}");
+    let mounts = std::fs::read_to_string(format!("/proc/{shim}/mountinfo")).unwrap();
+    let place = place.to_string_lossy();
+    let left: Vec<&str> = mounts.lines().filter(|line| line.contains(&*place)).collect();
+    assert!(left.is_empty(), "{left:?}");
+    let group = format!("/sys/fs/cgroup/memory/{}/p/{}", bench.config.cgroup_parent, second.0);
+    assert!(!std::path::Path::new(&group).exists(), "{group} is left");
     assert_eq!(bench.leftovers().await, [""; 0]);
 }
 
@@ -199,7 +262,12 @@ async fn a_pod_has_no_ipv6_address_to_announce_but_that_of_its_loopback() {
     let addresses: Vec<&String> = shown.iter().filter(|line| line.len() > 32).collect();
     assert!(addresses.iter().all(|line| line.ends_with(" lo")), "{addresses:?}");
     // Nor does the node's end of the pair.
+    let bridge = format!("/sys/class/net/{}/brif", bench.config.bridge);
+    let ports =
+        std::fs::read_dir(bridge).unwrap().map(|port| port.unwrap().file_name().into_string().unwrap());
+    let ports: Vec<String> = ports.collect();
+    assert_eq!(ports.len(), 1, "{ports:?}");
     let of_node = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
-    assert!(!of_node.lines().any(|line| line.rsplit(' ').next().is_some_and(|link| link.starts_with("tv"))));
+    assert!(of_node.lines().all(|line| !line.ends_with(&ports[0])), "{of_node}");
     assert_eq!(bench.leftovers().await, [""; 0]);
 }

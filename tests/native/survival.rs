@@ -22,12 +22,12 @@ use super::bench::{Bench, config, sandbox_config};
 /// Set for the process that drives containers until it is killed.
 const DRIVE: &str = "TROUPE_TEST_DRIVE";
 
-#[tokio::test]
-async fn containers_survive_the_death_of_their_driver() {
-    let mut bench = Bench::new().await;
-    bench.sandbox("warm").await;
-    // The driver to be killed is this very test binary, running the test below.
-    let mut driver = Command::new(std::env::current_exe().unwrap())
+/// Has another process, started by this shell script, drive the runtime until two containers run, and kills it.
+fn drive(bench: &Bench, script: &str) {
+    // It is this very test binary, running the test below.
+    let mut driver = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(std::env::current_exe().unwrap())
         .args(["--exact", "native::survival::drives_containers_until_killed", "--nocapture"])
         .env(DRIVE, bench.path())
         .env("TROUPE_TEST_BRIDGE", &bench.config.bridge)
@@ -40,6 +40,36 @@ async fn containers_survive_the_death_of_their_driver() {
     driver.kill().unwrap();
     driver.wait().unwrap();
     assert!(started);
+}
+
+#[tokio::test]
+async fn signals_that_who_started_troupe_ignores_are_not_ignored_in_containers() {
+    let mut bench = Bench::new().await;
+    bench.sandbox("warm").await;
+    // As a script has it that starts a program in its background, and nohup.
+    drive(&bench, r#"trap '' INT QUIT HUP; exec "$@""#);
+    bench.reopen();
+    let all = bench.runtime().list_containers().await.unwrap();
+    let long = all.iter().find(|status| status.name == "long").unwrap();
+    let ignored = |status: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+        // The C library keeps two for itself (32 and 33), which nobody can set through it.
+        u64::from_str_radix(line.trim(), 16).unwrap() & !(0b11 << 31)
+    };
+    let status = fs::read_to_string(format!("/proc/{}/status", long.pid.unwrap())).unwrap();
+    assert_eq!(ignored(&status), 0);
+    // Nor in a further program.
+    let command = ["cat", "/proc/self/status"].map(str::to_owned).to_vec();
+    let further = bench.runtime().exec_sync(&long.id, command, Duration::from_secs(60)).await.unwrap();
+    assert_eq!(ignored(&String::from_utf8_lossy(&further.stdout)), 0);
+    assert_eq!(bench.leftovers().await, [""; 0]);
+}
+
+#[tokio::test]
+async fn containers_survive_the_death_of_their_driver() {
+    let mut bench = Bench::new().await;
+    bench.sandbox("warm").await;
+    drive(&bench, r#"exec "$@""#);
     // It ends while nobody drives: the marker lets it.
     fs::write(bench.path().join("go"), "").unwrap();
     bench.line("short", "ended").await;
@@ -57,7 +87,7 @@ async fn containers_survive_the_death_of_their_driver() {
     assert_eq!(bench.leftovers().await, [""; 0]);
 }
 
-/// Not a test by itself: what the one above starts and kills.
+/// Not a test by itself: what those above start and kill.
 #[tokio::test]
 async fn drives_containers_until_killed() {
     let Some(path) = std::env::var_os(DRIVE).map(std::path::PathBuf::from) else { return };

@@ -1,7 +1,11 @@
 //! Valid inputs for each entrance, from which properties and fuzzers start.
 
 use serde_json::{Value, json};
-use troupe::{fuzzing::SEPARATOR, net::codec};
+use troupe::{
+    fuzzing::SEPARATOR,
+    messages::wire::JoinRequest,
+    net::{codec, csr::NodeKey},
+};
 
 /// A frame around bytes.
 pub fn framed(content: &[u8]) -> Vec<u8> {
@@ -24,6 +28,20 @@ pub fn wire_frame() -> Vec<Vec<u8>> {
         encoded(2, all(super::wire::open().iter().map(|m| codec::encode(m, cap)).collect())),
         encoded(3, all(super::wire::opened().iter().map(|m| codec::encode(m, cap)).collect())),
     ]
+}
+
+/// See `fuzzing::join`.
+pub fn join() -> Vec<Vec<u8>> {
+    let csr = NodeKey::generate().unwrap().request().unwrap();
+    let request = |name: &str, csr: &[u8]| JoinRequest {
+        token_id: "8rcmdg".into(),
+        secret: "tenwfs0vok4bymlh".into(),
+        name: name.into(),
+        csr: csr.to_vec().into(),
+    };
+    let requests =
+        [request("one", &csr), request("Two_Two", &csr), request("", &[]), request("one", &csr[1..])];
+    requests.iter().map(|request| framed(&codec::encode(request, 1 << 20).unwrap())).collect()
 }
 
 pub fn pod() -> Value {

@@ -62,6 +62,12 @@ pub fn to_master() -> Vec<ToMaster> {
         ToMaster::Goodbye,
         ToMaster::Mirrors(vec![Mirror { json: b"{}".to_vec().into(), status: b"{}".to_vec().into() }]),
         ToMaster::Renew(b"csr".to_vec().into()),
+        ToMaster::Images(vec![HeldImage {
+            name: "a:1".into(),
+            id: "s".into(),
+            held: HeldAs::Copied,
+            since_ms: 70_000,
+        }]),
     ]
 }
 
@@ -97,6 +103,7 @@ pub fn to_node() -> Vec<ToNode> {
             life_s: 600,
             token: "t".into(),
         }]),
+        ToNode::ImagesCame,
     ]
 }
 
@@ -135,6 +142,9 @@ pub fn open() -> Vec<Open> {
             port: 8080,
         }),
         Open::Summary,
+        Open::Reach("10.0.0.2".into()),
+        Open::ImageHolders(ImageWanted { name: "a:1".into(), by_hand: true }),
+        Open::ImagePart(ImagePart { node: "n".into(), image: "i".into(), digest: "d".into() }),
     ]
 }
 
@@ -171,9 +181,10 @@ fn every_variant_has_its_golden_bytes() {
             ToMaster::Goodbye => 4,
             ToMaster::Mirrors(_) => 5,
             ToMaster::Renew(_) => 6,
+            ToMaster::Images(_) => 7,
         })
         .collect::<Vec<_>>();
-    assert_eq!(to_master, [0, 1, 2, 3, 4, 5, 6]);
+    assert_eq!(to_master, [0, 1, 2, 3, 4, 5, 6, 7]);
     let to_node = to_node()
         .iter()
         .map(|m| match m {
@@ -182,9 +193,10 @@ fn every_variant_has_its_golden_bytes() {
             ToNode::Configs(_) => 2,
             ToNode::Certificate(_) => 3,
             ToNode::Tokens(_) => 4,
+            ToNode::ImagesCame => 5,
         })
         .collect::<Vec<_>>();
-    assert_eq!(to_node, [0, 1, 2, 3, 4]);
+    assert_eq!(to_node, [0, 1, 2, 3, 4, 5]);
     let open = open()
         .iter()
         .map(|m| match m {
@@ -200,9 +212,12 @@ fn every_variant_has_its_golden_bytes() {
             Open::Attach(_) => 8,
             Open::PortForward(_) => 9,
             Open::Summary => 12,
+            Open::Reach(_) => 13,
+            Open::ImageHolders(_) => 14,
+            Open::ImagePart(_) => 15,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -225,6 +240,7 @@ fn messages_to_the_master_have_their_bytes_for_ever() {
         04
         0501027b7d027b7d
         0603637372
+        070103613a31017301fce0220200
         ",
     );
 }
@@ -239,6 +255,7 @@ fn messages_to_a_node_have_their_bytes_for_ever() {
         02fbe8030300026e73016f0001026e73016f010702026e73016f00010107027b7d
         030370656d
         04010275310161fbb0040174
+        05
         ",
     );
 }
@@ -260,6 +277,9 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         08026e73017002753101630101
         09026e730170027531fb901f
         0a
+        0b0831302e302e302e32
+        0c03613a3101
+        0d016e01690164
         ",
     );
     golden(

@@ -1,10 +1,10 @@
 //! What every pod of a node shares: the runtime, the directories, the node's name and address.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, thread::available_parallelism};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, thread::available_parallelism, time::Duration};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use super::{configs::Configs, ledger::Ledger, machine};
+use super::{configs::Configs, ledger::Ledger, machine, peers::Peers};
 use crate::{
     logic::{
         eviction::Thresholds,
@@ -34,6 +34,8 @@ pub struct NodeContext {
     pub configs: Configs,
     /// The node's own credentials for registries: a file in the form of Docker's `config.json`.
     pub registry_config: Option<PathBuf>,
+    /// Its way to the images of other nodes.
+    pub peers: Peers,
     /// Its limits.
     pub settings: KubeletSettings,
 }
@@ -45,6 +47,8 @@ pub struct KubeletSettings {
     pub container_log: LogLimits,
     /// `evictionHard`: what is to be left of memory and disk.
     pub eviction_hard: Thresholds,
+    /// `evictionPressureTransitionPeriod`: Kubernetes' when absent.
+    pub eviction_transition: Option<Duration>,
 }
 
 /// How much a node starts at once. A start keeps a core busy, so a hundred at once would all be slow, and with them the

@@ -22,8 +22,11 @@ use super::{
     pod::PodEvicted,
 };
 use crate::{
+    actors::outside,
     logic::{
-        eviction::{Candidate, Left, Signal, Used, Watch, choose, empty_dirs, is_limited, over_limit},
+        eviction::{
+            Candidate, Left, Signal, TRANSITION, Used, Watch, choose, empty_dirs, is_limited, over_limit,
+        },
         image_gc::{Idle, order},
         nodes::MachineFacts,
         pod::config::Places,
@@ -70,7 +73,8 @@ impl Kubelet {
     /// Says in the machine's facts how it is.
     pub(super) fn note_pressure(&mut self, facts: &mut MachineFacts) {
         self.look();
-        facts.pressure = self.eviction.watch.pressure(now_ms());
+        let hold = self.seed.node.settings.eviction_transition.unwrap_or(TRANSITION);
+        facts.pressure = self.eviction.watch.pressure(hold, now_ms());
     }
 
     /// Looks whether a pod has to go.
@@ -241,7 +245,7 @@ async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, 
         all.push(used);
     }
     let of: Vec<_> = subjects.iter().map(|subject| (subject.pod.clone(), subject.places.clone())).collect();
-    let measured = tokio::task::spawn_blocking(move || {
+    let measured = outside::blocking(move || {
         for (used, (pod, places)) in all.iter_mut().zip(of) {
             let files = Files::of(&pod, &places);
             for (container, bytes) in files.logs {
@@ -278,6 +282,7 @@ mod tests {
             starts: Starts::default(),
             ledger: Default::default(),
             registry_config: None,
+            peers: Default::default(),
             settings: Default::default(),
         }
     }

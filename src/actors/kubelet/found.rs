@@ -8,6 +8,7 @@ use std::{
 };
 
 use crate::{
+    actors::outside,
     model::Uid,
     runtime::{ContainerStatus, RuntimeEvent, SandboxStatus, native::unmount_below},
 };
@@ -37,7 +38,7 @@ pub fn forgotten_dirs(node: &Path, keep: impl Fn(&Uid) -> bool) -> Vec<PathBuf> 
 
 /// Removes directories off the actor's thread: a volume may hold much. What is mounted in them is taken off first.
 pub fn remove_dirs(dirs: Vec<PathBuf>) {
-    tokio::task::spawn_blocking(move || {
+    drop(outside::blocking(move || {
         for dir in dirs {
             if let Err(error) = unmount_below(&dir) {
                 // Without this a removal would reach into what is mounted.
@@ -51,7 +52,7 @@ pub fn remove_dirs(dirs: Vec<PathBuf>) {
                 _ => {}
             }
         }
-    });
+    }));
 }
 
 /// What was listed, by pod.

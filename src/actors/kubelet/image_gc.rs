@@ -138,6 +138,7 @@ mod tests {
             starts: Starts::default(),
             ledger: crate::actors::kubelet::Ledger::default(),
             registry_config: None,
+            peers: Default::default(),
             settings: Default::default(),
         };
         (node, runtime)

@@ -15,7 +15,10 @@ use crate::{
         credentials::{Credentials, Keyring},
         pod::{
             Notice, StartFailure,
-            images::{Presence, Verdict, decide, present, pulled, pulling},
+            images::{
+                Presence, Verdict, decide, not_from_nodes, present, pulled, pulled_from, pulling,
+                pulling_from,
+            },
         },
     },
     messages::Port,
@@ -56,11 +59,21 @@ pub async fn ensure_image(
     let presence = match &found {
         None => Presence::Absent,
         // How it came matters only to who would ask its registry.
+        Some(_) if asks && node.runtime.copied_image(&name).await.map_err(fault)? => Presence::Copied,
         Some(_) if asks && node.runtime.brought_by_hand(&name).await.map_err(fault)? => Presence::ByHand,
         Some(_) => Presence::Pulled,
     };
-    match (decide(container.image_pull_policy.as_deref(), presence), found) {
-        (Verdict::Use, Some(image)) => {
+    let verdict = decide(container.image_pull_policy.as_deref(), presence);
+    let mut refused = None;
+    if matches!(verdict, Verdict::Pull | Verdict::Follow) {
+        match from_nodes(node, &container.name, &name, found.as_ref(), asks, teller).await? {
+            Asked::Got(image) => return Ok(image),
+            Asked::Failed(why) => refused = Some(why),
+            Asked::Nobody => {}
+        }
+    }
+    match (verdict, found) {
+        (Verdict::Use | Verdict::Follow, Some(image)) => {
             teller.tell(present(&container.name, &name));
             return Ok(image);
         }
@@ -70,7 +83,7 @@ pub async fn ensure_image(
                 message: format!("Container image \"{name}\" is not present with pull policy of Never"),
             });
         }
-        (Verdict::Pull, _) | (Verdict::Use, None) => {}
+        (Verdict::Pull, _) | (Verdict::Use | Verdict::Follow, None) => {}
     }
     let secrets = PodSecrets::of_pod(pod, &node.configs.now()).map_err(StartFailure::Config)?;
     teller.tell(pulling(&container.name, &name));
@@ -80,10 +93,9 @@ pub async fn ensure_image(
     }
     let outcome = tokio::select! {
         outcome = pull(node, &name, secrets.keyrings) => outcome,
-        () = teller.ending.cancelled() => {
-            return Err(StartFailure::Image { never: false, message: "the pod is to end".into() });
-        }
+        () = teller.ending.cancelled() => return Err(ending()),
     };
+    let outcome = outcome.map_err(|error| with_refusal(error, refused.as_deref()));
     match (outcome, presence) {
         (Ok(image), _) => {
             teller.tell(pulled(&container.name, &name, begun.elapsed(), image.size_bytes));
@@ -98,6 +110,65 @@ pub async fn ensure_image(
             _ => Err(failed(error, &name)),
         },
         (Err(error), _) => Err(failed(error, &name)),
+    }
+}
+
+/// What became of asking other nodes.
+enum Asked {
+    /// It is here now, or was already what they have.
+    Got(Image),
+    /// They have it, and none gave it; why.
+    Failed(String),
+    /// Nobody has it whom this node may ask.
+    Nobody,
+}
+
+/// Takes the image from another node, if one has it; `by_hand`: one that somebody brought it to.
+async fn from_nodes(
+    node: &NodeContext,
+    container: &str,
+    name: &str,
+    found: Option<&Image>,
+    by_hand: bool,
+    teller: &Teller,
+) -> Result<Asked, StartFailure> {
+    let Some(full) = normalize(name).ok().filter(|_| node.runtime.takes_images()) else {
+        return Ok(Asked::Nobody);
+    };
+    let Some(holders) = node.peers.holders(&full, by_hand).await else { return Ok(Asked::Nobody) };
+    if let Some(image) = found.filter(|image| image.id == holders.image.id) {
+        teller.tell(present(container, name));
+        return Ok(Asked::Got(image.clone()));
+    }
+    let begun = Instant::now();
+    let first = holders.nodes.first().map(ToString::to_string).unwrap_or_default();
+    teller.tell(pulling_from(container, name, &first));
+    let taken = tokio::select! {
+        taken = node.peers.take(node, holders) => taken,
+        () = teller.ending.cancelled() => return Err(ending()),
+    };
+    Ok(match taken {
+        Ok((image, from)) => {
+            teller.tell(pulled_from(container, name, from.as_str(), begun.elapsed(), image.size_bytes));
+            Asked::Got(image)
+        }
+        Err(why) => {
+            tracing::warn!(image = name, why, "no other node gave an image that it has");
+            teller.tell(not_from_nodes(container, name, &why));
+            Asked::Failed(why)
+        }
+    })
+}
+
+fn ending() -> StartFailure {
+    StartFailure::Image { never: false, message: "the pod is to end".into() }
+}
+
+/// A registry's error, and what other nodes did before.
+fn with_refusal(error: RuntimeError, refused: Option<&str>) -> RuntimeError {
+    match (error, refused) {
+        (error @ RuntimeError::InvalidImageName(..), _) | (error, None) => error,
+        (error, Some(why)) => RuntimeError::Pull(format!("{error}; other nodes have it, but: {why}")),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Keeps logs small that a runtime writes and does not rotate by itself.
+//! Keeps logs small: those that a runtime writes and does not rotate by itself are rotated, and what is rotated is packed.
 //!
 //! Owns: Kubernetes' container log manager: full logs are renamed and the runtime is told to begin new ones. Invariant: a
 //! log that the runtime does not begin anew gets its name back, so that nothing is written where nobody reads it. What lives
@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
@@ -16,6 +16,7 @@ use actix::{AsyncContext as _, Context, WrapFuture as _};
 
 use super::{Kubelet, NodeContext};
 use crate::{
+    actors::outside,
     logic::pod::config::Places,
     runtime::{
         ContainerId, ContainerState, RuntimeError,
@@ -29,22 +30,23 @@ pub(super) const PERIOD: Duration = Duration::from_secs(10);
 const SETTLED: Duration = Duration::from_secs(10);
 
 impl Kubelet {
-    /// Looks at the logs of all containers, if the runtime leaves that to us.
+    /// Looks at the logs of all containers.
     pub(super) fn rotate_logs(&mut self, ctx: &mut Context<Self>) {
         let node = self.seed.node.clone();
-        if node.runtime.rotates_logs() {
-            return;
-        }
         let pods = self.pods.iter().map(|(uid, entry)| {
             let meta = entry.pod().metadata.clone();
             node.places(&meta.namespace.unwrap_or_default(), &meta.name.unwrap_or_default(), uid.as_str())
         });
-        let pods = pods.collect();
+        let pods: Vec<Places> = pods.collect();
         ctx.spawn(
             async move {
-                if let Err(error) = rotate_logs(&node, pods).await {
+                if !node.runtime.rotates_logs()
+                    && let Err(error) = rotate_logs(&node, pods.clone()).await
+                {
                     tracing::warn!(%error, "logs could not be rotated");
                 }
+                // It says itself what fails.
+                let _ = tokio::task::spawn_blocking(move || pack_logs(&pods)).await;
             }
             .into_actor(self),
         );
@@ -70,7 +72,7 @@ async fn rotate_logs(node: &Arc<NodeContext>, pods: Vec<Places>) -> Result<(), R
         }
     }
     let limits = node.settings.container_log;
-    let trimmed = tokio::task::spawn_blocking(move || {
+    let trimmed = outside::blocking(move || {
         pods.iter().flat_map(logs_of).filter(|log| !written.contains(log)).for_each(|log| trim(&log, limits));
     });
     trimmed.await.map_err(|error| failed("trim logs", error))
@@ -100,6 +102,18 @@ fn trim(log: &Path, limits: LogLimits) {
     };
     if let Err(error) = done {
         tracing::warn!(log = %log.display(), %error, "a log is larger than it may be");
+    }
+}
+
+/// Packs what rotation, whoever did it, has left: one file at a time, so that it takes one core at most.
+fn pack_logs(pods: &[Places]) {
+    static PACKING: Mutex<()> = Mutex::new(());
+    // One that takes longer than the period does the next one's work.
+    let Ok(_one) = PACKING.try_lock() else { return };
+    for log in pods.iter().flat_map(logs_of) {
+        if let Err(error) = logs::pack(&log) {
+            tracing::warn!(log = %log.display(), %error, "rotated logs are not packed");
+        }
     }
 }
 
@@ -143,6 +157,7 @@ mod tests {
             starts: Starts::default(),
             ledger: Default::default(),
             registry_config: None,
+            peers: Default::default(),
             settings: super::super::KubeletSettings { container_log: limits, ..Default::default() },
         })
     }
@@ -159,6 +174,22 @@ mod tests {
             fs::write(&log, "small").unwrap();
             rotate_log(&node, &ContainerId("c".into()), &log).await.unwrap();
         });
+    }
+
+    #[test]
+    fn rotated_logs_are_packed_whoever_rotated_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let places = node(dir.path()).places("default", "web", "u");
+        let log = places.log("c", 0);
+        fs::create_dir_all(log.parent().unwrap()).unwrap();
+        for file in ["", ".20060102-150405", ".20060102-150406"] {
+            fs::write(format!("{}{file}", log.display()), "x\n").unwrap();
+        }
+        pack_logs(&[places]);
+        let mut names: Vec<_> =
+            fs::read_dir(log.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["0.log", "0.log.20060102-150405.gz", "0.log.20060102-150406"]);
     }
 
     #[test]

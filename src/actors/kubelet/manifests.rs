@@ -17,6 +17,7 @@ use k8s_openapi::{api::core::v1, jiff::Timestamp};
 
 use super::{Kubelet, now_ms};
 use crate::{
+    actors::outside,
     logic::mirrors::{is_mirror, mirror_of, static_pod},
     messages::wire,
     model::{NodeName, Revision, Uid},
@@ -90,7 +91,7 @@ impl Kubelet {
     fn read_manifests(&mut self, ctx: &mut Context<Self>) {
         let Some(dir) = self.manifests.dir.clone() else { return };
         let node = NodeName::from(self.seed.node.name.as_str());
-        let work = tokio::task::spawn_blocking(move || read(&dir, &node).map_err(|error| (dir, error)));
+        let work = outside::blocking(move || read(&dir, &node).map_err(|error| (dir, error)));
         ctx.spawn(work.into_actor(self).map(|outcome, kubelet, ctx| match outcome {
             Ok(Ok(read)) => kubelet.take_manifests(read, ctx),
             Ok(Err((dir, error))) => {

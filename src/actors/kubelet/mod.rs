@@ -19,9 +19,11 @@ mod ledger;
 mod log_rotation;
 mod machine;
 mod manifests;
+mod peers;
 mod pod;
 mod probes;
 mod pull_secrets;
+mod reach;
 mod resize;
 mod start;
 mod stats;
@@ -51,6 +53,7 @@ use entry::Entry;
 use found::{Found, forgotten_dirs, group, remove_dirs, stream_of};
 pub use ledger::Ledger;
 use manifests::Manifests;
+pub use peers::Peers;
 use pod::{
     LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
     SourcesMoved, Wanted,
@@ -170,6 +173,8 @@ pub struct Kubelet {
     readings: Readings,
     eviction: eviction::Eviction,
     measured: Arc<tokio::sync::Mutex<summary::Measured>>,
+    /// What the master was told of this node's images last.
+    images_told: Vec<wire::HeldImage>,
 }
 
 impl Kubelet {
@@ -192,6 +197,7 @@ impl Kubelet {
             readings: Readings::default(),
             eviction: eviction::Eviction::default(),
             measured: Arc::default(),
+            images_told: Vec::new(),
         }
     }
 
@@ -399,8 +405,11 @@ impl Kubelet {
     /// Looks at the machine and tells the master if its status changed, or `always`.
     fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
         let (node, facts, fault) = (self.seed.node.clone(), self.seed.facts.clone(), self.fault());
-        let look = async move { machine::facts(&node, facts, fault).await };
-        ctx.spawn(look.into_actor(self).map(move |mut facts, kubelet, _| {
+        let look = async move {
+            let shared = node.runtime.shared_images().await.ok();
+            (machine::facts(&node, facts, fault).await, shared)
+        };
+        ctx.spawn(look.into_actor(self).map(move |(mut facts, shared), kubelet, _| {
             kubelet.life.beat();
             kubelet.note_pressure(&mut facts);
             let status = node_status(&facts, kubelet.status.as_ref(), now_ms());
@@ -416,6 +425,7 @@ impl Kubelet {
             } else if changed {
                 kubelet.tell(Some("node".into()), wire::ToMaster::Node(report));
             }
+            kubelet.tell_images(shared, always);
         }));
     }
 
@@ -524,6 +534,7 @@ impl Handler<FromMaster> for Kubelet {
                 self.pod_cidr = welcome.pod_cidr;
                 self.set_pod_cidr(ctx);
             }
+            wire::ToNode::ImagesCame => self.images_changed(),
             // The link's own matter.
             wire::ToNode::Certificate(_) => {}
         }

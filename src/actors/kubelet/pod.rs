@@ -4,6 +4,7 @@
 //! action's outcome goes back into the machine, which is then stepped again; nothing else changes it.
 //! After a panic the supervisor makes a fresh actor, which takes over what the runtime still has of the pod.
 
+mod messages;
 mod supply;
 
 use std::{
@@ -18,15 +19,19 @@ use std::{
     time::Duration,
 };
 
-use actix::{
-    Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, WrapFuture as _,
-};
+use actix::{Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, SpawnHandle, WrapFuture as _};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use k8s_openapi::api::core::v1;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-pub use supply::SourcesMoved;
+pub use self::{
+    messages::{
+        ImagesChanged, LookAgain, PodAssigned, PodEvicted, PodNoticed, PodReported, PodUnassigned,
+        RuntimeSaw, Wanted,
+    },
+    supply::SourcesMoved,
+};
 
 use super::{
     context::{NodeContext, now_ms},
@@ -39,7 +44,7 @@ use super::{
     volumes,
 };
 use crate::{
-    actors::supervisor::Life,
+    actors::{outside, supervisor::Life},
     logic::pod::{
         Action, Adopted, Ended, Machine, Notice, Role, StartFailure, config::Places, ephemeral,
         gates::keep_foreign, status::pod_status,
@@ -48,67 +53,6 @@ use crate::{
     model::Uid,
     runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent},
 };
-
-/// kubelet → pod: the pod's document as it is now.
-#[derive(Message, Clone)]
-#[rtype(result = "()")]
-pub struct PodAssigned(pub Arc<v1::Pod>);
-
-/// kubelet → pod: it is not assigned to this node any more; end it.
-#[derive(Message, Clone, Copy)]
-#[rtype(result = "()")]
-pub struct PodUnassigned;
-
-/// kubelet → pod: the runtime saw something of this pod.
-#[derive(Message, Clone)]
-#[rtype(result = "()")]
-pub struct RuntimeSaw(pub RuntimeEvent);
-
-/// kubelet → pod: what the runtime told may have been missed; ask it.
-#[derive(Message, Clone, Copy)]
-#[rtype(result = "()")]
-pub struct LookAgain;
-
-/// kubelet → pod: it has to go, for this reason.
-#[derive(Message, Clone)]
-#[rtype(result = "()")]
-pub struct PodEvicted(pub String);
-
-/// kubelet → pod: images were loaded.
-#[derive(Message, Clone, Copy)]
-#[rtype(result = "()")]
-pub struct ImagesChanged;
-
-/// pod → kubelet: how it is.
-#[derive(Message, Clone)]
-#[rtype(result = "()")]
-pub struct PodReported {
-    /// Which pod.
-    pub uid: Uid,
-    /// Its status.
-    pub status: v1::PodStatus,
-    /// Nothing of it is left on the node.
-    pub terminated: bool,
-}
-
-/// pod → kubelet: something to record as an event of that pod.
-#[derive(Message, Clone)]
-#[rtype(result = "()")]
-pub struct PodNoticed {
-    /// Which pod.
-    pub uid: Uid,
-    /// What.
-    pub notice: Notice,
-}
-
-/// What the master wants of a pod.
-#[derive(Clone, Debug)]
-pub struct Wanted {
-    /// The pod as last assigned.
-    pub pod: Arc<v1::Pod>,
-    /// Whether it is still assigned to this node.
-    pub assigned: bool,
-}
 
 /// What a pod actor is made of, again after each death.
 #[derive(Clone)]
@@ -263,7 +207,7 @@ impl PodActor {
                 let (volumes, known, wanted) = (self.volumes.clone(), node.configs.now(), spec.clone());
                 let dirs = self.log_dirs();
                 // Meanwhile, so that the containers' starts find them. Those say so if it failed.
-                tokio::task::spawn_blocking(move || dirs.iter().try_for_each(fs::create_dir_all));
+                drop(outside::blocking(move || dirs.iter().try_for_each(fs::create_dir_all)));
                 let work = async move {
                     let _alone = volumes.lock().await;
                     volumes::set_up(&node, &spec, places).await?;

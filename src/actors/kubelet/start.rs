@@ -10,6 +10,7 @@ use super::{
     machine, users,
 };
 use crate::{
+    actors::outside,
     logic::pod::{
         StartFailure,
         config::{Places, Plan, Sizes, plan, sizes},
@@ -45,7 +46,8 @@ pub struct Started {
 pub async fn run_sandbox(node: Arc<NodeContext>, pod: Arc<v1::Pod>) -> Result<SandboxStatus, String> {
     let _turn = node.starts.sandbox().await;
     // Of a pod that says nothing about it the runtime takes the node's own file.
-    let resolv = tokio::fs::read_to_string("/etc/resolv.conf").await.unwrap_or_default();
+    let resolv = outside::blocking(|| fs::read_to_string("/etc/resolv.conf")).await;
+    let resolv = resolv.ok().and_then(Result::ok).unwrap_or_default();
     let mut config = sandbox_config(&pod, &resolv)?;
     if pod.spec.as_ref().is_some_and(|spec| spec.host_users == Some(false)) {
         config.user_namespace = Some(own_users(&node, &config).await?);
@@ -60,7 +62,7 @@ async fn own_users(node: &Arc<NodeContext>, config: &SandboxConfig) -> Result<Id
     }
     let (dir, uid) = (node.dir.clone(), config.uid.clone());
     let places = node.places(&config.namespace, &config.name, &config.uid);
-    let chosen = tokio::task::spawn_blocking(move || users::range_of(&dir, &places, &uid)).await;
+    let chosen = outside::blocking(move || users::range_of(&dir, &places, &uid)).await;
     chosen.unwrap_or_else(|error| Err(format!("choose a range of users: {error}")))
 }
 

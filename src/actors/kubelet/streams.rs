@@ -9,7 +9,10 @@ use std::{
     time::{Duration, UNIX_EPOCH},
 };
 
-use actix::{Addr, AsyncContext as _, Context, Handler, Message};
+use actix::{
+    ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, ResponseActFuture,
+    WrapFuture as _,
+};
 use k8s_openapi::api::core::v1;
 use tokio::{io::AsyncWriteExt as _, sync::watch};
 
@@ -30,7 +33,8 @@ pub struct StreamAsked {
     pub responder: Responder,
 }
 
-/// kubelet's tasks → kubelet: the runtime's images are others now.
+/// kubelet's tasks → kubelet: the runtime's images are others now. Answered when that is on its way to the master, so that
+/// whoever brought one finds it known.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct ImagesMoved;
@@ -90,11 +94,18 @@ impl Handler<StreamAsked> for Kubelet {
                     refuse(responder, 404, format!("pod {} is not on this node", request.pod));
                 }
             }
+            Open::ImagePart(part) => {
+                tokio::spawn(super::peers::give(self.seed.node.clone(), part, responder));
+            }
+            Open::ImageHolders(_) => refuse(responder, 405, "only a master knows who has an image".into()),
             Open::ImageRemove(name) => {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
             Open::Stats => self.tell_usage(responder, ctx),
             Open::Summary => self.tell_summary(responder, ctx),
+            Open::Reach(address) => {
+                tokio::spawn(super::reach::answer(address, responder));
+            }
             Open::ImagePull(name) => {
                 tokio::spawn(pull_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
@@ -103,17 +114,25 @@ impl Handler<StreamAsked> for Kubelet {
 }
 
 impl Handler<ImagesMoved> for Kubelet {
-    type Result = ();
+    type Result = ResponseActFuture<Self, ()>;
 
-    fn handle(&mut self, _: ImagesMoved, ctx: &mut Context<Self>) {
-        for address in self.pods.values().filter_map(|e| e.slot.address()) {
-            address.do_send(ImagesChanged);
-        }
+    fn handle(&mut self, _: ImagesMoved, ctx: &mut Context<Self>) -> Self::Result {
+        self.images_changed();
         self.report_node(false, ctx);
+        let runtime = self.seed.node.runtime.clone();
+        let look = async move { runtime.shared_images().await };
+        Box::pin(look.into_actor(self).map(|shared, kubelet, _| kubelet.tell_images(shared.ok(), false)))
     }
 }
 
 impl Kubelet {
+    /// Lets pods look again that wait for an image.
+    pub(super) fn images_changed(&self) {
+        for address in self.pods.values().filter_map(|e| e.slot.address()) {
+            address.do_send(ImagesChanged);
+        }
+    }
+
     fn log_file(&self, request: &LogRequest) -> Result<(LogFile, watch::Receiver<bool>), (u16, String)> {
         let own = self.manifests.own_uid(&request.namespace, &request.pod);
         let uid = own.unwrap_or_else(|| request.uid.as_str().into());
@@ -294,7 +313,8 @@ async fn answer(
 ) {
     let answer = match outcome {
         Ok(names) => {
-            kubelet.do_send(ImagesMoved);
+            // A kubelet that is between two incarnations begins with looking.
+            let _ = kubelet.send(ImagesMoved).await;
             ImageAnswer::Done(names)
         }
         Err(error) => ImageAnswer::Refused(error.to_string()),

@@ -22,6 +22,7 @@ use super::{
     streams::refuse,
 };
 use crate::{
+    actors::outside,
     logic::{
         pod::config::{Places, sizes},
         summary::{Amounts, Disk, OfContainer, OfNode, OfPod, summary},
@@ -95,7 +96,7 @@ async fn measure(measured: &Mutex<Measured>, subjects: &HashMap<Uid, Subject>) -
             .iter()
             .map(|(uid, subject)| (uid.clone(), subject.pod.clone(), subject.places.clone()))
             .collect();
-        let work = tokio::task::spawn_blocking(move || {
+        let work = outside::blocking(move || {
             of.into_iter().map(|(uid, pod, places)| (uid, Files::of(&pod, &places))).collect()
         });
         // A walk that panicked measured nothing.

@@ -63,6 +63,7 @@ impl Bench {
             ledger: ledger::Ledger::default(),
             configs: Configs::default(),
             registry_config: None,
+            peers: Default::default(),
             settings: Default::default(),
         };
         let seed = KubeletSeed {

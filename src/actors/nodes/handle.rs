@@ -16,11 +16,15 @@ use actix::{
 };
 use futures_util::stream;
 use k8s_openapi::jiff::Timestamp;
+use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     Links, RegistrySeed, bound_to, configs,
+    health::Health,
+    images::{STREAMS, Shelves},
     object::GOODBYE,
     refusals::{Refusals, Refused},
+    sightings::{Silence, silence_of},
     tokens,
 };
 use crate::{
@@ -28,11 +32,11 @@ use crate::{
     logic::{
         events::Happening,
         nodes::{Report, Told, pod_reported, wanted_mark},
-        taints::has_said_goodbye,
+        silence::is_away,
     },
     messages::{Durability, Port, RecordEvent, wire},
     model::{Key, Kind, NodeName, Object, Revision, Uid},
-    net::{Class, LinkEvent, LinkEvents, LinkHandle, NetError},
+    net::{Class, CloseReason, LinkConfig, LinkEvent, LinkEvents, LinkHandle, NetError},
 };
 
 /// Writing a node's reports is tried again at this pace when the store cannot.
@@ -79,14 +83,19 @@ pub(super) struct NodeHandle {
     life: Life,
     pub(super) name: NodeName,
     pub(super) seed: RegistrySeed,
-    links: Links,
+    pub(super) links: Links,
+    pub(super) health: Health,
+    pub(super) shelves: Shelves,
     begun: Port<Begun>,
     pub(super) link: Option<LinkHandle<wire::ToNode>>,
     /// Tells the present connection's events from late ones of an earlier.
-    connection: u64,
+    pub(super) connection: u64,
+    /// It came from another machine.
+    pub(super) joined: bool,
+    pub(super) silence: Silence,
     pub(super) subnet: String,
     /// The node has said hello on this connection, and may be told what to run.
-    greeted: bool,
+    pub(super) greeted: bool,
     revision: Revision,
     pub(super) pods: BTreeMap<Uid, Arc<Object>>,
     /// The documents sent on this connection, by their marks.
@@ -108,7 +117,15 @@ pub(super) struct NodeHandle {
     pub(super) goodbye: bool,
     /// Counts how often it has linked or fallen silent: writes from before are given up.
     pub(super) turn: Arc<AtomicU64>,
-    refusals: Refusals,
+    pub(super) refusals: Refusals,
+    /// It was told that the node may not set some of its labels.
+    pub(super) labels_refused: bool,
+    /// Turns for streams that the node opens.
+    pub(super) image_streams: Arc<Semaphore>,
+    /// The node is told soon that images came.
+    pub(super) arrivals_told: bool,
+    /// Since when there is the present link, or since when the node is silent.
+    pub(super) since: Option<Instant>,
 }
 
 impl NodeHandle {
@@ -116,7 +133,7 @@ impl NodeHandle {
         life: Life,
         name: NodeName,
         seed: RegistrySeed,
-        links: Links,
+        (links, health, shelves): (Links, Health, Shelves),
         begun: Port<Begun>,
     ) -> NodeHandle {
         NodeHandle {
@@ -124,9 +141,13 @@ impl NodeHandle {
             name,
             seed,
             links,
+            health,
+            shelves,
             begun,
             link: None,
             connection: 0,
+            joined: false,
+            silence: Silence::default(),
             subnet: String::new(),
             greeted: false,
             revision: Revision::default(),
@@ -144,6 +165,10 @@ impl NodeHandle {
             goodbye: false,
             turn: Arc::default(),
             refusals: Refusals::default(),
+            labels_refused: false,
+            image_streams: Arc::new(Semaphore::new(STREAMS)),
+            arrivals_told: false,
+            since: None,
         }
     }
 
@@ -263,6 +288,7 @@ impl NodeHandle {
             wire::ToMaster::Mirrors(told) => self.mirror(told, ctx),
             wire::ToMaster::Renew(csr) => self.renew(&csr),
             wire::ToMaster::Goodbye => self.goodbye = true,
+            wire::ToMaster::Images(told) => self.note_images(told),
         }
     }
 
@@ -279,7 +305,8 @@ impl NodeHandle {
         self.configs.begin_anew();
         self.tokens.begin_anew();
         self.send_assignments(ctx);
-        self.write_node(hello.report, hello.labels, ctx);
+        let labels = self.own_labels(hello.labels);
+        self.write_node(hello.report, labels, ctx);
     }
 
     /// Writes the newest pending report of each pod, one batch at a time.
@@ -368,7 +395,7 @@ impl NodeHandle {
         }));
     }
 
-    fn expect_silence(&mut self, within: Duration, ctx: &mut Context<Self>) {
+    pub(super) fn expect_silence(&mut self, within: Duration, ctx: &mut Context<Self>) {
         if let Some(handle) = self.lost.take() {
             ctx.cancel_future(handle);
         }
@@ -393,14 +420,16 @@ impl Actor for NodeHandle {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         // A fresh incarnation has no link: whoever has one must dial again.
+        self.shelves.clear(&self.name);
         if let Some((_, link)) = self.links.remove(&self.name) {
             link.close("the master begins anew");
         }
         // A goodbye said to an earlier incarnation, or an earlier master, counts.
         let snapshot = self.seed.wiring.view.snapshot();
-        let away = snapshot.find(&self.key()).is_some_and(|node| has_said_goodbye(node));
+        let away = snapshot.find(&self.key()).is_some_and(|node| is_away(node));
         let within = if away { GOODBYE } else { self.seed.lost_after * BEGIN };
         self.expect_silence(within, ctx);
+        ctx.add_stream(self.arrivals());
         ctx.run_interval(tokens::PERIOD, |node, _| node.send_tokens());
         // A registry that is down has nothing waiting, and finds this incarnation published.
         let _ = self.begun.tell(Begun(self.name.clone()));
@@ -440,7 +469,11 @@ impl Handler<Linked> for NodeHandle {
         if let Some(before) = self.link.replace(handle.clone()) {
             before.close("the node has connected anew");
         }
+        self.joined = handle.joined_key().is_some();
+        self.silence = Silence::default();
         self.links.insert(self.name.clone(), handle);
+        self.shelves.clear(&self.name);
+        self.since = Some(Instant::now());
         self.connection += 1;
         self.supersede();
         self.goodbye = false;
@@ -461,15 +494,22 @@ impl StreamHandler<Heard> for NodeHandle {
         }
         match event {
             LinkEvent::Message(message) => self.heard(message, ctx),
-            LinkEvent::Opened(_, responder) => {
-                tokio::spawn(async move { responder.refuse(405, "a master serves no byte streams").await });
-            }
+            LinkEvent::Opened(open, responder) => self.stream_asked(open, responder),
             LinkEvent::Closed(reason) => {
                 tracing::info!(node = %self.name, %reason, "node's link has ended");
                 self.link = None;
                 self.greeted = false;
+                // A link's end is noticed some time after the last sign of life.
+                let noticed = match reason {
+                    CloseReason::Silent => LinkConfig::default().idle_timeout,
+                    _ => Duration::ZERO,
+                };
+                self.since = Instant::now().checked_sub(noticed);
                 self.links.remove(&self.name);
-                self.expect_silence(self.seed.lost_after, ctx);
+                self.shelves.clear(&self.name);
+                self.silence = Silence::begin();
+                self.ask_others(ctx);
+                self.expect_silence(self.seed.lost_after.saturating_sub(silence_of(&reason)), ctx);
             }
         }
     }

@@ -10,7 +10,7 @@ use crate::{
     net::{Authority, JoinAsk, csr::NodeKey},
 };
 
-const LIFE: Duration = Duration::from_secs(600);
+pub(super) const LIFE: Duration = Duration::from_secs(600);
 
 /// A master that admits, and the way of requests to it.
 async fn admitting() -> (Master, mpsc::Sender<JoinAsk>) {
@@ -20,30 +20,44 @@ async fn admitting() -> (Master, mpsc::Sender<JoinAsk>) {
     (Master::start_with(Some(admission)).await, asks)
 }
 
-fn token() -> JoinToken {
+pub(super) fn token() -> JoinToken {
     JoinToken { id: "abcdef".into(), secret: "0123456789abcdef".into(), pin: [0; 32] }
 }
 
 /// Creates the token, valid for an hour.
-async fn create_token(master: &Master) {
-    let expires = outside_now_plus(3600);
-    let mut secret = token_object(&token(), expires, None);
+pub(super) async fn create_token(master: &Master) {
+    create_token_until(master, "abcdef", outside_now_plus(3600)).await;
+}
+
+/// Creates a token with that id.
+pub(super) async fn create_token_until(
+    master: &Master,
+    id: &str,
+    expires: k8s_openapi::jiff::Timestamp,
+) -> Key {
+    let mut secret = token_object(&JoinToken { id: id.into(), ..token() }, expires, None);
     // As the API's door makes it.
     let texts = secret.as_object_mut().unwrap().remove("stringData").unwrap();
     let texts: BTreeMap<String, String> = serde_json::from_value(texts).unwrap();
     let data: BTreeMap<String, k8s_openapi::ByteString> =
         texts.into_iter().map(|(key, text)| (key, k8s_openapi::ByteString(text.into_bytes()))).collect();
     secret["data"] = serde_json::to_value(data).unwrap();
-    master.bench.create(Kind::Secret, secret).await;
+    master.bench.create(Kind::Secret, secret).await.key.clone()
 }
 
-fn outside_now_plus(seconds: i64) -> k8s_openapi::jiff::Timestamp {
+pub(super) fn outside_now_plus(seconds: i64) -> k8s_openapi::jiff::Timestamp {
     let seconds = k8s_openapi::jiff::SignedDuration::from_secs(seconds);
     crate::actors::outside::now().checked_add(seconds).unwrap()
 }
 
 /// Asks, from an address whose last byte is `from`.
-async fn ask(asks: &mpsc::Sender<JoinAsk>, name: &str, key: &NodeKey, secret: &str, from: u8) -> JoinAnswer {
+pub(super) async fn ask(
+    asks: &mpsc::Sender<JoinAsk>,
+    name: &str,
+    key: &NodeKey,
+    secret: &str,
+    from: u8,
+) -> JoinAnswer {
     let (answer, answered) = oneshot::channel();
     let request = JoinRequest {
         token_id: token().id,
@@ -104,5 +118,49 @@ fn who_guesses_is_not_listened_to_for_a_while_and_others_are() {
         assert_eq!(refused[19], JoinRefusal::Busy);
         assert!(matches!(ask(&asks, "n1", &key, &token().secret, 2).await, JoinAnswer::Admitted(_)));
         master.stop().await;
+    });
+}
+
+#[test]
+fn a_node_that_was_deleted_and_comes_again_and_again_is_told_of_once_an_interval() {
+    use crate::{
+        actors::supervisor::Supervisor,
+        net::{Connector, LinkConfig},
+    };
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    // Links of nodes that joined are QUIC's own, over loopback, by the clock on the wall.
+    tracing::subscriber::with_default(subscriber, || {
+        actix::System::new().block_on(async {
+            let authority = Authority::ephemeral().unwrap();
+            let (master, ca) = (authority.issue_master().unwrap(), authority.certificate().clone());
+            let local = ([127, 0, 0, 1], 0).into();
+            let listener = Listener::bind(local, &master, &ca, LinkConfig::default()).unwrap();
+            let (address, bench) = (listener.local_addr(), Bench::new());
+            let seed = RegistrySeed {
+                wiring: bench.wiring(),
+                listener: Arc::new(Mutex::new(listener)),
+                pod_network: "10.244.0.0/16".into(),
+                cluster: "test".into(),
+                lost_after: LOST_AFTER,
+                admission: None,
+                token_key: token_key(),
+            };
+            let (root, nodes) = (Supervisor::start(SupervisorSpec::new("test")), Slot::new("node registry"));
+            root.start_child(child(seed, &nodes)).await.unwrap();
+            let key = NodeKey::generate().unwrap();
+            let certificate = authority.certify_node(&"n1".into(), &key.request().unwrap(), LIFE).unwrap();
+            let identity = key.with(&certificate).unwrap();
+            let connector = Connector::new(&identity, &ca, LinkConfig::default()).unwrap();
+            for _ in 0..5 {
+                let link = connector.connect::<ToMaster, ToNode>(address, MASTER).await.unwrap();
+                let (_handle, mut events) = link.split();
+                let reason = events.next().await;
+                assert!(matches!(reason, LinkEvent::Closed(CloseReason::Unwelcome(_))));
+            }
+            assert_eq!(log.lines("was sent away"), 1);
+            root.shutdown().await.unwrap();
+        });
     });
 }

@@ -10,13 +10,14 @@ use std::{sync::Arc, time::Duration};
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, StreamHandler, WrapFuture as _};
 use bytes::Bytes;
 use futures_util::stream;
+use k8s_openapi::api::core::v1;
 use tokio::sync::{Mutex, mpsc};
 
 use super::{NodeRegistry, handle::NodeHandle};
 use crate::{
     actors::{commit::commit, outside},
     logic::{
-        edit::Edit,
+        edit::{self, Edit},
         join::{self, Asked, Refusal, key_annotation, token_name},
         nodes::{new_node, unheard_status},
     },
@@ -24,9 +25,12 @@ use crate::{
         Durability,
         wire::{self, Admitted, JoinAnswer, JoinRefusal, JoinRequest},
     },
-    model::{Key, Kind, NodeName, seal, token::is_id},
+    model::{Key, Kind, NodeName, Object, seal, token::is_id},
     net::{Authority, Class, JoinAsk, NetError, csr::requested_key},
 };
+
+/// How often expired tokens are looked for.
+pub(super) const TOKENS_PERIOD: Duration = Duration::from_secs(30);
 
 /// What admits machines.
 pub struct Admission {
@@ -105,6 +109,53 @@ impl NodeRegistry {
     }
 }
 
+impl NodeRegistry {
+    /// A join of this name is over. If nothing came of it, and no other is under way, its subnet is free again.
+    fn joined(&mut self, name: &NodeName) {
+        let left = self.joining.get_mut(name).map_or(0, |count| {
+            *count = count.saturating_sub(1);
+            *count
+        });
+        if left > 0 {
+            return;
+        }
+        self.joining.remove(name);
+        let exists =
+            self.seed.wiring.view.snapshot().find(&Key::new(Kind::Node, "", name.0.clone())).is_some();
+        let comes = self.nodes.get(name).is_some_and(|known| known.waiting.is_some());
+        if !exists && !comes && !self.links.contains_key(name) {
+            self.subnets.remove(name);
+        }
+    }
+
+    /// Removes tokens whose time has been over for so long that nobody needs to be told so any more.
+    pub(super) fn remove_expired_tokens(&mut self, ctx: &mut Context<Self>) {
+        self.life.beat();
+        let snapshot = self.seed.wiring.view.snapshot();
+        let over = |object: &&Arc<Object>| {
+            let secret = object.parse::<v1::Secret>().ok();
+            secret.is_some_and(|secret| join::is_over_for_good(&secret, outside::now()))
+        };
+        let candidates = snapshot
+            .list(Kind::Secret, Some(join::NAMESPACE))
+            .filter(|object| object.key.name.starts_with(join::NAME_PREFIX));
+        let edits: Vec<Edit> = candidates
+            .filter(over)
+            .filter_map(|object| edit::delete(object, outside::now()).ok().flatten())
+            .collect();
+        if edits.is_empty() {
+            return;
+        }
+        let wiring = self.seed.wiring.clone();
+        let work = async move { commit(&wiring, edits, Durability::Hard).await };
+        ctx.spawn(work.into_actor(self).map(|outcome, _, _| match outcome {
+            Ok(outcome) => tracing::info!(tokens = outcome.made.len(), "expired tokens were removed"),
+            // They are looked at again.
+            Err(error) => tracing::warn!(%error, "expired tokens were not removed"),
+        }));
+    }
+}
+
 fn on_wire(refusal: Refusal) -> JoinRefusal {
     match refusal {
         Refusal::TokenUnknown => JoinRefusal::TokenUnknown,
@@ -134,7 +185,8 @@ impl StreamHandler<Asks> for NodeRegistry {
                 return refuse(ask, refusal, text);
             }
         };
-        let wiring = self.seed.wiring.clone();
+        let (wiring, name) = (self.seed.wiring.clone(), agreed.name.clone());
+        *self.joining.entry(name.clone()).or_default() += 1;
         let work = async move {
             let outcome = commit(&wiring, agreed.edits, Durability::Hard).await;
             let problem = match outcome {
@@ -151,7 +203,7 @@ impl StreamHandler<Asks> for NodeRegistry {
             };
             drop(ask.answer.send(told));
         };
-        ctx.spawn(work.into_actor(self).map(|(), _, _| {}));
+        ctx.spawn(work.into_actor(self).map(move |(), registry, _| registry.joined(&name)));
     }
 
     /// The links' port has failed, which is told elsewhere.

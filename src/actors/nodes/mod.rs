@@ -8,10 +8,14 @@
 
 mod configs;
 mod handle;
+mod health;
+mod images;
 mod joins;
 mod mirrors;
 mod object;
 mod refusals;
+mod sightings;
+mod status;
 #[cfg(test)]
 mod tests;
 mod tokens;
@@ -30,17 +34,24 @@ use dashmap::DashMap;
 use futures_util::stream;
 use tokio::sync::Mutex;
 
-use self::handle::{Begun, ConfigsMoved, Linked, NodeHandle, NodePods};
 pub use self::joins::Admission;
+use self::{
+    handle::{Begun, ConfigsMoved, Linked, NodeHandle, NodePods},
+    health::Health,
+    images::Shelves,
+};
 use crate::{
     actors::{
         commit::Wiring,
         follow::{Fed, follow, sides},
+        outside,
         supervisor::{ChildSpec, Life, STUCK_AFTER, Strategy, SupervisorHandle, SupervisorSpec},
     },
     logic::{
         join::{Attempts, belongs_to, not_a_node},
         nodes::free_subnet,
+        pulse,
+        seldom::Seldom,
         supervision::Intensity,
         tokens::SigningKey,
     },
@@ -51,6 +62,9 @@ use crate::{
 
 /// How long a node may take to open a byte stream.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// One log line a node in this time, however often it comes.
+const SENT_AWAY_INTERVAL_MS: i64 = 60_000;
 
 /// The links that are up, by node: read by whoever opens a byte stream.
 pub type Links = Arc<DashMap<NodeName, LinkHandle<wire::ToNode>>>;
@@ -64,13 +78,15 @@ pub fn child(seed: RegistrySeed, slot: &Slot<NodeRegistry>) -> ChildSpec {
     let (nodes, slot) = (SupervisorHandle::new("nodes"), slot.clone());
     ChildSpec::supervisor(spec, &nodes, move |nodes| {
         let (handles, links) = (Handles::default(), Links::default());
+        let (health, shelves) = (Health::new(), Shelves::default());
         let supervisor = SupervisorHandle::new("node handles");
         let spec = SupervisorSpec::new("node handles").limit(Intensity::UNLIMITED).stop_together();
         let fresh = handles.clone();
         nodes.start_child(ChildSpec::supervisor(spec, &supervisor, move |_| fresh.clear())).detach();
         let (seed, begun) = (seed.clone(), slot.port());
         let registry = ChildSpec::new("node registry", &slot, move |life| {
-            let shared = (supervisor.clone(), handles.clone(), links.clone());
+            let shared =
+                (supervisor.clone(), handles.clone(), links.clone(), health.clone(), shelves.clone());
             Ok(NodeRegistry::new(life, seed.clone(), shared, begun.clone()))
         });
         nodes.start_child(registry.watchdog(STUCK_AFTER)).detach();
@@ -124,13 +140,19 @@ pub struct NodeRegistry {
     life: Life,
     seed: RegistrySeed,
     links: Links,
+    shelves: Shelves,
     nodes: HashMap<NodeName, Known>,
     subnets: HashMap<NodeName, String>,
     attempts: Attempts,
+    /// Says of nodes that come again and again that they were sent away.
+    sent_away: Seldom<NodeName>,
+    /// Joins under way for a name.
+    joining: HashMap<NodeName, u32>,
     /// `None` until the store's first snapshot was seen: before that no node can be told what it is to run.
     revision: Option<Revision>,
     supervisor: SupervisorHandle,
     handles: Handles,
+    health: Health,
     begun: Port<Begun>,
 }
 
@@ -138,39 +160,49 @@ impl NodeRegistry {
     fn new(
         life: Life,
         seed: RegistrySeed,
-        (supervisor, handles, links): (SupervisorHandle, Handles, Links),
+        (supervisor, handles, links, health, shelves): (SupervisorHandle, Handles, Links, Health, Shelves),
         begun: Port<Begun>,
     ) -> NodeRegistry {
         NodeRegistry {
             life,
             seed,
             links,
+            shelves,
             nodes: HashMap::new(),
             subnets: HashMap::new(),
             attempts: Attempts::default(),
+            sent_away: Seldom::new(SENT_AWAY_INTERVAL_MS),
+            joining: HashMap::new(),
             revision: None,
             supervisor,
             handles,
+            health,
             begun,
         }
     }
 
     fn node(&mut self, name: &NodeName) -> &mut Known {
         let (seed, links, handles, supervisor) = (&self.seed, &self.links, &self.handles, &self.supervisor);
-        let begun = &self.begun;
+        let (begun, health, shelves) = (&self.begun, &self.health, &self.shelves);
         self.nodes.entry(name.clone()).or_insert_with(|| {
             if let Some(slot) = handles.get(name) {
                 return Known::new(slot.clone());
             }
             let slot = Slot::new("node");
             handles.insert(name.clone(), slot.clone());
-            let (seed, links, node, begun) = (seed.clone(), links.clone(), name.clone(), begun.clone());
+            let (seed, node, begun) = (seed.clone(), name.clone(), begun.clone());
+            let shared = (links.clone(), health.clone(), shelves.clone());
             let child = ChildSpec::new(name.as_str(), &slot, move |life| {
-                Ok(NodeHandle::new(life, node.clone(), seed.clone(), links.clone(), begun.clone()))
+                Ok(NodeHandle::new(life, node.clone(), seed.clone(), shared.clone(), begun.clone()))
             });
             supervisor.start_child(child.never_escalate()).detach();
             Known::new(slot)
         })
+    }
+
+    /// Where each node's actor is at present.
+    fn addresses(&self) -> impl Iterator<Item = (NodeName, Option<actix::Addr<NodeHandle>>)> {
+        self.nodes.iter().map(|(name, known)| (name.clone(), known.slot.address()))
     }
 
     fn begin_anew(&mut self, snapshot: &crate::model::Snapshot) {
@@ -298,7 +330,9 @@ impl NodeRegistry {
         let snapshot = self.seed.wiring.view.snapshot();
         let object = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
         if handle.joined_key().is_some_and(|key| !object.is_some_and(|node| belongs_to(node, key))) {
-            tracing::warn!(node = %name, "a node that was deleted, or never joined, was sent away");
+            if let Some(unsaid) = self.sent_away.says(&name, outside::now().as_millisecond()) {
+                tracing::warn!(node = %name, unsaid, "a node that was deleted, or never joined, was sent away");
+            }
             handle.expel(&not_a_node(name.as_str()));
             return;
         }
@@ -368,9 +402,11 @@ impl Actor for NodeRegistry {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.add_stream(follow(self.seed.wiring.view.clone()));
         ctx.add_stream(accepted(self.seed.listener.clone()));
+        ctx.run_interval(pulse::PERIOD, |registry, _| registry.health.beat());
         if let Some(admission) = &self.seed.admission {
             ctx.add_stream(admission.asks());
         }
+        ctx.run_interval(joins::TOKENS_PERIOD, |registry, ctx| registry.remove_expired_tokens(ctx));
     }
 }
 

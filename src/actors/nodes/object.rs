@@ -20,17 +20,23 @@ use crate::{
     logic::{
         edit::{Edit, edit},
         join::{belongs_to, not_a_node},
+        node_labels::may_set,
         nodes::{complete_labels, lost_status, new_node, taint_by_condition},
+        sightings::{AGAIN, is_spared},
+        silence::{is_away, note_goodbye, unready},
         taints::{Readiness, is_unreachable, readiness, taint_by_readiness},
     },
     messages::{Durability, RecordEvent, wire},
-    model::{KindFacet, NodeName, Object, seal},
+    model::{Key, KindFacet, NodeName, Object, seal},
     net::LinkHandle,
 };
 
 /// How long a node that said goodbye may be away before its pods are replaced: a restart, an upgrade, a reboot of a
 /// small machine.
 pub(super) const GOODBYE: Duration = Duration::from_secs(60);
+
+/// Labels named in one complaint.
+const MOST_SHOWN: usize = 10;
 
 impl NodeHandle {
     /// Writes the node's own status; makes the node object when it is new.
@@ -73,6 +79,29 @@ impl NodeHandle {
         });
     }
 
+    /// Those of the labels that a node may give itself. The others are told of once.
+    pub(super) fn own_labels(&mut self, labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        let (own, refused): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            labels.into_iter().partition(|(key, _)| may_set(key));
+        if !refused.is_empty() && !std::mem::replace(&mut self.labels_refused, true) {
+            let all: Vec<&str> = refused.keys().take(MOST_SHOWN).map(String::as_str).collect();
+            let all = all.join(", ");
+            tracing::warn!(node = %self.name, labels = all, "labels that are not for a node to set were left out");
+            if let Some(object) = self.seed.wiring.view.snapshot().find(&self.key()) {
+                let message = format!("Labels that a node may not set on itself were left out: {all}");
+                let event = RecordEvent::about(
+                    object,
+                    "node-controller",
+                    "NodeLabelsRefused",
+                    message,
+                    outside::now(),
+                );
+                self.seed.wiring.record(event);
+            }
+        }
+        own
+    }
+
     /// The node has linked or fallen silent: what was to be written before is no longer true.
     pub(super) fn supersede(&self) {
         self.turn.fetch_add(1, Ordering::Relaxed);
@@ -82,11 +111,15 @@ impl NodeHandle {
     pub(super) fn write_linked(&self, ctx: &mut Context<Self>) {
         let (name, joined) = (self.name.clone(), self.joined_link());
         self.change_node(ctx, move |current| {
-            let object = current.filter(|node| is_unreachable(node))?;
+            let object = current.filter(|node| is_unreachable(node) || is_away(node))?;
             if !is_admitted(&name, joined.as_ref(), current) {
                 return None;
             }
             edit::<v1::Node>(object, |node| {
+                // Should it fall silent now, it has not said goodbye.
+                if let Some(status) = &mut node.status {
+                    note_goodbye(status, false);
+                }
                 let readiness = Readiness::Unreachable { evict: false };
                 taint_by_readiness(node.spec.get_or_insert_default(), readiness, outside::now());
             })
@@ -125,11 +158,27 @@ impl NodeHandle {
         ctx.spawn(work.into_actor(self).map(|(), node, ctx| node.write_mirrors(ctx)));
     }
 
-    /// The link has been down for too long.
+    /// The link has been down for too long, unless it is us who were away.
     pub(super) fn mark_lost(&mut self, ctx: &mut Context<Self>) {
-        self.supersede();
+        if let Some(longer) = self.health.patience(self.seed.lost_after) {
+            tracing::info!(node = %self.name, ?longer, "a silent node gets more time");
+            return self.expect_silence(longer, ctx);
+        }
         let planned = std::mem::take(&mut self.goodbye);
-        if planned {
+        let silent = self.silence.since.map_or(Duration::MAX, |since| since.elapsed());
+        let seen = self.silence.seen.take().filter(|_| !planned && is_spared(silent, true));
+        if seen.is_some() {
+            self.lost = Some(ctx.run_later(AGAIN, |node, ctx| node.mark_lost(ctx)));
+            self.ask_others(ctx);
+            if self.silence.spared {
+                return;
+            }
+        }
+        self.silence.spared = seen.is_some();
+        self.supersede();
+        if let Some(by) = &seen {
+            tracing::warn!(node = %self.name, %by, "node is not ready: its link is down, but its machine is reached");
+        } else if planned {
             // When it is not back by then, it is lost like any other.
             self.lost = Some(ctx.run_later(GOODBYE, |node, ctx| node.mark_lost(ctx)));
             tracing::info!(node = %self.name, "node is not ready: it said goodbye");
@@ -143,15 +192,52 @@ impl NodeHandle {
                 RecordEvent::about(object, "node-controller", "NodeNotReady", message, outside::now());
             self.seed.wiring.record(event);
         }
+        let evict = !planned && seen.is_none();
         self.change_node(ctx, move |current| {
             let (object, now) = (current?, outside::now());
             edit::<v1::Node>(object, |node| {
                 node.status = node.status.as_ref().map(|s| lost_status(s, now.as_millisecond()));
-                let readiness = Readiness::Unreachable { evict: !planned };
+                if let Some(status) = &mut node.status {
+                    note_goodbye(status, planned);
+                }
+                let readiness = Readiness::Unreachable { evict };
                 taint_by_readiness(node.spec.get_or_insert_default(), readiness, now);
             })
             .ok()
         });
+        self.unready_pods(ctx);
+    }
+
+    /// Nothing is to count on the pods of a silent node: until it says how they are they are not ready.
+    fn unready_pods(&self, ctx: &mut Context<Self>) {
+        let (wiring, name) = (self.seed.wiring.clone(), self.name.clone());
+        let pods: Vec<Key> = self.pods.values().map(|pod| pod.key.clone()).collect();
+        let (turn, of) = (self.turn.clone(), self.turn.load(Ordering::Relaxed));
+        let work = async move {
+            while turn.load(Ordering::Relaxed) == of {
+                let (snapshot, now) = (wiring.view.snapshot(), outside::now());
+                let pods = pods.iter().filter_map(|key| snapshot.find(key));
+                let edits: Vec<Edit> =
+                    pods.filter_map(|pod| unready(pod, &name, now).ok().flatten()).collect();
+                match commit(&wiring, edits, Durability::Soft).await {
+                    Ok(outcome) => {
+                        for pod in &outcome.made {
+                            let message = "Node is not ready".to_owned();
+                            let component = "node-controller";
+                            wiring.record(RecordEvent::about(pod, component, "NodeNotReady", message, now));
+                        }
+                        if outcome.overtaken.is_empty() {
+                            return;
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(node = %name, %error, "pods of a silent node not marked");
+                        tokio::time::sleep(RETRY).await;
+                    }
+                }
+            }
+        };
+        ctx.spawn(work.into_actor(self).map(|(), _, _| ()));
     }
 
     /// The link and the key of a node that joined.

@@ -20,6 +20,8 @@ pub(super) enum Refused {
     Pod,
     /// An event.
     Event,
+    /// An image that the node says it has.
+    Image,
 }
 
 impl Refused {
@@ -27,6 +29,7 @@ impl Refused {
         match self {
             Refused::Pod => "pod",
             Refused::Event => "event",
+            Refused::Image => "image",
         }
     }
 }

@@ -1,7 +1,11 @@
 //! The registry and its nodes' actors under a real supervisor, linked over a network in memory.
 
+#[path = "image_tests.rs"]
+mod images;
 #[path = "join_tests.rs"]
 mod joins;
+#[path = "silence_tests.rs"]
+mod silence;
 
 use std::sync::Arc;
 
@@ -39,12 +43,21 @@ impl Master {
     }
 
     async fn start_with(admission: Option<Arc<Admission>>) -> Master {
-        let (bench, network) = (Bench::new(), Network::new(11));
+        Master::start_on(Bench::new(), admission, |wiring| wiring).await
+    }
+
+    /// The same, with something between it and the store.
+    async fn start_on(
+        bench: Bench,
+        admission: Option<Arc<Admission>>,
+        between: impl FnOnce(Wiring) -> Wiring,
+    ) -> Master {
+        let network = Network::new(11);
         let listener = network.listen(&MASTER.into());
         let address = listener.local_addr();
         let key = token_key();
         let seed = RegistrySeed {
-            wiring: bench.wiring(),
+            wiring: between(bench.wiring()),
             listener: Arc::new(Mutex::new(listener)),
             pod_network: "10.244.0.0/16".into(),
             cluster: "test".into(),
@@ -236,7 +249,7 @@ fn a_node_gets_the_tokens_of_its_own_pods_alone_and_before_the_pods() {
             match message(&mut first.1).await {
                 ToNode::Tokens(tokens) => break tokens,
                 ToNode::Assignments(picture) => assert!(picture.pods.is_empty(), "the pod came first"),
-                ToNode::Welcome(_) | ToNode::Configs(_) | ToNode::Certificate(_) => {}
+                ToNode::Welcome(_) | ToNode::Configs(_) | ToNode::Certificate(_) | ToNode::ImagesCame => {}
             }
         };
         let [token] = tokens.as_slice() else { panic!("{tokens:?}") };
@@ -303,6 +316,26 @@ fn a_silent_node_is_not_ready_and_one_that_returns_is() {
     });
 }
 
+#[test]
+fn a_master_that_stood_still_waits_for_its_nodes_as_long_again() {
+    system(async {
+        let master = Master::start().await;
+        drop(master.join("n1").await);
+        // In time it would be too late now, several times over.
+        tokio::time::advance(LOST_AFTER * 2).await;
+        tokio::time::sleep(LOST_AFTER * 2).await;
+        assert_eq!(is_ready(&master.bench.find(&node_key("n1")).unwrap()), Some(true));
+        let link = master.join("n1").await;
+        tokio::time::sleep(LOST_AFTER * 10).await;
+        assert!(!master.bench.reasons().contains(&"NodeNotReady".to_owned()));
+        // Who does not come back is lost after all.
+        drop(link);
+        tokio::time::advance(LOST_AFTER * 2).await;
+        master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(false)).await;
+        master.stop().await;
+    });
+}
+
 /// The effects of a node's taints.
 fn effects(object: &Object) -> Vec<String> {
     let KindFacet::Node(node) = &object.facet.of else { return Vec::new() };
@@ -326,10 +359,16 @@ fn a_node_s_pods_may_stay_as_soon_as_it_links_and_new_ones_wait_for_its_word() {
 fn a_goodbye_said_to_an_earlier_master_counts() {
     system(async {
         let master = Master::start().await;
-        let taint = json!({"key": crate::logic::taints::UNREACHABLE, "effect": "NoSchedule"});
-        let node = json!({"metadata": {"name": "n1"}, "spec": {"taints": [taint]}});
-        master.bench.create(Kind::Node, node).await;
+        let (handle, events) = master.join("n1").await;
+        handle.send(Class::Control, &ToMaster::Goodbye).unwrap();
+        handle.close("it goes");
         let key = node_key("n1");
+        let gone = master.bench.until(&key, |o| effects(o) == ["NoSchedule"]).await;
+        drop((handle, events));
+        master.stop().await;
+        // The next master finds what the earlier one wrote.
+        let master = Master::start().await;
+        master.bench.create(Kind::Node, gone.parse().unwrap()).await;
         let evicted = master.bench.until(&key, |o| effects(o) == ["NoSchedule", "NoExecute"]);
         // Much later than another would be given up.
         let early = tokio::time::timeout(LOST_AFTER * 10, evicted).await;

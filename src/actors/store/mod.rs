@@ -10,7 +10,9 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use actix::{Actor, ActorContext, AsyncContext, Context, Handler, ResponseFuture, SpawnHandle};
+use actix::{
+    Actor, ActorContext, AsyncContext, Context, Handler, MessageResult, ResponseFuture, SpawnHandle,
+};
 use tokio::sync::oneshot;
 
 mod disk;
@@ -24,7 +26,7 @@ use self::{
     head::{Applied, Head},
 };
 use crate::{
-    messages::{Change, Commit, CommitError, Committed, Durability, Publisher, View},
+    messages::{Change, Commit, CommitError, Committed, Durability, Publisher, ShowStore, StoreState, View},
     model::{Key, Revision},
     store::{Backend, Force, Recovered, StoreError, recover},
 };
@@ -224,6 +226,18 @@ impl Handler<Commit> for StoreActor {
             outcome
                 .await
                 .unwrap_or_else(|_| Err(CommitError::Unavailable("the store is stopping".to_owned())))
+        })
+    }
+}
+
+impl Handler<ShowStore> for StoreActor {
+    type Result = MessageResult<ShowStore>;
+
+    fn handle(&mut self, _: ShowStore, _: &mut Self::Context) -> Self::Result {
+        MessageResult(StoreState {
+            queued_changes: self.queued_writes,
+            behind: self.head.behind(),
+            failing: self.head.is_doubtful(),
         })
     }
 }

@@ -13,7 +13,10 @@ use super::{
     life::{Control, Vitals, next_incarnation},
     spec::Place,
 };
-use crate::logic::supervision::{End, History};
+use crate::{
+    actors::outside,
+    logic::supervision::{End, History},
+};
 
 /// One child and, while it lives, its incarnation.
 pub(super) struct Child {
@@ -116,6 +119,7 @@ impl Child {
     fn arbiter(&self, current: &mut Current) -> io::Result<ArbiterHandle> {
         Ok(match &self.spec.place {
             Place::Here => Arbiter::current(),
+            Place::Own if outside::is_alone() => Arbiter::current(),
             Place::There(arbiter) => arbiter.clone(),
             Place::Own => current.own_arbiter.insert(OwnArbiter(Arbiter::try_new()?)).0.handle(),
         })

@@ -13,7 +13,7 @@ use actix::Message;
 use tokio::sync::oneshot;
 
 use super::{ChildSpec, Supervisor};
-use crate::messages::Slot;
+use crate::messages::{ActorState, Slot};
 
 /// Leads to a supervisor, whichever of its incarnations lives. Cheap to clone.
 #[derive(Clone)]
@@ -169,6 +169,30 @@ pub enum ChildState {
     Stopping,
     /// Ended; to be started again after its backoff.
     Waiting,
+}
+
+impl ChildState {
+    /// In a word, for people.
+    pub fn word(self) -> &'static str {
+        match self {
+            ChildState::Due => "due",
+            ChildState::Starting => "starting",
+            ChildState::Running => "running",
+            ChildState::Stopping => "stopping",
+            ChildState::Waiting => "waiting",
+        }
+    }
+}
+
+impl From<ChildInfo> for ActorState {
+    fn from(child: ChildInfo) -> ActorState {
+        ActorState {
+            name: child.name.to_string(),
+            state: child.state.word(),
+            restarts: child.restarts,
+            last_error: child.last_error,
+        }
+    }
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, SupervisorError>>;

@@ -194,7 +194,8 @@ impl ChildSpec {
         self
     }
 
-    /// Runs each incarnation on a thread of its own, so that even one whose thread is blocked can be replaced.
+    /// Runs each incarnation on a thread of its own, so that even one whose thread is blocked can be replaced; in a
+    /// simulation that has but one thread, on that.
     pub fn own_arbiter(mut self) -> ChildSpec {
         self.place = Place::Own;
         self

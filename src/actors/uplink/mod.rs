@@ -16,9 +16,13 @@ use futures_util::stream;
 use crate::{
     actors::kubelet::StreamAsked,
     actors::supervisor::Life,
-    messages::{FromMaster, LinkUp, Port, TellMaster, wire},
-    net::{Class, CloseReason, Dialer, LinkEvent, LinkEvents, LinkHandle, NetError},
+    messages::{AskMaster, FromMaster, LinkUp, OpenError, Port, TellMaster, wire},
+    net::{Class, CloseReason, Dialer, LinkEvent, LinkEvents, LinkHandle, NetError, identity::MASTER},
 };
+
+/// How long the master may take to open a byte stream: it may have to open one to another node first, for which it takes
+/// ten seconds.
+const OPEN_WITHIN: Duration = Duration::from_secs(15);
 
 /// A node that joined from another machine, as its link needs to know it.
 pub trait Member: Send + Sync {
@@ -195,6 +199,22 @@ impl Handler<Leave> for Uplink {
                 link.close("the node's process ends");
                 link.closed().await;
             }
+        })
+    }
+}
+
+impl Handler<AskMaster> for Uplink {
+    type Result = ResponseFuture<Result<wire::ByteStream, OpenError>>;
+
+    fn handle(&mut self, AskMaster(open): AskMaster, _: &mut Self::Context) -> Self::Result {
+        let link = self.link.clone();
+        Box::pin(async move {
+            let link = link.ok_or_else(|| OpenError::NotConnected(MASTER.into()))?;
+            let master = link.peer().clone();
+            link.open(open, OPEN_WITHIN).await.map_err(|error| match error {
+                NetError::Refused(code, text) => OpenError::Refused(code, text),
+                other => OpenError::Failed(master, other.to_string()),
+            })
         })
     }
 }

@@ -11,6 +11,8 @@ pub enum Presence {
     Absent,
     /// An image that somebody loaded: nobody is asked for a newer one, so that a node without a registry works.
     ByHand,
+    /// A copy of one that somebody loaded on another node. It answers as that does, until that is another.
+    Copied,
     /// An image that came from its registry.
     Pulled,
 }
@@ -20,6 +22,8 @@ pub enum Presence {
 pub enum Verdict {
     /// It is here.
     Use,
+    /// It is here, unless a newer one was brought to another node.
+    Follow,
     /// It is to be got from its registry.
     Pull,
     /// It is not here and may not be got.
@@ -30,6 +34,8 @@ pub enum Verdict {
 pub fn decide(policy: Option<&str>, presence: Presence) -> Verdict {
     match (policy, presence) {
         (_, Presence::ByHand) => Verdict::Use,
+        (Some("Always"), Presence::Copied) => Verdict::Follow,
+        (_, Presence::Copied) => Verdict::Use,
         (Some("Never"), Presence::Absent) => Verdict::Never,
         (Some("Always"), Presence::Pulled) => Verdict::Pull,
         (_, Presence::Pulled) => Verdict::Use,
@@ -45,6 +51,27 @@ pub fn present(container: &str, image: &str) -> Notice {
 /// A pull begins.
 pub fn pulling(container: &str, image: &str) -> Notice {
     normal(container, "Pulling", format!("Pulling image \"{image}\""))
+}
+
+/// A pull from another node begins.
+pub fn pulling_from(container: &str, image: &str, node: &str) -> Notice {
+    normal(container, "Pulling", format!("Pulling image \"{image}\" from node \"{node}\""))
+}
+
+/// A pull from another node has ended well.
+pub fn pulled_from(container: &str, image: &str, node: &str, took: Duration, size_bytes: u64) -> Notice {
+    let took = go_duration(took);
+    let message = format!(
+        "Successfully pulled image \"{image}\" from node \"{node}\" in {took} ({took} including waiting). Image size: \
+         {size_bytes} bytes."
+    );
+    normal(container, "Pulled", message)
+}
+
+/// No other node gave the image, each for a reason of its own.
+pub fn not_from_nodes(container: &str, image: &str, why: &str) -> Notice {
+    let message = format!("Failed to pull image \"{image}\" from other nodes: {why}");
+    Notice { warning: true, ..normal(container, "Failed", message) }
 }
 
 /// A pull has ended well.
@@ -115,11 +142,14 @@ mod tests {
 
     #[test]
     fn the_policy_decides_and_what_was_brought_by_hand_answers_every_policy() {
-        use Presence::{Absent, ByHand, Pulled};
+        use Presence::{Absent, ByHand, Copied, Pulled};
         for (policy, presence, verdict) in [
             (Some("Always"), Absent, Verdict::Pull),
             (Some("Always"), Pulled, Verdict::Pull),
             (Some("Always"), ByHand, Verdict::Use),
+            (Some("Always"), Copied, Verdict::Follow),
+            (Some("IfNotPresent"), Copied, Verdict::Use),
+            (Some("Never"), Copied, Verdict::Use),
             (Some("IfNotPresent"), Absent, Verdict::Pull),
             (Some("IfNotPresent"), Pulled, Verdict::Use),
             (Some("IfNotPresent"), ByHand, Verdict::Use),

@@ -196,6 +196,7 @@ impl Driver {
             cmd: command,
             timeout: seconds(timeout).max(1),
         };
+        let _running = self.programs.begin(id);
         let run = self.client.runtime("ExecSync", &request, timeout.saturating_add(SETTLE));
         // A call that is dropped is cancelled, which has the runtime kill the program.
         let ran: Option<Result<proto::ExecSyncResponse, Fault>> = tokio::select! {

@@ -19,6 +19,7 @@ use super::{
     cni, images, labels,
     labels::{Sandbox, SandboxRecord},
     network::Network,
+    programs::Programs,
     proto, spec,
     watch::Watch,
 };
@@ -49,9 +50,8 @@ pub(super) struct Driver {
     unified: bool,
     /// Held while a sandbox changes.
     locks: Mutex<HashMap<Uid, Arc<AsyncMutex<()>>>>,
-    /// Held while a user's program is started and not yet known by name, so that a new one is not another's. That takes
-    /// a moment, so one for all will do.
-    pub starts: Arc<AsyncMutex<()>>,
+    /// What is run in containers beside their own programs.
+    pub programs: Programs,
     /// Sandboxes' addresses, which never change.
     addresses: Mutex<HashMap<String, Option<IpAddr>>>,
 }
@@ -79,7 +79,7 @@ impl Driver {
             unified: hierarchies.unified(),
             cgroups: own.then_some(hierarchies),
             locks: Mutex::default(),
-            starts: Arc::default(),
+            programs: Programs::default(),
             addresses: Mutex::default(),
             config,
         })

@@ -22,6 +22,7 @@ use crate::runtime::{
         engine_name, normalize,
         pack::{self, PAUSE_IMAGE, PROGRAM_LABEL, Packed, programs},
     },
+    refusals,
 };
 
 /// For a pull of the largest images over the slowest lines: every pull ends.
@@ -348,26 +349,12 @@ fn image(found: proto::Image) -> Image {
 
 /// Why an image was not pulled, and what may help.
 fn pull_error(full: &str, text: &str) -> RuntimeError {
-    let lower = text.to_lowercase();
-    let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-    let advice = if says(&["unauthorized", "access denied", "authorization failed", "no basic auth"]) {
-        "; is the name right, and are the credentials in the pod's imagePullSecrets?"
-    } else if says(&["manifest unknown", "not found"]) {
-        "; the registry has no such image or tag"
-    } else if says(&["http response to https"]) {
-        "; the registry speaks plain HTTP: the container runtime's own configuration says for which that is fine"
-    } else if says(&[
-        "no such host",
-        "connection refused",
-        "timeout",
-        "deadline exceeded",
-        "network is unreachable",
-    ]) {
-        "; can the container runtime reach the registry?"
-    } else {
-        ""
-    };
-    RuntimeError::Pull(format!("failed to pull image {full:?}: {text}{advice}"))
+    refusals::pull_error(
+        full,
+        text,
+        "the container runtime",
+        "the container runtime's own configuration says for which that is fine",
+    )
 }
 
 #[cfg(test)]
@@ -386,17 +373,5 @@ mod tests {
         assert_eq!(found(&["r.io/b:1", "a:1"], &[&digest]), ["docker.io/library/a:1", "r.io/b:1"]);
         assert_eq!(found(&["127.0.0.1:4000/troupe/0/r.io/a:1"], &[]), ["r.io/a:1"]);
         assert_eq!(found(&[], &[&digest]), std::slice::from_ref(&digest));
-    }
-
-    #[test]
-    fn pulls_fail_with_advice() {
-        for (text, advice) in [
-            ("pull access denied, repository does not exist", "imagePullSecrets"),
-            ("docker.io/library/a:1: not found", "no such image"),
-            ("dial tcp 10.0.0.1:443: connect: connection refused", "reach the registry"),
-        ] {
-            let error = pull_error("a:1", text).to_string();
-            assert!(error.contains(text) && error.contains(advice), "{error}");
-        }
     }
 }

@@ -18,6 +18,7 @@ mod forward;
 mod images;
 mod labels;
 mod network;
+mod programs;
 mod proto;
 mod serve;
 mod spdy;
@@ -28,21 +29,15 @@ mod streams;
 mod watch;
 
 use std::{
-    fs,
-    future::Future,
-    io,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::{
-    runtime::{Builder, Handle},
-    sync::{broadcast, oneshot},
-    task::{AbortHandle, JoinError},
-};
+use tokio::sync::broadcast;
 
 use self::{client::Client, driver::Driver};
 pub use self::{
@@ -52,7 +47,9 @@ pub use self::{
 use super::{
     Connection, ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus,
     ExecOutput, ExecStreams, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
-    SandboxStats, SandboxStatus, StreamOptions, netns,
+    SandboxStats, SandboxStatus, StreamOptions,
+    hand::{self, Hand, now_ms, system},
+    netns,
 };
 use crate::model::Uid;
 
@@ -110,33 +107,17 @@ pub fn used(root: &Path, program: &Path) -> Option<CriConfig> {
 /// # Errors
 /// What is wrong, and what to do.
 pub fn check(socket: &Path) -> Result<(), RuntimeError> {
-    let runtime =
-        Builder::new_current_thread().enable_all().build().map_err(system("ask the container runtime"))?;
     let socket = socket.to_owned();
-    // On a thread of its own: the caller may be inside a runtime.
-    let asked = std::thread::spawn(move || {
-        runtime.block_on(async { tokio::time::timeout(PATIENCE, Client::connect(&socket)).await })
-    });
-    match asked.join() {
-        Ok(Ok(answer)) => answer.map(drop),
-        _ => Err(system("ask the container runtime")(io::Error::other(
-            "it does not answer: look after it (systemctl status containerd)",
-        ))),
-    }
+    let advice = "it does not answer: look after it (systemctl status containerd)";
+    hand::ask("ask the container runtime", advice, || async move { Client::connect(&socket).await.map(drop) })
 }
-
-/// How long a runtime may take to say who it is.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Has containers run by a CRI runtime.
 ///
 /// Its work is done on a thread of its own, so its methods may be called from any tokio runtime, and a call goes on to
 /// its end even when its caller stops waiting, but for programs run in containers: those end then.
 pub struct CriRuntime {
-    driver: Arc<Driver>,
-    handle: Handle,
-    /// Dropped with the runtime, which ends the thread.
-    _stop: oneshot::Sender<()>,
+    hand: Hand<Driver>,
 }
 
 impl CriRuntime {
@@ -158,39 +139,13 @@ impl CriRuntime {
     }
 
     fn start(config: CriConfig, run: bool) -> Result<CriRuntime, RuntimeError> {
-        let operation = || system(format!("open the cri runtime in {}", config.root.display()));
         if run {
+            let operation = || system(format!("open the cri runtime in {}", config.root.display()));
             let _ = fs::remove_dir_all(config.scratch());
             fs::create_dir_all(config.scratch()).map_err(operation())?;
         }
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .thread_name("cri-blocking")
-            .max_blocking_threads(BLOCKING_THREADS)
-            .build()
-            .map_err(operation())?;
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel();
-        let (opened, open) = std::sync::mpsc::channel();
-        let wanted = config.clone();
-        std::thread::Builder::new()
-            .name("cri-runtime".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    let driver = begin(wanted, run).await;
-                    let begun = driver.is_ok();
-                    // Receiving fails only when `open` below was abandoned.
-                    let _ = opened.send(driver);
-                    if begun {
-                        let _ = stopped.await;
-                    }
-                });
-                runtime.shutdown_background();
-            })
-            .map_err(operation())?;
-        let driver =
-            open.recv().unwrap_or_else(|_| Err(operation()(io::Error::other("its thread has died"))))?;
-        Ok(CriRuntime { driver, handle, _stop: stop })
+        let root = config.root.clone();
+        Ok(CriRuntime { hand: Hand::start("cri", &root, move || begin(config, run))? })
     }
 
     /// Removes every sandbox and the network: nothing of this runtime is left but images.
@@ -198,38 +153,11 @@ impl CriRuntime {
     /// # Errors
     /// When something is not removed.
     pub async fn destroy(&self) -> Result<(), RuntimeError> {
-        self.run(|driver| async move { driver.destroy().await }).await?;
-        let _ = fs::remove_file(self.driver.config.used());
+        self.hand.run(|driver| async move { driver.destroy().await }).await?;
+        let _ = fs::remove_file(self.hand.driver().config.used());
         Ok(())
     }
-
-    /// Runs a step on the runtime's own thread.
-    async fn run<T, F>(&self, step: impl FnOnce(Arc<Driver>) -> F) -> Result<T, RuntimeError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, RuntimeError>> + Send + 'static,
-    {
-        joined(self.handle.spawn(step(Arc::clone(&self.driver))).await)
-    }
 }
-
-fn joined<T>(step: Result<Result<T, RuntimeError>, JoinError>) -> Result<T, RuntimeError> {
-    step.unwrap_or_else(|error| {
-        Err(RuntimeError::System { operation: "run a step".into(), cause: error.to_string() })
-    })
-}
-
-/// Ends a step with the one who waits for it.
-struct GoesAlong(AbortHandle);
-
-impl Drop for GoesAlong {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-/// Images on their way are read and checked by so many threads at most.
-const BLOCKING_THREADS: usize = 4;
 
 async fn begin(config: CriConfig, run: bool) -> Result<Arc<Driver>, RuntimeError> {
     let driver = Arc::new(Driver::new(config).await?);
@@ -246,47 +174,37 @@ async fn begin(config: CriConfig, run: bool) -> Result<Arc<Driver>, RuntimeError
     Ok(driver)
 }
 
-fn system(operation: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError {
-    let operation = operation.into();
-    move |cause| RuntimeError::System { operation, cause: cause.to_string() }
-}
-
-fn now_ms() -> i64 {
-    let age = SystemTime::now().duration_since(UNIX_EPOCH);
-    age.map_or(0, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
-}
-
 #[async_trait]
 impl ContainerRuntime for CriRuntime {
     fn name(&self) -> &'static str {
-        self.driver.name
+        self.hand.driver().name
     }
 
     fn version(&self) -> String {
-        self.driver.version.clone()
+        self.hand.driver().version.clone()
     }
 
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
         let cidr = cidr.to_owned();
-        self.run(|driver| async move { driver.set_pod_cidr(&cidr).await }).await
+        self.hand.run(|driver| async move { driver.set_pod_cidr(&cidr).await }).await
     }
 
     async fn run_pod_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
-        self.run(|driver| async move { driver.run_sandbox(config).await }).await
+        self.hand.run(|driver| async move { driver.run_sandbox(config).await }).await
     }
 
     async fn stop_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError> {
         let pod = pod.clone();
-        self.run(|driver| async move { driver.stop_sandbox(&pod).await }).await
+        self.hand.run(|driver| async move { driver.stop_sandbox(&pod).await }).await
     }
 
     async fn remove_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError> {
         let pod = pod.clone();
-        self.run(|driver| async move { driver.remove_sandbox(&pod).await }).await
+        self.hand.run(|driver| async move { driver.remove_sandbox(&pod).await }).await
     }
 
     async fn list_pod_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
-        self.run(|driver| async move { driver.list_sandboxes().await }).await
+        self.hand.run(|driver| async move { driver.list_sandboxes().await }).await
     }
 
     async fn create_container(
@@ -295,22 +213,22 @@ impl ContainerRuntime for CriRuntime {
         config: ContainerConfig,
     ) -> Result<ContainerId, RuntimeError> {
         let pod = pod.clone();
-        self.run(|driver| async move { driver.create_container(&pod, config).await }).await
+        self.hand.run(|driver| async move { driver.create_container(&pod, config).await }).await
     }
 
     async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.start_container(&id).await }).await
+        self.hand.run(|driver| async move { driver.start_container(&id).await }).await
     }
 
     async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.stop_container(&id, grace).await }).await
+        self.hand.run(|driver| async move { driver.stop_container(&id, grace).await }).await
     }
 
     async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.remove_container(&id).await }).await
+        self.hand.run(|driver| async move { driver.remove_container(&id).await }).await
     }
 
     async fn exec_sync(
@@ -320,12 +238,7 @@ impl ContainerRuntime for CriRuntime {
         timeout: Duration,
     ) -> Result<ExecOutput, RuntimeError> {
         let id = id.clone();
-        let running = self.handle.spawn({
-            let driver = Arc::clone(&self.driver);
-            async move { driver.exec_sync(&id, command, timeout).await }
-        });
-        let _goes_along = GoesAlong(running.abort_handle());
-        joined(running.await)
+        self.hand.run_along(|driver| async move { driver.exec_sync(&id, command, timeout).await }).await
     }
 
     async fn exec(
@@ -335,21 +248,21 @@ impl ContainerRuntime for CriRuntime {
         options: StreamOptions,
     ) -> Result<ExecStreams, RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.exec(&id, command, options).await }).await
+        self.hand.run(|driver| async move { driver.exec(&id, command, options).await }).await
     }
 
     async fn attach(&self, id: &ContainerId, options: StreamOptions) -> Result<ExecStreams, RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.attach(&id, options).await }).await
+        self.hand.run(|driver| async move { driver.attach(&id, options).await }).await
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
-        self.run(|driver| async move { driver.relist().await }).await
+        self.hand.run(|driver| async move { driver.relist().await }).await
     }
 
     async fn port_forward(&self, pod: &Uid, port: u16) -> Result<Connection, RuntimeError> {
         let pod = pod.clone();
-        let namespace = self.run(|driver| async move { driver.network_of(&pod).await }).await?;
+        let namespace = self.hand.run(|driver| async move { driver.network_of(&pod).await }).await?;
         // On the caller's runtime, which is where it is used.
         netns::connect(namespace, port).await
     }
@@ -360,57 +273,57 @@ impl ContainerRuntime for CriRuntime {
         resources: ContainerResources,
     ) -> Result<(), RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.update_container(&id, resources).await }).await
+        self.hand.run(|driver| async move { driver.update_container(&id, resources).await }).await
     }
 
     async fn update_pod_sandbox(&self, pod: &Uid, cpu_request_milli: i64) -> Result<(), RuntimeError> {
         let pod = pod.clone();
-        self.run(move |driver| async move { driver.update_sandbox(&pod, cpu_request_milli).await }).await
+        self.hand.run(move |driver| async move { driver.update_sandbox(&pod, cpu_request_milli).await }).await
     }
 
     async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
-        self.run(|driver| async move { driver.stats().await }).await
+        self.hand.run(|driver| async move { driver.stats().await }).await
     }
 
     async fn reopen_log(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.reopen_log(&id).await }).await
+        self.hand.run(|driver| async move { driver.reopen_log(&id).await }).await
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
-        self.driver.events.subscribe()
+        self.hand.driver().events.subscribe()
     }
 
     async fn image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
         let name = name.to_owned();
-        self.run(|driver| async move { driver.find_image(&name).await }).await
+        self.hand.run(|driver| async move { driver.find_image(&name).await }).await
     }
 
     async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
         let name = name.to_owned();
-        self.run(|driver| async move { driver.brought_by_hand(&name).await }).await
+        self.hand.run(|driver| async move { driver.brought_by_hand(&name).await }).await
     }
 
     async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {
-        self.run(|driver| async move { driver.list_images().await }).await
+        self.hand.run(|driver| async move { driver.list_images().await }).await
     }
 
     async fn pull_image(&self, name: &str, auth: Option<RegistryAuth>) -> Result<Image, RuntimeError> {
         let name = name.to_owned();
-        self.run(|driver| async move { driver.pull_image(&name, auth).await }).await
+        self.hand.run(|driver| async move { driver.pull_image(&name, auth).await }).await
     }
 
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {
-        self.run(|driver| async move { driver.load_image(archive, rename).await }).await
+        self.hand.run(|driver| async move { driver.load_image(archive, rename).await }).await
     }
 
     async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
         let name = name.to_owned();
-        self.run(|driver| async move { driver.import_image(rootfs, &name).await }).await
+        self.hand.run(|driver| async move { driver.import_image(rootfs, &name).await }).await
     }
 
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
         let name = name.to_owned();
-        self.run(|driver| async move { driver.remove_image(&name).await }).await
+        self.hand.run(|driver| async move { driver.remove_image(&name).await }).await
     }
 }

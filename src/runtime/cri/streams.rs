@@ -4,14 +4,14 @@
 //! is (containerd does): its terminal hangs up, or it is killed once it has had time to see the end of its input. Limits:
 //! a server that wants TLS is not spoken to.
 
-use std::{collections::HashSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, duplex, split},
     net::{TcpStream, tcp::OwnedWriteHalf},
-    sync::{OwnedMutexGuard, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,9 @@ use super::{
     client::{Fault, SHORT, fault},
     containers::start_error,
     driver::Driver,
-    labels, proto, spdy,
+    labels,
+    programs::Names,
+    proto, spdy,
 };
 use crate::runtime::{ContainerId, ContainerState, ExecStreams, RuntimeError, TerminalSize};
 
@@ -29,9 +31,6 @@ const PIPE_BYTES: usize = 64 * 1024;
 const READ_BYTES: usize = 16 * 1024;
 /// How long the server may take to begin.
 const BEGIN_WITHIN: Duration = Duration::from_secs(30);
-/// How long a program may take to be seen among a container's; one that was not lives on without its user.
-const SEEN_WITHIN: Duration = Duration::from_secs(2);
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// How often a program without its user is told to go. One that is just being started may miss a signal.
 const ATTEMPTS: u32 = 50;
 const PAUSE: Duration = Duration::from_millis(100);
@@ -59,13 +58,17 @@ impl Driver {
             stdout: true,
             stderr: !tty,
         };
-        let starts = Arc::clone(&self.starts).lock_owned().await;
-        let before = self.programs(id).await;
+        let expected = self.programs.begin(id).expect(self.names(id)).await;
         let asked: Result<proto::StreamUrl, Fault> = self.client.runtime("Exec", &request, SHORT).await;
         let url = asked.map_err(|fault| start_error(&fault.text()))?.url;
         let (streams, passed) = join(&url, options).await?;
         let over = CancellationToken::new();
-        let seen = tokio::spawn(Arc::clone(self).see(id.clone(), before, over.clone(), starts));
+        let (driver, of) = (Arc::clone(self), id.clone());
+        let list = move || {
+            let (driver, of) = (Arc::clone(&driver), of.clone());
+            async move { driver.names(&of).await }
+        };
+        let seen = tokio::spawn(expected.see(list, over.clone()));
         let (driver, id) = (Arc::clone(self), id.clone());
         tokio::spawn(async move {
             // Dropped with a runtime that ends, it says nothing.
@@ -73,8 +76,8 @@ impl Driver {
             if passed != Passed::Gone {
                 over.cancel();
             }
-            if passed != Passed::Ended
-                && let Ok(Some(program)) = seen.await
+            if let Ok((Some(program), _running)) = seen.await
+                && passed != Passed::Ended
             {
                 driver.dismiss(&id, &program, options).await;
             }
@@ -107,7 +110,7 @@ impl Driver {
     }
 
     /// The programs that run in a container beside its own, if the runtime tells.
-    async fn programs(&self, id: &ContainerId) -> Option<HashSet<String>> {
+    async fn names(&self, id: &ContainerId) -> Option<Names> {
         let request = proto::ContainerId { container_id: id.0.clone() };
         let listed: Result<proto::ListPidsResponse, Fault> =
             self.client.containerd("tasks.v1.Tasks/ListPids", &request).await;
@@ -116,32 +119,6 @@ impl Driver {
             proto::ProcessDetails::decode(details.as_slice()).ok().map(|of| of.exec_id)
         };
         Some(listed.ok()?.processes.into_iter().filter_map(named).collect())
-    }
-
-    /// The one program that was not there before, as long as it is not over.
-    async fn see(
-        self: Arc<Driver>,
-        id: ContainerId,
-        before: Option<HashSet<String>>,
-        over: CancellationToken,
-        _starts: OwnedMutexGuard<()>,
-    ) -> Option<String> {
-        let before = before?;
-        let deadline = tokio::time::Instant::now() + SEEN_WITHIN;
-        while tokio::time::Instant::now() < deadline {
-            let mut new: Vec<String> = self.programs(&id).await?.difference(&before).cloned().collect();
-            match (new.pop(), new.is_empty()) {
-                (Some(program), true) => return Some(program),
-                // A probe's was started beside it.
-                (Some(_), false) => return None,
-                (None, _) => {}
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK_AGAIN) => {}
-                () = over.cancelled() => return None,
-            }
-        }
-        None
     }
 
     /// Sees to it that a program goes whose user has, if it has not ended.

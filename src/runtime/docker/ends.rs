@@ -33,6 +33,8 @@ struct Running {
     /// Its end was told, once this is dropped.
     told: watch::Sender<()>,
     telling: bool,
+    /// It ended before this process came, and only its log is waited for.
+    past: bool,
 }
 
 /// An end about to be told; [`Ends::forget`] says that it was.
@@ -77,8 +79,17 @@ impl Ends {
             log: watch::Sender::new(Log::default()),
             told: watch::Sender::new(()),
             telling: false,
+            past: false,
         };
         self.table().insert(id.to_owned(), running);
+    }
+
+    /// It ended while nobody drove: its end is not told any more, but who looks at it waits until its log is complete.
+    pub(super) fn expect_log(&self, id: &str, kind: Kind, pod: &Uid) {
+        self.expect(id, kind, pod);
+        if let Some(running) = self.table().get_mut(id) {
+            (running.telling, running.past) = (true, true);
+        }
     }
 
     /// Its end was told, or nobody is to hear of it.
@@ -100,7 +111,10 @@ impl Ends {
 
     /// Its log is complete.
     pub(super) fn log_ended(&self, id: &str) {
-        if let Some(running) = self.table().get(id) {
+        let mut table = self.table();
+        if table.get(id).is_some_and(|running| running.past) {
+            table.remove(id);
+        } else if let Some(running) = table.get(id) {
             running.log.send_modify(|log| log.ended = true);
         }
     }
@@ -124,6 +138,21 @@ impl Ends {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn who_looks_at_what_ended_while_nobody_drove_waits_for_its_log() {
+        let ends = Ends::default();
+        ends.expect_log("c", Kind::Container, &"pod".into());
+        assert!(ends.expected().is_empty() && ends.begin_telling("c").is_none(), "its end is no news");
+        let begun = tokio::time::Instant::now();
+        tokio::join!(ends.told("c"), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            ends.log_ended("c");
+        });
+        assert_eq!(begun.elapsed(), Duration::from_secs(1));
+        ends.told("c").await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(1));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn an_end_is_told_once_and_after_its_log() {

@@ -43,6 +43,9 @@ pub(super) async fn adopt(driver: &Arc<Driver>) -> Result<(), RuntimeError> {
             }
             // The log of what was not started yet begins with its start.
             if let Some(container) = labels::Container::read(&labels).filter(|_| begun) {
+                if !running {
+                    driver.ends.expect_log(&id, kind, &pod);
+                }
                 super::logs::resume(driver, id, container);
             }
         }

@@ -29,6 +29,7 @@ use crate::runtime::{
         engine_name, normalize,
         pack::{self, PAUSE_IMAGE, PROGRAM_LABEL, Packed, programs},
     },
+    refusals,
 };
 
 /// Images looked at together.
@@ -328,26 +329,7 @@ fn credentials(full: &str, auth: &RegistryAuth) -> Option<DockerCredentials> {
 
 /// Why an image was not pulled, and what may help.
 fn pull_error(full: &str, text: &str) -> RuntimeError {
-    let lower = text.to_lowercase();
-    let says = |words: &[&str]| words.iter().any(|word| lower.contains(word));
-    let advice = if says(&["unauthorized", "access denied", "authentication required", "no basic auth"]) {
-        "; is the name right, and are the credentials in the pod's imagePullSecrets?"
-    } else if says(&["manifest unknown", "not found"]) {
-        "; the registry has no such image or tag"
-    } else if says(&["http response to https"]) {
-        "; the registry speaks plain HTTP: name it in the engine's insecure-registries"
-    } else if says(&[
-        "no such host",
-        "connection refused",
-        "timeout",
-        "deadline exceeded",
-        "network is unreachable",
-    ]) {
-        "; can the docker engine reach the registry?"
-    } else {
-        ""
-    };
-    RuntimeError::Pull(format!("failed to pull image {full:?}: {text}{advice}"))
+    refusals::pull_error(full, text, "the docker engine", "name it in the engine's insecure-registries")
 }
 
 #[cfg(test)]
@@ -367,25 +349,6 @@ mod tests {
             [format!("docker.io/library/{digest}")]
         );
         assert!(names(&texts(&["<none>:<none>"]), &texts(&["<none>@<none>"])).is_empty());
-    }
-
-    #[test]
-    fn errors_of_registries_say_what_may_help() {
-        for (text, advice) in [
-            ("pull access denied for x, repository does not exist", "imagePullSecrets"),
-            ("manifest for x:9 not found: manifest unknown", "no such image or tag"),
-            (
-                "Get \"https://r:5000/v2/\": http: server gave HTTP response to HTTPS client",
-                "insecure-registries",
-            ),
-            ("dial tcp: lookup r on 127.0.0.53:53: no such host", "reach the registry"),
-            ("something else", "something else"),
-        ] {
-            let error = pull_error("r/x:9", text);
-            assert!(matches!(error, RuntimeError::Pull(_)));
-            let error = error.to_string();
-            assert!(error.contains(advice) && error.contains(text) && error.contains("r/x:9"), "{error}");
-        }
     }
 
     #[test]

@@ -26,18 +26,13 @@ mod streams;
 
 use std::{
     fs,
-    future::Future,
-    io,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use async_trait::async_trait;
-use tokio::{
-    runtime::{Builder, Handle},
-    sync::{broadcast, oneshot},
-};
+use tokio::sync::broadcast;
 
 use self::driver::Driver;
 pub use self::engine::socket;
@@ -45,6 +40,7 @@ use super::{
     Connection, ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus,
     ExecOutput, ExecStreams, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
     SandboxStats, SandboxStatus, StreamOptions,
+    hand::{self, Hand, now_ms, system},
 };
 use crate::model::Uid;
 
@@ -83,33 +79,17 @@ pub fn used_socket(root: &Path) -> Option<PathBuf> {
 /// # Errors
 /// What is wrong, and what to do.
 pub fn check(socket: &Path) -> Result<(), RuntimeError> {
-    let runtime =
-        Builder::new_current_thread().enable_all().build().map_err(system("ask the docker engine"))?;
     let socket = socket.to_owned();
-    // On a thread of its own: the caller may be inside a runtime.
-    let asked = std::thread::spawn(move || {
-        runtime.block_on(async { tokio::time::timeout(PATIENCE, engine::connect(&socket)).await })
-    });
-    match asked.join() {
-        Ok(Ok(answer)) => answer.map(drop),
-        _ => Err(system("ask the docker engine")(io::Error::other(
-            "it does not answer: look after dockerd (systemctl status docker)",
-        ))),
-    }
+    let advice = "it does not answer: look after dockerd (systemctl status docker)";
+    hand::ask("ask the docker engine", advice, || async move { engine::connect(&socket).await.map(drop) })
 }
-
-/// How long an engine may take to say who it is.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Has containers run by a Docker engine.
 ///
 /// Its work is done on a thread of its own, so its methods may be called from any tokio runtime, and a call goes on to
 /// its end even when its caller stops waiting.
 pub struct DockerRuntime {
-    driver: Arc<Driver>,
-    handle: Handle,
-    /// Dropped with the runtime, which ends the thread.
-    _stop: oneshot::Sender<()>,
+    hand: Hand<Driver>,
 }
 
 impl DockerRuntime {
@@ -131,39 +111,13 @@ impl DockerRuntime {
     }
 
     fn start(config: DockerConfig, run: bool) -> Result<DockerRuntime, RuntimeError> {
-        let operation = || system(format!("open the docker runtime in {}", config.root.display()));
         if run {
+            let operation = || system(format!("open the docker runtime in {}", config.root.display()));
             let _ = fs::remove_dir_all(config.scratch());
             fs::create_dir_all(config.scratch()).map_err(operation())?;
         }
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .thread_name("docker-blocking")
-            .max_blocking_threads(BLOCKING_THREADS)
-            .build()
-            .map_err(operation())?;
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = oneshot::channel();
-        let (opened, open) = std::sync::mpsc::channel();
-        let wanted = config.clone();
-        std::thread::Builder::new()
-            .name("docker-runtime".to_owned())
-            .spawn(move || {
-                runtime.block_on(async {
-                    let driver = begin(wanted, run).await;
-                    let begun = driver.is_ok();
-                    // Receiving fails only when `open` below was abandoned.
-                    let _ = opened.send(driver);
-                    if begun {
-                        let _ = stopped.await;
-                    }
-                });
-                runtime.shutdown_background();
-            })
-            .map_err(operation())?;
-        let driver =
-            open.recv().unwrap_or_else(|_| Err(operation()(io::Error::other("its thread has died"))))?;
-        Ok(DockerRuntime { driver, handle, _stop: stop })
+        let root = config.root.clone();
+        Ok(DockerRuntime { hand: Hand::start("docker", &root, move || begin(config, run))? })
     }
 
     /// Removes every sandbox and the networks: nothing of this runtime is left in the engine but images.
@@ -171,25 +125,11 @@ impl DockerRuntime {
     /// # Errors
     /// When the engine does not remove something.
     pub async fn destroy(&self) -> Result<(), RuntimeError> {
-        self.run(|driver| async move { driver.destroy().await }).await?;
-        let _ = fs::remove_file(self.driver.config.used_socket());
+        self.hand.run(|driver| async move { driver.destroy().await }).await?;
+        let _ = fs::remove_file(self.hand.driver().config.used_socket());
         Ok(())
     }
-
-    /// Runs a step on the runtime's own thread.
-    async fn run<T, F>(&self, step: impl FnOnce(Arc<Driver>) -> F) -> Result<T, RuntimeError>
-    where
-        T: Send + 'static,
-        F: Future<Output = Result<T, RuntimeError>> + Send + 'static,
-    {
-        self.handle.spawn(step(Arc::clone(&self.driver))).await.unwrap_or_else(|error| {
-            Err(RuntimeError::System { operation: "run a step".into(), cause: error.to_string() })
-        })
-    }
 }
-
-/// Images on their way are read and checked by so many threads at most.
-const BLOCKING_THREADS: usize = 4;
 
 async fn begin(config: DockerConfig, run: bool) -> Result<Arc<Driver>, RuntimeError> {
     let driver = Arc::new(Driver::new(config).await?);
@@ -204,16 +144,6 @@ async fn begin(config: DockerConfig, run: bool) -> Result<Arc<Driver>, RuntimeEr
     Ok(driver)
 }
 
-fn system(operation: impl Into<String>) -> impl FnOnce(io::Error) -> RuntimeError {
-    let operation = operation.into();
-    move |cause| RuntimeError::System { operation, cause: cause.to_string() }
-}
-
-fn now_ms() -> i64 {
-    let age = SystemTime::now().duration_since(UNIX_EPOCH);
-    age.map_or(0, |age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX))
-}
-
 #[async_trait]
 impl ContainerRuntime for DockerRuntime {
     fn name(&self) -> &'static str {
@@ -221,30 +151,30 @@ impl ContainerRuntime for DockerRuntime {
     }
 
     fn version(&self) -> String {
-        self.driver.version.clone()
+        self.hand.driver().version.clone()
     }
 
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
         let cidr = cidr.to_owned();
-        self.run(|driver| async move { driver.set_pod_cidr(&cidr).await }).await
+        self.hand.run(|driver| async move { driver.set_pod_cidr(&cidr).await }).await
     }
 
     async fn run_pod_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
-        self.run(|driver| async move { driver.run_sandbox(config).await }).await
+        self.hand.run(|driver| async move { driver.run_sandbox(config).await }).await
     }
 
     async fn stop_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError> {
         let pod = pod.clone();
-        self.run(|driver| async move { driver.stop_sandbox(&pod).await }).await
+        self.hand.run(|driver| async move { driver.stop_sandbox(&pod).await }).await
     }
 
     async fn remove_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError> {
         let pod = pod.clone();
-        self.run(|driver| async move { driver.remove_sandbox(&pod).await }).await
+        self.hand.run(|driver| async move { driver.remove_sandbox(&pod).await }).await
     }
 
     async fn list_pod_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
-        self.run(|driver| async move { driver.list_sandboxes().await }).await
+        self.hand.run(|driver| async move { driver.list_sandboxes().await }).await
     }
 
     async fn create_container(
@@ -253,22 +183,22 @@ impl ContainerRuntime for DockerRuntime {
         config: ContainerConfig,
     ) -> Result<ContainerId, RuntimeError> {
         let pod = pod.clone();
-        self.run(|driver| async move { driver.create_container(&pod, config).await }).await
+        self.hand.run(|driver| async move { driver.create_container(&pod, config).await }).await
     }
 
     async fn start_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.start_container(&id).await }).await
+        self.hand.run(|driver| async move { driver.start_container(&id).await }).await
     }
 
     async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.stop_container(&id, grace).await }).await
+        self.hand.run(|driver| async move { driver.stop_container(&id, grace).await }).await
     }
 
     async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.remove_container(&id).await }).await
+        self.hand.run(|driver| async move { driver.remove_container(&id).await }).await
     }
 
     async fn exec_sync(
@@ -278,7 +208,7 @@ impl ContainerRuntime for DockerRuntime {
         timeout: Duration,
     ) -> Result<ExecOutput, RuntimeError> {
         let id = id.clone();
-        self.run(|driver| async move { driver.exec_sync(&id, command, timeout).await }).await
+        self.hand.run(|driver| async move { driver.exec_sync(&id, command, timeout).await }).await
     }
 
     async fn update_container(
@@ -287,11 +217,11 @@ impl ContainerRuntime for DockerRuntime {
         resources: ContainerResources,
     ) -> Result<(), RuntimeError> {
         let id = id.clone();
-        self.run(move |driver| async move { driver.update_container(&id, resources).await }).await
+        self.hand.run(move |driver| async move { driver.update_container(&id, resources).await }).await
     }
 
     async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
-        self.run(|driver| async move { driver.stats().await }).await
+        self.hand.run(|driver| async move { driver.stats().await }).await
     }
 
     fn rotates_logs(&self) -> bool {
@@ -305,67 +235,67 @@ impl ContainerRuntime for DockerRuntime {
         options: StreamOptions,
     ) -> Result<ExecStreams, RuntimeError> {
         let id = id.clone();
-        self.run(move |driver| async move { driver.exec(&id, command, options).await }).await
+        self.hand.run(move |driver| async move { driver.exec(&id, command, options).await }).await
     }
 
     async fn attach(&self, id: &ContainerId, options: StreamOptions) -> Result<ExecStreams, RuntimeError> {
         let id = id.clone();
-        self.run(move |driver| async move { driver.attach(&id, options).await }).await
+        self.hand.run(move |driver| async move { driver.attach(&id, options).await }).await
     }
 
     async fn port_forward(&self, pod: &Uid, port: u16) -> Result<Connection, RuntimeError> {
         let pod = pod.clone();
-        let reach = self.run(|driver| async move { driver.network_namespace(&pod).await }).await?;
+        let reach = self.hand.run(|driver| async move { driver.network_namespace(&pod).await }).await?;
         reach.connect(port).await
     }
 
     async fn list_containers(&self) -> Result<Vec<ContainerStatus>, RuntimeError> {
-        self.run(|driver| async move { driver.list_containers(None).await }).await
+        self.hand.run(|driver| async move { driver.list_containers(None).await }).await
     }
 
     async fn pod_containers(&self, pod: &Uid) -> Result<Vec<ContainerStatus>, RuntimeError> {
         let pod = pod.clone();
-        self.run(|driver| async move { driver.list_containers(Some(&pod)).await }).await
+        self.hand.run(|driver| async move { driver.list_containers(Some(&pod)).await }).await
     }
 
     fn events(&self) -> broadcast::Receiver<RuntimeEvent> {
-        self.driver.events.subscribe()
+        self.hand.driver().events.subscribe()
     }
 
     async fn image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
         let name = name.to_owned();
-        self.run(|driver| async move { driver.find_image(&name).await }).await
+        self.hand.run(|driver| async move { driver.find_image(&name).await }).await
     }
 
     async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
         let name = name.to_owned();
-        self.run(|driver| async move { driver.brought_by_hand(&name).await }).await
+        self.hand.run(|driver| async move { driver.brought_by_hand(&name).await }).await
     }
 
     async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {
-        self.run(|driver| async move { driver.list_images().await }).await
+        self.hand.run(|driver| async move { driver.list_images().await }).await
     }
 
     async fn pull_image(&self, name: &str, auth: Option<RegistryAuth>) -> Result<Image, RuntimeError> {
         let name = name.to_owned();
-        self.run(|driver| async move { driver.pull_image(&name, auth).await }).await
+        self.hand.run(|driver| async move { driver.pull_image(&name, auth).await }).await
     }
 
     async fn load_image(&self, archive: Reader, rename: Option<String>) -> Result<Vec<String>, RuntimeError> {
-        self.run(|driver| async move { driver.load_image(archive, rename).await }).await
+        self.hand.run(|driver| async move { driver.load_image(archive, rename).await }).await
     }
 
     async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
         let name = name.to_owned();
-        self.run(|driver| async move { driver.import_image(rootfs, &name).await }).await
+        self.hand.run(|driver| async move { driver.import_image(rootfs, &name).await }).await
     }
 
     async fn save_images(&self, names: Vec<String>) -> Result<Reader, RuntimeError> {
-        self.run(|driver| async move { driver.save_images(names).await }).await
+        self.hand.run(|driver| async move { driver.save_images(names).await }).await
     }
 
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {
         let name = name.to_owned();
-        self.run(|driver| async move { driver.remove_image(&name).await }).await
+        self.hand.run(|driver| async move { driver.remove_image(&name).await }).await
     }
 }

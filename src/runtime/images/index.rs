@@ -33,14 +33,52 @@ pub(super) struct Index {
     /// Those of the names that came from a registry; the others were brought by hand.
     #[serde(default)]
     pub(super) pulled: BTreeSet<String>,
+    /// What else is known of how names came.
+    #[serde(default)]
+    pub(super) notes: BTreeMap<String, Note>,
     /// By image id.
     pub(super) images: BTreeMap<String, Record>,
 }
 
 impl Default for Index {
     fn default() -> Index {
-        Index { version: VERSION, names: BTreeMap::new(), pulled: BTreeSet::new(), images: BTreeMap::new() }
+        Index {
+            version: VERSION,
+            names: BTreeMap::new(),
+            pulled: BTreeSet::new(),
+            notes: BTreeMap::new(),
+            images: BTreeMap::new(),
+        }
     }
+}
+
+/// How an image came by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// Somebody brought it.
+    Hand,
+    /// Somebody brought it to another machine, then; it was taken from there.
+    Copy {
+        /// Milliseconds since the epoch.
+        since_ms: i64,
+    },
+    /// From its registry, which asked for no credentials if `open`.
+    Registry {
+        /// See there.
+        open: bool,
+    },
+}
+
+/// What is remembered of a name beside [`Index::pulled`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Note {
+    /// It was brought by hand elsewhere.
+    pub(super) copy: bool,
+    /// Its registry gave it without credentials.
+    pub(super) open: bool,
+    /// When it was brought by hand, here or elsewhere; milliseconds since the epoch.
+    pub(super) since_ms: i64,
 }
 
 /// One image.
@@ -66,6 +104,28 @@ pub(super) struct LayerRecord {
 }
 
 impl Index {
+    /// Gives an image a name.
+    pub(super) fn name(&mut self, name: &str, id: &str, origin: Origin) {
+        self.names.insert(name.to_owned(), id.to_owned());
+        let note = match origin {
+            Origin::Hand => Note { since_ms: now_ms(), ..Note::default() },
+            Origin::Copy { since_ms } => Note { copy: true, since_ms, ..Note::default() },
+            Origin::Registry { open } => Note { open, ..Note::default() },
+        };
+        self.notes.insert(name.to_owned(), note);
+        match origin {
+            Origin::Registry { .. } => self.pulled.insert(name.to_owned()),
+            Origin::Hand | Origin::Copy { .. } => self.pulled.remove(name),
+        };
+    }
+
+    /// Takes a name away; whether it was there.
+    pub(super) fn unname(&mut self, name: &str) -> bool {
+        self.pulled.remove(name);
+        self.notes.remove(name);
+        self.names.remove(name).is_some()
+    }
+
     /// The image of an id with its names.
     pub(super) fn image(&self, id: &str) -> Option<Image> {
         let record = self.images.get(id)?;
@@ -283,6 +343,11 @@ impl Disk {
         }
     }
 
+    /// Whether there is one.
+    pub(super) fn has_config(&self, image: &str) -> bool {
+        self.config_path(image).exists()
+    }
+
     fn config_path(&self, image: &str) -> PathBuf {
         self.dir.join("configs").join(image.trim_start_matches("sha256:"))
     }
@@ -331,6 +396,12 @@ impl Disk {
         }
         Ok(())
     }
+}
+
+/// The wall clock, for what was brought by hand.
+fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| i64::try_from(since.as_millis()).unwrap_or(i64::MAX))
 }
 
 fn lock_target(path: &Path) -> io::Result<File> {

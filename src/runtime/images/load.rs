@@ -1,6 +1,6 @@
 //! Archives become images of the store.
 //!
-//! Owns: `load`, `import` and `pulled`, the blocking part. Invariant: layers are complete, on disk and checked against their
+//! Owns: `load`, `import` and `gathered`, the blocking part. Invariant: layers are complete, on disk and checked against their
 //! digests before they get their place, and the index names an image only after all its layers have theirs.
 
 use std::{
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Limits,
     archive::{Blob, Found, Spread, parse},
-    index::{Disk, LayerRecord, Record, Staging},
+    index::{Disk, LayerRecord, Origin, Record, Staging},
     manifest::architecture,
     name::normalize,
     skeleton::{self, Recorder, Tape},
@@ -77,19 +77,27 @@ pub(super) fn import(
     Ok(name)
 }
 
-/// Makes the image that a registry described; layers that are here need no file. The caller holds a staging directory
-/// and the lock on loads.
-pub(super) fn pulled(
+/// Makes the image that a registry or another machine described; layers that are here need no file. The caller holds a
+/// staging directory and the lock on loads.
+pub(super) fn gathered(
     disk: &Disk,
     limits: &Limits,
     staging: &Staging,
     found: &Found,
+    origin: Origin,
 ) -> Result<(), RuntimeError> {
     let mut work = Work { disk, limits, staging, new: HashMap::new(), bytes: 0 };
     let image = work.image(found)?;
     work.place()?;
     disk.note_use(&image.0);
-    commit(disk, [(&found.names, image)], Origin::Registry)
+    commit(disk, [(&found.names, image)], origin)
+}
+
+/// The digests of the unpacked layers that an image's configuration lists, as many as there are.
+pub(super) fn all_layers_of(config: &[u8]) -> Result<Vec<String>, RuntimeError> {
+    let config: Configuration = parse("image configuration", config)?;
+    config.check(config.rootfs.diff_ids.len())?;
+    Ok(config.rootfs.diff_ids)
 }
 
 /// The digests of the unpacked layers that an image's configuration lists, checked against the machine and against the
@@ -98,13 +106,6 @@ pub(super) fn layers_of(config: &[u8], layers: usize) -> Result<Vec<String>, Run
     let config: Configuration = parse("image configuration", config)?;
     config.check(layers)?;
     Ok(config.rootfs.diff_ids)
-}
-
-/// How an image came.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Origin {
-    Hand,
-    Registry,
 }
 
 /// Each image's full names.
@@ -133,11 +134,7 @@ fn commit<'a>(
     disk.update(|index| {
         for (names, (id, record)) in images {
             for name in names {
-                index.names.insert(name.clone(), id.clone());
-                match origin {
-                    Origin::Hand => index.pulled.remove(name),
-                    Origin::Registry => index.pulled.insert(name.clone()),
-                };
+                index.name(name, &id, origin);
             }
             index.images.insert(id, record);
         }

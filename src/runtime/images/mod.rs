@@ -18,6 +18,7 @@ mod name;
 pub mod pack;
 mod registry;
 mod save;
+mod share;
 mod skeleton;
 mod stream;
 #[cfg(test)]
@@ -38,7 +39,7 @@ pub use self::{
     name::{engine_name, normalize},
     registry::{Pulls, RegistryConfig, Threads},
 };
-use super::{IdleImage, Image, Reader, RuntimeError};
+use super::{IdleImage, Image, Reader, RuntimeError, share::SharedImage};
 
 /// The image that needs no archive: our own executable.
 pub const BUILTIN_IMAGE: &str = "troupe.local/hello:latest";
@@ -179,14 +180,29 @@ impl ImageStore {
         Ok(idle.map(|i| IdleImage { used_ms: self.disk.used_ms(&i.id), names: i.names }).collect())
     }
 
+    /// Whether the image of a name is a copy of what was brought by hand to another machine.
+    pub fn copied(&self, name: &str) -> Result<bool, RuntimeError> {
+        Ok(self.disk.read()?.notes.get(&normalize(name)?).is_some_and(|note| note.copy))
+    }
+
+    /// The names that other machines may have from this one.
+    pub fn shared(&self) -> Result<Vec<SharedImage>, RuntimeError> {
+        share::shared(self)
+    }
+
+    /// One part of an image that others may have: its configuration, or a layer as an uncompressed tar. The reader fails
+    /// in the end when it is not what its digest says.
+    pub async fn part(&self, image: &str, digest: &str) -> Result<Reader, RuntimeError> {
+        share::part(self, image, digest).await
+    }
+
     /// Removes a name, and the image's content that nothing else needs: no other name, no other image, no pin.
     pub async fn remove(&self, name: &str) -> Result<(), RuntimeError> {
         let (store, asked) = (self.clone(), name.to_owned());
         let full = normalize(name)?;
         blocking(move || {
             store.disk.update(|index| {
-                index.pulled.remove(&full);
-                index.names.remove(&full).map(|_| ()).ok_or(RuntimeError::ImageNotFound(asked))
+                if index.unname(&full) { Ok(()) } else { Err(RuntimeError::ImageNotFound(asked)) }
             })?;
             store.disk.sweep()
         })

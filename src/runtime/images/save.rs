@@ -8,6 +8,7 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read, Write},
+    path::Path,
 };
 
 use bytes::Bytes;
@@ -47,16 +48,32 @@ struct Plan {
 pub(super) async fn save(store: &ImageStore, names: Vec<String>) -> Result<Reader, RuntimeError> {
     let store = store.clone();
     let plan = super::blocking(move || plan(store, &names)).await?;
+    Ok(written(move |out| plan.write(out)))
+}
+
+/// What a thread writes, to be read. The reader fails when the thread does.
+pub(super) fn written(write: impl FnOnce(&mut Out) -> io::Result<()> + Send + 'static) -> Reader {
     let (sender, receiver) = mpsc::channel(ON_THEIR_WAY);
     tokio::task::spawn_blocking(move || {
         let mut out = Out { sender: Some(sender), buffer: Vec::with_capacity(BUFFER) };
-        let written = plan.write(&mut out);
+        let written = write(&mut out);
         out.close(written);
     });
     let chunks = futures_util::stream::unfold(receiver, |mut receiver| async move {
         receiver.recv().await.map(|chunk| (chunk, receiver))
     });
-    Ok(Box::pin(StreamReader::new(Box::pin(chunks))))
+    Box::pin(StreamReader::new(Box::pin(chunks)))
+}
+
+/// Writes a layer's tar as it came, and fails in the end if it is not that any more.
+pub(super) fn layer(home: &Path, diff_id: &str, out: &mut Out) -> io::Result<()> {
+    let mut hashing = Hashed { into: out, hash: sha2::Digest::new() };
+    skeleton::replay(home, &mut hashing)?;
+    let real = format_digest(&sha2::Digest::finalize(hashing.hash));
+    if real != diff_id {
+        return Err(io::Error::other(format!("layer {diff_id} cannot be written again")));
+    }
+    Ok(())
 }
 
 fn plan(store: ImageStore, names: &[String]) -> Result<Plan, RuntimeError> {
@@ -150,12 +167,7 @@ impl Plan {
             let header = header(&blob(diff_id), *bytes)?;
             let out = tar.get_mut();
             out.write_all(header.as_bytes())?;
-            let mut hashing = Hashed { into: &mut **out, hash: sha2::Digest::new() };
-            skeleton::replay(&self.store.disk.layer_home(diff_id), &mut hashing)?;
-            let real = format_digest(&sha2::Digest::finalize(hashing.hash));
-            if real != *diff_id {
-                return Err(io::Error::other(format!("layer {diff_id} cannot be written again")));
-            }
+            layer(&self.store.disk.layer_home(diff_id), diff_id, out)?;
             let padding = (BLOCK - bytes % BLOCK) % BLOCK;
             io::copy(&mut io::repeat(0).take(padding), *out)?;
         }
@@ -198,7 +210,7 @@ impl<W: Write> Write for Hashed<'_, W> {
 }
 
 /// The writing thread's end. Dropped without [`close`](Self::close) it tells the reader that something went wrong.
-struct Out {
+pub(super) struct Out {
     sender: Option<mpsc::Sender<io::Result<Bytes>>>,
     buffer: Vec<u8>,
 }

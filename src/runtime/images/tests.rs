@@ -89,7 +89,7 @@ pub(super) fn config(layers: &[Vec<u8>]) -> Vec<u8> {
 }
 
 /// A docker-archive of one image; the table of contents comes last, as Docker writes it.
-fn docker(names: &[&str], layers: &[Vec<u8>]) -> Vec<u8> {
+pub(super) fn docker(names: &[&str], layers: &[Vec<u8>]) -> Vec<u8> {
     let config = config(layers);
     let layer_names: Vec<String> = (0..layers.len()).map(|n| format!("{n}/layer.tar")).collect();
     let manifest = json!([{"Config": "config.json", "RepoTags": names, "Layers": layer_names}]).to_string();
@@ -130,11 +130,11 @@ fn named(digest: &str, name: &str) -> Value {
     json!({"digest": digest, "annotations": {"io.containerd.image.name": name}})
 }
 
-fn reader(bytes: Vec<u8>) -> Reader {
+pub(super) fn reader(bytes: Vec<u8>) -> Reader {
     Box::pin(std::io::Cursor::new(bytes))
 }
 
-fn store() -> (TempDir, ImageStore) {
+pub(super) fn store() -> (TempDir, ImageStore) {
     let dir = TempDir::new().unwrap();
     let store = ImageStore::open(dir.path()).unwrap();
     (dir, store)

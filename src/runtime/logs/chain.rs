@@ -3,7 +3,7 @@
 //! Owns: [`Chain`], and where the last lines begin. Invariant: each file is read to its end before the next one, none
 //! twice and none left out, however often the log is rotated meanwhile. Files are known by inode, not by name. What was
 //! removed by rotation before a slow reader came to it is lost to it; what was there when it began is not, since all of
-//! that is opened at once.
+//! that is opened at once. Who is at a file that is packed meanwhile has it as it was.
 
 use std::{
     collections::VecDeque,
@@ -20,7 +20,8 @@ use tokio::{
 
 use super::{
     MAX_FRAME, decode,
-    rotate::{FileId, Stamp, file_id, rotated},
+    pack::{self, Packed},
+    rotate::{self, FileId, Rotated, Stamp, file_id, rotated},
 };
 
 /// Most bytes of a tail that are searched for its first line at once.
@@ -54,23 +55,96 @@ pub(super) struct Chain {
 
 /// One of its files.
 struct Open {
-    reader: BufReader<File>,
+    source: Source,
     id: FileId,
     /// Its own stamp or, for the one being written, that of the newest rotated file: what is later comes after it.
     stamp: Option<Stamp>,
     position: u64,
 }
 
+/// Where its bytes come from.
+enum Source {
+    Plain(BufReader<File>),
+    /// A packed file, which grows no more, away while bytes are taken from it; and what of those is not read yet.
+    Packed {
+        file: Option<Packed>,
+        skip: u64,
+        piece: Vec<u8>,
+        at: usize,
+    },
+}
+
 impl Open {
-    fn new(file: fs::File, id: FileId, stamp: Option<Stamp>) -> Open {
-        let reader = BufReader::with_capacity(READ_BUFFER, File::from_std(file));
-        Open { reader, id, stamp, position: 0 }
+    fn new(file: fs::File, id: FileId, stamp: Option<Stamp>, packed: bool) -> Open {
+        let source = match packed {
+            true => Source::Packed { file: Some(Packed::new(file)), skip: 0, piece: Vec::new(), at: 0 },
+            false => Source::Plain(BufReader::with_capacity(READ_BUFFER, File::from_std(file))),
+        };
+        Open { source, id, stamp, position: 0 }
+    }
+
+    /// Finds where its last lines begin, and reads on from there: how many those are, and whether all that are wanted.
+    async fn seek_tail(&mut self, lines: u64) -> io::Result<(u64, bool)> {
+        let (position, counted, found) = match &mut self.source {
+            Source::Plain(reader) => tail_start(reader.get_mut(), lines).await?,
+            Source::Packed { file, .. } => {
+                let Some(packed) = file.take() else { return Ok((0, false)) };
+                let (packed, found) = blocking(move || packed.tail_start(lines)).await?;
+                *file = Some(packed);
+                found
+            }
+        };
+        self.seek(position).await?;
+        Ok((counted, found))
     }
 
     async fn seek(&mut self, position: u64) -> io::Result<()> {
-        self.reader.seek(SeekFrom::Start(position)).await?;
+        match &mut self.source {
+            Source::Plain(reader) => {
+                reader.seek(SeekFrom::Start(position)).await?;
+            }
+            // Only ever from its beginning.
+            Source::Packed { skip, .. } => *skip = position,
+        }
         self.position = position;
         Ok(())
+    }
+
+    /// What is there to be read; empty at its end.
+    async fn fill(&mut self) -> io::Result<&[u8]> {
+        match &mut self.source {
+            Source::Plain(reader) => reader.fill_buf().await,
+            Source::Packed { file, skip, piece, at } => {
+                if *at >= piece.len()
+                    && let Some(mut packed) = file.take()
+                {
+                    let from = std::mem::take(skip);
+                    let (packed, next) = blocking(move || {
+                        let next = packed.piece(from);
+                        Ok((packed, next))
+                    })
+                    .await?;
+                    (*file, *piece, *at) = (Some(packed), next, 0);
+                }
+                Ok(piece.get(*at..).unwrap_or_default())
+            }
+        }
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        match &mut self.source {
+            Source::Plain(reader) => reader.consume(bytes),
+            Source::Packed { at, .. } => *at += bytes,
+        }
+        self.position += bytes as u64;
+    }
+
+    /// It has got more since it was read.
+    async fn has_grown(&self) -> io::Result<bool> {
+        match &self.source {
+            Source::Plain(reader) => Ok(reader.get_ref().metadata().await?.len() > self.position),
+            Source::Packed { .. } => Ok(false),
+        }
     }
 }
 
@@ -84,8 +158,7 @@ impl Chain {
             let mut left = lines;
             let mut first = 0;
             for (at, open) in rest.iter_mut().enumerate().rev() {
-                let (position, counted, found) = tail_start(open.reader.get_mut(), left).await?;
-                open.seek(position).await?;
+                let (counted, found) = open.seek_tail(left).await?;
                 (first, left) = (at, left - counted);
                 if found {
                     break;
@@ -101,7 +174,7 @@ impl Chain {
     pub(super) async fn next_line(&mut self) -> io::Result<Option<Vec<u8>>> {
         let Some(open) = &mut self.now else { return Ok(None) };
         loop {
-            let available = open.reader.fill_buf().await?;
+            let available = open.fill().await?;
             if available.is_empty() {
                 return Ok(None);
             }
@@ -112,8 +185,7 @@ impl Chain {
             let room = MAX_FRAME.saturating_sub(self.line.len());
             let (take, whole) = if take > room { (room, true) } else { (take, whole) };
             self.line.extend_from_slice(&available[..take]);
-            open.reader.consume(take);
-            open.position += take as u64;
+            open.consume(take);
             if whole {
                 if self.line.last() == Some(&b'\n') {
                     self.line.pop();
@@ -150,7 +222,7 @@ impl Chain {
                 return Ok(Next::Other(std::mem::take(&mut self.line)));
             }
             // It may have got lines since it was read; it gets no more now that there is another.
-            if open.reader.get_ref().metadata().await?.len() > open.position {
+            if open.has_grown().await? {
                 return Ok(Next::More);
             }
             after = (Some(open.id), open.stamp);
@@ -175,17 +247,28 @@ struct Listed {
     stamp: Stamp,
     path: PathBuf,
     id: FileId,
+    packed: bool,
+    /// Which file it was before it was packed. Another may have that identity by now, but none that is still open.
+    was: Option<FileId>,
 }
 
 fn list(path: &Path) -> io::Result<Vec<Listed>> {
     let mut listed = Vec::new();
-    for file in rotated(path)? {
-        match fs::metadata(&file.path) {
-            Ok(meta) => listed.push(Listed { stamp: file.stamp, path: file.path, id: file_id(&meta) }),
-            // Removed meanwhile.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
+    'again: for _ in 0..TRIES {
+        listed.clear();
+        for Rotated { stamp, path, packed } in rotated(path)? {
+            match open(&path)? {
+                Some((file, id)) => {
+                    let was = if packed { pack::was(file) } else { None };
+                    listed.push(Listed { stamp, path, id, packed, was });
+                }
+                // Packed meanwhile: it is there by another name.
+                None if !packed && rotate::packed_name(&path).exists() => continue 'again,
+                // Removed meanwhile.
+                None => {}
+            }
         }
+        break;
     }
     Ok(listed)
 }
@@ -209,7 +292,7 @@ fn open_current(path: &Path, listed: &[Listed]) -> io::Result<Result<Option<Open
     let before = again.iter().position(|other| other.id == id).map_or(&again[..], |at| &again[..at]);
     let last = listed.last();
     Ok(match before.last().map(|other| other.id) == last.map(|other| other.id) {
-        true => Ok(Some(Open::new(file, id, last.map(|other| other.stamp)))),
+        true => Ok(Some(Open::new(file, id, last.map(|other| other.stamp), false))),
         false => Err(()),
     })
 }
@@ -225,7 +308,7 @@ fn present(path: &Path, since: Option<SystemTime>) -> io::Result<Vec<Open>> {
                 Some((file, id)) if id == other.id => {
                     let last = file.metadata()?.modified()?;
                     if since.is_none_or(|since| last >= since) {
-                        found.push(Open::new(file, id, Some(other.stamp)));
+                        found.push(Open::new(file, id, Some(other.stamp), other.packed));
                     }
                 }
                 _ => continue 'again,
@@ -244,13 +327,18 @@ fn successor(path: &Path, after: Option<FileId>, stamp: Option<Stamp>) -> io::Re
     for _ in 0..TRIES {
         let listed = list(path)?;
         // One that was removed is older than all that are here, but for those before it.
-        let next = match listed.iter().position(|other| Some(other.id) == after) {
+        let own = |other: &Listed| {
+            Some(other.id) == after || (other.was == after && after.is_some() && Some(other.stamp) > stamp)
+        };
+        let next = match listed.iter().position(own) {
             Some(at) => listed.get(at + 1),
             None => listed.iter().find(|other| Some(other.stamp) > stamp),
         };
         if let Some(next) = next {
             match open(&next.path)? {
-                Some((file, id)) if id == next.id => return Ok(Some(Open::new(file, id, Some(next.stamp)))),
+                Some((file, id)) if id == next.id => {
+                    return Ok(Some(Open::new(file, id, Some(next.stamp), next.packed)));
+                }
                 _ => continue,
             }
         }
@@ -303,6 +391,6 @@ async fn tail_start(file: &mut File, lines: u64) -> io::Result<(u64, u64, bool)>
 }
 
 /// A line that is complete: whole, or not in the format.
-fn ends_line(line: &[u8]) -> bool {
+pub(super) fn ends_line(line: &[u8]) -> bool {
     !line.is_empty() && decode(line).is_none_or(|frame| frame.full)
 }

@@ -1,6 +1,6 @@
 //! Logs that stay small: when one is full it is renamed, a new one begun and the oldest removed.
 //!
-//! Owns: [`LogLimits`], the names of rotated files (`0.log.20060102-150405.000000001`, in UTC) and [`LogWriter`].
+//! Owns: [`LogLimits`], the names of rotated files (`0.log.20060102-150405.000000001`, in UTC; `.gz` when packed) and [`LogWriter`].
 //! Invariants: names sort in the order of writing, whatever the clock does; a record is in one file as a whole; no file
 //! is larger than the limit unless one record is. Whoever writes a log rotates it, between two records, so that no flood
 //! outruns it.
@@ -14,6 +14,8 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+
+use super::pack::{self, unfinished_name};
 
 /// How much is kept of a container's output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -99,6 +101,35 @@ impl std::fmt::Display for Stamp {
 pub(super) struct Rotated {
     pub stamp: Stamp,
     pub path: PathBuf,
+    /// It is compressed.
+    pub packed: bool,
+}
+
+impl Rotated {
+    fn remove(&self) -> io::Result<()> {
+        // Had it been packed just now, it would come back by that name.
+        if !self.packed {
+            absent(fs::remove_file(packed_name(&self.path)))?;
+        }
+        absent(fs::remove_file(&self.path))
+    }
+}
+
+/// What is not there is removed.
+pub(super) fn absent(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+const PACKED: &str = ".gz";
+
+/// What a rotated file is called once it is packed.
+pub(super) fn packed_name(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(PACKED);
+    name.into()
 }
 
 /// The rotated files of a log, oldest first.
@@ -112,12 +143,18 @@ pub(super) fn rotated(path: &Path) -> io::Result<Vec<Rotated>> {
     let mut found = Vec::new();
     for entry in entries {
         let other = entry?.file_name();
-        let stamp = || Stamp::parse(other.to_str()?.strip_prefix(name.to_str()?)?.strip_prefix('.')?);
-        if let Some(stamp) = stamp() {
-            found.push(Rotated { stamp, path: dir.join(&other) });
+        let stamp = || {
+            let stamp = other.to_str()?.strip_prefix(name.to_str()?)?.strip_prefix('.')?;
+            let plain = stamp.strip_suffix(PACKED);
+            Some((Stamp::parse(plain.unwrap_or(stamp))?, plain.is_some()))
+        };
+        if let Some((stamp, packed)) = stamp() {
+            found.push(Rotated { stamp, path: dir.join(&other), packed });
         }
     }
     found.sort();
+    // While it is packed a file is there twice: as it was, which sorts first, and packed.
+    found.dedup_by_key(|file| file.stamp);
     Ok(found)
 }
 
@@ -136,7 +173,7 @@ pub fn rotate(path: &Path, limits: LogLimits, now: SystemTime) -> io::Result<Pat
     let keep = usize::try_from(limits.max_files).unwrap_or(usize::MAX).saturating_sub(2);
     for old in &before[..before.len().saturating_sub(keep)] {
         // The next rotation comes by here again.
-        let _ = fs::remove_file(&old.path);
+        let _ = old.remove();
     }
     Ok(renamed)
 }
@@ -168,15 +205,15 @@ pub fn put_back(renamed: &Path, path: &Path) -> io::Result<bool> {
 /// # Errors
 /// When a file cannot be read, or what is to stay of it written anew; nothing of that one is lost then.
 pub fn trim(path: &Path, limits: LogLimits) -> io::Result<()> {
-    let older = rotated(path)?.into_iter().rev().map(|file| file.path);
+    let older = rotated(path)?.into_iter().rev().map(|file| (file.path, file.packed));
     let mut room = limits.max_bytes.saturating_mul(u64::from(limits.max_files.max(1)));
-    for file in [path.to_owned()].into_iter().chain(older) {
+    for (file, packed) in [(path.to_owned(), false)].into_iter().chain(older) {
         let bytes = match fs::metadata(&file) {
             Ok(meta) => meta.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        if bytes > room && room > 0 {
+        if bytes > room && room > 0 && !packed {
             cut(&file, bytes - room)?;
         } else if bytes > room {
             fs::remove_file(&file)?;
@@ -210,28 +247,35 @@ fn cut(path: &Path, bytes: u64) -> io::Result<()> {
 
 /// Removes a log with its rotated files. One that is not there is removed.
 pub fn remove(path: &Path) -> io::Result<()> {
-    let files = rotated(path)?.into_iter().map(|file| file.path);
-    for file in files.chain([path.to_owned()]) {
-        match fs::remove_file(file) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+    for file in rotated(path)? {
+        file.remove()?;
+        // What a crash left of packing it.
+        absent(fs::remove_file(unfinished_name(&file.path)))?;
     }
-    Ok(())
+    absent(fs::remove_file(path))
 }
 
 /// At most so many bytes from a log's end, rotated files included, and whether there are more before them.
 pub fn last_bytes(path: &Path, bytes: u64) -> io::Result<(Vec<u8>, bool)> {
-    let files: Vec<PathBuf> =
-        rotated(path)?.into_iter().map(|file| file.path).chain([path.to_owned()]).collect();
+    let files = rotated(path)?.into_iter().map(|file| (file.path, file.packed));
+    let files: Vec<(PathBuf, bool)> = files.chain([(path.to_owned(), false)]).collect();
     let mut tail = Vec::new();
-    for path in files.into_iter().rev() {
+    for (path, packed) in files.into_iter().rev() {
         let mut file = match File::open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
         let room = bytes.saturating_sub(tail.len() as u64);
+        if packed {
+            let (mut part, cut) = pack::last_bytes(file, room)?;
+            part.append(&mut tail);
+            tail = part;
+            if cut {
+                return Ok((tail, true));
+            }
+            continue;
+        }
         let skip = file.metadata()?.len().saturating_sub(room);
         file.seek(io::SeekFrom::Start(skip))?;
         let mut part = Vec::new();

@@ -59,7 +59,10 @@ use super::{
 };
 use crate::{
     model::Uid,
-    runtime::images::{ImageStore, Pulls, RegistryConfig},
+    runtime::{
+        images::{BUILTIN_IMAGE, ImageStore, Pulls, RegistryConfig, normalize},
+        share::{PartSource, SharedImage},
+    },
 };
 
 /// How a native runtime is set up.
@@ -316,6 +319,36 @@ impl ContainerRuntime for NativeRuntime {
     async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
         let name = name.to_owned();
         self.run(|driver| blocking(move || driver.config.images.by_hand(&name))).await
+    }
+
+    async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
+        // Many containers have it, and each start asks.
+        if normalize(name)? == BUILTIN_IMAGE {
+            return Ok(false);
+        }
+        let name = name.to_owned();
+        self.run(|driver| blocking(move || driver.config.images.copied(&name))).await
+    }
+
+    async fn shared_images(&self) -> Result<Vec<SharedImage>, RuntimeError> {
+        self.run(|driver| blocking(move || driver.config.images.shared())).await
+    }
+
+    async fn image_part(&self, image: &str, digest: &str) -> Result<Reader, RuntimeError> {
+        let (image, digest) = (image.to_owned(), digest.to_owned());
+        self.run(|driver| async move { driver.config.images.part(&image, &digest).await }).await
+    }
+
+    fn takes_images(&self) -> bool {
+        true
+    }
+
+    async fn take_image(
+        &self,
+        offer: SharedImage,
+        source: Arc<dyn PartSource>,
+    ) -> Result<Image, RuntimeError> {
+        self.pulls.take(offer, source).await
     }
 
     async fn idle_images(&self) -> Result<Vec<IdleImage>, RuntimeError> {

@@ -459,6 +459,18 @@ mod tests {
     }
 
     #[test]
+    fn a_container_has_a_cgroup_of_its_own_below_the_pods() {
+        for unified in [false, true] {
+            let spec = spec_on(unified, |sandbox, record| {
+                sandbox.cgroup = "/troupe/pod".into();
+                record.id = crate::runtime::ContainerId("c-1".to_owned());
+            });
+            let path = spec.linux().as_ref().unwrap().cgroups_path().as_ref().unwrap();
+            assert_eq!(path, Path::new("/troupe/pod/c-1"), "{unified}");
+        }
+    }
+
+    #[test]
     fn nested_mounts_come_after_what_they_are_in_and_replace_pod_files() {
         let spec = spec(|_, record| {
             record.config.mounts = ["/data/in/side", "/data", "/etc/hosts"]

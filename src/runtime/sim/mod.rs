@@ -27,7 +27,7 @@ use tokio::sync::Notify;
 use self::machine::{BY_SIGNAL, State, image_of};
 pub use self::{behaviour::Behaviour, handle::SimRuntime};
 use super::{
-    ContainerId, RuntimeError,
+    ContainerId, ContainerStatus, RuntimeError,
     images::{BUILTIN_IMAGE, normalize},
 };
 use crate::model::Uid;
@@ -165,6 +165,16 @@ impl SimMachine {
     /// A sandbox dies under its containers.
     pub fn lose_sandbox(&self, pod: &Uid) {
         self.look().lose_sandbox(pod);
+    }
+
+    /// Every container, whatever operations are to fail.
+    pub fn containers(&self) -> Vec<ContainerStatus> {
+        self.look().container_statuses()
+    }
+
+    /// Every sandbox, by pod, and whether it is ready.
+    pub fn sandboxes(&self) -> Vec<(Uid, bool)> {
+        self.look().sandboxes.iter().map(|(uid, sandbox)| (uid.clone(), sandbox.ready)).collect()
     }
 
     /// The state after everything due has happened.

@@ -268,6 +268,7 @@ async fn a_program_is_well_when_it_ends_with_zero() {
         crash_loop: crate::logic::supervision::Backoff::CRASH_LOOP,
         configs: Default::default(),
         registry_config: None,
+        peers: Default::default(),
         settings: Default::default(),
         starts: Default::default(),
         ledger: Default::default(),

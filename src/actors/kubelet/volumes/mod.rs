@@ -19,6 +19,7 @@ use k8s_openapi::api::core::v1;
 
 use super::context::NodeContext;
 use crate::{
+    actors::outside,
     logic::pod::{
         config::Places,
         volumes::{Source, Volume, failed, fs_group, volumes},
@@ -46,7 +47,7 @@ pub async fn refresh(node: &Arc<NodeContext>, pod: &v1::Pod, places: Places) -> 
 /// Whether nothing is mounted there any more: only then may what is in them be removed.
 pub async fn release(places: Places) -> bool {
     let volumes = places.pod_dir.join("volumes");
-    let work = tokio::task::spawn_blocking(move || unmount_below(&volumes).map_err(|e| e.to_string()));
+    let work = outside::blocking(move || unmount_below(&volumes).map_err(|e| e.to_string()));
     let released = work.await.unwrap_or_else(|error| Err(error.to_string()));
     if let Err(error) = &released {
         tracing::warn!(%error, "volumes of an ended pod could not be unmounted");
@@ -57,7 +58,7 @@ pub async fn release(places: Places) -> bool {
 /// Removes what a pod that was evicted has in its volumes: the node needs the room now, not when the pod is deleted.
 pub async fn empty(places: Places) {
     let volumes = places.pod_dir.join("volumes");
-    let work = tokio::task::spawn_blocking(move || fs::remove_dir_all(&volumes));
+    let work = outside::blocking(move || fs::remove_dir_all(&volumes));
     match work.await.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(%error, "volumes of an evicted pod could not be removed");
@@ -88,7 +89,7 @@ async fn apply(
             });
             each.collect::<Vec<String>>()
         };
-        match tokio::task::spawn_blocking(work).await {
+        match outside::blocking(work).await {
             Ok(more) => messages.extend(more),
             Err(error) => messages.push(format!("MountVolume.SetUp failed: {error}")),
         }

@@ -1,8 +1,8 @@
 //! Images from registries: pulls by the OCI distribution specification, as a client of our own.
 //!
 //! Owns: [`Pulls`], a thread that pulls for one node, started with the first pull so that nodes without one pay
-//! nothing, and [`RegistryConfig`]. Invariants: pulls of one name with the same credentials at a time are one pull; a
-//! registry that hangs takes a turn here, but nothing from whoever starts containers.
+//! nothing, and [`RegistryConfig`]. Invariants: pulls of one name with the same credentials at a time are one pull, and so
+//! is what is taken from other nodes; a registry that hangs takes a turn here, but nothing from whoever starts containers.
 //!
 //! ```text
 //! Pulls ─▶ pull ─▶ session (manifests, layers, tokens) ─▶ http (TLS, redirects, timeouts)
@@ -37,9 +37,13 @@ use tokio::{
     sync::{Semaphore, oneshot},
 };
 
-use self::{http::Http, progress::Progress};
-use super::{ImageStore, normalize};
-use crate::runtime::{Image, PullProgress, RegistryAuth, RuntimeError};
+use self::http::Http;
+pub(super) use self::progress::Progress;
+use super::{ImageStore, normalize, share};
+use crate::runtime::{
+    Image, PullProgress, RegistryAuth, RuntimeError,
+    share::{PartSource, SharedImage},
+};
 
 /// How registries are reached.
 #[derive(Clone, Debug)]
@@ -117,8 +121,18 @@ const PULLS_AT_ONCE: usize = 8;
 /// Threads that write and unpack, for all pulls.
 const BLOCKING_THREADS: usize = 8;
 
-/// A pull's name and credentials.
-type Subject = (String, Option<(String, String)>);
+/// A pull's name, and from where.
+type Subject = (String, Supplier);
+
+/// From where an image comes.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Supplier {
+    /// Its registry, with these credentials.
+    Registry(Option<(String, String)>),
+    /// Other nodes that have it under this id.
+    Nodes(String),
+}
+
 type Pulling = Shared<BoxFuture<'static, Result<Image, RuntimeError>>>;
 
 /// What pulls images for a node. Dropped, it ends all pulls, and nothing is left of them.
@@ -159,9 +173,32 @@ impl Pulls {
     /// # Errors
     /// [`RuntimeError::Pull`] with the reason.
     pub async fn pull(&self, name: &str, auth: Option<RegistryAuth>) -> Result<Image, RuntimeError> {
-        let full = normalize(name)?;
+        let from = Supplier::Registry(auth.as_ref().map(|a| (a.username.clone(), a.password.clone())));
+        let work = |done, progress| run(done, auth, progress);
+        self.one((normalize(name)?, from), work).await
+    }
+
+    /// Takes an image from other nodes, or waits until that is done which is under way. It goes on when the caller stops
+    /// waiting.
+    ///
+    /// # Errors
+    /// [`RuntimeError::Pull`] with the reason.
+    pub async fn take(&self, offer: SharedImage, source: Arc<dyn PartSource>) -> Result<Image, RuntimeError> {
+        let subject = (normalize(&offer.name)?, Supplier::Nodes(offer.id.clone()));
+        let work = |done, progress| take(done, offer, source, progress);
+        self.one(subject, work).await
+    }
+
+    /// Waits for the one work on a subject, which is begun if there is none.
+    async fn one<W>(
+        &self,
+        subject: Subject,
+        work: impl FnOnce(Done, Arc<Progress>) -> W,
+    ) -> Result<Image, RuntimeError>
+    where
+        W: Future<Output = Result<Image, RuntimeError>> + Send + 'static,
+    {
         let worker = self.worker()?;
-        let subject = (full, auth.as_ref().map(|a| (a.username.clone(), a.password.clone())));
         let pulling = {
             let mut running = self.shared.running();
             match running.get(&subject) {
@@ -169,7 +206,7 @@ impl Pulls {
                 None => {
                     let progress = Arc::new(Progress::default());
                     let done = Done { state: Arc::clone(&self.shared), subject: subject.clone() };
-                    let task = worker.handle.spawn(run(done, auth, Arc::clone(&progress)));
+                    let task = worker.handle.spawn(work(done, Arc::clone(&progress)));
                     let ended = |e: tokio::task::JoinError| {
                         let cause = if e.is_cancelled() { "the node stopped".into() } else { e.to_string() };
                         Err(RuntimeError::System { operation: "pull an image".into(), cause })
@@ -228,6 +265,17 @@ async fn run(done: Done, auth: Option<RegistryAuth>, progress: Arc<Progress>) ->
     // Nobody ever closes it.
     let _turn = turns.acquire().await.ok();
     pull::pull(store, http, &done.subject.0, auth.as_ref(), &progress).await
+}
+
+async fn take(
+    done: Done,
+    offer: SharedImage,
+    source: Arc<dyn PartSource>,
+    progress: Arc<Progress>,
+) -> Result<Image, RuntimeError> {
+    let State { store, turns, .. } = &*done.state;
+    let _turn = turns.acquire().await.ok();
+    share::take(store, &offer, &*source, &progress).await
 }
 
 fn begin(threads: &Threads) -> io::Result<Worker> {

@@ -22,6 +22,7 @@ use crate::runtime::{
         ImageStore,
         archive::{Blob, Found},
         blocking,
+        index::Origin,
         load::{self, layers_of},
         manifest::{Descriptor, OciManifest},
         name::is_hex,
@@ -67,9 +68,9 @@ pub(super) async fn pull(
         digest: Some(layer.digest.clone()),
     });
     let found = Found { names: vec![full.to_owned()], config: document, layers: blobs.collect() };
-    let (store, full) = (store.clone(), full.to_owned());
+    let (store, full, open) = (store.clone(), full.to_owned(), auth.is_none());
     blocking(move || {
-        load::pulled(&store.disk, &store.limits, &staging, &found)?;
+        load::gathered(&store.disk, &store.limits, &staging, &found, Origin::Registry { open })?;
         drop((staging, loading));
         store.disk.sweep()?;
         let image = store.find(&full)?.map(|found| found.image);

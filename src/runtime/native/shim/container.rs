@@ -224,12 +224,16 @@ impl Pod<'_> {
         let builder = ContainerBuilder::new(id.0.clone(), SyscallType::default()).with_executor(executor);
         let (builder, ends) = plan.ends(builder, &dir)?;
         let cgroup = self.record.cgroup.join(&id.0);
-        self.hierarchies.make(&cgroup).map_err(Fault::system("make the container's cgroups"))?;
-        self.hierarchies
-            .show(&cgroup, &self.shown_groups(&dir), !plan.privileged)
-            .map_err(Fault::system("show the container its cgroups"))?;
-        let shown = self.users.map(Users::show).transpose()?;
-        let stay = self.hierarchies.enter(&cgroup).map_err(Fault::system("enter the container's cgroups"))?;
+        let prepare = || {
+            self.hierarchies.make(&cgroup).map_err(Fault::system("make the container's cgroups"))?;
+            self.hierarchies
+                .show(&cgroup, &self.shown_groups(&dir), !plan.privileged)
+                .map_err(Fault::system("show the container its cgroups"))?;
+            let shown = self.users.map(Users::show).transpose()?;
+            let stay = self.hierarchies.enter(&cgroup);
+            Ok((shown, stay.map_err(Fault::system("enter the container's cgroups"))?))
+        };
+        let (shown, stay) = prepare().inspect_err(|_: &Fault| self.forget(id))?;
         let built = builder
             .with_root_path(self.dir.libcontainer())
             .and_then(ContainerBuilder::validate_id)

@@ -216,12 +216,18 @@ impl Users {
     /// Takes a container's things off the stage. What cannot be taken off stays: it is not to be removed through it.
     pub(super) fn clear(&self, dir: &ContainerDir) {
         let here = self.container(dir);
-        let held = fs::read_dir(here.held()).into_iter().flatten().flatten().map(|entry| entry.path());
-        for place in held.chain([here.0.join(MESSAGE), here.rootfs()]) {
+        let in_dir =
+            |dir: PathBuf| fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+        let remove = |place: &Path| {
+            let _ = fs::remove_dir(place).or_else(|_| fs::remove_file(place));
+        };
+        for place in in_dir(here.held()).chain([here.0.join(MESSAGE), here.rootfs()]) {
             let _ = umount2(&place, MntFlags::MNT_DETACH);
-            let _ = fs::remove_dir(&place).or_else(|_| fs::remove_file(&place));
+            remove(&place);
         }
-        for empty in [here.held(), here.0] {
+        // Where cgroups were shown; a directory that one still is in cannot be removed.
+        in_dir(here.cgroups()).for_each(|place| remove(&place));
+        for empty in [here.held(), here.cgroups(), here.0] {
             let _ = fs::remove_dir(empty);
         }
     }

@@ -1,0 +1,218 @@
+//! `GET /troupe/v1/status`: how the cluster's own machinery is, for `troupe cluster status`.
+//!
+//! Owns: [`Inspect`] (whom to ask), the asking, and the document. Administrators only, as every path that is not everyone's.
+//! Invariant: it answers within [`WITHIN`] whatever is stuck; what did not answer is named in `problems` and left out.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use actix_web::HttpResponse;
+use futures_util::future::{BoxFuture, join3};
+use k8s_openapi::{api::core::v1, jiff::Timestamp};
+use serde_json::{Value, json};
+
+use super::{clock, door::Shared, read::json_response};
+use crate::{
+    logic::taints::has_said_goodbye,
+    messages::{ActorState, NodeState, Port, ShowNodes, ShowStore, StoreState},
+    model::{Kind, KindFacet, NodeName, Object, Snapshot},
+};
+
+/// Where.
+pub const PATH: [&str; 3] = ["troupe", "v1", "status"];
+/// How long each of those asked may take. Longer than any of them is ever busy when all is well.
+const WITHIN: Duration = Duration::from_secs(2);
+
+/// Whom to ask about themselves.
+#[derive(Clone)]
+pub struct Inspect {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The node registry.
+    pub nodes: Port<ShowNodes>,
+    /// The store.
+    pub store: Port<ShowStore>,
+    /// The supervisors: every actor of this process, by its path.
+    pub actors: Arc<dyn Fn() -> BoxFuture<'static, Vec<ActorState>> + Send + Sync>,
+}
+
+/// What they said; an error is why one did not.
+struct Heard {
+    nodes: Result<Vec<NodeState>, String>,
+    store: Result<StoreState, String>,
+    actors: Result<Vec<ActorState>, String>,
+}
+
+/// The answer; `None` where there is nobody to ask.
+pub async fn status(shared: &Shared) -> Option<HttpResponse> {
+    let inspect = shared.state.inspect.as_ref()?;
+    let actors = async {
+        let asked = tokio::time::timeout(WITHIN, (inspect.actors)()).await;
+        asked.map_err(|_| "the supervisors did not answer in time".to_owned())
+    };
+    let (nodes, store, actors) =
+        join3(inspect.nodes.ask(ShowNodes, WITHIN), inspect.store.ask(ShowStore, WITHIN), actors).await;
+    let heard =
+        Heard { nodes: nodes.map_err(|e| e.to_string()), store: store.map_err(|e| e.to_string()), actors };
+    let snapshot = shared.state.view.snapshot();
+    let mut document = document(&snapshot, &heard, clock::now());
+    document["cluster"] = inspect.cluster.clone().into();
+    document["store"]["watchableSince"] = shared.state.view.oldest().0.into();
+    Some(json_response(200, document.to_string()))
+}
+
+fn document(snapshot: &Snapshot, heard: &Heard, now: Timestamp) -> Value {
+    let mut problems: Vec<&str> = Vec::new();
+    problems.extend(heard.nodes.as_ref().err().map(String::as_str));
+    problems.extend(heard.store.as_ref().err().map(String::as_str));
+    problems.extend(heard.actors.as_ref().err().map(String::as_str));
+    let states: HashMap<&NodeName, &NodeState> =
+        heard.nodes.iter().flatten().map(|state| (&state.node, state)).collect();
+    let mut pods: HashMap<&str, u64> = HashMap::new();
+    for pod in snapshot.list(Kind::Pod, None) {
+        if let KindFacet::Pod(facet) = &pod.facet.of
+            && let Some(node) = &facet.node
+        {
+            *pods.entry(node.as_str()).or_default() += 1;
+        }
+    }
+    let nodes: Vec<Value> = snapshot
+        .list(Kind::Node, None)
+        .map(|object| {
+            let state = states.get(&NodeName(object.key.name.clone())).copied();
+            let pods = pods.get(&*object.key.name).copied().unwrap_or(0);
+            node(object, state, pods, now)
+        })
+        .collect();
+    let actors: Vec<Value> = heard
+        .actors
+        .iter()
+        .flatten()
+        .map(|actor| {
+            json!({ "name": actor.name, "state": actor.state, "restarts": actor.restarts,
+                "lastError": actor.last_error })
+        })
+        .collect();
+    let (objects, bytes) = sizes(snapshot);
+    let mut store = json!({ "revision": snapshot.revision.0, "objects": objects, "bytes": bytes });
+    if let Ok(state) = &heard.store {
+        store["queuedChanges"] = state.queued_changes.into();
+        store["unwrittenObjects"] = state.behind.into();
+        store["failing"] = state.failing.into();
+    }
+    json!({
+        "kind": "ClusterStatus",
+        "version": env!("CARGO_PKG_VERSION"),
+        "store": store,
+        "nodes": nodes,
+        "actors": actors,
+        "problems": problems,
+    })
+}
+
+fn sizes(snapshot: &Snapshot) -> (usize, usize) {
+    let all = Kind::ALL.into_iter().flat_map(|kind| snapshot.list(kind, None));
+    all.fold((0, 0), |(objects, bytes), object| (objects + 1, bytes + object.json.len()))
+}
+
+fn node(object: &Object, state: Option<&NodeState>, pods: u64, now: Timestamp) -> Value {
+    let read: Option<v1::Node> = serde_json::from_slice(&object.json).ok();
+    let status = read.and_then(|node| node.status).unwrap_or_default();
+    let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
+    let heartbeat = ready.and_then(|ready| ready.last_heartbeat_time.as_ref()).map(|time| time.0);
+    let cordoned = matches!(&object.facet.of, KindFacet::Node(facet) if facet.cordoned);
+    let link = state.and_then(|state| state.link.as_ref());
+    // A master that has just begun knows only what it reads.
+    let silent = state.and_then(|state| state.silent).map(|silent| silent.as_secs_f64());
+    let silent = silent.or_else(|| heartbeat.map(|at| now.duration_since(at).as_secs_f64().max(0.0)));
+    json!({
+        "name": object.key.name,
+        "ready": ready.map_or("Unknown", |ready| ready.status.as_str()),
+        "reason": ready.and_then(|ready| ready.reason.clone()),
+        "version": status.node_info.map(|info| info.kubelet_version),
+        "schedulable": !cordoned,
+        "saidGoodbye": link.is_none() && has_said_goodbye(object),
+        "pods": pods,
+        "silentSeconds": silent.filter(|_| link.is_none()),
+        "link": link.map(|link| json!({
+            "seconds": link.age.as_secs_f64(),
+            "address": link.peer.map(|peer| peer.to_string()),
+            "roundTripSeconds": link.rtt.as_secs_f64(),
+            "lostPackets": link.lost_packets,
+            "sentPackets": link.sent_packets,
+            "streams": link.streams,
+            "queuedMessages": link.queued_messages,
+            "queuedBytes": link.queued_bytes,
+        })),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        messages::LinkState,
+        model::{Revision, seal_json},
+    };
+
+    fn snapshot() -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        let heartbeat = json!([{ "type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown",
+            "lastHeartbeatTime": "2024-01-01T00:00:00Z" }]);
+        let documents = [
+            (Kind::Node, json!({"metadata": {"name": "n1", "uid": "1"}})),
+            (
+                Kind::Node,
+                json!({"metadata": {"name": "n2", "uid": "2"}, "spec": {"unschedulable": true},
+                    "status": {"conditions": heartbeat}}),
+            ),
+            (
+                Kind::Pod,
+                json!({"metadata": {"name": "p", "namespace": "ns", "uid": "3"},
+                "spec": {"nodeName": "n2", "containers": []}}),
+            ),
+        ];
+        for (kind, document) in documents {
+            let sealed = seal_json(kind, document.to_string().as_bytes()).unwrap();
+            snapshot.insert(Arc::new(sealed.at(Revision(7))));
+        }
+        snapshot.revision = Revision(9);
+        snapshot
+    }
+
+    #[test]
+    fn a_silent_node_has_an_age_and_a_linked_one_its_link() {
+        let link = LinkState {
+            age: Duration::from_secs(3),
+            peer: Some("10.0.0.2:7".parse().unwrap()),
+            rtt: Duration::from_millis(2),
+            lost_packets: 1,
+            sent_packets: 100,
+            streams: 2,
+            queued_messages: 3,
+            queued_bytes: 40,
+        };
+        let nodes = vec![NodeState { node: "n1".into(), link: Some(link), silent: None }];
+        let store = StoreState { queued_changes: 4, behind: 5, failing: true };
+        let heard = Heard { nodes: Ok(nodes), store: Ok(store), actors: Ok(Vec::new()) };
+        let shown = document(&snapshot(), &heard, "2024-01-01T00:01:40Z".parse().unwrap());
+        let (one, two) = (&shown["nodes"][0], &shown["nodes"][1]);
+        assert_eq!(one["link"]["roundTripSeconds"], 0.002);
+        assert_eq!((&one["link"]["streams"], &one["silentSeconds"]), (&json!(2), &Value::Null));
+        assert_eq!((&two["link"], &two["silentSeconds"]), (&Value::Null, &json!(100.0)));
+        assert_eq!(
+            (&two["ready"], &two["schedulable"], &two["pods"]),
+            (&"Unknown".into(), &false.into(), &1.into())
+        );
+        assert_eq!(shown["store"]["revision"], 9);
+        assert_eq!((&shown["store"]["queuedChanges"], &shown["store"]["failing"]), (&json!(4), &json!(true)));
+    }
+
+    #[test]
+    fn who_does_not_answer_is_named_and_the_others_are_shown() {
+        let heard = Heard { nodes: Err("a".into()), store: Err("b".into()), actors: Err("c".into()) };
+        let shown = document(&snapshot(), &heard, Timestamp::UNIX_EPOCH);
+        assert_eq!(shown["problems"], json!(["a", "b", "c"]));
+        assert_eq!(shown["nodes"].as_array().unwrap().len(), 2);
+        assert_eq!(shown["store"]["objects"], 3);
+    }
+}

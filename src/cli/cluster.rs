@@ -1,0 +1,248 @@
+//! `cluster`: how the cluster's own machinery is.
+//!
+//! Owns: the rendering of `/troupe/v1/status` for people. Invariants: what did not answer in time is said first; healthy
+//! actors that are many of one kind are counted in one line, one that failed is always shown.
+
+use std::fmt::Write as _;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::Value;
+
+use super::{
+    error::Outcome,
+    output::tabs::Tabs,
+    session::{Session, raw},
+};
+use crate::model::table::human_duration;
+
+const PATH: &str = "/troupe/v1/status";
+/// Siblings of which more are counted together.
+const SIBLINGS: usize = 4;
+
+/// Options of `cluster`.
+#[derive(Debug, Clone, Args)]
+pub struct ClusterArgs {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum Action {
+    /// Show nodes, their links, the actors and the store
+    Status {
+        /// Every actor by itself
+        #[arg(long)]
+        actors: bool,
+        /// Another form
+        #[arg(long, short, value_enum)]
+        output: Option<Form>,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Json,
+    Yaml,
+}
+
+/// Runs `cluster`.
+///
+/// # Errors
+/// As every verb.
+pub async fn run(session: &Session, args: &ClusterArgs) -> Outcome {
+    let Action::Status { actors, output } = &args.action;
+    let status = session.client.get(PATH).await?;
+    match output {
+        Some(Form::Json) => raw(serde_json::to_string_pretty(&status).unwrap_or_default() + "\n"),
+        Some(Form::Yaml) => raw(serde_yaml_ng::to_string(&status).unwrap_or_default()),
+        None => raw(text(&status, *actors)),
+    }
+}
+
+fn text(status: &Value, every_actor: bool) -> String {
+    let mut out = String::new();
+    for problem in status["problems"].as_array().into_iter().flatten() {
+        let _ = writeln!(out, "PROBLEM: {}", problem.as_str().unwrap_or_default());
+    }
+    let _ = writeln!(
+        out,
+        "Cluster {}, troupe {}",
+        status["cluster"].as_str().unwrap_or("?"),
+        status["version"].as_str().unwrap_or("?")
+    );
+    let _ = writeln!(out, "Store: {}", store(&status["store"]));
+    let nodes: Vec<&Value> = status["nodes"].as_array().into_iter().flatten().collect();
+    let ready = nodes.iter().filter(|node| node["ready"] == "True").count();
+    let _ = writeln!(out, "Nodes: {ready} of {} ready", nodes.len());
+    let actors: Vec<&Value> = status["actors"].as_array().into_iter().flatten().collect();
+    let running = actors.iter().filter(|actor| actor["state"] == "running").count();
+    let restarts: u64 = actors.iter().filter_map(|actor| actor["restarts"].as_u64()).sum();
+    let _ = writeln!(out, "Actors: {running} of {} running, started again {restarts} times", actors.len());
+    if !nodes.is_empty() {
+        let mut table = "\nNODE\tREADY\tPODS\tLINK\tRTT\tLOST\tSTREAMS\tQUEUE\tADDRESS\n".to_owned();
+        nodes.iter().for_each(|node| node_row(&mut table, node));
+        aligned(&mut out, &table);
+    }
+    if !actors.is_empty() {
+        let mut table = "\nACTOR\tSTATE\tRESTARTS\tLAST ERROR\n".to_owned();
+        actor_rows(&mut table, &actors, every_actor);
+        aligned(&mut out, &table);
+    }
+    out
+}
+
+fn aligned(out: &mut String, table: &str) {
+    for line in Tabs::table().align(table).lines() {
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+}
+
+fn store(store: &Value) -> String {
+    let number = |name: &str| store[name].as_u64();
+    let mut text = format!(
+        "revision {}, {} objects, {}",
+        number("revision").unwrap_or(0),
+        number("objects").unwrap_or(0),
+        size(number("bytes").unwrap_or(0))
+    );
+    if let (Some(queued), Some(behind)) = (number("queuedChanges"), number("unwrittenObjects")) {
+        let _ = write!(text, "; {queued} changes wait, {behind} objects not yet on disk");
+    }
+    if store["failing"] == true {
+        text.push_str("; THE DISK FAILS: see the master's log");
+    }
+    text
+}
+
+fn node_row(table: &mut String, node: &Value) {
+    let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
+    let mut ready = text(&node["ready"]);
+    if node["schedulable"] == false {
+        ready.push_str(",cordoned");
+    }
+    let _ = write!(table, "{}\t{ready}\t{}\t", text(&node["name"]), node["pods"]);
+    let link = &node["link"];
+    let seconds = |value: &Value| value.as_f64().map(|seconds| human_duration(seconds as i64));
+    let _ = match (seconds(&link["seconds"]), seconds(&node["silentSeconds"])) {
+        (Some(age), _) => writeln!(
+            table,
+            "up {age}\t{:.1}ms\t{}\t{}\t{}\t{}",
+            link["roundTripSeconds"].as_f64().unwrap_or(0.0) * 1e3,
+            lost(link),
+            link["streams"],
+            queue(link),
+            text(&link["address"])
+        ),
+        (None, silent) => {
+            let what = if node["saidGoodbye"] == true { "away" } else { "silent" };
+            let silent = silent.map_or_else(|| what.to_owned(), |age| format!("{what} {age}"));
+            writeln!(table, "{silent}\t-\t-\t-\t-\t-")
+        }
+    };
+}
+
+/// Packets lost, in percent of those sent.
+fn lost(link: &Value) -> String {
+    let number = |name: &str| link[name].as_f64().unwrap_or(0.0);
+    let (lost, sent) = (number("lostPackets"), number("sentPackets"));
+    if sent > 0.0 { format!("{:.1}%", lost / sent * 100.0) } else { "-".to_owned() }
+}
+
+fn queue(link: &Value) -> String {
+    match link["queuedMessages"].as_u64().unwrap_or(0) {
+        0 => "0".to_owned(),
+        messages => format!("{messages} ({})", size(link["queuedBytes"].as_u64().unwrap_or(0))),
+    }
+}
+
+fn actor_rows(table: &mut String, actors: &[&Value], every_actor: bool) {
+    let name = |actor: &Value| actor["name"].as_str().unwrap_or_default().to_owned();
+    let parent = |actor: &Value| name(actor).rsplit_once('/').map(|(parent, _)| parent.to_owned());
+    let is_well = |actor: &Value| actor["state"] == "running" && actor["restarts"] == 0;
+    let mut counted: Vec<String> = Vec::new();
+    for actor in actors {
+        if let (false, true, Some(parent)) = (every_actor, is_well(actor), parent(actor)) {
+            let siblings = actors.iter().filter(|other| is_well(other) && parent_is(other, &parent));
+            let count = siblings.count();
+            if count > SIBLINGS {
+                if !counted.contains(&parent) {
+                    let _ = writeln!(table, "{parent}/* ({count})\trunning\t0\t");
+                    counted.push(parent);
+                }
+                continue;
+            }
+        }
+        let _ = writeln!(
+            table,
+            "{}\t{}\t{}\t{}",
+            name(actor),
+            actor["state"].as_str().unwrap_or_default(),
+            actor["restarts"],
+            actor["lastError"].as_str().unwrap_or_default().replace(['\t', '\n'], " ")
+        );
+    }
+}
+
+fn parent_is(actor: &Value, parent: &str) -> bool {
+    let name = actor["name"].as_str().unwrap_or_default();
+    name.rsplit_once('/').is_some_and(|(its, _)| its == parent)
+}
+
+fn size(bytes: u64) -> String {
+    const STEP: u64 = 1024;
+    match bytes {
+        0..STEP => format!("{bytes} B"),
+        STEP..0x10_0000 => format!("{} KiB", bytes / STEP),
+        _ => format!("{} MiB", bytes / STEP / STEP),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_status_is_shown_at_a_glance() {
+        let pods = (0..6).map(|n| json!({"name": format!("pods/{n}"), "state": "running", "restarts": 0}));
+        let mut actors = vec![json!({"name": "store", "state": "running", "restarts": 0})];
+        actors.extend(pods);
+        actors.push(
+            json!({"name": "pods/x", "state": "waiting", "restarts": 2, "lastError": "panicked: a\tb"}),
+        );
+        let status = json!({
+            "cluster": "c", "version": "1", "problems": ["the node registry did not answer in time"],
+            "store": {"revision": 7, "objects": 2, "bytes": 4096, "queuedChanges": 0, "unwrittenObjects": 1,
+                "failing": false},
+            "nodes": [
+                {"name": "n1", "ready": "True", "schedulable": true, "pods": 2, "link": {"seconds": 130.0,
+                    "address": "10.0.0.2:7", "roundTripSeconds": 0.0004, "lostPackets": 1, "sentPackets": 200,
+                    "streams": 1, "queuedMessages": 2, "queuedBytes": 2048}},
+                {"name": "n2", "ready": "Unknown", "schedulable": false, "pods": 1, "link": null,
+                    "silentSeconds": 12.3},
+                {"name": "n3", "ready": "Unknown", "schedulable": true, "pods": 0, "link": null, "saidGoodbye": true,
+                    "silentSeconds": 3.0},
+            ],
+            "actors": actors,
+        });
+        let expected = "\
+PROBLEM: the node registry did not answer in time
+Cluster c, troupe 1
+Store: revision 7, 2 objects, 4 KiB; 0 changes wait, 1 objects not yet on disk
+Nodes: 1 of 3 ready
+Actors: 7 of 8 running, started again 2 times
+
+NODE   READY              PODS   LINK         RTT     LOST   STREAMS   QUEUE       ADDRESS
+n1     True               2      up 2m10s     0.4ms   0.5%   1         2 (2 KiB)   10.0.0.2:7
+n2     Unknown,cordoned   1      silent 12s   -       -      -         -           -
+n3     Unknown            0      away 3s      -       -      -         -           -
+
+ACTOR        STATE     RESTARTS   LAST ERROR
+store        running   0
+pods/* (6)   running   0
+pods/x       waiting   2          panicked: a b
+";
+        assert_eq!(text(&status, false), expected);
+        assert_eq!(text(&status, true).matches("pods/").count(), 7);
+    }
+}

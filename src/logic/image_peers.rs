@@ -1,0 +1,114 @@
+//! Which of the nodes that have an image another one is to take it from, and which image a name means to them.
+//!
+//! Owns: [`choose`]. Invariants: of what was brought by hand the newest counts, wherever it is; of what was pulled nothing
+//! does as soon as two nodes have different images under the name: their registry is to be asked then. Leaves out who may
+//! have what: only images that everybody may have are told of.
+
+use crate::model::NodeName;
+
+/// How an image came to a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Held {
+    /// Somebody brought it there.
+    ByHand,
+    /// It was taken from a node that somebody had brought it to.
+    Copied,
+    /// From its registry.
+    Pulled,
+}
+
+/// What a node says that it has under a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Which node.
+    pub node: NodeName,
+    /// The image's id.
+    pub id: String,
+    /// How it came.
+    pub held: Held,
+    /// When somebody brought it; milliseconds since the epoch.
+    pub since_ms: i64,
+}
+
+/// The image that `asker` is to take, and from whom: at least one node, best first. `by_hand`: what was pulled does not do.
+/// `turn` spreads several askers over the nodes that are equally good.
+pub fn choose(
+    claims: &[Claim],
+    asker: &NodeName,
+    by_hand: bool,
+    turn: usize,
+) -> Option<(Claim, Vec<NodeName>)> {
+    let brought = claims.iter().filter(|claim| claim.held != Held::Pulled);
+    let newest = brought.max_by(|a, b| (a.since_ms, &a.id).cmp(&(b.since_ms, &b.id)));
+    let meant = match newest {
+        Some(newest) => newest,
+        None if by_hand => return None,
+        None => {
+            let first = claims.first()?;
+            claims.iter().all(|claim| claim.id == first.id).then_some(first)?
+        }
+    };
+    let mut holders: Vec<&Claim> =
+        claims.iter().filter(|claim| claim.id == meant.id && claim.node != *asker).collect();
+    holders.sort_by(|a, b| (a.held, &a.node).cmp(&(b.held, &b.node)));
+    let best = holders.first()?.held;
+    let equals = holders.iter().take_while(|claim| claim.held == best).count();
+    if let Some(equals) = holders.get_mut(..equals) {
+        equals.rotate_left(turn % equals.len().max(1));
+    }
+    Some((meant.clone(), holders.into_iter().map(|claim| claim.node.clone()).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(node: &str, id: &str, held: Held, since_ms: i64) -> Claim {
+        Claim { node: node.into(), id: id.into(), held, since_ms }
+    }
+
+    #[track_caller]
+    fn check(claims: &[Claim], by_hand: bool, expected: Option<(&str, &[&str])>) {
+        let chosen = choose(claims, &"me".into(), by_hand, 0);
+        let chosen = chosen.map(|(image, nodes)| (image.id, nodes));
+        let nodes = |names: &[&str]| names.iter().map(|name| NodeName::from(*name)).collect::<Vec<_>>();
+        assert_eq!(chosen, expected.map(|(id, names)| (id.to_owned(), nodes(names))));
+    }
+
+    #[test]
+    fn what_was_brought_by_hand_last_is_meant_and_taken_from_where_it_was_brought_first() {
+        use Held::{ByHand, Copied, Pulled};
+        check(&[], false, None);
+        check(&[claim("a", "1", ByHand, 5)], true, Some(("1", &["a"])));
+        let two = [claim("a", "1", ByHand, 5), claim("b", "2", ByHand, 6), claim("c", "1", Copied, 5)];
+        check(&two, false, Some(("2", &["b"])));
+        let copy = [claim("a", "1", ByHand, 5), claim("b", "2", Copied, 6), claim("c", "2", Pulled, 0)];
+        check(&copy, false, Some(("2", &["b", "c"])));
+        let equal = [claim("c", "1", Copied, 5), claim("b", "1", ByHand, 5), claim("a", "1", Copied, 5)];
+        check(&equal, true, Some(("1", &["b", "a", "c"])));
+    }
+
+    #[test]
+    fn what_was_pulled_counts_while_all_agree_and_a_registry_is_not_to_be_asked() {
+        use Held::Pulled;
+        let one = [claim("a", "1", Pulled, 0), claim("b", "1", Pulled, 0)];
+        check(&one, false, Some(("1", &["a", "b"])));
+        check(&one, true, None);
+        check(&[claim("a", "1", Pulled, 0), claim("b", "2", Pulled, 0)], false, None);
+    }
+
+    #[test]
+    fn whoever_has_the_newest_itself_is_told_of_nobody() {
+        use Held::{ByHand, Copied};
+        check(&[claim("me", "2", Copied, 6), claim("a", "1", ByHand, 5)], true, None);
+        check(&[claim("me", "1", Copied, 5), claim("a", "2", ByHand, 6)], true, Some(("2", &["a"])));
+        check(&[claim("me", "1", Copied, 5), claim("a", "1", ByHand, 5)], true, Some(("1", &["a"])));
+    }
+
+    #[test]
+    fn askers_are_spread_over_those_that_are_equally_good() {
+        let all: Vec<Claim> = ["a", "b", "c"].map(|node| claim(node, "1", Held::Pulled, 0)).into();
+        let first = |turn| choose(&all, &"me".into(), false, turn).unwrap().1[0].to_string();
+        assert_eq!([first(0), first(1), first(2), first(3)], ["a", "b", "c", "a"]);
+    }
+}

@@ -1,0 +1,52 @@
+//! When a certificate is to be replaced.
+//!
+//! Owns: the one rule for nodes' certificates and the master's own: when a third of the life is left, long before the end.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+/// A certificate's end is looked at at most so often, and at least.
+pub const LOOK_EVERY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+/// The part of its life after which it is replaced.
+const RENEW_AT: (i64, i64) = (2, 3);
+
+/// Begin and end of a life, in seconds since the epoch, out of a certificate's span. Certificates begin before they were
+/// made; this much of their span is not life.
+pub fn life((begin, end): (i64, i64), backdated: Duration) -> (i64, i64) {
+    let backdated = i64::try_from(backdated.as_secs()).unwrap_or(0);
+    (begin.saturating_add(backdated).min(end), end)
+}
+
+/// Whether it is time.
+pub fn due((begin, end): (i64, i64), now: i64) -> bool {
+    now >= begin.saturating_add((end - begin).saturating_mul(RENEW_AT.0) / RENEW_AT.1)
+}
+
+/// How often to look: some twenty times in a life.
+pub fn look_every((begin, end): (i64, i64)) -> Duration {
+    let life = u64::try_from(end.saturating_sub(begin)).unwrap_or(0);
+    Duration::from_secs(life / 20).clamp(*LOOK_EVERY.start(), *LOOK_EVERY.end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_renewed_when_a_third_of_its_life_is_left() {
+        for (now, due_then) in [(0, false), (100, false), (165, false), (166, true), (199, true), (300, true)]
+        {
+            assert_eq!(due((100, 200), now), due_then, "{now}");
+        }
+        assert!(due((0, 0), 0));
+        let hour = Duration::from_secs(3600);
+        assert_eq!(life((0, 5000), hour), (3600, 5000));
+        assert_eq!(life((0, 60), hour), (60, 60), "over before it begins");
+    }
+
+    #[test]
+    fn it_is_looked_at_often_enough_and_no_oftener() {
+        for (life_s, every_s) in [(0, 1), (12, 1), (400, 20), (365 * 86_400, 3600), (-5, 1)] {
+            assert_eq!(look_every((1000, 1000 + life_s)), Duration::from_secs(every_s), "{life_s}");
+        }
+    }
+}

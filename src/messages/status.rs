@@ -1,0 +1,75 @@
+//! What is asked of actors about themselves, for `troupe cluster status`.
+//!
+//! Owns: the questions and their answers. All of it is a moment's picture and decides nothing.
+
+use std::{net::SocketAddr, time::Duration};
+
+use actix::Message;
+
+use crate::model::NodeName;
+
+/// api → node registry: how the nodes and their links are.
+#[derive(Message, Debug)]
+#[rtype(result = "Vec<NodeState>")]
+pub struct ShowNodes;
+
+/// One node, as its actor on the master knows it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NodeState {
+    /// Which one.
+    pub node: NodeName,
+    /// Its link, while there is one.
+    pub link: Option<LinkState>,
+    /// For how long nothing was heard of a node that has no link; `None` also when it was never heard by this master.
+    pub silent: Option<Duration>,
+}
+
+/// A link at this moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkState {
+    /// How long it has been there.
+    pub age: Duration,
+    /// Where the node is.
+    pub peer: Option<SocketAddr>,
+    /// The present estimate of the round trip.
+    pub rtt: Duration,
+    /// Packets taken for lost, since it began.
+    pub lost_packets: u64,
+    /// Packets sent, since it began.
+    pub sent_packets: u64,
+    /// Byte streams in use: logs, exec, images…
+    pub streams: usize,
+    /// Messages that wait to be sent.
+    pub queued_messages: usize,
+    /// Their bytes.
+    pub queued_bytes: usize,
+}
+
+/// api → store: how far the disk is.
+#[derive(Message, Debug)]
+#[rtype(result = "StoreState")]
+pub struct ShowStore;
+
+/// The store's one writer at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreState {
+    /// Changes that were not looked at yet: the disk is slower than those who write.
+    pub queued_changes: usize,
+    /// Soft changes that the disk does not have yet.
+    pub behind: usize,
+    /// Whether the last batch failed: the disk is full or broken.
+    pub failing: bool,
+}
+
+/// One actor, as its supervisor sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ActorState {
+    /// Its path in the tree, `nodes/node registry`.
+    pub name: String,
+    /// `running`, `waiting`…
+    pub state: &'static str,
+    /// How often it was started again after it ended, ever.
+    pub restarts: u64,
+    /// How its last incarnation that did not end in good order ended.
+    pub last_error: Option<String>,
+}

@@ -1,0 +1,236 @@
+//! Images between machines: parts given away by digest, and images put together from parts that others give.
+//!
+//! Owns: which names may be handed on, how one part is read, and [`take`]. Invariants: nothing is handed on that came with
+//! credentials, and nothing under a digest's name, which a manifest would have to prove; each part is hashed while it is
+//! written, and what is not what its digest says never gets further than the staging directory; an image that came whole
+//! gets its name in one step, as if pulled. Bounded: a part is never held, its bytes and the silence between them are.
+
+use std::{
+    collections::BTreeSet,
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+use super::{
+    BUILTIN_IMAGE, ImageStore,
+    archive::{Blob, Found},
+    blocking,
+    index::{Index, Note, Origin},
+    load::{self, all_layers_of},
+    manifest::MAX_DOCUMENT,
+    name::{is_hex, normalize},
+    registry::Progress,
+    save,
+    stream::{BUFFER, bad, digest_of, format_digest, system},
+};
+use crate::runtime::{
+    Image, Reader, RuntimeError,
+    share::{Came, PartSource, SharedImage},
+};
+
+/// A part of which nothing more comes for so long is lost; a node that is dead is known to be so much sooner.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// The names that others may have, in the order of names.
+pub(super) fn shared(store: &ImageStore) -> Result<Vec<SharedImage>, RuntimeError> {
+    let index = store.disk.read()?;
+    let given = index.names.iter().filter_map(|(name, id)| {
+        let came = may_go(&index, name)?;
+        store.disk.has_config(id).then(|| SharedImage { name: name.clone(), id: id.clone(), came })
+    });
+    Ok(given.collect())
+}
+
+/// How a name came, if others may have it.
+fn may_go(index: &Index, name: &str) -> Option<Came> {
+    if name == BUILTIN_IMAGE || name.contains('@') {
+        return None;
+    }
+    let note = index.notes.get(name).copied();
+    let Note { copy, open, since_ms } = note.unwrap_or_default();
+    match index.pulled.contains(name) {
+        true => open.then_some(Came::Pulled),
+        false if copy => Some(Came::Copied { since_ms }),
+        false => Some(Came::ByHand { since_ms }),
+    }
+}
+
+/// One part of an image that others may have.
+pub(super) async fn part(store: &ImageStore, image: &str, digest: &str) -> Result<Reader, RuntimeError> {
+    let (store, image, digest) = (store.clone(), image.to_owned(), digest.to_owned());
+    let (of, wanted) = (store.clone(), digest.clone());
+    let planned = blocking(move || {
+        let absent = || RuntimeError::ImageNotFound(image.clone());
+        // While held, no layer goes.
+        let loading = of.disk.loading()?;
+        let index = of.disk.read()?;
+        let mut names = index.names.iter().filter(|(_, id)| **id == image);
+        if !names.any(|(name, _)| may_go(&index, name).is_some()) {
+            return Err(absent());
+        }
+        if wanted == image {
+            return Ok((of.disk.config(&image)?.ok_or_else(absent)?, None));
+        }
+        let record = index.images.get(&image).ok_or_else(absent)?;
+        if !record.layers.iter().any(|layer| layer.diff_id == wanted) {
+            return Err(RuntimeError::NotFound(format!("layer {wanted} of image {image}")));
+        }
+        Ok((Vec::new(), Some(loading)))
+    });
+    match planned.await? {
+        (document, None) => Ok(Box::pin(io::Cursor::new(document))),
+        (_, Some(loading)) => Ok(save::written(move |out| {
+            let _loading = loading;
+            save::layer(&store.disk.layer_home(&digest), &digest, out)
+        })),
+    }
+}
+
+/// Puts an image together. It gets its name, and how it came: as a copy of what was brought by hand, or as pulled.
+pub(super) async fn take(
+    store: &ImageStore,
+    offer: &SharedImage,
+    source: &dyn PartSource,
+    progress: &Progress,
+) -> Result<Image, RuntimeError> {
+    let full = normalize(&offer.name)?;
+    if full == BUILTIN_IMAGE || full.contains('@') || !is_digest(&offer.id) {
+        return Err(bad(format!("{} is not taken from other nodes", offer.name)));
+    }
+    let document = document(source, &offer.id).await?;
+    let diff_ids = all_layers_of(&document)?;
+    if let Some(other) = diff_ids.iter().find(|id| !is_digest(id)) {
+        return Err(bad(format!("{other:?} is not a sha256 digest")));
+    }
+    let disk = store.disk.clone();
+    // While the first is held no layer goes; the second removes what it has when it is dropped.
+    let (loading, staging) = blocking(move || Ok((disk.loading()?, disk.stage()?))).await?;
+    let absent = |id: &&String| store.disk.layer_bytes(id).is_none();
+    let missing: BTreeSet<&String> = diff_ids.iter().filter(absent).collect();
+    progress.begin(diff_ids.len(), missing.len(), 0);
+    let mut left = store.limits.archive_bytes;
+    for diff_id in missing {
+        left = layer(source, diff_id, &file_of(&staging.path, diff_id), left, progress).await?;
+        progress.layer_done();
+    }
+    let blobs = diff_ids.iter().map(|id| Blob { path: file_of(&staging.path, id), digest: None });
+    let found = Found { names: vec![full.clone()], config: document, layers: blobs.collect() };
+    let origin = match offer.came {
+        Came::ByHand { since_ms } | Came::Copied { since_ms } => Origin::Copy { since_ms },
+        Came::Pulled => Origin::Registry { open: true },
+    };
+    let store = store.clone();
+    blocking(move || {
+        load::gathered(&store.disk, &store.limits, &staging, &found, origin)?;
+        drop((staging, loading));
+        store.disk.sweep()?;
+        let image = store.find(&full)?.map(|found| found.image);
+        image.ok_or_else(|| bad(format!("{full}: it was removed meanwhile")))
+    })
+    .await
+}
+
+fn is_digest(text: &str) -> bool {
+    text.strip_prefix("sha256:").is_some_and(|hex| is_hex(hex, 64))
+}
+
+fn file_of(staging: &Path, diff_id: &str) -> PathBuf {
+    staging.join(diff_id.replace(':', "-"))
+}
+
+/// The configuration, from whoever has the one of this digest.
+async fn document(source: &dyn PartSource, digest: &str) -> Result<Vec<u8>, RuntimeError> {
+    loop {
+        let read = async {
+            let mut part = source.part(digest).await?.take(MAX_DOCUMENT + 1);
+            let mut bytes = Vec::new();
+            let all = tokio::time::timeout(SILENCE, part.read_to_end(&mut bytes)).await;
+            all.map_err(|_| silent())?.map_err(|error| error.to_string())?;
+            if bytes.len() as u64 > MAX_DOCUMENT {
+                return Err(format!("{digest} is larger than {MAX_DOCUMENT} bytes"));
+            }
+            match digest_of(&bytes) {
+                real if real == digest => Ok(bytes),
+                real => Err(another_digest(digest, &real)),
+            }
+        };
+        match read.await {
+            Ok(bytes) => return Ok(bytes),
+            Err(why) if source.another(why.clone()) => {}
+            Err(why) => return Err(RuntimeError::Pull(why)),
+        }
+    }
+}
+
+/// Fetches a layer into a file, from whoever has it; tells how many of the bytes allowed are left.
+async fn layer(
+    source: &dyn PartSource,
+    digest: &str,
+    file: &Path,
+    allowed: u64,
+    progress: &Progress,
+) -> Result<u64, RuntimeError> {
+    loop {
+        let mut got = 0;
+        match fetch(source, digest, file, allowed, &mut got, progress).await {
+            Ok(()) => return Ok(allowed.saturating_sub(got)),
+            // This machine's disk is nobody's fault, and will not do better for another.
+            Err(Failed::Here(error)) => return Err(system(format!("write {}", file.display()))(error)),
+            Err(Failed::There(why)) if source.another(why.clone()) => progress.lost(got),
+            Err(Failed::There(why)) => return Err(RuntimeError::Pull(why)),
+        }
+    }
+}
+
+/// Whose fault it was.
+enum Failed {
+    Here(io::Error),
+    There(String),
+}
+
+async fn fetch(
+    source: &dyn PartSource,
+    digest: &str,
+    file: &Path,
+    allowed: u64,
+    got: &mut u64,
+    progress: &Progress,
+) -> Result<(), Failed> {
+    let mut part = source.part(digest).await.map_err(Failed::There)?;
+    let mut file = tokio::fs::File::create(file).await.map_err(Failed::Here)?;
+    let (mut hash, mut buffer) = (Sha256::new(), vec![0; BUFFER]);
+    loop {
+        let read = tokio::time::timeout(SILENCE, part.read(&mut buffer)).await;
+        let read = read.map_err(|_| Failed::There(silent()))?;
+        let n = read.map_err(|error| Failed::There(format!("layer {digest} broke off: {error}")))?;
+        let Some(bytes) = buffer.get(..n).filter(|bytes| !bytes.is_empty()) else { break };
+        *got += n as u64;
+        progress.got(n as u64);
+        if *got > allowed {
+            return Err(Failed::There("the layers are larger than the image store's limit".into()));
+        }
+        hash.update(bytes);
+        file.write_all(bytes).await.map_err(Failed::Here)?;
+    }
+    file.flush().await.map_err(Failed::Here)?;
+    match format_digest(&hash.finalize()) {
+        real if real == digest => Ok(()),
+        real => Err(Failed::There(another_digest(digest, &real))),
+    }
+}
+
+fn silent() -> String {
+    format!("nothing came for {} s", SILENCE.as_secs())
+}
+
+fn another_digest(digest: &str, real: &str) -> String {
+    format!("{digest} was asked for, and what came has the digest {real}")
+}
+
+#[cfg(test)]
+#[path = "share_tests.rs"]
+mod tests;

@@ -1,0 +1,176 @@
+//! Images that follow pods from machine to machine, over the master's link, when there is no registry.
+
+use std::{fs, path::Path, path::PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::{
+    bed::{Bed, Host, ready},
+    harness::{check, program, text, until},
+};
+
+/// A name whose registry nobody reaches.
+const APP: &str = "nowhere.example/app:1";
+
+/// busybox on the machine, if these tests can run at all.
+fn busybox() -> Option<PathBuf> {
+    if !ready() {
+        return None;
+    }
+    let busybox = program("busybox");
+    if busybox.is_none() {
+        assert!(std::env::var_os("CI").is_none(), "CI is set, but there is no busybox");
+        eprintln!("skipped: no busybox (apt install busybox-static)");
+    }
+    busybox
+}
+
+/// A root file system of busybox and a word, as a tar.
+fn rootfs(busybox: &Path, word: &str, tar: &Path) {
+    let mut archive = tar::Builder::new(fs::File::create(tar).unwrap());
+    archive.append_path_with_name(busybox, "bin/busybox").unwrap();
+    let mut header = tar::Header::new_gnu();
+    header.set_size(word.len() as u64);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    archive.append_data(&mut header, "word", word.as_bytes()).unwrap();
+    archive.finish().unwrap();
+}
+
+/// Imports an image on a master's cluster; what that printed.
+fn import(master: &Host, busybox: &Path, word: &str, name: &str) -> String {
+    let tar = master.data.with_extension("tar");
+    rootfs(busybox, word, &tar);
+    master.run(&["image", "import", tar.to_str().unwrap(), name]).ok()
+}
+
+/// A pod on a node that says the image's word and stays.
+fn pod(name: &str, node: &str, image: &str) -> Value {
+    let script = "/bin/busybox cat /word; echo; exec /bin/busybox sleep 100000";
+    let container = json!({"name": "c", "image": image, "command": ["/bin/busybox", "sh", "-c", script]});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name},
+        "spec": {"nodeName": node, "terminationGracePeriodSeconds": 0, "containers": [container]}})
+}
+
+fn until_says(master: &Host, pod: &str, word: &str) {
+    until(&format!("pod {pod} says {word}"), || {
+        let said = master.kubectl(&["logs", pod]).result()?;
+        check(said.trim() == word, || said.clone())
+    });
+}
+
+/// Waits for an event on a pod; its message.
+fn until_event(master: &Host, pod: &str, reason: &str, with: &str) -> String {
+    until(&format!("{reason} with {with:?} on {pod}"), || {
+        let field = format!("involvedObject.name={pod},reason={reason}");
+        let events = master.get(&["events", "--field-selector", &field])?;
+        let all = events["items"].as_array().cloned().unwrap_or_default();
+        let found = all.iter().map(|event| text(&event["message"]).to_owned()).find(|m| m.contains(with));
+        found.ok_or_else(|| format!("{all:?}"))
+    })
+}
+
+/// Waits until a pod's container waits for its image, for a reason with these words.
+fn until_waits(master: &Host, pod: &str, with: &str) {
+    until(&format!("pod {pod} waits: {with}"), || {
+        let object = master.get(&["pod", pod])?;
+        let waiting = &object["status"]["containerStatuses"][0]["state"]["waiting"];
+        let holds = text(&waiting["reason"]).contains("Pull") && text(&waiting["message"]).contains(with);
+        check(holds, || waiting.to_string())
+    });
+}
+
+/// A master and two nodes.
+fn trio(bed: &mut Bed) -> (Host, Host, Host) {
+    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
+    master.master(&[]);
+    one.join(&master);
+    two.join(&master);
+    master.until_node("one", "True");
+    master.until_node("two", "True");
+    (master, one, two)
+}
+
+#[test]
+fn an_image_that_was_loaded_once_runs_on_every_machine_and_a_newer_one_takes_its_place() {
+    let Some(busybox) = busybox() else { return };
+    let mut bed = Bed::new();
+    let (master, _one, two) = trio(&mut bed);
+    let printed = import(&master, &busybox, "old", APP);
+    assert_eq!(printed.trim(), format!("{APP} loaded on one"), "it is sent once");
+    master.apply(&pod("first", "two", APP));
+    until_says(&master, "first", "old");
+    let pulled = until_event(&master, "first", "Pulled", "from node");
+    assert!(
+        pulled.starts_with(&format!("Successfully pulled image \"{APP}\" from node \"one\" in ")),
+        "{pulled}"
+    );
+    until_event(&master, "first", "Pulling", "from node \"one\"");
+    until("both are shown to have it", || {
+        let shown = master.run(&["image", "ls"]).ok();
+        let line = shown.lines().find(|line| line.starts_with(APP)).unwrap_or_default().to_owned();
+        check(line.ends_with("one,two"), || shown.clone())
+    });
+    // Without a tag a registry would have to be asked each time; what was brought by hand answers everywhere.
+    let latest = "nowhere.example/app:latest";
+    import(&master, &busybox, "newest", latest);
+    master.apply(&pod("always", "two", "nowhere.example/app"));
+    until_says(&master, "always", "newest");
+    master.kubectl(&["delete", "pod", "always"]).ok();
+    // Another image under the name: no machine goes on with the earlier one.
+    let printed = import(&master, &busybox, "newer", latest);
+    assert_eq!(printed.trim(), format!("{latest} loaded on one\n{latest} loaded on two"));
+    // It is taken from where it was loaded, also when the machine's own is an older copy.
+    let tar = master.data.with_extension("tar");
+    rootfs(&busybox, "by name", &tar);
+    let file = tar.to_str().unwrap();
+    master.run(&["image", "import", file, "nowhere.example/named:latest", "--node", "one"]).ok();
+    master.apply(&pod("copy", "two", "nowhere.example/named"));
+    until_says(&master, "copy", "by name");
+    rootfs(&busybox, "by name, again", &tar);
+    master.run(&["image", "import", file, "nowhere.example/named:latest", "--node", "one"]).ok();
+    master.apply(&pod("again", "two", "nowhere.example/named"));
+    until_says(&master, "again", "by name, again");
+    // What nobody has is told as its registry's failure alone.
+    master.apply(&pod("nothing", "two", "nowhere.example/nothing:1"));
+    until_waits(&master, "nothing", "nowhere.example");
+    assert!(!two.containers().is_empty());
+}
+
+#[test]
+fn a_machine_that_gives_other_bytes_is_not_believed_and_told_of() {
+    let Some(busybox) = busybox() else { return };
+    let mut bed = Bed::new();
+    let (master, one, two) = trio(&mut bed);
+    import(&master, &busybox, "good", APP);
+    let layers = one.data.join("images/layers");
+    let layer = fs::read_dir(&layers).unwrap().flatten().map(|entry| entry.path().join("fs/word"));
+    let word = layer.into_iter().find(|path| path.exists()).unwrap();
+    fs::write(&word, "evil").unwrap();
+    master.apply(&pod("p", "two", APP));
+    until_waits(&master, "p", "other nodes have it, but: node one: ");
+    until_event(&master, "p", "Failed", "from other nodes: node one: ");
+    assert!(two.containers().is_empty());
+    let staged = fs::read_dir(two.data.join("images/staging")).unwrap().count();
+    assert_eq!(staged, 0, "nothing is left of it");
+    // With the right bytes the next try is good.
+    fs::write(&word, "good").unwrap();
+    until_says(&master, "p", "good");
+}
+
+#[test]
+fn an_image_whose_machine_falls_silent_meanwhile_comes_when_it_is_back() {
+    let Some(busybox) = busybox() else { return };
+    let mut bed = Bed::new();
+    let (master, one, _two) = trio(&mut bed);
+    import(&master, &busybox, "there", APP);
+    one.freeze();
+    master.apply(&pod("p", "two", APP));
+    until_waits(&master, "p", "nowhere.example");
+    one.thaw();
+    master.until_node("one", "True");
+    until_says(&master, "p", "there");
+    until_event(&master, "p", "Pulled", "from node \"one\"");
+}

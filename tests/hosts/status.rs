@@ -1,0 +1,60 @@
+//! `troupe cluster status` of several machines.
+
+use std::time::Instant;
+
+use serde_json::Value;
+
+use crate::{
+    bed::{Bed, Host, ready},
+    harness::{check, until},
+};
+
+fn status(master: &Host) -> Value {
+    let text = master.run(&["cluster", "status", "-o", "json"]).ok();
+    serde_json::from_str(&text).unwrap()
+}
+
+#[test]
+fn a_node_that_is_cut_off_is_shown_as_silent_and_since_when() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
+    master.master(&[]);
+    for host in [&mut one, &mut two] {
+        let (token, name) = (master.token(&[]), host.name.clone());
+        host.node(&["--runtime", "sim", "--join", &master.address, "--token", &token, "--name", &name]);
+        master.until_node(&name, "True");
+    }
+    let shown = status(&master);
+    let link = &shown["nodes"][1]["link"];
+    assert!(link["address"].as_str().unwrap().starts_with(&format!("{}:", two.address)), "{link}");
+    assert!(link["roundTripSeconds"].as_f64().unwrap() > 0.0, "{link}");
+    two.cut();
+    let cut = Instant::now();
+    master.until_node("two", "Unknown");
+    let asked = Instant::now();
+    let shown = status(&master);
+    let (took, gone) = (asked.elapsed(), cut.elapsed());
+    assert!(took.as_secs() < 10, "{took:?}: a silent node holds nothing up");
+    assert_eq!(shown["nodes"][1]["link"], Value::Null);
+    let silent = shown["nodes"][1]["silentSeconds"].as_f64().unwrap();
+    assert!(silent > 0.5 && silent < gone.as_secs_f64() + 1.0, "{silent} s of {gone:?}");
+    assert!(shown["nodes"][0]["link"].is_object(), "{shown}");
+    let text = master.run(&["cluster", "status"]).ok();
+    assert!(text.contains("Nodes: 1 of 2 ready"), "{text}");
+    assert!(text.lines().any(|line| line.starts_with("two") && line.contains("silent ")), "{text}");
+    // A master that has just begun knows it from the node's last heartbeat.
+    master.kill();
+    master.master(&[]);
+    until("the node is shown as silent by the next master", || {
+        let node = status(&master)["nodes"][1].clone();
+        check(node["silentSeconds"].as_f64().is_some_and(|age| age > silent), || node.to_string())
+    });
+    two.heal();
+    until("the node is linked again", || {
+        let node = status(&master)["nodes"][1].clone();
+        check(node["link"].is_object(), || node.to_string())
+    });
+}

@@ -1,0 +1,241 @@
+//! What must hold whatever happens, looked at after every change of the store and every step of a story.
+//!
+//! Owns: what was ever seen (bindings, revisions, acknowledged writes) across all lives of the master. Two bindings for a
+//! pod, a container away from its pod's node, a pod that vanished before its containers, a revision given twice, a write
+//! that was acknowledged and is gone: each is told to the trace as wrong.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, BTreeSet},
+    rc::Rc,
+    sync::Arc,
+};
+
+use troupe::{
+    messages::{Change, ChangeKind, View},
+    model::{Key, Kind, KindFacet, NodeName, Object, Revision, Snapshot, Uid},
+    runtime::{ContainerState, sim::SimMachine},
+};
+
+use super::trace::Trace;
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Observer {
+    trace: Trace,
+    state: Rc<RefCell<State>>,
+}
+
+#[derive(Default)]
+struct State {
+    newest: Revision,
+    /// Where each pod was bound, for ever.
+    bound: BTreeMap<Uid, NodeName>,
+    /// What was published and must survive, as published last.
+    published: Snapshot,
+    machines: BTreeMap<NodeName, Arc<SimMachine>>,
+    /// Nodes whose object was deleted once: their pods vanish without a word from them.
+    deleted_nodes: BTreeSet<NodeName>,
+    /// Pods that were removed without grace.
+    forced: BTreeSet<Uid>,
+    /// What each object may say: the last that was acknowledged, and what was asked for since.
+    promised: BTreeMap<Key, BTreeSet<Promise>>,
+}
+
+/// What a client's object says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Promise {
+    /// It is not there, or ending.
+    Absent,
+    /// It is there and says this number.
+    Says(i32),
+}
+
+impl Observer {
+    pub fn new(trace: Trace) -> Observer {
+        Observer { trace, state: Rc::default() }
+    }
+
+    /// A machine's containers are looked at from now on, instead of those it had before.
+    pub fn machine(&self, name: &NodeName, machine: &Arc<SimMachine>) {
+        self.state.borrow_mut().machines.insert(name.clone(), machine.clone());
+    }
+
+    /// A client asks for a write. To be told how it went.
+    pub fn asked(&self, key: &Key, what: Promise) {
+        let mut state = self.state.borrow_mut();
+        let may = state.promised.entry(key.clone()).or_insert_with(|| [Promise::Absent].into());
+        may.insert(what);
+    }
+
+    /// The write was acknowledged.
+    pub fn acknowledged(&self, key: &Key, what: Promise) {
+        self.trace.note(format_args!("acknowledged {key} {what:?}"));
+        self.state.borrow_mut().promised.insert(key.clone(), [what].into());
+    }
+
+    pub fn forced(&self, pod: &Uid) {
+        self.state.borrow_mut().forced.insert(pod.clone());
+    }
+
+    pub fn node_deleted(&self, name: &NodeName) {
+        self.state.borrow_mut().deleted_nodes.insert(name.clone());
+    }
+
+    /// A master has begun with what survived.
+    pub fn master_began(&self, snapshot: &Snapshot) {
+        {
+            let state = self.state.borrow();
+            let newest = state.newest.max(state.published.revision);
+            if snapshot.revision < newest {
+                self.trace.wrong(format_args!(
+                    "a new master is at revision {}, but {} was published",
+                    snapshot.revision, newest
+                ));
+            }
+            // The store answers and publishes what is hard only when it is durable.
+            for kind in [Kind::Pod, Kind::ReplicationController, Kind::ConfigMap] {
+                for object in state.published.list(kind, None) {
+                    let found = snapshot.find(&object.key).filter(|now| now.uid() == object.uid());
+                    let lost = match (found, &object.facet.of) {
+                        (None, _) => true,
+                        (Some(now), KindFacet::Pod(before)) => {
+                            before.node.is_some() && node_of(now) != before.node
+                        }
+                        (Some(now), KindFacet::ReplicationController(_)) => number(now) != number(object),
+                        _ => false,
+                    };
+                    if lost {
+                        self.trace.wrong(format_args!("{} was published and is lost", object.key));
+                    }
+                }
+            }
+        }
+        self.state.borrow_mut().newest = snapshot.revision;
+        self.look(snapshot);
+    }
+
+    /// Everything that the store published, in order.
+    pub async fn follow(self, view: View, since: Revision) {
+        let mut watch = view.watch(since);
+        loop {
+            let Ok(changes) = watch.next().await else {
+                self.trace.wrong("the store's feed moved on without its follower");
+                return;
+            };
+            for change in &changes {
+                self.changed(change);
+            }
+            let snapshot = view.snapshot();
+            self.look(&snapshot);
+        }
+    }
+
+    fn changed(&self, change: &Change) {
+        let object = &change.object;
+        self.trace.note(format_args!("{} {:?} {}", object.revision, change.kind, said(object)));
+        let mut state = self.state.borrow_mut();
+        if object.revision <= state.newest {
+            self.trace.wrong(format_args!("revision {} was given twice", object.revision));
+        }
+        state.newest = object.revision;
+        let KindFacet::Pod(pod) = &object.facet.of else { return };
+        let uid = object.uid();
+        match (state.bound.get(uid).cloned(), &pod.node) {
+            (None, Some(node)) => drop(state.bound.insert(uid.clone(), node.clone())),
+            (Some(before), now) if now.as_ref() != Some(&before) => {
+                self.trace.wrong(format_args!("{} was bound to {before}, and now to {now:?}", object.key));
+            }
+            _ => {}
+        }
+        if change.kind == ChangeKind::Deleted
+            && !state.forced.contains(uid)
+            && let Some(node) = state.bound.get(uid)
+            && !state.deleted_nodes.contains(node)
+            && let Some(machine) = state.machines.get(node)
+            && running(machine).any(|(of, _)| of == *uid)
+        {
+            self.trace.wrong(format_args!("{} is gone while its containers run on {node}", object.key));
+        }
+    }
+
+    /// Looks at the store and at every machine.
+    pub fn look(&self, snapshot: &Snapshot) {
+        self.state.borrow_mut().published = snapshot.clone();
+        self.look_at_machines();
+        let mut state = self.state.borrow_mut();
+        for object in snapshot.list(Kind::Pod, None) {
+            if let Some(node) = node_of(object) {
+                state.bound.entry(object.uid().clone()).or_insert(node);
+            }
+        }
+        for (key, may) in &state.promised {
+            let says = match snapshot.find(key).filter(|object| object.facet.meta.deleting.is_none()) {
+                None => Promise::Absent,
+                Some(object) => Promise::Says(number(object)),
+            };
+            if !may.contains(&says) {
+                self.trace.wrong(format_args!("{key} is {says:?}, but was acknowledged as {may:?}"));
+            }
+        }
+    }
+
+    /// Looks at what the machines really run.
+    pub fn look_at_machines(&self) {
+        let state = self.state.borrow();
+        let mut seen: BTreeSet<(Uid, String)> = BTreeSet::new();
+        for (name, machine) in &state.machines {
+            for (uid, container) in running(machine) {
+                if state.bound.get(&uid) != Some(name) {
+                    let bound = state.bound.get(&uid);
+                    self.trace.wrong(format_args!("{name} runs {uid}, which is bound to {bound:?}"));
+                }
+                if !seen.insert((uid.clone(), container.clone())) {
+                    self.trace.wrong(format_args!("{container} of {uid} runs twice, again on {name}"));
+                }
+            }
+        }
+    }
+}
+
+/// Pods and names of the containers that run on a machine.
+pub fn running(machine: &SimMachine) -> impl Iterator<Item = (Uid, String)> {
+    let all = machine.containers().into_iter();
+    all.filter(|c| c.state == ContainerState::Running).map(|c| (c.pod, c.name))
+}
+
+pub fn node_of(object: &Object) -> Option<NodeName> {
+    match &object.facet.of {
+        KindFacet::Pod(pod) => pod.node.clone(),
+        _ => None,
+    }
+}
+
+/// The number that a client gave an object.
+fn number(object: &Object) -> i32 {
+    match &object.facet.of {
+        KindFacet::ReplicationController(rc) => rc.replicas,
+        _ => object.facet.meta.labels.get("number").and_then(|text| text.parse().ok()).unwrap_or(0),
+    }
+}
+
+/// An object in a few words.
+fn said(object: &Object) -> String {
+    let ending = if object.facet.meta.deleting.is_some() { " ending" } else { "" };
+    let more = match &object.facet.of {
+        KindFacet::Pod(pod) => format!(
+            " {} {}{} restarts={}",
+            pod.node.as_ref().map_or("-", |node| node.as_str()),
+            pod.phase.as_str(),
+            if pod.ready { " ready" } else { "" },
+            pod.restarts,
+        ),
+        KindFacet::Node(node) => {
+            let taints: Vec<String> = node.taints.iter().map(|t| format!("{}:{}", t.key, t.effect)).collect();
+            format!(" ready={} {}", node.ready, taints.join(","))
+        }
+        KindFacet::ReplicationController(rc) => format!(" replicas={}", rc.replicas),
+        _ => String::new(),
+    };
+    format!("{}{more}{ending}", object.key)
+}
