@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{clock, door::Shared, read::json_response};
 use crate::{
-    logic::taints::has_said_goodbye,
+    logic::silence::is_away,
     messages::{ActorState, NodeState, Port, ShowNodes, ShowStore, StoreState},
     model::{Kind, KindFacet, NodeName, Object, Snapshot},
 };
@@ -130,7 +130,7 @@ fn node(object: &Object, state: Option<&NodeState>, pods: u64, now: Timestamp) -
         "reason": ready.and_then(|ready| ready.reason.clone()),
         "version": status.node_info.map(|info| info.kubelet_version),
         "schedulable": !cordoned,
-        "saidGoodbye": link.is_none() && has_said_goodbye(object),
+        "saidGoodbye": link.is_none() && is_away(object),
         "pods": pods,
         "silentSeconds": silent.filter(|_| link.is_none()),
         "link": link.map(|link| json!({
@@ -205,6 +205,20 @@ mod tests {
         );
         assert_eq!(shown["store"]["revision"], 9);
         assert_eq!((&shown["store"]["queuedChanges"], &shown["store"]["failing"]), (&json!(4), &json!(true)));
+    }
+
+    #[test]
+    fn away_is_a_node_that_said_so_and_no_other_silent_one() {
+        let shown = |reason: &str| {
+            let taint = json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}]);
+            let ready = json!([{"type": "Ready", "status": "Unknown", "reason": reason}]);
+            let document = json!({"metadata": {"name": "n", "uid": "1"}, "spec": {"taints": taint},
+                "status": {"conditions": ready}});
+            let sealed = seal_json(Kind::Node, document.to_string().as_bytes()).unwrap();
+            node(&sealed.at(Revision(1)), None, 0, Timestamp::UNIX_EPOCH)["saidGoodbye"].clone()
+        };
+        assert_eq!(shown("NodeGoodbye"), true);
+        assert_eq!(shown("NodeStatusUnknown"), false, "its pods are spared, or it is only just silent");
     }
 
     #[test]

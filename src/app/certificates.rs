@@ -1,7 +1,7 @@
 //! The certificates that a master gives itself: for links, for the API, the administrator's, and those of nodes beside it.
 //!
 //! Owns: their names, and their renewal. Invariants: they are all of one age, and replaced together when a third of their life
-//! is left; nothing is restarted for it: connections stay, and what connects later is shown the new one.
+//! is left, or the clock was set to a time that they are not for; nothing is restarted for it: connections stay, and what connects later is shown the new one.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -79,10 +79,10 @@ impl Certificates {
         self.file.as_ref().map_or(Ok(()), |file| kubeconfig::write_private(file, &self.kubeconfig()))
     }
 
-    /// The life of all of them: the administrator's was issued last, and is replaced last.
-    fn life(&self) -> (i64, i64) {
+    /// The span of all of them: the administrator's was issued last, and is replaced last.
+    fn span(&self) -> (i64, i64) {
         let admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
-        validity(admin.certificate_pem()).map(|span| renewal::life(span, BACKDATE)).unwrap_or_default()
+        validity(admin.certificate_pem()).unwrap_or_default()
     }
 
     fn renew(&self) -> Result<(), StartError> {
@@ -106,11 +106,11 @@ impl Certificates {
 
 impl Renewal for Certificates {
     fn look_every(&self) -> Duration {
-        renewal::look_every(self.life())
+        renewal::look_every(renewal::life(self.span(), BACKDATE))
     }
 
     fn look(&self) {
-        if !renewal::due(self.life(), now_s()) {
+        if !renewal::due_here(self.span(), BACKDATE, now_s()) {
             return;
         }
         match self.renew() {

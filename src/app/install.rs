@@ -10,14 +10,14 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use super::{StartError, kubeconfig::write_private};
+use super::{StartError, joined::SENT_AWAY, kubeconfig::write_private, membership::RECORD};
 use crate::model::token::JoinToken;
 
 /// Where administrators' units are.
 const UNITS: &str = "/etc/systemd/system";
 /// There while systemd runs the machine, as `sd_booted(3)` has it.
 const BOOTED: &str = "/run/systemd/system";
-/// A node's token, in its data directory.
+/// A node's token, in its data directory, until it has joined.
 pub(super) const TOKEN_FILE: &str = "join-token";
 /// Options whose values are paths, which are meant from where they were typed.
 const PATHS: [&str; 5] = ["--config", "--registry-ca", "--registry-config", "--manifests", "--token-file"];
@@ -84,18 +84,23 @@ fn run(options: &InstallOptions) -> Result<(), StartError> {
     };
     let program = std::env::current_exe().map_err(file(Path::new("/proc/self/exe")))?;
     let here = std::env::current_dir().unwrap_or_else(|_| "/".into());
-    let token_file = options.token.as_ref().map(|_| options.data_dir.join(TOKEN_FILE));
+    // A node that has joined needs no token, and would not look at one in a file.
+    let token = options.token.as_ref().filter(|_| !options.data_dir.join(RECORD).exists());
+    if options.token.is_some() && token.is_none() {
+        eprintln!("troupe: {}", not_used(&options.data_dir));
+    }
+    let token_file = token.map(|_| options.data_dir.join(TOKEN_FILE));
     let mut words = settled(&options.words, &here);
     words.extend(["--data-dir".to_owned(), options.data_dir.display().to_string()]);
     if let Some(path) = &token_file {
         words.extend(["--token-file".to_owned(), path.display().to_string()]);
     }
-    let text = unit(options.role, &program.display().to_string(), &words);
+    let text = unit(options.role, &program.display().to_string(), &words, &options.data_dir);
     if options.print {
         print!("{text}");
         return Ok(());
     }
-    if let (Some(token), Some(path)) = (&options.token, &token_file) {
+    if let (Some(token), Some(path)) = (token, &token_file) {
         let data = &options.data_dir;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(file(data))?;
         write_private(path, &format!("{token}\n"))?;
@@ -121,6 +126,15 @@ fn run(options: &InstallOptions) -> Result<(), StartError> {
         options.data_dir.display()
     );
     Ok(())
+}
+
+/// Why a token that is not on the command line of `troupe node` is left alone.
+pub(super) fn not_used(data: &Path) -> String {
+    let data = data.display();
+    format!(
+        "{data} has joined a cluster already, so the token is not used; to join again, if the node was deleted: troupe node \
+         --data-dir {data} --join ADDR --token T"
+    )
 }
 
 fn write_unit(path: &Path, text: &str) -> io::Result<()> {
@@ -167,17 +181,28 @@ fn settled(words: &[String], here: &Path) -> Vec<String> {
     settled
 }
 
-fn unit(role: Role, program: &str, words: &[String]) -> String {
+fn unit(role: Role, program: &str, words: &[String], data: &Path) -> String {
     let name = role.name();
     let mut command = quoted(program, false);
     for word in std::iter::once(name).chain(words.iter().map(String::as_str)) {
         command.push(' ');
         command.push_str(&quoted(word, true));
     }
-    let (description, more) = match role {
-        Role::Master => ("Troupe: a cluster's master", ""),
+    let mounts = quoted(&data.display().to_string(), false);
+    let (description, prevent, more) = match role {
+        Role::Master => (
+            "Troupe: a cluster's master",
+            "# A command line that makes no sense does not get better.\n\
+             RestartPreventExitStatus=2\n"
+                .to_owned(),
+            "",
+        ),
         Role::Node => (
             "Troupe: a node of a cluster",
+            format!(
+                "# A command line that makes no sense does not get better, and a node that was deleted does not come back by itself.\n\
+                 RestartPreventExitStatus=2 {SENT_AWAY}\n"
+            ),
             "# Containers and their shims outlive the daemon, which finds them again.\n\
              KillMode=process\n\
              Delegate=yes\n\
@@ -191,6 +216,7 @@ fn unit(role: Role, program: &str, words: &[String]) -> String {
          Description={description}\n\
          Wants=network-online.target\n\
          After=network-online.target\n\
+         RequiresMountsFor={mounts}\n\
          StartLimitIntervalSec=0\n\
          \n\
          [Service]\n\
@@ -200,8 +226,7 @@ fn unit(role: Role, program: &str, words: &[String]) -> String {
          TimeoutStartSec=infinity\n\
          Restart=always\n\
          RestartSec=2\n\
-         # A command line that makes no sense does not get better.\n\
-         RestartPreventExitStatus=2\n\
+         {prevent}\
          LimitNOFILE=1048576\n\
          {more}\
          \n\
@@ -298,7 +323,8 @@ mod tests {
 
     #[test]
     fn the_units_are_these() {
-        let master = unit(Role::Master, "/usr/local/bin/troupe", &words(&["--data-dir", "/var/lib/troupe"]));
+        let (program, data) = ("/usr/local/bin/troupe", Path::new("/var/lib/troupe"));
+        let master = unit(Role::Master, program, &words(&["--data-dir", "/var/lib/troupe"]), data);
         assert_eq!(
             master,
             "\
@@ -307,6 +333,7 @@ mod tests {
 Description=Troupe: a cluster's master
 Wants=network-online.target
 After=network-online.target
+RequiresMountsFor=/var/lib/troupe
 StartLimitIntervalSec=0
 
 [Service]
@@ -324,10 +351,12 @@ LimitNOFILE=1048576
 WantedBy=multi-user.target
 "
         );
-        let node =
-            unit(Role::Node, "/usr/local/bin/troupe", &words(&["--join", "10.0.0.1", "--label", "a b=c"]));
+        let typed = words(&["--join", "10.0.0.1", "--label", "a b=c"]);
+        let node = unit(Role::Node, program, &typed, Path::new("/srv/50% of $it/troupe"));
         for line in [
             "ExecStart=/usr/local/bin/troupe node --join 10.0.0.1 --label \"a b=c\"",
+            "RequiresMountsFor=\"/srv/50%% of $it/troupe\"",
+            "RestartPreventExitStatus=2 3",
             "KillMode=process",
             "Delegate=yes",
             "Type=notify",

@@ -2,13 +2,15 @@
 //!
 //! Owns: the order of joining (who am I, whose, with which token), and the process around the node: the ready line and
 //! file, signals, the exit code. Invariants: a directory that has joined needs no token, and one that is given again is
-//! not in the way; a node that the master sends away says so, says what to do, and ends with 1.
+//! not in the way; a node that the master sends away says so, says what to do, and ends with [`SENT_AWAY`]. It never joins
+//! again by itself, which a service would otherwise do as long as its token lives: one in a file is for the first join
+//! alone, and only one on the command line, which takes a person, is used after that.
 
 use std::{
     collections::BTreeMap,
     io::Write as _,
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
     sync::Arc,
     time::Duration,
@@ -20,6 +22,7 @@ use super::{
     Node, NodeConfig, RegistryOptions, RuntimeChoice, StartError,
     address::{towards, with_port},
     cluster::this_machine,
+    install::{TOKEN_FILE, not_used},
     membership::{Files, Membership, Record, Standing},
     node::MAX_PODS,
     notify,
@@ -39,6 +42,8 @@ use crate::{
 /// A master that does not answer by then is not there, as far as a first join is concerned. A node that has joined
 /// waits for ever.
 const JOIN_WITHIN: Duration = Duration::from_secs(30);
+/// The exit code of a node that the master does not want: starting it again is no use.
+pub(super) const SENT_AWAY: u8 = 3;
 /// Between two attempts.
 const JOIN_PAUSE: Duration = Duration::from_millis(500);
 
@@ -51,7 +56,7 @@ pub struct NodeOptions {
     pub join: Option<String>,
     /// A join token; needed once.
     pub token: Option<String>,
-    /// A file with one.
+    /// A file with one, for the first join alone.
     pub token_file: Option<PathBuf>,
     /// The node's name; this machine's when absent.
     pub name: Option<String>,
@@ -107,26 +112,16 @@ impl<E: Into<StartError>> From<E> for Ended {
 
 async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
     let files = Files::of(&options.data_dir);
-    let token = match (&options.token, &options.token_file) {
-        (Some(text), _) => Some(parsed_token("--token", text)?),
-        (None, Some(path)) => match std::fs::read_to_string(path) {
-            Ok(text) => Some(parsed_token("--token-file", text.trim())?),
-            // It was needed once.
-            Err(_) if files.record()?.is_some() => None,
-            Err(error) => {
-                return Err(Ended::Usage(format!(
-                    "--token-file: {} cannot be read: {error}",
-                    path.display()
-                )));
-            }
-        },
-        (None, None) => None,
-    };
+    let joined = files.record()?.is_some();
+    let token = token(options.token.as_deref(), options.token_file.as_deref(), joined)?;
+    if joined && options.token.is_none() && options.token_file.as_ref().is_some_and(|file| file.exists()) {
+        eprintln!("troupe: {}", not_used(&options.data_dir));
+    }
     let address = match &options.join {
         Some(text) => Some(with_port(text).map_err(|problem| Ended::Usage(format!("--join: {problem}")))?),
         None => None,
     };
-    if let Some(text) = misuse(options, files.record()?.is_some(), address.is_some(), token.is_some()) {
+    if let Some(text) = misuse(options, joined, address.is_some(), token.is_some()) {
         return Err(Ended::Usage(text));
     }
     let ready_file = options.data_dir.join("ready");
@@ -140,7 +135,33 @@ async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
         (None, ..) => return Err(Ended::Usage("the node's record vanished".into())),
     };
     let record = remember(options, &files, record)?;
+    forget_token(&options.data_dir);
     serve(options, files, &record, &ready_file).await
+}
+
+/// The token to ask with. One in a file is there at each start of a service: it is for the first join alone.
+fn token(word: Option<&str>, file: Option<&Path>, joined: bool) -> Result<Option<JoinToken>, Ended> {
+    match (word, file) {
+        (Some(text), _) => parsed_token("--token", text).map(Some),
+        (None, Some(path)) if !joined => match std::fs::read_to_string(path) {
+            Ok(text) => parsed_token("--token-file", text.trim()).map(Some),
+            Err(error) => {
+                Err(Ended::Usage(format!("--token-file: {} cannot be read: {error}", path.display())))
+            }
+        },
+        (None, _) => Ok(None),
+    }
+}
+
+/// Removes the token that `troupe node install` wrote: the node has joined.
+fn forget_token(data: &Path) {
+    let path = data.join(TOKEN_FILE);
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "a join token that is not needed any more cannot be removed");
+        }
+        _ => {}
+    }
 }
 
 fn parsed_token(option: &str, text: &str) -> Result<JoinToken, Ended> {
@@ -293,7 +314,7 @@ async fn serve(
     options: &NodeOptions,
     files: Files,
     record: &Record,
-    ready_file: &std::path::Path,
+    ready_file: &Path,
 ) -> Result<ExitCode, Ended> {
     let login = files.login(record)?;
     let name = login.name.clone();
@@ -341,7 +362,7 @@ async fn serve(
         }
         why = attend(&mut standing, record, ready_file) => {
             eprintln!("{}", sent_away(&name, record, data, &why));
-            ExitCode::from(1)
+            ExitCode::from(SENT_AWAY)
         }
     };
     notify::stopping();
@@ -353,11 +374,7 @@ async fn serve(
 }
 
 /// Says that the node is ready when it has a link; ends when the master sends it away.
-async fn attend(
-    standing: &mut watch::Receiver<Standing>,
-    record: &Record,
-    ready_file: &std::path::Path,
-) -> String {
+async fn attend(standing: &mut watch::Receiver<Standing>, record: &Record, ready_file: &Path) -> String {
     let mut said = false;
     loop {
         let now = standing.borrow_and_update().clone();
@@ -376,7 +393,7 @@ async fn attend(
     }
 }
 
-fn announce(record: &Record, ready_file: &std::path::Path) {
+fn announce(record: &Record, ready_file: &Path) {
     if let Err(error) = std::fs::write(ready_file, format!("{}\n", record.master)) {
         tracing::warn!(path = %ready_file.display(), %error, "cannot be written");
     }
@@ -391,7 +408,7 @@ fn announce(record: &Record, ready_file: &std::path::Path) {
     notify::ready(&said);
 }
 
-fn sent_away(name: &NodeName, record: &Record, data: &std::path::Path, why: &str) -> String {
+fn sent_away(name: &NodeName, record: &Record, data: &Path, why: &str) -> String {
     format!(
         "troupe: the master at {master} sends this node away: {why}\n\
          to join again: troupe node --data-dir {data} --join {master} --token T  (`troupe token create` on the master's \
@@ -400,4 +417,29 @@ fn sent_away(name: &NodeName, record: &Record, data: &std::path::Path, why: &str
         master = record.master,
         data = data.display(),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TOKEN: &str =
+        "8rcmdg.tenwfs0vok4bymlh.c7130f5b7e4d4e0c36e1434dce75a75904dd61d3583149d085044699e10423c4";
+
+    #[test]
+    fn a_token_in_a_file_is_for_the_first_join_and_one_on_the_command_line_for_any() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(TOKEN_FILE);
+        std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
+        let used = |word, joined| token(word, Some(&file), joined).ok().unwrap().is_some();
+        assert!(used(None, false));
+        assert!(!used(None, true), "a node that was deleted would come back by itself");
+        assert!(used(Some(TOKEN), true), "a person says so");
+        // It is gone as soon as it was used.
+        forget_token(dir.path());
+        assert!(!file.exists());
+        forget_token(dir.path());
+        assert!(!used(None, true));
+        assert!(token(None, Some(&file), false).is_err(), "but the first time it has to be there");
+    }
 }

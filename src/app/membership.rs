@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
@@ -139,12 +139,14 @@ pub(super) struct Membership {
     files: Files,
     connector: Mutex<Option<Connector>>,
     standing: watch::Sender<Standing>,
+    /// When the present certificate came, if it came to this process.
+    renewed: Mutex<Option<Instant>>,
 }
 
 impl Membership {
     pub(super) fn new(files: Files) -> (Membership, watch::Receiver<Standing>) {
         let (standing, told) = watch::channel(Standing::Apart);
-        (Membership { files, connector: Mutex::new(None), standing }, told)
+        (Membership { files, connector: Mutex::new(None), standing, renewed: Mutex::new(None) }, told)
     }
 
     /// The connector whose certificate is to be renewed.
@@ -186,7 +188,11 @@ impl Member for Membership {
     }
 
     fn renewal(&self) -> Option<Vec<u8>> {
-        if !renewal::due(self.life()?, now_s()) {
+        let life = self.life()?;
+        let renewed = *self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        // A clock that is far ahead takes the new one for an old one as well.
+        let fresh = renewed.is_some_and(|at| at.elapsed() < renewal::pause(life));
+        if fresh || !renewal::due(life, now_s()) {
             return None;
         }
         match self.files.key().and_then(|key| Ok(key.request()?)) {
@@ -201,6 +207,7 @@ impl Member for Membership {
     fn renewed(&self, certificate: &str) -> bool {
         match self.take(certificate) {
             Ok(()) => {
+                *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
                 tracing::info!("the node has a new certificate");
                 true
             }

@@ -148,7 +148,7 @@ pub struct NodeFlags {
     /// A token of `troupe token create`; needed once
     #[arg(long, value_name = "TOKEN")]
     pub token: Option<String>,
-    /// A file with one, which others on this machine cannot read; not looked at once it is gone and the node has joined
+    /// A file with one, which others on this machine cannot read; for the first join alone: not looked at once the node has joined
     #[arg(long, value_name = "FILE", conflicts_with = "token")]
     pub token_file: Option<PathBuf>,
     /// The node's name [default: this machine's]

@@ -6,6 +6,7 @@
 //! SHA-256 of everything before that line.
 //! Invariant: a file that was cut off, altered or written in another format is refused as a whole, with the reason.
 
+use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -129,6 +130,9 @@ pub enum NoBackup {
     /// The end is missing.
     #[error("it is cut off: the backup did not run to its end, or was not copied whole")]
     CutOff,
+    /// Its revisions cannot be gone on from at this time.
+    #[error("{0}")]
+    Time(String),
     /// Something in it is not as it was written.
     #[error("it was altered or damaged ({0})")]
     Damaged(String),
@@ -224,16 +228,36 @@ impl<'a> Rest<'a> {
 
 /// No store gives more revisions in a second: ten times what the disk takes.
 const REVISIONS_PER_SECOND_BITS: u32 = 20;
-/// More than a cluster changes while the clock stands: four thousand million.
+/// More than a cluster changes between two backups: four thousand million.
 const REVISIONS_AT_LEAST: u64 = 1 << 32;
+/// Clients may read a revision as a float, which has no more whole numbers. No store comes to it before the year 2242.
+const REVISIONS_END: u64 = 1 << 53;
 
-/// The first revision of a restored store. It is above every one that the cluster ever gave, before the backup, after it, and
-/// in other lives that were restored from it: those went on at less than a million a second from the second at which each
-/// began. A clock that is behind is made up for by the distance to the backup. It stays below 2^53 until the year 2242, so
-/// that clients which read it as a float are right.
-pub fn first_revision(of: Revision, now_s: u64) -> Revision {
+/// The first revision of a store restored from `backup`. It is above every one that the cluster ever gave, before the backup,
+/// after it, and in other lives that were restored from it, as long as none of those began by a clock that was ahead of the
+/// present one: each went on at less than a million a second from the second at which it began. Where one did, only the
+/// distance to the backup is sure.
+///
+/// # Errors
+/// When the clock is before the backup, so that it cannot be right, or a number is beyond what any cluster comes to.
+pub fn first_revision(backup: &Backup<'_>, now_s: u64) -> Result<Revision, NoBackup> {
+    let Backup { about: About { created_at, revision, .. }, objects, .. } = backup;
+    let made: Timestamp = created_at.parse().map_err(|_| damaged("the time at which it was made"))?;
+    if i64::try_from(now_s).unwrap_or(i64::MAX) < made.as_second() {
+        return Err(NoBackup::Time(format!(
+            "it was made at {created_at}, and this machine's clock is before that: set the clock, by which a restored \
+             store's revisions begin"
+        )));
+    }
+    if revision.0 >= REVISIONS_END {
+        return Err(damaged("its revision"));
+    }
     let by_clock = now_s.saturating_mul(1 << REVISIONS_PER_SECOND_BITS);
-    Revision(of.0.saturating_add(REVISIONS_AT_LEAST).max(by_clock))
+    let first = revision.0.saturating_add(REVISIONS_AT_LEAST).max(by_clock);
+    if first.saturating_add(objects.len() as u64) >= REVISIONS_END {
+        return Err(NoBackup::Time("revisions would be beyond 2^53: set this machine's clock".into()));
+    }
+    Ok(Revision(first))
 }
 
 #[cfg(test)]
@@ -318,16 +342,38 @@ mod tests {
 
     #[test]
     fn a_restored_store_begins_above_every_revision_of_every_life_before() {
-        const T: u64 = 1_700_000_000;
-        let first = first_revision(Revision(1_000_000), T);
+        let first = first_revision(&of(1_000_000), T).unwrap();
         assert!(first > Revision(1_000_000 + REVISIONS_AT_LEAST));
         // Again from the same backup, after an hour at half a million changes a second.
-        let second = first_revision(Revision(1_000_000), T + 3600);
+        let second = first_revision(&of(1_000_000), T + 3600).unwrap();
         assert!(second.0 > first.0 + 3600 * 500_000);
-        // From a backup of the second life, with a clock that was set back to the epoch.
-        let third = first_revision(Revision(second.0 + 5), 0);
+        // From a backup of the second life, with a clock that was set back behind that life's begin.
+        let third = first_revision(&of(second.0 + 5), T).unwrap();
         assert_eq!(third.0, second.0 + 5 + REVISIONS_AT_LEAST);
-        assert!(second.0 < 1 << 53);
+        assert!(second.0 < REVISIONS_END);
+    }
+
+    /// The second at which [`of`] was made.
+    const T: u64 = 1_704_067_200;
+
+    fn of(revision: u64) -> Backup<'static> {
+        let about = About { revision: Revision(revision), ..about() };
+        Backup { about, files: Vec::new(), objects: Vec::new() }
+    }
+
+    #[test]
+    fn a_clock_before_the_backup_and_numbers_beyond_reason_are_refused() {
+        let refused = |backup: &Backup<'_>, now_s| first_revision(backup, now_s).unwrap_err().to_string();
+        let said = refused(&of(7), T - 1);
+        assert!(said.contains("2024-01-01T00:00:00Z") && said.contains("set the clock"), "{said}");
+        for revision in [REVISIONS_END, u64::MAX - 1, u64::MAX] {
+            assert!(refused(&of(revision), T).contains("its revision"), "{revision}");
+        }
+        assert!(refused(&of(REVISIONS_END - 1), T).contains("2^53"));
+        assert!(refused(&of(7), u64::MAX).contains("2^53"));
+        let mut other = of(7);
+        other.about.created_at = "yesterday".into();
+        assert!(refused(&other, T).contains("the time"));
     }
 
     proptest! {

@@ -112,6 +112,8 @@ fn an_installed_nodes_token_is_in_a_file_of_its_own() {
         token.display()
     );
     assert!(text.contains(&expected), "{expected} is not in\n{text}");
+    assert!(text.contains(&format!("\nRequiresMountsFor={}\n", data.display())), "{text}");
+    assert!(text.contains("\nRestartPreventExitStatus=2 3\n"), "{text}");
     assert!(text.contains("\nKillMode=process\n") && text.contains("\nDelegate=yes\n"), "{text}");
     assert_eq!(fs::read_to_string(&token).unwrap(), format!("{TOKEN}\n"));
     assert_eq!((mode(&token), mode(&data)), (0o600, 0o700));
@@ -194,17 +196,26 @@ fn the_service_manager_hears_of_a_master_and_of_a_node_that_joined_by_a_token_in
     let token = troupe(dir.path(), &["token", "create", "--kubeconfig", kubeconfig.to_str().unwrap()]);
     let join = token.ok().lines().last().unwrap().split(' ').collect::<Vec<_>>();
     let (address, token) = (join[3], join[5]);
-    fs::write(at("token"), format!("{token}\n")).unwrap();
-    let file = at("token");
+    // Where `node install` has it.
+    fs::create_dir(&of_node).unwrap();
+    let file = of_node.join("join-token");
+    fs::write(&file, format!("{token}\n")).unwrap();
     let words = ["node", "--runtime", "sim", "--name", "n1", "--join", address, "--token-file"];
     let words = [&words[..], &[file.to_str().unwrap(), "--data-dir", of_node.to_str().unwrap()]].concat();
     let (node, told) = Managed::start(dir.path(), "n", &words);
     assert!(told.contains("node n1 of cluster troupe"), "{told}");
     node.stop();
     // It was needed once.
-    fs::remove_file(&file).unwrap();
-    let (node, _) = Managed::start(dir.path(), "again", &words);
-    node.stop();
+    assert!(!file.exists());
+    let (mut node, _) = Managed::start(dir.path(), "again", &words);
+    // Deleted, the node does not come back by itself, though its service has a token that is good.
+    let kubeconfig = kubeconfig.to_str().unwrap();
+    troupe(dir.path(), &["delete", "node", "n1", "--kubeconfig", kubeconfig]).ok();
+    assert_eq!(node.service.0.wait().unwrap().code(), Some(3));
+    fs::write(&file, format!("{token}\n")).unwrap();
+    let again = troupe(dir.path(), &words);
+    assert!(again.fails(3).contains("the token is not used"), "{again:?}");
+    assert!(!file.exists());
     master.stop();
     let other = at("other");
     let missing = [&words[..9], &["--data-dir", other.to_str().unwrap()]].concat();

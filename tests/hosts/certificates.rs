@@ -30,7 +30,7 @@ fn a_forged_certificate_gets_no_link_and_the_node_says_so() {
     let good = fs::read_to_string(pki.join("node.crt")).unwrap();
     fs::write(pki.join("node.crt"), forged).unwrap();
     let ran = one.run(&["node", "--runtime", "sim"]);
-    assert_eq!(ran.code(), Some(1));
+    assert_eq!(ran.code(), Some(3));
     assert!(ran.err().contains("another authority signed it"), "{}", ran.err());
     assert!(ran.err().contains("--token"), "{}", ran.err());
     assert!(master.said().contains("turned a peer away"));
@@ -88,19 +88,26 @@ fn a_deleted_node_is_sent_away_for_good_until_it_joins_again() {
     one.node(&["--runtime", "sim", "--join", &address, "--token", &token, "--name", "one"]);
     master.until_node("one", "True");
     master.kubectl(&["delete", "node", "one"]).ok();
-    assert_eq!(one.until_ended(), Some(1));
+    assert_eq!(one.until_ended(), Some(3));
     let said = one.said();
     assert!(said.contains("it was deleted") && said.contains("to join again: troupe node"), "{said}");
     // Not by its certificate, also not after the master's restart…
     let ran = one.run(&["node"]);
-    assert_eq!(ran.code(), Some(1), "{}", ran.err());
+    assert_eq!(ran.code(), Some(3), "{}", ran.err());
     master.kill();
     master.master(&[]);
     let ran = one.run(&["node"]);
-    assert_eq!(ran.code(), Some(1), "{}", ran.err());
+    assert_eq!(ran.code(), Some(3), "{}", ran.err());
     assert!(ran.err().contains("it was deleted"), "{}", ran.err());
     assert!(master.get(&["node", "one"]).is_err(), "it did not come back by itself");
-    // …but by a token.
+    // …nor as its service is started, with a token in a file that is still good…
+    let file = one.data.join("join-token");
+    fs::write(&file, format!("{token}\n")).unwrap();
+    let ran = one.run(&["node", "--join", &address, "--token-file", file.to_str().unwrap()]);
+    assert_eq!(ran.code(), Some(3), "{}", ran.err());
+    assert!(ran.err().contains("the token is not used"), "{}", ran.err());
+    assert!(!file.exists() && master.get(&["node", "one"]).is_err());
+    // …but by a token that somebody names.
     one.node(&["--join", &address, "--token", &token]);
     master.until_node("one", "True");
 }
