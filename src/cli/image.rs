@@ -1,8 +1,8 @@
 //! `image`: what the nodes have to run.
 //!
-//! Owns: uploads, with progress on a terminal only: once to those nodes that give images to each other, and to each that
-//! does not. Invariant: when one has ended well, no ready node goes on with another image under the name. An archive from
-//! standard input can be read only once: where that is not enough a node has to be named.
+//! Owns: uploads, with progress on a terminal only: to two of those nodes that give images to each other, so that one may
+//! die, and to each that does not. Invariant: when one has ended well, no ready node goes on with another image under the
+//! name. An archive from standard input can be read only once: it goes to one of them, or to the node that is named.
 
 mod pull;
 mod save;
@@ -37,7 +37,7 @@ const SHOW_EVERY: Duration = Duration::from_millis(200);
 pub struct ImageArgs {
     #[command(subcommand)]
     action: Action,
-    /// Only on this node [default: every ready node; what is loaded is sent to one, and others take it from there]
+    /// Only on this node [default: every ready node; what is loaded is sent to two, and others take it from there]
     #[arg(long, global = true, value_name = "NAME")]
     node: Option<String>,
 }
@@ -111,17 +111,47 @@ struct Targets<'a> {
     sharing: usize,
 }
 
+/// Of those nodes that give an archive to each other so many get it from here: one may die before others have it.
+const COPIES: usize = 2;
+/// So many of them are tried at most: what none of these takes is the archive's fault.
+const TRIED: usize = COPIES + 2;
+
 impl Targets<'_> {
-    /// Those that an archive has to be sent to in any case; it follows pods to the others.
-    fn first(&self) -> impl Iterator<Item = &String> {
-        let others = self.nodes.iter().skip(self.sharing);
-        self.nodes.iter().take(self.sharing.min(1)).chain(others)
+    /// Those that give images to each other.
+    fn sharing(&self) -> &[String] {
+        self.nodes.get(..self.sharing).unwrap_or(self.nodes)
     }
 
-    /// Those that have it from another one, if they need it.
-    fn rest(&self) -> impl Iterator<Item = &String> {
-        self.nodes.iter().take(self.sharing).skip(1)
+    /// Those that an archive has to be sent to in any case.
+    fn others(&self) -> &[String] {
+        self.nodes.get(self.sharing..).unwrap_or_default()
     }
+}
+
+/// Sends something to `copies` of some nodes, to the next one where one fails: who has it, and what failed.
+async fn spread<'a, T>(
+    nodes: &'a [String],
+    copies: usize,
+    mut send: impl AsyncFnMut(&'a str) -> Outcome<T>,
+) -> (Vec<(&'a str, T)>, Vec<CliError>) {
+    let (mut sent, mut failed) = (Vec::new(), Vec::new());
+    for node in nodes.iter().take(TRIED) {
+        if sent.len() >= copies {
+            break;
+        }
+        match send(node).await {
+            Ok(answer) => sent.push((node.as_str(), answer)),
+            Err(error) => {
+                // A file that cannot be read here is no node's fault.
+                let here = matches!(error, CliError::File { .. });
+                failed.push(error);
+                if here {
+                    break;
+                }
+            }
+        }
+    }
+    (sent, failed)
 }
 
 /// Whether a node takes images from others, by its runtime.
@@ -164,28 +194,35 @@ async fn upload(
     name: Option<&str>,
 ) -> Outcome {
     let stdin = file == Path::new("-");
-    let first: Vec<&String> = targets.first().collect();
-    if stdin && first.len() > 1 {
+    // What was read of standard input is gone for the next one.
+    let sharing = if stdin { targets.sharing().get(..1).unwrap_or_default() } else { targets.sharing() };
+    let first = sharing.len().min(1) + targets.others().len();
+    if stdin && first > 1 {
         return Err(CliError::usage(format!(
-            "standard input can be read only once, and there are {} nodes; name one with --node, or give a file",
-            first.len()
+            "standard input can be read only once, and there are {first} nodes; name one with --node, or give a file"
         )));
     }
-    let mut errors = Vec::new();
-    let mut loaded = Vec::new();
-    for node in &first {
-        match send(session, node, action, file, name).await {
-            Ok(names) if loaded.is_empty() => loaded = names,
-            Ok(_) => {}
-            Err(error) => errors.push(error),
+    let copies = COPIES.min(sharing.len());
+    let (sent, mut errors) =
+        spread(sharing, copies, async |node| send(session, node, action, file, name).await).await;
+    if sent.len() == copies {
+        // Others have it instead.
+        errors.drain(..).for_each(|error| eprintln!("Warning: {error}"));
+    } else if errors.iter().any(|error| matches!(error, CliError::File { .. })) {
+        return CliError::all(errors);
+    }
+    for node in targets.others() {
+        if let Err(error) = send(session, node, action, file, name).await {
+            errors.push(error);
         }
     }
     // What others have under these names is not what pods are to get from now on.
-    if let (Some(of), false) = (targets.nodes.first().filter(|_| targets.sharing > 0), loaded.is_empty()) {
-        let ids = ids(&images(session, of).await?, &loaded);
-        for node in targets.rest() {
+    if let Some((of, loaded)) = sent.first().filter(|(_, loaded)| !loaded.is_empty()) {
+        let ids = ids(&images(session, of).await?, loaded);
+        let has = |node: &&String| sent.iter().any(|(of, _)| of == node);
+        for node in targets.sharing().iter().filter(|node| !has(node)) {
             let there = match images(session, node).await {
-                Ok(there) => self::ids(&there, &loaded),
+                Ok(there) => self::ids(&there, loaded),
                 Err(error) => {
                     errors.push(error.while_("looking at the images of", node));
                     continue;
@@ -396,15 +433,35 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    #[test]
-    fn an_archive_goes_once_to_nodes_that_share_and_to_each_of_the_others() {
-        let nodes: Vec<String> = ["a", "b", "c", "d"].map(str::to_owned).into();
-        for (sharing, first, rest) in [(2, "acd", "b"), (4, "a", "bcd"), (0, "abcd", ""), (1, "abcd", "")] {
-            let targets = Targets { nodes: &nodes, sharing };
-            let (one, two): (Vec<_>, Vec<_>) =
-                (targets.first().cloned().collect(), targets.rest().cloned().collect());
-            assert_eq!((one.concat().as_str(), two.concat().as_str()), (first, rest), "{sharing}");
+    #[tokio::test]
+    async fn an_archive_goes_to_two_nodes_that_share_and_to_the_next_where_one_fails() {
+        let nodes: Vec<String> = ["a", "b", "c", "d", "e", "f"].map(str::to_owned).into();
+        for (full, copies, expected, failures) in [
+            ("", 2, "ab", 0),
+            ("a", 2, "bc", 1),
+            ("b", 2, "ac", 1),
+            ("abc", 2, "d", 3),
+            ("abcd", 2, "", 4),
+            ("", 1, "a", 0),
+        ] {
+            let send = async |node: &str| match full.contains(node) {
+                true => Err(CliError::failed("no space left on device")),
+                false => Ok(()),
+            };
+            let (sent, failed) = spread(&nodes, copies, send).await;
+            let sent: String = sent.into_iter().map(|(node, ())| node).collect();
+            assert_eq!((sent.as_str(), failed.len()), (expected, failures), "{full}");
         }
+        let gone = async |_: &str| {
+            Err::<(), _>(CliError::File { path: "x".into(), source: std::io::ErrorKind::NotFound.into() })
+        };
+        assert_eq!(spread(&nodes, 2, gone).await.1.len(), 1, "said once");
+        let targets = Targets { nodes: &nodes, sharing: 2 };
+        assert_eq!((targets.sharing().concat(), targets.others().concat()), ("ab".into(), "cdef".into()));
+    }
+
+    #[test]
+    fn nodes_of_the_native_runtime_share() {
         let node = |runtime: &str| json!({"status": {"nodeInfo": {"containerRuntimeVersion": runtime}}});
         assert!(shares(&node("native://0.1.0")) && !shares(&node("docker://28")) && !shares(&json!({})));
     }

@@ -39,11 +39,13 @@ fn rootfs(busybox: &Path, word: &str, tar: &Path) {
     archive.finish().unwrap();
 }
 
-/// Imports an image on a master's cluster; what that printed.
-fn import(master: &Host, busybox: &Path, word: &str, name: &str) -> String {
+/// Imports an image on a master's cluster, `to` one node or as it is by itself; what that printed.
+fn import(master: &Host, busybox: &Path, word: &str, name: &str, to: Option<&str>) -> String {
     let tar = master.data.with_extension("tar");
     rootfs(busybox, word, &tar);
-    master.run(&["image", "import", tar.to_str().unwrap(), name]).ok()
+    let mut args = vec!["image", "import", tar.to_str().unwrap(), name];
+    args.extend(to.into_iter().flat_map(|node| ["--node", node]));
+    master.run(&args).ok()
 }
 
 /// A pod on a node that says the image's word and stays.
@@ -98,8 +100,8 @@ fn an_image_that_was_loaded_once_runs_on_every_machine_and_a_newer_one_takes_its
     let Some(busybox) = busybox() else { return };
     let mut bed = Bed::new();
     let (master, _one, two) = trio(&mut bed);
-    let printed = import(&master, &busybox, "old", APP);
-    assert_eq!(printed.trim(), format!("{APP} loaded on one"), "it is sent once");
+    let printed = import(&master, &busybox, "old", APP, Some("one"));
+    assert_eq!(printed.trim(), format!("{APP} loaded on one"));
     master.apply(&pod("first", "two", APP));
     until_says(&master, "first", "old");
     let pulled = until_event(&master, "first", "Pulled", "from node");
@@ -115,12 +117,12 @@ fn an_image_that_was_loaded_once_runs_on_every_machine_and_a_newer_one_takes_its
     });
     // Without a tag a registry would have to be asked each time; what was brought by hand answers everywhere.
     let latest = "nowhere.example/app:latest";
-    import(&master, &busybox, "newest", latest);
+    import(&master, &busybox, "newest", latest, Some("one"));
     master.apply(&pod("always", "two", "nowhere.example/app"));
     until_says(&master, "always", "newest");
     master.kubectl(&["delete", "pod", "always"]).ok();
     // Another image under the name: no machine goes on with the earlier one.
-    let printed = import(&master, &busybox, "newer", latest);
+    let printed = import(&master, &busybox, "newer", latest, None);
     assert_eq!(printed.trim(), format!("{latest} loaded on one\n{latest} loaded on two"));
     // It is taken from where it was loaded, also when the machine's own is an older copy.
     let tar = master.data.with_extension("tar");
@@ -144,7 +146,7 @@ fn a_machine_that_gives_other_bytes_is_not_believed_and_told_of() {
     let Some(busybox) = busybox() else { return };
     let mut bed = Bed::new();
     let (master, one, two) = trio(&mut bed);
-    import(&master, &busybox, "good", APP);
+    import(&master, &busybox, "good", APP, Some("one"));
     let layers = one.data.join("images/layers");
     let layer = fs::read_dir(&layers).unwrap().flatten().map(|entry| entry.path().join("fs/word"));
     let word = layer.into_iter().find(|path| path.exists()).unwrap();
@@ -165,7 +167,7 @@ fn an_image_whose_machine_falls_silent_meanwhile_comes_when_it_is_back() {
     let Some(busybox) = busybox() else { return };
     let mut bed = Bed::new();
     let (master, one, _two) = trio(&mut bed);
-    import(&master, &busybox, "there", APP);
+    import(&master, &busybox, "there", APP, Some("one"));
     one.freeze();
     master.apply(&pod("p", "two", APP));
     until_waits(&master, "p", "nowhere.example");

@@ -13,15 +13,16 @@ use super::{context::NodeContext, pod::PodNoticed, pull_secrets::PodSecrets};
 use crate::{
     logic::{
         credentials::{Credentials, Keyring},
+        mirrors::is_static,
         pod::{
             Notice, StartFailure,
             images::{
-                Presence, Verdict, decide, not_from_nodes, present, pulled, pulled_from, pulling,
-                pulling_from,
+                Elsewhere, Presence, Verdict, decide, not_from_nodes, present, pulled, pulled_from, pulling,
+                pulling_from, registry_next,
             },
         },
     },
-    messages::Port,
+    messages::{Port, wire::HeldAs},
     model::Uid,
     runtime::{Image, RegistryAuth, RuntimeError, images::normalize},
 };
@@ -63,13 +64,20 @@ pub async fn ensure_image(
         Some(_) if asks && node.runtime.brought_by_hand(&name).await.map_err(fault)? => Presence::ByHand,
         Some(_) => Presence::Pulled,
     };
-    let verdict = decide(container.image_pull_policy.as_deref(), presence);
+    let secrets = PodSecrets::of_pod(pod, &node.configs.now());
+    // While nobody knows which there are, there may be some.
+    let with_secrets = secrets.as_ref().map_or(true, PodSecrets::are_named);
+    let verdict = decide(container.image_pull_policy.as_deref(), presence, with_secrets);
     let mut refused = None;
-    if matches!(verdict, Verdict::Pull | Verdict::Follow) {
+    if matches!(verdict, Verdict::Fetch | Verdict::Follow) {
         match from_nodes(node, &container.name, &name, found.as_ref(), asks, teller).await? {
             Asked::Got(image) => return Ok(image),
-            Asked::Failed(why) => refused = Some(why),
-            Asked::Nobody => {}
+            // Without a newer one the copy that is here does.
+            Asked::Not(elsewhere) if verdict == Verdict::Fetch => {
+                let next = registry_next(&name, elsewhere, is_static(pod));
+                refused = next.map_err(|message| StartFailure::Image { never: false, message })?;
+            }
+            Asked::Not(_) => {}
         }
     }
     match (verdict, found) {
@@ -83,9 +91,9 @@ pub async fn ensure_image(
                 message: format!("Container image \"{name}\" is not present with pull policy of Never"),
             });
         }
-        (Verdict::Pull, _) | (Verdict::Use | Verdict::Follow, None) => {}
+        (Verdict::Pull | Verdict::Fetch, _) | (Verdict::Use | Verdict::Follow, None) => {}
     }
-    let secrets = PodSecrets::of_pod(pod, &node.configs.now()).map_err(StartFailure::Config)?;
+    let secrets = secrets.map_err(StartFailure::Config)?;
     teller.tell(pulling(&container.name, &name));
     let begun = Instant::now();
     if let Some(complaint) = secrets.complaint() {
@@ -117,10 +125,8 @@ pub async fn ensure_image(
 enum Asked {
     /// It is here now, or was already what they have.
     Got(Image),
-    /// They have it, and none gave it; why.
-    Failed(String),
-    /// Nobody has it whom this node may ask.
-    Nobody,
+    /// It did not come from there.
+    Not(Elsewhere),
 }
 
 /// Takes the image from another node, if one has it; `by_hand`: one that somebody brought it to.
@@ -133,14 +139,26 @@ async fn from_nodes(
     teller: &Teller,
 ) -> Result<Asked, StartFailure> {
     let Some(full) = normalize(name).ok().filter(|_| node.runtime.takes_images()) else {
-        return Ok(Asked::Nobody);
+        return Ok(Asked::Not(Elsewhere::Nobody));
     };
-    let Some(holders) = node.peers.holders(&full, by_hand).await else { return Ok(Asked::Nobody) };
+    let asked = tokio::select! {
+        asked = node.peers.holders(&full, by_hand) => asked,
+        () = teller.ending.cancelled() => return Err(ending()),
+    };
+    let holders = match asked {
+        Ok(Some(holders)) => holders,
+        Ok(None) => return Ok(Asked::Not(Elsewhere::Nobody)),
+        Err(why) => {
+            tracing::warn!(image = name, why, "the master was not asked which nodes have an image");
+            return Ok(Asked::Not(Elsewhere::Unknown(why)));
+        }
+    };
     if let Some(image) = found.filter(|image| image.id == holders.image.id) {
         teller.tell(present(container, name));
         return Ok(Asked::Got(image.clone()));
     }
     let begun = Instant::now();
+    let by_hand = holders.image.held != HeldAs::Pulled;
     let first = holders.nodes.first().map(ToString::to_string).unwrap_or_default();
     teller.tell(pulling_from(container, name, &first));
     let taken = tokio::select! {
@@ -155,7 +173,7 @@ async fn from_nodes(
         Err(why) => {
             tracing::warn!(image = name, why, "no other node gave an image that it has");
             teller.tell(not_from_nodes(container, name, &why));
-            Asked::Failed(why)
+            Asked::Not(Elsewhere::Kept { by_hand, why })
         }
     })
 }

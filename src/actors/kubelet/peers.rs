@@ -2,7 +2,8 @@
 //!
 //! Owns: asking who has an image, fetching its parts, giving parts of this node's own, and telling the master what this
 //! node has. Invariant: nothing that comes is believed but for its digest, which the runtime compares; when it is of no
-//! use the next node is asked for it. What to do when none is left is for [`super::images`] to say.
+//! use the next node is asked for it; one that is busy is asked again. What to do when none is left is for
+//! [`super::images`] to say. Nothing is given for ever: who takes too slowly loses its turn.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -11,14 +12,15 @@ use std::{
 
 use async_trait::async_trait;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     sync::Semaphore,
+    time::Instant,
 };
 
 use super::{Kubelet, context::NodeContext, streams::refuse};
 use crate::{
     messages::{
-        AskMaster, Port,
+        AskMaster, OpenError, Port, SendFailed,
         wire::{self, ByteStream, HeldAs, HeldImage, ImageHolders, ImagePart, ImageWanted, Open},
     },
     model::NodeName,
@@ -29,47 +31,70 @@ use crate::{
     },
 };
 
-/// Within so long the master says who has an image; then its registry is asked.
-const TOLD_WITHIN: Duration = Duration::from_secs(5);
+/// Within so long the master says who has an image: longer than a question waits for its turn there.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
+/// So long it is asked again; then the pod tries again later.
+const ASKED_FOR: Duration = Duration::from_secs(15);
+/// So long a node that is busy is asked again for a part.
+const BUSY_FOR: Duration = Duration::from_secs(60);
+/// Between two such questions at most: a random time, so that many who ask do not come at once.
+const BETWEEN: Duration = Duration::from_secs(3);
 /// Within so long it opens a part: a little longer than the link takes to give it up.
 const OPENED_WITHIN: Duration = Duration::from_secs(20);
+/// Whoever says this is asked again.
+const BUSY: u16 = 429;
 /// The longest answer: names of some thousand nodes.
 const ANSWER_BYTES: u64 = 1 << 20;
 /// Parts given away at once: enough to fill a link, and few enough to leave a disk to this node's pods.
 const GIVEN_AT_ONCE: usize = 8;
+/// So long a part waits for its turn: with as long at the master, less than the asker waits.
+const TURN_WITHIN: Duration = Duration::from_secs(4);
+/// Of a part this much moves in each such time, or it is broken off: slower than any link that is worth it, and a taker
+/// that trickles would keep a turn, and layers from being removed, for ever.
+const LEAST: (u64, Duration) = (1 << 20, Duration::from_secs(60));
+/// What is held of a part on its way.
+const BUFFER: usize = 64 << 10;
 /// Names told to the master at most, which takes as many.
 const MOST_TOLD: usize = 4096;
 
 /// A node's way to the images of others.
 pub struct Peers {
-    master: Port<AskMaster>,
+    /// None of a node without others.
+    master: Option<Port<AskMaster>>,
     turns: Arc<Semaphore>,
 }
 
 impl Default for Peers {
     /// Of a node without others.
     fn default() -> Peers {
-        Peers::by(Port::nobody("uplink"))
+        Peers { master: None, turns: Arc::new(Semaphore::new(GIVEN_AT_ONCE)) }
     }
 }
 
 impl Peers {
     /// By a link to the master.
     pub fn by(master: Port<AskMaster>) -> Peers {
-        Peers { master, turns: Arc::new(Semaphore::new(GIVEN_AT_ONCE)) }
+        Peers { master: Some(master), turns: Arc::new(Semaphore::new(GIVEN_AT_ONCE)) }
     }
 
     /// Who has the image of a full name, if somebody has; `by_hand`: and it was brought to a node by somebody.
-    pub(super) async fn holders(&self, name: &str, by_hand: bool) -> Option<ImageHolders> {
+    ///
+    /// # Errors
+    /// A sentence when that could not be asked: nobody knows then.
+    pub(super) async fn holders(&self, name: &str, by_hand: bool) -> Result<Option<ImageHolders>, String> {
+        let Some(master) = &self.master else { return Ok(None) };
         let wanted = Open::ImageHolders(ImageWanted { name: name.to_owned(), by_hand });
-        let asked = async {
-            let stream = self.master.ask(AskMaster(wanted), TOLD_WITHIN).await.ok()?.ok()?;
-            let mut json = Vec::new();
-            stream.read.take(ANSWER_BYTES).read_to_end(&mut json).await.ok()?;
-            serde_json::from_slice::<ImageHolders>(&json).ok()
+        let stream = match patiently(ASKED_FOR, || master.ask(AskMaster(wanted.clone()), TOLD_WITHIN)).await {
+            Ok(stream) => stream,
+            Err(Unopened::Refused(_)) => return Ok(None),
+            Err(Unopened::Later(why)) => return Err(why),
         };
-        let told = tokio::time::timeout(TOLD_WITHIN, asked).await.ok()??;
-        (told.image.name == name && !told.nodes.is_empty()).then_some(told)
+        let mut json = Vec::new();
+        let mut answer = stream.read.take(ANSWER_BYTES);
+        let read = read_within(answer.read_to_end(&mut json)).await?;
+        let told: ImageHolders = serde_json::from_slice(&json)
+            .map_err(|error| format!("the master's answer of {read} bytes is none: {error}"))?;
+        Ok((told.image.name == name && !told.nodes.is_empty()).then_some(told))
     }
 
     /// Takes an image from one of those who have it; an error says what each of them did.
@@ -84,12 +109,9 @@ impl Peers {
             HeldAs::Copied => Came::Copied { since_ms },
             HeldAs::Pulled => Came::Pulled,
         };
-        let source = Arc::new(FromNodes {
-            master: self.master.clone(),
-            image: id.clone(),
-            nodes: from.nodes,
-            failed: Mutex::default(),
-        });
+        let Some(master) = self.master.clone() else { return Err("there is no other node".into()) };
+        let source =
+            Arc::new(FromNodes { master, image: id.clone(), nodes: from.nodes, failed: Mutex::default() });
         let offer = SharedImage { name, id, came };
         match node.runtime.take_image(offer, Arc::clone(&source) as Arc<dyn PartSource>).await {
             Ok(image) => Ok((image, source.node().unwrap_or_else(|| "?".into()))),
@@ -126,11 +148,10 @@ impl PartSource for FromNodes {
     async fn part(&self, digest: &str) -> Result<Reader, String> {
         let node = self.node().ok_or("nobody is left to ask")?;
         let part = ImagePart { node, image: self.image.clone(), digest: digest.to_owned() };
-        let asked = self.master.ask(AskMaster(Open::ImagePart(part)), OPENED_WITHIN).await;
-        match asked {
-            Ok(Ok(ByteStream { read, write: _ })) => Ok(read),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(error) => Err(error.to_string()),
+        let ask = || self.master.ask(AskMaster(Open::ImagePart(part.clone())), OPENED_WITHIN);
+        match patiently(BUSY_FOR, ask).await {
+            Ok(ByteStream { read, write: _ }) => Ok(read),
+            Err(Unopened::Refused(why) | Unopened::Later(why)) => Err(why),
         }
     }
 
@@ -138,6 +159,72 @@ impl PartSource for FromNodes {
         let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.push(why);
         failed.len() < self.nodes.len()
+    }
+}
+
+/// Why a stream was not opened.
+enum Unopened {
+    /// Whoever was asked said no.
+    Refused(String),
+    /// It was busy, or out of reach, for all that time.
+    Later(String),
+}
+
+/// Opens a stream; whoever is busy or out of reach is asked again, at random times, until `patience` ends.
+async fn patiently<F>(patience: Duration, ask: impl Fn() -> F) -> Result<ByteStream, Unopened>
+where
+    F: Future<Output = Result<Result<ByteStream, OpenError>, SendFailed>>,
+{
+    let begun = Instant::now();
+    loop {
+        let why = match ask().await {
+            Ok(Ok(stream)) => return Ok(stream),
+            Ok(Err(OpenError::Refused(code, text))) if code != BUSY => return Err(Unopened::Refused(text)),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let pause = BETWEEN.mul_f64(rand::random());
+        if begun.elapsed() + pause >= patience {
+            return Err(Unopened::Later(why));
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn read_within(read: impl Future<Output = std::io::Result<usize>>) -> Result<usize, String> {
+    match tokio::time::timeout(TOLD_WITHIN, read).await {
+        Ok(read) => read.map_err(|error| error.to_string()),
+        Err(_) => Err(format!("no answer came for {} s", TOLD_WITHIN.as_secs())),
+    }
+}
+
+/// Copies a part to its end, as long as `least` bytes move in each such time.
+async fn pour(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    (least, within): (u64, Duration),
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let some = async {
+            let mut moved = 0;
+            while moved < least {
+                let n = from.read(&mut buffer).await?;
+                let Some(bytes) = buffer.get(..n).filter(|bytes| !bytes.is_empty()) else {
+                    to.shutdown().await?;
+                    return Ok(true);
+                };
+                to.write_all(bytes).await?;
+                moved += n as u64;
+            }
+            Ok(false)
+        };
+        match tokio::time::timeout(within, some).await {
+            Ok(Ok(true)) => return Ok(()),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, "it moves too slowly")),
+        }
     }
 }
 
@@ -171,10 +258,11 @@ pub(super) async fn give(node: Arc<NodeContext>, part: ImagePart, responder: Res
     if part.node.as_str() != node.name {
         return refuse(responder, 404, format!("this is node {}, not {}", node.name, part.node));
     }
-    let Ok(_turn) = node.peers.turns.clone().try_acquire_owned() else {
-        return refuse(responder, 429, "it gives too much away at this moment".into());
+    let turn = tokio::time::timeout(TURN_WITHIN, node.peers.turns.clone().acquire_owned()).await;
+    let Ok(Ok(_turn)) = turn else {
+        return refuse(responder, BUSY, "it gives too much away at this moment".into());
     };
-    let mut bytes = match node.runtime.image_part(&part.image, &part.digest).await {
+    let bytes = match node.runtime.image_part(&part.image, &part.digest).await {
         Ok(bytes) => bytes,
         Err(error) => {
             let code = match error {
@@ -186,15 +274,80 @@ pub(super) async fn give(node: Arc<NodeContext>, part: ImagePart, responder: Res
         }
     };
     let gone = responder.gone();
-    let Ok(ByteStream { read: _, mut write }) = responder.accept().await else { return };
-    let sent = async {
-        tokio::io::copy(&mut bytes, &mut write).await?;
-        write.shutdown().await
-    };
+    let Ok(ByteStream { read: _, write }) = responder.accept().await else { return };
     tokio::select! {
-        sent = sent => if let Err(error) = sent {
+        sent = pour(bytes, write, LEAST) => if let Err(error) = sent {
             tracing::warn!(image = part.image, part = part.digest, %error, "a part of an image was not given to its end");
         },
         () = gone => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use super::*;
+
+    fn stream() -> ByteStream {
+        ByteStream { read: Box::pin(tokio::io::empty()), write: Box::pin(tokio::io::sink()) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_is_busy_or_out_of_reach_is_asked_again_and_a_no_is_a_no() {
+        let asked = AtomicUsize::new(0);
+        let busy_twice = || async {
+            match asked.fetch_add(1, Relaxed) {
+                0 => Ok(Err(OpenError::Refused(BUSY, "busy".into()))),
+                1 => Ok(Err(OpenError::Failed("m".into(), "timed out".into()))),
+                _ => Ok(Ok(stream())),
+            }
+        };
+        assert!(patiently(BUSY_FOR, busy_twice).await.is_ok());
+        assert_eq!(asked.load(Relaxed), 3);
+        let no = || async { Ok(Err(OpenError::Refused(404, "nobody".into()))) };
+        assert!(matches!(patiently(BUSY_FOR, no).await, Err(Unopened::Refused(why)) if why == "nobody"));
+        // Not for ever.
+        let begun = Instant::now();
+        let busy = || async { Ok(Err(OpenError::Refused(BUSY, "busy".into()))) };
+        assert!(matches!(patiently(BUSY_FOR, busy).await, Err(Unopened::Later(why)) if why == "busy"));
+        assert!(begun.elapsed() <= BUSY_FOR);
+    }
+
+    #[tokio::test]
+    async fn a_node_without_others_knows_that_nobody_has_an_image() {
+        assert_eq!(Peers::default().holders("a:1", false).await, Ok(None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_master_out_of_reach_is_not_a_master_that_says_no() {
+        let peers = Peers::by(Port::nobody("uplink"));
+        assert!(peers.holders("a:1", false).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_taker_that_trickles_is_broken_off_and_a_slow_one_is_not() {
+        for (bytes, every, whole) in [(1, 10, false), (1 << 16, 2, true)] {
+            let (to, mut taker) = tokio::io::duplex(1 << 10);
+            let taken = async {
+                let (mut all, mut buffer) = (0, vec![0; bytes]);
+                loop {
+                    match taker.read(&mut buffer).await {
+                        Ok(0) | Err(_) => return all,
+                        Ok(n) => all += n,
+                    }
+                    if all % bytes == 0 {
+                        tokio::time::sleep(Duration::from_secs(every)).await;
+                    }
+                }
+            };
+            let given = pour(tokio::io::repeat(0).take(3 << 20), to, LEAST);
+            let (given, all) = tokio::join!(given, taken);
+            assert_eq!(
+                (given.is_ok(), all == 3 << 20),
+                (whole, whole),
+                "{bytes} bytes in {every} s: {given:?}"
+            );
+        }
     }
 }

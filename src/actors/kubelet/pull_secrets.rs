@@ -64,6 +64,11 @@ impl PodSecrets {
         Ok(found)
     }
 
+    /// Whether the pod, or its service account, names any.
+    pub fn are_named(&self) -> bool {
+        !self.keyrings.is_empty() || !self.missing.is_empty()
+    }
+
     /// Kubernetes' word on those that are missing: the pull is tried all the same.
     pub fn complaint(&self) -> Option<Notice> {
         (!self.missing.is_empty()).then(|| Notice {

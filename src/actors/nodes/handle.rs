@@ -16,12 +16,12 @@ use actix::{
 };
 use futures_util::stream;
 use k8s_openapi::jiff::Timestamp;
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::time::Instant;
 
 use super::{
     Links, RegistrySeed, bound_to, configs,
     health::Health,
-    images::{STREAMS, Shelves},
+    images::{Images, Shelves},
     object::GOODBYE,
     refusals::{Refusals, Refused},
     sightings::{Silence, silence_of},
@@ -120,10 +120,7 @@ pub(super) struct NodeHandle {
     pub(super) refusals: Refusals,
     /// It was told that the node may not set some of its labels.
     pub(super) labels_refused: bool,
-    /// Turns for streams that the node opens.
-    pub(super) image_streams: Arc<Semaphore>,
-    /// The node is told soon that images came.
-    pub(super) arrivals_told: bool,
+    pub(super) images: Images,
     /// Since when there is the present link, or since when the node is silent.
     pub(super) since: Option<Instant>,
 }
@@ -166,8 +163,7 @@ impl NodeHandle {
             turn: Arc::default(),
             refusals: Refusals::default(),
             labels_refused: false,
-            image_streams: Arc::new(Semaphore::new(STREAMS)),
-            arrivals_told: false,
+            images: Images::default(),
             since: None,
         }
     }
@@ -179,6 +175,7 @@ impl NodeHandle {
     fn take_pods(&mut self, pods: NodePods, ctx: &mut Context<Self>) {
         self.revision = pods.revision;
         self.pods = pods.pods.into_iter().map(|p| (p.uid().clone(), p)).collect();
+        self.images.named.take(&self.pods);
         self.send_assignments(ctx);
     }
 
@@ -288,7 +285,7 @@ impl NodeHandle {
             wire::ToMaster::Mirrors(told) => self.mirror(told, ctx),
             wire::ToMaster::Renew(csr) => self.renew(&csr),
             wire::ToMaster::Goodbye => self.goodbye = true,
-            wire::ToMaster::Images(told) => self.note_images(told),
+            wire::ToMaster::Images(told) => self.note_images(told, ctx),
         }
     }
 

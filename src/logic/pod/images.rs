@@ -24,22 +24,57 @@ pub enum Verdict {
     Use,
     /// It is here, unless a newer one was brought to another node.
     Follow,
-    /// It is to be got from its registry.
+    /// It is not here: another node that has it gives it, else its registry.
+    Fetch,
+    /// Its registry is to be asked, and nobody else: what came from there no other node replaces.
     Pull,
     /// It is not here and may not be got.
     Never,
 }
 
-/// What `imagePullPolicy` makes of what is here.
-pub fn decide(policy: Option<&str>, presence: Presence) -> Verdict {
+/// What `imagePullPolicy` makes of what is here. `secrets`: the pod has `imagePullSecrets`, so it means its registry's.
+pub fn decide(policy: Option<&str>, presence: Presence, secrets: bool) -> Verdict {
     match (policy, presence) {
         (_, Presence::ByHand) => Verdict::Use,
-        (Some("Always"), Presence::Copied) => Verdict::Follow,
+        (Some("Always"), Presence::Copied) if !secrets => Verdict::Follow,
         (_, Presence::Copied) => Verdict::Use,
         (Some("Never"), Presence::Absent) => Verdict::Never,
         (Some("Always"), Presence::Pulled) => Verdict::Pull,
         (_, Presence::Pulled) => Verdict::Use,
-        (_, Presence::Absent) => Verdict::Pull,
+        (_, Presence::Absent) => Verdict::Fetch,
+    }
+}
+
+/// What became of asking other nodes for an image that is not here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Elsewhere {
+    /// None has it.
+    Nobody,
+    /// It is not known whether one has it.
+    Unknown(String),
+    /// Some have it, and none gave it.
+    Kept {
+        /// Somebody brought it there; else it came from its registry.
+        by_hand: bool,
+        /// What each of them did.
+        why: String,
+    },
+}
+
+/// Whether an image's registry is asked then, with what the nodes said; an error says why it is not. Under the name of what
+/// was brought by hand a registry may have a stranger's image, and while nobody can say who has it, it may be such a one.
+/// A `static_pod` waits for no master.
+pub fn registry_next(image: &str, elsewhere: Elsewhere, static_pod: bool) -> Result<Option<String>, String> {
+    match elsewhere {
+        Elsewhere::Nobody => Ok(None),
+        Elsewhere::Unknown(_) if static_pod => Ok(None),
+        Elsewhere::Unknown(why) => Err(format!(
+            "cannot ask the master which nodes have image \"{image}\", so its registry is not asked: {why}"
+        )),
+        Elsewhere::Kept { by_hand: false, why } => Ok(Some(why)),
+        Elsewhere::Kept { by_hand: true, why } => Err(format!(
+            "image \"{image}\" was brought to nodes by hand, so its registry is not asked; other nodes have it, but: {why}"
+        )),
     }
 }
 
@@ -144,23 +179,41 @@ mod tests {
     fn the_policy_decides_and_what_was_brought_by_hand_answers_every_policy() {
         use Presence::{Absent, ByHand, Copied, Pulled};
         for (policy, presence, verdict) in [
-            (Some("Always"), Absent, Verdict::Pull),
+            (Some("Always"), Absent, Verdict::Fetch),
             (Some("Always"), Pulled, Verdict::Pull),
             (Some("Always"), ByHand, Verdict::Use),
             (Some("Always"), Copied, Verdict::Follow),
             (Some("IfNotPresent"), Copied, Verdict::Use),
             (Some("Never"), Copied, Verdict::Use),
-            (Some("IfNotPresent"), Absent, Verdict::Pull),
+            (Some("IfNotPresent"), Absent, Verdict::Fetch),
             (Some("IfNotPresent"), Pulled, Verdict::Use),
             (Some("IfNotPresent"), ByHand, Verdict::Use),
             (Some("Never"), Absent, Verdict::Never),
             (Some("Never"), Pulled, Verdict::Use),
             (Some("Never"), ByHand, Verdict::Use),
-            (None, Absent, Verdict::Pull),
+            (None, Absent, Verdict::Fetch),
             (None, Pulled, Verdict::Use),
         ] {
-            assert_eq!(decide(policy, presence), verdict, "{policy:?} {presence:?}");
+            assert_eq!(decide(policy, presence, false), verdict, "{policy:?} {presence:?}");
         }
+        // Who brings secrets means the registry's: no other node's claim replaces what is here.
+        assert_eq!(decide(Some("Always"), Copied, true), Verdict::Use);
+        assert_eq!(decide(Some("Always"), Pulled, true), Verdict::Pull);
+    }
+
+    #[test]
+    fn a_registry_is_asked_only_when_it_is_known_that_nobody_brought_the_image() {
+        let kept = |by_hand| Elsewhere::Kept { by_hand, why: "node a: busy".into() };
+        let unknown = || Elsewhere::Unknown("no link".into());
+        assert_eq!(registry_next("i", Elsewhere::Nobody, false), Ok(None));
+        assert_eq!(registry_next("i", kept(false), false), Ok(Some("node a: busy".into())));
+        assert!(
+            registry_next("i", kept(true), true)
+                .unwrap_err()
+                .ends_with("other nodes have it, but: node a: busy")
+        );
+        assert!(registry_next("i", unknown(), false).unwrap_err().contains("no link"));
+        assert_eq!(registry_next("i", unknown(), true), Ok(None));
     }
 
     #[test]

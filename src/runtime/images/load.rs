@@ -42,7 +42,7 @@ pub(super) fn load(
     let spread = Spread::read(decompressed(archive)?, &parts, limits)?;
     let found = spread.images()?;
     let names = full_names(&found, rename)?;
-    let mut work = Work { disk, limits, staging: &staging, new: HashMap::new(), bytes: 0 };
+    let mut work = Work { disk, limits, staging: &staging, new: HashMap::new(), bytes: 0, spent: false };
     let images = found
         .iter()
         .map(|image| work.image(image))
@@ -64,7 +64,7 @@ pub(super) fn import(
     let name = normalize(name)?;
     let loading = disk.loading()?;
     let staging = disk.stage()?;
-    let mut work = Work { disk, limits, staging: &staging, new: HashMap::new(), bytes: 0 };
+    let mut work = Work { disk, limits, staging: &staging, new: HashMap::new(), bytes: 0, spent: false };
     let layer = work.layer(rootfs, None)?;
     let config = Configuration::of_layers(vec![layer.diff_id.clone()]);
     let document = serde_json::to_vec(&config).map_err(bad)?;
@@ -86,7 +86,7 @@ pub(super) fn gathered(
     found: &Found,
     origin: Origin,
 ) -> Result<(), RuntimeError> {
-    let mut work = Work { disk, limits, staging, new: HashMap::new(), bytes: 0 };
+    let mut work = Work { disk, limits, staging, new: HashMap::new(), bytes: 0, spent: true };
     let image = work.image(found)?;
     work.place()?;
     disk.note_use(&image.0);
@@ -151,6 +151,8 @@ struct Work<'a> {
     new: HashMap<String, Unplaced>,
     /// Unpacked so far.
     bytes: u64,
+    /// A layer's file goes when it is unpacked: nobody else needs it.
+    spent: bool,
 }
 
 struct Unplaced {
@@ -187,6 +189,9 @@ impl Work<'_> {
         let layer = self.layer(file, blob.digest.as_deref())?;
         if layer.diff_id != diff_id {
             return Err(bad(format!("layer {diff_id}: the content's digest is {}", layer.diff_id)));
+        }
+        if self.spent {
+            fs::remove_file(&blob.path).map_err(system(format!("remove {}", blob.path.display())))?;
         }
         Ok(layer)
     }

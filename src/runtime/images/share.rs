@@ -3,7 +3,9 @@
 //! Owns: which names may be handed on, how one part is read, and [`take`]. Invariants: nothing is handed on that came with
 //! credentials, and nothing under a digest's name, which a manifest would have to prove; each part is hashed while it is
 //! written, and what is not what its digest says never gets further than the staging directory; an image that came whole
-//! gets its name in one step, as if pulled. Bounded: a part is never held, its bytes and the silence between them are.
+//! gets its name in one step, as if pulled, and never takes it from one that was pulled or brought here. A layer that is here
+//! with credentials alone stands for nobody else's: it has to come like any other. Bounded: a part is never held; its
+//! bytes, those of failures among them, the silence between them and their pace are.
 
 use std::{
     collections::BTreeSet,
@@ -13,7 +15,10 @@ use std::{
 };
 
 use sha2::{Digest as _, Sha256};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    time::Instant,
+};
 
 use super::{
     BUILTIN_IMAGE, ImageStore,
@@ -34,6 +39,9 @@ use crate::runtime::{
 
 /// A part of which nothing more comes for so long is lost; a node that is dead is known to be so much sooner.
 const SILENCE: Duration = Duration::from_secs(30);
+
+/// So much of a layer comes in each such time, or it is given up: a giver that trickles would keep a turn for ever.
+const LEAST: (u64, Duration) = (1 << 20, Duration::from_secs(60));
 
 /// The names that others may have, in the order of names.
 pub(super) fn shared(store: &ImageStore) -> Result<Vec<SharedImage>, RuntimeError> {
@@ -101,6 +109,15 @@ pub(super) async fn take(
     if full == BUILTIN_IMAGE || full.contains('@') || !is_digest(&offer.id) {
         return Err(bad(format!("{} is not taken from other nodes", offer.name)));
     }
+    // It may have come from its registry, or by hand, since it was asked for.
+    let (of, name) = (store.clone(), full.clone());
+    let own = blocking(move || {
+        let copy = of.disk.read()?.notes.get(&name).is_some_and(|note| note.copy);
+        Ok(of.find(&name)?.filter(|_| !copy).map(|found| found.image))
+    });
+    if let Some(image) = own.await? {
+        return Ok(image);
+    }
     let document = document(source, &offer.id).await?;
     let diff_ids = all_layers_of(&document)?;
     if let Some(other) = diff_ids.iter().find(|id| !is_digest(id)) {
@@ -108,8 +125,13 @@ pub(super) async fn take(
     }
     let disk = store.disk.clone();
     // While the first is held no layer goes; the second removes what it has when it is dropped.
-    let (loading, staging) = blocking(move || Ok((disk.loading()?, disk.stage()?))).await?;
-    let absent = |id: &&String| store.disk.layer_bytes(id).is_none();
+    let (loading, staging, open) = blocking(move || {
+        let loading = disk.loading()?;
+        Ok((loading, disk.stage()?, open_layers(&disk.read()?)))
+    })
+    .await?;
+    // Whoever knows the digest of a layer that came with credentials does not have it for that.
+    let absent = |id: &&String| !open.contains(*id) || store.disk.layer_bytes(id).is_none();
     let missing: BTreeSet<&String> = diff_ids.iter().filter(absent).collect();
     progress.begin(diff_ids.len(), missing.len(), 0);
     let mut left = store.limits.archive_bytes;
@@ -132,6 +154,13 @@ pub(super) async fn take(
         image.ok_or_else(|| bad(format!("{full}: it was removed meanwhile")))
     })
     .await
+}
+
+/// The layers of images that everybody may have.
+fn open_layers(index: &Index) -> BTreeSet<String> {
+    let open = index.names.iter().filter(|(name, _)| may_go(index, name).is_some());
+    let records = open.filter_map(|(_, id)| index.images.get(id));
+    records.flat_map(|record| &record.layers).map(|layer| layer.diff_id.clone()).collect()
 }
 
 fn is_digest(text: &str) -> bool {
@@ -166,12 +195,13 @@ async fn document(source: &dyn PartSource, digest: &str) -> Result<Vec<u8>, Runt
     }
 }
 
-/// Fetches a layer into a file, from whoever has it; tells how many of the bytes allowed are left.
+/// Fetches a layer into a file, from whoever has it; tells how many of the bytes allowed are left. What was of no use is
+/// charged, too: many who send nonsense send no more than one.
 async fn layer(
     source: &dyn PartSource,
     digest: &str,
     file: &Path,
-    allowed: u64,
+    mut allowed: u64,
     progress: &Progress,
 ) -> Result<u64, RuntimeError> {
     loop {
@@ -180,7 +210,10 @@ async fn layer(
             Ok(()) => return Ok(allowed.saturating_sub(got)),
             // This machine's disk is nobody's fault, and will not do better for another.
             Err(Failed::Here(error)) => return Err(system(format!("write {}", file.display()))(error)),
-            Err(Failed::There(why)) if source.another(why.clone()) => progress.lost(got),
+            Err(Failed::There(why)) if source.another(why.clone()) => {
+                allowed = allowed.saturating_sub(got);
+                progress.lost(got);
+            }
             Err(Failed::There(why)) => return Err(RuntimeError::Pull(why)),
         }
     }
@@ -203,12 +236,20 @@ async fn fetch(
     let mut part = source.part(digest).await.map_err(Failed::There)?;
     let mut file = tokio::fs::File::create(file).await.map_err(Failed::Here)?;
     let (mut hash, mut buffer) = (Sha256::new(), vec![0; BUFFER]);
+    let (least, within) = LEAST;
+    let (mut since, mut moved) = (Instant::now(), 0);
     loop {
+        if moved >= least {
+            (since, moved) = (Instant::now(), 0);
+        } else if since.elapsed() > within {
+            return Err(Failed::There(format!("layer {digest} came too slowly")));
+        }
         let read = tokio::time::timeout(SILENCE, part.read(&mut buffer)).await;
         let read = read.map_err(|_| Failed::There(silent()))?;
         let n = read.map_err(|error| Failed::There(format!("layer {digest} broke off: {error}")))?;
         let Some(bytes) = buffer.get(..n).filter(|bytes| !bytes.is_empty()) else { break };
         *got += n as u64;
+        moved += n as u64;
         progress.got(n as u64);
         if *got > allowed {
             return Err(Failed::There("the layers are larger than the image store's limit".into()));

@@ -225,3 +225,86 @@ async fn takes_of_one_image_at_a_time_are_one() {
     assert!(one.is_ok() && two.is_ok() && three.is_ok());
     assert_eq!(givers.asked.load(Relaxed), 3);
 }
+
+/// Makes the only name of a store one that was pulled, with credentials unless `open`.
+fn pulled(dir: &TempDir, open: bool) {
+    let path = dir.path().join("index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    index["pulled"] = serde_json::json!([APP]);
+    index["notes"] = serde_json::json!({APP: {"open": open}});
+    fs::write(&path, index.to_string()).unwrap();
+}
+
+#[tokio::test]
+async fn what_was_pulled_or_brought_here_is_not_replaced_by_what_another_has() {
+    let (_dir, from, offer) = full().await;
+    for pulled_here in [true, false] {
+        let (dir, to) = store();
+        to.load(reader(docker(&["app:1"], &[tar(&[E::File("own", "own")])])), None).await.unwrap();
+        if pulled_here {
+            pulled(&dir, true);
+        }
+        let own = to.resolve(APP).unwrap().unwrap().image.id;
+        let givers = Givers::new(&from, &offer.id, &[Does::Good]);
+        assert_eq!(taken(&to, &offer, &givers).await.unwrap().id, own);
+        assert_eq!((to.resolve(APP).unwrap().unwrap().image.id, givers.asked.load(Relaxed)), (own, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_layer_that_came_with_credentials_is_nobody_elses() {
+    let (_dir, from, offer) = full().await;
+    let other = SharedImage { name: "docker.io/library/other:1".into(), ..offer.clone() };
+    for (open, parts) in [(false, 3), (true, 1)] {
+        let (to_dir, to) = store();
+        taken(&to, &offer, &Givers::new(&from, &offer.id, &[Does::Good])).await.unwrap();
+        pulled(&to_dir, open);
+        // Whoever only knows the digests gets nothing by them.
+        let knows = Givers::new(&from, &offer.id, &[Does::Lies]);
+        assert_eq!(taken(&to, &other, &knows).await.is_ok(), open);
+        let (to_dir, to) = store();
+        taken(&to, &offer, &Givers::new(&from, &offer.id, &[Does::Good])).await.unwrap();
+        pulled(&to_dir, open);
+        let has = Givers::new(&from, &offer.id, &[Does::Good]);
+        taken(&to, &other, &has).await.unwrap();
+        assert_eq!(has.asked.load(Relaxed), parts, "open: {open}");
+        nothing_staged(&to_dir);
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_were_of_no_use_count_over_all_givers() {
+    let (_dir, from, offer) = full().await;
+    let dir = TempDir::new().unwrap();
+    let limits = super::super::Limits { archive_bytes: 1 << 20, ..Default::default() };
+    let to = ImageStore::with_limits(dir.path(), limits).unwrap();
+    let givers = Givers::new(&from, &offer.id, &[Does::Endless, Does::Good]);
+    let error = taken(&to, &offer, &givers).await.unwrap_err();
+    assert!(error.to_string().contains("limit"), "{error}");
+    nothing_staged(&dir);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_giver_that_trickles_is_given_up() {
+    struct Trickles;
+    #[async_trait]
+    impl PartSource for Trickles {
+        async fn part(&self, _: &str) -> Result<Reader, String> {
+            let drops = futures_util::stream::unfold((), |()| async {
+                tokio::time::sleep(SILENCE / 2).await;
+                Some((Ok::<_, io::Error>(Bytes::from_static(b".")), ()))
+            });
+            Ok(Box::pin(tokio_util::io::StreamReader::new(Box::pin(drops))))
+        }
+
+        fn another(&self, _: String) -> bool {
+            false
+        }
+    }
+    let dir = TempDir::new().unwrap();
+    let file = dir.path().join("layer");
+    let progress = Progress::default();
+    let layer = layer(&Trickles, "sha256:1", &file, 1 << 20, &progress);
+    let error = tokio::time::timeout(LEAST.1 * 3, layer).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("too slowly"), "{error}");
+}
