@@ -63,6 +63,9 @@ const CONFINED: &[(&str, &[&str], &str)] = &[
     ("dbg", &[], "use tracing"),
 ];
 
+/// How actors would use another thread without `outside::blocking`, which a simulation turns off.
+const OTHER_THREADS: &[&str] = &["spawn_blocking", "block_in_place", "thread::spawn"];
+
 const MAX_LINES: usize = 600;
 const MAX_HEADER_LINES: usize = 10;
 
@@ -74,6 +77,11 @@ fn every_arrow_between_rooms_points_down() {
 #[test]
 fn decisions_and_nouns_are_pure() {
     each_source(purity);
+}
+
+#[test]
+fn actors_use_other_threads_in_one_way_alone() {
+    each_source(threads);
 }
 
 #[test]
@@ -153,6 +161,14 @@ fn purity(path: &str, source: &Source) -> Vec<String> {
     found
         .map(|(line, word)| format!("{path}:{line}: {word} does not belong here; take it as an argument"))
         .collect()
+}
+
+fn threads(path: &str, source: &Source) -> Vec<String> {
+    if room(path) != Some("actors") || path == "src/actors/outside.rs" || is_test_code(path) {
+        return Vec::new();
+    }
+    let found = OTHER_THREADS.iter().flat_map(|word| source.lines_with(word).map(move |line| (line, word)));
+    found.map(|(line, word)| format!("{path}:{line}: {word}: use `outside::blocking`")).collect()
 }
 
 fn header(path: &str, source: &Source) -> Vec<String> {
@@ -371,6 +387,20 @@ mod tests {
                 ("src/model/a.rs", "let x = rand::random();", 1),
                 ("src/model/a.rs", "let operand = 1; // rand", 0),
                 ("src/actors/a.rs", "use actix::Actor;", 0),
+            ],
+        );
+    }
+
+    #[test]
+    fn threads_of_actors_are_found() {
+        check(
+            threads,
+            &[
+                ("src/actors/a.rs", "tokio::task::spawn_blocking(work);", 1),
+                ("src/actors/a.rs", "std::thread::spawn(work); outside::blocking(work)", 1),
+                ("src/actors/a.rs", "let n = std::thread::available_parallelism();", 0),
+                ("src/actors/outside.rs", "tokio::task::spawn_blocking(work);", 0),
+                ("src/runtime/a.rs", "tokio::task::spawn_blocking(work);", 0),
             ],
         );
     }

@@ -126,6 +126,7 @@ impl Node {
             registry_config: config.registry_config,
             peers: Peers::by(uplink.port()),
             settings: config.settings,
+            packing: Default::default(),
         });
         let facts = MachineFacts {
             hostname: login.name.to_string(),

@@ -60,6 +60,28 @@ impl Default for Quality {
     }
 }
 
+/// How many connections fell silent, by what did it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Silences {
+    /// [`Network::cut`].
+    pub cut: u64,
+    /// [`Network::isolate`].
+    pub isolated: u64,
+    /// [`Network::crash`].
+    pub crashed: u64,
+    /// [`Network::sever`].
+    pub severed: u64,
+}
+
+/// What a connection does not pass.
+#[derive(Clone, Copy)]
+enum Silence {
+    Cut,
+    Isolated,
+    Crashed,
+    Severed,
+}
+
 /// A network in one process. Cheap to clone.
 #[derive(Clone)]
 pub struct Network(Arc<Inner>);
@@ -84,6 +106,7 @@ struct State {
     /// When a host died last, and when two were severed.
     deaths: HashMap<NodeName, u64>,
     severed: HashMap<(NodeName, NodeName), u64>,
+    silences: Silences,
 }
 
 struct Registered {
@@ -110,6 +133,7 @@ impl Network {
             turn: 0,
             deaths: HashMap::new(),
             severed: HashMap::new(),
+            silences: Silences::default(),
         };
         Network(Arc::new(Inner { state: Mutex::new(state), config, changes: watch::Sender::new(0) }))
     }
@@ -179,21 +203,47 @@ impl Network {
         });
     }
 
+    /// How many connections fell silent until now.
+    pub fn silences(&self) -> Silences {
+        self.state().silences
+    }
+
+    fn silenced(&self, by: Silence) {
+        let silences = &mut self.state().silences;
+        let count = match by {
+            Silence::Cut => &mut silences.cut,
+            Silence::Isolated => &mut silences.isolated,
+            Silence::Crashed => &mut silences.crashed,
+            Silence::Severed => &mut silences.severed,
+        };
+        *count += 1;
+    }
+
     fn change(&self, change: impl FnOnce(&mut State) -> bool) {
         change(&mut self.state());
         self.0.changes.send_modify(|count| *count += 1);
     }
 
     fn is_cut(&self, a: &NodeName, b: &NodeName) -> bool {
-        let state = self.state();
-        state.isolated.contains(a) || state.isolated.contains(b) || state.cuts.contains(&pair(a, b))
+        let turn = self.state().turn;
+        self.silence(a, b, turn).is_some()
     }
 
-    /// Whether a connection that was made at that turn is a dead one.
-    fn is_dead(&self, a: &NodeName, b: &NodeName, born: u64) -> bool {
+    /// Why a connection that was made at that turn carries nothing, if it does not.
+    fn silence(&self, a: &NodeName, b: &NodeName, born: u64) -> Option<Silence> {
         let state = self.state();
-        let ends = [state.deaths.get(a), state.deaths.get(b), state.severed.get(&pair(a, b))];
-        ends.into_iter().flatten().any(|end| *end > born)
+        let ended = |end: Option<&u64>| end.is_some_and(|end| *end > born);
+        if ended(state.deaths.get(a)) || ended(state.deaths.get(b)) {
+            Some(Silence::Crashed)
+        } else if ended(state.severed.get(&pair(a, b))) {
+            Some(Silence::Severed)
+        } else if state.cuts.contains(&pair(a, b)) {
+            Some(Silence::Cut)
+        } else if state.isolated.contains(a) || state.isolated.contains(b) {
+            Some(Silence::Isolated)
+        } else {
+            None
+        }
     }
 
     fn delay(&self, rng: &mut StdRng) -> Duration {
@@ -359,12 +409,13 @@ impl Wire {
         self.end(side, CloseReason::Local(reason.to_owned()));
     }
 
-    fn end(&self, side: usize, reason: CloseReason) {
+    /// Whether this is what ended it.
+    fn end(&self, side: usize, reason: CloseReason) -> bool {
         self.closed[side].send_if_modified(|closed| {
             let first = closed.is_none();
             closed.get_or_insert(reason);
             first
-        });
+        })
     }
 
     async fn closed(&self, side: usize) -> CloseReason {
@@ -382,9 +433,13 @@ impl Wire {
         }
     }
 
-    fn is_cut(&self) -> bool {
+    fn silence(&self) -> Option<Silence> {
         let [a, b] = &self.ends;
-        self.network.is_cut(a, b) || self.network.is_dead(a, b, self.born)
+        self.network.silence(a, b, self.born)
+    }
+
+    fn is_cut(&self) -> bool {
+        self.silence().is_some()
     }
 
     async fn until_cut(&self, cut: bool) {
@@ -407,9 +462,10 @@ async fn watch_over(wire: Arc<Wire>, mut rng: StdRng) {
                 // Silence that ends in time is none.
                 let _ = tokio::time::timeout(idle, wire.until_cut(false)).await;
             } => {
-                if wire.is_cut() {
+                if let Some(by) = wire.silence() {
                     wire.end(0, CloseReason::Silent);
                     wire.end(1, CloseReason::Silent);
+                    wire.network.silenced(by);
                     return;
                 }
                 continue;
@@ -417,9 +473,11 @@ async fn watch_over(wire: Arc<Wire>, mut rng: StdRng) {
         };
         let CloseReason::Local(text) = reason else { return };
         tokio::time::sleep(wire.network.delay(&mut rng)).await;
-        if wire.is_cut() {
+        if let Some(by) = wire.silence() {
             tokio::time::sleep(idle).await;
-            wire.end(1 - side, CloseReason::Silent);
+            if wire.end(1 - side, CloseReason::Silent) {
+                wire.network.silenced(by);
+            }
         }
         wire.end(1 - side, CloseReason::Peer(text));
         return;

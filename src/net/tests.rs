@@ -555,6 +555,7 @@ async fn in_memory_too_a_crash_is_silence_and_what_was_severed_can_be_linked_ane
     to_node.close("never heard");
     assert_eq!(end(&mut from_master).await, CloseReason::Silent);
     assert!(connector.connect::<ToMaster, ToNode>(address, MASTER).await.is_err());
+    assert_eq!(network.silences(), memory::Silences { severed: 1, crashed: 1, ..Default::default() });
     let mut again = network.listen(&master);
     assert_eq!(again.local_addr(), address);
     listener.shutdown().await;

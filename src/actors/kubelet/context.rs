@@ -1,6 +1,12 @@
 //! What every pod of a node shares: the runtime, the directories, the node's name and address.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, thread::available_parallelism, time::Duration};
+use std::{
+    net::IpAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+    thread::available_parallelism,
+    time::Duration,
+};
 
 use tokio::sync::{Semaphore, SemaphorePermit};
 
@@ -38,6 +44,8 @@ pub struct NodeContext {
     pub peers: Peers,
     /// Its limits.
     pub settings: KubeletSettings,
+    /// Held while its rotated logs are packed: once at a time, also over the lives of its kubelet.
+    pub packing: Mutex<()>,
 }
 
 /// What Kubernetes' `KubeletConfiguration` says of the limits of a node.

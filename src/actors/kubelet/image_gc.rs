@@ -140,6 +140,7 @@ mod tests {
             registry_config: None,
             peers: Default::default(),
             settings: Default::default(),
+            packing: Default::default(),
         };
         (node, runtime)
     }

@@ -8,7 +8,7 @@ use std::{
     collections::HashSet,
     fs, io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{Arc, TryLockError},
     time::{Duration, SystemTime},
 };
 
@@ -46,7 +46,7 @@ impl Kubelet {
                     tracing::warn!(%error, "logs could not be rotated");
                 }
                 // It says itself what fails.
-                let _ = tokio::task::spawn_blocking(move || pack_logs(&pods)).await;
+                let _ = outside::blocking(move || pack_logs(&node, &pods)).await;
             }
             .into_actor(self),
         );
@@ -106,10 +106,14 @@ fn trim(log: &Path, limits: LogLimits) {
 }
 
 /// Packs what rotation, whoever did it, has left: one file at a time, so that it takes one core at most.
-fn pack_logs(pods: &[Places]) {
-    static PACKING: Mutex<()> = Mutex::new(());
-    // One that takes longer than the period does the next one's work.
-    let Ok(_one) = PACKING.try_lock() else { return };
+fn pack_logs(node: &NodeContext, pods: &[Places]) {
+    let _one = match node.packing.try_lock() {
+        Ok(one) => one,
+        // It guards nothing that a panic could leave half done: what is not finished is written over.
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        // One that takes longer than the period does the next one's work.
+        Err(TryLockError::WouldBlock) => return,
+    };
     for log in pods.iter().flat_map(logs_of) {
         if let Err(error) = logs::pack(&log) {
             tracing::warn!(log = %log.display(), %error, "rotated logs are not packed");
@@ -159,6 +163,7 @@ mod tests {
             registry_config: None,
             peers: Default::default(),
             settings: super::super::KubeletSettings { container_log: limits, ..Default::default() },
+            packing: Default::default(),
         })
     }
 
@@ -179,13 +184,25 @@ mod tests {
     #[test]
     fn rotated_logs_are_packed_whoever_rotated_them() {
         let dir = tempfile::tempdir().unwrap();
-        let places = node(dir.path()).places("default", "web", "u");
+        let node = node(dir.path());
+        let places = node.places("default", "web", "u");
         let log = places.log("c", 0);
         fs::create_dir_all(log.parent().unwrap()).unwrap();
         for file in ["", ".20060102-150405", ".20060102-150406"] {
             fs::write(format!("{}{file}", log.display()), "x\n").unwrap();
         }
-        pack_logs(&[places]);
+        // A panic once is not the end of packing; and another node's packing is none of this one's business.
+        let panicked = std::thread::scope(|scope| {
+            let packing = || {
+                let _one = node.packing.lock();
+                panic!("while packing");
+            };
+            scope.spawn(packing).join().is_err()
+        });
+        assert!(panicked && node.packing.is_poisoned());
+        let other = self::node(dir.path());
+        let _busy = other.packing.lock().unwrap();
+        pack_logs(&node, &[places]);
         let mut names: Vec<_> =
             fs::read_dir(log.parent().unwrap()).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();

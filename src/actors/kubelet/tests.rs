@@ -65,6 +65,7 @@ impl Bench {
             registry_config: None,
             peers: Default::default(),
             settings: Default::default(),
+            packing: Default::default(),
         };
         let seed = KubeletSeed {
             node: Arc::new(node),

@@ -162,6 +162,31 @@ fn adoption_takes_over_running_containers_without_a_restart() {
 }
 
 #[test]
+fn of_two_lives_of_one_attempt_the_one_that_runs_is_adopted_and_the_other_forgotten() {
+    let life = |id: &str, attempt, started_ms, ended| Adopted {
+        name: "c0".into(),
+        id: id.into(),
+        attempt,
+        image: "i".into(),
+        image_id: "sha256:1".into(),
+        started_ms,
+        ended,
+    };
+    let lives =
+        [life("runs", 1, 5, None), life("made", 1, 0, None), life("over", 0, 1, Some(exit("over", 1, 1)))];
+    // In whatever order the runtime lists them.
+    for turn in 0..lives.len() {
+        let mut lives = lives.clone();
+        lives.rotate_left(turn);
+        let mut m = machine("Always", 1);
+        m.adopt(true, None, &lives);
+        assert_eq!(m.step(10).actions, [Action::Forget { id: "made".into() }]);
+        assert!(matches!(&m.containers[0].phase, ContainerPhase::Running { id, .. } if id == "runs"));
+        assert_eq!(m.containers[0].last.as_ref().unwrap().id.as_deref(), Some("over"));
+    }
+}
+
+#[test]
 fn an_exit_while_the_kubelet_was_away_counts_as_one_restart() {
     let mut m = machine("Always", 1);
     let ended = Adopted {

@@ -22,13 +22,15 @@ impl Machine {
         for index in 0..self.containers.len() {
             let name = self.containers[index].name.clone();
             let mut mine: Vec<&Adopted> = lives.iter().filter(|l| l.name == name).collect();
-            mine.sort_by_key(|l| l.attempt);
+            // A kubelet that died while it started one may have left two of one attempt: what runs is the one.
+            mine.sort_by_key(|l| (l.attempt, l.ended.is_none() && l.started_ms != 0, l.ended.is_some()));
             let Some(newest) = mine.pop() else { continue };
             let container = &mut self.containers[index];
             container.attempt = newest.attempt;
             container.image.clone_from(&newest.image);
             container.image_id = Some(newest.image_id.clone());
-            container.last = mine.pop().and_then(|l| l.ended.clone());
+            let last = mine.iter().rposition(|l| l.ended.is_some()).map(|at| mine.remove(at));
+            container.last = last.and_then(|l| l.ended.clone());
             self.forget.extend(mine.into_iter().map(|l| l.id.clone()));
             match &newest.ended {
                 None if newest.started_ms == 0 => {

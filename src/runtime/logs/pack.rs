@@ -66,7 +66,8 @@ fn pack_one(file: &Rotated) -> io::Result<()> {
     })();
     if let Err(error) = written {
         let _ = fs::remove_file(&unfinished);
-        return Err(error);
+        // Removed meanwhile: nobody wants it any more.
+        return if file.path.exists() { Err(error) } else { Ok(()) };
     }
     match fs::remove_file(&file.path) {
         // Removed meanwhile: nobody wants it any more.

@@ -106,12 +106,13 @@ pub(super) struct Rotated {
 }
 
 impl Rotated {
+    /// With all that a crash may have left of packing it. What it was made of goes last: whatever is left when this fails
+    /// is found again.
     fn remove(&self) -> io::Result<()> {
-        // Had it been packed just now, it would come back by that name.
-        if !self.packed {
-            absent(fs::remove_file(packed_name(&self.path)))?;
-        }
-        absent(fs::remove_file(&self.path))
+        let plain = if self.packed { self.path.with_extension("") } else { self.path.clone() };
+        absent(fs::remove_file(unfinished_name(&plain)))?;
+        absent(fs::remove_file(packed_name(&plain)))?;
+        absent(fs::remove_file(plain))
     }
 }
 
@@ -205,18 +206,20 @@ pub fn put_back(renamed: &Path, path: &Path) -> io::Result<bool> {
 /// # Errors
 /// When a file cannot be read, or what is to stay of it written anew; nothing of that one is lost then.
 pub fn trim(path: &Path, limits: LogLimits) -> io::Result<()> {
-    let older = rotated(path)?.into_iter().rev().map(|file| (file.path, file.packed));
+    let older = rotated(path)?;
     let mut room = limits.max_bytes.saturating_mul(u64::from(limits.max_files.max(1)));
-    for (file, packed) in [(path.to_owned(), false)].into_iter().chain(older) {
-        let bytes = match fs::metadata(&file) {
+    for rotated in [None].into_iter().chain(older.iter().rev().map(Some)) {
+        let file = rotated.map_or(path, |rotated| &rotated.path);
+        let bytes = match fs::metadata(file) {
             Ok(meta) => meta.len(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        if bytes > room && room > 0 && !packed {
-            cut(&file, bytes - room)?;
-        } else if bytes > room {
-            fs::remove_file(&file)?;
+        match rotated {
+            _ if bytes <= room => {}
+            Some(rotated) if rotated.packed || room == 0 => rotated.remove()?,
+            None if room == 0 => fs::remove_file(file)?,
+            _ => cut(file, bytes - room)?,
         }
         room = room.saturating_sub(bytes);
     }
@@ -249,8 +252,6 @@ fn cut(path: &Path, bytes: u64) -> io::Result<()> {
 pub fn remove(path: &Path) -> io::Result<()> {
     for file in rotated(path)? {
         file.remove()?;
-        // What a crash left of packing it.
-        absent(fs::remove_file(unfinished_name(&file.path)))?;
     }
     absent(fs::remove_file(path))
 }

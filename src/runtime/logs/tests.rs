@@ -306,6 +306,23 @@ async fn what_a_crash_leaves_of_packing_is_read_once_and_made_good() {
 }
 
 #[tokio::test]
+async fn what_is_trimmed_does_not_come_back_by_what_a_crash_left_of_packing_it() {
+    let (dir, path) = rotated_log(2);
+    let plain: Vec<_> = rotate::rotated(&path).unwrap().into_iter().map(|file| file.path).collect();
+    fs::copy(&plain[0], dir.path().join("kept")).unwrap();
+    pack(&path).unwrap();
+    // One is still there as it was, of the other only what was packed; both were to be packed anew.
+    fs::rename(dir.path().join("kept"), &plain[0]).unwrap();
+    fs::write(pack::unfinished_name(&plain[0]), "half").unwrap();
+    fs::rename(&plain[1], rotate::packed_name(&plain[1])).unwrap();
+    fs::write(pack::unfinished_name(&plain[1]), "half").unwrap();
+    let bytes = fs::metadata(&path).unwrap().len();
+    trim(&path, LogLimits { max_bytes: bytes, max_files: 1 }).unwrap();
+    assert_eq!(names(&dir), ["0.log"]);
+    assert_eq!(read_all(&path, LogOptions::default()).await, "2\n");
+}
+
+#[tokio::test]
 async fn who_reads_a_file_that_is_rotated_and_packed_goes_on_after_it() {
     let (_dir, path) = rotated_log(2);
     let mut chain = Chain::open(&path, Some(1), None).await.unwrap();

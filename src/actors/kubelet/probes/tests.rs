@@ -270,6 +270,7 @@ async fn a_program_is_well_when_it_ends_with_zero() {
         registry_config: None,
         peers: Default::default(),
         settings: Default::default(),
+        packing: Default::default(),
         starts: Default::default(),
         ledger: Default::default(),
     };
