@@ -76,12 +76,13 @@ fn a_pod_that_failed_for_good_is_replaced_by_its_controller() {
     let ns = "failed";
     cluster.namespace(ns);
     // It matches the controller's selector, so it is adopted; then it fails, and Never means that it stays so.
-    cluster.apply(ns, &bare_pod("web", "Never", &[hello("c", &["--exit-after", "2s", "--exit-code", "1"])]));
+    cluster.apply(ns, &bare_pod("web", "Never", &[hello("c", &[])]));
     let failing = cluster.until_pod(ns, "web", "running", |pod| pod["status"]["phase"] == "Running");
     cluster.apply(ns, &controller("web", 1, &[]));
     let adopted =
         cluster.until_pod(ns, "web", "adopted", |pod| pod["metadata"]["ownerReferences"][0]["name"] == "web");
     assert_eq!(adopted["metadata"]["uid"], failing["metadata"]["uid"]);
+    kill9(cluster.pid(&adopted));
     let replacement = until("there is a new pod", || {
         let pods = cluster.pods(ns)?;
         let new = pods.iter().find(|pod| pod["metadata"]["name"] != "web" && is_ready(pod));
@@ -92,7 +93,7 @@ fn a_pod_that_failed_for_good_is_replaced_by_its_controller() {
     // A controller removes failed pods only when it scales down.
     if let Ok(over) = over {
         assert_eq!(over["status"]["phase"], "Failed");
-        assert_eq!(status(&over)["state"]["terminated"]["exitCode"], 1);
+        assert_eq!(status(&over)["state"]["terminated"]["exitCode"], 137);
     }
 }
 

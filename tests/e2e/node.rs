@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{BufRead as _, BufReader, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     process::Stdio,
@@ -105,9 +105,11 @@ fn a_container_is_stopped_with_the_signal_that_it_names() {
     assert_eq!(pod["status"]["containerStatuses"][0]["stopSignal"], "SIGINT");
     let mut logs = cluster.kubectl_command(&["logs", "-n", ns, "-f", "polite"]);
     let mut logs = logs.stdout(Stdio::piped()).spawn().unwrap();
+    let (mut lines, mut said) = (BufReader::new(logs.stdout.take().unwrap()), String::new());
+    // It follows before the pod goes.
+    lines.read_line(&mut said).unwrap();
     cluster.kubectl(&["delete", "pod", "-n", ns, "polite"]).ok();
-    let mut said = String::new();
-    logs.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    lines.read_to_string(&mut said).unwrap();
     logs.wait().unwrap();
     assert!(said.contains("SIGINT: ending"), "{said}");
 }
