@@ -3,8 +3,9 @@
 //! Owns: [`Pulse`], the self-check before a node is declared lost (after Lifeguard's local health, Dadgar and others,
 //! 2018). A master that was stopped, or starved, wakes up to timers that have all run out, while what the nodes sent
 //! meanwhile is unread, and they have hung up. Their silence is then its own fault: they get time to dial again.
-//! Invariant: the pulse of a process that is in time changes nothing. Limit: it reads a clock that stands still while the
-//! machine is suspended. Pure: time is an argument.
+//! Invariants: the pulse of a process that is in time changes nothing; however often it stands still, one silence is not
+//! given more than twice the longest doubt. Limit: it reads a clock that stands still while the machine is suspended. Pure:
+//! time is an argument.
 
 use std::time::Duration;
 
@@ -42,14 +43,17 @@ impl Pulse {
         Some(late)
     }
 
-    /// How much longer a node is to be waited for that has been silent for `lost_after`; `None`: it is lost.
-    pub fn patience(&mut self, lost_after: Duration, now: Duration) -> Option<Duration> {
+    /// How much longer a node is to be waited for that has been silent for `lost_after` and was `given` so much more
+    /// already; `None`: it is lost.
+    pub fn patience(&mut self, lost_after: Duration, given: Duration, now: Duration) -> Option<Duration> {
         // The timer of this very question may have run out before that of the beat.
         self.beat(now);
         if self.doubt.is_zero() {
             return None;
         }
-        (self.doubt + lost_after).checked_sub(now).filter(|wait| !wait.is_zero())
+        let wait = (self.doubt + lost_after).checked_sub(now)?;
+        let left = (lost_after + LONGEST * 2).saturating_sub(given);
+        Some(wait.min(left)).filter(|wait| !wait.is_zero())
     }
 }
 
@@ -71,9 +75,9 @@ mod tests {
     #[test]
     fn silence_is_believed_while_the_process_is_in_time() {
         let mut pulse = in_time(60_000);
-        assert_eq!(pulse.patience(ms(1_000), ms(60_000)), None);
+        assert_eq!(pulse.patience(ms(1_000), ms(0), ms(60_000)), None);
         // A busy moment is no standing still.
-        assert_eq!(pulse.patience(ms(1_000), ms(60_600)), None);
+        assert_eq!(pulse.patience(ms(1_000), ms(0), ms(60_600)), None);
     }
 
     #[test]
@@ -86,16 +90,44 @@ mod tests {
                 if beats_first {
                     assert_eq!(pulse.beat(ms(woke)), Some(ms(still_ms - 250)));
                 }
-                let patience = pulse.patience(ms(1_000), ms(woke));
+                let patience = pulse.patience(ms(1_000), ms(0), ms(woke));
                 assert_eq!(patience, Some(ms(waits_ms + 1_000)), "{still_ms}");
             }
             // Silence that goes on is believed at last.
             for now in (woke..woke + waits_ms + 1_000).step_by(250) {
                 pulse.beat(ms(now));
             }
-            assert_eq!(pulse.patience(ms(1_000), ms(woke + waits_ms + 999)), Some(ms(1)));
-            assert_eq!(pulse.patience(ms(1_000), ms(woke + waits_ms + 1_000)), None);
+            assert_eq!(pulse.patience(ms(1_000), ms(0), ms(woke + waits_ms + 999)), Some(ms(1)));
+            assert_eq!(pulse.patience(ms(1_000), ms(0), ms(woke + waits_ms + 1_000)), None);
         }
+    }
+
+    #[test]
+    fn who_stands_still_again_and_again_believes_silence_at_last() {
+        let (mut pulse, mut given) = (in_time(5_000), ms(0));
+        // It runs for two seconds and stands still for one, and so on.
+        let (mut now, mut question) = (5_000, 6_000);
+        let lost = loop {
+            for _ in 0..8 {
+                now += 250;
+                pulse.beat(ms(now));
+                if now < question {
+                    continue;
+                }
+                match pulse.patience(ms(1_000), given, ms(now)) {
+                    Some(longer) => (given, question) = (given + longer, now + longer.as_millis() as u64),
+                    None => break,
+                }
+            }
+            if now >= question && pulse.patience(ms(1_000), given, ms(now)).is_none() {
+                break now;
+            }
+            now += 1_250;
+            assert!(pulse.beat(ms(now)).is_some());
+            assert!(now < 60_000, "it is waited for for ever");
+        };
+        assert!(given <= ms(1_000) + LONGEST * 2, "{given:?}");
+        assert!(lost > 10_000, "it was given something");
     }
 
     #[test]

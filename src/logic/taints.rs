@@ -49,11 +49,12 @@ pub enum Readiness {
     Ready,
     /// It says that it is not.
     NotReady,
-    /// It says nothing. Whether its pods are to go: not while it has only said goodbye.
-    Unreachable {
-        /// See there.
-        evict: bool,
-    },
+    /// It says nothing, but it has said goodbye, or has just linked: its pods may stay.
+    Away,
+    /// It says nothing, but its machine is reached: its pods may stay for now. It counts as silent.
+    Spared,
+    /// It says nothing: its pods are to go.
+    Unreachable,
 }
 
 /// Makes a node's taints what its readiness says; others stay.
@@ -61,18 +62,23 @@ pub fn taint_by_readiness(spec: &mut v1::NodeSpec, readiness: Readiness, now: Ti
     let wanted: &[(&str, &str)] = match readiness {
         Readiness::Ready => &[],
         Readiness::NotReady => &[(NOT_READY, NO_SCHEDULE), (NOT_READY, NO_EXECUTE)],
-        Readiness::Unreachable { evict: false } => &[(UNREACHABLE, NO_SCHEDULE)],
-        Readiness::Unreachable { evict: true } => &[(UNREACHABLE, NO_SCHEDULE), (UNREACHABLE, NO_EXECUTE)],
+        Readiness::Away | Readiness::Spared => &[(UNREACHABLE, NO_SCHEDULE)],
+        Readiness::Unreachable => &[(UNREACHABLE, NO_SCHEDULE), (UNREACHABLE, NO_EXECUTE)],
     };
+    // What tells one that is spared from one that is away.
+    let spared = readiness == Readiness::Spared;
     let mut taints = spec.taints.take().unwrap_or_default();
     let is = |taint: &v1::Taint, (key, effect): (&str, &str)| taint.key == key && taint.effect == effect;
     taints.retain(|taint| !is_ours(taint) || wanted.iter().any(|wanted| is(taint, *wanted)));
+    for taint in taints.iter_mut().filter(|taint| is(taint, (UNREACHABLE, NO_SCHEDULE))) {
+        taint.time_added = taint.time_added.take().or(Some(Time(now))).filter(|_| spared);
+    }
     for &(key, effect) in wanted {
         if !taints.iter().any(|taint| is(taint, (key, effect))) {
             taints.push(v1::Taint {
                 key: key.into(),
                 effect: effect.into(),
-                time_added: (effect == NO_EXECUTE).then_some(Time(now)),
+                time_added: (spared || effect == NO_EXECUTE).then_some(Time(now)),
                 value: None,
             });
         }
@@ -89,9 +95,9 @@ pub fn readiness(status: &v1::NodeStatus) -> Readiness {
     }
 }
 
-/// Whether a node's pods are to leave because nothing is heard of it.
-pub fn is_unreachable(node: &Object) -> bool {
-    facet(node).is_some_and(|node| unreachable_since(node).is_some())
+/// Whether nothing is heard of a node, and it has not said goodbye.
+pub fn is_silent(node: &Object) -> bool {
+    facet(node).is_some_and(|node| silent_since(node).is_some())
 }
 
 /// Whether a node's taints say that it said goodbye and is not back.
@@ -99,7 +105,7 @@ pub fn has_said_goodbye(node: &Object) -> bool {
     let Some(node) = facet(node) else { return false };
     let mut taints = node.taints.iter();
     taints.any(|taint| taint.key == UNREACHABLE && taint.effect == NO_SCHEDULE)
-        && unreachable_since(node).is_none()
+        && silent_since(node).is_none()
 }
 
 /// Which pods have to leave, and when.
@@ -245,12 +251,18 @@ fn is_tainted(node: &NodeFacet) -> bool {
     node.taints.iter().any(|taint| taint.effect == NO_EXECUTE)
 }
 
-fn unreachable_since(node: &NodeFacet) -> Option<Timestamp> {
-    let taint = node.taints.iter().find(|taint| taint.effect == NO_EXECUTE && taint.key == UNREACHABLE)?;
-    Some(taint.time_added.as_ref().map_or(Timestamp::UNIX_EPOCH, |added| added.0))
+/// Since when a node is silent without a goodbye, whether its pods are to leave or are spared. A taint without a time
+/// says so only when pods are to leave.
+fn silent_since(node: &NodeFacet) -> Option<Timestamp> {
+    let of = |effect: &str| node.taints.iter().find(|t| t.effect == effect && t.key == UNREACHABLE);
+    let added = |taint: &v1::Taint| taint.time_added.as_ref().map(|added| added.0);
+    match of(NO_EXECUTE) {
+        Some(taint) => Some(added(taint).unwrap_or(Timestamp::UNIX_EPOCH)),
+        None => of(NO_SCHEDULE).and_then(added),
+    }
 }
 
-/// Whether so many nodes fell silent at once that the fault is likelier ours. A half may go: one of two. Those that had
+/// Whether so many nodes fell silent at once, spared or not, that the fault is likelier ours. A half may go: one of two. Those that had
 /// been silent for long before count for nothing, nor do those that followed much later. It is on, too, when no node is
 /// well, whatever each says of itself: there is nowhere to go.
 fn is_brake_on(snapshot: &Snapshot) -> bool {
@@ -258,7 +270,7 @@ fn is_brake_on(snapshot: &Snapshot) -> bool {
     if nodes.iter().all(|node| node.taints.iter().any(is_ours)) {
         return !nodes.is_empty();
     }
-    let silent = nodes.iter().filter_map(|node| unreachable_since(node));
+    let silent = nodes.iter().filter_map(|node| silent_since(node));
     let mut since: Vec<i64> = silent.map(|at| at.as_second()).collect();
     since.sort_unstable();
     since.iter().enumerate().any(|(before, last)| {

@@ -246,10 +246,10 @@ fn taints_follow_readiness_and_others_stay() {
         all.map(|t| format!("{}:{}", t.key.rsplit('/').next().unwrap_or_default(), t.effect)).collect()
     };
     let at = |second: i64| Timestamp::from_second(second).unwrap();
-    taint_by_readiness(&mut spec, Readiness::Unreachable { evict: false }, at(1));
+    taint_by_readiness(&mut spec, Readiness::Away, at(1));
     assert_eq!(shown(&spec), ["own:NoExecute", "unreachable:NoSchedule"]);
-    taint_by_readiness(&mut spec, Readiness::Unreachable { evict: true }, at(2));
-    taint_by_readiness(&mut spec, Readiness::Unreachable { evict: true }, at(9));
+    taint_by_readiness(&mut spec, Readiness::Unreachable, at(2));
+    taint_by_readiness(&mut spec, Readiness::Unreachable, at(9));
     assert_eq!(shown(&spec), ["own:NoExecute", "unreachable:NoSchedule", "unreachable:NoExecute"]);
     let added = |spec: &v1::NodeSpec| spec.taints.as_ref().unwrap()[2].time_added.clone();
     assert_eq!(added(&spec), Some(Time(at(2))), "the time of the first stays");
@@ -257,4 +257,55 @@ fn taints_follow_readiness_and_others_stay() {
     assert_eq!(shown(&spec), ["own:NoExecute", "not-ready:NoSchedule", "not-ready:NoExecute"]);
     taint_by_readiness(&mut spec, Readiness::Ready, at(11));
     assert_eq!(shown(&spec), ["own:NoExecute"]);
+}
+
+#[test]
+fn nodes_that_are_spared_are_silent_like_others() {
+    let mut world = furnished(&["a", "b", "c"]);
+    let taints = |readiness| {
+        let mut spec = v1::NodeSpec::default();
+        taint_by_readiness(&mut spec, readiness, "2026-01-01T00:00:00Z".parse().unwrap());
+        serde_json::to_value(spec.taints).unwrap()
+    };
+    world.put(Kind::Node, &node("b", &taints(Readiness::Spared)));
+    world.put(Kind::Node, &node("c", &taints(Readiness::Unreachable)));
+    world.advance(3600);
+    assert!(leaving(&world).is_empty(), "two of three are silent");
+    // One that said goodbye is not.
+    let mut world = furnished(&["a", "b", "c"]);
+    world.put(Kind::Node, &node("b", &taints(Readiness::Away)));
+    world.put(Kind::Node, &node("c", &taints(Readiness::Unreachable)));
+    world.advance(60);
+    assert_eq!(leaving(&world), ["c"]);
+}
+
+#[test]
+fn a_spared_node_is_not_away_and_one_that_links_is_silent_no_more() {
+    let at = |second: i64| Timestamp::from_second(second).unwrap();
+    let mut spec = v1::NodeSpec::default();
+    let state = |spec: &v1::NodeSpec| {
+        let mut world = World::new(Evictions::default());
+        world.put(Kind::Node, &node("a", &serde_json::to_value(&spec.taints).unwrap()));
+        let node = world.snapshot.find(&Key::new(Kind::Node, "", "a")).unwrap();
+        (is_silent(node), has_said_goodbye(node))
+    };
+    for (second, readiness, wanted) in [
+        (1, Readiness::Away, (false, true)),
+        (2, Readiness::Spared, (true, false)),
+        (3, Readiness::Spared, (true, false)),
+        (4, Readiness::Unreachable, (true, false)),
+        (5, Readiness::Spared, (true, false)),
+        (6, Readiness::Away, (false, true)),
+        (7, Readiness::Ready, (false, false)),
+    ] {
+        taint_by_readiness(&mut spec, readiness, at(second));
+        assert_eq!(state(&spec), wanted, "{readiness:?}");
+        if second == 3 {
+            assert_eq!(
+                spec.taints.as_ref().unwrap()[0].time_added,
+                Some(Time(at(2))),
+                "the first time stays"
+            );
+        }
+    }
 }

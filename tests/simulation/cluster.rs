@@ -35,8 +35,22 @@ use troupe::{
 use super::{
     invariants::{Observer, Promise, running},
     story::Step,
-    trace::Trace,
+    trace::{Event, Trace},
 };
+
+/// The first panic of any thread of this process, an actor's too that its supervisor caught.
+static PANICKED: Mutex<Option<String>> = Mutex::new(None);
+
+/// From now on panics are heard, whoever catches them.
+pub fn hear_panics() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let mut first = PANICKED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        first.get_or_insert_with(|| panic.to_string());
+        drop(first);
+        usual(panic);
+    }));
+}
 
 /// A client's patience.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -115,6 +129,19 @@ impl Simulation {
         if let Some(reason) = self.escalated.lock().unwrap().take() {
             self.trace.wrong(reason);
         }
+        let panicked = PANICKED.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        if let Some(panic) = panicked {
+            self.trace.wrong(panic);
+        }
+    }
+
+    /// Counts what the network knows.
+    pub fn count_silences(&self) {
+        let silences = self.world.network.silences();
+        self.trace.count(Event::LinkCut, silences.cut);
+        self.trace.count(Event::LinkIsolated, silences.isolated);
+        self.trace.count(Event::LinkSevered, silences.severed);
+        self.trace.count(Event::LinkCrashed, silences.crashed);
     }
 
     pub fn client(&self) -> Option<Client> {
@@ -143,6 +170,9 @@ impl Simulation {
         let master = NodeName::from(MASTER);
         self.world.network.rejoin(&master);
         self.start_master();
+        if self.up.is_none() {
+            self.trace.wrong("no master begins, although its disk works");
+        }
         for index in 0..self.machines.len() {
             self.world.network.heal(&master, &self.machines[index].name);
             match lost == Some(index) {
@@ -264,6 +294,7 @@ impl Simulation {
             Step::StopKubelet { which } => {
                 let machine = &mut self.machines[pick(which)];
                 if let Some(process) = machine.process.take() {
+                    self.trace.count(Event::KubeletStopped, 1);
                     machine.left = true;
                     say_goodbye(&process).await;
                     process.stop().await;
@@ -294,7 +325,10 @@ impl Simulation {
         let master = match SimulatedMaster::start(&self.world, self.disk.clone()) {
             Ok(master) => master,
             // It cannot begin on a disk that refuses.
-            Err(error) => return self.trace.note(format_args!("no master: {error}")),
+            Err(error) => {
+                self.trace.count(Event::MasterRefused, 1);
+                return self.trace.note(format_args!("no master: {error}"));
+            }
         };
         let view = master.client().view().clone();
         let snapshot = view.snapshot();
@@ -311,7 +345,11 @@ impl Simulation {
         tokio::task::yield_now().await;
         up.follower.abort();
         self.observer.look(&up.master.client().view().snapshot());
-        let survivors = self.disk.crashed(kept % (self.disk.buffered() + 1));
+        let buffered = self.disk.buffered();
+        let kept = kept % (buffered + 1);
+        self.trace.count(Event::MasterCrashed, 1);
+        self.trace.count(Event::BatchLost, (buffered - kept) as u64);
+        let survivors = self.disk.crashed(kept);
         self.disk = survivors;
         up.master.stop().await;
     }
@@ -334,6 +372,7 @@ impl Simulation {
     async fn crash_kubelet(&mut self, index: usize) {
         let machine = &mut self.machines[index];
         let Some(process) = machine.process.take() else { return };
+        self.trace.count(Event::KubeletCrashed, 1);
         self.world.network.crash(&machine.name);
         process.stop().await;
     }
@@ -341,6 +380,8 @@ impl Simulation {
     async fn crash_machine(&mut self, index: usize, wiped: bool) {
         self.crash_kubelet(index).await;
         let machine = &mut self.machines[index];
+        let event = if wiped { Event::MachineWiped } else { Event::MachineLost };
+        self.trace.count(event, u64::from(running(&machine.sim).next().is_some()));
         if wiped {
             machine.sim = SimMachine::new(machine.config.clone()).unwrap();
             self.observer.machine(&machine.name, &machine.sim);
@@ -394,7 +435,10 @@ impl Simulation {
         actix::spawn(async move {
             match work(client).await {
                 Ok(()) => observer.acknowledged(&key, what),
-                Err(error) => trace.note(format_args!("{key}: {error}")),
+                Err(error) => {
+                    trace.count(Event::RequestFailed, 1);
+                    trace.note(format_args!("{key}: {error}"));
+                }
             }
             clients.borrow_mut().insert(key, false);
         });

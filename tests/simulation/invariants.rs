@@ -17,7 +17,7 @@ use troupe::{
     runtime::{ContainerState, sim::SimMachine},
 };
 
-use super::trace::Trace;
+use super::trace::{Event, Trace};
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -34,7 +34,7 @@ struct State {
     /// What was published and must survive, as published last.
     published: Snapshot,
     machines: BTreeMap<NodeName, Arc<SimMachine>>,
-    /// Nodes whose object was deleted once: their pods vanish without a word from them.
+    /// Nodes whose object was deleted, until there is one again: their pods vanish without a word from them.
     deleted_nodes: BTreeSet<NodeName>,
     /// Pods that were removed without grace.
     forced: BTreeSet<Uid>,
@@ -71,6 +71,7 @@ impl Observer {
     /// The write was acknowledged.
     pub fn acknowledged(&self, key: &Key, what: Promise) {
         self.trace.note(format_args!("acknowledged {key} {what:?}"));
+        self.trace.count(Event::RequestAcknowledged, 1);
         self.state.borrow_mut().promised.insert(key.clone(), [what].into());
     }
 
@@ -139,10 +140,17 @@ impl Observer {
             self.trace.wrong(format_args!("revision {} was given twice", object.revision));
         }
         state.newest = object.revision;
+        if object.key.kind == Kind::Node {
+            self.node_changed(&mut state, change);
+        }
         let KindFacet::Pod(pod) = &object.facet.of else { return };
         let uid = object.uid();
+        self.count_pod(&state, change);
         match (state.bound.get(uid).cloned(), &pod.node) {
-            (None, Some(node)) => drop(state.bound.insert(uid.clone(), node.clone())),
+            (None, Some(node)) => {
+                self.trace.count(Event::PodBound, 1);
+                state.bound.insert(uid.clone(), node.clone());
+            }
             (Some(before), now) if now.as_ref() != Some(&before) => {
                 self.trace.wrong(format_args!("{} was bound to {before}, and now to {now:?}", object.key));
             }
@@ -157,6 +165,47 @@ impl Observer {
         {
             self.trace.wrong(format_args!("{} is gone while its containers run on {node}", object.key));
         }
+    }
+
+    fn node_changed(&self, state: &mut State, change: &Change) {
+        let name = NodeName::from(change.object.key.name.to_string());
+        match change.kind {
+            ChangeKind::Added => {
+                if state.deleted_nodes.remove(&name) {
+                    self.trace.count(Event::NodeRecreated, 1);
+                }
+            }
+            ChangeKind::Deleted => {
+                state.deleted_nodes.insert(name);
+                self.trace.count(Event::NodeDeleted, 1);
+            }
+            ChangeKind::Modified => {
+                let ready = |object: &Object| matches!(&object.facet.of, KindFacet::Node(node) if node.ready);
+                let was = state.published.find(&change.object.key).is_some_and(|before| ready(before));
+                self.trace.count(Event::NodeUnready, u64::from(was && !ready(&change.object)));
+            }
+        }
+    }
+
+    fn count_pod(&self, state: &State, change: &Change) {
+        let KindFacet::Pod(pod) = &change.object.facet.of else { return };
+        let before = state.published.find(&change.object.key).filter(|p| p.uid() == change.object.uid());
+        let (was_ready, restarts) = match before.map(|object| &object.facet.of) {
+            Some(KindFacet::Pod(before)) => (before.ready, before.restarts),
+            _ => (false, 0),
+        };
+        self.trace.count(Event::PodReady, u64::from(pod.ready && !was_ready));
+        self.trace.count(Event::ContainerRestarted, u64::try_from(pod.restarts - restarts).unwrap_or(0));
+        if change.kind == ChangeKind::Deleted {
+            self.trace.count(Event::PodForced, u64::from(state.forced.contains(change.object.uid())));
+        }
+        // One that a controller makes while another of its own is ending.
+        let owner = change.object.facet.meta.owners.first();
+        let ending = state.published.list(Kind::Pod, None).any(|pod| {
+            pod.facet.meta.deleting.is_some()
+                && owner.is_some_and(|owner| pod.facet.meta.owners.iter().any(|o| o.uid == owner.uid))
+        });
+        self.trace.count(Event::PodReplaced, u64::from(change.kind == ChangeKind::Added && ending));
     }
 
     /// Looks at the store and at every machine.

@@ -19,7 +19,10 @@ mod trace;
 use std::{
     env,
     process::{Command, Output, Stdio},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -27,10 +30,16 @@ use std::{
 use rand::{SeedableRng as _, rngs::StdRng};
 use tokio::time::{Instant, sleep};
 
-use self::{cluster::Simulation, story::Story, trace::Trace};
+use self::{
+    cluster::Simulation,
+    story::Story,
+    trace::{Counts, Event, Trace, read_counts, write_counts},
+};
 
 /// Stories that are told unless the environment says otherwise.
 const SEEDS: u64 = 1000;
+/// In so many stories everything that can happen is to have happened.
+const MANY: u64 = 100;
 /// Machines are looked at so often, besides every change.
 const LOOK: Duration = Duration::from_millis(500);
 /// Everything is at rest so long after the last fault: 15 s of doubt whether it was our own fault, a lost node's 2 s, a
@@ -66,6 +75,7 @@ fn whatever_fails_the_invariants_hold_and_the_cluster_comes_to_rest() {
     let (from, count) = (number("TROUPE_SIM_FROM").unwrap_or(1), number("TROUPE_SIM_SEEDS").unwrap_or(SEEDS));
     let next = AtomicU64::new(from);
     let workers = thread::available_parallelism().map_or(2, usize::from);
+    let sums = Mutex::new(Counts::new());
     let tell = || {
         let mut failed = Vec::new();
         loop {
@@ -75,7 +85,12 @@ fn whatever_fails_the_invariants_hold_and_the_cluster_comes_to_rest() {
                 return failed;
             }
             let output = run(seed, false);
-            if !output.status.success() {
+            if output.status.success() {
+                let mut sums = sums.lock().unwrap();
+                for (event, count) in read_counts(&account(&output)) {
+                    *sums.entry(event).or_default() += count;
+                }
+            } else {
                 println!(
                     "seed {seed} went wrong; TROUPE_SIM_SEED={seed} cargo test --test simulation tells it again\n{}\n{}",
                     String::from_utf8_lossy(&output.stdout),
@@ -90,7 +105,10 @@ fn whatever_fails_the_invariants_hold_and_the_cluster_comes_to_rest() {
         workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
     });
     assert!(failed.is_empty(), "seeds that went wrong: {failed:?}");
-    println!("{count} stories from seed {from} on went well");
+    let sums = sums.into_inner().unwrap();
+    println!("{count} stories from seed {from} on went well: {}", write_counts(&sums));
+    let never: Vec<Event> = Event::ALL.into_iter().filter(|event| !sums.contains_key(event)).collect();
+    assert!(count < MANY || never.is_empty(), "in {count} stories these never happened: {never:?}");
 }
 
 #[test]
@@ -138,6 +156,7 @@ fn a_story() {
 fn tell(seed: u64) {
     let directory = tempfile::Builder::new().prefix("troupe-simulation-").tempdir().unwrap();
     troupe::actors::outside::stay_on_this_thread();
+    cluster::hear_panics();
     if env::var_os("TROUPE_LOG").is_some() {
         troupe::app::init_tracing();
     }
@@ -149,7 +168,11 @@ fn tell(seed: u64) {
         let trace = Trace::new(env::var_os(ALOUD).is_some());
         let rest = live(seed, directory.path(), trace.clone()).await;
         let (lines, hash) = (trace.len(), trace.hash());
-        println!("{ACCOUNT}{seed}: {lines} lines {hash:016x}, at rest after {:.1} s", rest.as_secs_f64());
+        let counts = write_counts(&trace.counts());
+        println!(
+            "{ACCOUNT}{seed}: {lines} lines {hash:016x}, at rest after {:.1} s; {counts}",
+            rest.as_secs_f64()
+        );
         if let Some(fault) = trace.fault() {
             panic!("seed {seed}: {fault}\nthe end of the story:\n{}", trace.tail(60));
         }
@@ -181,6 +204,10 @@ async fn live(seed: u64, directory: &std::path::Path, trace: Trace) -> Duration 
     sleep(Duration::from_millis(500)).await;
     trace.note(format_args!("-- the faults end; lost: {:?}", story.lost));
     simulation.mend(story.lost).await;
+    simulation.check();
+    if trace.fault().is_some() {
+        return Duration::ZERO;
+    }
     let mended = Instant::now();
     let left = story.lost.is_some_and(|index| simulation.machines[index].left);
     let within = REST_WITHIN + if left { GOODBYE } else { Duration::ZERO };
@@ -198,6 +225,7 @@ async fn live(seed: u64, directory: &std::path::Path, trace: Trace) -> Duration 
         trace.wrong(format_args!("it did not stay at rest: {unrest}"));
     }
     simulation.check();
+    simulation.count_silences();
     looking.abort();
     simulation.end().await;
     rest

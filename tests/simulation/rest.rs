@@ -21,7 +21,8 @@ pub fn is_well(snapshot: &Snapshot, name: &NodeName) -> bool {
 
 /// What is not as it should be in the end; nothing when all is.
 pub fn unrest(simulation: &Simulation) -> Option<String> {
-    let snapshot = simulation.client()?.view().snapshot();
+    let Some(client) = simulation.client() else { return Some("there is no master".into()) };
+    let snapshot = client.view().snapshot();
     let live: Vec<_> = simulation.machines.iter().filter(|machine| machine.process.is_some()).collect();
     let is_live = |object: &Object| node_of(object).is_some_and(|node| live.iter().any(|m| m.name == node));
     if let Some(machine) = live.iter().find(|machine| !is_well(&snapshot, &machine.name)) {

@@ -2,12 +2,86 @@
 
 use std::{
     cell::RefCell,
+    collections::BTreeMap,
     fmt::Display,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     rc::Rc,
 };
 
 use tokio::time::Instant;
+
+/// What is to have happened somewhere in a good many stories: else the faults are none, or nobody notices them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Event {
+    LinkCut,
+    LinkIsolated,
+    LinkSevered,
+    LinkCrashed,
+    KubeletCrashed,
+    KubeletStopped,
+    MachineLost,
+    MachineWiped,
+    MasterCrashed,
+    MasterRefused,
+    BatchLost,
+    RequestFailed,
+    RequestAcknowledged,
+    NodeUnready,
+    NodeDeleted,
+    NodeRecreated,
+    PodBound,
+    PodReady,
+    PodForced,
+    PodReplaced,
+    ContainerRestarted,
+}
+
+impl Event {
+    pub const ALL: [Event; 21] = [
+        Event::LinkCut,
+        Event::LinkIsolated,
+        Event::LinkSevered,
+        Event::LinkCrashed,
+        Event::KubeletCrashed,
+        Event::KubeletStopped,
+        Event::MachineLost,
+        Event::MachineWiped,
+        Event::MasterCrashed,
+        Event::MasterRefused,
+        Event::BatchLost,
+        Event::RequestFailed,
+        Event::RequestAcknowledged,
+        Event::NodeUnready,
+        Event::NodeDeleted,
+        Event::NodeRecreated,
+        Event::PodBound,
+        Event::PodReady,
+        Event::PodForced,
+        Event::PodReplaced,
+        Event::ContainerRestarted,
+    ];
+
+    pub fn named(name: &str) -> Option<Event> {
+        Event::ALL.into_iter().find(|event| format!("{event:?}") == name)
+    }
+}
+
+/// How often each event happened.
+pub type Counts = BTreeMap<Event, u64>;
+
+/// As `LinkCut=1 PodBound=5`.
+pub fn write_counts(counts: &Counts) -> String {
+    counts.iter().map(|(event, count)| format!("{event:?}={count}")).collect::<Vec<_>>().join(" ")
+}
+
+/// What [`write_counts`] wrote; words that are none of it are passed over.
+pub fn read_counts(text: &str) -> Counts {
+    let read = |word: &str| {
+        let (name, count) = word.split_once('=')?;
+        Some((Event::named(name)?, count.parse().ok()?))
+    };
+    text.split_whitespace().filter_map(read).collect()
+}
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -19,6 +93,7 @@ struct Inner {
     lines: Vec<String>,
     aloud: bool,
     wrong: Option<String>,
+    counts: Counts,
 }
 
 impl Trace {
@@ -29,6 +104,7 @@ impl Trace {
             lines: Vec::new(),
             aloud,
             wrong: None,
+            counts: Counts::new(),
         };
         Trace(Rc::new(RefCell::new(inner)))
     }
@@ -47,6 +123,16 @@ impl Trace {
     pub fn wrong(&self, what: impl Display) {
         self.note(format!("WRONG: {what}"));
         self.0.borrow_mut().wrong.get_or_insert_with(|| what.to_string());
+    }
+
+    pub fn count(&self, event: Event, times: u64) {
+        if times > 0 {
+            *self.0.borrow_mut().counts.entry(event).or_default() += times;
+        }
+    }
+
+    pub fn counts(&self) -> Counts {
+        self.0.borrow().counts.clone()
     }
 
     pub fn fault(&self) -> Option<String> {

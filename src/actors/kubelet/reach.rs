@@ -2,7 +2,8 @@
 //!
 //! Owns: the probe. It needs no open port over there and nobody who listens: the kernel of a machine that lives refuses a
 //! connection to a port that nobody has, which is an answer. A firewall that is silent makes it unreached, as if it were
-//! dead: then nothing is gained, and nothing lost.
+//! dead: then nothing is gained, and nothing lost. Invariant: only what can be another machine's address is probed,
+//! whatever the master asks.
 
 use std::{
     io,
@@ -10,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use nix::ifaddrs::getifaddrs;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
 use crate::{logic::sightings::is_elsewhere, net::Responder};
@@ -21,9 +23,9 @@ const WITHIN: Duration = Duration::from_millis(700);
 
 /// Tries, and answers.
 pub(super) async fn answer(address: String, responder: Responder) {
-    let reached = match address.parse() {
-        Ok(address) if is_elsewhere(&address) => reaches(address).await,
-        _ => false,
+    let reached = match target(&address) {
+        Some(address) => reaches(address).await,
+        None => false,
     };
     // The master takes no answer for a no.
     if !reached {
@@ -32,6 +34,24 @@ pub(super) async fn answer(address: String, responder: Responder) {
         // Dropped as it is it would take the answer back.
         let _ = stream.write.shutdown().await;
     }
+}
+
+/// The machine to probe; `None` when the address is no other machine's.
+fn target(address: &str) -> Option<IpAddr> {
+    let address = address.parse::<IpAddr>().ok()?.to_canonical();
+    (is_elsewhere(&address) && !is_own(address)).then_some(address)
+}
+
+/// Whether an address is this machine's, or one to which everybody on its networks listens. When that cannot be found
+/// out it is taken for one.
+fn is_own(address: IpAddr) -> bool {
+    let Ok(all) = getifaddrs() else { return true };
+    let mut told = all.flat_map(|interface| [interface.address, interface.broadcast]).flatten();
+    told.any(|told| {
+        let v4 = told.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        let v6 = told.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()));
+        v4.or(v6) == Some(address)
+    })
 }
 
 async fn reaches(address: IpAddr) -> bool {
@@ -49,7 +69,20 @@ mod tests {
     #[tokio::test]
     async fn a_machine_that_refuses_lives_and_one_that_says_nothing_may_not() {
         assert!(reaches(IpAddr::from([127, 0, 0, 1])).await);
-        // TEST-NET-1 (RFC 5737) is nobody's.
-        assert!(!reaches(IpAddr::from([192, 0, 2, 1])).await);
+        // The kernel connects to no broadcast address, so this packet leaves no machine.
+        assert!(!reaches(IpAddr::from([255, 255, 255, 255])).await);
+    }
+
+    #[test]
+    fn only_another_machine_is_probed() {
+        assert_eq!(target("::ffff:192.0.2.1"), Some(IpAddr::from([192, 0, 2, 1])));
+        for not in ["127.0.0.1", "::ffff:127.0.0.1", "fe80::1", "255.255.255.255", "0.0.0.0", "host", ""] {
+            assert_eq!(target(not), None, "{not}");
+        }
+        let own = getifaddrs().unwrap().filter_map(|one| one.address);
+        let own = own.filter_map(|address| address.as_sockaddr_in().map(|v4| v4.ip().to_string()));
+        for own in own {
+            assert_eq!(target(&own), None, "{own}");
+        }
     }
 }

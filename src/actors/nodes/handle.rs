@@ -22,9 +22,9 @@ use super::{
     Links, RegistrySeed, bound_to, configs,
     health::Health,
     images::{Images, Shelves},
-    object::GOODBYE,
+    object::{GOODBYE, LabelsRefused},
     refusals::{Refusals, Refused},
-    sightings::{Silence, silence_of},
+    sightings::{Silence, origin, silence_of},
     tokens,
 };
 use crate::{
@@ -32,6 +32,7 @@ use crate::{
     logic::{
         events::Happening,
         nodes::{Report, Told, pod_reported, wanted_mark},
+        sightings::Sparing,
         silence::is_away,
     },
     messages::{Durability, Port, RecordEvent, wire},
@@ -93,6 +94,9 @@ pub(super) struct NodeHandle {
     /// It came from another machine.
     pub(super) joined: bool,
     pub(super) silence: Silence,
+    pub(super) sparing: Sparing,
+    /// Since when it has been ready on the present connection.
+    pub(super) ready_since: Option<Instant>,
     pub(super) subnet: String,
     /// The node has said hello on this connection, and may be told what to run.
     pub(super) greeted: bool,
@@ -109,6 +113,8 @@ pub(super) struct NodeHandle {
     /// Reports not yet written, newest only.
     pending: BTreeMap<Uid, wire::PodReport>,
     writing: bool,
+    /// How often its pods are being said not to be ready: what it reports of them is decided on after that.
+    pub(super) unreadying: u32,
     /// The node's static pods as last told, while they are not all written.
     pub(super) mirrors: Option<Vec<wire::Mirror>>,
     pub(super) mirroring: bool,
@@ -118,8 +124,7 @@ pub(super) struct NodeHandle {
     /// Counts how often it has linked or fallen silent: writes from before are given up.
     pub(super) turn: Arc<AtomicU64>,
     pub(super) refusals: Refusals,
-    /// It was told that the node may not set some of its labels.
-    pub(super) labels_refused: bool,
+    pub(super) labels_refused: LabelsRefused,
     pub(super) images: Images,
     /// Since when there is the present link, or since when the node is silent.
     pub(super) since: Option<Instant>,
@@ -145,6 +150,8 @@ impl NodeHandle {
             connection: 0,
             joined: false,
             silence: Silence::default(),
+            sparing: Sparing::default(),
+            ready_since: None,
             subnet: String::new(),
             greeted: false,
             revision: Revision::default(),
@@ -156,13 +163,14 @@ impl NodeHandle {
             configs_wait: false,
             pending: BTreeMap::new(),
             writing: false,
+            unreadying: 0,
             mirrors: None,
             mirroring: false,
             lost: None,
             goodbye: false,
             turn: Arc::default(),
             refusals: Refusals::default(),
-            labels_refused: false,
+            labels_refused: LabelsRefused::default(),
             images: Images::default(),
             since: None,
         }
@@ -307,8 +315,8 @@ impl NodeHandle {
     }
 
     /// Writes the newest pending report of each pod, one batch at a time.
-    fn write_pods(&mut self, ctx: &mut Context<Self>) {
-        if self.writing || self.pending.is_empty() {
+    pub(super) fn write_pods(&mut self, ctx: &mut Context<Self>) {
+        if self.writing || self.unreadying > 0 || self.pending.is_empty() {
             return;
         }
         self.writing = true;
@@ -331,6 +339,10 @@ impl NodeHandle {
         };
         ctx.spawn(work.into_actor(self).map(|(batch, outcome), node, ctx| {
             node.writing = false;
+            if node.silence.told {
+                // It was reported before the silence, and written after what was said then.
+                node.unready_pods(ctx);
+            }
             // The store needs time to recover; a pod that changed meanwhile does not.
             let pause = if outcome.is_err() { RETRY } else { Duration::ZERO };
             let again: Box<dyn Fn(&wire::PodReport) -> bool> = match outcome {
@@ -467,6 +479,10 @@ impl Handler<Linked> for NodeHandle {
             before.close("the node has connected anew");
         }
         self.joined = handle.joined_key().is_some();
+        if let Some(since) = self.silence.since.filter(|_| self.silence.spared) {
+            self.sparing.spend(since.elapsed());
+        }
+        self.note_link_end();
         self.silence = Silence::default();
         self.links.insert(self.name.clone(), handle);
         self.shelves.clear(&self.name);
@@ -494,8 +510,9 @@ impl StreamHandler<Heard> for NodeHandle {
             LinkEvent::Opened(open, responder) => self.stream_asked(open, responder),
             LinkEvent::Closed(reason) => {
                 tracing::info!(node = %self.name, %reason, "node's link has ended");
-                self.link = None;
+                let from = self.link.take().and_then(|link| origin(&link));
                 self.greeted = false;
+                self.note_link_end();
                 // A link's end is noticed some time after the last sign of life.
                 let noticed = match reason {
                     CloseReason::Silent => LinkConfig::default().idle_timeout,
@@ -504,7 +521,7 @@ impl StreamHandler<Heard> for NodeHandle {
                 self.since = Instant::now().checked_sub(noticed);
                 self.links.remove(&self.name);
                 self.shelves.clear(&self.name);
-                self.silence = Silence::begin();
+                self.silence = Silence::begin(from);
                 self.ask_others(ctx);
                 self.expect_silence(self.seed.lost_after.saturating_sub(silence_of(&reason)), ctx);
             }

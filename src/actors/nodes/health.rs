@@ -11,6 +11,7 @@ use std::{
 use metrics::{Unit, counter, describe_counter};
 use tokio::time::Instant;
 
+use super::sightings::Askers;
 use crate::logic::pulse::Pulse;
 
 const STOOD_STILL: &str = "troupe_master_stood_still_total";
@@ -20,6 +21,8 @@ const STOOD_STILL: &str = "troupe_master_stood_still_total";
 pub(super) struct Health {
     begun: Instant,
     pulse: Arc<Mutex<Pulse>>,
+    /// Nodes that are being asked about others.
+    pub(super) askers: Askers,
 }
 
 impl Health {
@@ -29,7 +32,8 @@ impl Health {
             Unit::Count,
             "Times that the master did not run for half a second or more."
         );
-        Health { begun: Instant::now(), pulse: Arc::new(Mutex::new(Pulse::new(Duration::ZERO))) }
+        let pulse = Arc::new(Mutex::new(Pulse::new(Duration::ZERO)));
+        Health { begun: Instant::now(), pulse, askers: Askers::default() }
     }
 
     /// The process runs.
@@ -44,10 +48,11 @@ impl Health {
         }
     }
 
-    /// How much longer a node is to be waited for that has been silent for `lost_after`; `None`: it is lost.
-    pub(super) fn patience(&self, lost_after: Duration) -> Option<Duration> {
+    /// How much longer a node is to be waited for that has been silent for `lost_after` and was `given` so much more
+    /// already; `None`: it is lost.
+    pub(super) fn patience(&self, lost_after: Duration, given: Duration) -> Option<Duration> {
         self.beat();
         let mut pulse = self.pulse.lock().unwrap_or_else(PoisonError::into_inner);
-        pulse.patience(lost_after, self.begun.elapsed())
+        pulse.patience(lost_after, given, self.begun.elapsed())
     }
 }

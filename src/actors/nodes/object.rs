@@ -13,6 +13,7 @@ use std::{
 
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use k8s_openapi::api::core::v1;
+use tokio::time::Instant;
 
 use super::handle::{NodeHandle, RETRY};
 use crate::{
@@ -22,9 +23,9 @@ use crate::{
         join::{belongs_to, not_a_node},
         node_labels::may_set,
         nodes::{complete_labels, lost_status, new_node, taint_by_condition},
-        sightings::{AGAIN, is_spared},
+        sightings::AGAIN,
         silence::{is_away, note_goodbye, unready},
-        taints::{Readiness, is_unreachable, readiness, taint_by_readiness},
+        taints::{Readiness, is_silent, readiness, taint_by_readiness},
     },
     messages::{Durability, RecordEvent, wire},
     model::{Key, KindFacet, NodeName, Object, seal},
@@ -37,6 +38,18 @@ pub(super) const GOODBYE: Duration = Duration::from_secs(60);
 
 /// Labels named in one complaint.
 const MOST_SHOWN: usize = 10;
+
+/// What was said of labels that the node may not set.
+#[derive(Default)]
+pub(super) enum LabelsRefused {
+    /// Nothing: there were none.
+    #[default]
+    None,
+    /// To be said as soon as there is an object to say it of: these.
+    Waits(String),
+    /// All.
+    Told,
+}
 
 impl NodeHandle {
     /// Writes the node's own status; makes the node object when it is new.
@@ -52,6 +65,10 @@ impl NodeHandle {
                 tracing::error!(node = %self.name, %error, "the node sent no node status");
                 return;
             }
+        };
+        self.ready_since = match readiness(&status) {
+            Readiness::Ready => self.ready_since.or_else(|| Some(Instant::now())),
+            _ => None,
         };
         let (name, subnet) = (self.name.clone(), self.subnet.clone());
         let joined = self.joined_link();
@@ -83,23 +100,31 @@ impl NodeHandle {
     pub(super) fn own_labels(&mut self, labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
         let (own, refused): (BTreeMap<_, _>, BTreeMap<_, _>) =
             labels.into_iter().partition(|(key, _)| may_set(key));
-        if !refused.is_empty() && !std::mem::replace(&mut self.labels_refused, true) {
+        if !refused.is_empty() && matches!(self.labels_refused, LabelsRefused::None) {
             let all: Vec<&str> = refused.keys().take(MOST_SHOWN).map(String::as_str).collect();
             let all = all.join(", ");
             tracing::warn!(node = %self.name, labels = all, "labels that are not for a node to set were left out");
-            if let Some(object) = self.seed.wiring.view.snapshot().find(&self.key()) {
-                let message = format!("Labels that a node may not set on itself were left out: {all}");
-                let event = RecordEvent::about(
-                    object,
-                    "node-controller",
-                    "NodeLabelsRefused",
-                    message,
-                    outside::now(),
-                );
-                self.seed.wiring.record(event);
-            }
+            self.labels_refused = LabelsRefused::Waits(all);
         }
         own
+    }
+
+    /// Records which labels were refused, once there is a node to say it of.
+    fn tell_refused_labels(&mut self) {
+        let LabelsRefused::Waits(all) = &self.labels_refused else { return };
+        let snapshot = self.seed.wiring.view.snapshot();
+        let Some(object) = snapshot.find(&self.key()) else { return };
+        let message = format!("Labels that a node may not set on itself were left out: {all}");
+        let event =
+            RecordEvent::about(object, "node-controller", "NodeLabelsRefused", message, outside::now());
+        self.seed.wiring.record(event);
+        self.labels_refused = LabelsRefused::Told;
+    }
+
+    /// A link has ended, if there was one.
+    pub(super) fn note_link_end(&mut self) {
+        let ready = self.ready_since.take().map_or(Duration::ZERO, |since| since.elapsed());
+        self.sparing.link_ended(ready);
     }
 
     /// The node has linked or fallen silent: what was to be written before is no longer true.
@@ -111,7 +136,7 @@ impl NodeHandle {
     pub(super) fn write_linked(&self, ctx: &mut Context<Self>) {
         let (name, joined) = (self.name.clone(), self.joined_link());
         self.change_node(ctx, move |current| {
-            let object = current.filter(|node| is_unreachable(node) || is_away(node))?;
+            let object = current.filter(|node| is_silent(node) || is_away(node))?;
             if !is_admitted(&name, joined.as_ref(), current) {
                 return None;
             }
@@ -120,7 +145,7 @@ impl NodeHandle {
                 if let Some(status) = &mut node.status {
                     note_goodbye(status, false);
                 }
-                let readiness = Readiness::Unreachable { evict: false };
+                let readiness = Readiness::Away;
                 taint_by_readiness(node.spec.get_or_insert_default(), readiness, outside::now());
             })
             .ok()
@@ -155,18 +180,22 @@ impl NodeHandle {
             }
         };
         // Mirrors wait for their node's object, which owns them.
-        ctx.spawn(work.into_actor(self).map(|(), node, ctx| node.write_mirrors(ctx)));
+        ctx.spawn(work.into_actor(self).map(|(), node, ctx| {
+            node.tell_refused_labels();
+            node.write_mirrors(ctx);
+        }));
     }
 
     /// The link has been down for too long, unless it is us who were away.
     pub(super) fn mark_lost(&mut self, ctx: &mut Context<Self>) {
-        if let Some(longer) = self.health.patience(self.seed.lost_after) {
+        if let Some(longer) = self.health.patience(self.seed.lost_after, self.silence.given) {
+            self.silence.given += longer;
             tracing::info!(node = %self.name, ?longer, "a silent node gets more time");
             return self.expect_silence(longer, ctx);
         }
         let planned = std::mem::take(&mut self.goodbye);
         let silent = self.silence.since.map_or(Duration::MAX, |since| since.elapsed());
-        let seen = self.silence.seen.take().filter(|_| !planned && is_spared(silent, true));
+        let seen = self.silence.seen.take().filter(|_| !planned && self.sparing.is_spared(silent, true));
         if seen.is_some() {
             self.lost = Some(ctx.run_later(AGAIN, |node, ctx| node.mark_lost(ctx)));
             self.ask_others(ctx);
@@ -174,12 +203,15 @@ impl NodeHandle {
                 return;
             }
         }
-        self.silence.spared = seen.is_some();
+        if std::mem::replace(&mut self.silence.spared, seen.is_some()) {
+            self.sparing.spend(silent);
+        }
         self.supersede();
         if let Some(by) = &seen {
             tracing::warn!(node = %self.name, %by, "node is not ready: its link is down, but its machine is reached");
         } else if planned {
             // When it is not back by then, it is lost like any other.
+            self.silence.given = Duration::ZERO;
             self.lost = Some(ctx.run_later(GOODBYE, |node, ctx| node.mark_lost(ctx)));
             tracing::info!(node = %self.name, "node is not ready: it said goodbye");
         } else {
@@ -192,7 +224,12 @@ impl NodeHandle {
                 RecordEvent::about(object, "node-controller", "NodeNotReady", message, outside::now());
             self.seed.wiring.record(event);
         }
-        let evict = !planned && seen.is_none();
+        let readiness = match (planned, seen) {
+            (true, _) => Readiness::Away,
+            (false, Some(_)) => Readiness::Spared,
+            (false, None) => Readiness::Unreachable,
+        };
+        self.silence.told = true;
         self.change_node(ctx, move |current| {
             let (object, now) = (current?, outside::now());
             edit::<v1::Node>(object, |node| {
@@ -200,7 +237,6 @@ impl NodeHandle {
                 if let Some(status) = &mut node.status {
                     note_goodbye(status, planned);
                 }
-                let readiness = Readiness::Unreachable { evict };
                 taint_by_readiness(node.spec.get_or_insert_default(), readiness, now);
             })
             .ok()
@@ -208,8 +244,10 @@ impl NodeHandle {
         self.unready_pods(ctx);
     }
 
-    /// Nothing is to count on the pods of a silent node: until it says how they are they are not ready.
-    fn unready_pods(&self, ctx: &mut Context<Self>) {
+    /// Nothing is to count on the pods of a silent node: until it says how they are they are not ready. What it says
+    /// meanwhile waits: a report that says what was stored before would say nothing new, and be undone by this.
+    pub(super) fn unready_pods(&mut self, ctx: &mut Context<Self>) {
+        self.unreadying += 1;
         let (wiring, name) = (self.seed.wiring.clone(), self.name.clone());
         let pods: Vec<Key> = self.pods.values().map(|pod| pod.key.clone()).collect();
         let (turn, of) = (self.turn.clone(), self.turn.load(Ordering::Relaxed));
@@ -237,7 +275,10 @@ impl NodeHandle {
                 }
             }
         };
-        ctx.spawn(work.into_actor(self).map(|(), _, _| ()));
+        ctx.spawn(work.into_actor(self).map(|(), node, ctx| {
+            node.unreadying = node.unreadying.saturating_sub(1);
+            node.write_pods(ctx);
+        }));
     }
 
     /// The link and the key of a node that joined.
