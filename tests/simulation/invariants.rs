@@ -106,7 +106,11 @@ impl Observer {
                         (Some(now), KindFacet::ReplicationController(_)) => number(now) != number(object),
                         _ => false,
                     };
-                    if lost {
+                    // What was under way may have been carried out, although nobody was told.
+                    let asked = state.promised.get(&object.key).is_some_and(|may| may.contains(&says(found)));
+                    let removed = found.is_none()
+                        && (object.facet.meta.deleting.is_some() || state.forced.contains(object.uid()));
+                    if lost && !asked && !removed {
                         self.trace.wrong(format_args!("{} was published and is lost", object.key));
                     }
                 }
@@ -219,10 +223,7 @@ impl Observer {
             }
         }
         for (key, may) in &state.promised {
-            let says = match snapshot.find(key).filter(|object| object.facet.meta.deleting.is_none()) {
-                None => Promise::Absent,
-                Some(object) => Promise::Says(number(object)),
-            };
+            let says = says(snapshot.find(key));
             if !may.contains(&says) {
                 self.trace.wrong(format_args!("{key} is {says:?}, but was acknowledged as {may:?}"));
             }
@@ -261,6 +262,14 @@ pub fn node_of(object: &Object) -> Option<NodeName> {
 }
 
 /// The number that a client gave an object.
+/// What a client's object says now.
+fn says(object: Option<&Arc<Object>>) -> Promise {
+    match object.filter(|object| object.facet.meta.deleting.is_none()) {
+        None => Promise::Absent,
+        Some(object) => Promise::Says(number(object)),
+    }
+}
+
 fn number(object: &Object) -> i32 {
     match &object.facet.of {
         KindFacet::ReplicationController(rc) => rc.replicas,
