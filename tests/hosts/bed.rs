@@ -83,6 +83,16 @@ impl Bed {
         format!("{}-sw", self.tag)
     }
 
+    /// A master and the nodes `one` and `two`, ready.
+    pub fn trio(&mut self) -> (Host, Host, Host) {
+        let (mut master, mut one, mut two) = (self.host("m"), self.host("one"), self.host("two"));
+        master.master(&[]);
+        one.join(&master);
+        two.join(&master);
+        ["one", "two"].iter().for_each(|name| master.until_node(name, "True"));
+        (master, one, two)
+    }
+
     /// A further host: the first has 10.77.0.1. Drop it before the bed.
     pub fn host(&mut self, name: &str) -> Host {
         self.count += 1;

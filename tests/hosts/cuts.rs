@@ -57,12 +57,7 @@ fn a_master_that_is_cut_off_from_all_replaces_nothing_and_goes_on_when_it_is_bac
         return;
     }
     let mut bed = Bed::new();
-    let mut master = bed.host("m");
-    let (mut one, mut two) = (bed.host("one"), bed.host("two"));
-    master.master(&[]);
-    one.join(&master);
-    two.join(&master);
-    ["one", "two"].iter().for_each(|name| master.until_node(name, "True"));
+    let (master, one, two) = bed.trio();
     master.apply(&controller("web", 6, &[]));
     let before = master.until_pods(6);
     let containers = (one.containers(), two.containers());
@@ -128,12 +123,7 @@ fn a_machine_that_stood_still_ends_what_was_replaced_meanwhile() {
         return;
     }
     let mut bed = Bed::new();
-    let mut master = bed.host("m");
-    let (mut one, mut two) = (bed.host("one"), bed.host("two"));
-    master.master(&[]);
-    one.join(&master);
-    two.join(&master);
-    ["one", "two"].iter().for_each(|name| master.until_node(name, "True"));
+    let (master, one, two) = bed.trio();
     master.apply(&controller("web", 4, &[]));
     let before = master.until_pods(4);
     let of = |pods: &[Value], node: &str| {
@@ -171,12 +161,7 @@ fn a_process_that_is_away_for_seconds_on_a_machine_that_lives_costs_no_pod() {
         return;
     }
     let mut bed = Bed::new();
-    let mut master = bed.host("m");
-    let (mut one, mut two) = (bed.host("one"), bed.host("two"));
-    master.master(&[]);
-    one.join(&master);
-    two.join(&master);
-    ["one", "two"].iter().for_each(|name| master.until_node(name, "True"));
+    let (master, _one, mut two) = bed.trio();
     master.apply(&controller("web", 4, &[]));
     let before = master.until_pods(4);
     let containers = two.containers();

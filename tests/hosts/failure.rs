@@ -13,12 +13,7 @@ use crate::{
 const REPLACED_WITHIN: Duration = Duration::from_secs(15);
 
 fn spread(bed: &mut Bed, replicas: u32) -> (Host, Host, Host, Vec<Value>) {
-    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
-    master.master(&[]);
-    one.join(&master);
-    two.join(&master);
-    master.until_node("one", "True");
-    master.until_node("two", "True");
+    let (master, one, two) = bed.trio();
     master.apply(&controller("web", replicas, &[]));
     let pods = master.until_pods(replicas as usize);
     assert!(pods.iter().any(|pod| node_of(pod) == "one") && pods.iter().any(|pod| node_of(pod) == "two"));

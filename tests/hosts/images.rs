@@ -84,22 +84,11 @@ fn until_waits(master: &Host, pod: &str, with: &str) {
     });
 }
 
-/// A master and two nodes.
-fn trio(bed: &mut Bed) -> (Host, Host, Host) {
-    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
-    master.master(&[]);
-    one.join(&master);
-    two.join(&master);
-    master.until_node("one", "True");
-    master.until_node("two", "True");
-    (master, one, two)
-}
-
 #[test]
 fn an_image_that_was_loaded_once_runs_on_every_machine_and_a_newer_one_takes_its_place() {
     let Some(busybox) = busybox() else { return };
     let mut bed = Bed::new();
-    let (master, _one, two) = trio(&mut bed);
+    let (master, _one, two) = bed.trio();
     let printed = import(&master, &busybox, "old", APP, Some("one"));
     assert_eq!(printed.trim(), format!("{APP} loaded on one"));
     master.apply(&pod("first", "two", APP));
@@ -145,7 +134,7 @@ fn an_image_that_was_loaded_once_runs_on_every_machine_and_a_newer_one_takes_its
 fn a_machine_that_gives_other_bytes_is_not_believed_and_told_of() {
     let Some(busybox) = busybox() else { return };
     let mut bed = Bed::new();
-    let (master, one, two) = trio(&mut bed);
+    let (master, one, two) = bed.trio();
     import(&master, &busybox, "good", APP, Some("one"));
     let layers = one.data.join("images/layers");
     let layer = fs::read_dir(&layers).unwrap().flatten().map(|entry| entry.path().join("fs/word"));
@@ -166,7 +155,7 @@ fn a_machine_that_gives_other_bytes_is_not_believed_and_told_of() {
 fn an_image_whose_machine_falls_silent_meanwhile_comes_when_it_is_back() {
     let Some(busybox) = busybox() else { return };
     let mut bed = Bed::new();
-    let (master, one, _two) = trio(&mut bed);
+    let (master, one, _two) = bed.trio();
     import(&master, &busybox, "there", APP, Some("one"));
     one.freeze();
     master.apply(&pod("p", "two", APP));

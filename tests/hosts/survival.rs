@@ -1,19 +1,9 @@
 //! What ends and comes back: processes of nodes and masters. Containers do not notice.
 
 use crate::{
-    bed::{Bed, Host, ready, restarts},
+    bed::{Bed, ready, restarts},
     harness::{check, controller, until},
 };
-
-fn two_nodes(bed: &mut Bed) -> (Host, Host, Host) {
-    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
-    master.master(&[]);
-    one.join(&master);
-    two.join(&master);
-    master.until_node("one", "True");
-    master.until_node("two", "True");
-    (master, one, two)
-}
 
 #[test]
 fn containers_outlive_their_nodes_process_and_the_master_and_nothing_is_lost() {
@@ -21,7 +11,7 @@ fn containers_outlive_their_nodes_process_and_the_master_and_nothing_is_lost() {
         return;
     }
     let mut bed = Bed::new();
-    let (mut master, mut one, two) = two_nodes(&mut bed);
+    let (mut master, mut one, two) = bed.trio();
     master.apply(&controller("web", 4, &[]));
     let before = master.until_pods(4);
     let (on_one, on_two) = (one.containers(), two.containers());
