@@ -76,23 +76,14 @@ pub fn shims(data: &Path) -> Vec<(i32, String)> {
 
 /// Ends and removes everything of a data directory, except its files.
 pub fn sweep(data: &Path) {
-    const WITHIN: Duration = Duration::from_secs(20);
-    let begun = Instant::now();
-    loop {
+    repeated("its processes do not die", data, || {
         let mut pids: Vec<i32> = shims(data).into_iter().map(|(pid, _)| pid).collect();
         pids.extend(processes(data).into_iter().map(|(pid, _)| pid));
-        if pids.is_empty() {
-            break;
-        }
-        for pid in pids {
+        for &pid in &pids {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-        if begun.elapsed() > WITHIN {
-            eprintln!("processes of {} do not die", data.display());
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
+        pids.is_empty()
+    });
     for mount in mounts(data).iter().rev() {
         let _ = umount2(mount, MntFlags::MNT_DETACH);
     }
@@ -101,8 +92,23 @@ pub fn sweep(data: &Path) {
             .args(["link", "delete", &link])
             .output();
     }
-    for group in cgroups(data) {
-        remove_group(&group);
+    // A killed process is out of /proc some scheduler ticks before it is out of its groups.
+    repeated("its cgroups cannot be removed", data, || {
+        cgroups(data).iter().for_each(|group| remove_group(group));
+        cgroups(data).is_empty()
+    });
+}
+
+/// Does something until it is done, within a time; says so where it is not.
+fn repeated(or: &str, data: &Path, mut done: impl FnMut() -> bool) {
+    const WITHIN: Duration = Duration::from_secs(20);
+    let begun = Instant::now();
+    while !done() {
+        if begun.elapsed() > WITHIN {
+            eprintln!("{}: {or}", data.display());
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 
