@@ -243,6 +243,13 @@ suite! {
         only_images_that_are_here_are_saved,
             sim exempt: "simulated images have names only, no content",
             cri exempt: "the interface gives no images away";
+        an_image_that_was_brought_is_given_part_by_part,
+            sim exempt: "simulated images have names only, no content",
+            cri exempt: "the interface gives no images away";
+        an_image_is_taken_part_by_part_and_known_for_a_copy,
+            sim exempt: "simulated images have names only, no content";
+        parts_that_are_not_what_was_asked_for_leave_nothing,
+            sim exempt: "simulated images have names only, no content";
         names_that_are_none_are_refused;
         what_no_registry_has_is_not_pulled;
         a_running_container_keeps_its_image;

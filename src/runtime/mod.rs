@@ -9,6 +9,7 @@ mod config;
 pub mod cri;
 pub mod disk;
 pub mod docker;
+mod exchange;
 pub mod grpc;
 mod hand;
 mod hosts;

@@ -41,7 +41,7 @@ pub fn digest(bytes: &[u8]) -> String {
 }
 
 /// A configuration; its digest is the image's id.
-fn config(layers: &[Vec<u8>]) -> Vec<u8> {
+pub fn config(layers: &[Vec<u8>]) -> Vec<u8> {
     let diff_ids: Vec<String> = layers.iter().map(|layer| digest(layer)).collect();
     json!({
         "os": "linux",

@@ -1,11 +1,20 @@
 //! Cases: images come, are found by name, and go.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use troupe::runtime::{ContainerState, RuntimeError, images::BUILTIN_IMAGE};
+use async_trait::async_trait;
+use tokio::io::AsyncReadExt as _;
+use troupe::runtime::{
+    ContainerState, Reader, RuntimeError,
+    images::BUILTIN_IMAGE,
+    share::{Came, PartSource, SharedImage},
+};
 
 use super::{
-    archives::{docker, gzip, id, layer, oci, reader, tar},
+    archives::{config, digest, docker, gzip, id, layer, oci, reader, tar},
     harness::{Bench, Harness},
 };
 
@@ -197,4 +206,112 @@ pub async fn a_running_container_keeps_its_image<H: Harness>(bench: &mut Bench<H
     bench.restart(async {}).await;
     assert_eq!(bench.state(&id).await, ContainerState::Running);
     bench.runtime().remove_container(&id).await.unwrap();
+}
+
+/// Another machine that has the parts of an image.
+struct Giver(BTreeMap<String, Vec<u8>>);
+
+impl Giver {
+    fn of(layers: &[Vec<u8>]) -> Giver {
+        let config = [config(layers)];
+        Giver(config.iter().chain(layers).map(|part| (digest(part), part.clone())).collect())
+    }
+}
+
+#[async_trait]
+impl PartSource for Giver {
+    async fn part(&self, digest: &str) -> Result<Reader, String> {
+        self.0.get(digest).map(|part| reader(part.clone())).ok_or_else(|| "no such part".to_owned())
+    }
+
+    fn another(&self, _: String) -> bool {
+        false
+    }
+}
+
+async fn shared<H: Harness>(bench: &Bench<H>, name: &str) -> Option<SharedImage> {
+    let all = bench.runtime().shared_images().await.unwrap();
+    all.into_iter().find(|shared| shared.name == name)
+}
+
+pub async fn an_image_that_was_brought_is_given_part_by_part<H: Harness>(bench: &mut Bench<H>) {
+    let layers = [layer("bin", "one"), tar(&[("big", &[7; 200_000]), ("empty", b"")])];
+    bench.runtime().load_image(reader(gzip(&docker(&["app:1"], &layers))), None).await.unwrap();
+    let app = shared(bench, "docker.io/library/app:1").await.unwrap();
+    assert_eq!(app.id, id(&layers));
+    assert!(matches!(app.came, Came::ByHand { since_ms } if since_ms > 0), "{app:?}");
+    assert!(shared(bench, BUILTIN_IMAGE).await.is_none(), "everybody has that");
+    for part in layers.iter().chain([&config(&layers)]) {
+        let mut given = bench.runtime().image_part(&app.id, &digest(part)).await.unwrap();
+        let mut bytes = Vec::new();
+        given.read_to_end(&mut bytes).await.unwrap();
+        assert!(bytes == *part, "{} bytes of {}", bytes.len(), part.len());
+    }
+    let (absent, none) = (digest(b"absent"), id(&[layer("no", "such")]));
+    for (image, part) in [(&app.id, &absent), (&none, &none)] {
+        let error = bench.runtime().image_part(image, part).await.err().unwrap();
+        let absent = matches!(error, RuntimeError::NotFound(_) | RuntimeError::ImageNotFound(_));
+        assert!(absent, "{error}");
+    }
+    // The time since when it is here is kept, also by the next process.
+    bench.restart(async {}).await;
+    assert_eq!(shared(bench, "docker.io/library/app:1").await, Some(app.clone()));
+    bench.runtime().remove_image("app:1").await.unwrap();
+    assert!(shared(bench, "docker.io/library/app:1").await.is_none());
+    assert!(bench.runtime().image_part(&app.id, &digest(&layers[0])).await.is_err());
+}
+
+pub async fn an_image_is_taken_part_by_part_and_known_for_a_copy<H: Harness>(bench: &mut Bench<H>) {
+    assert!(bench.runtime().takes_images());
+    let name = "docker.io/library/app:1".to_owned();
+    let (first, second) =
+        ([layer("bin", "one"), layer("etc", "two")], [layer("bin", "one"), layer("etc", "3")]);
+    let offer = |layers: &[Vec<u8>], came| SharedImage { name: name.clone(), id: id(layers), came };
+    let (old, new) = (Came::ByHand { since_ms: 5 }, Came::Copied { since_ms: 6 });
+    let taken = bench.runtime().take_image(offer(&first, old), Arc::new(Giver::of(&first))).await.unwrap();
+    assert_eq!((&taken.id, &taken.names, taken.user.as_str()), (&id(&first), &vec![name.clone()], "7"));
+    assert!(bench.runtime().copied_image(&name).await.unwrap());
+    assert!(bench.runtime().brought_by_hand(&name).await.unwrap(), "to the other machine");
+    // A newer one of what is a copy takes its place, also in another process.
+    bench.restart(async {}).await;
+    let taken = bench.runtime().take_image(offer(&second, new), Arc::new(Giver::of(&second))).await.unwrap();
+    assert_eq!(taken.id, id(&second));
+    assert!(bench.runtime().copied_image(&name).await.unwrap());
+    // What somebody brings here stays, whatever others have.
+    bench.runtime().load_image(reader(docker(&["app:1"], &first)), None).await.unwrap();
+    assert!(!bench.runtime().copied_image(&name).await.unwrap());
+    let kept = bench.runtime().take_image(offer(&second, new), Arc::new(Giver::of(&second))).await.unwrap();
+    assert_eq!(kept.id, id(&first));
+    // And what others pulled is no copy of what was brought.
+    bench.runtime().remove_image(&name).await.unwrap();
+    bench.runtime().take_image(offer(&first, Came::Pulled), Arc::new(Giver::of(&first))).await.unwrap();
+    assert!(!bench.runtime().copied_image(&name).await.unwrap());
+    assert!(!bench.runtime().brought_by_hand(&name).await.unwrap());
+}
+
+pub async fn parts_that_are_not_what_was_asked_for_leave_nothing<H: Harness>(bench: &mut Bench<H>) {
+    let layers = [layer("bin", "one"), layer("etc", "two")];
+    let spoil = |which: &[u8]| {
+        let mut giver = Giver::of(&layers);
+        giver.0.insert(digest(which), layer("other", "content"));
+        giver
+    };
+    let mut lacks = Giver::of(&layers);
+    lacks.0.remove(&digest(&layers[1]));
+    for giver in [spoil(&layers[1]), spoil(&config(&layers)), lacks] {
+        let offer = SharedImage {
+            name: "docker.io/library/app:1".to_owned(),
+            id: id(&layers),
+            came: Came::ByHand { since_ms: 5 },
+        };
+        let error = bench.runtime().take_image(offer, Arc::new(giver)).await.unwrap_err();
+        assert!(matches!(error, RuntimeError::Pull(_)), "{error}");
+        assert!(names(bench).await.is_empty());
+    }
+    for name in [BUILTIN_IMAGE.to_owned(), format!("app@{}", id(&layers)), "Not A Name".to_owned()] {
+        let offer = SharedImage { name, id: id(&layers), came: Came::Pulled };
+        let refused = bench.runtime().take_image(offer.clone(), Arc::new(Giver::of(&layers))).await;
+        assert!(refused.is_err(), "{}", offer.name);
+        assert!(names(bench).await.is_empty());
+    }
 }

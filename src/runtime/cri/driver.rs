@@ -25,7 +25,10 @@ use super::{
 };
 use crate::{
     model::Uid,
-    runtime::{RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus, hosts, native::cgroup::Hierarchies},
+    runtime::{
+        RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus, exchange::Exchange, hosts,
+        native::cgroup::Hierarchies,
+    },
 };
 
 /// A receiver that is further behind has to list again anyway.
@@ -43,6 +46,7 @@ pub(super) struct Driver {
     pub events: broadcast::Sender<RuntimeEvent>,
     pub watch: Watch,
     pub images: images::Images,
+    pub exchange: Exchange,
     pub network: AsyncMutex<Network>,
     /// Pods' cgroups are made here; systemd's are not.
     cgroups: Option<Hierarchies>,
@@ -75,6 +79,7 @@ impl Driver {
             events: broadcast::channel(EVENTS).0,
             watch: Watch::default(),
             images: images::Images::new(found.sandbox_image.clone()),
+            exchange: Exchange::new(&config.root),
             network: AsyncMutex::new(Network::new(found)),
             unified: hierarchies.unified(),
             cgroups: own.then_some(hierarchies),

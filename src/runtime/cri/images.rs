@@ -6,7 +6,10 @@
 //! same. A runtime's images are one for all who use it. Limits: other runtimes than containerd remove an image with all
 //! its names.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::Mutex as AsyncMutex;
 
@@ -18,11 +21,13 @@ use super::{
 };
 use crate::runtime::{
     Image, Reader, RegistryAuth, RuntimeError,
+    exchange::{Engine, How},
     images::{
         engine_name, normalize,
         pack::{self, PAUSE_IMAGE, PROGRAM_LABEL, Packed, programs},
     },
     refusals,
+    share::{PartSource, SharedImage},
 };
 
 /// For a pull of the largest images over the slowest lines: every pull ends.
@@ -53,6 +58,29 @@ impl Images {
         let pause: Vec<_> = programs().into_iter().filter(|(name, _)| name == PAUSE_IMAGE).collect();
         driver.load_programs(pause).await?;
         driver.name(PAUSE_IMAGE, &normalize(name)?).await
+    }
+}
+
+impl Engine for Driver {
+    fn scratch(&self) -> PathBuf {
+        self.config.scratch()
+    }
+
+    async fn find(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
+        self.find_image(name).await
+    }
+
+    async fn give(&self, packed: Packed) -> Result<(), RuntimeError> {
+        self.hand_over(packed).await.map(drop)
+    }
+
+    async fn without_registry(&self) -> Result<Vec<(String, String)>, RuntimeError> {
+        let by_hand = self.all_images().await?.into_iter().filter(|image| image.repo_digests.is_empty());
+        let named = by_hand.map(image).flat_map(|image| {
+            let id = image.id;
+            image.names.into_iter().map(move |name| (name, id.clone()))
+        });
+        Ok(named.collect())
     }
 }
 
@@ -99,8 +127,26 @@ impl Driver {
         Ok(all.into_iter().find(|found| served(found).any(|served| served == full)).map(image))
     }
 
-    /// Whether an image was loaded, not pulled: then the runtime knows no registry's digest of it.
+    /// Whether an image was brought here, or to another node.
     pub(super) async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+        let known = self.is_without_registry(name).await?;
+        Ok(known && self.exchange.how(self, name).await? != Some(How::Pulled))
+    }
+
+    pub(super) async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
+        Ok(self.exchange.how(self, name).await? == Some(How::Copied))
+    }
+
+    pub(super) async fn take_image(
+        &self,
+        offer: SharedImage,
+        source: &dyn PartSource,
+    ) -> Result<Image, RuntimeError> {
+        self.exchange.take(self, offer, source).await
+    }
+
+    /// Whether the runtime knows no registry's digest of an image: then it was loaded.
+    async fn is_without_registry(&self, name: &str) -> Result<bool, RuntimeError> {
         if is_id(name) {
             return Ok(true);
         }
@@ -148,13 +194,20 @@ impl Driver {
         archive: Reader,
         rename: Option<String>,
     ) -> Result<Vec<String>, RuntimeError> {
-        self.hand_over(pack::pack(archive, rename, &self.config.scratch()).await?).await
+        self.brought(pack::pack(archive, rename, &self.config.scratch()).await?).await
     }
 
     pub(super) async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
-        let names = self.hand_over(pack::pack_rootfs(rootfs, name, &self.config.scratch()).await?).await?;
+        let names = self.brought(pack::pack_rootfs(rootfs, name, &self.config.scratch()).await?).await?;
         let name = names.into_iter().next();
         name.ok_or_else(|| RuntimeError::InvalidImageName(String::new(), "empty".to_owned()))
+    }
+
+    /// Takes what somebody brings.
+    async fn brought(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
+        let names = self.hand_over(packed).await?;
+        self.exchange.brought(&names).await?;
+        Ok(names)
     }
 
     /// Has the runtime pull what was packed, from here.

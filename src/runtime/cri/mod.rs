@@ -50,6 +50,7 @@ use super::{
     SandboxStats, SandboxStatus, StreamOptions,
     hand::{self, Hand, now_ms, system},
     netns,
+    share::{PartSource, SharedImage},
 };
 use crate::model::Uid;
 
@@ -302,6 +303,23 @@ impl ContainerRuntime for CriRuntime {
     async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
         let name = name.to_owned();
         self.hand.run(|driver| async move { driver.brought_by_hand(&name).await }).await
+    }
+
+    async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
+        let name = name.to_owned();
+        self.hand.run(|driver| async move { driver.copied_image(&name).await }).await
+    }
+
+    fn takes_images(&self) -> bool {
+        true
+    }
+
+    async fn take_image(
+        &self,
+        offer: SharedImage,
+        source: Arc<dyn PartSource>,
+    ) -> Result<Image, RuntimeError> {
+        self.hand.run(|driver| async move { driver.take_image(offer, &*source).await }).await
     }
 
     async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {

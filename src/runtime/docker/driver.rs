@@ -28,13 +28,17 @@ use super::{
     images::Images,
     labels::{self, Kind},
     network::Network,
+    share::Exported,
     spec,
     stats::Layers,
     status,
 };
 use crate::{
     model::Uid,
-    runtime::{ContainerId, ContainerStatus, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus},
+    runtime::{
+        ContainerId, ContainerStatus, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+        exchange::Exchange,
+    },
 };
 
 /// A receiver that is further behind has to list again anyway.
@@ -54,6 +58,8 @@ pub(super) struct Driver {
     pub events: broadcast::Sender<RuntimeEvent>,
     pub ends: Ends,
     pub images: Images,
+    pub exchange: Exchange,
+    pub exported: Exported,
     network: AsyncMutex<Option<Network>>,
     /// Held while a sandbox changes.
     locks: Mutex<HashMap<Uid, Arc<AsyncMutex<()>>>>,
@@ -87,12 +93,14 @@ impl Driver {
         let (docker, version) = engine::connect(&config.socket).await?;
         Ok(Driver {
             root: config.root.to_string_lossy().into_owned(),
+            exchange: Exchange::new(&config.root),
             config,
             docker,
             version,
             events: broadcast::channel(EVENTS).0,
             ends: Ends::default(),
             images: Images::default(),
+            exported: Exported::default(),
             network: AsyncMutex::default(),
             locks: Mutex::default(),
             known: Mutex::default(),

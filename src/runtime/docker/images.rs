@@ -75,8 +75,8 @@ impl Driver {
         }
     }
 
-    /// Whether an image was loaded, not pulled: then the engine knows no registry's digest of it.
-    pub(super) async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+    /// Whether the engine knows no registry's digest of an image: then it was loaded or built.
+    pub(super) async fn is_without_registry(&self, name: &str) -> Result<bool, RuntimeError> {
         let found = self.inspect_image(&engine_image(name)?).await?;
         Ok(found.is_some_and(|found| found.repo_digests.unwrap_or_default().is_empty()))
     }
@@ -85,7 +85,7 @@ impl Driver {
     pub(super) async fn list_images(self: &Arc<Self>) -> Result<Vec<Image>, RuntimeError> {
         let all = self.docker.list_images(None::<ListImagesOptions>).await;
         let all = all.map_err(fault("list the engine's images"))?.into_iter().filter_map(|found| {
-            let names = names(&found.repo_tags, &found.repo_digests);
+            let names = names_of(&found.repo_tags, &found.repo_digests);
             let hidden = names.is_empty() || names == [PAUSE_IMAGE];
             (!hidden).then(|| Image {
                 id: found.id,
@@ -115,19 +115,26 @@ impl Driver {
         archive: Reader,
         rename: Option<String>,
     ) -> Result<Vec<String>, RuntimeError> {
-        self.hand_over(pack::pack(archive, rename, &self.config.scratch()).await?).await
+        self.brought(pack::pack(archive, rename, &self.config.scratch()).await?).await
     }
 
     pub(super) async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
-        let names = self.hand_over(pack::pack_rootfs(rootfs, name, &self.config.scratch()).await?).await?;
+        let names = self.brought(pack::pack_rootfs(rootfs, name, &self.config.scratch()).await?).await?;
         names
             .into_iter()
             .next()
             .ok_or_else(|| RuntimeError::InvalidImageName(name.to_owned(), "empty".to_owned()))
     }
 
+    /// Takes what somebody brings.
+    async fn brought(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
+        let names = self.hand_over(packed).await?;
+        self.exchange.brought(&names).await?;
+        Ok(names)
+    }
+
     /// Has the engine load what was packed.
-    async fn hand_over(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
+    pub(super) async fn hand_over(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
         let packed = Arc::new(packed);
         let packing = Arc::clone(&packed);
         let archive = tokio::task::spawn_blocking(move || packing.archive()).await;
@@ -289,14 +296,14 @@ fn is_id(name: &str) -> bool {
 fn image(found: ImageInspect) -> Image {
     Image {
         id: found.id.unwrap_or_default(),
-        names: names(&found.repo_tags.unwrap_or_default(), &found.repo_digests.unwrap_or_default()),
+        names: names_of(&found.repo_tags.unwrap_or_default(), &found.repo_digests.unwrap_or_default()),
         size_bytes: found.size.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
         user: found.config.and_then(|config| config.user).unwrap_or_default(),
     }
 }
 
 /// Full names, sorted; what has no tag goes by its digests.
-fn names(tags: &[String], digests: &[String]) -> Vec<String> {
+pub(super) fn names_of(tags: &[String], digests: &[String]) -> Vec<String> {
     let full = |names: &[String]| {
         let mut names: Vec<String> = names.iter().filter_map(|name| normalize(name).ok()).collect();
         names.sort();
@@ -341,14 +348,14 @@ mod tests {
         let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
         let digest = format!("b@sha256:{}", "a".repeat(64));
         assert_eq!(
-            names(&texts(&["b:1", "a"]), &texts(&[&digest])),
+            names_of(&texts(&["b:1", "a"]), &texts(&[&digest])),
             ["docker.io/library/a:latest", "docker.io/library/b:1"]
         );
         assert_eq!(
-            names(&texts(&["<none>:<none>"]), &texts(&[&digest])),
+            names_of(&texts(&["<none>:<none>"]), &texts(&[&digest])),
             [format!("docker.io/library/{digest}")]
         );
-        assert!(names(&texts(&["<none>:<none>"]), &texts(&["<none>@<none>"])).is_empty());
+        assert!(names_of(&texts(&["<none>:<none>"]), &texts(&["<none>@<none>"])).is_empty());
     }
 
     #[test]

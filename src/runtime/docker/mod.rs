@@ -19,6 +19,7 @@ mod images;
 mod labels;
 mod logs;
 mod network;
+mod share;
 mod spec;
 mod stats;
 mod status;
@@ -41,6 +42,7 @@ use super::{
     ExecOutput, ExecStreams, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
     SandboxStats, SandboxStatus, StreamOptions,
     hand::{self, Hand, now_ms, system},
+    share::{PartSource, SharedImage},
 };
 use crate::model::Uid;
 
@@ -270,6 +272,32 @@ impl ContainerRuntime for DockerRuntime {
     async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
         let name = name.to_owned();
         self.hand.run(|driver| async move { driver.brought_by_hand(&name).await }).await
+    }
+
+    async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
+        let name = name.to_owned();
+        self.hand.run(|driver| async move { driver.copied_image(&name).await }).await
+    }
+
+    async fn shared_images(&self) -> Result<Vec<SharedImage>, RuntimeError> {
+        self.hand.run(|driver| async move { driver.shared_images().await }).await
+    }
+
+    async fn image_part(&self, image: &str, digest: &str) -> Result<Reader, RuntimeError> {
+        let (image, digest) = (image.to_owned(), digest.to_owned());
+        self.hand.run(|driver| async move { driver.image_part(&image, &digest).await }).await
+    }
+
+    fn takes_images(&self) -> bool {
+        true
+    }
+
+    async fn take_image(
+        &self,
+        offer: SharedImage,
+        source: Arc<dyn PartSource>,
+    ) -> Result<Image, RuntimeError> {
+        self.hand.run(|driver| async move { driver.take_image(offer, &*source).await }).await
     }
 
     async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {

@@ -31,6 +31,7 @@ use std::{
     sync::Arc,
 };
 
+pub(in crate::runtime) use self::share::wanted;
 use self::{
     index::{Disk, Hold, Record},
     stream::Blocking,

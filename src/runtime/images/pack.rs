@@ -1,6 +1,6 @@
 //! Images on their way into an engine that keeps images itself: checked here, handed over as files or one docker-archive.
 //!
-//! Owns: [`pack`], [`pack_rootfs`], [`pack_program`]. Invariant: what is handed over has passed the same checks as what
+//! Owns: [`pack`], [`pack_parts`], [`pack_rootfs`], [`pack_program`]. Invariant: what is handed over has passed the same checks as what
 //! the image store unpacks (digests, platform, limits, no path that leads out), so that both refuse alike, in the same
 //! words. Leaves to others: keeping images.
 
@@ -20,10 +20,14 @@ use super::{
     load::{Configuration, full_names},
     manifest::architecture,
     name::normalize,
+    share,
     stream::{Blocking, Hashing, Limited, bad, decompressed, digest_of, system},
     unpack,
 };
-use crate::runtime::{Reader, RuntimeError};
+use crate::runtime::{
+    Reader, RuntimeError,
+    share::{PartSource, SharedImage},
+};
 
 /// Checked images as files, which go when this is dropped.
 pub struct Packed {
@@ -103,13 +107,28 @@ pub async fn pack(archive: Reader, rename: Option<String>, dir: &Path) -> Result
     let rename = rename.as_deref().map(normalize).transpose()?;
     let (mut work, archive) = (Work::new(dir)?, Blocking::new(archive));
     super::blocking(move || {
-        let parts = work.packed.scratch.join("parts");
-        fs::create_dir(&parts).map_err(system(format!("create {}", parts.display())))?;
+        let parts = work.parts()?;
         let found = Spread::read(decompressed(archive)?, &parts, &work.limits)?.images()?;
         let names = full_names(&found, rename)?;
         for (image, names) in found.iter().zip(names) {
             work.image(image, names)?;
         }
+        work.finish()
+    })
+    .await
+}
+
+/// Packs an image that others give, part by part, under its offered name.
+pub async fn pack_parts(
+    offer: &SharedImage,
+    source: &dyn PartSource,
+    dir: &Path,
+) -> Result<Packed, RuntimeError> {
+    let mut work = Work::new(dir)?;
+    let parts = work.parts()?;
+    let found = share::whole(offer, source, &parts, &work.limits).await?;
+    super::blocking(move || {
+        work.image(&found, found.names.clone())?;
         work.finish()
     })
     .await
@@ -206,6 +225,13 @@ impl Work {
         fs::create_dir_all(&scratch).map_err(system(format!("create {}", scratch.display())))?;
         let packed = Packed { names: Vec::new(), images: Vec::new(), layers: Vec::new(), scratch };
         Ok(Work { packed, limits: Limits::default(), bytes: 0 })
+    }
+
+    /// Where what comes is kept until it is packed.
+    fn parts(&self) -> Result<PathBuf, RuntimeError> {
+        let parts = self.packed.scratch.join("parts");
+        fs::create_dir(&parts).map_err(system(format!("create {}", parts.display())))?;
+        Ok(parts)
     }
 
     fn image(&mut self, found: &Found, names: Vec<String>) -> Result<(), RuntimeError> {

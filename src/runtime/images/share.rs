@@ -21,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    BUILTIN_IMAGE, ImageStore,
+    BUILTIN_IMAGE, ImageStore, Limits,
     archive::{Blob, Found},
     blocking,
     index::{Index, Note, Origin},
@@ -105,10 +105,7 @@ pub(super) async fn take(
     source: &dyn PartSource,
     progress: &Progress,
 ) -> Result<Image, RuntimeError> {
-    let full = normalize(&offer.name)?;
-    if full == BUILTIN_IMAGE || full.contains('@') || !is_digest(&offer.id) {
-        return Err(bad(format!("{} is not taken from other nodes", offer.name)));
-    }
+    let full = wanted(offer)?;
     // It may have come from its registry, or by hand, since it was asked for.
     let (of, name) = (store.clone(), full.clone());
     let own = blocking(move || {
@@ -118,11 +115,7 @@ pub(super) async fn take(
     if let Some(image) = own.await? {
         return Ok(image);
     }
-    let document = document(source, &offer.id).await?;
-    let diff_ids = all_layers_of(&document)?;
-    if let Some(other) = diff_ids.iter().find(|id| !is_digest(id)) {
-        return Err(bad(format!("{other:?} is not a sha256 digest")));
-    }
+    let described = Described::of(source, &offer.id).await?;
     let disk = store.disk.clone();
     // While the first is held no layer goes; the second removes what it has when it is dropped.
     let (loading, staging, open) = blocking(move || {
@@ -132,15 +125,9 @@ pub(super) async fn take(
     .await?;
     // Whoever knows the digest of a layer that came with credentials does not have it for that.
     let absent = |id: &&String| !open.contains(*id) || store.disk.layer_bytes(id).is_none();
-    let missing: BTreeSet<&String> = diff_ids.iter().filter(absent).collect();
-    progress.begin(diff_ids.len(), missing.len(), 0);
-    let mut left = store.limits.archive_bytes;
-    for diff_id in missing {
-        left = layer(source, diff_id, &file_of(&staging.path, diff_id), left, progress).await?;
-        progress.layer_done();
-    }
-    let blobs = diff_ids.iter().map(|id| Blob { path: file_of(&staging.path, id), digest: None });
-    let found = Found { names: vec![full.clone()], config: document, layers: blobs.collect() };
+    let missing: BTreeSet<&String> = described.diff_ids.iter().filter(absent).collect();
+    described.fetch(source, &missing, &staging.path, &store.limits, progress).await?;
+    let found = described.found(&full, &staging.path);
     let origin = match offer.came {
         Came::ByHand { since_ms } | Came::Copied { since_ms } => Origin::Copy { since_ms },
         Came::Pulled => Origin::Registry { open: true },
@@ -154,6 +141,70 @@ pub(super) async fn take(
         image.ok_or_else(|| bad(format!("{full}: it was removed meanwhile")))
     })
     .await
+}
+
+/// Fetches all of an image into `dir`, for an engine that keeps images itself.
+pub(super) async fn whole(
+    offer: &SharedImage,
+    source: &dyn PartSource,
+    dir: &Path,
+    limits: &Limits,
+) -> Result<Found, RuntimeError> {
+    let full = wanted(offer)?;
+    let described = Described::of(source, &offer.id).await?;
+    let all: BTreeSet<&String> = described.diff_ids.iter().collect();
+    described.fetch(source, &all, dir, limits, &Progress::default()).await?;
+    Ok(described.found(&full, dir))
+}
+
+/// The full name of what is offered, if that can be taken.
+pub(in crate::runtime) fn wanted(offer: &SharedImage) -> Result<String, RuntimeError> {
+    let full = normalize(&offer.name)?;
+    if full == BUILTIN_IMAGE || full.contains('@') || !is_digest(&offer.id) {
+        return Err(bad(format!("{} is not taken from other nodes", offer.name)));
+    }
+    Ok(full)
+}
+
+/// An image whose configuration is here.
+struct Described {
+    document: Vec<u8>,
+    diff_ids: Vec<String>,
+}
+
+impl Described {
+    async fn of(source: &dyn PartSource, id: &str) -> Result<Described, RuntimeError> {
+        let document = document(source, id).await?;
+        let diff_ids = all_layers_of(&document)?;
+        match diff_ids.iter().find(|id| !is_digest(id)) {
+            Some(other) => Err(bad(format!("{other:?} is not a sha256 digest"))),
+            None => Ok(Described { document, diff_ids }),
+        }
+    }
+
+    /// Fetches some of its layers.
+    async fn fetch(
+        &self,
+        source: &dyn PartSource,
+        missing: &BTreeSet<&String>,
+        dir: &Path,
+        limits: &Limits,
+        progress: &Progress,
+    ) -> Result<(), RuntimeError> {
+        progress.begin(self.diff_ids.len(), missing.len(), 0);
+        let mut left = limits.archive_bytes;
+        for diff_id in missing {
+            left = layer(source, diff_id, &file_of(dir, diff_id), left, progress).await?;
+            progress.layer_done();
+        }
+        Ok(())
+    }
+
+    /// It as if an archive had been spread over `dir`.
+    fn found(self, full: &str, dir: &Path) -> Found {
+        let blobs = self.diff_ids.iter().map(|id| Blob { path: file_of(dir, id), digest: None });
+        Found { names: vec![full.to_owned()], layers: blobs.collect(), config: self.document }
+    }
 }
 
 /// The layers of images that everybody may have.
