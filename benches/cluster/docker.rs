@@ -67,17 +67,17 @@ pub fn up(options: &Options) -> Vec<Row> {
                     times.push(time);
                 }
             }
-            let best = limits.iter().map(|(_, times)| times.median()).min().unwrap_or_default();
-            let ratio = running.median().as_secs_f64() / best.as_secs_f64();
-            let limits = limits.map(|(at_once, times)| format!("{at_once} at once {}", ms(times.median())));
+            let best = limits.iter().map(|(_, times)| times.mean()).min().unwrap_or_default();
+            let ratio = running.mean().as_secs_f64() / best.as_secs_f64();
+            let limits = limits.map(|(at_once, times)| format!("{at_once} at once {}", ms(times.mean())));
             Row {
                 name: "S2d",
                 what: format!("controller 0 → {count} pods Running on docker"),
                 troupe: format!(
                     "{} (n={}), {ratio:.2} × bare; first instruction of the last {}",
-                    ms(running.median()),
+                    ms(running.mean()),
                     running.len(),
-                    ms(first.median())
+                    ms(first.mean())
                 ),
                 beside: format!("bare calls to the same engine, {}", limits.join(", ")),
                 budget: format!("≤ {BUDGET} × bare"),

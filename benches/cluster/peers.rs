@@ -21,7 +21,7 @@ use serde_json::json;
 
 use crate::{
     bare::{Bare, at_once, private_mounts},
-    row::{Times, ms},
+    row::Times,
 };
 
 /// One of them.
@@ -68,15 +68,6 @@ pub fn text(times: &[(&'static str, Times)]) -> String {
     times.iter().map(|(name, times)| format!("{name} {}", times.text())).collect::<Vec<_>>().join("; ")
 }
 
-/// Each peer's time for `count` containers, four at once.
-pub fn text_many(peers: &[Peer<'_>], count: usize) -> String {
-    if peers.is_empty() {
-        return "crun and runc are not installed".to_owned();
-    }
-    let one = |peer: &Peer<'_>| format!("{} {}", peer.program, ms(peer.time_many(count)));
-    peers.iter().map(one).collect::<Vec<_>>().join(", ")
-}
-
 impl Peer<'_> {
     /// Its name.
     pub fn name(&self) -> &'static str {
@@ -93,7 +84,7 @@ impl Peer<'_> {
     }
 
     /// So many, four at once: until the last one's first act.
-    fn time_many(&self, count: usize) -> Duration {
+    pub fn time_many(&self, count: usize) -> Duration {
         let begun = Instant::now();
         let started = at_once(count, || self.start().expect("it worked before").0);
         let last = (0..count).map(|_| self.bare.marks.next().1).max().unwrap_or(begun);

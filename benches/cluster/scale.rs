@@ -21,10 +21,13 @@ pub fn up(options: &Options) -> Vec<Row> {
     let peers = peers::find(&bare);
     let cluster = Cluster::start(options);
     let (mut client, watch) = prepare(&cluster);
+    /// Of what runc takes for as many, four at once: 1.2 s where that takes 1.5 s.
+    const OF_RUNC: f64 = 0.8;
     let sizes = [(10, 0.4), (50, 1.0), (100, 1.2)];
     sizes
         .map(|(count, budget)| {
             let (mut running, mut first, mut limit) = (Times::default(), Times::default(), Times::default());
+            let mut beside: Vec<_> = peers.iter().map(|peer| (peer, Times::default())).collect();
             for _ in 0..options.rounds(5, 1) {
                 let (all_running, all_started) = scale_up(&cluster, &mut client, &watch, count);
                 running.push(all_running);
@@ -32,23 +35,32 @@ pub fn up(options: &Options) -> Vec<Row> {
                 scale_down(&cluster, &mut client);
                 while watch.next_now() {}
                 limit.push(bare.time_many(count));
+                beside.iter_mut().for_each(|(peer, times)| times.push(peer.time_many(count)));
             }
+            let median = running.median().as_secs_f64();
+            let runc = beside.iter().find(|(peer, _)| peer.name() == "runc");
+            let ratio = runc.map(|(_, times)| median / times.median().as_secs_f64());
+            let of_runc = ratio.map_or(String::new(), |ratio| format!(", {ratio:.2} × runc"));
+            let beside: Vec<_> = beside
+                .iter()
+                .map(|(peer, times)| format!("{} {}", peer.name(), ms(times.median())))
+                .collect();
+            let beside = match beside.is_empty() {
+                true => "crun and runc are not installed".to_owned(),
+                false => beside.join(", "),
+            };
             Row {
                 name: "S2",
                 what: format!("controller 0 → {count} pods Running"),
                 troupe: format!(
-                    "{} (n={}); first instruction of the last {}",
+                    "{} (n={}){of_runc}; first instruction of the last {}",
                     ms(running.median()),
                     running.len(),
                     ms(first.median())
                 ),
-                beside: format!(
-                    "bare, 4 at once {}; {}",
-                    ms(limit.median()),
-                    peers::text_many(&peers, count)
-                ),
-                budget: format!("≤ {budget} s"),
-                met: running.median().as_secs_f64() <= budget,
+                beside: format!("bare, 4 at once {}; {beside}", ms(limit.median())),
+                budget: format!("≤ {budget} s, or {OF_RUNC} × runc"),
+                met: median <= budget || ratio.is_some_and(|ratio| ratio <= OF_RUNC),
             }
         })
         .into()

@@ -66,6 +66,8 @@ pub(super) struct Driver {
     /// What is known of containers, so that a listing asks only for what changed.
     known: Mutex<HashMap<String, (Option<ContainerSummaryStateEnum>, ContainerStatus)>>,
     sandbox_ids: Mutex<HashMap<Uid, String>>,
+    /// Sandboxes that were just started: most often a container is to be made in one next, and nothing has changed.
+    fresh: Mutex<HashMap<Uid, Found>>,
     /// Containers that this process made and has not started yet.
     made: Mutex<HashMap<String, labels::Container>>,
     /// Sizes of writable layers.
@@ -105,6 +107,7 @@ impl Driver {
             locks: Mutex::default(),
             known: Mutex::default(),
             sandbox_ids: Mutex::default(),
+            fresh: Mutex::default(),
             made: Mutex::default(),
             layers: AsyncMutex::default(),
         })
@@ -118,6 +121,10 @@ impl Driver {
     /// The engine's ids of the sandboxes that this process has seen, which spares looking through all containers.
     fn sandbox_ids(&self) -> MutexGuard<'_, HashMap<Uid, String>> {
         self.sandbox_ids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fresh(&self) -> MutexGuard<'_, HashMap<Uid, Found>> {
+        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn made(&self) -> MutexGuard<'_, HashMap<String, labels::Container>> {
@@ -164,8 +171,10 @@ impl Driver {
         };
         match begun.map(|found| found.and_then(Found::inspected).filter(|found| found.running)) {
             Ok(Some(found)) => {
-                self.sandbox_ids().insert(uid, id);
-                Ok(found.status())
+                let status = found.status();
+                self.sandbox_ids().insert(uid.clone(), id);
+                self.fresh().insert(uid, found);
+                Ok(status)
             }
             failed => {
                 self.ends.forget(&id);
@@ -226,6 +235,11 @@ impl Driver {
 
     /// A pod's sandbox, the running one first.
     pub(super) async fn sandbox_of(&self, pod: &Uid) -> Result<Option<Found>, RuntimeError> {
+        let fresh = self.fresh().remove(pod);
+        // One that has ended meanwhile is expected to run no more.
+        if let Some(found) = fresh.filter(|found| self.ends.is_expected(&found.id)) {
+            return Ok(Some(found));
+        }
         let known = self.sandbox_ids().get(pod).cloned();
         if let Some(id) = known
             && let Some(found) = self.inspect(&id).await?.and_then(Found::inspected)
@@ -244,6 +258,7 @@ impl Driver {
     }
 
     async fn stop_locked(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
+        self.fresh().remove(uid);
         self.end_containers(uid).await?;
         for found in self.sandboxes(Some(uid)).await?.into_iter().filter(|found| found.running) {
             // From here on its end is no loss.

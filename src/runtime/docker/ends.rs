@@ -102,6 +102,11 @@ impl Ends {
         self.table().iter().filter(|(_, running)| !running.telling).map(|(id, _)| id.clone()).collect()
     }
 
+    /// Whether it runs, as far as the engine has told.
+    pub(super) fn is_expected(&self, id: &str) -> bool {
+        self.table().get(id).is_some_and(|running| !running.telling)
+    }
+
     /// Something more is in its log.
     pub(super) fn log_goes_on(&self, id: &str) {
         if let Some(running) = self.table().get(id) {
