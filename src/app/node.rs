@@ -92,7 +92,7 @@ impl Node {
         member: Option<Arc<Membership>>,
     ) -> Result<Node, StartError> {
         let NodeConfig { login, .. } = &config;
-        let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::to(&login.master))?;
+        let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
         if let Some(sockets) = &config.sockets {
             connector = connector.with_sockets(sockets.clone());
         }

@@ -9,6 +9,7 @@ use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    pin::pin,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -25,6 +26,7 @@ use tokio::{
 use super::{
     CaCertificate, CloseReason, Identity, Link, NetError,
     csr::joined_key,
+    heartbeat::{self, Hearts},
     identity::{MASTER, Role, node_server_name, peer_role},
     join::{self, JoinAsk},
     link::Session,
@@ -65,26 +67,24 @@ const LOG_ADDRESSES: usize = 1024;
 /// How soon silence is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkConfig {
-    /// The dialing side sends something at least so often (and hears an acknowledgement).
+    /// The dialing side asks when it has heard nothing for so long: heartbeats come more often.
     pub keep_alive: Duration,
     /// A peer silent for so long is gone. The smaller of both sides' values counts.
     pub idle_timeout: Duration,
 }
 
 impl Default for LinkConfig {
-    /// Four chances to be heard before a second is over.
+    /// A heartbeat, the dialer's own question, and what each sends again, before a second is over.
     fn default() -> Self {
-        LinkConfig { keep_alive: Duration::from_millis(250), idle_timeout: Duration::from_secs(1) }
+        LinkConfig { keep_alive: Duration::from_millis(500), idle_timeout: Duration::from_secs(1) }
     }
 }
 
 impl LinkConfig {
-    /// For a link to `address`, `HOST:PORT`. A machine's own addresses lose no packet: two chances a second are enough
-    /// there, and a machine that does nothing wakes up less often.
-    pub fn to(address: &str) -> LinkConfig {
-        let own = address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
-        let usual = LinkConfig::default();
-        if own { LinkConfig { keep_alive: Duration::from_millis(400), ..usual } } else { usual }
+    /// For how long at most nothing had come when the listening side finds a peer silent: it says something a heartbeat
+    /// after the last sign of life, and waits for the answer.
+    pub fn longest_silence(&self) -> Duration {
+        self.idle_timeout + heartbeat::PERIOD
     }
 
     pub(super) fn transport(self) -> Result<TransportConfig, NetError> {
@@ -101,7 +101,7 @@ impl LinkConfig {
             // Streams bind before the connection does, in both directions: a stuck one never starves another.
             .receive_window(WINDOW)
             .send_window(u64::from(STREAMS + 2) * u64::from(STREAM_WINDOW))
-            .datagram_receive_buffer_size(None);
+            .datagram_receive_buffer_size(Some(heartbeat::UNREAD));
         Ok(transport)
     }
 }
@@ -253,13 +253,17 @@ pub(super) fn client_endpoint(address: SocketAddr, sockets: Option<&Sockets>) ->
     endpoint(socket, None)
 }
 
+/// Shakes hands with whoever dials, and keeps the links that come of it alive.
 async fn accept_all(endpoint: Endpoint, ready: mpsc::Sender<Session>, asks: mpsc::Sender<JoinAsk>) {
     let mut handshakes = JoinSet::new();
     let joins = Arc::new(Semaphore::new(JOINS));
     let log = Arc::new(LogLimit::default());
+    let hearts = Hearts::default();
+    let mut beating = pin!(hearts.clone().beat());
     loop {
         let incoming = tokio::select! {
             incoming = endpoint.accept() => incoming,
+            () = &mut beating => continue,
             Some(_) = handshakes.join_next(), if !handshakes.is_empty() => continue,
         };
         let Some(incoming) = incoming else { return };
@@ -271,7 +275,8 @@ async fn accept_all(endpoint: Endpoint, ready: mpsc::Sender<Session>, asks: mpsc
             // Fails only for a validated address.
             let _ = incoming.retry();
         } else {
-            handshakes.spawn(handshake(incoming, ready.clone(), asks.clone(), joins.clone(), log.clone()));
+            let (ready, asks, joins, log) = (ready.clone(), asks.clone(), joins.clone(), log.clone());
+            handshakes.spawn(handshake(incoming, ready, asks, joins, log, hearts.clone()));
         }
     }
 }
@@ -282,6 +287,7 @@ async fn handshake(
     asks: mpsc::Sender<JoinAsk>,
     joins: Arc<Semaphore>,
     log: Arc<LogLimit>,
+    hearts: Hearts,
 ) {
     let address = incoming.remote_address();
     let shake = async {
@@ -303,7 +309,7 @@ async fn handshake(
         connection.set_receive_window(WINDOW);
         let transport = Transport::Quic(connection);
         let streams = stream::await_introduction(&transport).await.map_err(|error| error.to_string())?;
-        Ok(Some(Session { peer, joined_key, transport, streams }))
+        Ok(Some(Session { peer, joined_key, transport, streams, hearts: Some(hearts) }))
     };
     match tokio::time::timeout(HANDSHAKE, shake).await {
         Ok(Ok(None)) => {}
@@ -452,7 +458,7 @@ async fn dial(
         Some(reason) => reason.into(),
         None => Undialed::failed(error),
     })?;
-    Ok(Session { peer, joined_key: None, transport, streams })
+    Ok(Session { peer, joined_key: None, transport, streams, hearts: None })
 }
 
 /// The certificate that the peer showed.
@@ -506,16 +512,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_to_this_very_machine_is_kept_alive_with_fewer_packets() {
-        let usual = LinkConfig::default();
-        for far in ["10.0.0.1:6443", "master.example:6443", "[2001:db8::1]:6443", "localhost:1"] {
-            assert_eq!(LinkConfig::to(far), usual, "{far}");
-        }
-        for own in ["127.0.0.1:6443", "[::1]:6443"] {
-            let config = LinkConfig::to(own);
-            assert_eq!(config.idle_timeout, usual.idle_timeout);
-            assert!(config.keep_alive > usual.keep_alive && config.keep_alive * 2 < usual.idle_timeout);
-        }
+    fn a_dialer_has_no_need_to_ask_while_there_are_heartbeats() {
+        let config = LinkConfig::default();
+        assert!(config.keep_alive > heartbeat::PERIOD && config.keep_alive < config.idle_timeout);
     }
 
     #[test]

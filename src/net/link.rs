@@ -23,6 +23,7 @@ use tokio::{io::AsyncWriteExt as _, sync::watch, time::Instant};
 use super::{
     Class, CloseReason, NetError, Responder, codec,
     frame::{FrameReader, frame},
+    heartbeat::Hearts,
     outbox::Outbox,
     stream::{self, MessageStreams},
     transport::{LinkStats, Reader, Transport, Writer},
@@ -55,6 +56,8 @@ pub(crate) struct Session {
     pub(crate) joined_key: Option<[u8; 32]>,
     pub(crate) transport: Transport,
     pub(crate) streams: MessageStreams,
+    /// Gives it heartbeats, on the side that listens.
+    pub(crate) hearts: Option<Hearts>,
 }
 
 impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
@@ -71,9 +74,14 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
             closing: watch::Sender::new(None),
             closed: watch::Sender::new(None),
         });
+        let shared_by_task = shared.clone();
         let (control_writer, control_reader) = session.streams.control;
         let (state_writer, state_reader) = session.streams.state;
-        tokio::spawn(drive(shared.clone(), control_writer, state_writer));
+        let beating = session.hearts.and_then(|hearts| shared.transport.beat(&hearts));
+        tokio::spawn(async move {
+            drive(shared_by_task, control_writer, state_writer).await;
+            drop(beating);
+        });
         Link {
             handle: LinkHandle { alive: Arc::new(Alive(shared.clone())), out: PhantomData },
             events: LinkEvents {

@@ -307,10 +307,15 @@ impl Host {
         let (dialing, accepting) =
             tokio::try_join!(stream::introduce(&here), stream::await_introduction(&there))
                 .map_err(|error| error.to_string())?;
-        let session =
-            Session { peer: self.name.clone(), joined_key: None, transport: there, streams: accepting };
+        let session = Session {
+            peer: self.name.clone(),
+            joined_key: None,
+            transport: there,
+            streams: accepting,
+            hearts: None,
+        };
         sessions.send(session).await.map_err(|_| "nobody listens any more".to_owned())?;
-        Ok(Session { peer, joined_key: None, transport: here, streams: dialing })
+        Ok(Session { peer, joined_key: None, transport: here, streams: dialing, hearts: None })
     }
 }
 

@@ -15,6 +15,7 @@ mod dial;
 mod endpoint;
 mod error;
 pub(crate) mod frame;
+mod heartbeat;
 pub mod identity;
 pub mod join;
 mod link;

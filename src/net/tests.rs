@@ -407,6 +407,29 @@ async fn a_peer_that_dies_silently_is_noticed_within_the_idle_timeout() {
 }
 
 #[tokio::test]
+async fn heartbeats_of_the_listening_side_alone_keep_many_links() {
+    // More than are served at a time.
+    const LINKS: usize = 70;
+    let never = Duration::from_secs(3600);
+    let mut cluster = Cluster::with(LinkConfig { keep_alive: never, ..LinkConfig::default() });
+    let mut events = Vec::new();
+    for _ in 0..LINKS {
+        let (master, node) = cluster.links().await;
+        let ((to_node, from_node), (to_master, from_master)) = (master.split(), node.split());
+        events.push((to_node, to_master, from_node, from_master));
+    }
+    tokio::time::sleep(LinkConfig::default().longest_silence() + Duration::from_secs(1)).await;
+    for (to_node, to_master, ..) in &events {
+        to_node.send(Class::Control, &welcome("")).unwrap();
+        to_master.send(Class::State, &report("")).unwrap();
+    }
+    for (.., from_node, from_master) in &mut events {
+        assert_eq!(message(from_node).await, report(""));
+        assert_eq!(message(from_master).await, welcome(""));
+    }
+}
+
+#[tokio::test]
 async fn a_dialer_comes_back_after_its_link_ended() {
     let mut cluster = Cluster::new();
     let backoff = Backoff { first: Duration::from_millis(10), cap: Duration::from_millis(50) };

@@ -14,7 +14,11 @@ use std::{
 use quinn::{ConnectionError, VarInt};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
-use super::{CloseReason, memory};
+use super::{
+    CloseReason,
+    heartbeat::{Beating, Hearts},
+    memory,
+};
 
 /// QUIC application error code of every close and reset; the reason is in the text.
 const CODE: VarInt = VarInt::from_u32(1);
@@ -59,6 +63,14 @@ impl Transport {
         match self {
             Transport::Quic(connection) => connection.accept_bi().await.map(quic_halves).map_err(Into::into),
             Transport::Memory(side) => side.accept().await,
+        }
+    }
+
+    /// Has heartbeats on the connection as long as what this gives is kept; in memory there is no need.
+    pub(crate) fn beat(&self, hearts: &Hearts) -> Option<Beating> {
+        match self {
+            Transport::Quic(connection) => Some(hearts.join(connection.clone())),
+            Transport::Memory(_) => None,
         }
     }
 

@@ -37,7 +37,7 @@ use crate::{
     },
     messages::{Durability, Port, RecordEvent, wire},
     model::{Key, Kind, NodeName, Object, Revision, Uid},
-    net::{Class, CloseReason, LinkConfig, LinkEvent, LinkEvents, LinkHandle, NetError},
+    net::{Class, LinkEvent, LinkEvents, LinkHandle, NetError},
 };
 
 /// Writing a node's reports is tried again at this pace when the store cannot.
@@ -514,11 +514,7 @@ impl StreamHandler<Heard> for NodeHandle {
                 self.greeted = false;
                 self.note_link_end();
                 // A link's end is noticed some time after the last sign of life.
-                let noticed = match reason {
-                    CloseReason::Silent => LinkConfig::default().idle_timeout,
-                    _ => Duration::ZERO,
-                };
-                self.since = Instant::now().checked_sub(noticed);
+                self.since = Instant::now().checked_sub(silence_of(&reason));
                 self.links.remove(&self.name);
                 self.shelves.clear(&self.name);
                 self.silence = Silence::begin(from);
