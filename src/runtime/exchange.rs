@@ -25,21 +25,48 @@ use super::{
     share::{Came, PartSource, SharedImage},
 };
 
-/// What is needed of an engine.
-pub(super) trait Engine {
+/// What is needed of an engine, and what it can do by that.
+pub(super) trait Engine: Sized + Sync {
+    /// Its dealings.
+    fn exchange(&self) -> &Exchange;
     /// Where files on their way into it are.
     fn scratch(&self) -> PathBuf;
     /// The image of a full name.
     async fn find(&self, name: &str) -> Result<Option<Image>, RuntimeError>;
-    /// Gives it images, under their names.
-    async fn give(&self, packed: Packed) -> Result<(), RuntimeError>;
+    /// Gives it images, under their names, which it tells.
+    async fn give(&self, packed: Packed) -> Result<Vec<String>, RuntimeError>;
+    /// Whether an image came from no registry, as far as the engine knows.
+    async fn is_without_registry(&self, name: &str) -> Result<bool, RuntimeError>;
     /// Full names and ids of its images that came from no registry.
     async fn without_registry(&self) -> Result<Vec<(String, String)>, RuntimeError>;
+
+    /// Gives it what somebody brings: whatever was noted of those names is over.
+    async fn bring(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
+        let names = self.give(packed).await?;
+        self.exchange().brought(&names).await?;
+        Ok(names)
+    }
+
+    /// Whether an image is a copy of what somebody brought to another node.
+    async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
+        Ok(self.exchange().how(self, name).await? == Some(How::Copied))
+    }
+
+    /// Whether an image was brought here, or to another node, and is no copy of one that was pulled elsewhere.
+    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+        let known = self.is_without_registry(name).await?;
+        Ok(known && self.exchange().how(self, name).await? != Some(How::Pulled))
+    }
+
+    /// Takes an image whose parts others give.
+    async fn take_image(&self, offer: SharedImage, source: &dyn PartSource) -> Result<Image, RuntimeError> {
+        self.exchange().take(self, offer, source).await
+    }
 }
 
 /// How an image came, as far as the engine does not tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum How {
+enum How {
     /// Somebody brought it to this engine.
     ByHand,
     /// It was taken from a node to which somebody had brought it.
@@ -152,8 +179,8 @@ impl Exchange {
         Ok(notes)
     }
 
-    /// Somebody has brought images of these full names: whatever was noted of them is over.
-    pub(super) async fn brought(&self, names: &[String]) -> Result<(), RuntimeError> {
+    /// Somebody has brought images of these full names.
+    async fn brought(&self, names: &[String]) -> Result<(), RuntimeError> {
         let _turn = self.turn.lock().await;
         let mut notes = Notes::read(&self.file);
         let before = notes.0.len();
@@ -162,15 +189,14 @@ impl Exchange {
     }
 
     /// How the image came that a name stands for, if that is noted.
-    pub(super) async fn how(&self, engine: &impl Engine, name: &str) -> Result<Option<How>, RuntimeError> {
+    async fn how(&self, engine: &impl Engine, name: &str) -> Result<Option<How>, RuntimeError> {
         let full = normalize(name)?;
         let Some(image) = engine.find(&full).await? else { return Ok(None) };
         let _turn = self.turn.lock().await;
         Ok(Notes::read(&self.file).of(&full, &image.id).map(|note| note.how))
     }
 
-    /// Takes an image whose parts others give.
-    pub(super) async fn take(
+    async fn take(
         &self,
         engine: &impl Engine,
         offer: SharedImage,

@@ -21,13 +21,12 @@ use super::{
 };
 use crate::runtime::{
     Image, Reader, RegistryAuth, RuntimeError,
-    exchange::{Engine, How},
+    exchange::{Engine, Exchange},
     images::{
         engine_name, normalize,
         pack::{self, PAUSE_IMAGE, PROGRAM_LABEL, Packed, programs},
     },
     refusals,
-    share::{PartSource, SharedImage},
 };
 
 /// For a pull of the largest images over the slowest lines: every pull ends.
@@ -62,6 +61,10 @@ impl Images {
 }
 
 impl Engine for Driver {
+    fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
     fn scratch(&self) -> PathBuf {
         self.config.scratch()
     }
@@ -70,8 +73,19 @@ impl Engine for Driver {
         self.find_image(name).await
     }
 
-    async fn give(&self, packed: Packed) -> Result<(), RuntimeError> {
-        self.hand_over(packed).await.map(drop)
+    async fn give(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
+        self.hand_over(packed).await
+    }
+
+    async fn is_without_registry(&self, name: &str) -> Result<bool, RuntimeError> {
+        if is_id(name) {
+            return Ok(true);
+        }
+        let full = normalize(name)?;
+        Ok(match self.image_status(&engine_name(&full)).await? {
+            Some(found) => found.repo_digests.is_empty(),
+            None => self.find_image(&full).await?.is_some(),
+        })
     }
 
     async fn without_registry(&self) -> Result<Vec<(String, String)>, RuntimeError> {
@@ -127,36 +141,6 @@ impl Driver {
         Ok(all.into_iter().find(|found| served(found).any(|served| served == full)).map(image))
     }
 
-    /// Whether an image was brought here, or to another node.
-    pub(super) async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
-        let known = self.is_without_registry(name).await?;
-        Ok(known && self.exchange.how(self, name).await? != Some(How::Pulled))
-    }
-
-    pub(super) async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
-        Ok(self.exchange.how(self, name).await? == Some(How::Copied))
-    }
-
-    pub(super) async fn take_image(
-        &self,
-        offer: SharedImage,
-        source: &dyn PartSource,
-    ) -> Result<Image, RuntimeError> {
-        self.exchange.take(self, offer, source).await
-    }
-
-    /// Whether the runtime knows no registry's digest of an image: then it was loaded.
-    async fn is_without_registry(&self, name: &str) -> Result<bool, RuntimeError> {
-        if is_id(name) {
-            return Ok(true);
-        }
-        let full = normalize(name)?;
-        Ok(match self.image_status(&engine_name(&full)).await? {
-            Some(found) => found.repo_digests.is_empty(),
-            None => self.find_image(&full).await?.is_some(),
-        })
-    }
-
     /// Every image with a name, but the sandboxes'.
     pub(super) async fn list_images(&self) -> Result<Vec<Image>, RuntimeError> {
         let hidden = self.images.sandbox.as_ref().and_then(|name| normalize(name).ok());
@@ -194,20 +178,13 @@ impl Driver {
         archive: Reader,
         rename: Option<String>,
     ) -> Result<Vec<String>, RuntimeError> {
-        self.brought(pack::pack(archive, rename, &self.config.scratch()).await?).await
+        self.bring(pack::pack(archive, rename, &self.config.scratch()).await?).await
     }
 
     pub(super) async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
-        let names = self.brought(pack::pack_rootfs(rootfs, name, &self.config.scratch()).await?).await?;
+        let names = self.bring(pack::pack_rootfs(rootfs, name, &self.config.scratch()).await?).await?;
         let name = names.into_iter().next();
         name.ok_or_else(|| RuntimeError::InvalidImageName(String::new(), "empty".to_owned()))
-    }
-
-    /// Takes what somebody brings.
-    async fn brought(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
-        let names = self.hand_over(packed).await?;
-        self.exchange.brought(&names).await?;
-        Ok(names)
     }
 
     /// Has the runtime pull what was packed, from here.

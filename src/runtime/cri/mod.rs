@@ -48,6 +48,7 @@ use super::{
     Connection, ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus,
     ExecOutput, ExecStreams, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
     SandboxStats, SandboxStatus, StreamOptions,
+    exchange::Engine as _,
     hand::{self, Hand, now_ms, system},
     netns,
     share::{PartSource, SharedImage},

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::runtime::{
     Image, Reader, RegistryAuth, RuntimeError,
+    exchange::Engine as _,
     images::{
         engine_name, normalize,
         pack::{self, PAUSE_IMAGE, PROGRAM_LABEL, Packed, programs},
@@ -67,18 +68,12 @@ impl Driver {
         Ok(self.inspect_image(&engine_image(name)?).await?.map(image))
     }
 
-    async fn inspect_image(&self, name: &str) -> Result<Option<ImageInspect>, RuntimeError> {
+    pub(super) async fn inspect_image(&self, name: &str) -> Result<Option<ImageInspect>, RuntimeError> {
         match self.docker.inspect_image(name).await {
             Ok(found) => Ok(Some(found)),
             Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(fault(format!("look at image {name}"))(error)),
         }
-    }
-
-    /// Whether the engine knows no registry's digest of an image: then it was loaded or built.
-    pub(super) async fn is_without_registry(&self, name: &str) -> Result<bool, RuntimeError> {
-        let found = self.inspect_image(&engine_image(name)?).await?;
-        Ok(found.is_some_and(|found| found.repo_digests.unwrap_or_default().is_empty()))
     }
 
     /// Every image with a name, but the sandboxes'.
@@ -115,22 +110,15 @@ impl Driver {
         archive: Reader,
         rename: Option<String>,
     ) -> Result<Vec<String>, RuntimeError> {
-        self.brought(pack::pack(archive, rename, &self.config.scratch()).await?).await
+        self.bring(pack::pack(archive, rename, &self.config.scratch()).await?).await
     }
 
     pub(super) async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
-        let names = self.brought(pack::pack_rootfs(rootfs, name, &self.config.scratch()).await?).await?;
+        let names = self.bring(pack::pack_rootfs(rootfs, name, &self.config.scratch()).await?).await?;
         names
             .into_iter()
             .next()
             .ok_or_else(|| RuntimeError::InvalidImageName(name.to_owned(), "empty".to_owned()))
-    }
-
-    /// Takes what somebody brings.
-    async fn brought(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
-        let names = self.hand_over(packed).await?;
-        self.exchange.brought(&names).await?;
-        Ok(names)
     }
 
     /// Has the engine load what was packed.

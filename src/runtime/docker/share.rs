@@ -10,16 +10,20 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 use bollard::query_parameters::ListImagesOptions;
 use tokio::{sync::Mutex as AsyncMutex, time::Instant};
 
-use super::{driver::Driver, engine::fault, images::names_of};
+use super::{
+    driver::Driver,
+    engine::fault,
+    images::{engine_image, names_of},
+};
 use crate::runtime::{
     Image, Reader, RuntimeError,
-    exchange::{Engine, How},
+    exchange::{Engine, Exchange},
     hand::system,
     images::{
         BUILTIN_IMAGE,
         pack::{self, PAUSE_IMAGE, Packed},
     },
-    share::{PartSource, SharedImage},
+    share::SharedImage,
 };
 
 /// An exported image is kept for so long after its last part was asked for.
@@ -38,6 +42,10 @@ struct Export {
 }
 
 impl Engine for Driver {
+    fn exchange(&self) -> &Exchange {
+        &self.exchange
+    }
+
     fn scratch(&self) -> PathBuf {
         self.config.scratch()
     }
@@ -46,8 +54,13 @@ impl Engine for Driver {
         self.find_image(name).await
     }
 
-    async fn give(&self, packed: Packed) -> Result<(), RuntimeError> {
-        self.hand_over(packed).await.map(drop)
+    async fn give(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
+        self.hand_over(packed).await
+    }
+
+    async fn is_without_registry(&self, name: &str) -> Result<bool, RuntimeError> {
+        let found = self.inspect_image(&engine_image(name)?).await?;
+        Ok(found.is_some_and(|found| found.repo_digests.unwrap_or_default().is_empty()))
     }
 
     async fn without_registry(&self) -> Result<Vec<(String, String)>, RuntimeError> {
@@ -65,17 +78,6 @@ impl Engine for Driver {
 impl Driver {
     pub(super) async fn shared_images(&self) -> Result<Vec<SharedImage>, RuntimeError> {
         Ok(self.exchange.notes(self).await?.shared())
-    }
-
-    pub(super) async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
-        Ok(self.exchange.how(self, name).await? == Some(How::Copied))
-    }
-
-    /// Whether an image was brought here, or to another node: then the engine knows no registry's digest of it, and it is
-    /// not the copy of one that was pulled elsewhere.
-    pub(super) async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
-        let known = self.is_without_registry(name).await?;
-        Ok(known && self.exchange.how(self, name).await? != Some(How::Pulled))
     }
 
     pub(super) async fn image_part(
@@ -133,13 +135,5 @@ impl Driver {
                 return;
             }
         }
-    }
-
-    pub(super) async fn take_image(
-        &self,
-        offer: SharedImage,
-        source: &dyn PartSource,
-    ) -> Result<Image, RuntimeError> {
-        self.exchange.take(self, offer, source).await
     }
 }
