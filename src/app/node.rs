@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 use super::{StartError, guard::Root, membership::Membership, network};
 use crate::{
     actors::{
-        kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Peers, Starts},
+        kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Peers, Probe, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
         uplink::{Leave, Member},
     },
@@ -99,12 +99,13 @@ impl Node {
         if let Some(member) = &member {
             member.dials_by(connector.clone());
         }
-        Node::start_by(connector, config, member)
+        Node::start_by(connector, kubelet::by_tcp(), config, member)
     }
 
-    /// The same for one that dials in its own way.
+    /// The same for one that dials, and looks for other machines, in its own way.
     pub(super) fn start_by(
         connector: Connector,
+        probe: Probe,
         config: NodeConfig,
         member: Option<Arc<Membership>>,
     ) -> Result<Node, StartError> {
@@ -149,6 +150,7 @@ impl Node {
                 slot: slot.clone(),
                 pods: pods.clone(),
                 manifests: manifests.clone(),
+                probe: probe.clone(),
             },
             move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
             member.map(|member| member as Arc<dyn Member>),

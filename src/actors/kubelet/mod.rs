@@ -54,6 +54,7 @@ use found::{Found, forgotten_dirs, group, remove_dirs, stream_of};
 pub use ledger::Ledger;
 use manifests::Manifests;
 pub use peers::Peers;
+pub use reach::{Probe, by_tcp};
 use pod::{
     LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
     SourcesMoved, Wanted,
@@ -104,6 +105,8 @@ pub struct KubeletSeed {
     pub pods: SupervisorHandle,
     /// A directory of pods to run in any case.
     pub manifests: Option<std::path::PathBuf>,
+    /// Whether it reaches another machine.
+    pub probe: Probe,
 }
 
 /// What a node consists of, in the order of dependence: its kubelet, the pods' supervisor, the link to the master. When

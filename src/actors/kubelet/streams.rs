@@ -104,7 +104,7 @@ impl Handler<StreamAsked> for Kubelet {
             Open::Stats => self.tell_usage(responder, ctx),
             Open::Summary => self.tell_summary(responder, ctx),
             Open::Reach(address) => {
-                tokio::spawn(super::reach::answer(address, responder));
+                tokio::spawn(super::reach::answer(address, self.seed.probe.clone(), responder));
             }
             Open::ImagePull(name) => {
                 tokio::spawn(pull_image(self.seed.node.clone(), name, responder, ctx.address()));

@@ -436,6 +436,8 @@ impl Handler<Begun> for NodeRegistry {
 
     fn handle(&mut self, begun: Begun, _: &mut Self::Context) {
         self.life.beat();
+        // Also without a link it has something to say of them: that they are not ready.
+        self.tell_pods(&begun.0);
         self.hand_over(&begun.0);
     }
 }

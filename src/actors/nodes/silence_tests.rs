@@ -119,6 +119,24 @@ fn pods_of_a_silent_node_are_not_ready_until_it_says_how_they_are() {
 }
 
 #[test]
+fn pods_of_a_node_that_does_not_come_back_to_the_next_master_are_not_ready_either() {
+    system(async {
+        let bench = Bench::new();
+        let mut bound = pod("p", "n1");
+        bound["status"] = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        bench.create(Kind::Node, json!({"metadata": {"name": "n1"}})).await;
+        let bound = bench.create(Kind::Pod, bound).await;
+        let master = Master::start_on(bench, None, |wiring| wiring).await;
+        let is_ready = |object: &Object| matches!(&object.facet.of, KindFacet::Pod(pod) if pod.ready);
+        assert!(is_ready(&bound));
+        let silent = master.bench.until(&bound.key, |o| !is_ready(o));
+        let silent = tokio::time::timeout(LOST_AFTER * 5, silent).await.expect("it is said in time");
+        assert_eq!(conditions(&silent), [("False".to_owned(), "NodeNotReady".to_owned())]);
+        master.stop().await;
+    });
+}
+
+#[test]
 fn a_pod_that_is_reported_ready_while_it_is_said_not_to_be_stays_ready() {
     system(async {
         let (master, gate, mut came) = gated(None).await;
