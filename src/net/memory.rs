@@ -100,8 +100,9 @@ struct State {
     unpowered: HashSet<NodeName>,
     /// All that were ever named; their order is that of their addresses.
     hosts: Vec<NodeName>,
-    /// The connections that there are, and some that were.
+    /// The connections that there are, and some that were; and how many were made.
     wires: Vec<Weak<Wire>>,
+    made: u64,
     listeners: HashMap<SocketAddr, Registered>,
     /// Where a host listens, also after a restart.
     addresses: HashMap<NodeName, SocketAddr>,
@@ -135,6 +136,7 @@ impl Network {
             unpowered: HashSet::new(),
             hosts: Vec::new(),
             wires: Vec::new(),
+            made: 0,
             listeners: HashMap::new(),
             addresses: HashMap::new(),
             turn: 0,
@@ -263,10 +265,14 @@ impl Network {
         self.0.changes.send_modify(|count| *count += 1);
     }
 
-    /// Whether two hosts have a connection that its listener was given, that neither has ended, and that carries both ways.
-    pub fn is_linked(&self, a: &NodeName, b: &NodeName) -> bool {
+    /// The connection of two hosts that its listener was given, that neither has ended, and that carries both ways, by a
+    /// number of its own.
+    pub fn link(&self, a: &NodeName, b: &NodeName) -> Option<u64> {
         let wires = self.state().wires.clone();
-        wires.iter().filter_map(Weak::upgrade).any(|wire| wire.joins(a, b) && wire.is_up())
+        let mut wires =
+            wires.iter().filter_map(Weak::upgrade).filter(|wire| wire.joins(a, b) && wire.is_up());
+        // The newest, should there be two.
+        wires.next_back().map(|wire| wire.number())
     }
 
     /// Whether packets pass between two hosts at present, both ways, and the second one's kernel lives.

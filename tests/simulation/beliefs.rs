@@ -1,7 +1,7 @@
 //! What a master may say of its nodes and their pods, and when, given who could speak with whom.
 //!
-//! Owns: since when each node is linked or cut off, as the network knows it. Told wrong: a node given up too early, too late,
-//! or although others reach its machine; a node or a pod said to be ready long after its node fell silent, or its containers
+//! Owns: since when each node is linked or cut off, as the network knows it. Told wrong: a link that ends although nothing
+//! happened to it; a node given up too early, too late, or although others reach its machine; a node or a pod said to be ready long after its node fell silent, or its containers
 //! ended; a pod deleted because of a node that nobody had given up. Each bound is that of the code, and some time to write it
 //! down; nothing is said of times in which the disk refused, messages were slow, or the master had just begun.
 
@@ -63,6 +63,8 @@ pub struct Beliefs {
 struct Known {
     joined: bool,
     linked: bool,
+    /// The number of its present or last link.
+    link: Option<u64>,
     /// Since when it is linked, or not.
     since: Instant,
     /// It said goodbye when it was linked last.
@@ -81,6 +83,8 @@ struct Known {
 }
 
 struct State {
+    /// When something happened last that may end links.
+    fault: Instant,
     nodes: BTreeMap<NodeName, Known>,
     master: Option<Instant>,
     disk: Option<Instant>,
@@ -96,6 +100,7 @@ impl Beliefs {
     pub fn new(trace: Trace, network: Network) -> Beliefs {
         let now = Some(Instant::now());
         let state = State {
+            fault: Instant::now(),
             nodes: BTreeMap::new(),
             master: None,
             disk: now,
@@ -112,6 +117,7 @@ impl Beliefs {
         let known = Known {
             joined,
             linked: false,
+            link: None,
             since: now,
             left: false,
             fresh: true,
@@ -148,8 +154,14 @@ impl Beliefs {
         }
     }
 
+    /// Something happens that may end links. To be called after [`Beliefs::look_at_links`].
+    pub fn fault(&self) {
+        self.state.borrow_mut().fault = Instant::now();
+    }
+
     /// Its object is deleted, or made.
     pub fn object_moves(&self, name: &NodeName) {
+        self.fault();
         if let Some(known) = self.state.borrow_mut().nodes.get_mut(name) {
             (known.fresh, known.added) = (true, Instant::now());
         }
@@ -163,15 +175,19 @@ impl Beliefs {
     /// Looks who is linked and who reaches whom. To be called around each step.
     pub fn look_at_links(&self) {
         let (now, master) = (Instant::now(), NodeName::from(MASTER));
-        let mut state = self.state.borrow_mut();
+        let state = &mut *self.state.borrow_mut();
         for (name, known) in &mut state.nodes {
-            let linked = self.network.is_linked(&master, name);
-            if linked == known.linked {
+            let link = self.network.link(&master, name);
+            if known.linked && link != known.link && state.fault < known.since {
+                self.trace.wrong(format_args!("the link of {name} has ended, and nothing happened to it"));
+            }
+            let linked = link.is_some();
+            if linked == known.linked && (!linked || link == known.link) {
                 continue;
             }
             if linked {
-                known.spent += now - known.since;
-                (known.left, known.fresh) = (false, false);
+                known.spent += if known.linked { Duration::ZERO } else { now - known.since };
+                (known.left, known.fresh, known.link) = (false, false, link);
             }
             (known.linked, known.since) = (linked, now);
         }

@@ -179,6 +179,7 @@ impl Simulation {
     /// The end of all faults, but that one machine stays away.
     pub async fn mend(&mut self, lost: Option<usize>) {
         self.observer.beliefs.look_at_links();
+        self.observer.beliefs.fault();
         self.calm();
         self.heal_disk();
         let master = NodeName::from(MASTER);
@@ -224,6 +225,9 @@ impl Simulation {
 
     pub async fn perform(&mut self, step: Step) {
         self.observer.beliefs.look_at_links();
+        if step.is_fault() {
+            self.observer.beliefs.fault();
+        }
         let master = NodeName::from(MASTER);
         let count = self.machines.len();
         let pick = move |which: usize| which % count;

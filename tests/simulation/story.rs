@@ -125,6 +125,31 @@ pub enum Step {
     HealDisk,
 }
 
+impl Step {
+    /// Whether links may end because of it.
+    pub fn is_fault(self) -> bool {
+        !matches!(
+            self,
+            Step::CreateController { .. }
+                | Step::Scale { .. }
+                | Step::DeleteController { .. }
+                | Step::CreatePod
+                | Step::ForceDeletePod { .. }
+                | Step::DeletePod { .. }
+                | Step::RecreatePod { .. }
+                | Step::WriteMark { .. }
+                | Step::KillContainer { .. }
+                | Step::LoseSandbox { .. }
+                | Step::FailRuntime { .. }
+                | Step::StartMachine { .. }
+                | Step::StartMaster
+                | Step::CutPeers { .. }
+                | Step::Weather { .. }
+                | Step::Calm
+        )
+    }
+}
+
 /// A story: its machines, and its steps with the time before each.
 pub struct Story {
     /// Whether each of them joined; the others belong to the master's process.

@@ -56,6 +56,7 @@ impl Drop for SideInner {
 pub(super) struct Wire {
     pub(super) network: Network,
     ends: [NodeName; 2],
+    number: u64,
     /// The network's turn when it was made.
     born: u64,
     closed: [watch::Sender<Option<CloseReason>>; 2],
@@ -68,9 +69,11 @@ pub(super) struct Wire {
 impl Side {
     pub(super) fn pair(network: &Network, here: &NodeName, there: &NodeName) -> (Side, Side) {
         let mut state = network.state();
+        state.made += 1;
         let wire = Arc::new(Wire {
             network: network.clone(),
             ends: [here.clone(), there.clone()],
+            number: state.made,
             born: state.turn,
             closed: [watch::Sender::new(None), watch::Sender::new(None)],
             expels: Default::default(),
@@ -144,6 +147,10 @@ impl Wire {
     /// The listener has it: from now on it is a link.
     pub(super) fn note_given(&self) {
         self.given.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn number(&self) -> u64 {
+        self.number
     }
 
     /// Whether it is between these two.

@@ -32,12 +32,14 @@ async fn a_crash_is_silence_and_what_was_severed_can_be_linked_anew() {
     let (network, address) = (pair.network.clone(), pair.listener.local_addr());
     let (here, there) = pair.link().await;
     let ((_here, mut from_node), (_there, mut from_master)) = (here.split(), there.split());
-    assert!(network.is_linked(&pair.master, &pair.node));
+    let first = network.link(&pair.node, &pair.master);
+    assert!(first.is_some());
     network.sever(&pair.master, &pair.node);
-    assert!(!network.is_linked(&pair.master, &pair.node));
+    assert_eq!(network.link(&pair.master, &pair.node), None);
     assert_eq!(end(&mut from_node).await, CloseReason::Silent);
     assert_eq!(end(&mut from_master).await, CloseReason::Silent);
     let (here, there) = pair.link().await;
+    assert_ne!(network.link(&pair.master, &pair.node), first);
     let ((to_node, _from_node), (_there, mut from_master)) = (here.split(), there.split());
     to_node.send(Class::Control, &welcome("x")).unwrap();
     assert_eq!(message(&mut from_master).await, welcome("x"));
