@@ -483,6 +483,9 @@ mod tests {
         let same = r#"{"phase": "Running"}"#;
         assert!(matches!(report(&free, "n", same, true), Some(Edit::Remove(_))));
         assert!(report(&free, "other", same, true).is_none(), "a node speaks of its own pods only");
+        let earlier = Told { uid: &"earlier".into(), status: b"{}", terminated: true };
+        let late = pod_reported(Some(&free), &"n".into(), earlier).unwrap();
+        assert!(matches!(late, Report::Ignore), "another life of that name");
         assert!(report(&held, "n", same, false).is_none(), "nothing new");
         let Some(Edit::Replace(sealed, _)) = report(&held, "n", same, true) else { panic!("not written") };
         let written = Arc::new(sealed.at(Revision(6)));
