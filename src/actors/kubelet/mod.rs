@@ -54,11 +54,11 @@ use found::{Found, forgotten_dirs, group, remove_dirs, stream_of};
 pub use ledger::Ledger;
 use manifests::Manifests;
 pub use peers::Peers;
-pub use reach::{Probe, by_tcp};
 use pod::{
     LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
     SourcesMoved, Wanted,
 };
+pub use reach::{Probe, by_tcp};
 pub use streams::StreamAsked;
 
 use crate::{
