@@ -62,6 +62,8 @@ pub struct Beliefs {
 
 struct Known {
     joined: bool,
+    /// There is an object of it: else it is sent away with each link.
+    exists: bool,
     linked: bool,
     /// The number of its present or last link.
     link: Option<u64>,
@@ -116,6 +118,7 @@ impl Beliefs {
         let now = Instant::now();
         let known = Known {
             joined,
+            exists: false,
             linked: false,
             link: None,
             since: now,
@@ -159,11 +162,12 @@ impl Beliefs {
         self.state.borrow_mut().fault = Instant::now();
     }
 
-    /// Its object is deleted, or made.
-    pub fn object_moves(&self, name: &NodeName) {
+    /// Its object is to be deleted, or was deleted or made: then it is there or not.
+    pub fn object_moves(&self, name: &NodeName, exists: Option<bool>) {
         self.fault();
         if let Some(known) = self.state.borrow_mut().nodes.get_mut(name) {
             (known.fresh, known.added) = (true, Instant::now());
+            known.exists = exists.unwrap_or(known.exists);
         }
     }
 
@@ -178,7 +182,8 @@ impl Beliefs {
         let state = &mut *self.state.borrow_mut();
         for (name, known) in &mut state.nodes {
             let link = self.network.link(&master, name);
-            if known.linked && link != known.link && state.fault < known.since {
+            let ended = known.linked && link != known.link;
+            if ended && known.exists && state.fault < known.since {
                 self.trace.wrong(format_args!("the link of {name} has ended, and nothing happened to it"));
             }
             let linked = link.is_some();

@@ -116,7 +116,7 @@ impl Observer {
 
     pub fn node_deleted(&self, name: &NodeName) {
         self.state.borrow_mut().deleted_nodes.insert(name.clone());
-        self.beliefs.object_moves(name);
+        self.beliefs.object_moves(name, None);
     }
 
     /// A master has begun with what survived.
@@ -247,7 +247,7 @@ impl Observer {
         }
         match change.kind {
             ChangeKind::Added => {
-                self.beliefs.object_moves(&name);
+                self.beliefs.object_moves(&name, Some(true));
                 match state.joined.get_mut(&name) {
                     Some(asked) if *asked => *asked = false,
                     Some(_) => self.trace.wrong(format_args!("{name} is a node again and did not join")),
@@ -258,7 +258,7 @@ impl Observer {
                 }
             }
             ChangeKind::Deleted => {
-                self.beliefs.object_moves(&name);
+                self.beliefs.object_moves(&name, Some(false));
                 self.trace.count(Event::NodeSentAway, u64::from(state.joined.contains_key(&name)));
                 state.deleted_nodes.insert(name);
                 self.trace.count(Event::NodeDeleted, 1);
