@@ -40,7 +40,7 @@ use self::{
 /// Stories that are told unless the environment says otherwise.
 const SEEDS: u64 = 1000;
 /// In so many stories everything that can happen is to have happened.
-const MANY: u64 = 500;
+const MANY: u64 = 1000;
 /// Machines are looked at so often, besides every change.
 const LOOK: Duration = Duration::from_millis(500);
 /// Everything is at rest so long after the last fault: 15 s of doubt whether it was our own fault, a lost node's 2 s, a
