@@ -130,8 +130,7 @@ impl Master {
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
 
         let actors = Actors::begin(store, view.clone(), config.on_escalate.clone());
-        let trees = Trees::default();
-        trees.add("", actors.root.handle());
+        let trees = Trees::of(actors.root.handle());
         let shown = trees.clone();
         let seed = RegistrySeed {
             wiring: actors.wiring.clone(),

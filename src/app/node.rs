@@ -152,7 +152,7 @@ impl Node {
             },
             move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
             member.map(|member| member as Arc<dyn Member>),
-            &uplink,
+            (&uplink, root.handle()),
         );
         root.handle().start_child(child).detach();
         Ok(Node { name: login.name, leave: uplink.port(), connector: dials_by, root })

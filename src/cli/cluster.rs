@@ -71,10 +71,12 @@ fn text(status: &Value, every_actor: bool) -> String {
         status["version"].as_str().unwrap_or("?")
     );
     let _ = writeln!(out, "Store: {}", store(&status["store"]));
-    let nodes: Vec<&Value> = status["nodes"].as_array().into_iter().flatten().collect();
+    let nodes = list(&status["nodes"]);
     let ready = nodes.iter().filter(|node| node["ready"] == "True").count();
     let _ = writeln!(out, "Nodes: {ready} of {} ready", nodes.len());
-    let actors: Vec<&Value> = status["actors"].as_array().into_iter().flatten().collect();
+    let master: Vec<&Value> = list(&status["actors"]);
+    let of_nodes = nodes.iter().flat_map(|node| list(&node["actors"]));
+    let actors: Vec<&Value> = master.iter().copied().chain(of_nodes).collect();
     let running = actors.iter().filter(|actor| actor["state"] == "running").count();
     let restarts: u64 = actors.iter().filter_map(|actor| actor["restarts"].as_u64()).sum();
     let _ = writeln!(out, "Actors: {running} of {} running, started again {restarts} times", actors.len());
@@ -85,10 +87,17 @@ fn text(status: &Value, every_actor: bool) -> String {
     }
     if !actors.is_empty() {
         let mut table = "\nACTOR\tSTATE\tRESTARTS\tLAST ERROR\n".to_owned();
-        actor_rows(&mut table, &actors, every_actor);
+        actor_rows(&mut table, "", &master, every_actor);
+        for node in &nodes {
+            node_actors(&mut table, node, nodes.len(), every_actor);
+        }
         aligned(&mut out, &table);
     }
     out
+}
+
+fn list(value: &Value) -> Vec<&Value> {
+    value.as_array().into_iter().flatten().collect()
 }
 
 fn aligned(out: &mut String, table: &str) {
@@ -155,10 +164,30 @@ fn queue(link: &Value) -> String {
     }
 }
 
-fn actor_rows(table: &mut String, actors: &[&Value], every_actor: bool) {
+/// The actors of one of so many nodes, each after the node's name. Where nodes are many, the healthy ones of each are one line.
+fn node_actors(table: &mut String, node: &Value, nodes: usize, every_actor: bool) {
+    let prefix = format!("node {}: ", node["name"].as_str().unwrap_or_default());
+    if let Some(why) = node["actorsUnknown"].as_str() {
+        let _ = writeln!(table, "{prefix}*\tunknown\t-\t{why}");
+    }
+    let actors = list(&node["actors"]);
+    if every_actor || nodes <= SIBLINGS {
+        return actor_rows(table, &prefix, &actors, every_actor);
+    }
+    let (well, unwell): (Vec<_>, Vec<_>) = actors.into_iter().partition(|actor| is_well(actor));
+    if !well.is_empty() {
+        let _ = writeln!(table, "{prefix}* ({})\trunning\t0\t", well.len());
+    }
+    actor_rows(table, &prefix, &unwell, every_actor);
+}
+
+fn is_well(actor: &Value) -> bool {
+    actor["state"] == "running" && actor["restarts"] == 0
+}
+
+fn actor_rows(table: &mut String, prefix: &str, actors: &[&Value], every_actor: bool) {
     let name = |actor: &Value| actor["name"].as_str().unwrap_or_default().to_owned();
     let parent = |actor: &Value| name(actor).rsplit_once('/').map(|(parent, _)| parent.to_owned());
-    let is_well = |actor: &Value| actor["state"] == "running" && actor["restarts"] == 0;
     let mut counted: Vec<String> = Vec::new();
     for actor in actors {
         if let (false, true, Some(parent)) = (every_actor, is_well(actor), parent(actor)) {
@@ -166,7 +195,7 @@ fn actor_rows(table: &mut String, actors: &[&Value], every_actor: bool) {
             let count = siblings.count();
             if count > SIBLINGS {
                 if !counted.contains(&parent) {
-                    let _ = writeln!(table, "{parent}/* ({count})\trunning\t0\t");
+                    let _ = writeln!(table, "{prefix}{parent}/* ({count})\trunning\t0\t");
                     counted.push(parent);
                 }
                 continue;
@@ -174,7 +203,7 @@ fn actor_rows(table: &mut String, actors: &[&Value], every_actor: bool) {
         }
         let _ = writeln!(
             table,
-            "{}\t{}\t{}\t{}",
+            "{prefix}{}\t{}\t{}\t{}",
             name(actor),
             actor["state"].as_str().unwrap_or_default(),
             actor["restarts"],
@@ -244,5 +273,47 @@ pods/x       waiting   2          panicked: a b
 ";
         assert_eq!(text(&status, false), expected);
         assert_eq!(text(&status, true).matches("pods/").count(), 7);
+    }
+    #[test]
+    fn actors_of_nodes_stand_with_their_node_and_many_nodes_take_a_line_each() {
+        let node = |name: &str, restarts: u64| {
+            json!({"name": name, "ready": "True", "schedulable": true, "pods": 0, "link": null, "actors": [
+                {"name": "node/kubelet", "state": "running", "restarts": restarts, "lastError": null},
+                {"name": "node/uplink", "state": "running", "restarts": 0, "lastError": null}]})
+        };
+        let mut old = node("old", 0);
+        old["actors"] = Value::Null;
+        old["actorsUnknown"] = "its version does not tell them".into();
+        let rows = |nodes: Value, every| {
+            let status = json!({"cluster": "c", "version": "1", "problems": [], "store": {}, "nodes": nodes,
+                "actors": [{"name": "store", "state": "running", "restarts": 0}]});
+            let text = text(&status, every);
+            let table = text.split_once("ACTOR ").unwrap().1.lines().skip(1);
+            let rows: Vec<String> =
+                table.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+            (text.lines().find(|line| line.starts_with("Actors")).unwrap().to_owned(), rows)
+        };
+        let (count, few) = rows(json!([node("a", 1), old]), false);
+        assert_eq!(count, "Actors: 3 of 3 running, started again 1 times");
+        let expected = [
+            "store running 0",
+            "node a: node/kubelet running 1",
+            "node a: node/uplink running 0",
+            "node old: * unknown - its version does not tell them",
+        ];
+        assert_eq!(few, expected);
+        let many: Vec<Value> = (0..5).map(|n| node(&n.to_string(), u64::from(n == 3))).collect();
+        let (_, brief) = rows(many.clone().into(), false);
+        let expected = [
+            "store running 0",
+            "node 0: * (2) running 0",
+            "node 1: * (2) running 0",
+            "node 2: * (2) running 0",
+            "node 3: * (1) running 0",
+            "node 3: node/kubelet running 1",
+            "node 4: * (2) running 0",
+        ];
+        assert_eq!(brief, expected);
+        assert_eq!(rows(many.into(), true).1.len(), 11);
     }
 }

@@ -270,6 +270,8 @@ pub enum Open {
     ImageHolders(ImageWanted),
     /// node → master → node: one part of an image comes back; a stream that is reset is none.
     ImagePart(ImagePart),
+    /// master → node: the actors of the node's process come back, a list of [`super::ActorState`] as JSON.
+    Actors,
 }
 
 /// Answer to [`Open`].

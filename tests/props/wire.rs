@@ -145,6 +145,7 @@ pub fn open() -> Vec<Open> {
         Open::Reach("10.0.0.2".into()),
         Open::ImageHolders(ImageWanted { name: "a:1".into(), by_hand: true }),
         Open::ImagePart(ImagePart { node: "n".into(), image: "i".into(), digest: "d".into() }),
+        Open::Actors,
     ]
 }
 
@@ -215,9 +216,10 @@ fn every_variant_has_its_golden_bytes() {
             Open::Reach(_) => 13,
             Open::ImageHolders(_) => 14,
             Open::ImagePart(_) => 15,
+            Open::Actors => 16,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -280,6 +282,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         0b0831302e302e302e32
         0c03613a3101
         0d016e01690164
+        0e
         ",
     );
     golden(

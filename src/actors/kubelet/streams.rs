@@ -97,6 +97,8 @@ impl Handler<StreamAsked> for Kubelet {
             Open::ImagePart(part) => {
                 tokio::spawn(super::peers::give(self.seed.node.clone(), part, responder));
             }
+            // Answered by the uplink.
+            Open::Actors => refuse(responder, 405, "a kubelet knows its own actors only".into()),
             Open::ImageHolders(_) => refuse(responder, 405, "only a master knows who has an image".into()),
             Open::ImageRemove(name) => {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
