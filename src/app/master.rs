@@ -63,6 +63,8 @@ pub struct MasterConfig {
     pub node_certificates: Duration,
     /// How long the master's own certificates are valid; they are renewed long before.
     pub certificates: Duration,
+    /// No images go from node to node.
+    pub no_image_sharing: bool,
     /// Renders `/metrics`, when metrics are recorded.
     pub metrics: Option<super::Render>,
     /// Bound already: the API's and the links'.
@@ -85,6 +87,7 @@ impl MasterConfig {
             lost_after: Duration::from_secs(2),
             node_certificates: CERTIFICATES,
             certificates: CERTIFICATES,
+            no_image_sharing: false,
             metrics: None,
             sockets: None,
             on_escalate: Arc::new(|_| {}),
@@ -140,6 +143,7 @@ impl Master {
             lost_after: config.lost_after,
             admission: admission.map(Arc::new),
             token_key: token_key.clone(),
+            no_image_sharing: config.no_image_sharing,
         };
         let (commits, streams) = (actors.wiring.commits.clone(), actors.registry.port());
         let state = ApiState {

@@ -113,7 +113,7 @@ impl Node {
             disk::make_apart(&path).map_err(|source| StartError::File { path, source })?;
         }
         let NodeConfig { login, runtime, labels, address, max_pods, manifests, .. } = config;
-        let uplink = Slot::new("uplink");
+        let (uplink, no_image_sharing) = (Slot::new("uplink"), config.settings.no_image_sharing);
         let context = Arc::new(NodeContext {
             name: login.name.to_string(),
             runtime,
@@ -124,7 +124,10 @@ impl Node {
             ledger: Ledger::default(),
             configs: Configs::default(),
             registry_config: config.registry_config,
-            peers: Peers::by(uplink.port()),
+            peers: match no_image_sharing {
+                true => Peers::default(),
+                false => Peers::by(uplink.port()),
+            },
             settings: config.settings,
             packing: Default::default(),
         });
@@ -133,6 +136,7 @@ impl Node {
             address: address.to_string(),
             max_pods,
             version: KUBELET_VERSION.into(),
+            no_image_sharing,
             ..MachineFacts::default()
         };
         let on_escalate = config.on_escalate;

@@ -83,6 +83,7 @@ impl SimulatedMaster {
             lost_after: defaults.lost_after,
             admission: None,
             token_key: world.token_key.clone(),
+            no_image_sharing: false,
         };
         let bootstrap = Bootstrap {
             ca_pem: String::new(),

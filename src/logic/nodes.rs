@@ -61,6 +61,8 @@ pub struct MachineFacts {
     pub runtime_fault: Option<String>,
     /// What containers lack here that those of root have: the node runs as an ordinary user.
     pub lacks: Option<String>,
+    /// It gives no images to other nodes, and takes none.
+    pub no_image_sharing: bool,
     /// Names and sizes of the images.
     pub images: Vec<(Vec<String>, u64)>,
 }
@@ -101,6 +103,7 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
     };
     // One of our own, and only where there is something to say.
     let lacking = facts.lacks.clone().map(|lacks| condition("Rootless", true, "OrdinaryUser", lacks));
+    let apart = facts.no_image_sharing.then(|| no_image_sharing(KEEPS_IMAGES, before, now_ms));
     v1::NodeStatus {
         capacity: Some(capacity),
         allocatable: Some(allocatable),
@@ -108,7 +111,7 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
             v1::NodeAddress { type_: "InternalIP".into(), address: facts.address.clone() },
             v1::NodeAddress { type_: "Hostname".into(), address: facts.hostname.clone() },
         ]),
-        conditions: Some(Vec::from_iter(lacking.into_iter().chain([
+        conditions: Some(Vec::from_iter(lacking.into_iter().chain(apart).chain([
             pressure(
                 "MemoryPressure",
                 facts.pressure.memory,
@@ -161,6 +164,22 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
         ),
         ..v1::NodeStatus::default()
     }
+}
+
+/// Its condition is "False" on a node that gives no images to others and takes none; others do not have it.
+pub const IMAGE_SHARING: &str = "ImageSharing";
+const KEEPS_IMAGES: &str = "the node was started with --no-image-sharing";
+const CLUSTER_KEEPS_IMAGES: &str = "the master was started with --no-image-sharing";
+
+fn no_image_sharing(why: &str, before: Option<&v1::NodeStatus>, now_ms: i64) -> v1::NodeCondition {
+    node_condition(IMAGE_SHARING, "False", "SwitchedOff", why.into(), before, now_ms)
+}
+
+/// Says in a status that a node told that its cluster has no image sharing. `before` is the one that the cluster has.
+pub fn note_no_image_sharing(status: &mut v1::NodeStatus, before: Option<&v1::NodeStatus>, now_ms: i64) {
+    let conditions = status.conditions.get_or_insert_default();
+    conditions.retain(|condition| condition.type_ != IMAGE_SHARING);
+    conditions.insert(0, no_image_sharing(CLUSTER_KEEPS_IMAGES, before, now_ms));
 }
 
 fn node_condition(
@@ -423,6 +442,32 @@ pub enum ReportError {
 mod tests {
     use super::*;
     use crate::model::{Kind, Revision, seal_json};
+
+    #[test]
+    fn a_node_that_shares_no_images_says_so_and_since_when() {
+        let off = |status: &v1::NodeStatus| {
+            let mut all = status.conditions.iter().flatten();
+            let found = all.find(|condition| condition.type_ == IMAGE_SHARING);
+            found.map(|of| (of.status.clone(), of.message.clone().unwrap(), of.last_transition_time.clone().unwrap()))
+        };
+        let shares = node_status(&MachineFacts::default(), None, 0);
+        assert_eq!(off(&shares), None);
+        let apart = MachineFacts { no_image_sharing: true, ..MachineFacts::default() };
+        let first = node_status(&apart, Some(&shares), 1000);
+        let (status, message, since) = off(&first).unwrap();
+        assert!(status == "False" && message.starts_with("the node"), "{message}");
+        assert_eq!(off(&node_status(&apart, Some(&first), 5000)).unwrap().2, since);
+        // What the master says counts, once, and since it was first said.
+        let mut told = shares.clone();
+        note_no_image_sharing(&mut told, None, 2000);
+        let (_, message, since) = off(&told).unwrap();
+        assert!(message.starts_with("the master"), "{message}");
+        let mut both = node_status(&apart, None, 9000);
+        note_no_image_sharing(&mut both, Some(&told), 9000);
+        assert_eq!(off(&both).unwrap(), ("False".into(), message, since));
+        let count = both.conditions.iter().flatten().filter(|condition| condition.type_ == IMAGE_SHARING);
+        assert_eq!(count.count(), 1);
+    }
 
     #[test]
     fn subnets_are_handed_out_without_overlap_until_none_is_left() {

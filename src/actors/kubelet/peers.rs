@@ -231,8 +231,8 @@ async fn pour(
 impl Kubelet {
     /// Tells what others may have from this node, when that has changed, or `always`.
     pub(super) fn tell_images(&mut self, shared: Option<Vec<SharedImage>>, always: bool) {
-        // What cannot be looked at now is at the next turn.
-        let Some(shared) = shared else { return };
+        // What cannot be looked at now is at the next turn. A new link begins with nothing told.
+        let Some(shared) = shared.filter(|_| !self.seed.node.settings.no_image_sharing) else { return };
         let held: Vec<HeldImage> = shared
             .into_iter()
             .take(MOST_TOLD)
@@ -257,6 +257,9 @@ impl Kubelet {
 pub(super) async fn give(node: Arc<NodeContext>, part: ImagePart, responder: Responder) {
     if part.node.as_str() != node.name {
         return refuse(responder, 404, format!("this is node {}, not {}", node.name, part.node));
+    }
+    if node.settings.no_image_sharing {
+        return refuse(responder, 403, format!("node {} gives no images to others", node.name));
     }
     let turn = tokio::time::timeout(TURN_WITHIN, node.peers.turns.clone().acquire_owned()).await;
     let Ok(Ok(_turn)) = turn else {

@@ -81,6 +81,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// What is held of a part on its way.
 const BUFFER: usize = 64 << 10;
 
+const CLUSTER_KEEPS_IMAGES: &str = "no images go from node to node: the master was started with --no-image-sharing";
+
 /// What one node's actor has to do with images.
 pub(super) struct Images {
     parts: Arc<Semaphore>,
@@ -165,6 +167,9 @@ fn brought(told: &[HeldImage], before: &[HeldImage]) -> Vec<String> {
 impl NodeHandle {
     /// The node has told what it has.
     pub(super) fn note_images(&mut self, mut told: Vec<HeldImage>, ctx: &mut Context<NodeHandle>) {
+        if self.seed.no_image_sharing {
+            return;
+        }
         told.truncate(MOST_HELD);
         told.retain(|image| {
             let good = is_digest(&image.id)
@@ -232,6 +237,9 @@ impl NodeHandle {
 
     /// The node wants a flow of bytes.
     pub(super) fn stream_asked(&mut self, open: Open, responder: Responder) {
+        if self.seed.no_image_sharing {
+            return refuse(responder, 403, CLUSTER_KEEPS_IMAGES);
+        }
         let name = match &open {
             Open::ImageHolders(wanted) => Some(wanted.name.clone()),
             Open::ImagePart(part) => self.name_of(part),

@@ -110,6 +110,8 @@ pub struct RegistrySeed {
     pub admission: Option<Arc<Admission>>,
     /// Signs the tokens of service accounts.
     pub token_key: Arc<SigningKey>,
+    /// No images go from node to node.
+    pub no_image_sharing: bool,
 }
 
 struct Known {

@@ -22,7 +22,7 @@ use crate::{
         edit::{Edit, edit},
         join::{belongs_to, not_a_node},
         node_labels::may_set,
-        nodes::{complete_labels, lost_status, new_node, taint_by_condition},
+        nodes::{complete_labels, lost_status, new_node, note_no_image_sharing, taint_by_condition},
         sightings::AGAIN,
         silence::{is_away, note_goodbye, unready},
         taints::{Readiness, is_silent, readiness, taint_by_readiness},
@@ -70,6 +70,7 @@ impl NodeHandle {
             Readiness::Ready => self.ready_since.or_else(|| Some(Instant::now())),
             _ => None,
         };
+        let status = self.with_own_conditions(status);
         let (name, subnet) = (self.name.clone(), self.subnet.clone());
         let joined = self.joined_link();
         self.change_node(ctx, move |current| match current {
@@ -94,6 +95,17 @@ impl NodeHandle {
                 seal(&node).ok().map(Edit::Create)
             }
         });
+    }
+
+    /// What a node tells, and what its master has to say beside.
+    fn with_own_conditions(&self, mut status: v1::NodeStatus) -> v1::NodeStatus {
+        if self.seed.no_image_sharing {
+            let snapshot = self.seed.wiring.view.snapshot();
+            let node = snapshot.find(&self.key()).and_then(|object| object.parse::<v1::Node>().ok());
+            let before = node.and_then(|node| node.status);
+            note_no_image_sharing(&mut status, before.as_ref(), outside::now().as_millisecond());
+        }
+        status
     }
 
     /// Those of the labels that a node may give itself. The others are told of once.
