@@ -248,6 +248,11 @@ fn messages_to_the_master_have_their_bytes_for_ever() {
 }
 
 #[test]
+fn ways_to_hold_an_image_have_their_numbers_for_ever() {
+    golden(&[HeldAs::ByHand, HeldAs::Copied, HeldAs::Pulled, HeldAs::Removed], "00 01 02 03");
+}
+
+#[test]
 fn messages_to_a_node_have_their_bytes_for_ever() {
     golden(
         &to_node(),

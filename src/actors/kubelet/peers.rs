@@ -108,6 +108,7 @@ impl Peers {
             HeldAs::ByHand => Came::ByHand { since_ms },
             HeldAs::Copied => Came::Copied { since_ms },
             HeldAs::Pulled => Came::Pulled,
+            HeldAs::Removed => return Err("it was removed where it had been brought".into()),
         };
         let Some(master) = self.master.clone() else { return Err("there is no other node".into()) };
         let source =
@@ -241,6 +242,7 @@ impl Kubelet {
                     Came::ByHand { since_ms } => (HeldAs::ByHand, since_ms),
                     Came::Copied { since_ms } => (HeldAs::Copied, since_ms),
                     Came::Pulled => (HeldAs::Pulled, 0),
+                    Came::Removed { at_ms } => (HeldAs::Removed, at_ms),
                 };
                 HeldImage { name, id, held, since_ms }
             })

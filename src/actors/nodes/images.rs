@@ -275,7 +275,8 @@ impl NodeHandle {
     /// Under which of the names that a pod here uses the node asked has the image.
     fn name_of(&self, part: &ImagePart) -> Option<String> {
         let shelf = self.shelves.held.get(&part.node)?;
-        let mut names = shelf.iter().filter(|held| held.id == part.image).map(|held| &held.name);
+        let has = shelf.iter().filter(|held| held.id == part.image && held.held != HeldAs::Removed);
+        let mut names = has.map(|held| &held.name);
         names.find(|name| self.images.named.has(name)).cloned()
     }
 
@@ -290,6 +291,7 @@ impl NodeHandle {
                     HeldAs::ByHand => Held::ByHand,
                     HeldAs::Copied => Held::Copied,
                     HeldAs::Pulled => Held::Pulled,
+                    HeldAs::Removed => Held::Removed,
                 },
                 since_ms: held.since_ms,
             }));
@@ -302,6 +304,7 @@ impl NodeHandle {
                 Held::ByHand => HeldAs::ByHand,
                 Held::Copied => HeldAs::Copied,
                 Held::Pulled => HeldAs::Pulled,
+                Held::Removed => HeldAs::Removed,
             },
             since_ms: meant.since_ms,
         };
