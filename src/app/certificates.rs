@@ -4,13 +4,14 @@
 //! is left, or the clock was set to a time that they are not for; nothing is restarted for it: connections stay, and what connects later is shown the new one.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
-use super::{StartError, kubeconfig, membership::now_s};
+use super::{NodeLogin, StartError, kubeconfig, membership::now_s};
 use crate::{
     actors::certificates::Renewal,
     api::{ServeError, ServerCertificate},
@@ -37,7 +38,28 @@ pub(super) struct Certificates {
     /// The administrator's kubeconfig, when it is kept.
     file: Option<PathBuf>,
     admin: Mutex<Identity>,
-    nodes: Mutex<Vec<(NodeName, Connector)>>,
+    nodes: Mutex<Nodes>,
+}
+
+/// Nodes of this process, by numbers that are not used again.
+#[derive(Default)]
+struct Nodes {
+    next: u64,
+    all: BTreeMap<u64, (NodeName, Connector)>,
+}
+
+/// A node's place among those whose certificates are renewed; it ends with this.
+pub(super) struct Kept {
+    number: u64,
+    by: Weak<Certificates>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(certificates) = self.by.upgrade() {
+            certificates.nodes().all.remove(&self.number);
+        }
+    }
 }
 
 impl Certificates {
@@ -63,9 +85,26 @@ impl Certificates {
         }
     }
 
-    /// A node of this process, whose certificate is to be renewed as well.
-    pub(super) fn keep_fresh(&self, name: &NodeName, connector: Connector) {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).push((name.clone(), connector));
+    /// A node of this process, whose certificate is to be renewed as well; at once, if its login is an old one.
+    pub(super) fn keep_fresh(
+        self: &Arc<Self>,
+        login: &NodeLogin,
+        connector: Connector,
+    ) -> Result<Kept, StartError> {
+        let span = validity(login.identity.certificate_pem()).unwrap_or_default();
+        if renewal::due_here(span, BACKDATE, now_s()) {
+            let identity = self.authority.issue_node(&login.name)?;
+            connector.show(&identity, self.authority.certificate(), LinkConfig::default())?;
+        }
+        let mut nodes = self.nodes();
+        let number = nodes.next;
+        nodes.next += 1;
+        nodes.all.insert(number, (login.name.clone(), connector));
+        Ok(Kept { number, by: Arc::downgrade(self) })
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The administrator's kubeconfig.
@@ -90,7 +129,7 @@ impl Certificates {
         self.links.show(&self.authority.issue_master()?, ca)?;
         let api = self.authority.issue_api_server(&self.api_names.names, &self.api_names.ips)?;
         self.api.show(api.chain().to_vec(), api.key()).map_err(ServeError::from)?;
-        for (name, connector) in &*self.nodes.lock().unwrap_or_else(PoisonError::into_inner) {
+        for (name, connector) in self.nodes().all.values() {
             connector.show(&self.authority.issue_node(name)?, ca, LinkConfig::default())?;
         }
         let admin = self.authority.issue_admin()?;

@@ -229,7 +229,6 @@ impl Cluster {
             match begun.await {
                 Ok(node) => {
                     cluster.master.trees().add(node.name(), node.supervisor());
-                    cluster.master.certificates().keep_fresh(node.name(), node.connector());
                     cluster.nodes.push(node);
                 }
                 Err(error) => {

@@ -250,11 +250,6 @@ impl Master {
         self.root.handle()
     }
 
-    /// The certificates that are renewed while it runs.
-    pub(super) fn certificates(&self) -> &Certificates {
-        &self.certificates
-    }
-
     /// The supervision trees that are shown as this cluster's.
     pub(super) fn trees(&self) -> &Trees {
         &self.trees
@@ -275,17 +270,15 @@ impl Master {
         self.certificates.kubeconfig()
     }
 
-    /// What a node of that name needs to link to this master.
+    /// What a node of that name in this process needs to link to this master. Its certificate is renewed with the master's
+    /// own while both run.
     ///
     /// # Errors
     /// When the name is no node name.
     pub fn admit_node(&self, name: &NodeName) -> Result<super::NodeLogin, StartError> {
-        Ok(super::NodeLogin {
-            name: name.clone(),
-            master: kubeconfig::reachable(self.links).to_string(),
-            identity: self.authority.issue_node(name)?,
-            ca: self.authority.certificate().clone(),
-        })
+        let master = kubeconfig::reachable(self.links).to_string();
+        let (identity, ca) = (self.authority.issue_node(name)?, self.authority.certificate().clone());
+        Ok(super::NodeLogin::new(name.clone(), master, identity, ca).beside(&self.certificates))
     }
 
     /// Stops serving, then the actors, the store last.

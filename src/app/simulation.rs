@@ -128,12 +128,12 @@ pub fn start_node(
     settings: KubeletSettings,
 ) -> Result<Node, StartError> {
     let config = NodeConfig {
-        login: NodeLogin {
-            name: name.clone(),
-            master: master.to_string(),
-            identity: world.authority.issue_node(name)?,
-            ca: world.authority.certificate().clone(),
-        },
+        login: NodeLogin::new(
+            name.clone(),
+            master.to_string(),
+            world.authority.issue_node(name)?,
+            world.authority.certificate().clone(),
+        ),
         directory,
         runtime,
         labels: Default::default(),
