@@ -393,7 +393,24 @@ pub struct Told<'a> {
     pub terminated: bool,
 }
 
-/// What to do about a node's report on a pod whose object is `current`.
+/// Has a pod be ready, or not, since the master heard of it. Nodes' clocks may be apart from ours and from each other, and
+/// others count from that moment (`minReadySeconds`), or compare it (which pod goes first).
+fn ready_by_our_clock(status: &mut v1::PodStatus, before: Option<&v1::PodStatus>, now_ms: i64) {
+    let known = before.and_then(|before| ready_condition(before.conditions.as_ref()?));
+    let known = known.map(|known| (known.status.clone(), known.last_transition_time.clone()));
+    let told = status.conditions.iter_mut().flatten().find(|condition| condition.type_ == "Ready");
+    let Some(told) = told else { return };
+    told.last_transition_time = match known {
+        Some((was, Some(since))) if was == told.status => Some(since),
+        _ => Some(time(now_ms)),
+    };
+}
+
+fn ready_condition(conditions: &[v1::PodCondition]) -> Option<&v1::PodCondition> {
+    conditions.iter().find(|condition| condition.type_ == "Ready")
+}
+
+/// What to do about a node's report on a pod whose object is `current`. Now is `now_ms` by the master's clock.
 ///
 /// # Errors
 /// When the report or the stored pod cannot be read.
@@ -401,6 +418,7 @@ pub fn pod_reported(
     current: Option<&Arc<Object>>,
     node: &NodeName,
     told: Told<'_>,
+    now_ms: i64,
 ) -> Result<Report, ReportError> {
     let Some(object) = current.filter(|o| o.uid() == told.uid) else { return Ok(Report::Ignore) };
     match &object.facet.of {
@@ -414,6 +432,7 @@ pub fn pod_reported(
     let mut status: v1::PodStatus = serde_json::from_slice(told.status)?;
     let mut pod: v1::Pod = object.parse()?;
     gates::keep_foreign(&mut status, pod.status.as_ref());
+    ready_by_our_clock(&mut status, pod.status.as_ref(), now_ms);
     // Only finalizers hold it now: with no grace left, whoever takes the last one away ends it.
     let held = told.terminated && deleting && pod.metadata.deletion_grace_period_seconds != Some(0);
     if pod.status.as_ref() == Some(&status) && !held {
@@ -519,7 +538,7 @@ mod tests {
         };
         let report = |object: &Arc<Object>, node: &str, status: &str, terminated: bool| {
             let told = Told { uid: &"u".into(), status: status.as_bytes(), terminated };
-            match pod_reported(Some(object), &node.into(), told).unwrap() {
+            match pod_reported(Some(object), &node.into(), told, 0).unwrap() {
                 Report::Write(edit) => Some(*edit),
                 Report::Ignore => None,
             }
@@ -534,6 +553,42 @@ mod tests {
         let deleting = written.facet.meta.deleting.unwrap();
         assert_eq!(deleting.grace_seconds, 0);
         assert!(report(&written, "n", same, true).is_none(), "told once");
+    }
+
+    #[test]
+    fn a_pod_is_ready_since_the_master_heard_of_it_whatever_its_nodes_clock_says() {
+        let pod = serde_json::json!({"metadata": {"name": "web", "namespace": "default", "uid": "u"},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]}});
+        let mut object = Arc::new(seal_json(Kind::Pod, pod.to_string().as_bytes()).unwrap().at(Revision(5)));
+        let since = |object: &Object| match &object.facet.of {
+            KindFacet::Pod(pod) => (pod.ready, pod.ready_since),
+            _ => panic!("no pod"),
+        };
+        // The node is an hour behind at first, and then, set right, an hour ahead.
+        for (status, by_node, now_s, expected) in [
+            ("False", "2029-12-31T23:00:00Z", 1_000, Some((false, 0))),
+            ("True", "2029-12-31T23:00:09Z", 1_009, Some((true, 1_009))),
+            ("True", "2029-12-31T23:00:09Z", 1_020, None),
+            ("True", "2030-01-01T01:00:09Z", 1_030, None),
+            ("False", "2030-01-01T01:00:40Z", 1_040, Some((false, 0))),
+            ("True", "2030-01-01T01:00:50Z", 1_050, Some((true, 1_050))),
+        ] {
+            let told = serde_json::json!({"phase": "Running", "conditions": [
+                {"type": "Ready", "status": status, "lastTransitionTime": by_node}]});
+            let told = Told { uid: &"u".into(), status: told.to_string().as_bytes(), terminated: false };
+            let report = pod_reported(Some(&object), &"n".into(), told, now_s * 1000).unwrap();
+            let written = match report {
+                Report::Ignore => None,
+                Report::Write(edit) => match *edit {
+                    Edit::Replace(sealed, _) => Some(Arc::new(sealed.at(Revision(6)))),
+                    other => panic!("{other:?}"),
+                },
+            };
+            let shown = written.as_deref().map(since);
+            let ready_since = |(ready, since): (bool, i64)| (ready, if ready { since } else { 0 });
+            assert_eq!(shown.map(ready_since), expected, "{status} {now_s}");
+            object = written.unwrap_or(object);
+        }
     }
 
     #[test]

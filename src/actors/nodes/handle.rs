@@ -328,7 +328,7 @@ impl NodeHandle {
             for report in batch.values() {
                 let key = Key::new(Kind::Pod, report.namespace.as_str(), report.name.as_str());
                 let told = Told { uid: &report.uid, status: &report.status, terminated: report.terminated };
-                match pod_reported(snapshot.find(&key), &node, told) {
+                match pod_reported(snapshot.find(&key), &node, told, outside::now().as_millisecond()) {
                     Ok(Report::Write(edit)) => edits.push(*edit),
                     Ok(Report::Ignore) => {}
                     Err(error) => tracing::error!(pod = %key, %error, "a report could not be used"),
