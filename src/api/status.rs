@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     logic::silence::is_away,
-    messages::{ActorState, NodeState, OwnActors, Port, ShowNodes, ShowStore, StoreState},
+    messages::{ActorState, CertificateState, NodeState, OwnActors, Port, ShowNodes, ShowStore, StoreState},
     model::{Kind, KindFacet, NodeName, Object, Snapshot},
 };
 
@@ -39,6 +39,8 @@ pub struct Inspect {
     pub store: Port<ShowStore>,
     /// The supervisors: every actor of this process, by its path.
     pub actors: Arc<dyn Fn() -> BoxFuture<'static, OwnActors> + Send + Sync>,
+    /// The authority's certificate and the master's own.
+    pub certificates: Arc<dyn Fn() -> Vec<CertificateState> + Send + Sync>,
 }
 
 /// What they said; an error is why one did not.
@@ -66,6 +68,7 @@ pub async fn status(shared: &Shared) -> Option<HttpResponse> {
     let snapshot = shared.state.view.snapshot();
     let mut document = document(&snapshot, &heard, clock::now());
     document["cluster"] = inspect.cluster.clone().into();
+    document["certificates"] = certificates(&(inspect.certificates)(), clock::now());
     document["store"]["watchableSince"] = shared.state.view.oldest().0.into();
     Some(json_response(200, document.to_string()))
 }
@@ -142,6 +145,19 @@ fn document(snapshot: &Snapshot, heard: &Heard, now: Timestamp) -> Value {
         "actors": master,
         "problems": problems,
     })
+}
+
+fn certificates(all: &[CertificateState], now: Timestamp) -> Value {
+    let shown = all.iter().map(|certificate| {
+        let end = Timestamp::from_second(certificate.end_s).unwrap_or(Timestamp::UNIX_EPOCH);
+        json!({
+            "name": certificate.name,
+            "notAfter": end.to_string(),
+            "secondsLeft": end.duration_since(now).as_secs(),
+            "endsSoon": certificate.ends_soon,
+        })
+    });
+    shown.collect()
 }
 
 fn sizes(snapshot: &Snapshot) -> (usize, usize) {
@@ -320,5 +336,13 @@ mod tests {
             ]);
             assert_eq!(shown["actors"], expected, "one that is not registered is shown all the same");
         }
+    }
+    #[test]
+    fn certificates_are_shown_with_their_end() {
+        let authority = CertificateState { name: "authority", end_s: 1_704_067_300, ends_soon: true };
+        let shown = certificates(&[authority], "2024-01-01T00:00:00Z".parse().unwrap());
+        let expected = json!([{"name": "authority", "notAfter": "2024-01-01T00:01:40Z", "secondsLeft": 100,
+            "endsSoon": true}]);
+        assert_eq!(shown, expected);
     }
 }

@@ -15,10 +15,14 @@ use super::{NodeLogin, StartError, kubeconfig, membership::now_s};
 use crate::{
     actors::certificates::Renewal,
     api::{ServeError, ServerCertificate},
-    logic::renewal,
+    logic::{renewal, seldom::Seldom},
+    messages::CertificateState,
     model::NodeName,
     net::{Authority, Connector, Identity, LinkConfig, Showing, csr::validity, identity::BACKDATE},
 };
+
+/// A certificate's end is told of in the log once a day.
+const WARN_EVERY_MS: i64 = 86_400_000;
 
 /// The names and addresses at which the API is reached.
 #[derive(Clone)]
@@ -39,6 +43,8 @@ pub(super) struct Certificates {
     file: Option<PathBuf>,
     admin: Mutex<Identity>,
     nodes: Mutex<Nodes>,
+    /// Of which certificates was said that they end soon.
+    warned: Mutex<Seldom<&'static str>>,
 }
 
 /// Nodes of this process, by numbers that are not used again.
@@ -82,6 +88,7 @@ impl Certificates {
             file,
             admin: Mutex::new(admin),
             nodes: Mutex::default(),
+            warned: Mutex::new(Seldom::new(WARN_EVERY_MS)),
         }
     }
 
@@ -118,6 +125,31 @@ impl Certificates {
         self.file.as_ref().map_or(Ok(()), |file| kubeconfig::write_private(file, &self.kubeconfig()))
     }
 
+    /// The ends of the authority's certificate, which nobody renews, and of those that are renewed here.
+    pub(super) fn states(&self) -> Vec<CertificateState> {
+        let state = |name, span: (i64, i64)| {
+            let ends_soon = renewal::ends_soon(renewal::life(span, BACKDATE), now_s());
+            CertificateState { name, end_s: span.1, ends_soon }
+        };
+        let authority = validity(self.authority.certificate().pem()).unwrap_or_default();
+        vec![state("authority", authority), state("master", self.span())]
+    }
+
+    /// Says in the log that somebody has to see to one, once a day.
+    fn warn(&self) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        for certificate in self.states().iter().filter(|certificate| certificate.ends_soon) {
+            let days_left = (certificate.end_s - now_s()).div_euclid(86_400);
+            if warned.says(&certificate.name, now_s().saturating_mul(1000)).is_some() {
+                tracing::warn!(
+                    certificate = certificate.name,
+                    days_left,
+                    "a certificate that the cluster hangs on ends soon: see docs/operations.md, \"Certificates\""
+                );
+            }
+        }
+    }
+
     /// The span of all of them: the administrator's was issued last, and is replaced last.
     fn span(&self) -> (i64, i64) {
         let admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
@@ -149,6 +181,7 @@ impl Renewal for Certificates {
     }
 
     fn look(&self) {
+        self.warn();
         if !renewal::due_here(self.span(), BACKDATE, now_s()) {
             return;
         }

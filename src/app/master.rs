@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock, Weak},
     time::Duration,
 };
 
@@ -134,7 +134,8 @@ impl Master {
 
         let actors = Actors::begin(store, view.clone(), config.on_escalate.clone());
         let trees = Trees::of(actors.root.handle());
-        let shown = trees.clone();
+        let (shown, certified) = (trees.clone(), Arc::new(OnceLock::<Weak<Certificates>>::new()));
+        let looked_at = certified.clone();
         let seed = RegistrySeed {
             wiring: actors.wiring.clone(),
             listener: listener.clone(),
@@ -157,6 +158,10 @@ impl Master {
                 nodes: actors.registry.port(),
                 store: actors.store.port(),
                 actors: Arc::new(move || Box::pin(shown.clone().show())),
+                certificates: Arc::new(move || {
+                    let certificates = looked_at.get().and_then(Weak::upgrade);
+                    certificates.map(|certificates| certificates.states()).unwrap_or_default()
+                }),
             }),
             backup: match &config.persistence {
                 Persistence::Directory(path) => Some(restore::files(path.clone())),
@@ -196,6 +201,8 @@ impl Master {
             (&config.cluster, server.address()),
             directory.as_ref().map(|directory| directory.join("admin.kubeconfig")),
         ));
+        // Set once.
+        let _ = certified.set(Arc::downgrade(&certificates));
         root.handle().start_child(certificates::child(certificates.clone())).detach();
         let master = Master {
             view,

@@ -183,6 +183,10 @@ pub(super) fn asks(
     if fresh || !renewal::due(life, now_s()) {
         return None;
     }
+    if renewal::ends_soon(life, now_s()) {
+        let days_left = (life.1 - now_s()).div_euclid(86_400);
+        tracing::warn!(days_left, "the node's certificate ends soon, and no master has renewed it yet");
+    }
     match request() {
         Ok(request) => Some(request),
         Err(error) => {

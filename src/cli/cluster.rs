@@ -64,6 +64,8 @@ fn text(status: &Value, every_actor: bool) -> String {
     for problem in status["problems"].as_array().into_iter().flatten() {
         let _ = writeln!(out, "PROBLEM: {}", problem.as_str().unwrap_or_default());
     }
+    let certificates = list(&status["certificates"]);
+    certificates.iter().filter(|of| of["endsSoon"] == true).for_each(|of| warn(&mut out, of));
     let _ = writeln!(
         out,
         "Cluster {}, troupe {}",
@@ -80,6 +82,10 @@ fn text(status: &Value, every_actor: bool) -> String {
     let running = actors.iter().filter(|actor| actor["state"] == "running").count();
     let restarts: u64 = actors.iter().filter_map(|actor| actor["restarts"].as_u64()).sum();
     let _ = writeln!(out, "Actors: {running} of {} running, started again {restarts} times", actors.len());
+    if !certificates.is_empty() {
+        let until = certificates.iter().map(|of| format!("{} until {}", word(&of["name"]), date(of)));
+        let _ = writeln!(out, "Certificates: {}", until.collect::<Vec<_>>().join(", "));
+    }
     if !nodes.is_empty() {
         let mut table = "\nNODE\tREADY\tPODS\tLINK\tRTT\tLOST\tSTREAMS\tQUEUE\tADDRESS\n".to_owned();
         nodes.iter().for_each(|node| node_row(&mut table, node));
@@ -94,6 +100,27 @@ fn text(status: &Value, every_actor: bool) -> String {
         aligned(&mut out, &table);
     }
     out
+}
+
+/// Says that somebody has to see to a certificate.
+fn warn(out: &mut String, certificate: &Value) {
+    let left_s = certificate["secondsLeft"].as_i64().unwrap_or(0);
+    let when = match left_s {
+        ..=0 => "has ended".to_owned(),
+        left_s => format!("ends in {}", human_duration(left_s)),
+    };
+    let name = word(&certificate["name"]);
+    let _ = writeln!(out, "WARNING: the certificate of the {name} {when}: see \"Certificates\" in docs/operations.md");
+}
+
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
+}
+
+/// The day of a certificate's end.
+fn date(certificate: &Value) -> &str {
+    let end = word(&certificate["notAfter"]);
+    end.split_once('T').map_or(end, |(day, _)| day)
 }
 
 fn list(value: &Value) -> Vec<&Value> {
@@ -253,13 +280,19 @@ mod tests {
                     "silentSeconds": 3.0},
             ],
             "actors": actors,
+            "certificates": [
+                {"name": "authority", "notAfter": "2036-11-23T10:00:00Z", "secondsLeft": 86_400 * 50, "endsSoon": true},
+                {"name": "master", "notAfter": "2027-11-26T10:00:00Z", "secondsLeft": 86_400 * 300, "endsSoon": false},
+            ],
         });
         let expected = "\
 PROBLEM: the node registry did not answer in time
+WARNING: the certificate of the authority ends in 50d: see \"Certificates\" in docs/operations.md
 Cluster c, troupe 1
 Store: revision 7, 2 objects, 4 KiB; 0 changes wait, 1 objects not yet on disk
 Nodes: 1 of 3 ready
 Actors: 7 of 8 running, started again 2 times
+Certificates: authority until 2036-11-23, master until 2027-11-26
 
 NODE   READY              PODS   LINK         RTT     LOST   STREAMS   QUEUE       ADDRESS
 n1     True               2      up 2m10s     0.4ms   0.5%   1         2 (2 KiB)   10.0.0.2:7

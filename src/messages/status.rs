@@ -84,3 +84,14 @@ pub struct OwnActors {
     /// Those of the nodes beside it.
     pub nodes: Vec<(NodeName, Vec<ActorState>)>,
 }
+
+/// A certificate that the cluster hangs on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateState {
+    /// Whose.
+    pub name: &'static str,
+    /// Its end, in seconds since the epoch.
+    pub end_s: i64,
+    /// A person has to see to it.
+    pub ends_soon: bool,
+}
