@@ -51,7 +51,8 @@ pub(super) async fn ask(
 
 async fn ask_one(streams: &Port<OpenStream>, node: &NodeName) -> Result<Vec<ActorState>, Untold> {
     let silent = |why: String| Untold::Silent(format!("node {node} did not tell its actors: {why}"));
-    let opened = streams.ask(OpenStream { node: node.clone(), open: Open::Actors }, WITHIN).await;
+    // The whole answer has less time than that.
+    let opened = streams.ask(OpenStream { node: node.clone(), open: Open::Actors }, WITHIN * 2).await;
     let stream = match opened.map_err(|error| silent(error.to_string()))? {
         Ok(stream) => stream,
         Err(OpenError::Refused(UNKNOWN_QUESTION, _)) => return Err(Untold::Older),

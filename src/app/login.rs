@@ -79,11 +79,8 @@ impl NodeLogin {
         if !joined {
             return Ok(None);
         }
-        let held = Held {
-            certificate: self.identity.certificate_pem().to_owned(),
-            connector: None,
-            renewed: None,
-        };
+        let held =
+            Held { certificate: self.identity.certificate_pem().to_owned(), connector: None, renewed: None };
         let key = NodeKey::from_pem(self.identity.key_pem())?;
         Ok(Some(Keeping { key, ca: self.ca.clone(), held: Mutex::new(held), keep: self.keep.clone() }))
     }

@@ -110,7 +110,10 @@ fn warn(out: &mut String, certificate: &Value) {
         left_s => format!("ends in {}", human_duration(left_s)),
     };
     let name = word(&certificate["name"]);
-    let _ = writeln!(out, "WARNING: the certificate of the {name} {when}: see \"Certificates\" in docs/operations.md");
+    let _ = writeln!(
+        out,
+        "WARNING: the certificate of the {name} {when}: see \"Certificates\" in docs/operations.md"
+    );
 }
 
 fn word(value: &Value) -> &str {

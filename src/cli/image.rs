@@ -159,7 +159,8 @@ async fn spread<'a, T>(
 fn shares(node: &Value) -> bool {
     let runtime = node["status"]["nodeInfo"]["containerRuntimeVersion"].as_str();
     let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
-    let off = conditions.any(|condition| condition["type"] == IMAGE_SHARING && condition["status"] == "False");
+    let off =
+        conditions.any(|condition| condition["type"] == IMAGE_SHARING && condition["status"] == "False");
     runtime.is_some_and(|runtime| runtime.starts_with("native://")) && !off
 }
 

@@ -251,7 +251,9 @@ mod tests {
         assert_eq!(all.crash_loop_backoff, Some(Duration::from_millis(300)));
         assert_eq!(all.api_names, ["a", "b"]);
         assert_eq!(all.container_log_max_size, Some(1024 * 1024));
-        assert!(all.no_image_sharing && !completed(UpArgs::default(), "nodes: 1\n").unwrap().no_image_sharing);
+        assert!(
+            all.no_image_sharing && !completed(UpArgs::default(), "nodes: 1\n").unwrap().no_image_sharing
+        );
         assert!(completed(UpArgs::default(), "").unwrap().nodes.is_none());
     }
 

@@ -467,7 +467,9 @@ mod tests {
         let off = |status: &v1::NodeStatus| {
             let mut all = status.conditions.iter().flatten();
             let found = all.find(|condition| condition.type_ == IMAGE_SHARING);
-            found.map(|of| (of.status.clone(), of.message.clone().unwrap(), of.last_transition_time.clone().unwrap()))
+            found.map(|of| {
+                (of.status.clone(), of.message.clone().unwrap(), of.last_transition_time.clone().unwrap())
+            })
         };
         let shares = node_status(&MachineFacts::default(), None, 0);
         assert_eq!(off(&shares), None);
@@ -574,8 +576,9 @@ mod tests {
             ("True", "2030-01-01T01:00:50Z", 1_050, Some((true, 1_050))),
         ] {
             let told = serde_json::json!({"phase": "Running", "conditions": [
-                {"type": "Ready", "status": status, "lastTransitionTime": by_node}]});
-            let told = Told { uid: &"u".into(), status: told.to_string().as_bytes(), terminated: false };
+                {"type": "Ready", "status": status, "lastTransitionTime": by_node}]})
+            .to_string();
+            let told = Told { uid: &"u".into(), status: told.as_bytes(), terminated: false };
             let report = pod_reported(Some(&object), &"n".into(), told, now_s * 1000).unwrap();
             let written = match report {
                 Report::Ignore => None,

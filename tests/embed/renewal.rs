@@ -9,7 +9,7 @@ use std::{
 
 use k8s_openapi::{
     api::core::v1::{Node as NodeObject, Secret},
-    jiff::{SignedDuration, Timestamp},
+    jiff::Timestamp,
 };
 use troupe::{
     Client, Cluster, ClusterConfig, Master, MasterConfig, Node, NodeConfig, NodeLogin, Persistence,
@@ -108,10 +108,14 @@ fn a_node_that_the_embedder_had_join_renews_its_certificate_over_its_link() {
         let config = MasterConfig { node_certificates: LIFE, ..MasterConfig::new(Persistence::Memory) };
         let master = Master::start(config).await.unwrap();
         let client = master.client();
-        client.until(WITHIN, |all| all.find(&Key::new(Kind::Namespace, "", "kube-system")).map(|_| ())).await.unwrap();
+        client
+            .until(WITHIN, |all| all.find(&Key::new(Kind::Namespace, "", "kube-system")).map(|_| ()))
+            .await
+            .unwrap();
         let pin = master.ca().public_key_pin().unwrap();
         let token = JoinToken { id: "abcdef".into(), secret: "0123456789abcdef".into(), pin };
-        let expires = Timestamp::now() + SignedDuration::from_hours(1);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let expires = Timestamp::from_second(i64::try_from(now.as_secs()).unwrap() + 3600).unwrap();
         let secret: Secret = serde_json::from_value(token_object(&token, expires, None)).unwrap();
         client.create(&secret).await.unwrap();
         let key = NodeKey::generate().unwrap();

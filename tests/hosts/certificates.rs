@@ -216,7 +216,10 @@ fn an_authority_that_ends_soon_is_told_of_and_a_new_certificate_over_its_key_is_
     master.until_node("one", "True");
     two.node(&["--runtime", "sim", "--join", &master.address, "--token", &token, "--name", "two"]);
     master.until_node("two", "True");
-    assert_ne!(fs::read(one.data.join("pki/ca.crt")).unwrap(), fs::read(two.data.join("pki/ca.crt")).unwrap());
+    assert_ne!(
+        fs::read(one.data.join("pki/ca.crt")).unwrap(),
+        fs::read(two.data.join("pki/ca.crt")).unwrap()
+    );
 }
 
 /// A process, ended when dropped.

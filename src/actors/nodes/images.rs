@@ -81,7 +81,8 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// What is held of a part on its way.
 const BUFFER: usize = 64 << 10;
 
-const CLUSTER_KEEPS_IMAGES: &str = "no images go from node to node: the master was started with --no-image-sharing";
+const CLUSTER_KEEPS_IMAGES: &str =
+    "no images go from node to node: the master was started with --no-image-sharing";
 
 /// What one node's actor has to do with images.
 pub(super) struct Images {

@@ -296,7 +296,9 @@ async fn what_was_brought_and_removed_is_told_and_cannot_be_taken() {
     let (_dir, from, offer) = full().await;
     from.remove(APP).await.unwrap();
     let told = from.shared().unwrap();
-    let [SharedImage { name, id, came: Came::Removed { at_ms } }] = told.as_slice() else { panic!("{told:?}") };
+    let [SharedImage { name, id, came: Came::Removed { at_ms } }] = told.as_slice() else {
+        panic!("{told:?}")
+    };
     let Came::ByHand { since_ms } = offer.came else { panic!() };
     assert!((name, id) == (&offer.name, &offer.id) && *at_ms >= since_ms);
     assert!(from.part(&offer.id, &offer.id).await.is_err());
