@@ -402,7 +402,10 @@ impl Actor for NodeRegistry {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.add_stream(follow(self.seed.wiring.view.clone()));
         ctx.add_stream(accepted(self.seed.listener.clone()));
-        ctx.run_interval(pulse::PERIOD, |registry, _| registry.health.beat());
+        ctx.run_interval(pulse::PERIOD, |registry, _| {
+            registry.health.beat();
+            registry.health.look(&registry.links);
+        });
         if let Some(admission) = &self.seed.admission {
             ctx.add_stream(admission.asks());
         }
