@@ -343,6 +343,8 @@ pub struct LogRequest {
     pub since_ms: Option<i64>,
     /// Stop after so many bytes.
     pub limit_bytes: Option<u64>,
+    /// Only lines of the last so many seconds, by the clock of the pod's machine, which is the one that lines are stamped by.
+    pub last_s: Option<u64>,
 }
 
 /// How to load an image.

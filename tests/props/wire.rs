@@ -48,6 +48,7 @@ fn log_request() -> LogRequest {
         tail_lines: Some(10),
         since_ms: Some(70_000),
         limit_bytes: None,
+        last_s: Some(60),
     }
 }
 
@@ -265,7 +266,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
     golden(
         &open(),
         r"
-        00026e7301700275310163010001010a01fce022020000
+        00026e7301700275310163010001010a01fce022020000013c
         01000103613a31
         010103623a32
         02

@@ -15,7 +15,6 @@ use actix::{
     WrapFuture as _,
 };
 use futures_util::stream;
-use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
@@ -30,6 +29,7 @@ use super::{
 use crate::{
     actors::{commit::commit, outside, supervisor::Life},
     logic::{
+        clocks::happened_at,
         events::Happening,
         nodes::{Report, Told, pod_reported, wanted_mark},
         sightings::Sparing,
@@ -400,7 +400,7 @@ impl NodeHandle {
             message: event.message,
             component: "kubelet".into(),
             host: Some(self.name.clone()),
-            at: Timestamp::from_second(event.at_ms.div_euclid(1000)).unwrap_or_else(|_| outside::now()),
+            at: happened_at(event.at_ms, outside::now()),
         }));
     }
 

@@ -19,6 +19,7 @@ use super::handle::{NodeHandle, RETRY};
 use crate::{
     actors::{commit::commit, outside},
     logic::{
+        clocks::stamp,
         edit::{Edit, edit},
         join::{belongs_to, not_a_node},
         node_labels::may_set,
@@ -75,7 +76,8 @@ impl NodeHandle {
         self.change_node(ctx, move |current| match current {
             other if !is_admitted(&name, joined.as_ref(), other) => None,
             Some(object) => edit::<v1::Node>(object, |node| {
-                node.status = Some(status.clone());
+                let mut status = status.clone();
+                stamp(&mut status, node.status.as_ref(), outside::now());
                 complete_labels(node.metadata.labels.get_or_insert_default(), &status);
                 node.metadata.labels.get_or_insert_default().extend(labels.clone());
                 let spec = node.spec.get_or_insert_default();
@@ -85,12 +87,14 @@ impl NodeHandle {
                     spec.pod_cidr = Some(subnet.clone());
                     spec.pod_cidrs = Some(vec![subnet.clone()]);
                 }
+                node.status = Some(status);
             })
             .ok(),
             None => {
-                let uid = outside::uid();
-                let now_ms = outside::now().as_millisecond();
-                let node = new_node(name.as_str(), &labels, &subnet, status.clone(), now_ms, uid.as_str());
+                let (uid, now, mut status) = (outside::uid(), outside::now(), status.clone());
+                stamp(&mut status, None, now);
+                let now_ms = now.as_millisecond();
+                let node = new_node(name.as_str(), &labels, &subnet, status, now_ms, uid.as_str());
                 seal(&node).ok().map(Edit::Create)
             }
         });
