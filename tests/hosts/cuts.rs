@@ -193,10 +193,15 @@ fn a_master_that_stood_still_takes_nobody_for_dead() {
     let nodes = sim_nodes(&mut bed, &master, &["one", "two", "three"]);
     master.apply(&controller("web", 6, &[]));
     let before = master.until_pods(6);
-    // Shorter and longer than the nodes take to hang up and dial again, and once more in between.
-    for (ms, wait_ms) in [(1_500, 0), (4_000, 700), (10_000, 0)] {
+    // Shorter and longer than the nodes take to hang up and dial again, and once more in between. What comes meanwhile waits
+    // for it, or, as with a whole machine that stands still, is lost: then they are not back at once.
+    for (ms, lost, wait_ms) in [(1_500, false, 0), (4_000, false, 700), (3_000, true, 0), (10_000, true, 0)] {
         master.freeze();
+        if lost {
+            master.cut();
+        }
         std::thread::sleep(Duration::from_millis(ms));
+        master.heal();
         master.thaw();
         std::thread::sleep(Duration::from_millis(wait_ms));
     }
