@@ -4,7 +4,12 @@
 //! refused. The targets in `fuzz/` and the properties in `tests/props` call the same functions. Not a part of the public
 //! interface: it may change with any release.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    pin::pin,
+    sync::LazyLock,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -12,13 +17,14 @@ use k8s_openapi::jiff::Timestamp;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
+use tokio::sync::mpsc;
 
 use crate::{
     api::{
         body,
         patch::{Format, Patch},
     },
-    messages::wire::{JoinAnswer, JoinRequest, Open, Opened, ToMaster, ToNode},
+    messages::wire::{Admitted, JoinAnswer, JoinRefusal, JoinRequest, Open, Opened, ToMaster, ToNode},
     model::{
         Kind, Revision,
         admit::{Admission, FieldValidation, Part, admit_create, admit_update},
@@ -26,11 +32,11 @@ use crate::{
         selector::{FieldSelector, LabelSelector},
     },
     net::{
-        Authority, codec,
-        csr::{joined_key, requested_key},
+        Authority, CaCertificate, codec,
+        csr::{joined_key, requested_key, validity},
         frame::{FrameReader, read_frame},
         identity::{Role, peer_role},
-        join::JOIN_CAP,
+        join::{self, JOIN_CAP, JoinAsk},
     },
 };
 
@@ -64,22 +70,80 @@ fn message<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(frame:
     assert_eq!(codec::decode::<T>(&bytes).expect("readable again"), message);
 }
 
-/// What a machine that joins sends, which nobody knows yet: one frame, and in it a certificate request.
+/// Where whoever speaks comes from, or is looked for.
+const SOMEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 6443);
+
+/// What a machine that joins sends on its stream, which nobody knows yet: one frame, and in it a certificate request. The
+/// master's half answers once, in one frame, whatever comes; and what it admits is what the joiner's half takes.
 pub fn join(input: &[u8]) {
     static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::ephemeral().expect("a key"));
-    let mut stream = input;
-    // Bytes in memory are always there: nothing ever waits.
-    let Some(Ok(frame)) = read_frame(&mut stream, JOIN_CAP).now_or_never() else { return };
-    assert!(frame.len() <= JOIN_CAP, "a frame beyond the cap");
-    message::<JoinRequest>(&frame);
-    let Ok(request) = codec::decode::<JoinRequest>(&frame) else { return };
-    let Ok(key) = requested_key(&request.csr) else { return };
-    let name = request.name.as_str().into();
-    let Ok(certificate) = AUTHORITY.certify_node(&name, &request.csr, Duration::from_secs(60)) else {
+    let (asks, mut asked) = mpsc::channel::<JoinAsk>(1);
+    let (mut received, mut sent) = (input, Vec::new());
+    let mut request = None;
+    let outcome = {
+        let mut master = pin!(join::answer(&mut received, &mut sent, SOMEWHERE, &asks));
+        // Bytes in memory are always there: it waits for its owner alone.
+        let mut outcome = master.as_mut().now_or_never();
+        if let Ok(ask) = asked.try_recv() {
+            assert!(outcome.is_none(), "answered before it was decided");
+            let answer = certified(&AUTHORITY, &ask.request);
+            request = Some(ask.request);
+            assert!(ask.answer.send(answer).is_ok(), "it waits for that");
+            outcome = master.as_mut().now_or_never();
+        }
+        outcome.expect("it waits for nothing else")
+    };
+    let Ok(answer) = outcome else {
+        assert!(sent.is_empty() && request.is_none(), "who cannot be read is told nothing");
         return;
     };
-    let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).expect("what was signed is PEM");
+    let mut reply = sent.as_slice();
+    let reply = read_frame(&mut reply, JOIN_CAP).now_or_never().expect("it is there").expect("a whole frame");
+    assert_eq!(reply.len() + 4, sent.len(), "and no more");
+    assert_eq!(codec::decode::<JoinAnswer>(&reply).expect("it can be read"), answer);
+    match (answer, request) {
+        (JoinAnswer::Admitted(told), Some(request)) => {
+            let pin = AUTHORITY.certificate().public_key_pin().expect("it is ours");
+            let taken = join::admitted(&reply, &request, pin, SOMEWHERE);
+            assert_eq!(taken.expect("what was asked for"), told);
+        }
+        (JoinAnswer::Admitted(_), None) => panic!("admitted unasked"),
+        (JoinAnswer::Refused(..), _) => {}
+    }
+}
+
+fn certified(authority: &Authority, request: &JoinRequest) -> JoinAnswer {
+    match authority.certify_node(&request.name.as_str().into(), &request.csr, Duration::from_secs(60)) {
+        Ok(certificate) => JoinAnswer::Admitted(Admitted {
+            certificate,
+            ca: authority.certificate().pem().to_owned(),
+            cluster: "fuzzed".into(),
+        }),
+        Err(error) => JoinAnswer::Refused(JoinRefusal::Invalid, error.to_string()),
+    }
+}
+
+/// What the master that a machine joins may send, or who passes for it. First the pin of the token's authority (32 bytes) and a
+/// frame with the request, which are the machine's own; then the stream from the other side.
+pub fn join_answer(input: &[u8]) {
+    let Some((pin, mut rest)) = input.split_first_chunk::<32>() else { return };
+    let Some(Ok(request)) = read_frame(&mut rest, JOIN_CAP).now_or_never() else { return };
+    let Ok(request) = codec::decode::<JoinRequest>(&request) else { return };
+    let mut sent = Vec::new();
+    let said = join::say(&mut rest, &mut sent, &request).now_or_never();
+    let said = said.expect("bytes in memory are always there");
+    assert_eq!(sent.len().checked_sub(4), codec::encode(&request, JOIN_CAP).ok().map(|bytes| bytes.len()));
+    let Ok(Ok(answer)) = said else { return };
+    assert!(answer.len() <= JOIN_CAP, "a frame beyond the cap");
+    let Ok(admitted) = join::admitted(&answer, &request, *pin, SOMEWHERE) else { return };
+    // What is kept for good is of that cluster, and of use.
+    let ca = CaCertificate::from_pem(&admitted.ca).expect("an authority");
+    assert_eq!(ca.public_key_pin().expect("a key"), *pin, "another cluster's authority");
+    validity(&admitted.certificate).expect("a certificate");
+    let certificate = CertificateDer::from_pem_slice(admitted.certificate.as_bytes()).expect("PEM");
+    let key = requested_key(&request.csr).expect("it was compared");
     assert_eq!(joined_key(&certificate), Some(key), "a certificate for another key than was asked for");
+    let name = request.name.as_str().into();
     assert_eq!(peer_role(&certificate), Some(Role::Node(name)), "a certificate for another name");
 }
 

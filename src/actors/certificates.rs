@@ -37,6 +37,8 @@ impl Actor for Certificates {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
+        // What ends soon is said at the start.
+        self.renewal.look();
         ctx.run_interval(self.renewal.look_every(), |actor, _| actor.renewal.look());
     }
 }

@@ -11,7 +11,6 @@ use serde_json::Value;
 use tokio_util::io::ReaderStream;
 
 use super::{
-    clock,
     door::{Shared, StreamPermit},
     error::ApiError,
     write::{Call, document},
@@ -125,9 +124,6 @@ fn request(call: &Call, object: &Object) -> Result<wire::LogRequest, ApiError> {
                 .map_err(|_| invalid("sinceTime", &format!("\"{t}\": must be an RFC 3339 time")))
         })
         .transpose()?;
-    let since_ms = since
-        .map(|s| clock::now().as_millisecond().saturating_sub(s.saturating_mul(1000)))
-        .or_else(|| since_time.map(Timestamp::as_millisecond));
     Ok(wire::LogRequest {
         namespace: object.key.namespace.to_string(),
         pod: object.key.name.to_string(),
@@ -137,8 +133,9 @@ fn request(call: &Call, object: &Object) -> Result<wire::LogRequest, ApiError> {
         previous: query.switch("previous"),
         timestamps: query.switch("timestamps"),
         tail_lines,
-        since_ms,
+        since_ms: since_time.map(Timestamp::as_millisecond),
         limit_bytes: limit_bytes.and_then(|n| u64::try_from(n).ok()),
+        last_s: since.and_then(|n| u64::try_from(n).ok()),
     })
 }
 

@@ -5,6 +5,7 @@
 //! every kind: what differs between kinds is in [`crate::model::registry`] and [`crate::model::admit`].
 //! Invariant: reads never wait for the store's writer; every change is a compare-and-swap.
 
+mod actors;
 mod auth;
 mod backup;
 pub(crate) mod body;

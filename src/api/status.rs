@@ -1,7 +1,8 @@
 //! `GET /troupe/v1/status`: how the cluster's own machinery is, for `troupe cluster status`.
 //!
 //! Owns: [`Inspect`] (whom to ask), the asking, and the document. Administrators only, as every path that is not everyone's.
-//! Invariant: it answers within [`WITHIN`] whatever is stuck; what did not answer is named in `problems` and left out.
+//! Invariant: it answers within [`WITHIN`] and what nodes are given beside, whatever is stuck; what did not answer is named
+//! in `problems` and left out. An actor is shown with its node, those of the master apart.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -10,10 +11,15 @@ use futures_util::future::{BoxFuture, join3};
 use k8s_openapi::{api::core::v1, jiff::Timestamp};
 use serde_json::{Value, json};
 
-use super::{clock, door::Shared, read::json_response};
+use super::{
+    actors::{self, Untold},
+    clock,
+    door::Shared,
+    read::json_response,
+};
 use crate::{
     logic::silence::is_away,
-    messages::{ActorState, NodeState, Port, ShowNodes, ShowStore, StoreState},
+    messages::{ActorState, CertificateState, NodeState, OwnActors, Port, ShowNodes, ShowStore, StoreState},
     model::{Kind, KindFacet, NodeName, Object, Snapshot},
 };
 
@@ -32,14 +38,18 @@ pub struct Inspect {
     /// The store.
     pub store: Port<ShowStore>,
     /// The supervisors: every actor of this process, by its path.
-    pub actors: Arc<dyn Fn() -> BoxFuture<'static, Vec<ActorState>> + Send + Sync>,
+    pub actors: Arc<dyn Fn() -> BoxFuture<'static, OwnActors> + Send + Sync>,
+    /// The authority's certificate and the master's own.
+    pub certificates: Arc<dyn Fn() -> Vec<CertificateState> + Send + Sync>,
 }
 
 /// What they said; an error is why one did not.
 struct Heard {
     nodes: Result<Vec<NodeState>, String>,
     store: Result<StoreState, String>,
-    actors: Result<Vec<ActorState>, String>,
+    actors: Result<OwnActors, String>,
+    /// Of nodes elsewhere.
+    told: Vec<(NodeName, Result<Vec<ActorState>, Untold>)>,
 }
 
 /// The answer; `None` where there is nobody to ask.
@@ -51,13 +61,30 @@ pub async fn status(shared: &Shared) -> Option<HttpResponse> {
     };
     let (nodes, store, actors) =
         join3(inspect.nodes.ask(ShowNodes, WITHIN), inspect.store.ask(ShowStore, WITHIN), actors).await;
-    let heard =
-        Heard { nodes: nodes.map_err(|e| e.to_string()), store: store.map_err(|e| e.to_string()), actors };
+    let elsewhere = elsewhere(nodes.as_deref().unwrap_or_default(), actors.as_ref().ok());
+    let told = actors::ask(&shared.state.streams, elsewhere).await;
+    let (nodes, store) = (nodes.map_err(|error| error.to_string()), store.map_err(|error| error.to_string()));
+    let heard = Heard { nodes, store, actors, told };
     let snapshot = shared.state.view.snapshot();
     let mut document = document(&snapshot, &heard, clock::now());
     document["cluster"] = inspect.cluster.clone().into();
+    document["certificates"] = certificates(&(inspect.certificates)(), clock::now());
     document["store"]["watchableSince"] = shared.state.view.oldest().0.into();
     Some(json_response(200, document.to_string()))
+}
+
+/// The nodes that can be asked, and whose actors are not in this process.
+fn elsewhere(nodes: &[NodeState], own: Option<&OwnActors>) -> Vec<NodeName> {
+    let is_own = |name: &NodeName| own.is_some_and(|own| own.nodes.iter().any(|(node, _)| node == name));
+    let linked = nodes.iter().filter(|state| state.link.is_some()).map(|state| &state.node);
+    linked.filter(|name| !is_own(name)).cloned().collect()
+}
+
+/// Each node's actors, or why they are not known.
+fn by_node(heard: &Heard) -> HashMap<&NodeName, Result<&[ActorState], &Untold>> {
+    let told = heard.told.iter().map(|(node, told)| (node, told.as_deref()));
+    let own = heard.actors.iter().flat_map(|own| &own.nodes);
+    told.chain(own.map(|(node, actors)| (node, Ok(actors.as_slice())))).collect()
 }
 
 fn document(snapshot: &Snapshot, heard: &Heard, now: Timestamp) -> Value {
@@ -65,6 +92,11 @@ fn document(snapshot: &Snapshot, heard: &Heard, now: Timestamp) -> Value {
     problems.extend(heard.nodes.as_ref().err().map(String::as_str));
     problems.extend(heard.store.as_ref().err().map(String::as_str));
     problems.extend(heard.actors.as_ref().err().map(String::as_str));
+    problems.extend(heard.told.iter().filter_map(|(_, told)| match told {
+        Err(Untold::Silent(why)) => Some(why.as_str()),
+        // Nothing is wrong with a version that is older.
+        Err(Untold::Older) | Ok(_) => None,
+    }));
     let states: HashMap<&NodeName, &NodeState> =
         heard.nodes.iter().flatten().map(|state| (&state.node, state)).collect();
     let mut pods: HashMap<&str, u64> = HashMap::new();
@@ -75,23 +107,29 @@ fn document(snapshot: &Snapshot, heard: &Heard, now: Timestamp) -> Value {
             *pods.entry(node.as_str()).or_default() += 1;
         }
     }
+    let mut actors = by_node(heard);
     let nodes: Vec<Value> = snapshot
         .list(Kind::Node, None)
         .map(|object| {
-            let state = states.get(&NodeName(object.key.name.clone())).copied();
+            let name = NodeName(object.key.name.clone());
             let pods = pods.get(&*object.key.name).copied().unwrap_or(0);
-            node(object, state, pods, now)
+            let mut shown = node(object, states.get(&name).copied(), pods, now);
+            match actors.remove(&name) {
+                Some(Ok(actors)) => shown["actors"] = json!(actors),
+                Some(Err(Untold::Older)) => shown["actorsUnknown"] = "its version does not tell them".into(),
+                Some(Err(Untold::Silent(_))) => shown["actorsUnknown"] = "it did not answer".into(),
+                None => {}
+            }
+            shown
         })
         .collect();
-    let actors: Vec<Value> = heard
-        .actors
-        .iter()
-        .flatten()
-        .map(|actor| {
-            json!({ "name": actor.name, "state": actor.state, "restarts": actor.restarts,
-                "lastError": actor.last_error })
-        })
-        .collect();
+    let mut master: Vec<ActorState> = heard.actors.iter().flat_map(|own| own.master.clone()).collect();
+    // A node of this process that has not come so far as to be registered.
+    for (node, actors) in actors {
+        let named =
+            |actor: &ActorState| ActorState { name: format!("node {node}: {}", actor.name), ..actor.clone() };
+        master.extend(actors.unwrap_or_default().iter().map(named));
+    }
     let (objects, bytes) = sizes(snapshot);
     let mut store = json!({ "revision": snapshot.revision.0, "objects": objects, "bytes": bytes });
     if let Ok(state) = &heard.store {
@@ -104,9 +142,22 @@ fn document(snapshot: &Snapshot, heard: &Heard, now: Timestamp) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "store": store,
         "nodes": nodes,
-        "actors": actors,
+        "actors": master,
         "problems": problems,
     })
+}
+
+fn certificates(all: &[CertificateState], now: Timestamp) -> Value {
+    let shown = all.iter().map(|certificate| {
+        let end = Timestamp::from_second(certificate.end_s).unwrap_or(Timestamp::UNIX_EPOCH);
+        json!({
+            "name": certificate.name,
+            "notAfter": end.to_string(),
+            "secondsLeft": end.duration_since(now).as_secs(),
+            "endsSoon": certificate.ends_soon,
+        })
+    });
+    shown.collect()
 }
 
 fn sizes(snapshot: &Snapshot) -> (usize, usize) {
@@ -193,7 +244,8 @@ mod tests {
         };
         let nodes = vec![NodeState { node: "n1".into(), link: Some(link), silent: None }];
         let store = StoreState { queued_changes: 4, behind: 5, failing: true };
-        let heard = Heard { nodes: Ok(nodes), store: Ok(store), actors: Ok(Vec::new()) };
+        let heard =
+            Heard { nodes: Ok(nodes), store: Ok(store), actors: Ok(OwnActors::default()), told: Vec::new() };
         let shown = document(&snapshot(), &heard, "2024-01-01T00:01:40Z".parse().unwrap());
         let (one, two) = (&shown["nodes"][0], &shown["nodes"][1]);
         assert_eq!(one["link"]["roundTripSeconds"], 0.002);
@@ -223,10 +275,74 @@ mod tests {
 
     #[test]
     fn who_does_not_answer_is_named_and_the_others_are_shown() {
-        let heard = Heard { nodes: Err("a".into()), store: Err("b".into()), actors: Err("c".into()) };
+        let heard = Heard {
+            nodes: Err("a".into()),
+            store: Err("b".into()),
+            actors: Err("c".into()),
+            told: vec![("n1".into(), Err(Untold::Silent("d".into())))],
+        };
         let shown = document(&snapshot(), &heard, Timestamp::UNIX_EPOCH);
-        assert_eq!(shown["problems"], json!(["a", "b", "c"]));
+        assert_eq!(shown["problems"], json!(["a", "b", "c", "d"]));
         assert_eq!(shown["nodes"].as_array().unwrap().len(), 2);
         assert_eq!(shown["store"]["objects"], 3);
+    }
+    #[test]
+    fn actors_are_shown_with_their_node_and_who_is_asked_is_who_is_linked_elsewhere() {
+        let actor = |name: &str| ActorState {
+            name: name.into(),
+            state: "running".into(),
+            restarts: 1,
+            last_error: Some("panicked".into()),
+        };
+        let told = |name: &str| vec![actor(name)];
+        let own = OwnActors {
+            master: told("store"),
+            nodes: vec![("n1".into(), told("kubelet")), ("n9".into(), told("uplink"))],
+        };
+        let link = LinkState {
+            age: Duration::ZERO,
+            peer: None,
+            rtt: Duration::ZERO,
+            lost_packets: 0,
+            sent_packets: 0,
+            streams: 0,
+            queued_messages: 0,
+            queued_bytes: 0,
+        };
+        let state = |node: &str, link: Option<&LinkState>| NodeState {
+            node: node.into(),
+            link: link.cloned(),
+            silent: None,
+        };
+        let nodes = vec![state("n1", Some(&link)), state("n2", Some(&link)), state("n3", None)];
+        assert_eq!(elsewhere(&nodes, Some(&own)), ["n2".into()]);
+        let store = StoreState { queued_changes: 0, behind: 0, failing: false };
+        for (answer, actors, unknown, problems) in [
+            (Ok(told("node/kubelet")), 1, Value::Null, 0),
+            (Err(Untold::Older), 0, "its version does not tell them".into(), 0),
+            (Err(Untold::Silent("late".into())), 0, "it did not answer".into(), 1),
+        ] {
+            let told = vec![("n2".into(), answer)];
+            let heard = Heard { nodes: Ok(nodes.clone()), store: Ok(store), actors: Ok(own.clone()), told };
+            let shown = document(&snapshot(), &heard, Timestamp::UNIX_EPOCH);
+            assert_eq!(shown["nodes"][0]["actors"][0]["name"], "kubelet");
+            let other = &shown["nodes"][1];
+            assert_eq!(other["actors"].as_array().map_or(0, Vec::len), actors, "{other}");
+            assert_eq!(other["actorsUnknown"], unknown);
+            assert_eq!(shown["problems"].as_array().unwrap().len(), problems);
+            let expected = json!([
+                {"name": "store", "state": "running", "restarts": 1, "lastError": "panicked"},
+                {"name": "node n9: uplink", "state": "running", "restarts": 1, "lastError": "panicked"},
+            ]);
+            assert_eq!(shown["actors"], expected, "one that is not registered is shown all the same");
+        }
+    }
+    #[test]
+    fn certificates_are_shown_with_their_end() {
+        let authority = CertificateState { name: "authority", end_s: 1_704_067_300, ends_soon: true };
+        let shown = certificates(&[authority], "2024-01-01T00:00:00Z".parse().unwrap());
+        let expected = json!([{"name": "authority", "notAfter": "2024-01-01T00:01:40Z", "secondsLeft": 100,
+            "endsSoon": true}]);
+        assert_eq!(shown, expected);
     }
 }

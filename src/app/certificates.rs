@@ -4,20 +4,25 @@
 //! is left, or the clock was set to a time that they are not for; nothing is restarted for it: connections stay, and what connects later is shown the new one.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
-use super::{StartError, kubeconfig, membership::now_s};
+use super::{NodeLogin, StartError, kubeconfig, membership::now_s};
 use crate::{
     actors::certificates::Renewal,
     api::{ServeError, ServerCertificate},
-    logic::renewal,
+    logic::{renewal, seldom::Seldom},
+    messages::CertificateState,
     model::NodeName,
     net::{Authority, Connector, Identity, LinkConfig, Showing, csr::validity, identity::BACKDATE},
 };
+
+/// A certificate's end is told of in the log once a day.
+const WARN_EVERY_MS: i64 = 86_400_000;
 
 /// The names and addresses at which the API is reached.
 #[derive(Clone)]
@@ -37,7 +42,30 @@ pub(super) struct Certificates {
     /// The administrator's kubeconfig, when it is kept.
     file: Option<PathBuf>,
     admin: Mutex<Identity>,
-    nodes: Mutex<Vec<(NodeName, Connector)>>,
+    nodes: Mutex<Nodes>,
+    /// Of which certificates was said that they end soon.
+    warned: Mutex<Seldom<&'static str>>,
+}
+
+/// Nodes of this process, by numbers that are not used again.
+#[derive(Default)]
+struct Nodes {
+    next: u64,
+    all: BTreeMap<u64, (NodeName, Connector)>,
+}
+
+/// A node's place among those whose certificates are renewed; it ends with this.
+pub(super) struct Kept {
+    number: u64,
+    by: Weak<Certificates>,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if let Some(certificates) = self.by.upgrade() {
+            certificates.nodes().all.remove(&self.number);
+        }
+    }
 }
 
 impl Certificates {
@@ -60,12 +88,30 @@ impl Certificates {
             file,
             admin: Mutex::new(admin),
             nodes: Mutex::default(),
+            warned: Mutex::new(Seldom::new(WARN_EVERY_MS)),
         }
     }
 
-    /// A node of this process, whose certificate is to be renewed as well.
-    pub(super) fn keep_fresh(&self, name: &NodeName, connector: Connector) {
-        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).push((name.clone(), connector));
+    /// A node of this process, whose certificate is to be renewed as well; at once, if its login is an old one.
+    pub(super) fn keep_fresh(
+        self: &Arc<Self>,
+        login: &NodeLogin,
+        connector: Connector,
+    ) -> Result<Kept, StartError> {
+        let span = validity(login.identity.certificate_pem()).unwrap_or_default();
+        if renewal::due_here(span, BACKDATE, now_s()) {
+            let identity = self.authority.issue_node(&login.name)?;
+            connector.show(&identity, self.authority.certificate(), LinkConfig::default())?;
+        }
+        let mut nodes = self.nodes();
+        let number = nodes.next;
+        nodes.next += 1;
+        nodes.all.insert(number, (login.name.clone(), connector));
+        Ok(Kept { number, by: Arc::downgrade(self) })
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, Nodes> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The administrator's kubeconfig.
@@ -79,6 +125,31 @@ impl Certificates {
         self.file.as_ref().map_or(Ok(()), |file| kubeconfig::write_private(file, &self.kubeconfig()))
     }
 
+    /// The ends of the authority's certificate, which nobody renews, and of those that are renewed here.
+    pub(super) fn states(&self) -> Vec<CertificateState> {
+        let state = |name, span: (i64, i64)| {
+            let ends_soon = renewal::ends_soon(renewal::life(span, BACKDATE), now_s());
+            CertificateState { name, end_s: span.1, ends_soon }
+        };
+        let authority = validity(self.authority.certificate().pem()).unwrap_or_default();
+        vec![state("authority", authority), state("master", self.span())]
+    }
+
+    /// Says in the log that somebody has to see to one, once a day.
+    fn warn(&self) {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        for certificate in self.states().iter().filter(|certificate| certificate.ends_soon) {
+            let days_left = (certificate.end_s - now_s()).div_euclid(86_400);
+            if warned.says(&certificate.name, now_s().saturating_mul(1000)).is_some() {
+                tracing::warn!(
+                    certificate = certificate.name,
+                    days_left,
+                    "a certificate that the cluster hangs on ends soon: see docs/operations.md, \"Certificates\""
+                );
+            }
+        }
+    }
+
     /// The span of all of them: the administrator's was issued last, and is replaced last.
     fn span(&self) -> (i64, i64) {
         let admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
@@ -90,7 +161,7 @@ impl Certificates {
         self.links.show(&self.authority.issue_master()?, ca)?;
         let api = self.authority.issue_api_server(&self.api_names.names, &self.api_names.ips)?;
         self.api.show(api.chain().to_vec(), api.key()).map_err(ServeError::from)?;
-        for (name, connector) in &*self.nodes.lock().unwrap_or_else(PoisonError::into_inner) {
+        for (name, connector) in self.nodes().all.values() {
             connector.show(&self.authority.issue_node(name)?, ca, LinkConfig::default())?;
         }
         let admin = self.authority.issue_admin()?;
@@ -110,6 +181,7 @@ impl Renewal for Certificates {
     }
 
     fn look(&self) {
+        self.warn();
         if !renewal::due_here(self.span(), BACKDATE, now_s()) {
             return;
         }

@@ -228,9 +228,7 @@ impl Cluster {
             };
             match begun.await {
                 Ok(node) => {
-                    let path = format!("node {}: ", node.name());
-                    cluster.master.trees().add(&path, node.supervisor());
-                    cluster.master.certificates().keep_fresh(node.name(), node.connector());
+                    cluster.master.trees().add(node.name(), node.supervisor());
                     cluster.nodes.push(node);
                 }
                 Err(error) => {

@@ -3,7 +3,7 @@
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, UdpSocket},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, OnceLock, Weak},
     time::Duration,
 };
 
@@ -63,6 +63,8 @@ pub struct MasterConfig {
     pub node_certificates: Duration,
     /// How long the master's own certificates are valid; they are renewed long before.
     pub certificates: Duration,
+    /// No images go from node to node.
+    pub no_image_sharing: bool,
     /// Renders `/metrics`, when metrics are recorded.
     pub metrics: Option<super::Render>,
     /// Bound already: the API's and the links'.
@@ -85,6 +87,7 @@ impl MasterConfig {
             lost_after: Duration::from_secs(2),
             node_certificates: CERTIFICATES,
             certificates: CERTIFICATES,
+            no_image_sharing: false,
             metrics: None,
             sockets: None,
             on_escalate: Arc::new(|_| {}),
@@ -130,9 +133,9 @@ impl Master {
         let listener = Arc::new(tokio::sync::Mutex::new(listener));
 
         let actors = Actors::begin(store, view.clone(), config.on_escalate.clone());
-        let trees = Trees::default();
-        trees.add("", actors.root.handle());
-        let shown = trees.clone();
+        let trees = Trees::of(actors.root.handle());
+        let (shown, certified) = (trees.clone(), Arc::new(OnceLock::<Weak<Certificates>>::new()));
+        let looked_at = certified.clone();
         let seed = RegistrySeed {
             wiring: actors.wiring.clone(),
             listener: listener.clone(),
@@ -141,6 +144,7 @@ impl Master {
             lost_after: config.lost_after,
             admission: admission.map(Arc::new),
             token_key: token_key.clone(),
+            no_image_sharing: config.no_image_sharing,
         };
         let (commits, streams) = (actors.wiring.commits.clone(), actors.registry.port());
         let state = ApiState {
@@ -154,6 +158,10 @@ impl Master {
                 nodes: actors.registry.port(),
                 store: actors.store.port(),
                 actors: Arc::new(move || Box::pin(shown.clone().show())),
+                certificates: Arc::new(move || {
+                    let certificates = looked_at.get().and_then(Weak::upgrade);
+                    certificates.map(|certificates| certificates.states()).unwrap_or_default()
+                }),
             }),
             backup: match &config.persistence {
                 Persistence::Directory(path) => Some(restore::files(path.clone())),
@@ -193,6 +201,8 @@ impl Master {
             (&config.cluster, server.address()),
             directory.as_ref().map(|directory| directory.join("admin.kubeconfig")),
         ));
+        // Set once.
+        let _ = certified.set(Arc::downgrade(&certificates));
         root.handle().start_child(certificates::child(certificates.clone())).detach();
         let master = Master {
             view,
@@ -247,11 +257,6 @@ impl Master {
         self.root.handle()
     }
 
-    /// The certificates that are renewed while it runs.
-    pub(super) fn certificates(&self) -> &Certificates {
-        &self.certificates
-    }
-
     /// The supervision trees that are shown as this cluster's.
     pub(super) fn trees(&self) -> &Trees {
         &self.trees
@@ -272,17 +277,15 @@ impl Master {
         self.certificates.kubeconfig()
     }
 
-    /// What a node of that name needs to link to this master.
+    /// What a node of that name in this process needs to link to this master. Its certificate is renewed with the master's
+    /// own while both run.
     ///
     /// # Errors
     /// When the name is no node name.
     pub fn admit_node(&self, name: &NodeName) -> Result<super::NodeLogin, StartError> {
-        Ok(super::NodeLogin {
-            name: name.clone(),
-            master: kubeconfig::reachable(self.links).to_string(),
-            identity: self.authority.issue_node(name)?,
-            ca: self.authority.certificate().clone(),
-        })
+        let master = kubeconfig::reachable(self.links).to_string();
+        let (identity, ca) = (self.authority.issue_node(name)?, self.authority.certificate().clone());
+        Ok(super::NodeLogin::new(name.clone(), master, identity, ca).beside(&self.certificates))
     }
 
     /// Stops serving, then the actors, the store last.

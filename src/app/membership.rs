@@ -103,12 +103,7 @@ impl Files {
     /// What the node links with.
     pub(super) fn login(&self, record: &Record) -> Result<NodeLogin, StartError> {
         let identity = self.key()?.with(&self.read("node.crt")?)?;
-        Ok(NodeLogin {
-            name: record.name.as_str().into(),
-            master: record.master.clone(),
-            identity,
-            ca: self.ca()?,
-        })
+        Ok(NodeLogin::new(record.name.as_str().into(), record.master.clone(), identity, self.ca()?))
     }
 
     fn read(&self, name: &str) -> Result<String, StartError> {
@@ -149,11 +144,6 @@ impl Membership {
         (Membership { files, connector: Mutex::new(None), standing, renewed: Mutex::new(None) }, told)
     }
 
-    /// The connector whose certificate is to be renewed.
-    pub(super) fn dials_by(&self, connector: Connector) {
-        *self.connector.lock().unwrap_or_else(PoisonError::into_inner) = Some(connector);
-    }
-
     /// Begin and end of the present certificate's life, in seconds since the epoch.
     fn life(&self) -> Option<(i64, i64)> {
         validity(&self.files.read("node.crt").ok()?).ok().map(|span| renewal::life(span, BACKDATE))
@@ -166,6 +156,43 @@ impl Membership {
             connector.show(&identity, &ca, LinkConfig::default())?;
         }
         write_private(&self.files.pki("node.crt"), certificate)
+    }
+}
+
+/// A [`Member`] that keeps its certificate fresh by itself.
+pub(super) trait Fresh: Member {
+    /// The connector whose certificate is to be renewed.
+    fn dials_by(&self, connector: Connector);
+}
+
+impl Fresh for Membership {
+    fn dials_by(&self, connector: Connector) {
+        *self.connector.lock().unwrap_or_else(PoisonError::into_inner) = Some(connector);
+    }
+}
+
+/// What to ask for a new certificate with, when it is time: the present one has such a life, and came at that moment if it
+/// came to this process.
+pub(super) fn asks(
+    life: (i64, i64),
+    renewed: Option<Instant>,
+    request: impl FnOnce() -> Result<Vec<u8>, StartError>,
+) -> Option<Vec<u8>> {
+    // A clock that is far ahead takes the new one for an old one as well.
+    let fresh = renewed.is_some_and(|at| at.elapsed() < renewal::pause(life));
+    if fresh || !renewal::due(life, now_s()) {
+        return None;
+    }
+    if renewal::ends_soon(life, now_s()) {
+        let days_left = (life.1 - now_s()).div_euclid(86_400);
+        tracing::warn!(days_left, "the node's certificate ends soon, and no master has renewed it yet");
+    }
+    match request() {
+        Ok(request) => Some(request),
+        Err(error) => {
+            tracing::error!(%error, "the node's certificate cannot be renewed");
+            None
+        }
     }
 }
 
@@ -188,20 +215,8 @@ impl Member for Membership {
     }
 
     fn renewal(&self) -> Option<Vec<u8>> {
-        let life = self.life()?;
         let renewed = *self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
-        // A clock that is far ahead takes the new one for an old one as well.
-        let fresh = renewed.is_some_and(|at| at.elapsed() < renewal::pause(life));
-        if fresh || !renewal::due(life, now_s()) {
-            return None;
-        }
-        match self.files.key().and_then(|key| Ok(key.request()?)) {
-            Ok(request) => Some(request),
-            Err(error) => {
-                tracing::error!(%error, "the node's certificate cannot be renewed");
-                None
-            }
-        }
+        asks(self.life()?, renewed, || Ok(self.files.key()?.request()?))
     }
 
     fn renewed(&self, certificate: &str) -> bool {

@@ -2,17 +2,17 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use super::{StartError, guard::Root, membership::Membership, network};
+use super::{NodeLogin, StartError, certificates::Kept, guard::Root, membership::Fresh, network};
 use crate::{
     actors::{
-        kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Peers, Starts},
+        kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Peers, Probe, Starts},
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
         uplink::{Leave, Member},
     },
     logic::{nodes::MachineFacts, supervision::Backoff},
     messages::{Port, Slot},
     model::NodeName,
-    net::{self, CaCertificate, Connector, Dialer, Identity, LinkConfig, identity::MASTER},
+    net::{self, Connector, Dialer, LinkConfig, identity::MASTER},
     runtime::{
         ContainerRuntime, disk,
         images::{ImageStore, RegistryConfig},
@@ -22,18 +22,6 @@ use crate::{
 
 /// The kubelet's version, as in `kubectl get nodes`; written as the API writes its own.
 const KUBELET_VERSION: &str = concat!("v1.33.1+troupe-", env!("CARGO_PKG_VERSION"));
-
-/// What a node needs to link to its master.
-pub struct NodeLogin {
-    /// The node's name, as in its certificate.
-    pub name: NodeName,
-    /// The master's links port, `HOST:PORT`: a name is looked up anew each time.
-    pub master: String,
-    /// The node's certificate and key.
-    pub identity: Identity,
-    /// The cluster's authority.
-    pub ca: CaCertificate,
-}
 
 /// What a node is to be like.
 pub struct NodeConfig {
@@ -73,23 +61,27 @@ pub const MAX_PODS: u32 = 110;
 pub struct Node {
     name: NodeName,
     leave: Port<Leave>,
-    connector: Connector,
     root: Root,
+    /// Its certificate is renewed by the master beside it.
+    _kept: Option<Kept>,
 }
 
 impl Node {
-    /// Starts a node inside the present actix system; it links to its master as soon as it can.
+    /// Starts a node inside the present actix system; it links to its master as soon as it can. Its certificate is
+    /// renewed while it runs, by a master of this process that gave it ([`Master::admit_node`](super::Master::admit_node))
+    /// or else over the link.
     ///
     /// # Errors
     /// When its directory or identity cannot be used.
     pub async fn start(config: NodeConfig) -> Result<Node, StartError> {
-        Node::start_as(config, None).await
+        let keeping = config.login.keeping()?.map(|keeping| Arc::new(keeping) as Arc<dyn Fresh>);
+        Node::start_as(config, keeping).await
     }
 
-    /// The same for a node that joined.
+    /// The same for a node whose certificate somebody keeps fresh.
     pub(super) async fn start_as(
         config: NodeConfig,
-        member: Option<Arc<Membership>>,
+        member: Option<Arc<dyn Fresh>>,
     ) -> Result<Node, StartError> {
         let NodeConfig { login, .. } = &config;
         let mut connector = Connector::new(&login.identity, &login.ca, LinkConfig::default())?;
@@ -99,21 +91,28 @@ impl Node {
         if let Some(member) = &member {
             member.dials_by(connector.clone());
         }
-        Node::start_by(connector, config, member)
+        let kept = match config.login.renewed_by() {
+            Some(certificates) => Some(certificates.keep_fresh(login, connector.clone())?),
+            None => None,
+        };
+        let member = member.map(|member| member as Arc<dyn Member>);
+        let node = Node::start_by(connector, kubelet::by_tcp(), config, member)?;
+        Ok(Node { _kept: kept, ..node })
     }
 
-    /// The same for one that dials in its own way.
+    /// The same for one that dials, and looks for other machines, in its own way.
     pub(super) fn start_by(
         connector: Connector,
+        probe: Probe,
         config: NodeConfig,
-        member: Option<Arc<Membership>>,
+        member: Option<Arc<dyn Member>>,
     ) -> Result<Node, StartError> {
         for dir in ["pods", "logs"] {
             let path = config.directory.join(dir);
             disk::make_apart(&path).map_err(|source| StartError::File { path, source })?;
         }
         let NodeConfig { login, runtime, labels, address, max_pods, manifests, .. } = config;
-        let uplink = Slot::new("uplink");
+        let (uplink, no_image_sharing) = (Slot::new("uplink"), config.settings.no_image_sharing);
         let context = Arc::new(NodeContext {
             name: login.name.to_string(),
             runtime,
@@ -124,7 +123,10 @@ impl Node {
             ledger: Ledger::default(),
             configs: Configs::default(),
             registry_config: config.registry_config,
-            peers: Peers::by(uplink.port()),
+            peers: match no_image_sharing {
+                true => Peers::default(),
+                false => Peers::by(uplink.port()),
+            },
             settings: config.settings,
             packing: Default::default(),
         });
@@ -133,13 +135,14 @@ impl Node {
             address: address.to_string(),
             max_pods,
             version: KUBELET_VERSION.into(),
+            no_image_sharing,
             ..MachineFacts::default()
         };
         let on_escalate = config.on_escalate;
         let root = Root::start(
             SupervisorSpec::new("node root").on_escalate(move |escalation| on_escalate(escalation)),
         );
-        let (master, dials_by) = (login.master, connector.clone());
+        let master = login.master;
         let child = kubelet::child(
             move |slot, pods, uplink| KubeletSeed {
                 node: context.clone(),
@@ -149,23 +152,19 @@ impl Node {
                 slot: slot.clone(),
                 pods: pods.clone(),
                 manifests: manifests.clone(),
+                probe: probe.clone(),
             },
             move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
-            member.map(|member| member as Arc<dyn Member>),
-            &uplink,
+            member,
+            (&uplink, root.handle()),
         );
         root.handle().start_child(child).detach();
-        Ok(Node { name: login.name, leave: uplink.port(), connector: dials_by, root })
+        Ok(Node { name: login.name, leave: uplink.port(), root, _kept: None })
     }
 
     /// The node's name.
     pub fn name(&self) -> &NodeName {
         &self.name
-    }
-
-    /// What it dials by, whose certificate may be replaced.
-    pub(super) fn connector(&self) -> Connector {
-        self.connector.clone()
     }
 
     /// The root of the node's supervision tree.

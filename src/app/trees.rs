@@ -1,32 +1,45 @@
 //! The supervision trees of this process, for whoever wants to see them.
 //!
-//! Owns: [`Trees`]: the master's own and those of nodes beside it. Nodes of other processes are not in it.
+//! Owns: [`Trees`]: the master's own and those of nodes beside it. Nodes of other processes are asked over their links.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::{actors::supervisor::SupervisorHandle, messages::ActorState};
+use crate::{
+    actors::supervisor::SupervisorHandle,
+    messages::{ActorState, OwnActors},
+    model::NodeName,
+};
 
-/// Roots of trees, each with what its actors' paths begin with. Clones share them.
-#[derive(Clone, Default)]
-pub(super) struct Trees(Arc<Mutex<Vec<(String, SupervisorHandle)>>>);
+/// Roots of trees. Clones share them.
+#[derive(Clone)]
+pub(super) struct Trees {
+    master: SupervisorHandle,
+    nodes: Arc<Mutex<Vec<(NodeName, SupervisorHandle)>>>,
+}
 
 impl Trees {
-    /// A further tree.
-    pub(super) fn add(&self, prefix: &str, root: &SupervisorHandle) {
-        let mut roots = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        roots.push((prefix.to_owned(), root.clone()));
+    /// The master's.
+    pub(super) fn of(master: &SupervisorHandle) -> Trees {
+        Trees { master: master.clone(), nodes: Arc::default() }
+    }
+
+    /// That of a node beside it.
+    pub(super) fn add(&self, node: &NodeName, root: &SupervisorHandle) {
+        let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.push((node.clone(), root.clone()));
     }
 
     /// Every actor, by its path. Waits for each supervisor on the way.
-    pub(super) async fn show(self) -> Vec<ActorState> {
-        let roots = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let mut all = Vec::new();
-        for (prefix, root) in roots {
-            all.extend(root.tree().await.into_iter().map(|child| {
-                let actor = ActorState::from(child);
-                ActorState { name: format!("{prefix}{}", actor.name), ..actor }
-            }));
+    pub(super) async fn show(self) -> OwnActors {
+        let roots = self.nodes.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut shown = OwnActors { master: actors(&self.master).await, nodes: Vec::new() };
+        for (node, root) in roots {
+            shown.nodes.push((node, actors(&root).await));
         }
-        all
+        shown
     }
+}
+
+async fn actors(root: &SupervisorHandle) -> Vec<ActorState> {
+    root.tree().await.into_iter().map(ActorState::from).collect()
 }

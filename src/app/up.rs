@@ -69,6 +69,8 @@ pub struct UpOptions {
     pub node_certificates: Duration,
     /// How long the master's own certificates are valid.
     pub certificates: Duration,
+    /// No images go from node to node, of those that join neither.
+    pub no_image_sharing: bool,
 }
 
 impl UpOptions {
@@ -91,6 +93,7 @@ impl UpOptions {
             kubelet: KubeletSettings::default(),
             node_certificates: CERTIFICATES,
             certificates: CERTIFICATES,
+            no_image_sharing: false,
         }
     }
 
@@ -214,6 +217,7 @@ fn config(
     config.master.api_names.clone_from(&options.api_names);
     config.master.node_certificates = options.node_certificates;
     config.master.certificates = options.certificates;
+    config.master.no_image_sharing = options.no_image_sharing;
     config.master.on_escalate = Arc::new(move |escalation| {
         // The process is about to end anyway when nobody listens.
         let _ = escalated.send(escalation);

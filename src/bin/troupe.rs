@@ -110,6 +110,7 @@ fn up(args: UpArgs) -> ExitCode {
         registries,
         kubelet,
         manifests: args.manifests,
+        no_image_sharing: args.no_image_sharing,
         ..usual
     };
     app::up(options, rootless)
@@ -135,6 +136,7 @@ fn master(args: MasterArgs) -> ExitCode {
         api_names: args.api_names,
         node_certificates,
         certificates,
+        no_image_sharing: args.no_image_sharing,
         ..usual
     };
     app::up(options, None)
@@ -207,5 +209,6 @@ fn kubelet(args: &UpArgs) -> KubeletSettings {
         },
         eviction_hard: args.eviction_hard.clone().unwrap_or_default(),
         eviction_transition: args.eviction_pressure_transition_period,
+        no_image_sharing: args.no_image_sharing,
     }
 }

@@ -64,6 +64,8 @@ fn text(status: &Value, every_actor: bool) -> String {
     for problem in status["problems"].as_array().into_iter().flatten() {
         let _ = writeln!(out, "PROBLEM: {}", problem.as_str().unwrap_or_default());
     }
+    let certificates = list(&status["certificates"]);
+    certificates.iter().filter(|of| of["endsSoon"] == true).for_each(|of| warn(&mut out, of));
     let _ = writeln!(
         out,
         "Cluster {}, troupe {}",
@@ -71,13 +73,19 @@ fn text(status: &Value, every_actor: bool) -> String {
         status["version"].as_str().unwrap_or("?")
     );
     let _ = writeln!(out, "Store: {}", store(&status["store"]));
-    let nodes: Vec<&Value> = status["nodes"].as_array().into_iter().flatten().collect();
+    let nodes = list(&status["nodes"]);
     let ready = nodes.iter().filter(|node| node["ready"] == "True").count();
     let _ = writeln!(out, "Nodes: {ready} of {} ready", nodes.len());
-    let actors: Vec<&Value> = status["actors"].as_array().into_iter().flatten().collect();
+    let master: Vec<&Value> = list(&status["actors"]);
+    let of_nodes = nodes.iter().flat_map(|node| list(&node["actors"]));
+    let actors: Vec<&Value> = master.iter().copied().chain(of_nodes).collect();
     let running = actors.iter().filter(|actor| actor["state"] == "running").count();
     let restarts: u64 = actors.iter().filter_map(|actor| actor["restarts"].as_u64()).sum();
     let _ = writeln!(out, "Actors: {running} of {} running, started again {restarts} times", actors.len());
+    if !certificates.is_empty() {
+        let until = certificates.iter().map(|of| format!("{} until {}", word(&of["name"]), date(of)));
+        let _ = writeln!(out, "Certificates: {}", until.collect::<Vec<_>>().join(", "));
+    }
     if !nodes.is_empty() {
         let mut table = "\nNODE\tREADY\tPODS\tLINK\tRTT\tLOST\tSTREAMS\tQUEUE\tADDRESS\n".to_owned();
         nodes.iter().for_each(|node| node_row(&mut table, node));
@@ -85,10 +93,41 @@ fn text(status: &Value, every_actor: bool) -> String {
     }
     if !actors.is_empty() {
         let mut table = "\nACTOR\tSTATE\tRESTARTS\tLAST ERROR\n".to_owned();
-        actor_rows(&mut table, &actors, every_actor);
+        actor_rows(&mut table, "", &master, every_actor);
+        for node in &nodes {
+            node_actors(&mut table, node, nodes.len(), every_actor);
+        }
         aligned(&mut out, &table);
     }
     out
+}
+
+/// Says that somebody has to see to a certificate.
+fn warn(out: &mut String, certificate: &Value) {
+    let left_s = certificate["secondsLeft"].as_i64().unwrap_or(0);
+    let when = match left_s {
+        ..=0 => "has ended".to_owned(),
+        left_s => format!("ends in {}", human_duration(left_s)),
+    };
+    let name = word(&certificate["name"]);
+    let _ = writeln!(
+        out,
+        "WARNING: the certificate of the {name} {when}: see \"Certificates\" in docs/operations.md"
+    );
+}
+
+fn word(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
+}
+
+/// The day of a certificate's end.
+fn date(certificate: &Value) -> &str {
+    let end = word(&certificate["notAfter"]);
+    end.split_once('T').map_or(end, |(day, _)| day)
+}
+
+fn list(value: &Value) -> Vec<&Value> {
+    value.as_array().into_iter().flatten().collect()
 }
 
 fn aligned(out: &mut String, table: &str) {
@@ -155,10 +194,30 @@ fn queue(link: &Value) -> String {
     }
 }
 
-fn actor_rows(table: &mut String, actors: &[&Value], every_actor: bool) {
+/// The actors of one of so many nodes, each after the node's name. Where nodes are many, the healthy ones of each are one line.
+fn node_actors(table: &mut String, node: &Value, nodes: usize, every_actor: bool) {
+    let prefix = format!("node {}: ", node["name"].as_str().unwrap_or_default());
+    if let Some(why) = node["actorsUnknown"].as_str() {
+        let _ = writeln!(table, "{prefix}*\tunknown\t-\t{why}");
+    }
+    let actors = list(&node["actors"]);
+    if every_actor || nodes <= SIBLINGS {
+        return actor_rows(table, &prefix, &actors, every_actor);
+    }
+    let (well, unwell): (Vec<_>, Vec<_>) = actors.into_iter().partition(|actor| is_well(actor));
+    if !well.is_empty() {
+        let _ = writeln!(table, "{prefix}* ({})\trunning\t0\t", well.len());
+    }
+    actor_rows(table, &prefix, &unwell, every_actor);
+}
+
+fn is_well(actor: &Value) -> bool {
+    actor["state"] == "running" && actor["restarts"] == 0
+}
+
+fn actor_rows(table: &mut String, prefix: &str, actors: &[&Value], every_actor: bool) {
     let name = |actor: &Value| actor["name"].as_str().unwrap_or_default().to_owned();
     let parent = |actor: &Value| name(actor).rsplit_once('/').map(|(parent, _)| parent.to_owned());
-    let is_well = |actor: &Value| actor["state"] == "running" && actor["restarts"] == 0;
     let mut counted: Vec<String> = Vec::new();
     for actor in actors {
         if let (false, true, Some(parent)) = (every_actor, is_well(actor), parent(actor)) {
@@ -166,7 +225,7 @@ fn actor_rows(table: &mut String, actors: &[&Value], every_actor: bool) {
             let count = siblings.count();
             if count > SIBLINGS {
                 if !counted.contains(&parent) {
-                    let _ = writeln!(table, "{parent}/* ({count})\trunning\t0\t");
+                    let _ = writeln!(table, "{prefix}{parent}/* ({count})\trunning\t0\t");
                     counted.push(parent);
                 }
                 continue;
@@ -174,7 +233,7 @@ fn actor_rows(table: &mut String, actors: &[&Value], every_actor: bool) {
         }
         let _ = writeln!(
             table,
-            "{}\t{}\t{}\t{}",
+            "{prefix}{}\t{}\t{}\t{}",
             name(actor),
             actor["state"].as_str().unwrap_or_default(),
             actor["restarts"],
@@ -224,13 +283,19 @@ mod tests {
                     "silentSeconds": 3.0},
             ],
             "actors": actors,
+            "certificates": [
+                {"name": "authority", "notAfter": "2036-11-23T10:00:00Z", "secondsLeft": 86_400 * 50, "endsSoon": true},
+                {"name": "master", "notAfter": "2027-11-26T10:00:00Z", "secondsLeft": 86_400 * 300, "endsSoon": false},
+            ],
         });
         let expected = "\
 PROBLEM: the node registry did not answer in time
+WARNING: the certificate of the authority ends in 50d: see \"Certificates\" in docs/operations.md
 Cluster c, troupe 1
 Store: revision 7, 2 objects, 4 KiB; 0 changes wait, 1 objects not yet on disk
 Nodes: 1 of 3 ready
 Actors: 7 of 8 running, started again 2 times
+Certificates: authority until 2036-11-23, master until 2027-11-26
 
 NODE   READY              PODS   LINK         RTT     LOST   STREAMS   QUEUE       ADDRESS
 n1     True               2      up 2m10s     0.4ms   0.5%   1         2 (2 KiB)   10.0.0.2:7
@@ -244,5 +309,47 @@ pods/x       waiting   2          panicked: a b
 ";
         assert_eq!(text(&status, false), expected);
         assert_eq!(text(&status, true).matches("pods/").count(), 7);
+    }
+    #[test]
+    fn actors_of_nodes_stand_with_their_node_and_many_nodes_take_a_line_each() {
+        let node = |name: &str, restarts: u64| {
+            json!({"name": name, "ready": "True", "schedulable": true, "pods": 0, "link": null, "actors": [
+                {"name": "node/kubelet", "state": "running", "restarts": restarts, "lastError": null},
+                {"name": "node/uplink", "state": "running", "restarts": 0, "lastError": null}]})
+        };
+        let mut old = node("old", 0);
+        old["actors"] = Value::Null;
+        old["actorsUnknown"] = "its version does not tell them".into();
+        let rows = |nodes: Value, every| {
+            let status = json!({"cluster": "c", "version": "1", "problems": [], "store": {}, "nodes": nodes,
+                "actors": [{"name": "store", "state": "running", "restarts": 0}]});
+            let text = text(&status, every);
+            let table = text.split_once("ACTOR ").unwrap().1.lines().skip(1);
+            let rows: Vec<String> =
+                table.map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+            (text.lines().find(|line| line.starts_with("Actors")).unwrap().to_owned(), rows)
+        };
+        let (count, few) = rows(json!([node("a", 1), old]), false);
+        assert_eq!(count, "Actors: 3 of 3 running, started again 1 times");
+        let expected = [
+            "store running 0",
+            "node a: node/kubelet running 1",
+            "node a: node/uplink running 0",
+            "node old: * unknown - its version does not tell them",
+        ];
+        assert_eq!(few, expected);
+        let many: Vec<Value> = (0..5).map(|n| node(&n.to_string(), u64::from(n == 3))).collect();
+        let (_, brief) = rows(many.clone().into(), false);
+        let expected = [
+            "store running 0",
+            "node 0: * (2) running 0",
+            "node 1: * (2) running 0",
+            "node 2: * (2) running 0",
+            "node 3: * (1) running 0",
+            "node 3: node/kubelet running 1",
+            "node 4: * (2) running 0",
+        ];
+        assert_eq!(brief, expected);
+        assert_eq!(rows(many.into(), true).1.len(), 11);
     }
 }

@@ -26,6 +26,7 @@ use super::{
     session::{Session, line, name_of, raw, with_query},
     target::SelectorArgs,
 };
+use crate::logic::nodes::IMAGE_SHARING;
 
 /// Bytes read of a file at once.
 const CHUNK: usize = 64 << 10;
@@ -154,10 +155,13 @@ async fn spread<'a, T>(
     (sent, failed)
 }
 
-/// Whether a node takes images from others, by its runtime.
+/// Whether a node takes images from others: by its runtime, and if nobody has switched it off.
 fn shares(node: &Value) -> bool {
     let runtime = node["status"]["nodeInfo"]["containerRuntimeVersion"].as_str();
-    runtime.is_some_and(|runtime| runtime.starts_with("native://"))
+    let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+    let off =
+        conditions.any(|condition| condition["type"] == IMAGE_SHARING && condition["status"] == "False");
+    runtime.is_some_and(|runtime| runtime.starts_with("native://")) && !off
 }
 
 /// The node named, or every one that is ready: those first that give images to each other, and how many these are.
@@ -461,8 +465,11 @@ mod tests {
     }
 
     #[test]
-    fn nodes_of_the_native_runtime_share() {
+    fn nodes_of_the_native_runtime_share_unless_that_is_switched_off() {
         let node = |runtime: &str| json!({"status": {"nodeInfo": {"containerRuntimeVersion": runtime}}});
+        let mut off = node("native://0.1.0");
+        off["status"]["conditions"] = json!([{"type": IMAGE_SHARING, "status": "False"}]);
+        assert!(!shares(&off));
         assert!(shares(&node("native://0.1.0")) && !shares(&node("docker://28")) && !shares(&json!({})));
     }
 

@@ -109,6 +109,9 @@ pub struct MasterFlags {
     /// A further name or address for the API's certificate (repeatable)
     #[arg(long = "api-name", value_name = "NAME")]
     api_names: Vec<String>,
+    /// No node of the cluster gives images to others, or takes them from others
+    #[arg(long)]
+    no_image_sharing: bool,
     /// How long the certificates of nodes are valid; they are renewed when a third is left
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, hide = true)]
     pub node_certificate_life: Option<Duration>,
@@ -130,6 +133,7 @@ impl MasterFlags {
             listen: self.listen,
             pod_network: self.pod_network,
             api_names: self.api_names,
+            no_image_sharing: self.no_image_sharing,
             ..UpArgs::default()
         };
         options.complete()
@@ -199,6 +203,9 @@ pub struct NodeFlags {
     /// For how long the node says that it is low on something after it no longer is [default: 5m, as Kubernetes]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     eviction_pressure_transition_period: Option<Duration>,
+    /// It gives no images to other nodes, and takes none from them
+    #[arg(long)]
+    no_image_sharing: bool,
 }
 
 impl NodeFlags {
@@ -223,6 +230,7 @@ impl NodeFlags {
             container_log_max_files: of.container_log_max_files,
             eviction_hard: of.eviction_hard,
             eviction_pressure_transition_period: of.eviction_pressure_transition_period,
+            no_image_sharing: of.no_image_sharing,
             ..UpArgs::default()
         };
         options.complete()

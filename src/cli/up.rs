@@ -94,6 +94,9 @@ pub struct UpArgs {
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     #[serde(deserialize_with = "duration")]
     pub eviction_pressure_transition_period: Option<Duration>,
+    /// No node gives images to others, or takes them from others; of a master: in the whole cluster
+    #[arg(long)]
+    pub no_image_sharing: bool,
 }
 
 /// Names of the runtimes.
@@ -167,6 +170,7 @@ impl UpArgs {
                 .eviction_pressure_transition_period
                 .or(file.eviction_pressure_transition_period),
             container_log_max_files: self.container_log_max_files.or(file.container_log_max_files),
+            no_image_sharing: self.no_image_sharing || file.no_image_sharing,
         }
     }
 
@@ -239,7 +243,7 @@ mod tests {
     fn the_command_line_goes_before_the_file() {
         let args = UpArgs { nodes: Some(3), ..UpArgs::default() };
         let file = "nodes: 2\napi: 127.0.0.1:7000\nruntime: sim\ncrash-loop-backoff: 300ms\napi-name: [a, b]\n\
-             container-log-max-size: 1Mi\n";
+             container-log-max-size: 1Mi\nno-image-sharing: true\n";
         let all = completed(args, file).unwrap();
         assert_eq!(all.nodes, Some(3));
         assert_eq!(all.api, Some("127.0.0.1:7000".parse().unwrap()));
@@ -247,6 +251,9 @@ mod tests {
         assert_eq!(all.crash_loop_backoff, Some(Duration::from_millis(300)));
         assert_eq!(all.api_names, ["a", "b"]);
         assert_eq!(all.container_log_max_size, Some(1024 * 1024));
+        assert!(
+            all.no_image_sharing && !completed(UpArgs::default(), "nodes: 1\n").unwrap().no_image_sharing
+        );
         assert!(completed(UpArgs::default(), "").unwrap().nodes.is_none());
     }
 

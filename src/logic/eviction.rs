@@ -171,17 +171,18 @@ impl Watch {
     }
 
     /// The latest look as it is acted on: nothing is low while a pod that was evicted is still on its way out and within
-    /// its time, since what it has will be free then. `leaving`: when each of those was evicted.
+    /// its time, since what it has will be free then. `leaving`: when each of those was evicted. What is after now was
+    /// before the clock was set back, who knows how long ago.
     pub fn turn(low: Vec<Signal>, leaving: impl IntoIterator<Item = i64>, now_ms: i64) -> Vec<Signal> {
         let within_ms = i64::try_from(GONE_WITHIN.as_millis()).unwrap_or(i64::MAX);
-        let waits = leaving.into_iter().any(|since_ms| now_ms - since_ms < within_ms);
+        let waits = leaving.into_iter().any(|since_ms| (0..within_ms).contains(&(now_ms - since_ms)));
         if waits { Vec::new() } else { low }
     }
 
-    /// What the conditions say; each holds for so long after it was last seen.
+    /// What the conditions say; each holds for so long after it was last seen, unless the clock was set back since.
     pub fn pressure(&self, hold: Duration, now_ms: i64) -> Pressure {
         let hold_ms = i64::try_from(hold.as_millis()).unwrap_or(i64::MAX);
-        let holds = |signal| self.0.get(&signal).is_some_and(|seen| now_ms - seen < hold_ms);
+        let holds = |signal| self.0.get(&signal).is_some_and(|seen| (0..hold_ms).contains(&(now_ms - seen)));
         Pressure { memory: holds(Signal::Memory), disk: holds(Signal::Disk), pids: holds(Signal::Pids) }
     }
 }
@@ -395,6 +396,7 @@ mod tests {
             "or as was asked for"
         );
         assert_eq!(watch.pressure(TRANSITION, 500_000), Pressure::default());
+        assert_eq!(watch.pressure(TRANSITION, -500_000), Pressure::default(), "the clock was set back");
         assert_eq!(watch.look(&thresholds, &Left::default(), 0), [], "what is not known is not low");
     }
 
@@ -529,5 +531,6 @@ mod tests {
         assert_eq!(turn(&[1_000], 31_999), []);
         assert_eq!(turn(&[1_000], 32_000), low);
         assert_eq!(turn(&[1_000, 31_000], 40_000), []);
+        assert_eq!(turn(&[31_000], 30_999), low, "the clock was set back");
     }
 }

@@ -1,6 +1,7 @@
 //! Which of the nodes that have an image another one is to take it from, and which image a name means to them.
 //!
-//! Owns: [`choose`]. Invariants: of what was brought by hand the newest counts, wherever it is; of what was pulled nothing
+//! Owns: [`choose`]. Invariants: of what was brought by hand the newest counts, wherever it is, and copies of it while its machine is
+//! away, but not once somebody has removed it where it was brought; of what was pulled nothing
 //! does as soon as two nodes have different images under the name: their registry is to be asked then. Leaves out who may
 //! have what: only images that everybody may have are told of.
 
@@ -15,6 +16,8 @@ pub enum Held {
     Copied,
     /// From its registry.
     Pulled,
+    /// It had been brought by hand, and is not there any more: somebody removed it.
+    Removed,
 }
 
 /// What a node says that it has under a name.
@@ -26,7 +29,7 @@ pub struct Claim {
     pub id: String,
     /// How it came.
     pub held: Held,
-    /// When somebody brought it; milliseconds since the epoch.
+    /// When somebody brought it, or removed it; milliseconds since the epoch.
     pub since_ms: i64,
 }
 
@@ -38,18 +41,24 @@ pub fn choose(
     by_hand: bool,
     turn: usize,
 ) -> Option<(Claim, Vec<NodeName>)> {
-    let brought = claims.iter().filter(|claim| claim.held != Held::Pulled);
+    let brought = claims.iter().filter(|claim| match claim.held {
+        Held::ByHand => true,
+        Held::Copied => !is_taken_back(claim, claims),
+        Held::Pulled | Held::Removed => false,
+    });
     let newest = brought.max_by(|a, b| (a.since_ms, &a.id).cmp(&(b.since_ms, &b.id)));
     let meant = match newest {
         Some(newest) => newest,
         None if by_hand => return None,
         None => {
-            let first = claims.first()?;
-            claims.iter().all(|claim| claim.id == first.id).then_some(first)?
+            let mut pulled = claims.iter().filter(|claim| claim.held == Held::Pulled);
+            let first = pulled.next()?;
+            pulled.all(|claim| claim.id == first.id).then_some(first)?
         }
     };
-    let mut holders: Vec<&Claim> =
-        claims.iter().filter(|claim| claim.id == meant.id && claim.node != *asker).collect();
+    // Whoever has it may give it, whatever became of how it came: the id says what the bytes have to be.
+    let has = |claim: &&Claim| claim.id == meant.id && claim.node != *asker && claim.held != Held::Removed;
+    let mut holders: Vec<&Claim> = claims.iter().filter(has).collect();
     holders.sort_by(|a, b| (a.held, &a.node).cmp(&(b.held, &b.node)));
     let best = holders.first()?.held;
     let equals = holders.iter().take_while(|claim| claim.held == best).count();
@@ -57,6 +66,12 @@ pub fn choose(
         equals.rotate_left(turn % equals.len().max(1));
     }
     Some((meant.clone(), holders.into_iter().map(|claim| claim.node.clone()).collect()))
+}
+
+/// Whether a copy is of something that somebody removed where it had been brought, after it was brought.
+fn is_taken_back(copy: &Claim, claims: &[Claim]) -> bool {
+    let mut removed = claims.iter().filter(|claim| claim.held == Held::Removed);
+    removed.any(|gone| gone.id == copy.id && gone.since_ms >= copy.since_ms)
 }
 
 #[cfg(test)]
@@ -103,6 +118,23 @@ mod tests {
         check(&[claim("me", "2", Copied, 6), claim("a", "1", ByHand, 5)], true, None);
         check(&[claim("me", "1", Copied, 5), claim("a", "2", ByHand, 6)], true, Some(("2", &["a"])));
         check(&[claim("me", "1", Copied, 5), claim("a", "1", ByHand, 5)], true, Some(("1", &["a"])));
+    }
+
+    #[test]
+    fn a_copy_counts_while_its_origin_is_away_and_no_longer_once_that_was_removed() {
+        use Held::{ByHand, Copied, Pulled, Removed};
+        let copy = claim("b", "2", Copied, 6);
+        check(std::slice::from_ref(&copy), true, Some(("2", &["b"])));
+        let removed = claim("a", "2", Removed, 9);
+        check(&[copy.clone(), removed.clone()], false, None);
+        // What is older, or what a registry has, counts again.
+        check(&[copy.clone(), removed.clone(), claim("c", "1", ByHand, 5)], false, Some(("1", &["c"])));
+        check(&[copy.clone(), removed.clone(), claim("c", "1", Pulled, 0)], false, Some(("1", &["c"])));
+        // It was brought to another node as well, or again: then copies may be given, too.
+        check(&[copy.clone(), removed.clone(), claim("c", "2", ByHand, 6)], false, Some(("2", &["c", "b"])));
+        check(&[claim("b", "2", Copied, 10), removed], false, Some(("2", &["b"])));
+        // That something else was removed is no matter.
+        check(&[copy, claim("a", "1", Removed, 9)], false, Some(("2", &["b"])));
     }
 
     #[test]

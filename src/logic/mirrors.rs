@@ -176,7 +176,8 @@ pub fn reconcile(told: &[Mirrored<'_>], around: &Around<'_>, mut uid: impl FnMut
             continue;
         }
         let told = Told { uid: current.uid(), status: mirrored.status, terminated: false };
-        if let Ok(Report::Write(edit)) = pod_reported(Some(&current), around.node, told) {
+        let now_ms = around.now.as_millisecond();
+        if let Ok(Report::Write(edit)) = pod_reported(Some(&current), around.node, told, now_ms) {
             edits.push(*edit);
         }
     }

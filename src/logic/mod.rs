@@ -1,6 +1,7 @@
 //! Every decision, pure: no actor, runtime, clock, randomness or I/O. Time, seeds and limits are arguments.
 
 pub mod backup;
+pub mod clocks;
 pub mod credentials;
 pub mod edit;
 pub mod endpoints;

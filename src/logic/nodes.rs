@@ -61,6 +61,8 @@ pub struct MachineFacts {
     pub runtime_fault: Option<String>,
     /// What containers lack here that those of root have: the node runs as an ordinary user.
     pub lacks: Option<String>,
+    /// It gives no images to other nodes, and takes none.
+    pub no_image_sharing: bool,
     /// Names and sizes of the images.
     pub images: Vec<(Vec<String>, u64)>,
 }
@@ -101,6 +103,7 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
     };
     // One of our own, and only where there is something to say.
     let lacking = facts.lacks.clone().map(|lacks| condition("Rootless", true, "OrdinaryUser", lacks));
+    let apart = facts.no_image_sharing.then(|| no_image_sharing(KEEPS_IMAGES, before, now_ms));
     v1::NodeStatus {
         capacity: Some(capacity),
         allocatable: Some(allocatable),
@@ -108,7 +111,7 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
             v1::NodeAddress { type_: "InternalIP".into(), address: facts.address.clone() },
             v1::NodeAddress { type_: "Hostname".into(), address: facts.hostname.clone() },
         ]),
-        conditions: Some(Vec::from_iter(lacking.into_iter().chain([
+        conditions: Some(Vec::from_iter(lacking.into_iter().chain(apart).chain([
             pressure(
                 "MemoryPressure",
                 facts.pressure.memory,
@@ -161,6 +164,22 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
         ),
         ..v1::NodeStatus::default()
     }
+}
+
+/// Its condition is "False" on a node that gives no images to others and takes none; others do not have it.
+pub const IMAGE_SHARING: &str = "ImageSharing";
+const KEEPS_IMAGES: &str = "the node was started with --no-image-sharing";
+const CLUSTER_KEEPS_IMAGES: &str = "the master was started with --no-image-sharing";
+
+fn no_image_sharing(why: &str, before: Option<&v1::NodeStatus>, now_ms: i64) -> v1::NodeCondition {
+    node_condition(IMAGE_SHARING, "False", "SwitchedOff", why.into(), before, now_ms)
+}
+
+/// Says in a status that a node told that its cluster has no image sharing. `before` is the one that the cluster has.
+pub fn note_no_image_sharing(status: &mut v1::NodeStatus, before: Option<&v1::NodeStatus>, now_ms: i64) {
+    let conditions = status.conditions.get_or_insert_default();
+    conditions.retain(|condition| condition.type_ != IMAGE_SHARING);
+    conditions.insert(0, no_image_sharing(CLUSTER_KEEPS_IMAGES, before, now_ms));
 }
 
 fn node_condition(
@@ -374,7 +393,24 @@ pub struct Told<'a> {
     pub terminated: bool,
 }
 
-/// What to do about a node's report on a pod whose object is `current`.
+/// Has a pod be ready, or not, since the master heard of it. Nodes' clocks may be apart from ours and from each other, and
+/// others count from that moment (`minReadySeconds`), or compare it (which pod goes first).
+fn ready_by_our_clock(status: &mut v1::PodStatus, before: Option<&v1::PodStatus>, now_ms: i64) {
+    let known = before.and_then(|before| ready_condition(before.conditions.as_ref()?));
+    let known = known.map(|known| (known.status.clone(), known.last_transition_time.clone()));
+    let told = status.conditions.iter_mut().flatten().find(|condition| condition.type_ == "Ready");
+    let Some(told) = told else { return };
+    told.last_transition_time = match known {
+        Some((was, Some(since))) if was == told.status => Some(since),
+        _ => Some(time(now_ms)),
+    };
+}
+
+fn ready_condition(conditions: &[v1::PodCondition]) -> Option<&v1::PodCondition> {
+    conditions.iter().find(|condition| condition.type_ == "Ready")
+}
+
+/// What to do about a node's report on a pod whose object is `current`. Now is `now_ms` by the master's clock.
 ///
 /// # Errors
 /// When the report or the stored pod cannot be read.
@@ -382,6 +418,7 @@ pub fn pod_reported(
     current: Option<&Arc<Object>>,
     node: &NodeName,
     told: Told<'_>,
+    now_ms: i64,
 ) -> Result<Report, ReportError> {
     let Some(object) = current.filter(|o| o.uid() == told.uid) else { return Ok(Report::Ignore) };
     match &object.facet.of {
@@ -395,6 +432,7 @@ pub fn pod_reported(
     let mut status: v1::PodStatus = serde_json::from_slice(told.status)?;
     let mut pod: v1::Pod = object.parse()?;
     gates::keep_foreign(&mut status, pod.status.as_ref());
+    ready_by_our_clock(&mut status, pod.status.as_ref(), now_ms);
     // Only finalizers hold it now: with no grace left, whoever takes the last one away ends it.
     let held = told.terminated && deleting && pod.metadata.deletion_grace_period_seconds != Some(0);
     if pod.status.as_ref() == Some(&status) && !held {
@@ -423,6 +461,34 @@ pub enum ReportError {
 mod tests {
     use super::*;
     use crate::model::{Kind, Revision, seal_json};
+
+    #[test]
+    fn a_node_that_shares_no_images_says_so_and_since_when() {
+        let off = |status: &v1::NodeStatus| {
+            let mut all = status.conditions.iter().flatten();
+            let found = all.find(|condition| condition.type_ == IMAGE_SHARING);
+            found.map(|of| {
+                (of.status.clone(), of.message.clone().unwrap(), of.last_transition_time.clone().unwrap())
+            })
+        };
+        let shares = node_status(&MachineFacts::default(), None, 0);
+        assert_eq!(off(&shares), None);
+        let apart = MachineFacts { no_image_sharing: true, ..MachineFacts::default() };
+        let first = node_status(&apart, Some(&shares), 1000);
+        let (status, message, since) = off(&first).unwrap();
+        assert!(status == "False" && message.starts_with("the node"), "{message}");
+        assert_eq!(off(&node_status(&apart, Some(&first), 5000)).unwrap().2, since);
+        // What the master says counts, once, and since it was first said.
+        let mut told = shares.clone();
+        note_no_image_sharing(&mut told, None, 2000);
+        let (_, message, since) = off(&told).unwrap();
+        assert!(message.starts_with("the master"), "{message}");
+        let mut both = node_status(&apart, None, 9000);
+        note_no_image_sharing(&mut both, Some(&told), 9000);
+        assert_eq!(off(&both).unwrap(), ("False".into(), message, since));
+        let count = both.conditions.iter().flatten().filter(|condition| condition.type_ == IMAGE_SHARING);
+        assert_eq!(count.count(), 1);
+    }
 
     #[test]
     fn subnets_are_handed_out_without_overlap_until_none_is_left() {
@@ -474,7 +540,7 @@ mod tests {
         };
         let report = |object: &Arc<Object>, node: &str, status: &str, terminated: bool| {
             let told = Told { uid: &"u".into(), status: status.as_bytes(), terminated };
-            match pod_reported(Some(object), &node.into(), told).unwrap() {
+            match pod_reported(Some(object), &node.into(), told, 0).unwrap() {
                 Report::Write(edit) => Some(*edit),
                 Report::Ignore => None,
             }
@@ -483,12 +549,52 @@ mod tests {
         let same = r#"{"phase": "Running"}"#;
         assert!(matches!(report(&free, "n", same, true), Some(Edit::Remove(_))));
         assert!(report(&free, "other", same, true).is_none(), "a node speaks of its own pods only");
+        let earlier = Told { uid: &"earlier".into(), status: b"{}", terminated: true };
+        let late = pod_reported(Some(&free), &"n".into(), earlier, 0).unwrap();
+        assert!(matches!(late, Report::Ignore), "another life of that name");
         assert!(report(&held, "n", same, false).is_none(), "nothing new");
         let Some(Edit::Replace(sealed, _)) = report(&held, "n", same, true) else { panic!("not written") };
         let written = Arc::new(sealed.at(Revision(6)));
         let deleting = written.facet.meta.deleting.unwrap();
         assert_eq!(deleting.grace_seconds, 0);
         assert!(report(&written, "n", same, true).is_none(), "told once");
+    }
+
+    #[test]
+    fn a_pod_is_ready_since_the_master_heard_of_it_whatever_its_nodes_clock_says() {
+        let pod = serde_json::json!({"metadata": {"name": "web", "namespace": "default", "uid": "u"},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]}});
+        let mut object = Arc::new(seal_json(Kind::Pod, pod.to_string().as_bytes()).unwrap().at(Revision(5)));
+        let since = |object: &Object| match &object.facet.of {
+            KindFacet::Pod(pod) => (pod.ready, pod.ready_since),
+            _ => panic!("no pod"),
+        };
+        // The node is an hour behind at first, and then, set right, an hour ahead.
+        for (status, by_node, now_s, expected) in [
+            ("False", "2029-12-31T23:00:00Z", 1_000, Some((false, 0))),
+            ("True", "2029-12-31T23:00:09Z", 1_009, Some((true, 1_009))),
+            ("True", "2029-12-31T23:00:09Z", 1_020, None),
+            ("True", "2030-01-01T01:00:09Z", 1_030, None),
+            ("False", "2030-01-01T01:00:40Z", 1_040, Some((false, 0))),
+            ("True", "2030-01-01T01:00:50Z", 1_050, Some((true, 1_050))),
+        ] {
+            let told = serde_json::json!({"phase": "Running", "conditions": [
+                {"type": "Ready", "status": status, "lastTransitionTime": by_node}]})
+            .to_string();
+            let told = Told { uid: &"u".into(), status: told.as_bytes(), terminated: false };
+            let report = pod_reported(Some(&object), &"n".into(), told, now_s * 1000).unwrap();
+            let written = match report {
+                Report::Ignore => None,
+                Report::Write(edit) => match *edit {
+                    Edit::Replace(sealed, _) => Some(Arc::new(sealed.at(Revision(6)))),
+                    other => panic!("{other:?}"),
+                },
+            };
+            let shown = written.as_deref().map(since);
+            let ready_since = |(ready, since): (bool, i64)| (ready, if ready { since } else { 0 });
+            assert_eq!(shown.map(ready_since), expected, "{status} {now_s}");
+            object = written.unwrap_or(object);
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! When a certificate is to be replaced.
 //!
-//! Owns: the one rule for nodes' certificates and the master's own: when a third of the life is left, long before the end; and
+//! Owns: the one rule for nodes' certificates and the master's own: when a third of the life is left, long before the end; when
+//! somebody is to be told that nobody has replaced one ([`ends_soon`]); and
 //! what a master does beside about a clock that was set back. Nodes do not: their certificates are made by the master's
 //! clock, so asking for another is no help where the node's own clock is behind.
 
@@ -12,6 +13,10 @@ pub const LOOK_EVERY: RangeInclusive<Duration> = Duration::from_secs(1)..=Durati
 const PAUSE_AT_MOST: Duration = Duration::from_secs(3600);
 /// The part of its life after which it is replaced.
 const RENEW_AT: (i64, i64) = (2, 3);
+/// Time enough for a person to see to it.
+const SOON_S: i64 = 90 * 86_400;
+/// The part of its life that is left then at most: what renews itself has done so long before.
+const SOON_PART: i64 = 5;
 
 /// Begin and end of a life, in seconds since the epoch, out of a certificate's span. Certificates begin before they were
 /// made; this much of their span is not life.
@@ -29,6 +34,12 @@ pub fn due((begin, end): (i64, i64), now: i64) -> bool {
 /// a clock that has been set back since.
 pub fn due_here(span: (i64, i64), backdated: Duration, now: i64) -> bool {
     now < span.0 || due(life(span, backdated), now)
+}
+
+/// Whether the end is so near that a person has to see to it, because it is not renewed, or that has failed for long.
+pub fn ends_soon((begin, end): (i64, i64), now: i64) -> bool {
+    let part = end.saturating_sub(begin).max(0) / SOON_PART;
+    end.saturating_sub(now) < SOON_S.min(part)
 }
 
 /// How often to look: some twenty times in a life, and once a minute at least.
@@ -72,6 +83,26 @@ mod tests {
         assert!(!due_here(made_at(now + YEAR), day, now + YEAR));
         assert!(due_here(made_at(now + YEAR), day, now));
         assert_eq!(pause((now, now + YEAR)), Duration::from_secs(3600));
+    }
+
+    #[test]
+    fn an_end_is_told_of_in_time_and_not_while_renewal_is_still_to_come() {
+        const DAY: i64 = 86_400;
+        for (life, left, soon) in [
+            (3650, 91, false),
+            (3650, 89, true),
+            (3650, -1, true),
+            // A year: renewed with four months left, so two months left are a fault.
+            (365, 100, false),
+            (365, 74, false),
+            (365, 72, true),
+        ] {
+            assert_eq!(ends_soon((0, life * DAY), (life - left) * DAY), soon, "{left} of {life}");
+        }
+        for now in 0..200 {
+            assert!(!ends_soon((0, 300), now), "not before it is due: {now}");
+        }
+        assert!(ends_soon((5, 0), 1), "nonsense is told of");
     }
 
     #[test]

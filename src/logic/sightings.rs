@@ -1,11 +1,12 @@
 //! What it is worth that others still reach the machine of a silent node.
 //!
-//! Owns: how long its pods are spared because of that ([`Sparing`]), whom one asks ([`order`]), and about which addresses
-//! ([`is_elsewhere`]). Invariants: a machine that nobody reaches is spared nothing, and none is spared for long, whatever
+//! Owns: how long its pods are spared because of that ([`Sparing`]), whom one asks ([`order`], [`Heard`]), and about which
+//! addresses ([`is_elsewhere`]). Invariants: a machine that nobody reaches is spared nothing, and none is spared for long, whatever
 //! others say and however often it links in between: a node that cannot be told anything is of no use, alive or not. Pure.
 //! The idea is SWIM's indirect probe (Das and others, 2002); see docs/adr/0014-silence.md.
 
 use std::{
+    collections::HashMap,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     net::IpAddr,
     time::Duration,
@@ -18,6 +19,8 @@ pub const AGAIN: Duration = Duration::from_secs(2);
 /// Time for a process to be started again, or a network to be mended. Beyond that a machine that lives is no better than
 /// one that does not.
 const SPARED: Duration = Duration::from_secs(15);
+/// Who is well is heard of four times a second: two of those may get lost. Whose link is about to end was silent for longer.
+const LATELY: Duration = Duration::from_millis(700);
 /// Who has been linked and ready for so long has come back for good.
 const WELL: Duration = Duration::from_secs(60);
 
@@ -47,13 +50,40 @@ impl Sparing {
     }
 }
 
-/// In which order others are asked about a silent node: another for each silent node and each time, so that no few are
-/// asked about all, and one that is cut off itself is not asked again and again. (Rendezvous hashing.)
-pub fn order(silent: &NodeName, round: u32, mut others: Vec<NodeName>) -> Vec<NodeName> {
+/// From whom something came lately, as far as one has looked.
+#[derive(Debug, Default)]
+pub struct Heard(HashMap<NodeName, (u64, Duration)>);
+
+impl Heard {
+    /// How many bytes have come from each so far. Whoever is not among them is forgotten.
+    pub fn look(&mut self, received: impl IntoIterator<Item = (NodeName, u64)>, now: Duration) {
+        let mut before = std::mem::take(&mut self.0);
+        let at = |(node, bytes)| {
+            let same = before.remove(&node).filter(|(then, _)| *then == bytes);
+            (node, (bytes, same.map_or(now, |(_, at)| at)))
+        };
+        self.0 = received.into_iter().map(at).collect();
+    }
+
+    /// Whether something has.
+    pub fn lately(&self, node: &NodeName, now: Duration) -> bool {
+        self.0.get(node).is_some_and(|(_, at)| now.saturating_sub(*at) < LATELY)
+    }
+}
+
+/// In which order others are asked about a silent node: first those who were heard of `lately`, since what silenced this one
+/// may have silenced others; among them another for each silent node and each time, so that no few are asked about all,
+/// and one that is cut off itself is not asked again and again. (Rendezvous hashing.)
+pub fn order(
+    silent: &NodeName,
+    round: u32,
+    mut others: Vec<NodeName>,
+    lately: impl Fn(&NodeName) -> bool,
+) -> Vec<NodeName> {
     others.sort_by_cached_key(|other| {
         let mut hasher = DefaultHasher::new();
         (silent.as_str(), round, other.as_str()).hash(&mut hasher);
-        (hasher.finish(), other.clone())
+        (!lately(other), hasher.finish(), other.clone())
     });
     others
 }
@@ -118,14 +148,39 @@ mod tests {
     #[test]
     fn other_nodes_are_asked_about_each_silent_one_and_each_time() {
         let all = || (0..20).map(|n| NodeName::from(format!("n{n}").as_str())).collect::<Vec<_>>();
-        let asked = |silent: &NodeName, round| order(silent, round, all()).into_iter().take(3);
+        let asked = |silent: &NodeName, round| order(silent, round, all(), |_| true).into_iter().take(3);
         let about_all: BTreeSet<NodeName> = all().iter().flat_map(|silent| asked(silent, 0)).collect();
         assert!(about_all.len() > 12, "{about_all:?}");
         let about_one: BTreeSet<NodeName> = (0..8).flat_map(|round| asked(&"n1".into(), round)).collect();
         assert!(about_one.len() > 6, "{about_one:?}");
         let mut back_to_front = all();
         back_to_front.reverse();
-        assert_eq!(order(&"n1".into(), 0, back_to_front), order(&"n1".into(), 0, all()));
+        let anyone = |_: &NodeName| true;
+        assert_eq!(order(&"n1".into(), 0, back_to_front, anyone), order(&"n1".into(), 0, all(), anyone));
+    }
+
+    #[test]
+    fn who_is_silent_as_well_is_asked_last() {
+        let ms = Duration::from_millis;
+        let all = || (0..20).map(|n| NodeName::from(format!("n{n}").as_str())).collect::<Vec<_>>();
+        let speaks = |node: &NodeName| node.as_str().ends_with(['3', '7']);
+        let mut heard = Heard::default();
+        assert!(!heard.lately(&"n3".into(), ms(0)), "nobody has looked");
+        // A switch fails: sixteen say nothing from then on, the other four go on.
+        for (round, at_ms) in (0..=1000).step_by(250).enumerate() {
+            let bytes = |node: &NodeName| if speaks(node) { 100 + round as u64 } else { 100 };
+            heard.look(all().into_iter().map(|node| (node.clone(), bytes(&node))), ms(at_ms));
+        }
+        for round in 0..8 {
+            let asked = order(&"n1".into(), round, all(), |node| heard.lately(node, ms(1000)));
+            assert!(asked.iter().take(4).all(speaks), "{asked:?}");
+            assert_eq!(asked.len(), 20, "the others are asked when those do not suffice");
+        }
+        // Two signs of life in a row may get lost.
+        assert!(heard.lately(&"n3".into(), ms(1699)) && !heard.lately(&"n3".into(), ms(1700)));
+        // Who comes back is heard of at once.
+        heard.look([("n1".into(), 101)], ms(2000));
+        assert!(heard.lately(&"n1".into(), ms(2000)) && !heard.lately(&"n3".into(), ms(2000)));
     }
 
     #[test]

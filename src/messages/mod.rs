@@ -16,7 +16,9 @@ pub use events::RecordEvent;
 pub use kubelet::*;
 pub use node::*;
 pub use port::{Port, SendFailed, Slot};
-pub use status::{ActorState, LinkState, NodeState, ShowNodes, ShowStore, StoreState};
+pub use status::{
+    ActorState, CertificateState, LinkState, NodeState, OwnActors, ShowNodes, ShowStore, StoreState,
+};
 pub use store::{
     Change, ChangeKind, Commit, CommitError, Committed, Durability, Expected, Publisher, TooOld, View, Watch,
     Write,

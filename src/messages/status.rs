@@ -2,9 +2,10 @@
 //!
 //! Owns: the questions and their answers. All of it is a moment's picture and decides nothing.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{borrow::Cow, net::SocketAddr, time::Duration};
 
 use actix::Message;
+use serde::{Deserialize, Serialize};
 
 use crate::model::NodeName;
 
@@ -61,15 +62,36 @@ pub struct StoreState {
     pub failing: bool,
 }
 
-/// One actor, as its supervisor sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// One actor, as its supervisor sees it. As JSON it crosses machines, so a version adds fields, and needs none that are new.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ActorState {
     /// Its path in the tree, `nodes/node registry`.
     pub name: String,
     /// `running`, `waiting`…
-    pub state: &'static str,
+    pub state: Cow<'static, str>,
     /// How often it was started again after it ended, ever.
     pub restarts: u64,
     /// How its last incarnation that did not end in good order ended.
     pub last_error: Option<String>,
+}
+
+/// The actors of the master's process.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnActors {
+    /// The master's.
+    pub master: Vec<ActorState>,
+    /// Those of the nodes beside it.
+    pub nodes: Vec<(NodeName, Vec<ActorState>)>,
+}
+
+/// A certificate that the cluster hangs on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CertificateState {
+    /// Whose.
+    pub name: &'static str,
+    /// Its end, in seconds since the epoch.
+    pub end_s: i64,
+    /// A person has to see to it.
+    pub ends_soon: bool,
 }

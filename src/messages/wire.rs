@@ -270,6 +270,8 @@ pub enum Open {
     ImageHolders(ImageWanted),
     /// node → master → node: one part of an image comes back; a stream that is reset is none.
     ImagePart(ImagePart),
+    /// master → node: the actors of the node's process come back, a list of [`super::ActorState`] as JSON.
+    Actors,
 }
 
 /// Answer to [`Open`].
@@ -343,6 +345,8 @@ pub struct LogRequest {
     pub since_ms: Option<i64>,
     /// Stop after so many bytes.
     pub limit_bytes: Option<u64>,
+    /// Only lines of the last so many seconds, by the clock of the pod's machine, which is the one that lines are stamped by.
+    pub last_s: Option<u64>,
 }
 
 /// How to load an image.
@@ -363,6 +367,8 @@ pub enum HeldAs {
     Copied,
     /// It was pulled without credentials.
     Pulled,
+    /// It is not there: somebody had brought it, and removed it again. Copies of what was brought before that are none any more.
+    Removed,
 }
 
 /// An image that a node has, under one of its names.
@@ -374,7 +380,7 @@ pub struct HeldImage {
     pub id: String,
     /// How it came there.
     pub held: HeldAs,
-    /// When somebody brought it, there or elsewhere; milliseconds since the epoch, 0 for what was pulled.
+    /// When somebody brought it, there or elsewhere, or removed it; milliseconds since the epoch, 0 for what was pulled.
     pub since_ms: i64,
 }
 

@@ -104,7 +104,7 @@ pub struct PodFacet {
     pub phase: Phase,
     /// Its `Ready` condition.
     pub ready: bool,
-    /// When `Ready` last changed, seconds since the epoch.
+    /// When `Ready` last changed, seconds since the epoch; of pods on nodes by the master's clock.
     pub ready_since: i64,
     /// Sum of its containers' restarts.
     pub restarts: i32,

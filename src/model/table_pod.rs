@@ -35,7 +35,10 @@ pub(crate) fn cells(pod: &Pod, now: Timestamp) -> Vec<Value> {
     let spec = pod.spec.as_ref().unwrap_or(&no_spec);
     let status = pod.status.as_ref().unwrap_or(&no_status);
     let summary = summary(pod, spec, status);
-    let restarts = match summary.last_restart.filter(|_| summary.restarts != 0) {
+    // By its machine's clock: what is after now, or before there was a pod, says nothing by ours.
+    let made = pod.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |made| made.0);
+    let in_life = |last: &Timestamp| *last >= made && last.as_second() <= now.as_second() + 1;
+    let restarts = match summary.last_restart.filter(|last| summary.restarts != 0 && in_life(last)) {
         Some(last) => format!("{} ({} ago)", summary.restarts, since(Some(last), now)),
         None => summary.restarts.to_string(),
     };

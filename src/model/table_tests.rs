@@ -36,6 +36,23 @@ fn a_running_pod_reads_like_kubectl() {
 }
 
 #[test]
+fn a_restart_by_a_clock_that_is_wrong_has_no_age() {
+    for (at, restarts) in [
+        ("2026-11-24T02:32:23Z", "3 (0s ago)"),
+        ("2026-11-24T02:32:24Z", "3"),
+        ("2026-11-24T07:29:22Z", "3"),
+        ("2026-11-24T02:22:22Z", "3 (10m ago)"),
+        ("2026-11-24T02:22:21Z", "3"),
+        ("2026-11-23T21:29:22Z", "3"),
+    ] {
+        let status = json!({"phase": "Running", "containerStatuses": [
+            {"name": "c", "ready": true, "restartCount": 3, "image": "", "imageID": "", "state": {"running": {}},
+             "lastState": {"terminated": {"exitCode": 1, "finishedAt": at}}}]});
+        assert_eq!(pod(status)[3], restarts, "{at}");
+    }
+}
+
+#[test]
 fn a_pods_status_is_the_word_that_explains_it() {
     let with = |state: Value| {
         json!({"phase": "Running", "containerStatuses": [

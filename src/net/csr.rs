@@ -46,6 +46,14 @@ impl NodeKey {
         }
     }
 
+    /// A key in PEM.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn from_pem(pem: &str) -> Result<NodeKey, NetError> {
+        parse_key("the node's key", pem).map(NodeKey)
+    }
+
     /// A key that is kept nowhere.
     ///
     /// # Errors

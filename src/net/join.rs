@@ -8,10 +8,10 @@
 //!   │ ◀───────────────── JoinAnswer ──────────────
 //! ```
 //!
-//! Invariants: the joiner sends nothing before it knows the master; a frame is at most [`JOIN_CAP`]; what the request
-//! comes to is decided elsewhere.
+//! Invariants: the joiner sends nothing before it knows the master, and takes nothing but what it asked for; a frame is at
+//! most [`JOIN_CAP`]; what the request comes to is decided elsewhere.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use rustls::{
     CertificateError, DigitallySignedStruct, Error as TlsError, RootCertStore, SignatureScheme,
@@ -20,16 +20,20 @@ use rustls::{
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
     },
     crypto::CryptoProvider,
-    pki_types::{CertificateDer, ServerName, UnixTime},
+    pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
     time_provider::{DefaultTimeProvider, TimeProvider},
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _},
+    sync::{mpsc, oneshot},
+};
 
 use super::{
-    NetError, codec,
+    CaCertificate, NetError, codec,
+    csr::{joined_key, requested_key},
     endpoint::{LinkConfig, Sockets, client_endpoint},
     frame::{frame, read_frame},
-    identity::{MASTER, pin},
+    identity::{MASTER, Role, peer_role, pin},
     tls,
     transport::problem_of,
 };
@@ -62,13 +66,31 @@ pub(crate) async fn serve(
     connection: &quinn::Connection,
     asks: &mpsc::Sender<JoinAsk>,
 ) -> Result<(), String> {
+    let (mut send, mut receive) = connection.accept_bi().await.map_err(|error| error.to_string())?;
+    let answer = answer(&mut receive, &mut send, connection.remote_address(), asks).await?;
+    // Fails only when the stream has ended already.
+    let _ = send.finish();
+    // Until the answer is there, or the joiner gone; the caller limits the time.
+    let _ = send.stopped().await;
+    match answer {
+        JoinAnswer::Admitted(_) => Ok(()),
+        JoinAnswer::Refused(_, problem) => Err(problem),
+    }
+}
+
+/// What the master reads and writes on the stream; its answer.
+pub(crate) async fn answer<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    receive: &mut R,
+    send: &mut W,
+    address: SocketAddr,
+    asks: &mpsc::Sender<JoinAsk>,
+) -> Result<JoinAnswer, String> {
     let failed = |error: &dyn std::fmt::Display| error.to_string();
-    let (mut send, mut receive) = connection.accept_bi().await.map_err(|e| failed(&e))?;
-    let bytes = read_frame(&mut receive, JOIN_CAP).await.map_err(|e| failed(&e))?;
+    let bytes = read_frame(receive, JOIN_CAP).await.map_err(|e| failed(&e))?;
     let answer = match codec::decode::<JoinRequest>(&bytes) {
         Ok(request) => {
             let (answer, answered) = oneshot::channel();
-            let ask = JoinAsk { address: connection.remote_address(), request, answer };
+            let ask = JoinAsk { address, request, answer };
             match asks.try_send(ask) {
                 Ok(()) => answered.await.unwrap_or_else(|_| busy()),
                 Err(_) => busy(),
@@ -78,14 +100,7 @@ pub(crate) async fn serve(
     };
     let bytes = frame(&answer, JOIN_CAP).map_err(|e| failed(&e))?;
     send.write_all(&bytes).await.map_err(|e| failed(&e))?;
-    // Fails only when the stream has ended already.
-    let _ = send.finish();
-    // Until the answer is there, or the joiner gone; the caller limits the time.
-    let _ = send.stopped().await;
-    match answer {
-        JoinAnswer::Admitted(_) => Ok(()),
-        JoinAnswer::Refused(_, problem) => Err(problem),
-    }
+    Ok(answer)
 }
 
 fn busy() -> JoinAnswer {
@@ -110,6 +125,17 @@ pub enum JoinError {
         /// Where one was looked for.
         address: SocketAddr,
         /// What happened.
+        problem: String,
+    },
+    /// The master admits it, and what it gives is of no use.
+    #[error(
+        "the master at {address} answers what cannot be right ({problem}): look into its log, and at the version of either \
+         side; nothing of it was kept"
+    )]
+    Useless {
+        /// Who answered.
+        address: SocketAddr,
+        /// What is wrong.
         problem: String,
     },
     /// This side's own fault.
@@ -163,20 +189,57 @@ pub(super) async fn join_at(
             name: name.to_owned(),
             csr: csr.into(),
         };
-        let bytes = frame(&request, JOIN_CAP)?;
-        send.write_all(&bytes).await.map_err(|e| unreachable(e.to_string()))?;
-        let answer = read_frame(&mut receive, JOIN_CAP).await.map_err(|e| unreachable(e.to_string()))?;
+        let answer = say(&mut receive, &mut send, &request).await?.map_err(|e| unreachable(e.to_string()))?;
         connection.close(quinn::VarInt::from_u32(0), b"");
         endpoint.wait_idle().await;
-        match codec::decode(&answer)? {
-            JoinAnswer::Admitted(admitted) => Ok(admitted),
-            JoinAnswer::Refused(refusal, text) => Err(JoinError::Refused(refusal, text)),
-        }
+        admitted(&answer, &request, token.pin, address)
     };
     match tokio::time::timeout(JOIN_WITHIN, ask).await {
         Ok(outcome) => outcome,
         Err(_) => Err(unreachable("no answer in time".into())),
     }
+}
+
+/// What the joiner writes and reads on the stream; the answer's bytes, or how the stream failed.
+pub(crate) async fn say<R: AsyncRead + Unpin, W: AsyncWrite + Unpin>(
+    receive: &mut R,
+    send: &mut W,
+    request: &JoinRequest,
+) -> Result<io::Result<Vec<u8>>, NetError> {
+    let bytes = frame(request, JOIN_CAP)?;
+    if let Err(error) = send.write_all(&bytes).await {
+        return Ok(Err(error));
+    }
+    Ok(read_frame(receive, JOIN_CAP).await)
+}
+
+/// What an answer comes to: certificates of the cluster that the token is for, and of the node and key that were asked for.
+/// They take the place of what a machine that joins again has, so nothing else is let through.
+pub(crate) fn admitted(
+    answer: &[u8],
+    request: &JoinRequest,
+    pin: [u8; 32],
+    address: SocketAddr,
+) -> Result<Admitted, JoinError> {
+    let useless = |problem: &str| JoinError::Useless { address, problem: problem.to_owned() };
+    let admitted = match codec::decode(answer).map_err(|error| useless(&error.to_string()))? {
+        JoinAnswer::Admitted(admitted) => admitted,
+        JoinAnswer::Refused(refusal, text) => return Err(JoinError::Refused(refusal, text)),
+    };
+    let ca = CaCertificate::from_pem(&admitted.ca).and_then(|ca| ca.public_key_pin());
+    if ca.map_err(|error| useless(&error.to_string()))? != pin {
+        return Err(useless("its authority is not the token's"));
+    }
+    let certificate = CertificateDer::from_pem_slice(admitted.certificate.as_bytes())
+        .map_err(|error| useless(&format!("the certificate: {error}")))?;
+    let key = requested_key(&request.csr)?;
+    if joined_key(&certificate) != Some(key) {
+        return Err(useless("the certificate is for another key"));
+    }
+    if peer_role(&certificate) != Some(Role::Node(request.name.as_str().into())) {
+        return Err(useless("the certificate is for another name"));
+    }
+    Ok(admitted)
 }
 
 /// Our own verifier's refusal comes back as TLS' alert for it.

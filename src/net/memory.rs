@@ -1,41 +1,45 @@
 //! A network in one process, for tests and simulations: links as over QUIC, with every frame really encoded.
 //!
-//! Owns: [`Network`], whose hosts are called by name, and the imitation of connections and streams. As over QUIC, loss
-//! shows as delay, bytes of one stream stay in order while streams overtake one another, and silence ends a
-//! connection after the idle timeout. Time is tokio's (pausable); chance comes from the seed alone.
+//! Owns: [`Network`], whose hosts are called by name and have addresses of their own; `wire.rs` imitates connections,
+//! `pipe.rs` their streams. As over QUIC, loss shows as delay, bytes of one stream stay in order while streams overtake one
+//! another, and silence ends a connection after the idle timeout; what was sent arrives, though its sender be dead by then.
+//! Time is tokio's (pausable); chance comes from the seed alone.
 //! Left out: bandwidth, handshakes, certificates: a host is whoever it was made as.
 
 mod pipe;
+mod wire;
 
 use std::{
     collections::{HashMap, HashSet},
-    io,
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::RangeInclusive,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
 
 use rand::{Rng as _, RngExt as _, SeedableRng as _, rngs::StdRng};
 use tokio::sync::{mpsc, watch};
 
-pub(crate) use self::pipe::{PipeReader, PipeWriter};
-use self::pipe::{lost, pipe};
+use self::wire::Wire;
+pub(crate) use self::{
+    pipe::{PipeReader, PipeWriter},
+    wire::Side,
+};
 use super::{
-    CloseReason, Connector, LinkConfig, Listener,
+    Connector, LinkConfig, Listener,
     identity::{MASTER, node_server_name},
     link::Session,
     stream,
-    transport::{LinkStats, Reader, Transport, Writer},
+    transport::Transport,
 };
 use crate::model::NodeName;
 
-/// Streams that were opened and not yet accepted.
-const STREAMS: usize = 256;
 /// Links that wait for the listener's owner.
 const READY: usize = 64;
 /// A chunk that is lost so often arrives after all: QUIC would go on too.
 const LOSSES: u32 = 16;
+/// The first host's address, 10.99.0.1; the others' follow.
+const FIRST_ADDRESS: u32 = 0x0A63_0001;
 
 /// How good every path of a network is.
 #[derive(Clone, Debug)]
@@ -89,8 +93,16 @@ struct Inner {
 struct State {
     rng: StdRng,
     quality: Quality,
+    /// From whom to whom nothing passes.
     cuts: HashSet<(NodeName, NodeName)>,
     isolated: HashSet<NodeName>,
+    /// Whose kernel does not run either.
+    unpowered: HashSet<NodeName>,
+    /// All that were ever named; their order is that of their addresses.
+    hosts: Vec<NodeName>,
+    /// The connections that there are, and some that were; and how many were made.
+    wires: Vec<Weak<Wire>>,
+    made: u64,
     listeners: HashMap<SocketAddr, Registered>,
     /// Where a host listens, also after a restart.
     addresses: HashMap<NodeName, SocketAddr>,
@@ -121,6 +133,10 @@ impl Network {
             quality: Quality::default(),
             cuts: HashSet::new(),
             isolated: HashSet::new(),
+            unpowered: HashSet::new(),
+            hosts: Vec::new(),
+            wires: Vec::new(),
+            made: 0,
             listeners: HashMap::new(),
             addresses: HashMap::new(),
             turn: 0,
@@ -145,9 +161,19 @@ impl Network {
         Listener::in_memory(sessions, address, Registration { network: self.clone(), address, turn })
     }
 
-    /// A connector of the host of that name.
+    /// A connector of the host of that name, which belongs to the cluster's own process.
     pub fn connector(&self, host: &NodeName) -> Connector {
-        Connector::in_memory(Host { network: self.clone(), name: host.clone() })
+        Connector::in_memory(Host { network: self.clone(), name: host.clone(), joined_key: None })
+    }
+
+    /// A connector of a host that joined with that key: see [`super::csr::joined_key`].
+    pub fn joined_connector(&self, host: &NodeName, key: [u8; 32]) -> Connector {
+        Connector::in_memory(Host { network: self.clone(), name: host.clone(), joined_key: Some(key) })
+    }
+
+    /// The address of the host of that name, by which others see it.
+    pub fn address(&self, host: &NodeName) -> IpAddr {
+        self.state().address(host)
     }
 
     /// Changes every path from now on.
@@ -157,12 +183,23 @@ impl Network {
 
     /// Nothing passes between two hosts any more; they are not told.
     pub fn cut(&self, a: &NodeName, b: &NodeName) {
-        self.change(|state| state.cuts.insert(pair(a, b)));
+        self.change(|state| {
+            state.cuts.insert((a.clone(), b.clone()));
+            state.cuts.insert((b.clone(), a.clone()))
+        });
     }
 
-    /// Undoes [`Network::cut`]. What was under way arrives, if the connection still lives.
+    /// Nothing passes from one host to another any more, though what the other sends arrives.
+    pub fn cut_one_way(&self, from: &NodeName, to: &NodeName) {
+        self.change(|state| state.cuts.insert((from.clone(), to.clone())));
+    }
+
+    /// Undoes [`Network::cut`] and [`Network::cut_one_way`]. What was under way arrives, if the connection still lives.
     pub fn heal(&self, a: &NodeName, b: &NodeName) {
-        self.change(|state| state.cuts.remove(&pair(a, b)));
+        self.change(|state| {
+            state.cuts.remove(&(a.clone(), b.clone()));
+            state.cuts.remove(&(b.clone(), a.clone()))
+        });
     }
 
     /// Nothing passes to or from a host any more: it has lost power, as the others see it.
@@ -175,8 +212,8 @@ impl Network {
         self.change(|state| state.isolated.remove(host));
     }
 
-    /// A host's process dies: its listener is gone, its connections carry nothing any more, and nobody is told. What it
-    /// makes from now on is a new process'.
+    /// A host's process dies: its listener is gone, its connections take nothing any more, and nobody is told. What it had
+    /// sent arrives. Its kernel lives. What it makes from now on is a new process'.
     pub fn crash(&self, host: &NodeName) {
         self.change(|state| {
             state.listeners.retain(|_, listener| listener.host != *host);
@@ -184,6 +221,17 @@ impl Network {
             state.deaths.insert(host.clone(), state.turn);
             true
         });
+    }
+
+    /// As [`Network::crash`], and the kernel dies too: nobody reaches the machine until [`Network::power_on`].
+    pub fn power_off(&self, host: &NodeName) {
+        self.crash(host);
+        self.change(|state| state.unpowered.insert(host.clone()));
+    }
+
+    /// Undoes [`Network::power_off`].
+    pub fn power_on(&self, host: &NodeName) {
+        self.change(|state| state.unpowered.remove(host));
     }
 
     /// The connections between two hosts carry nothing any more, as when what is between them forgot them; new ones
@@ -217,25 +265,49 @@ impl Network {
         self.0.changes.send_modify(|count| *count += 1);
     }
 
-    fn is_cut(&self, a: &NodeName, b: &NodeName) -> bool {
-        let turn = self.state().turn;
-        self.silence(a, b, turn).is_some()
+    /// The connection of two hosts that its listener was given, that neither has ended, and that carries both ways, by a
+    /// number of its own.
+    pub fn link(&self, a: &NodeName, b: &NodeName) -> Option<u64> {
+        let wires = self.state().wires.clone();
+        let mut wires =
+            wires.iter().filter_map(Weak::upgrade).filter(|wire| wire.joins(a, b) && wire.is_up());
+        // The newest, should there be two.
+        wires.next_back().map(|wire| wire.number())
     }
 
-    /// Why a connection that was made at that turn carries nothing, if it does not.
-    fn silence(&self, a: &NodeName, b: &NodeName, born: u64) -> Option<Silence> {
+    /// Whether packets pass between two hosts at present, both ways, and the second one's kernel lives.
+    pub fn is_reached(&self, from: &NodeName, to: &NodeName) -> bool {
         let state = self.state();
-        let ended = |end: Option<&u64>| end.is_some_and(|end| *end > born);
-        if ended(state.deaths.get(a)) || ended(state.deaths.get(b)) {
+        state.blocked(from, to).or(state.blocked(to, from)).is_none() && !state.unpowered.contains(to)
+    }
+
+    /// Whether a host gets an answer from the kernel at an address that is not its own; waits for ever if it gets none.
+    pub async fn probe(&self, from: &NodeName, address: IpAddr) -> bool {
+        let Some(to) = self.state().host_at(address).filter(|to| to != from) else { return false };
+        let mut rng = self.new_rng();
+        for _ in ["there", "back"] {
+            tokio::time::sleep(self.delay(&mut rng)).await;
+            if !self.is_reached(from, &to) {
+                return std::future::pending().await;
+            }
+        }
+        true
+    }
+
+    /// Why a connection that was made at that turn takes nothing from one host to another that is sent at `sent`, or from
+    /// now on.
+    fn silence(&self, from: &NodeName, to: &NodeName, born: u64, sent: Option<u64>) -> Option<Silence> {
+        let state = self.state();
+        let after = |end: Option<&u64>| end.copied().filter(|end| *end > born);
+        let died = after(state.deaths.get(from));
+        if after(state.deaths.get(to)).is_some()
+            || died.is_some_and(|died| sent.is_none_or(|sent| sent >= died))
+        {
             Some(Silence::Crashed)
-        } else if ended(state.severed.get(&pair(a, b))) {
+        } else if after(state.severed.get(&pair(from, to))).is_some() {
             Some(Silence::Severed)
-        } else if state.cuts.contains(&pair(a, b)) {
-            Some(Silence::Cut)
-        } else if state.isolated.contains(a) || state.isolated.contains(b) {
-            Some(Silence::Isolated)
         } else {
-            None
+            state.blocked(from, to)
         }
     }
 
@@ -264,6 +336,30 @@ fn pair(a: &NodeName, b: &NodeName) -> (NodeName, NodeName) {
     if a < b { (a.clone(), b.clone()) } else { (b.clone(), a.clone()) }
 }
 
+impl State {
+    /// Why nothing passes from one host to another, whatever is sent.
+    fn blocked(&self, from: &NodeName, to: &NodeName) -> Option<Silence> {
+        if self.cuts.contains(&(from.clone(), to.clone())) {
+            return Some(Silence::Cut);
+        }
+        (self.isolated.contains(from) || self.isolated.contains(to)).then_some(Silence::Isolated)
+    }
+
+    fn address(&mut self, host: &NodeName) -> IpAddr {
+        let index = self.hosts.iter().position(|other| other == host).unwrap_or_else(|| {
+            self.hosts.push(host.clone());
+            self.hosts.len() - 1
+        });
+        IpAddr::V4(Ipv4Addr::from(FIRST_ADDRESS + u32::try_from(index).unwrap_or_default()))
+    }
+
+    fn host_at(&self, address: IpAddr) -> Option<NodeName> {
+        let IpAddr::V4(address) = address else { return None };
+        let index = u32::from(address).checked_sub(FIRST_ADDRESS)?;
+        self.hosts.get(usize::try_from(index).ok()?).cloned()
+    }
+}
+
 /// Keeps a listener findable.
 pub(crate) struct Registration {
     network: Network,
@@ -286,6 +382,7 @@ impl Registration {
 pub(crate) struct Host {
     network: Network,
     name: NodeName,
+    joined_key: Option<[u8; 32]>,
 }
 
 impl Host {
@@ -295,7 +392,8 @@ impl Host {
             state.listeners.get(&address).map(|l| (l.host.clone(), l.sessions.clone()))
         };
         let silent = self.network.0.config.idle_timeout;
-        let Some((peer, sessions)) = found.filter(|(peer, _)| !self.network.is_cut(&self.name, peer)) else {
+        let Some((peer, sessions)) = found.filter(|(peer, _)| self.network.is_reached(&self.name, peer))
+        else {
             tokio::time::sleep(silent).await;
             return Err("no answer".into());
         };
@@ -303,181 +401,20 @@ impl Host {
             return Err("the certificate is not that of the expected peer".into());
         }
         let (here, there) = Side::pair(&self.network, &self.name, &peer);
+        let wire = here.wire().clone();
         let (here, there) = (Transport::Memory(here), Transport::Memory(there));
         let (dialing, accepting) =
             tokio::try_join!(stream::introduce(&here), stream::await_introduction(&there))
                 .map_err(|error| error.to_string())?;
         let session = Session {
             peer: self.name.clone(),
-            joined_key: None,
+            joined_key: self.joined_key,
             transport: there,
             streams: accepting,
             hearts: None,
         };
         sessions.send(session).await.map_err(|_| "nobody listens any more".to_owned())?;
+        wire.note_given();
         Ok(Session { peer, joined_key: None, transport: here, streams: dialing, hearts: None })
-    }
-}
-
-type Streams = mpsc::Receiver<(Writer, Reader)>;
-
-/// One side of a connection. The connection ends when all clones of a side are gone.
-#[derive(Clone)]
-pub(crate) struct Side(Arc<SideInner>);
-
-struct SideInner {
-    wire: Arc<Wire>,
-    index: usize,
-    incoming: tokio::sync::Mutex<Streams>,
-    outgoing: mpsc::Sender<(Writer, Reader)>,
-}
-
-impl Drop for SideInner {
-    fn drop(&mut self) {
-        self.wire.close(self.index, "dropped");
-    }
-}
-
-/// What both sides share.
-struct Wire {
-    network: Network,
-    ends: [NodeName; 2],
-    /// The network's turn when it was made.
-    born: u64,
-    closed: [watch::Sender<Option<CloseReason>>; 2],
-}
-
-impl Side {
-    fn pair(network: &Network, here: &NodeName, there: &NodeName) -> (Side, Side) {
-        let wire = Arc::new(Wire {
-            network: network.clone(),
-            ends: [here.clone(), there.clone()],
-            born: network.state().turn,
-            closed: [watch::Sender::new(None), watch::Sender::new(None)],
-        });
-        let (to_there, from_here) = mpsc::channel(STREAMS);
-        let (to_here, from_there) = mpsc::channel(STREAMS);
-        tokio::spawn(watch_over(wire.clone(), network.new_rng()));
-        let side = |index, incoming: Streams, outgoing| {
-            let incoming = tokio::sync::Mutex::new(incoming);
-            Side(Arc::new(SideInner { wire: wire.clone(), index, incoming, outgoing }))
-        };
-        (side(0, from_there, to_there), side(1, from_here, to_here))
-    }
-
-    pub(crate) async fn open(&self) -> io::Result<(Writer, Reader)> {
-        let wire = &self.0.wire;
-        let (here_writes, there_reads) = pipe(wire);
-        let (there_writes, here_reads) = pipe(wire);
-        tokio::select! {
-            sent = self.0.outgoing.send((there_writes, there_reads)) => sent.map_err(|_| lost())?,
-            _ = self.closed() => return Err(lost()),
-        }
-        Ok((here_writes, here_reads))
-    }
-
-    pub(crate) async fn accept(&self) -> io::Result<(Writer, Reader)> {
-        let mut incoming = self.0.incoming.lock().await;
-        tokio::select! {
-            stream = incoming.recv() => stream.ok_or_else(lost),
-            _ = self.closed() => Err(lost()),
-        }
-    }
-
-    pub(crate) fn close(&self, reason: &str) {
-        self.0.wire.close(self.0.index, reason);
-    }
-
-    pub(crate) async fn closed(&self) -> CloseReason {
-        self.0.wire.closed(self.0.index).await
-    }
-
-    pub(crate) fn close_reason(&self) -> Option<CloseReason> {
-        self.0.wire.closed[self.0.index].borrow().clone()
-    }
-
-    pub(crate) fn stats(&self) -> LinkStats {
-        let rtt = *self.0.wire.network.state().quality.delay.end() * 2;
-        LinkStats { rtt, ..LinkStats::default() }
-    }
-}
-
-impl Wire {
-    fn close(&self, side: usize, reason: &str) {
-        self.end(side, CloseReason::Local(reason.to_owned()));
-    }
-
-    /// Whether this is what ended it.
-    fn end(&self, side: usize, reason: CloseReason) -> bool {
-        self.closed[side].send_if_modified(|closed| {
-            let first = closed.is_none();
-            closed.get_or_insert(reason);
-            first
-        })
-    }
-
-    async fn closed(&self, side: usize) -> CloseReason {
-        match self.closed[side].subscribe().wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(reason)) => reason.clone(),
-            // The sender lives in `self`.
-            _ => CloseReason::Silent,
-        }
-    }
-
-    async fn either_closed(&self) -> (usize, CloseReason) {
-        tokio::select! {
-            reason = self.closed(0) => (0, reason),
-            reason = self.closed(1) => (1, reason),
-        }
-    }
-
-    fn silence(&self) -> Option<Silence> {
-        let [a, b] = &self.ends;
-        self.network.silence(a, b, self.born)
-    }
-
-    fn is_cut(&self) -> bool {
-        self.silence().is_some()
-    }
-
-    async fn until_cut(&self, cut: bool) {
-        let mut changes = self.network.0.changes.subscribe();
-        while self.is_cut() != cut {
-            // The sender lives in the network.
-            let _ = changes.changed().await;
-        }
-    }
-}
-
-/// Carries a close to the other side, and silence to both.
-async fn watch_over(wire: Arc<Wire>, mut rng: StdRng) {
-    let idle = wire.network.0.config.idle_timeout;
-    loop {
-        let (side, reason) = tokio::select! {
-            closed = wire.either_closed() => closed,
-            () = async {
-                wire.until_cut(true).await;
-                // Silence that ends in time is none.
-                let _ = tokio::time::timeout(idle, wire.until_cut(false)).await;
-            } => {
-                if let Some(by) = wire.silence() {
-                    wire.end(0, CloseReason::Silent);
-                    wire.end(1, CloseReason::Silent);
-                    wire.network.silenced(by);
-                    return;
-                }
-                continue;
-            }
-        };
-        let CloseReason::Local(text) = reason else { return };
-        tokio::time::sleep(wire.network.delay(&mut rng)).await;
-        if let Some(by) = wire.silence() {
-            tokio::time::sleep(idle).await;
-            if wire.end(1 - side, CloseReason::Silent) {
-                wire.network.silenced(by);
-            }
-        }
-        wire.end(1 - side, CloseReason::Peer(text));
-        return;
     }
 }

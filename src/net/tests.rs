@@ -3,6 +3,7 @@
 mod clocks;
 mod hostile;
 mod joining;
+mod memory_network;
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -551,38 +552,6 @@ async fn raw_connect(
     config.transport_config(std::sync::Arc::new(transport));
     let connection = endpoint.connect_with(config, address, MASTER).unwrap().await;
     (endpoint, connection)
-}
-
-#[tokio::test(start_paused = true)]
-async fn in_memory_too_a_crash_is_silence_and_what_was_severed_can_be_linked_anew() {
-    let network = memory::Network::new(1);
-    let (master, node) = (NodeName::from(MASTER), NodeName::from("n"));
-    let mut listener = network.listen(&master);
-    let address = listener.local_addr();
-    let connector = network.connector(&node);
-    let link = async |listener: &mut Listener| -> (MasterLink, NodeLink) {
-        let (accepted, connected) = tokio::join!(listener.accept(), connector.connect(address, MASTER));
-        (accepted.unwrap(), connected.unwrap())
-    };
-    let (here, there) = link(&mut listener).await;
-    let ((_here, mut from_node), (_there, mut from_master)) = (here.split(), there.split());
-    network.sever(&master, &node);
-    assert_eq!(end(&mut from_node).await, CloseReason::Silent);
-    assert_eq!(end(&mut from_master).await, CloseReason::Silent);
-    let (here, there) = link(&mut listener).await;
-    let ((to_node, _from_node), (_there, mut from_master)) = (here.split(), there.split());
-    to_node.send(Class::Control, &welcome("x")).unwrap();
-    assert_eq!(message(&mut from_master).await, welcome("x"));
-    network.crash(&master);
-    // The dead say nothing any more, not even that.
-    to_node.close("never heard");
-    assert_eq!(end(&mut from_master).await, CloseReason::Silent);
-    assert!(connector.connect::<ToMaster, ToNode>(address, MASTER).await.is_err());
-    assert_eq!(network.silences(), memory::Silences { severed: 1, crashed: 1, ..Default::default() });
-    let mut again = network.listen(&master);
-    assert_eq!(again.local_addr(), address);
-    listener.shutdown().await;
-    link(&mut again).await;
 }
 
 #[tokio::test]

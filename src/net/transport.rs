@@ -40,7 +40,7 @@ pub struct LinkStats {
     pub sent_bytes: u64,
     /// Bytes received in UDP datagrams.
     pub received_bytes: u64,
-    /// Where the peer is at present; `None` in memory.
+    /// Where the peer is at present.
     pub peer: Option<SocketAddr>,
 }
 
@@ -89,7 +89,7 @@ impl Transport {
             Transport::Quic(connection) => {
                 connection.close(UNWELCOME, shortened(reason, REASON_MAX).as_bytes());
             }
-            Transport::Memory(_) => self.close(reason),
+            Transport::Memory(side) => side.expel(shortened(reason, REASON_MAX)),
         }
     }
 

@@ -220,6 +220,8 @@ impl Exchange {
         let (how, since_ms) = match offer.came {
             Came::ByHand { since_ms } | Came::Copied { since_ms } => (How::Copied, since_ms),
             Came::Pulled => (How::Pulled, now_ms()),
+            // Refused by `wanted`.
+            Came::Removed { at_ms } => (How::Copied, at_ms),
         };
         let note = Note { id: image.id.clone(), how, since_ms };
         self.noted_now(engine, Some((full, note))).await?;

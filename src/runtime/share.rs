@@ -22,6 +22,11 @@ pub enum Came {
     },
     /// From its registry, which asked for no credentials.
     Pulled,
+    /// It had come by hand, and somebody removed it again: it is not there, and copies of it are taken back.
+    Removed {
+        /// Milliseconds since the epoch, by that machine's clock.
+        at_ms: i64,
+    },
 }
 
 /// An image under one of its names.

@@ -9,6 +9,7 @@ fn the_clusters_own_state_is_shown_at_a_glance() {
     let text = ran.ok();
     assert!(text.starts_with("Cluster troupe, troupe "), "{text}");
     assert!(text.contains("Nodes: 1 of 1 ready\n"), "{text}");
+    assert!(text.contains("\nCertificates: authority until 20") && !text.contains("WARNING"), "{text}");
     let row = |begin: &str| {
         let line = text.lines().find(|line| line.starts_with(begin));
         line.unwrap_or_else(|| panic!("no {begin} in\n{text}")).split_whitespace().collect::<Vec<_>>()

@@ -40,8 +40,13 @@ const GUARD: &str = r#"
         [ "$pid" = $$ ] && continue
         grep -aqs "$2/" "$process/cmdline" && kill -9 "$pid" 2>/dev/null
     done
-    sleep 0.1
-    find /sys/fs/cgroup -mindepth 1 -depth -type d -path "*/$3*" -exec rmdir {} + 2>/dev/null
+    # What was killed is out of its group some moments later.
+    n=0
+    while [ $n -lt 100 ]; do
+        find /sys/fs/cgroup -mindepth 1 -depth -type d -path "*/$3*" -exec rmdir {} + 2>/dev/null
+        [ -z "$(find /sys/fs/cgroup -mindepth 1 -type d -path "*/$3*" 2>/dev/null)" ] && break
+        sleep 0.1; n=$((n+1))
+    done
     for link in /sys/class/net/$4*; do [ -e "$link" ] && ip link delete "${link##*/}" 2>/dev/null; done
     grep -o " $2/[^ ]*" /proc/mounts | sort -r | while read -r mount; do umount -l "$mount"; done
     rm -rf "$2"

@@ -36,7 +36,13 @@ const GUARD: &str = r#"
         grep -aqs "$2/" "$process/cmdline" && kill -9 "$pid" 2>/dev/null
         grep -qs ":/$name/" "$process/cgroup" && kill -9 "$pid" 2>/dev/null
     done
-    rmdir /sys/fs/cgroup/*/"$name"/* /sys/fs/cgroup/*/"$name" /sys/fs/cgroup/"$name" 2>/dev/null
+    # What was killed is out of its group some moments later.
+    n=0
+    while [ $n -lt 100 ]; do
+        find /sys/fs/cgroup -mindepth 1 -maxdepth 4 -depth -type d -path "*/$name*" -exec rmdir {} + 2>/dev/null
+        [ -z "$(find /sys/fs/cgroup -mindepth 1 -maxdepth 2 -type d -name "$name" 2>/dev/null)" ] && break
+        sleep 0.1; n=$((n+1))
+    done
     grep -o " $2/[^ ]*" /proc/mounts | sort -r | while read -r mount; do umount -l "$mount"; done
     rm -rf "$2"
 "#;

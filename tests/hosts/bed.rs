@@ -23,12 +23,17 @@ use nix::{
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{
-    self, DEADLINE, Ran, check, is_deleting, is_ready, kubectl, program, sweep, text, until,
+use crate::{
+    harness::{self, DEADLINE, Ran, check, is_deleting, is_ready, kubectl, program, sweep, text, until},
+    variants,
 };
 
-/// Namespaces of beds begin so.
+/// Namespaces of beds begin so, then comes the test's process.
 const PREFIX: &str = "trh-";
+/// So do their directories.
+const SCRATCH: &str = "troupe-hosts-";
+/// And those with programs of their own.
+const PROGRAMS: &str = "hosts-";
 /// A node as tests start it. How full this machine's disk is must not matter.
 pub const NODE: [&str; 5] = ["node", "--eviction-hard", "", "--crash-loop-backoff", "300ms"];
 /// Fills a disk.
@@ -69,8 +74,8 @@ impl Bed {
     pub fn new() -> Bed {
         static BEDS: AtomicU32 = AtomicU32::new(0);
         remove_abandoned();
-        let tag = format!("{PREFIX}{}-{}", std::process::id(), BEDS.fetch_add(1, Ordering::Relaxed));
-        let dir = tempfile::Builder::new().prefix("troupe-hosts-").tempdir().unwrap();
+        let tag = format!("{}{}", own(PREFIX), BEDS.fetch_add(1, Ordering::Relaxed));
+        let dir = tempfile::Builder::new().prefix(&own(SCRATCH)).tempdir().unwrap();
         let bed = Bed { tag, count: 0, dir };
         let switch = bed.switch();
         ip(&["netns", "add", &switch]);
@@ -110,6 +115,8 @@ impl Bed {
             port,
             address: String::new(),
             data: self.dir.path().join(name),
+            program: env!("CARGO_BIN_EXE_troupe").into(),
+            programs: None,
             process: None,
             log: self.dir.path().join(format!("{name}.log")),
             scratch: self.dir.path().to_owned(),
@@ -132,17 +139,47 @@ fn spaces() -> impl Iterator<Item = String> {
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned())
 }
 
+/// Ends whoever is in a namespace, and removes it.
 fn remove_space(space: &str) {
-    let _ = Command::new(program("ip").unwrap()).args(["netns", "del", space]).output();
+    let ip = program("ip").unwrap();
+    sweep::repeated(&format!("{space} cannot be removed"), || {
+        let inside = Command::new(&ip).args(["netns", "pids", space]).output();
+        let pids = inside.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        for pid in pids.unwrap_or_default().split_whitespace().filter_map(|pid| pid.parse().ok()) {
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+        let _ = Command::new(&ip).args(["netns", "del", space]).output();
+        !Path::new("/run/netns").join(space).exists()
+    });
 }
 
-/// Beds whose test process is gone.
+/// This process' own of a kind of names.
+fn own(prefix: &str) -> String {
+    format!("{prefix}{}-", std::process::id())
+}
+
+/// Whether a name was given by a test process that is gone.
+fn is_abandoned(name: &str, prefix: &str) -> bool {
+    let pid = name.strip_prefix(prefix).and_then(|rest| rest.split_once('-')).map(|(pid, _)| pid);
+    // Others' names are not of this form.
+    pid.is_some_and(|pid| pid.parse::<u32>().is_ok() && !Path::new("/proc").join(pid).exists())
+}
+
+/// Removes beds whose test process is gone, and all that they still have.
 fn remove_abandoned() {
-    for space in spaces() {
-        let pid = space.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
-        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
-            remove_space(&space);
-        }
+    spaces().filter(|space| is_abandoned(space, PREFIX)).for_each(|space| remove_space(&space));
+    let within = |dir: &Path, prefix: &str| -> Vec<PathBuf> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        let name = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+        entries.filter(|entry| is_abandoned(&name(entry), prefix)).map(|entry| entry.path()).collect()
+    };
+    for scratch in within(&std::env::temp_dir(), SCRATCH) {
+        let entries = fs::read_dir(&scratch).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path()).filter(|path| path.is_dir()).for_each(|data| sweep::sweep(&data));
+        let _ = fs::remove_dir_all(scratch);
+    }
+    for programs in within(Path::new(env!("CARGO_TARGET_TMPDIR")), PROGRAMS) {
+        let _ = fs::remove_dir_all(programs);
     }
 }
 
@@ -156,6 +193,10 @@ pub struct Host {
     pub address: String,
     /// Its data directory.
     pub data: PathBuf,
+    /// Its `troupe`.
+    program: PathBuf,
+    /// Where that is when it is not everybody's.
+    programs: Option<TempDir>,
     process: Option<Child>,
     log: PathBuf,
     scratch: PathBuf,
@@ -173,7 +214,7 @@ impl Host {
 
     /// `troupe` with this host's data directory.
     pub fn troupe(&self, words: &[&str]) -> Command {
-        let mut command = self.command(Path::new(env!("CARGO_BIN_EXE_troupe")));
+        let mut command = self.command(&self.program);
         command.args(words).env("TROUPE_DATA_DIR", &self.data);
         command
     }
@@ -308,6 +349,12 @@ impl Host {
         }
     }
 
+    /// `kill -9` of the host's `troupe`, its shims and its containers. The machine itself lives.
+    pub fn kill_all(&mut self) {
+        self.kill();
+        sweep::kill_all(&self.data);
+    }
+
     /// Stops the host's `troupe` where it stands (SIGSTOP).
     pub fn freeze(&self) {
         kill(Pid::from_raw(self.pid()), Signal::SIGSTOP).unwrap();
@@ -335,20 +382,23 @@ impl Host {
     pub fn lose(&self, percent: u32) {
         let rules = format!(
             "table inet trh {{ chain lossy {{ type filter hook input priority -10; policy accept; \
+             iifname \"eth0\" counter; \
              iifname \"eth0\" numgen random mod 100 < {percent} counter drop; }}; }};"
         );
         let output = self.command(&program("nft").unwrap()).arg(&rules).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
-    /// How many were lost so far.
+    /// How many were lost so far, and of how many.
     #[track_caller]
-    pub fn lost(&self) -> u64 {
+    pub fn lost(&self) -> (u64, u64) {
         let words = ["list", "chain", "inet", "trh", "lossy"];
         let output = self.command(&program("nft").unwrap()).args(words).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let count = text.split("packets ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
-        count.unwrap_or_else(|| panic!("no count in {text}"))
+        let counts = text.split("packets ").skip(1);
+        let counts: Vec<u64> = counts.filter_map(|rest| rest.split(' ').next()?.parse().ok()).collect();
+        let [all, lost] = counts[..] else { panic!("no counts in {text}") };
+        (lost, all)
     }
 
     /// Has its data directory on a disk of its own, with room for so many MiB.
@@ -383,6 +433,32 @@ impl Host {
     /// Removes that file.
     pub fn empty(&self) {
         fs::remove_file(self.data.join(BALLAST)).unwrap();
+    }
+
+    /// Has a clock that is so many hours ahead, from the next start on.
+    pub fn set_clock(&mut self, hours: i32) {
+        self.install(&variants::of_clock(hours));
+    }
+
+    /// Gets a `troupe` of another version, which its next start uses; what that tells of itself.
+    pub fn upgrade(&mut self, digit: u8) -> String {
+        let (version, program) = variants::of_version(digit);
+        self.install(&program);
+        version
+    }
+
+    /// Puts a program where the old one was, which may run: written beside it, then renamed.
+    fn install(&mut self, program: &[u8]) {
+        // Beside the program under test: there is room for its like.
+        let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let dir = || tempfile::Builder::new().prefix(&own(PROGRAMS)).tempdir_in(place).unwrap();
+        let dir = self.programs.get_or_insert_with(dir).path();
+        let (new, path) = (dir.join("troupe.new"), dir.join("troupe"));
+        fs::write(&new, program).unwrap();
+        let executable = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        fs::set_permissions(&new, executable).unwrap();
+        fs::rename(&new, &path).unwrap();
+        self.program = path;
     }
 
     /// Does something in the host's network, on a thread of its own.

@@ -170,6 +170,58 @@ fn the_masters_own_certificates_are_renewed_and_no_connection_notices() {
     master.until_node("one", "True");
 }
 
+/// An authority whose certificate ends in so many days, in a directory where no master has been.
+fn authority_that_ends(data: &std::path::Path, days: u64) {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "troupe-ca");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Constrained(0));
+    params.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign, rcgen::KeyUsagePurpose::DigitalSignature];
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+    params.not_after = rcgen::date_time_ymd(1970, 1, 1) + now + Duration::from_secs(days * 86_400 + 60);
+    let pki = data.join("pki");
+    fs::create_dir_all(&pki).unwrap();
+    fs::write(pki.join("ca.crt"), params.self_signed(&key).unwrap().pem()).unwrap();
+    fs::write(pki.join("ca.key"), key.serialize_pem()).unwrap();
+}
+
+#[test]
+fn an_authority_that_ends_soon_is_told_of_and_a_new_certificate_over_its_key_is_all_that_is_needed() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
+    authority_that_ends(&master.data, 50);
+    master.master(&[]);
+    let token = master.token(&[]);
+    one.node(&["--runtime", "sim", "--join", &master.address, "--token", &token, "--name", "one"]);
+    master.until_node("one", "True");
+    let status = master.run(&["cluster", "status"]).ok();
+    assert!(status.contains("WARNING: the certificate of the authority ends in 50d"), "{status}");
+    assert!(!status.contains("of the master ends"), "{status}");
+    assert!(master.said().contains("ends soon"));
+    // What operations.md says.
+    assert_eq!(master.stop(), Some(0));
+    let pki = master.data.join("pki");
+    fs::rename(pki.join("ca.crt"), pki.join("ca.crt.old")).unwrap();
+    master.master(&[]);
+    let status = master.run(&["cluster", "status"]).ok();
+    assert!(!status.contains("WARNING") && status.contains("Certificates: authority until 20"), "{status}");
+    // The node links again as it is, and also when it is started anew with what it has; others join by a token from before.
+    master.until_node("one", "True");
+    one.kill();
+    one.node(&[]);
+    master.until_node("one", "True");
+    two.node(&["--runtime", "sim", "--join", &master.address, "--token", &token, "--name", "two"]);
+    master.until_node("two", "True");
+    assert_ne!(
+        fs::read(one.data.join("pki/ca.crt")).unwrap(),
+        fs::read(two.data.join("pki/ca.crt")).unwrap()
+    );
+}
+
 /// A process, ended when dropped.
 struct Watching(std::process::Child);
 

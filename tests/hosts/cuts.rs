@@ -9,12 +9,12 @@ use crate::{
     harness::{check, controller, is_deleting, is_ready, text, until},
 };
 
-/// Set, a tenth of all packets is lost for a whole minute; else for a shorter time, of three nodes.
+/// Set, a tenth of all packets is lost for ten minutes; else for one.
 const LONG: &str = "TROUPE_TEST_LONG";
 /// How long, at least, the pods of a silent process are left alone while its machine answers others.
 const SPARED: Duration = Duration::from_secs(12);
 /// How long a network loses packets, unless asked for more.
-const LOSSY: Duration = Duration::from_secs(20);
+const LOSSY: Duration = Duration::from_secs(60);
 
 fn sim_nodes(bed: &mut Bed, master: &Host, names: &[&str]) -> Vec<Host> {
     let token = master.token(&[]);
@@ -27,15 +27,16 @@ fn sim_nodes(bed: &mut Bed, master: &Host, names: &[&str]) -> Vec<Host> {
     nodes
 }
 
-/// Looks for a while that it holds.
+/// Looks for a while that it holds: some forty times.
 #[track_caller]
 fn holds_for(time: Duration, what: &str, mut ask: impl FnMut() -> Result<(), String>) {
+    let pause = (time / 40).max(Duration::from_millis(200));
     let until = Instant::now() + time;
     while Instant::now() < until {
         if let Err(problem) = ask() {
             panic!("{what}: {problem}");
         }
-        std::thread::sleep(Duration::from_millis(200));
+        std::thread::sleep(pause);
     }
 }
 
@@ -97,7 +98,7 @@ fn a_tenth_of_all_packets_lost_is_no_death() {
     master.lose(10);
     nodes.iter().for_each(|node| node.lose(10));
     let long = std::env::var_os(LONG).is_some();
-    let time = if long { Duration::from_secs(60) } else { LOSSY };
+    let time = if long { 10 * LOSSY } else { LOSSY };
     holds_for(time, "all nodes stay ready", || {
         same_pods(&master, &before)?;
         let list = master.get(&["nodes"])?;
@@ -111,10 +112,12 @@ fn a_tenth_of_all_packets_lost_is_no_death() {
     master.kubectl(&["scale", "rc", "web", "--replicas=9"]).ok();
     master.until_pods(9);
     assert_eq!(master.ever_lost(), None);
-    let lost: u64 = nodes.iter().chain([&master]).map(Host::lost).sum();
     let ended = master.said().lines().filter(|line| line.contains("node's link has ended")).count();
-    eprintln!("{lost} packets lost in {time:?}; {ended} links ended");
-    assert!(lost >= 10 * time.as_secs() / 10, "{lost} packets lost");
+    let counts: Vec<(u64, u64)> = nodes.iter().chain([&master]).map(Host::lost).collect();
+    eprintln!("{counts:?} packets lost, of so many, in {time:?}; {ended} links ended");
+    assert!(counts.iter().all(|(lost, all)| *lost > 0 && *all > 2 * time.as_secs()), "{counts:?}");
+    let (lost, all) = counts.iter().fold((0, 0), |(lost, all), of| (lost + of.0, all + of.1));
+    assert!((all / 20..all / 5).contains(&lost), "{lost} of {all} packets lost");
 }
 
 #[test]
@@ -190,10 +193,15 @@ fn a_master_that_stood_still_takes_nobody_for_dead() {
     let nodes = sim_nodes(&mut bed, &master, &["one", "two", "three"]);
     master.apply(&controller("web", 6, &[]));
     let before = master.until_pods(6);
-    // Shorter and longer than the nodes take to hang up and dial again, and once more in between.
-    for (ms, wait_ms) in [(1_500, 0), (4_000, 700), (10_000, 0)] {
+    // Shorter and longer than the nodes take to hang up and dial again, and once more in between. What comes meanwhile waits
+    // for it, or, as with a whole machine that stands still, is lost: then they are not back at once.
+    for (ms, lost, wait_ms) in [(1_500, false, 0), (4_000, false, 700), (3_000, true, 0), (10_000, true, 0)] {
         master.freeze();
+        if lost {
+            master.cut();
+        }
         std::thread::sleep(Duration::from_millis(ms));
+        master.heal();
         master.thaw();
         std::thread::sleep(Duration::from_millis(wait_ms));
     }

@@ -58,6 +58,38 @@ fn pods_of_a_machine_that_dies_run_elsewhere_soon() {
 }
 
 #[test]
+fn what_is_killed_on_a_machine_that_lives_begins_again_there_or_is_replaced_elsewhere() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (master, one, mut two, before) = spread(&mut bed, 4);
+    let on_one = one.containers();
+    // All its processes, and the containers. Somebody starts it again soon: its pods stay, and their containers begin anew.
+    two.kill_all();
+    assert!(two.containers().is_empty());
+    master.until_node("two", "Unknown");
+    two.node(&[]);
+    master.until_node("two", "True");
+    let after = master.until_pods(4);
+    for pod in &before {
+        let again = i64::from(node_of(pod) == "two");
+        let now = after.iter().find(|now| now["metadata"]["uid"] == pod["metadata"]["uid"]);
+        let now = now.unwrap_or_else(|| panic!("{} was replaced", pod["metadata"]["name"]));
+        assert_eq!(now["status"]["containerStatuses"][0]["restartCount"], again, "{}", now["status"]);
+    }
+    // Nobody does: they are replaced, though the machine is reached all the while.
+    two.kill_all();
+    let begun = Instant::now();
+    until_on(&master, "one", 4);
+    let took = begun.elapsed();
+    eprintln!("replaced after {:.1} s", took.as_secs_f64());
+    assert!(took < 2 * REPLACED_WITHIN, "{took:?}");
+    assert!(on_one.iter().all(|process| one.containers().contains(process)), "the others did not notice");
+    assert!(two.containers().is_empty());
+}
+
+#[test]
 fn a_machine_that_was_cut_off_ends_what_was_replaced_meanwhile() {
     if !ready() {
         return;
@@ -90,6 +122,8 @@ fn a_node_that_says_goodbye_keeps_its_pods() {
     let (master, _one, mut two, before) = spread(&mut bed, 4);
     let containers = two.containers();
     assert_eq!(two.stop(), Some(0));
+    // Nobody reaches its machine either: it is not spared because of that.
+    two.cut();
     master.until_node("two", "Unknown");
     // Twice as long as the pods of a dead machine would have been left alone.
     let until = Instant::now() + Duration::from_secs(6);

@@ -99,3 +99,65 @@ fn everything_that_is_wanted_runs_again_after_a_power_failure_with_no_hand_on_it
     let alone = master.kubectl(&["exec", "alone", "--", "/hello", "hello", "--once", "--print", "up"]).ok();
     assert!(alone.contains("up"));
 }
+
+#[test]
+fn an_upgrade_of_every_process_touches_no_container_and_what_ran_before_is_still_reached() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
+    let old = [&mut master, &mut one, &mut two].map(|host| host.upgrade(7)).concat();
+    master.master(&[]);
+    one.join(&master);
+    two.join(&master);
+    ["one", "two"].iter().for_each(|name| master.until_node(name, "True"));
+    let until_version = |master: &Host, node: &str, version: &str| {
+        until(&format!("{node} tells that it is {version}"), || {
+            let told = master.get(&["node", node])?["status"]["nodeInfo"]["kubeletVersion"].clone();
+            check(text(&told).ends_with(version), || told.to_string())
+        });
+    };
+    master.apply(&controller("web", 4, &[]));
+    let before = master.until_pods(4);
+    let containers = (one.containers(), two.containers());
+    assert!(old.ends_with("7") && !containers.0.is_empty() && !containers.1.is_empty());
+
+    // The master first, then one machine after the other; versions are mixed meanwhile.
+    let new = master.upgrade(8);
+    assert_eq!(master.stop(), Some(0));
+    master.master(&[]);
+    let served: Value = serde_json::from_str(&master.kubectl(&["get", "--raw", "/version"]).ok()).unwrap();
+    assert!(text(&served["gitVersion"]).ends_with(&new), "{served}");
+    ["one", "two"].iter().for_each(|name| master.until_node(name, "True"));
+    for host in [&mut one, &mut two] {
+        assert!(
+            !text(&master.get(&["node", &host.name]).unwrap()["status"]["nodeInfo"]["kubeletVersion"])
+                .ends_with(&new)
+        );
+        host.upgrade(8);
+        assert_eq!(host.stop(), Some(0));
+        host.node(&[]);
+        until_version(&master, &host.name, &new);
+        master.until_node(&host.name, "True");
+    }
+    let after = master.until_pods(4);
+    assert_eq!(restarts(&after), restarts(&before), "the same pods, and none restarted");
+    assert_eq!((one.containers(), two.containers()), containers);
+
+    // Shims of the old version obey the new one.
+    for pod in &after {
+        let name = text(&pod["metadata"]["name"]);
+        let words = ["exec", name, "--", "/hello", "hello", "--once", "--print", "inside"];
+        assert!(master.kubectl(&words).ok().contains("inside"));
+    }
+    master.kubectl(&["scale", "rc", "web", "--replicas=6"]).ok();
+    master.until_pods(6);
+    master.kubectl(&["delete", "pod", text(&after[0]["metadata"]["name"])]).ok();
+    master.until_pods(6);
+    master.kubectl(&["delete", "rc", "web"]).ok();
+    until("all has ended", || {
+        let left = [one.containers(), two.containers()].concat();
+        check(left.is_empty(), || format!("{left:?}"))
+    });
+}

@@ -165,3 +165,52 @@ fn an_image_whose_machine_falls_silent_meanwhile_comes_when_it_is_back() {
     until_says(&master, "p", "there");
     until_event(&master, "p", "Pulled", "from node \"one\"");
 }
+
+/// Waits until a node says that it shares no images.
+fn until_apart(master: &Host, node: &str) {
+    until(&format!("node {node} says that it shares no images"), || {
+        let object = master.get(&["node", node])?;
+        let all = object["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        let off = all.iter().any(|of| of["type"] == "ImageSharing" && of["status"] == "False");
+        check(off, || object["status"]["conditions"].to_string())
+    });
+}
+
+#[test]
+fn where_it_is_switched_off_images_stay_where_they_are_and_archives_go_to_each_node() {
+    let Some(busybox) = busybox() else { return };
+    let mut bed = Bed::new();
+    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
+    master.master(&[]);
+    one.join(&master);
+    let token = master.token(&[]);
+    two.node(&["--join", &master.address, "--token", &token, "--name", "two", "--no-image-sharing"]);
+    ["one", "two"].iter().for_each(|name| master.until_node(name, "True"));
+    until_apart(&master, "two");
+    // That node takes none, and is therefore sent its own.
+    import(&master, &busybox, "there", APP, Some("one"));
+    master.apply(&pod("takes", "two", APP));
+    until_waits(&master, "takes", "nowhere.example");
+    let both = |name: &str| format!("{name} loaded on one\n{name} loaded on two");
+    assert_eq!(import(&master, &busybox, "there", APP, None).trim(), both(APP));
+    until_says(&master, "takes", "there");
+    // Nor does it give any.
+    let own = "nowhere.example/own:1";
+    import(&master, &busybox, "own", own, Some("two"));
+    master.apply(&pod("wants", "one", own));
+    until_waits(&master, "wants", "nowhere.example");
+    // Switched off at the master it is for all nodes, whatever they were started with.
+    assert_eq!((master.stop(), two.stop()), (Some(0), Some(0)));
+    master.master(&["--no-image-sharing"]);
+    two.node(&[]);
+    ["one", "two"].iter().for_each(|name| master.until_node(name, "True"));
+    ["one", "two"].iter().for_each(|name| until_apart(&master, name));
+    let third = "nowhere.example/third:1";
+    import(&master, &busybox, "third", third, Some("one"));
+    master.apply(&pod("third", "two", third));
+    until_waits(&master, "third", "nowhere.example");
+    assert_eq!(import(&master, &busybox, "third", third, None).trim(), both(third));
+    until_says(&master, "third", "third");
+    let events = master.get(&["events"]).unwrap()["items"].to_string();
+    assert!(!events.contains("from node") && !events.contains("other nodes"), "{events}");
+}

@@ -5,8 +5,8 @@ use std::fs;
 use serde_json::{Value, json};
 
 use crate::{
-    bed::{Bed, node_of, ready},
-    harness::{controller, text, until},
+    bed::{Bed, Host, node_of, ready, restarts},
+    harness::{check, controller, text, until},
 };
 
 #[test]
@@ -199,4 +199,46 @@ fn a_node_joins_again_with_its_directory_alone_and_finds_a_master_that_moved() {
     one.node(&[]);
     let node = master.get(&["node", "one"]).unwrap();
     assert_eq!(node["metadata"]["labels"]["a"], "b");
+}
+
+#[test]
+fn a_machine_whose_address_changes_keeps_its_pods_whether_its_process_ran_on_or_not() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one) = (bed.host("m"), bed.host("one"));
+    master.master(&[]);
+    one.join(&master);
+    master.until_node("one", "True");
+    master.apply(&controller("web", 2, &[]));
+    let before = master.until_pods(2);
+    let containers = one.containers();
+    let until_linked_from = |master: &Host, address: &str| {
+        until(&format!("the link comes from {address}"), || {
+            let status = master.run(&["cluster", "status", "-o", "json"]).result()?;
+            let status: Value = serde_json::from_str(&status).map_err(|error| error.to_string())?;
+            let link = status["nodes"][0]["link"]["address"].clone();
+            check(text(&link).starts_with(&format!("{address}:")), || link.to_string())
+        });
+    };
+    let kept = |master: &Host, one: &Host| {
+        master.until_node("one", "True");
+        let after = master.until_pods(2);
+        assert_eq!(restarts(&after), restarts(&before), "the same pods, and none restarted");
+        assert_eq!(one.containers(), containers, "no container was touched");
+        let words =
+            ["exec", text(&after[0]["metadata"]["name"]), "--", "/hello", "hello", "--once", "--print", "in"];
+        assert!(master.kubectl(&words).ok().contains("in"));
+    };
+    one.readdress("10.77.0.201");
+    until_linked_from(&master, "10.77.0.201");
+    kept(&master, &one);
+    one.kill();
+    one.readdress("10.77.0.202");
+    one.node(&[]);
+    until_linked_from(&master, "10.77.0.202");
+    kept(&master, &one);
+    let node = master.get(&["node", "one"]).unwrap();
+    assert_eq!(node["status"]["addresses"][0]["address"], "10.77.0.202");
 }

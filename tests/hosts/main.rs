@@ -8,6 +8,7 @@
 mod backup;
 mod bed;
 mod certificates;
+mod clocks;
 mod cuts;
 mod disks;
 mod failure;
@@ -22,3 +23,4 @@ mod peers;
 mod raw;
 mod status;
 mod survival;
+mod variants;

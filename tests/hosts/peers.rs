@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use serde_json::json;
 use troupe::{
-    messages::wire::{JoinRefusal, ToNode},
+    messages::wire::{JoinRefusal, Open, Opened, ToNode},
     net::{
         Authority,
-        codec::decode,
+        codec::{OPEN_CAP, decode, encode},
         csr::{NodeKey, joined_key},
         join::{JoinError, join},
     },
@@ -18,6 +18,7 @@ use crate::{
     bed::{Bed, Host, NODE, node_of, ready},
     harness::{check, controller, until},
     raw,
+    status::status,
 };
 
 fn links(host: &Host) -> SocketAddr {
@@ -89,6 +90,17 @@ fn nodes_of_older_and_newer_versions_are_understood_as_far_as_both_speak() {
                     let message = decode::<ToNode>(&raw::next(&mut streams.control.1).await).unwrap();
                     told = matches!(message, ToNode::Assignments(picture) if picture.documents.len() == 1);
                 }
+                // A question that it does not know it refuses, as every version does; nothing comes to harm by that.
+                let asked = scope.spawn(|| status(&master));
+                let (mut send, mut receive) = connection.accept_bi().await.unwrap();
+                receive.read_exact(&mut [0]).await.unwrap();
+                assert_eq!(decode::<Open>(&raw::next(&mut receive).await).unwrap(), Open::Actors);
+                let refused = Opened::Refused(501, "the peer is older".into());
+                send.write_all(&raw::framed(&encode(&refused, OPEN_CAP).unwrap())).await.unwrap();
+                send.finish().unwrap();
+                let shown = raw::done(asked).await;
+                assert_eq!(shown["problems"], json!([]), "{shown}");
+                assert_eq!(shown["nodes"][0]["actorsUnknown"], "its version does not tell them", "{shown}");
                 assert_eq!(connection.close_reason(), None);
                 connection.close(quinn::VarInt::from_u32(1), b"done");
                 endpoint.wait_idle().await;

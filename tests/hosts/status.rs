@@ -2,14 +2,15 @@
 
 use std::time::Instant;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     bed::{Bed, Host, ready},
-    harness::{check, until},
+    harness::{check, text, until},
 };
 
-fn status(master: &Host) -> Value {
+/// What it says as JSON.
+pub fn status(master: &Host) -> Value {
     let text = master.run(&["cluster", "status", "-o", "json"]).ok();
     serde_json::from_str(&text).unwrap()
 }
@@ -56,5 +57,62 @@ fn a_node_that_is_cut_off_is_shown_as_silent_and_since_when() {
     until("the node is linked again", || {
         let node = status(&master)["nodes"][1].clone();
         check(node["link"].is_object(), || node.to_string())
+    });
+}
+
+/// Whether a node's actors as shown have one of this name, running.
+fn has(node: &Value, actor: &str) -> bool {
+    let actors = node["actors"].as_array().into_iter().flatten();
+    actors.into_iter().any(|shown| shown["name"] == actor && shown["state"] == "running")
+}
+
+#[test]
+fn the_actors_of_every_machine_are_shown_and_one_that_hangs_is_named_and_holds_nobody_up() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
+    master.master(&[]);
+    for host in [&mut one, &mut two] {
+        let (token, name) = (master.token(&[]), host.name.clone());
+        host.node(&["--runtime", "sim", "--join", &master.address, "--token", &token, "--name", &name]);
+        master.until_node(&name, "True");
+    }
+    let container = json!({"name": "c", "image": "example.com/any:1"});
+    master.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+        "spec": {"nodeName": "two", "containers": [container]}}));
+    let uid = text(&master.until_pods(1)[0]["metadata"]["uid"]).to_owned();
+    let shown = status(&master);
+    assert_eq!(shown["problems"], json!([]));
+    for node in shown["nodes"].as_array().unwrap() {
+        for actor in ["node", "node/kubelet", "node/pods", "node/uplink"] {
+            assert!(has(node, actor), "{actor} of {node}");
+        }
+    }
+    let pod = format!("node/pods/{uid}");
+    assert!(has(&shown["nodes"][1], &pod) && !has(&shown["nodes"][0], &pod), "{shown}");
+    let text = master.run(&["cluster", "status"]).ok();
+    for row in ["store ", "node one: node/kubelet ", &format!("node two: {pod} ")] {
+        assert!(text.lines().any(|line| line.starts_with(row)), "{row} in {text}");
+    }
+    assert!(text.contains("started again 0 times"), "{text}");
+    // A process that stands still has a link for two seconds yet.
+    let problem = "node two did not tell its actors within 1 s";
+    until("the node that hangs is named", || {
+        two.freeze();
+        let asked = Instant::now();
+        let shown = status(&master);
+        let took = asked.elapsed();
+        two.thaw();
+        master.until_node("two", "True");
+        assert!(took.as_secs() < 10, "{took:?}");
+        assert!(has(&shown["nodes"][0], "node/kubelet"), "{shown}");
+        let named = shown["problems"].as_array().unwrap().iter().any(|told| told == problem);
+        check(named && shown["nodes"][1]["actorsUnknown"] == "it did not answer", || shown.to_string())
+    });
+    until("it tells them again", || {
+        let node = status(&master)["nodes"][1].clone();
+        check(has(&node, "node/kubelet"), || node.to_string())
     });
 }

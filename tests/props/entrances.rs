@@ -110,6 +110,7 @@ fn cases(ours: u32) -> u32 {
 entrances! {
     wire_frame 3000;
     join 1000;
+    join_answer 2000;
     body 3000;
     quantity 10_000;
     selector 5000;

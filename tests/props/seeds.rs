@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use troupe::{
     fuzzing::SEPARATOR,
-    messages::wire::JoinRequest,
-    net::{codec, csr::NodeKey},
+    messages::wire::{Admitted, JoinAnswer, JoinRequest},
+    net::{Authority, codec, csr::NodeKey},
 };
 
 /// A frame around bytes.
@@ -30,18 +30,45 @@ pub fn wire_frame() -> Vec<Vec<u8>> {
     ]
 }
 
-/// See `fuzzing::join`.
-pub fn join() -> Vec<Vec<u8>> {
-    let csr = NodeKey::generate().unwrap().request().unwrap();
-    let request = |name: &str, csr: &[u8]| JoinRequest {
+fn join_request(name: &str, csr: &[u8]) -> JoinRequest {
+    JoinRequest {
         token_id: "8rcmdg".into(),
         secret: "tenwfs0vok4bymlh".into(),
         name: name.into(),
         csr: csr.to_vec().into(),
-    };
+    }
+}
+
+/// See `fuzzing::join`.
+pub fn join() -> Vec<Vec<u8>> {
+    let csr = NodeKey::generate().unwrap().request().unwrap();
+    let request = join_request;
     let requests =
         [request("one", &csr), request("Two_Two", &csr), request("", &[]), request("one", &csr[1..])];
     requests.iter().map(|request| framed(&codec::encode(request, 1 << 20).unwrap())).collect()
+}
+
+/// See `fuzzing::join_answer`.
+pub fn join_answer() -> Vec<Vec<u8>> {
+    let (authority, other) = (Authority::ephemeral().unwrap(), Authority::ephemeral().unwrap());
+    let (key, foreign) = (NodeKey::generate().unwrap(), NodeKey::generate().unwrap());
+    let own = key.request().unwrap();
+    let seed = |of: &Authority, name: &str, csr: &[u8]| {
+        let certificate = of.certify_node(&name.into(), csr, std::time::Duration::from_secs(60)).unwrap();
+        let ca = of.certificate().pem().to_owned();
+        let answer = JoinAnswer::Admitted(Admitted { certificate, ca, cluster: "c".into() });
+        let frames = [
+            framed(&codec::encode(&join_request("one", &own), 1 << 20).unwrap()),
+            framed(&codec::encode(&answer, 1 << 20).unwrap()),
+        ];
+        [authority.certificate().public_key_pin().unwrap().to_vec(), frames.concat()].concat()
+    };
+    vec![
+        seed(&authority, "one", &own),
+        seed(&other, "one", &own),
+        seed(&authority, "two", &own),
+        seed(&authority, "one", &foreign.request().unwrap()),
+    ]
 }
 
 pub fn pod() -> Value {

@@ -48,6 +48,7 @@ fn log_request() -> LogRequest {
         tail_lines: Some(10),
         since_ms: Some(70_000),
         limit_bytes: None,
+        last_s: Some(60),
     }
 }
 
@@ -145,6 +146,7 @@ pub fn open() -> Vec<Open> {
         Open::Reach("10.0.0.2".into()),
         Open::ImageHolders(ImageWanted { name: "a:1".into(), by_hand: true }),
         Open::ImagePart(ImagePart { node: "n".into(), image: "i".into(), digest: "d".into() }),
+        Open::Actors,
     ]
 }
 
@@ -215,9 +217,10 @@ fn every_variant_has_its_golden_bytes() {
             Open::Reach(_) => 13,
             Open::ImageHolders(_) => 14,
             Open::ImagePart(_) => 15,
+            Open::Actors => 16,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -246,6 +249,11 @@ fn messages_to_the_master_have_their_bytes_for_ever() {
 }
 
 #[test]
+fn ways_to_hold_an_image_have_their_numbers_for_ever() {
+    golden(&[HeldAs::ByHand, HeldAs::Copied, HeldAs::Pulled, HeldAs::Removed], "00 01 02 03");
+}
+
+#[test]
 fn messages_to_a_node_have_their_bytes_for_ever() {
     golden(
         &to_node(),
@@ -265,7 +273,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
     golden(
         &open(),
         r"
-        00026e7301700275310163010001010a01fce022020000
+        00026e7301700275310163010001010a01fce022020000013c
         01000103613a31
         010103623a32
         02
@@ -280,6 +288,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         0b0831302e302e302e32
         0c03613a3101
         0d016e01690164
+        0e
         ",
     );
     golden(

@@ -10,18 +10,19 @@ use std::{
 };
 
 use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::ObjectMeta};
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::sleep};
 use troupe::{
     Client, ClientError, Node,
     actors::supervisor::Escalation,
     app::{
         KubeletSettings,
-        simulation::{SimulatedMaster, World, say_goodbye, start_node},
+        simulation::{Joins, SimulatedMaster, World, say_goodbye, start_node},
     },
     logic::eviction::Thresholds,
     messages::{Commit, Durability, Expected, Write},
     model::{Key, Kind, NodeName, Stored, Uid},
     net::{
+        csr::NodeKey,
         identity::MASTER,
         memory::{Network, Quality},
     },
@@ -33,6 +34,7 @@ use troupe::{
 };
 
 use super::{
+    beliefs::Beliefs,
     invariants::{Observer, Promise, running},
     story::Step,
     trace::{Event, Trace},
@@ -62,6 +64,8 @@ pub struct Machine {
     pub process: Option<Node>,
     /// Its process said that it goes and comes back.
     pub left: bool,
+    /// By which it joined, if it does not belong to the master's process.
+    key: Option<Rc<NodeKey>>,
     config: SimConfig,
     directory: PathBuf,
 }
@@ -87,16 +91,17 @@ pub struct Simulation {
 
 impl Simulation {
     /// Nothing is up yet.
-    pub fn new(seed: u64, machines: usize, directory: &std::path::Path, trace: Trace) -> Simulation {
+    pub fn new(seed: u64, machines: &[bool], directory: &std::path::Path, trace: Trace) -> Simulation {
         let escalated: Arc<Mutex<Option<String>>> = Arc::default();
         let told = escalated.clone();
         let failed = move |escalation: Escalation| {
             *told.lock().unwrap() = Some(format!("{} gave up: {}", escalation.supervisor, escalation.reason));
         };
         let network = Network::new(seed);
+        let beliefs = Beliefs::new(trace.clone(), network.clone());
         let world = World::new(network, Arc::new(failed)).unwrap();
-        let observer = Observer::new(trace.clone());
-        let machines = (0..machines).map(|index| {
+        let observer = Observer::new(trace.clone(), beliefs);
+        let machines = machines.iter().enumerate().map(|(index, joined)| {
             let name = NodeName::from(format!("n{index}"));
             let ms = Duration::from_millis;
             let config = SimConfig {
@@ -107,8 +112,10 @@ impl Simulation {
             };
             let sim = SimMachine::new(config.clone()).unwrap();
             observer.machine(&name, &sim);
+            observer.beliefs.machine(&name, *joined);
             let directory = directory.join(name.as_str());
-            Machine { name, sim, process: None, left: false, config, directory }
+            let key = joined.then(|| Rc::new(NodeKey::generate().unwrap()));
+            Machine { name, sim, process: None, left: false, key, config, directory }
         });
         Simulation {
             machines: machines.collect(),
@@ -125,7 +132,9 @@ impl Simulation {
 
     /// Looks whether everything is as it must always be.
     pub fn check(&self) {
+        self.observer.beliefs.look_at_links();
         self.observer.look_at_machines();
+        self.observer.look_at_beliefs();
         if let Some(reason) = self.escalated.lock().unwrap().take() {
             self.trace.wrong(reason);
         }
@@ -150,6 +159,10 @@ impl Simulation {
 
     pub async fn begin(&mut self) {
         self.start_master();
+        let system = Key::new(Kind::Namespace, "", "kube-system");
+        let has_begun = |snapshot: &troupe::model::Snapshot| snapshot.find(&system).map(drop);
+        self.client().unwrap().until(Duration::from_secs(30), has_begun).await.expect("a master begins");
+        self.join_those_deleted(None).await;
         for index in 0..self.machines.len() {
             self.start_machine(index);
         }
@@ -165,8 +178,10 @@ impl Simulation {
 
     /// The end of all faults, but that one machine stays away.
     pub async fn mend(&mut self, lost: Option<usize>) {
-        self.world.network.set_quality(Quality::default());
-        self.disk.fail(None);
+        self.observer.beliefs.look_at_links();
+        self.observer.beliefs.fault();
+        self.calm();
+        self.heal_disk();
         let master = NodeName::from(MASTER);
         self.world.network.rejoin(&master);
         self.start_master();
@@ -174,10 +189,24 @@ impl Simulation {
             self.trace.wrong("no master begins, although its disk works");
         }
         for index in 0..self.machines.len() {
-            self.world.network.heal(&master, &self.machines[index].name);
+            self.heal(index);
             match lost == Some(index) {
                 true => self.crash_machine(index, true).await,
                 false => self.start_machine(index),
+            }
+        }
+    }
+
+    /// Machines that have no node join, but for one that stays away.
+    pub async fn join_those_deleted(&mut self, lost: Option<usize>) {
+        let Some(up) = &self.up else { return };
+        let snapshot = up.master.client().view().snapshot();
+        for (index, machine) in self.machines.iter().enumerate() {
+            let node = Key::new(Kind::Node, "", machine.name.0.clone());
+            let (Some(key), None) = (&machine.key, snapshot.find(&node)) else { continue };
+            if lost != Some(index) {
+                self.observer.joins(&machine.name);
+                join(&self.trace, up.master.joins(), &self.world, &machine.name, key).await;
             }
         }
     }
@@ -195,6 +224,10 @@ impl Simulation {
     }
 
     pub async fn perform(&mut self, step: Step) {
+        self.observer.beliefs.look_at_links();
+        if step.is_fault() {
+            self.observer.beliefs.fault();
+        }
         let master = NodeName::from(MASTER);
         let count = self.machines.len();
         let pick = move |which: usize| which % count;
@@ -229,6 +262,7 @@ impl Simulation {
                 let Some(pod) = pods.get(which % pods.len().max(1)) else { return };
                 let name = pod.key.name.to_string();
                 self.trace.note(format_args!("delete {name}"));
+                self.observer.beliefs.asked(pod.uid());
                 actix::spawn(async move { drop(client.delete::<v1::Pod>("default", &name).await) });
             }
             Step::ForceDeletePod { which } => {
@@ -242,6 +276,25 @@ impl Simulation {
                 let writes = vec![Write::Remove(pod.key.clone(), expected)];
                 let commit = Commit { writes, durability: Durability::Hard };
                 actix::spawn(async move { drop(client.commits().ask(commit, ANSWER_WITHIN).await) });
+            }
+            Step::RecreatePod { which } => {
+                let Some(client) = self.client() else { return };
+                let snapshot = client.view().snapshot();
+                let pods: Vec<_> =
+                    snapshot.list(Kind::Pod, None).filter(|pod| pod.facet.meta.owners.is_empty()).collect();
+                let Some(pod) = pods.get(which % pods.len().max(1)) else { return };
+                let name = pod.key.name.to_string();
+                self.trace.note(format_args!("another {name}"));
+                self.trace.count(Event::PodRecreated, 1);
+                self.observer.forced(pod.uid());
+                let expected = Expected { uid: Some(pod.uid().clone()), revision: None };
+                let writes = vec![Write::Remove(pod.key.clone(), expected)];
+                let remove = Commit { writes, durability: Durability::Hard };
+                let again = v1::Pod { metadata: meta(&name), spec: Some(pod_spec(&name)), status: None };
+                actix::spawn(async move {
+                    drop(client.commits().ask(remove, ANSWER_WITHIN).await);
+                    drop(client.create(&again).await);
+                });
             }
             Step::WriteMark { which, number } => match self.known(Kind::ConfigMap, which) {
                 Some(key) if which % 3 != 0 => {
@@ -266,10 +319,22 @@ impl Simulation {
                 self.observer.node_deleted(&name);
                 actix::spawn(async move { drop(client.delete::<v1::Node>("", name.as_str()).await) });
             }
+            Step::JoinAgain { which } => {
+                let machine = &self.machines[pick(which)];
+                let (Some(up), Some(key)) = (&self.up, machine.key.clone()) else { return };
+                let node = Key::new(Kind::Node, "", machine.name.0.clone());
+                if up.master.client().view().snapshot().find(&node).is_none() {
+                    self.observer.joins(&machine.name);
+                    let (trace, joins, world) = (self.trace.clone(), up.master.joins(), self.world.clone());
+                    let name = machine.name.clone();
+                    actix::spawn(async move { join(&trace, joins, &world, &name, &key).await });
+                }
+            }
             Step::KillContainer { which } => {
                 let machine = &self.machines[pick(which)];
                 let containers = machine.sim.containers();
                 if let Some(container) = containers.get(which % containers.len().max(1)) {
+                    self.observer.excuse(&container.pod);
                     machine.sim.kill(&container.id);
                 }
             }
@@ -277,6 +342,7 @@ impl Simulation {
                 let machine = &self.machines[pick(which)];
                 let sandboxes = machine.sim.sandboxes();
                 if let Some((pod, _)) = sandboxes.get(which % sandboxes.len().max(1)) {
+                    self.observer.excuse(pod);
                     machine.sim.lose_sandbox(pod);
                 }
             }
@@ -291,9 +357,17 @@ impl Simulation {
                 self.machines[pick(which)].sim.fail_next(operation, error);
             }
             Step::CrashKubelet { which } => self.crash_kubelet(pick(which)).await,
+            Step::RestartKubelet { which, after_ms } => {
+                if self.machines[pick(which)].process.is_some() {
+                    self.crash_kubelet(pick(which)).await;
+                    sleep(Duration::from_millis(after_ms)).await;
+                    self.start_machine(pick(which));
+                }
+            }
             Step::StopKubelet { which } => {
                 let machine = &mut self.machines[pick(which)];
                 if let Some(process) = machine.process.take() {
+                    self.observer.beliefs.leaves(&machine.name);
                     self.trace.count(Event::KubeletStopped, 1);
                     machine.left = true;
                     say_goodbye(&process).await;
@@ -304,18 +378,53 @@ impl Simulation {
             Step::StartMachine { which } => self.start_machine(pick(which)),
             Step::Cut { which } => self.world.network.cut(&master, &self.machines[pick(which)].name),
             Step::Sever { which } => self.world.network.sever(&master, &self.machines[pick(which)].name),
-            Step::Heal { which } => self.world.network.heal(&master, &self.machines[pick(which)].name),
+            Step::CutOneWay { which, to_master } => {
+                let node = &self.machines[pick(which)].name;
+                let (from, to) = if to_master { (node, &master) } else { (&master, node) };
+                self.world.network.cut_one_way(from, to);
+            }
+            Step::CutPeers { which, other } => {
+                let (one, other) = (&self.machines[pick(which)].name, &self.machines[pick(other)].name);
+                if one != other {
+                    self.world.network.cut(one, other);
+                }
+            }
+            Step::Heal { which } => self.heal(pick(which)),
             Step::IsolateMaster => self.world.network.isolate(&master),
             Step::RejoinMaster => self.world.network.rejoin(&master),
-            Step::Weather { slow_ms, loss_percent } => self.world.network.set_quality(Quality {
-                delay: Duration::from_micros(100)..=Duration::from_millis(slow_ms),
-                loss: f64::from(loss_percent) / 100.0,
-            }),
+            Step::Weather { slow_ms, loss_percent } => {
+                self.observer.beliefs.weather(false);
+                self.world.network.set_quality(Quality {
+                    delay: Duration::from_micros(100)..=Duration::from_millis(slow_ms),
+                    loss: f64::from(loss_percent) / 100.0,
+                });
+            }
+            Step::Calm => self.calm(),
             Step::CrashMaster { kept } => self.crash_master(kept).await,
             Step::StartMaster => self.start_master(),
-            Step::FailDisk => self.disk.fail(Some(std::io::ErrorKind::StorageFull)),
-            Step::HealDisk => self.disk.fail(None),
+            Step::FailDisk => {
+                self.observer.beliefs.disk(false);
+                self.disk.fail(Some(std::io::ErrorKind::StorageFull));
+            }
+            Step::HealDisk => self.heal_disk(),
         }
+    }
+
+    fn calm(&self) {
+        self.world.network.set_quality(Quality::default());
+        self.observer.beliefs.weather(true);
+    }
+
+    fn heal_disk(&self) {
+        self.disk.fail(None);
+        self.observer.beliefs.disk(true);
+    }
+
+    /// Everybody reaches a machine again.
+    fn heal(&self, index: usize) {
+        let name = &self.machines[index].name;
+        self.world.network.heal(&MASTER.into(), name);
+        self.machines.iter().for_each(|other| self.world.network.heal(name, &other.name));
     }
 
     fn start_master(&mut self) {
@@ -333,6 +442,7 @@ impl Simulation {
         let view = master.client().view().clone();
         let snapshot = view.snapshot();
         self.trace.note(format_args!("a master begins at revision {}", snapshot.revision));
+        self.observer.beliefs.master(true);
         self.observer.master_began(&snapshot);
         let follower = actix::spawn(self.observer.clone().follow(view, snapshot.revision));
         self.up = Some(Up { master, follower });
@@ -341,6 +451,7 @@ impl Simulation {
     async fn crash_master(&mut self, kept: usize) {
         let Some(up) = self.up.take() else { return };
         self.world.network.crash(&MASTER.into());
+        self.observer.beliefs.master(false);
         // What it published until now it has published, whoever has read it.
         tokio::task::yield_now().await;
         up.follower.abort();
@@ -359,12 +470,13 @@ impl Simulation {
         if machine.process.is_some() {
             return;
         }
+        self.world.network.power_on(&machine.name);
         let runtime = Arc::new(SimRuntime::open(machine.sim.clone()));
         let settings =
             KubeletSettings { eviction_hard: Thresholds::parse("").unwrap(), ..KubeletSettings::default() };
         let links = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
-        let node =
-            start_node(&self.world, &machine.name, links, runtime, machine.directory.clone(), settings);
+        let (key, directory) = (machine.key.as_ref().map(|key| key.pin()), machine.directory.clone());
+        let node = start_node(&self.world, &machine.name, key, links, runtime, directory, settings);
         machine.process = Some(node.unwrap());
         machine.left = false;
     }
@@ -378,6 +490,7 @@ impl Simulation {
     }
 
     async fn crash_machine(&mut self, index: usize, wiped: bool) {
+        self.world.network.power_off(&self.machines[index].name);
         self.crash_kubelet(index).await;
         let machine = &mut self.machines[index];
         let event = if wiped { Event::MachineWiped } else { Event::MachineLost };
@@ -388,7 +501,10 @@ impl Simulation {
             return;
         }
         let pods: Vec<Uid> = machine.sim.sandboxes().into_iter().map(|(pod, _)| pod).collect();
-        pods.iter().for_each(|pod| machine.sim.lose_sandbox(pod));
+        pods.iter().for_each(|pod| {
+            self.observer.excuse(pod);
+            machine.sim.lose_sandbox(pod);
+        });
         assert_eq!(running(&machine.sim).count(), 0);
     }
 
@@ -442,6 +558,14 @@ impl Simulation {
             }
             clients.borrow_mut().insert(key, false);
         });
+    }
+}
+
+/// A machine joins, if the master has nothing against it.
+async fn join(trace: &Trace, joins: Joins, world: &World, name: &NodeName, key: &NodeKey) {
+    match joins.join(world, name, key).await {
+        Ok(()) => trace.note(format_args!("{name} joins")),
+        Err(why) => trace.note(format_args!("{name} does not join: {why}")),
     }
 }
 

@@ -1,28 +1,38 @@
 //! What must hold whatever happens, looked at after every change of the store and every step of a story.
 //!
 //! Owns: what was ever seen (bindings, revisions, acknowledged writes) across all lives of the master. Two bindings for a
-//! pod, a container away from its pod's node, a pod that vanished before its containers, a revision given twice, a write
-//! that was acknowledged and is gone: each is told to the trace as wrong.
+//! pod, a container away from its pod's node or ended without a cause, a pod that vanished before its containers, whose end
+//! was undone or whose restarts became fewer, a revision or a subnet given twice, a node back that did not join, a write
+//! that was acknowledged and is gone: each is told to the trace as wrong. What is said of nodes that are silent: `beliefs.rs`.
 
 use std::{
     cell::RefCell,
     collections::{BTreeMap, BTreeSet},
     rc::Rc,
     sync::Arc,
+    time::Duration,
 };
 
+use tokio::time::Instant;
 use troupe::{
     messages::{Change, ChangeKind, View},
     model::{Key, Kind, KindFacet, NodeName, Object, Revision, Snapshot, Uid},
     runtime::{ContainerState, sim::SimMachine},
 };
 
-use super::trace::{Event, Trace};
+use super::{
+    beliefs::Beliefs,
+    trace::{Event, Trace},
+};
+
+/// So long after a pod lost its sandbox its containers may end.
+const EXCUSED: Duration = Duration::from_secs(10);
 
 /// Cheap to clone.
 #[derive(Clone)]
 pub struct Observer {
     trace: Trace,
+    pub beliefs: Beliefs,
     state: Rc<RefCell<State>>,
 }
 
@@ -34,6 +44,18 @@ struct State {
     /// What was published and must survive, as published last.
     published: Snapshot,
     machines: BTreeMap<NodeName, Arc<SimMachine>>,
+    /// What runs on each machine, by container: as seen last.
+    ran: BTreeMap<NodeName, BTreeMap<String, (Uid, String)>>,
+    /// Containers that ended, and nobody knows why yet.
+    ended: Vec<(NodeName, String, Uid)>,
+    /// Pods whose containers were ended by a fault, and when.
+    excused: BTreeMap<Uid, Instant>,
+    /// Pods in this life of the master: whether each is ready, and ending, and its restarts.
+    pods: BTreeMap<Uid, (bool, bool, i32)>,
+    /// Pods that are gone in this life of the master.
+    gone: BTreeSet<Uid>,
+    /// Machines that joined, and whether they ask for it again.
+    joined: BTreeMap<NodeName, bool>,
     /// Nodes whose object was deleted, until there is one again: their pods vanish without a word from them.
     deleted_nodes: BTreeSet<NodeName>,
     /// Pods that were removed without grace.
@@ -52,13 +74,25 @@ pub enum Promise {
 }
 
 impl Observer {
-    pub fn new(trace: Trace) -> Observer {
-        Observer { trace, state: Rc::default() }
+    pub fn new(trace: Trace, beliefs: Beliefs) -> Observer {
+        Observer { trace, beliefs, state: Rc::default() }
     }
 
     /// A machine's containers are looked at from now on, instead of those it had before.
     pub fn machine(&self, name: &NodeName, machine: &Arc<SimMachine>) {
-        self.state.borrow_mut().machines.insert(name.clone(), machine.clone());
+        let mut state = self.state.borrow_mut();
+        state.machines.insert(name.clone(), machine.clone());
+        state.ran.remove(name);
+    }
+
+    /// A machine asks to join.
+    pub fn joins(&self, name: &NodeName) {
+        self.state.borrow_mut().joined.insert(name.clone(), true);
+    }
+
+    /// Something ends a pod's containers.
+    pub fn excuse(&self, pod: &Uid) {
+        self.state.borrow_mut().excused.insert(pod.clone(), Instant::now());
     }
 
     /// A client asks for a write. To be told how it went.
@@ -77,10 +111,12 @@ impl Observer {
 
     pub fn forced(&self, pod: &Uid) {
         self.state.borrow_mut().forced.insert(pod.clone());
+        self.beliefs.asked(pod);
     }
 
     pub fn node_deleted(&self, name: &NodeName) {
         self.state.borrow_mut().deleted_nodes.insert(name.clone());
+        self.beliefs.object_moves(name, None);
     }
 
     /// A master has begun with what survived.
@@ -116,7 +152,14 @@ impl Observer {
                 }
             }
         }
-        self.state.borrow_mut().newest = snapshot.revision;
+        {
+            let mut state = self.state.borrow_mut();
+            state.newest = snapshot.revision;
+            state.gone.clear();
+            let pods =
+                snapshot.list(Kind::Pod, None).filter_map(|pod| Some((pod.uid().clone(), brief(pod)?)));
+            state.pods = pods.collect();
+        }
         self.look(snapshot);
     }
 
@@ -150,6 +193,7 @@ impl Observer {
         let KindFacet::Pod(pod) = &object.facet.of else { return };
         let uid = object.uid();
         self.count_pod(&state, change);
+        self.pod_changed(&mut state, change);
         match (state.bound.get(uid).cloned(), &pod.node) {
             (None, Some(node)) => {
                 self.trace.count(Event::PodBound, 1);
@@ -171,15 +215,51 @@ impl Observer {
         }
     }
 
+    /// What never happens to a pod.
+    fn pod_changed(&self, state: &mut State, change: &Change) {
+        let object = &change.object;
+        let (Some(now), uid) = (brief(object), object.uid()) else { return };
+        let gone = change.kind == ChangeKind::Deleted;
+        let before = state.pods.insert(uid.clone(), now);
+        let of_before = before.map(|(ready, ending, _)| (ready, ending));
+        self.beliefs.pod_changed(of_before, object, gone, &state.published);
+        if let Some((_, ending, restarts)) = before {
+            if ending && !now.1 {
+                self.trace.wrong(format_args!("the end of {} is undone", object.key));
+            }
+            if restarts > now.2 {
+                self.trace.wrong(format_args!("{} restarted {restarts} times, now {}", object.key, now.2));
+            }
+        }
+        if gone {
+            state.pods.remove(uid);
+            state.gone.insert(uid.clone());
+        } else if state.gone.contains(uid) {
+            self.trace.wrong(format_args!("{} is back, which was gone", object.key));
+        }
+    }
+
     fn node_changed(&self, state: &mut State, change: &Change) {
         let name = NodeName::from(change.object.key.name.to_string());
+        let before = state.published.find(&change.object.key);
+        if change.kind != ChangeKind::Deleted {
+            self.beliefs.node_changed(before.map(|before| &**before), &change.object);
+        }
         match change.kind {
             ChangeKind::Added => {
+                self.beliefs.object_moves(&name, Some(true));
+                match state.joined.get_mut(&name) {
+                    Some(asked) if *asked => *asked = false,
+                    Some(_) => self.trace.wrong(format_args!("{name} is a node again and did not join")),
+                    None => {}
+                }
                 if state.deleted_nodes.remove(&name) {
                     self.trace.count(Event::NodeRecreated, 1);
                 }
             }
             ChangeKind::Deleted => {
+                self.beliefs.object_moves(&name, Some(false));
+                self.trace.count(Event::NodeSentAway, u64::from(state.joined.contains_key(&name)));
                 state.deleted_nodes.insert(name);
                 self.trace.count(Event::NodeDeleted, 1);
             }
@@ -217,6 +297,13 @@ impl Observer {
         self.state.borrow_mut().published = snapshot.clone();
         self.look_at_machines();
         let mut state = self.state.borrow_mut();
+        let mut subnets = BTreeSet::new();
+        for object in snapshot.list(Kind::Node, None) {
+            let KindFacet::Node(node) = &object.facet.of else { continue };
+            if node.pod_cidr.as_ref().is_some_and(|subnet| !subnets.insert(subnet)) {
+                self.trace.wrong(format_args!("{} has the subnet of another node", object.key));
+            }
+        }
         for object in snapshot.list(Kind::Pod, None) {
             if let Some(node) = node_of(object) {
                 state.bound.entry(object.uid().clone()).or_insert(node);
@@ -230,21 +317,55 @@ impl Observer {
         }
     }
 
-    /// Looks at what the machines really run.
-    pub fn look_at_machines(&self) {
+    /// Looks at what is said of nodes and pods, beside what was last seen of the machines.
+    pub fn look_at_beliefs(&self) {
         let state = self.state.borrow();
+        let runs = |node: &NodeName, pod: &Uid| {
+            state.ran.get(node).map_or(0, |ran| ran.values().filter(|(of, _)| of == pod).count())
+        };
+        self.beliefs.look(&state.published, runs);
+    }
+
+    /// Looks at what the machines really run, and what of it has ended since the last look.
+    pub fn look_at_machines(&self) {
+        let state = &mut *self.state.borrow_mut();
+        // Those of the last look: by now it has been published why.
+        for (name, id, uid) in std::mem::take(&mut state.ended) {
+            if state.stays(&uid) {
+                self.trace.wrong(format_args!("{id} of {uid} was ended on {name}, although its pod stays"));
+            }
+        }
         let mut seen: BTreeSet<(Uid, String)> = BTreeSet::new();
-        for (name, machine) in &state.machines {
-            for (uid, container) in running(machine) {
-                if state.bound.get(&uid) != Some(name) {
-                    let bound = state.bound.get(&uid);
+        for (name, machine) in state.machines.clone() {
+            let all = machine.containers().into_iter();
+            let all = all.filter(|c| c.state == ContainerState::Running).map(|c| (c.id.0, (c.pod, c.name)));
+            let runs: BTreeMap<String, (Uid, String)> = all.collect();
+            for (uid, container) in runs.values() {
+                if state.bound.get(uid) != Some(&name) {
+                    let bound = state.bound.get(uid);
                     self.trace.wrong(format_args!("{name} runs {uid}, which is bound to {bound:?}"));
                 }
                 if !seen.insert((uid.clone(), container.clone())) {
                     self.trace.wrong(format_args!("{container} of {uid} runs twice, again on {name}"));
                 }
             }
+            let ran = state.ran.remove(&name).unwrap_or_default();
+            for (id, (uid, _)) in ran {
+                if !runs.contains_key(&id) && state.stays(&uid) {
+                    state.ended.push((name.clone(), id, uid));
+                }
+            }
+            state.ran.insert(name, runs);
         }
+    }
+}
+
+impl State {
+    /// Whether a pod is to run on, and nothing broke it lately.
+    fn stays(&self, pod: &Uid) -> bool {
+        let of = |object: &Arc<Object>| object.uid() == pod && object.facet.meta.deleting.is_none();
+        self.published.list(Kind::Pod, None).any(of)
+            && self.excused.get(pod).is_none_or(|at| at.elapsed() > EXCUSED)
     }
 }
 
@@ -261,7 +382,14 @@ pub fn node_of(object: &Object) -> Option<NodeName> {
     }
 }
 
-/// The number that a client gave an object.
+/// Whether a pod is ready, and ending, and how often it restarted.
+fn brief(object: &Object) -> Option<(bool, bool, i32)> {
+    match &object.facet.of {
+        KindFacet::Pod(pod) => Some((pod.ready, object.facet.meta.deleting.is_some(), pod.restarts)),
+        _ => None,
+    }
+}
+
 /// What a client's object says now.
 fn says(object: Option<&Arc<Object>>) -> Promise {
     match object.filter(|object| object.facet.meta.deleting.is_none()) {
@@ -270,6 +398,7 @@ fn says(object: Option<&Arc<Object>>) -> Promise {
     }
 }
 
+/// The number that a client gave an object.
 fn number(object: &Object) -> i32 {
     match &object.facet.of {
         KindFacet::ReplicationController(rc) => rc.replicas,

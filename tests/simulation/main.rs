@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::indexing_slicing, reason = "as above")]
 
+mod beliefs;
 mod chance;
 mod cluster;
 mod invariants;
@@ -39,7 +40,7 @@ use self::{
 /// Stories that are told unless the environment says otherwise.
 const SEEDS: u64 = 1000;
 /// In so many stories everything that can happen is to have happened.
-const MANY: u64 = 100;
+const MANY: u64 = 500;
 /// Machines are looked at so often, besides every change.
 const LOOK: Duration = Duration::from_millis(500);
 /// Everything is at rest so long after the last fault: 15 s of doubt whether it was our own fault, a lost node's 2 s, a
@@ -183,13 +184,14 @@ fn tell(seed: u64) {
 async fn live(seed: u64, directory: &std::path::Path, trace: Trace) -> Duration {
     let mut random = StdRng::seed_from_u64(seed);
     let story = Story::draw(&mut random);
-    let mut simulation = Simulation::new(seed, story.machines, directory, trace.clone());
+    let mut simulation = Simulation::new(seed, &story.machines, directory, trace.clone());
     simulation.begin().await;
     let observer = simulation.observer.clone();
     let looking = actix::spawn(async move {
         loop {
             sleep(LOOK).await;
             observer.look_at_machines();
+            observer.look_at_beliefs();
         }
     });
     for (pause, step) in story.steps {
@@ -216,6 +218,7 @@ async fn live(seed: u64, directory: &std::path::Path, trace: Trace) -> Duration 
             trace.wrong(format_args!("no rest: {unrest}"));
             return mended.elapsed();
         }
+        simulation.join_those_deleted(story.lost).await;
         sleep(LOOK).await;
     }
     let rest = mended.elapsed();

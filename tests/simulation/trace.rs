@@ -29,7 +29,13 @@ pub enum Event {
     NodeUnready,
     NodeDeleted,
     NodeRecreated,
+    NodeSpared,
+    NodeSpentItsTime,
+    NodeGivenUp,
+    NodeSentAway,
     PodBound,
+    PodEvicted,
+    PodRecreated,
     PodReady,
     PodForced,
     PodReplaced,
@@ -37,7 +43,7 @@ pub enum Event {
 }
 
 impl Event {
-    pub const ALL: [Event; 21] = [
+    pub const ALL: [Event; 27] = [
         Event::LinkCut,
         Event::LinkIsolated,
         Event::LinkSevered,
@@ -54,7 +60,13 @@ impl Event {
         Event::NodeUnready,
         Event::NodeDeleted,
         Event::NodeRecreated,
+        Event::NodeSpared,
+        Event::NodeSpentItsTime,
+        Event::NodeGivenUp,
+        Event::NodeSentAway,
         Event::PodBound,
+        Event::PodEvicted,
+        Event::PodRecreated,
         Event::PodReady,
         Event::PodForced,
         Event::PodReplaced,

@@ -57,6 +57,8 @@ pub struct KubeletSettings {
     pub eviction_hard: Thresholds,
     /// `evictionPressureTransitionPeriod`: Kubernetes' when absent.
     pub eviction_transition: Option<Duration>,
+    /// The node gives no images to others, and takes none from them.
+    pub no_image_sharing: bool,
 }
 
 /// How much a node starts at once. A start keeps a core busy, so a hundred at once would all be slow, and with them the

@@ -58,6 +58,7 @@ use pod::{
     LookAgain, PodActor, PodAssigned, PodNoticed, PodReported, PodSeed, PodUnassigned, RuntimeSaw,
     SourcesMoved, Wanted,
 };
+pub use reach::{Probe, by_tcp};
 pub use streams::StreamAsked;
 
 use crate::{
@@ -104,17 +105,20 @@ pub struct KubeletSeed {
     pub pods: SupervisorHandle,
     /// A directory of pods to run in any case.
     pub manifests: Option<std::path::PathBuf>,
+    /// Whether it reaches another machine.
+    pub probe: Probe,
 }
 
 /// What a node consists of, in the order of dependence: its kubelet, the pods' supervisor, the link to the master. When
-/// the kubelet or a later part fails, those after it begin anew with it; containers are not touched by that.
+/// the kubelet or a later part fails, those after it begin anew with it; containers are not touched by that. `tree` is the
+/// root of all, which the master may see.
 pub fn child(
     seed: impl Fn(&Slot<Kubelet>, &SupervisorHandle, Port<TellMaster>) -> KubeletSeed + Send + Sync + 'static,
     dialer: impl Fn() -> Dialer + Send + Sync + 'static,
     member: Option<Arc<dyn Member>>,
-    uplink: &Slot<Uplink>,
+    (uplink, tree): (&Slot<Uplink>, &SupervisorHandle),
 ) -> ChildSpec {
-    let (dialer, uplink) = (Arc::new(dialer), uplink.clone());
+    let (dialer, uplink, tree) = (Arc::new(dialer), uplink.clone(), tree.clone());
     let spec = SupervisorSpec::new("node").strategy(Strategy::RestForOne);
     let node = SupervisorHandle::new("node");
     ChildSpec::supervisor(spec, &node, move |node| {
@@ -138,6 +142,7 @@ pub fn child(
             messages: slot.port(),
             streams: slot.port(),
             member: member.clone(),
+            tree: tree.clone(),
         });
         node.start_child(ChildSpec::new("uplink", &uplink, move |life| Ok(Uplink::new(life, seed.clone()))))
             .detach();

@@ -108,6 +108,7 @@ impl Peers {
             HeldAs::ByHand => Came::ByHand { since_ms },
             HeldAs::Copied => Came::Copied { since_ms },
             HeldAs::Pulled => Came::Pulled,
+            HeldAs::Removed => return Err("it was removed where it had been brought".into()),
         };
         let Some(master) = self.master.clone() else { return Err("there is no other node".into()) };
         let source =
@@ -231,8 +232,8 @@ async fn pour(
 impl Kubelet {
     /// Tells what others may have from this node, when that has changed, or `always`.
     pub(super) fn tell_images(&mut self, shared: Option<Vec<SharedImage>>, always: bool) {
-        // What cannot be looked at now is at the next turn.
-        let Some(shared) = shared else { return };
+        // What cannot be looked at now is at the next turn. A new link begins with nothing told.
+        let Some(shared) = shared.filter(|_| !self.seed.node.settings.no_image_sharing) else { return };
         let held: Vec<HeldImage> = shared
             .into_iter()
             .take(MOST_TOLD)
@@ -241,6 +242,7 @@ impl Kubelet {
                     Came::ByHand { since_ms } => (HeldAs::ByHand, since_ms),
                     Came::Copied { since_ms } => (HeldAs::Copied, since_ms),
                     Came::Pulled => (HeldAs::Pulled, 0),
+                    Came::Removed { at_ms } => (HeldAs::Removed, at_ms),
                 };
                 HeldImage { name, id, held, since_ms }
             })
@@ -257,6 +259,9 @@ impl Kubelet {
 pub(super) async fn give(node: Arc<NodeContext>, part: ImagePart, responder: Responder) {
     if part.node.as_str() != node.name {
         return refuse(responder, 404, format!("this is node {}, not {}", node.name, part.node));
+    }
+    if node.settings.no_image_sharing {
+        return refuse(responder, 403, format!("node {} gives no images to others", node.name));
     }
     let turn = tokio::time::timeout(TURN_WITHIN, node.peers.turns.clone().acquire_owned()).await;
     let Ok(Ok(_turn)) = turn else {

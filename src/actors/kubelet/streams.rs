@@ -6,7 +6,7 @@
 use std::{
     path::PathBuf,
     sync::Arc,
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use actix::{
@@ -16,7 +16,12 @@ use actix::{
 use k8s_openapi::api::core::v1;
 use tokio::{io::AsyncWriteExt as _, sync::watch};
 
-use super::{Kubelet, context::NodeContext, images, pod::ImagesChanged};
+use super::{
+    Kubelet,
+    context::{NodeContext, now_ms},
+    images,
+    pod::ImagesChanged,
+};
 use crate::{
     messages::wire::{self, ByteStream, ImageAnswer, ImageLoad, LogRequest, Open, PullLine},
     net::{NetError, Responder},
@@ -97,6 +102,8 @@ impl Handler<StreamAsked> for Kubelet {
             Open::ImagePart(part) => {
                 tokio::spawn(super::peers::give(self.seed.node.clone(), part, responder));
             }
+            // Answered by the uplink.
+            Open::Actors => refuse(responder, 405, "a kubelet knows its own actors only".into()),
             Open::ImageHolders(_) => refuse(responder, 405, "only a master knows who has an image".into()),
             Open::ImageRemove(name) => {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
@@ -104,7 +111,7 @@ impl Handler<StreamAsked> for Kubelet {
             Open::Stats => self.tell_usage(responder, ctx),
             Open::Summary => self.tell_summary(responder, ctx),
             Open::Reach(address) => {
-                tokio::spawn(super::reach::answer(address, responder));
+                tokio::spawn(super::reach::answer(address, self.seed.probe.clone(), responder));
             }
             Open::ImagePull(name) => {
                 tokio::spawn(pull_image(self.seed.node.clone(), name, responder, ctx.address()));
@@ -185,7 +192,7 @@ pub(super) fn refuse(responder: Responder, code: u16, text: String) {
 async fn send_log(request: LogRequest, file: LogFile, alive: watch::Receiver<bool>, responder: Responder) {
     let Ok(stream) = responder.accept().await else { return };
     let ByteStream { mut read, mut write } = stream;
-    let since = request.since_ms.map(|ms| UNIX_EPOCH + Duration::from_millis(u64::try_from(ms).unwrap_or(0)));
+    let since = since(&request, now_ms());
     let options = logs::LogOptions {
         follow: request.follow && file.running,
         tail_lines: request.tail_lines,
@@ -204,6 +211,13 @@ async fn send_log(request: LogRequest, file: LogFile, alive: watch::Receiver<boo
         () = gone(&mut read) => {}
     }
     let _ = write.shutdown().await;
+}
+
+/// From when on lines are wanted, by this machine's clock.
+fn since(request: &LogRequest, now_ms: i64) -> Option<SystemTime> {
+    let last = request.last_s.map(|s| i64::try_from(s.saturating_mul(1000)).unwrap_or(i64::MAX));
+    let from_ms = last.map(|ms| now_ms.saturating_sub(ms)).max(request.since_ms)?;
+    Some(UNIX_EPOCH + Duration::from_millis(u64::try_from(from_ms).unwrap_or(0)))
 }
 
 /// Waits for the other side to reset the stream; an orderly end of its direction is not a goodbye.
@@ -365,6 +379,19 @@ mod tests {
             "containerID": id, "state": state, "lastState": last
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn the_last_seconds_of_a_log_are_those_of_this_machines_clock() {
+        let at = |last_s, since_ms| {
+            let asked = since(&LogRequest { last_s, since_ms, ..LogRequest::default() }, 100_000);
+            asked.map(|time| time.duration_since(UNIX_EPOCH).unwrap().as_millis())
+        };
+        assert_eq!(at(None, None), None);
+        assert_eq!(at(Some(60), None), Some(40_000));
+        assert_eq!(at(None, Some(70_000)), Some(70_000));
+        assert_eq!(at(Some(u64::MAX), None), Some(0), "longer than there is time");
+        assert_eq!(at(Some(60), Some(70_000)), Some(70_000), "both");
     }
 
     #[test]

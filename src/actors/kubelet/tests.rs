@@ -75,6 +75,7 @@ impl Bench {
             slot: slot.clone(),
             pods: pods.clone(),
             manifests: None,
+            probe: by_tcp(),
         };
         root.start_child(ChildSpec::new("kubelet", &slot, move |life| Ok(Kubelet::new(life, seed.clone()))))
             .detach();

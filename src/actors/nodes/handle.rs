@@ -15,7 +15,6 @@ use actix::{
     WrapFuture as _,
 };
 use futures_util::stream;
-use k8s_openapi::jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
@@ -30,6 +29,7 @@ use super::{
 use crate::{
     actors::{commit::commit, outside, supervisor::Life},
     logic::{
+        clocks::happened_at,
         events::Happening,
         nodes::{Report, Told, pod_reported, wanted_mark},
         sightings::Sparing,
@@ -328,7 +328,7 @@ impl NodeHandle {
             for report in batch.values() {
                 let key = Key::new(Kind::Pod, report.namespace.as_str(), report.name.as_str());
                 let told = Told { uid: &report.uid, status: &report.status, terminated: report.terminated };
-                match pod_reported(snapshot.find(&key), &node, told) {
+                match pod_reported(snapshot.find(&key), &node, told, outside::now().as_millisecond()) {
                     Ok(Report::Write(edit)) => edits.push(*edit),
                     Ok(Report::Ignore) => {}
                     Err(error) => tracing::error!(pod = %key, %error, "a report could not be used"),
@@ -400,7 +400,7 @@ impl NodeHandle {
             message: event.message,
             component: "kubelet".into(),
             host: Some(self.name.clone()),
-            at: Timestamp::from_second(event.at_ms.div_euclid(1000)).unwrap_or_else(|_| outside::now()),
+            at: happened_at(event.at_ms, outside::now()),
         }));
     }
 

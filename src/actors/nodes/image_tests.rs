@@ -225,3 +225,51 @@ fn a_node_whose_pods_name_an_image_is_told_when_somebody_brings_it_to_another() 
         master.stop().await;
     });
 }
+
+#[test]
+fn a_master_that_shares_no_images_tells_of_none_passes_none_on_and_says_so_of_each_node() {
+    system(async {
+        let off = |seed| RegistrySeed { no_image_sharing: true, ..seed };
+        let master = Master::start_as(Bench::new(), off).await;
+        let ((n1, e1), (n2, mut e2)) = (master.join("n1").await, master.join("n2").await);
+        master.bench.create(Kind::Pod, pod_of("p", "n2", "app:1")).await;
+        picture(&mut e2, |p| !p.pods.is_empty()).await;
+        serve(e1, b"the bytes", true);
+        n1.send(Class::State, &ToMaster::Images(vec![held(APP, '1', 5)])).unwrap();
+        let nothing = tokio::time::timeout(LOST_AFTER, message(&mut e2)).await;
+        assert!(nothing.is_err(), "it is told of nothing that came: {nothing:?}");
+        assert_eq!(holders(&n2, APP).await.err(), Some(403));
+        let refused = n2.open(part("n1"), Duration::from_secs(5)).await;
+        assert!(matches!(refused, Err(NetError::Refused(403, why)) if why.contains("--no-image-sharing")));
+        for node in ["n1", "n2"] {
+            let object: Value = master.bench.find(&node_key(node)).unwrap().parse().unwrap();
+            let all = object["status"]["conditions"].as_array().unwrap().clone();
+            let off = all.iter().find(|condition| condition["type"] == "ImageSharing").unwrap();
+            assert_eq!((&off["status"], &off["reason"]), (&json!("False"), &json!("SwitchedOff")));
+        }
+        master.stop().await;
+    });
+}
+
+#[test]
+fn copies_of_what_was_removed_where_it_was_brought_are_given_no_more_and_those_of_a_lost_node_are() {
+    system(async {
+        let master = Master::start().await;
+        let ((n1, e1), (n2, _e2), (n3, _e3)) =
+            (master.join("n1").await, master.join("n2").await, master.join("n3").await);
+        master.bench.create(Kind::Pod, pod_of("p", "n2", "app:1")).await;
+        let as_ = |held_as, since_ms| HeldImage { held: held_as, ..held(APP, '1', since_ms) };
+        n1.send(Class::State, &ToMaster::Images(vec![held(APP, '1', 5)])).unwrap();
+        n3.send(Class::State, &ToMaster::Images(vec![as_(HeldAs::Copied, 5)])).unwrap();
+        until_held(&n2, APP, Ok(&["n1", "n3"])).await;
+        n1.send(Class::State, &ToMaster::Images(vec![as_(HeldAs::Removed, 7)])).unwrap();
+        until_held(&n2, APP, Err(404)).await;
+        let refused = n2.open(part("n1"), Duration::from_secs(5)).await;
+        assert!(matches!(refused, Err(NetError::Refused(403, _))), "it does not have it");
+        n1.send(Class::State, &ToMaster::Images(vec![held(APP, '1', 9)])).unwrap();
+        until_held(&n2, APP, Ok(&["n1", "n3"])).await;
+        drop((n1, e1));
+        until_held(&n2, APP, Ok(&["n3"])).await;
+        master.stop().await;
+    });
+}

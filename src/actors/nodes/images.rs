@@ -81,6 +81,9 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// What is held of a part on its way.
 const BUFFER: usize = 64 << 10;
 
+const CLUSTER_KEEPS_IMAGES: &str =
+    "no images go from node to node: the master was started with --no-image-sharing";
+
 /// What one node's actor has to do with images.
 pub(super) struct Images {
     parts: Arc<Semaphore>,
@@ -165,6 +168,9 @@ fn brought(told: &[HeldImage], before: &[HeldImage]) -> Vec<String> {
 impl NodeHandle {
     /// The node has told what it has.
     pub(super) fn note_images(&mut self, mut told: Vec<HeldImage>, ctx: &mut Context<NodeHandle>) {
+        if self.seed.no_image_sharing {
+            return;
+        }
         told.truncate(MOST_HELD);
         told.retain(|image| {
             let good = is_digest(&image.id)
@@ -232,6 +238,9 @@ impl NodeHandle {
 
     /// The node wants a flow of bytes.
     pub(super) fn stream_asked(&mut self, open: Open, responder: Responder) {
+        if self.seed.no_image_sharing {
+            return refuse(responder, 403, CLUSTER_KEEPS_IMAGES);
+        }
         let name = match &open {
             Open::ImageHolders(wanted) => Some(wanted.name.clone()),
             Open::ImagePart(part) => self.name_of(part),
@@ -267,7 +276,8 @@ impl NodeHandle {
     /// Under which of the names that a pod here uses the node asked has the image.
     fn name_of(&self, part: &ImagePart) -> Option<String> {
         let shelf = self.shelves.held.get(&part.node)?;
-        let mut names = shelf.iter().filter(|held| held.id == part.image).map(|held| &held.name);
+        let has = shelf.iter().filter(|held| held.id == part.image && held.held != HeldAs::Removed);
+        let mut names = has.map(|held| &held.name);
         names.find(|name| self.images.named.has(name)).cloned()
     }
 
@@ -282,6 +292,7 @@ impl NodeHandle {
                     HeldAs::ByHand => Held::ByHand,
                     HeldAs::Copied => Held::Copied,
                     HeldAs::Pulled => Held::Pulled,
+                    HeldAs::Removed => Held::Removed,
                 },
                 since_ms: held.since_ms,
             }));
@@ -294,6 +305,7 @@ impl NodeHandle {
                 Held::ByHand => HeldAs::ByHand,
                 Held::Copied => HeldAs::Copied,
                 Held::Pulled => HeldAs::Pulled,
+                Held::Removed => HeldAs::Removed,
             },
             since_ms: meant.since_ms,
         };

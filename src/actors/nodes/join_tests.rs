@@ -146,6 +146,7 @@ fn a_node_that_was_deleted_and_comes_again_and_again_is_told_of_once_an_interval
                 lost_after: LOST_AFTER,
                 admission: None,
                 token_key: token_key(),
+                no_image_sharing: false,
             };
             let (root, nodes) = (Supervisor::start(SupervisorSpec::new("test")), Slot::new("node registry"));
             root.start_child(child(seed, &nodes)).await.unwrap();

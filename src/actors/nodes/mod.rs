@@ -110,6 +110,8 @@ pub struct RegistrySeed {
     pub admission: Option<Arc<Admission>>,
     /// Signs the tokens of service accounts.
     pub token_key: Arc<SigningKey>,
+    /// No images go from node to node.
+    pub no_image_sharing: bool,
 }
 
 struct Known {
@@ -402,7 +404,10 @@ impl Actor for NodeRegistry {
     fn started(&mut self, ctx: &mut Self::Context) {
         ctx.add_stream(follow(self.seed.wiring.view.clone()));
         ctx.add_stream(accepted(self.seed.listener.clone()));
-        ctx.run_interval(pulse::PERIOD, |registry, _| registry.health.beat());
+        ctx.run_interval(pulse::PERIOD, |registry, _| {
+            registry.health.beat();
+            registry.health.look(&registry.links);
+        });
         if let Some(admission) = &self.seed.admission {
             ctx.add_stream(admission.asks());
         }
@@ -436,6 +441,8 @@ impl Handler<Begun> for NodeRegistry {
 
     fn handle(&mut self, begun: Begun, _: &mut Self::Context) {
         self.life.beat();
+        // Also without a link it has something to say of them: that they are not ready.
+        self.tell_pods(&begun.0);
         self.hand_over(&begun.0);
     }
 }

@@ -19,10 +19,11 @@ use super::handle::{NodeHandle, RETRY};
 use crate::{
     actors::{commit::commit, outside},
     logic::{
+        clocks::stamp,
         edit::{Edit, edit},
         join::{belongs_to, not_a_node},
         node_labels::may_set,
-        nodes::{complete_labels, lost_status, new_node, taint_by_condition},
+        nodes::{complete_labels, lost_status, new_node, note_no_image_sharing, taint_by_condition},
         sightings::AGAIN,
         silence::{is_away, note_goodbye, unready},
         taints::{Readiness, is_silent, readiness, taint_by_readiness},
@@ -70,12 +71,14 @@ impl NodeHandle {
             Readiness::Ready => self.ready_since.or_else(|| Some(Instant::now())),
             _ => None,
         };
+        let status = self.with_own_conditions(status);
         let (name, subnet) = (self.name.clone(), self.subnet.clone());
         let joined = self.joined_link();
         self.change_node(ctx, move |current| match current {
             other if !is_admitted(&name, joined.as_ref(), other) => None,
             Some(object) => edit::<v1::Node>(object, |node| {
-                node.status = Some(status.clone());
+                let mut status = status.clone();
+                stamp(&mut status, node.status.as_ref(), outside::now());
                 complete_labels(node.metadata.labels.get_or_insert_default(), &status);
                 node.metadata.labels.get_or_insert_default().extend(labels.clone());
                 let spec = node.spec.get_or_insert_default();
@@ -85,15 +88,28 @@ impl NodeHandle {
                     spec.pod_cidr = Some(subnet.clone());
                     spec.pod_cidrs = Some(vec![subnet.clone()]);
                 }
+                node.status = Some(status);
             })
             .ok(),
             None => {
-                let uid = outside::uid();
-                let now_ms = outside::now().as_millisecond();
-                let node = new_node(name.as_str(), &labels, &subnet, status.clone(), now_ms, uid.as_str());
+                let (uid, now, mut status) = (outside::uid(), outside::now(), status.clone());
+                stamp(&mut status, None, now);
+                let now_ms = now.as_millisecond();
+                let node = new_node(name.as_str(), &labels, &subnet, status, now_ms, uid.as_str());
                 seal(&node).ok().map(Edit::Create)
             }
         });
+    }
+
+    /// What a node tells, and what its master has to say beside.
+    fn with_own_conditions(&self, mut status: v1::NodeStatus) -> v1::NodeStatus {
+        if self.seed.no_image_sharing {
+            let snapshot = self.seed.wiring.view.snapshot();
+            let node = snapshot.find(&self.key()).and_then(|object| object.parse::<v1::Node>().ok());
+            let before = node.and_then(|node| node.status);
+            note_no_image_sharing(&mut status, before.as_ref(), outside::now().as_millisecond());
+        }
+        status
     }
 
     /// Those of the labels that a node may give itself. The others are told of once.

@@ -17,7 +17,7 @@ use tokio::{
 
 use super::handle::NodeHandle;
 use crate::{
-    logic::sightings::{order, whereabouts},
+    logic::sightings::whereabouts,
     messages::wire::{Open, ToNode},
     model::NodeName,
     net::{CloseReason, LinkConfig, LinkHandle},
@@ -98,10 +98,12 @@ impl NodeHandle {
         });
         let others: Vec<NodeName> = others.map(|link| link.key().clone()).collect();
         self.health.askers.forget(|node| self.links.contains_key(node));
-        let asked = order(&self.name, self.silence.round, others).into_iter().filter_map(|other| {
-            let turn = self.health.askers.turn(&other)?;
-            Some((self.links.get(&other)?.value().clone(), turn))
-        });
+        self.health.look(&self.links);
+        let asked =
+            self.health.order(&self.name, self.silence.round, others).into_iter().filter_map(|other| {
+                let turn = self.health.askers.turn(&other)?;
+                Some((self.links.get(&other)?.value().clone(), turn))
+            });
         let asks: FuturesUnordered<_> = asked
             .take(ASKED)
             .map(|(link, turn)| async move {

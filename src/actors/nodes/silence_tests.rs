@@ -5,7 +5,10 @@ use actix::Addr;
 use tokio::sync::watch;
 
 use super::*;
-use crate::messages::{Commit, CommitError, Committed};
+use crate::{
+    messages::{Commit, CommitError, Committed},
+    net::memory::Quality,
+};
 
 /// What the gate does with commits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +122,24 @@ fn pods_of_a_silent_node_are_not_ready_until_it_says_how_they_are() {
 }
 
 #[test]
+fn pods_of_a_node_that_does_not_come_back_to_the_next_master_are_not_ready_either() {
+    system(async {
+        let bench = Bench::new();
+        let mut bound = pod("p", "n1");
+        bound["status"] = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        bench.create(Kind::Node, json!({"metadata": {"name": "n1"}})).await;
+        let bound = bench.create(Kind::Pod, bound).await;
+        let master = Master::start_on(bench, None, |wiring| wiring).await;
+        let is_ready = |object: &Object| matches!(&object.facet.of, KindFacet::Pod(pod) if pod.ready);
+        assert!(is_ready(&bound));
+        let silent = master.bench.until(&bound.key, |o| !is_ready(o));
+        let silent = tokio::time::timeout(LOST_AFTER * 5, silent).await.expect("it is said in time");
+        assert_eq!(conditions(&silent), [("False".to_owned(), "NodeNotReady".to_owned())]);
+        master.stop().await;
+    });
+}
+
+#[test]
 fn a_pod_that_is_reported_ready_while_it_is_said_not_to_be_stays_ready() {
     system(async {
         let (master, gate, mut came) = gated(None).await;
@@ -150,6 +171,30 @@ fn a_pod_that_is_reported_ready_while_it_is_said_not_to_be_stays_ready() {
         master.bench.quiet().await;
         let pod = master.bench.find(&bound.key).unwrap();
         assert!(pod.revision > bound.revision && is_ready(&pod), "{:?}", pod.json);
+        master.stop().await;
+    });
+}
+
+#[test]
+fn what_a_process_of_a_node_said_last_is_not_heard_once_the_next_one_has_linked() {
+    system(async {
+        let master = Master::start().await;
+        let bound = master.bench.create(Kind::Pod, pod("p", "n1")).await;
+        let (before, _events) = master.join("n1").await;
+        let slow = Duration::from_millis(400);
+        master.network.set_quality(Quality { delay: slow..=slow, loss: 0.0 });
+        before.send(Class::State, &ToMaster::Pods(vec![pod_report(&bound, "Failed")])).unwrap();
+        // It leaves the outbox; then the process dies, and its successor is faster.
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        master.network.crash(&"n1".into());
+        master.network.set_quality(Quality::default());
+        let (next, _events) = master.join("n1").await;
+        next.send(Class::State, &ToMaster::Pods(vec![pod_report(&bound, "Running")])).unwrap();
+        master.bench.until(&bound.key, |o| phase(o) == "Running").await;
+        tokio::time::sleep(slow * 2).await;
+        master.bench.quiet().await;
+        assert_eq!(phase(&master.bench.find(&bound.key).unwrap()), "Running");
+        assert_eq!(is_ready(&master.bench.find(&node_key("n1")).unwrap()), Some(true));
         master.stop().await;
     });
 }

@@ -52,19 +52,26 @@ impl Master {
         admission: Option<Arc<Admission>>,
         between: impl FnOnce(Wiring) -> Wiring,
     ) -> Master {
+        Master::start_as(bench, |seed| RegistrySeed { wiring: between(seed.wiring), admission, ..seed }).await
+    }
+
+    /// The same, otherwise than usual.
+    async fn start_as(bench: Bench, change: impl FnOnce(RegistrySeed) -> RegistrySeed) -> Master {
         let network = Network::new(11);
         let listener = network.listen(&MASTER.into());
         let address = listener.local_addr();
         let key = token_key();
         let seed = RegistrySeed {
-            wiring: between(bench.wiring()),
+            wiring: bench.wiring(),
             listener: Arc::new(Mutex::new(listener)),
             pod_network: "10.244.0.0/16".into(),
             cluster: "test".into(),
             lost_after: LOST_AFTER,
-            admission,
+            admission: None,
             token_key: key.clone(),
+            no_image_sharing: false,
         };
+        let seed = change(seed);
         let (root, nodes) = (Supervisor::start(SupervisorSpec::new("test")), Slot::new("node registry"));
         root.start_child(child(seed, &nodes)).await.unwrap();
         Master { bench, network, address, root, nodes, key }

@@ -188,7 +188,7 @@ impl From<ChildInfo> for ActorState {
     fn from(child: ChildInfo) -> ActorState {
         ActorState {
             name: child.name.to_string(),
-            state: child.state.word(),
+            state: child.state.word().into(),
             restarts: child.restarts,
             last_error: child.last_error,
         }

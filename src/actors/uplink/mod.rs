@@ -3,7 +3,9 @@
 //! Owns: the one connection, kept up by [`Dialer`], and the passage between it and the kubelet. Invariants: the kubelet
 //! hears of each new connection and then tells the whole picture; what does not fit into a full outbox ends the
 //! connection, since the next one begins with the whole picture again. Leaves out what any message means, but for the
-//! node's certificate, which is the link's own matter.
+//! node's certificate and the question after its actors, which are the process' own matter.
+
+mod actors;
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,8 +17,11 @@ use futures_util::stream;
 
 use crate::{
     actors::kubelet::StreamAsked,
-    actors::supervisor::Life,
-    messages::{AskMaster, FromMaster, LinkUp, OpenError, Port, TellMaster, wire},
+    actors::supervisor::{Life, SupervisorHandle},
+    messages::{
+        AskMaster, FromMaster, LinkUp, OpenError, Port, TellMaster,
+        wire::{self, Open},
+    },
     net::{Class, CloseReason, Dialer, LinkEvent, LinkEvents, LinkHandle, NetError, identity::MASTER},
 };
 
@@ -55,6 +60,8 @@ pub struct UplinkSeed {
     pub streams: Port<StreamAsked>,
     /// Who the node is, when it joined.
     pub member: Option<Arc<dyn Member>>,
+    /// The root of the node's supervision tree, to be shown.
+    pub tree: SupervisorHandle,
 }
 
 /// The actor.
@@ -161,6 +168,10 @@ impl StreamHandler<Heard> for Uplink {
                     member.linked();
                 }
                 self.seed.messages.tell(FromMaster(message))
+            }
+            Heard::Event(LinkEvent::Opened(Open::Actors, responder)) => {
+                tokio::spawn(actors::tell(self.seed.tree.clone(), responder));
+                Ok(())
             }
             Heard::Event(LinkEvent::Opened(open, responder)) => {
                 self.seed.streams.tell(StreamAsked { open, responder })

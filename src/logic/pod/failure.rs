@@ -10,7 +10,7 @@ use super::{
 };
 
 /// What could not be configured or made is tried again at this pace: someone must mend it first.
-const CREATE_RETRY_MS: i64 = 10_000;
+pub(super) const CREATE_RETRY_MS: i64 = 10_000;
 
 impl Machine {
     /// Outcome of [`Action::Start`](super::Action::Start): it does not run.

@@ -156,7 +156,9 @@ impl Machine {
 
     /// Asks everything that lives to end, sidecars after the others. Tells whether something still lives.
     pub(super) fn stop_all(&mut self, seconds: i64, now_ms: i64, step: &mut Step) -> bool {
-        let since_ms = *self.stopping_since_ms.get_or_insert(now_ms);
+        // Not later than now, even where the clock was set back: nobody has hours to end.
+        let since_ms = self.stopping_since_ms.map_or(now_ms, |since_ms| since_ms.min(now_ms));
+        self.stopping_since_ms = Some(since_ms);
         let elapsed_ms = now_ms - since_ms;
         let late = elapsed_ms >= seconds.saturating_mul(1000);
         let mut alive = false;

@@ -15,6 +15,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1;
 
 use super::{
+    failure::CREATE_RETRY_MS,
     init,
     refusal::PodFailure,
     resize::Verdict,
@@ -200,6 +201,9 @@ impl Machine {
             // What is still being started belongs to the sandbox before: it will be told to have failed.
             SandboxPhase::Absent { .. } if self.is_starting() => {}
             SandboxPhase::Absent { not_before_ms } if not_before_ms > now_ms => {
+                // Longer only where the clock was set back.
+                let not_before_ms = not_before_ms.min(now_ms + millis(SANDBOX_BACKOFF.cap));
+                self.sandbox = SandboxPhase::Absent { not_before_ms };
                 step.wake(not_before_ms);
             }
             SandboxPhase::Absent { .. } => {
@@ -232,6 +236,12 @@ impl Machine {
             let container = &mut self.containers[index];
             let image = image_in(&self.pod, &container.name);
             container.show_back_off(image, now_ms, &mut self.notices);
+            if let ContainerPhase::Waiting { not_before_ms, .. } = &mut container.phase {
+                // Longer only where the clock was set back.
+                let longest_ms = millis(self.crash_loop.cap).max(CREATE_RETRY_MS);
+                *not_before_ms = (*not_before_ms).min(now_ms + longest_ms);
+                container.pull_again_ms = container.pull_again_ms.min(now_ms + longest_ms);
+            }
             match &mut container.phase {
                 ContainerPhase::Waiting { .. } if !may_start => {}
                 ContainerPhase::Waiting { not_before_ms, .. } if *not_before_ms > now_ms => {

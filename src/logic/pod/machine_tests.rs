@@ -532,3 +532,82 @@ fn a_life_that_nobody_knows_is_removed_but_not_one_that_is_just_being_started() 
     m.remove_strays(all);
     assert_eq!(m.step(1_000).actions, [Action::Forget { id: "stray".into() }]);
 }
+
+/// Five hours.
+const SET_BACK_MS: i64 = 5 * 3_600_000;
+
+#[test]
+fn a_clock_that_is_set_back_makes_nobody_wait_for_hours() {
+    // While it waits for its next life…
+    let mut m = machine("Always", 1);
+    up(&mut m);
+    m.container_exited(exit("0-0", 1, SET_BACK_MS));
+    m.step(SET_BACK_MS);
+    m.container_started(0, "0-1".into(), "sha256:1".into(), SET_BACK_MS);
+    m.container_exited(exit("0-1", 1, SET_BACK_MS));
+    assert_eq!(m.step(SET_BACK_MS).wake_at_ms, Some(SET_BACK_MS + 10_000));
+    assert_eq!(
+        m.step(1_000).wake_at_ms,
+        Some(1_000 + millis(Backoff::CRASH_LOOP.cap)),
+        "no longer than ever"
+    );
+    assert_eq!(m.step(1_000 + millis(Backoff::CRASH_LOOP.cap)).actions, [Action::Start(0)]);
+
+    // …while nobody watched…
+    let mut m = machine("Always", 1);
+    let ended = |attempt| Adopted {
+        name: "c0".into(),
+        id: format!("0-{attempt}"),
+        attempt,
+        ended: Some(exit("0-1", 1, SET_BACK_MS)),
+        started_ms: SET_BACK_MS,
+        image: "i".into(),
+        image_id: "sha256:1".into(),
+    };
+    m.adopt(true, None, &[ended(1)]);
+    assert!(m.step(0).actions.contains(&Action::Start(0)), "it ended before now");
+
+    // …while its sandbox fails…
+    let mut m = machine("Always", 1);
+    m.step(SET_BACK_MS);
+    m.sandbox_failed("no", SET_BACK_MS);
+    m.step(SET_BACK_MS);
+    m.sandbox_failed("no", SET_BACK_MS);
+    assert_eq!(m.step(SET_BACK_MS).wake_at_ms, Some(SET_BACK_MS + 2_000));
+    assert_eq!(m.step(0).wake_at_ms, Some(60_000));
+    assert_eq!(m.step(60_000).actions, [Action::RunSandbox]);
+}
+
+#[test]
+fn the_time_to_end_is_counted_from_now_when_the_clock_was_set_back() {
+    let mut m = Machine::new(
+        Arc::new(
+            serde_json::from_value(serde_json::json!({
+                "metadata": {"name": "web", "namespace": "default", "uid": "u1"},
+                "spec": {
+                    "containers": [{"name": "c0", "image": "i"}],
+                    "initContainers": [{"name": "side", "image": "i", "restartPolicy": "Always"}],
+                }
+            }))
+            .unwrap(),
+        ),
+        Backoff::CRASH_LOOP,
+        0,
+    );
+    m.step(0);
+    m.sandbox_ready(None);
+    for index in [1, 0] {
+        assert_eq!(m.step(0).actions, [Action::Start(index)]);
+        m.container_started(index, format!("{index}-0"), "sha256:1".into(), 0);
+    }
+    m.assign(deleting(&m, 3));
+    let stops = |step: &Step| step.actions.iter().filter(|a| matches!(a, Action::Stop { .. })).count();
+    let step = m.step(SET_BACK_MS);
+    assert_eq!(
+        (stops(&step), step.wake_at_ms),
+        (1, Some(SET_BACK_MS + 3_000)),
+        "sidecars end after the others"
+    );
+    assert_eq!(m.step(1_000).wake_at_ms, Some(4_000));
+    assert_eq!(stops(&m.step(4_000)), 1, "its time is over");
+}

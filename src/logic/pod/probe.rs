@@ -65,6 +65,8 @@ struct Check {
     failures: u32,
     /// When to run it next; milliseconds since the epoch.
     next_ms: i64,
+    /// It is never further off than this, unless the clock was set back.
+    longest_ms: i64,
     under_way: bool,
     /// The last outcome, and how many like it there were in a row.
     last: Option<bool>,
@@ -116,6 +118,7 @@ impl Probes {
                 successes: count(probe.success_threshold, 1),
                 failures: count(probe.failure_threshold, 3),
                 next_ms: started_ms + delay_ms + offset(kind, period_ms),
+                longest_ms: delay_ms + period_ms,
                 under_way: false,
                 last: None,
                 run: 0,
@@ -150,6 +153,7 @@ impl Probes {
             if check.under_way || gated || over {
                 continue;
             }
+            check.next_ms = check.next_ms.min(now_ms + check.longest_ms);
             if check.next_ms <= now_ms {
                 check.under_way = true;
                 check.next_ms = now_ms + check.period_ms;

@@ -155,3 +155,17 @@ fn first_runs_of_many_are_spread_over_a_period() {
     firsts.sort_unstable();
     assert!(firsts[0] < 1500 && firsts[99] > 8500 && firsts[99] < 10_000, "{firsts:?}");
 }
+
+#[test]
+fn a_clock_that_is_set_back_does_not_silence_probes() {
+    const SET_BACK_MS: i64 = 5 * 3_600_000;
+    let spec = json!({"readinessProbe": {"initialDelaySeconds": 5, "periodSeconds": 2}});
+    let mut probes = Probes::begin(&container(spec.clone()), "id", SET_BACK_MS);
+    assert_eq!(probes.due(SET_BACK_MS + 5_000, false).0, [ProbeKind::Readiness]);
+    probes.outcome(ProbeKind::Readiness, Some(true));
+    assert_eq!(probes.due(0, false), (vec![], Some(7_000)), "its delay and a period, at most");
+    assert_eq!(probes.due(7_000, false).0, [ProbeKind::Readiness]);
+    // Of a life that began by the clock as it was.
+    let mut probes = Probes::resume(&container(spec), "id", SET_BACK_MS, 0, (true, true));
+    assert_eq!(probes.due(0, false), (vec![], Some(7_000)));
+}

@@ -48,16 +48,14 @@ impl Machine {
                     }
                     self.resume_checks(index, &newest.id, newest.started_ms);
                 }
-                Some(ended) => {
-                    self.ended(index, ended.clone());
-                }
+                Some(ended) => self.ended_before(index, ended.clone()),
             }
         }
         self.resume_sizes();
         let outlived = !running_lost.is_empty();
         for index in running_lost {
             if let ContainerPhase::Running { id, started_ms, .. } = self.containers[index].phase.clone() {
-                self.ended(index, lost(id, started_ms, started_ms));
+                self.ended_before(index, lost(id, started_ms, started_ms));
             }
         }
         self.resume_init();
@@ -105,11 +103,20 @@ impl Machine {
             if over {
                 self.containers[index].phase = ContainerPhase::Exited(ended);
             } else {
-                self.ended(index, ended);
+                self.ended_before(index, ended);
             }
         }
         self.resume_init();
         self.begin_anew();
+    }
+
+    /// A life that was over when this process began: at the latest then, also where the clock was set back since.
+    fn ended_before(&mut self, index: usize, ended: Ended) {
+        let ahead_ms = ended.finished_ms.saturating_sub(self.accepted_ms).max(0);
+        self.ended(index, ended);
+        if let ContainerPhase::Waiting { not_before_ms, .. } = &mut self.containers[index].phase {
+            *not_before_ms -= ahead_ms;
+        }
     }
 }
 

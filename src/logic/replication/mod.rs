@@ -19,6 +19,7 @@ use k8s_openapi::{
 };
 
 use super::{
+    clocks::ready_since,
     edit::{self, Edit, EditError},
     select,
 };
@@ -176,7 +177,8 @@ fn count(controller: &Controller, own: &[(&Arc<Object>, &PodFacet)], now: Timest
             continue;
         }
         plan.counts.ready += 1;
-        let available_at = Timestamp::from_second(facet.ready_since)
+        let since = ready_since(facet.ready_since, pod.facet.meta.created, now);
+        let available_at = Timestamp::from_second(since)
             .ok()
             .and_then(|t| t.checked_add(SignedDuration::from_secs(controller.min_ready_seconds)).ok());
         match available_at {

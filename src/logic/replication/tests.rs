@@ -126,6 +126,19 @@ fn a_pod_is_available_once_it_was_ready_long_enough() {
 }
 
 #[test]
+fn a_pod_of_a_machine_whose_clock_is_wrong_by_hours_is_available_as_soon_as_others() {
+    let mut rc = read(&controller("web", "web", 2, Revision(1)));
+    rc.min_ready_seconds = 60;
+    let made_at = |name, created, ready| pod(&Pods { created, ..running(name, "n", ready) });
+    for ready in ["2026-01-02T05:00:00Z", "2026-01-01T19:00:00Z"] {
+        let pods = [made_at("a", "2026-01-01T23:58:00Z", ready), made_at("b", "2026-01-01T23:59:30Z", ready)];
+        let plan = decide(&rc, pods.iter(), now());
+        assert_eq!(plan.counts.available, 1, "{ready}");
+        assert_eq!(plan.recheck, Some("2026-01-02T00:00:30Z".parse().unwrap()), "{ready}");
+    }
+}
+
+#[test]
 fn status_is_written_once_and_keeps_the_time_of_a_failure() {
     let object = controller("web", "web", 2, Revision(1));
     let counts = Counts { replicas: 1, ..Counts::default() };

@@ -11,7 +11,6 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
-use rand::rngs::StdRng;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     sync::mpsc,
@@ -19,53 +18,70 @@ use tokio::{
 };
 use tokio_util::sync::{CancellationToken, PollSender};
 
-use super::Wire;
+use super::wire::Wire;
 use crate::net::transport::{Reader, Writer};
 
 /// Bytes under way on one stream: so many chunks of at most this size.
 const CHUNK: usize = 16 << 10;
 const CHUNKS: usize = 32;
 
-enum Chunk {
-    Data(Instant, Bytes),
-    End(Instant),
+struct Chunk {
+    sent: Instant,
+    /// The network's turn when it was sent.
+    turn: u64,
+    /// `None`: the end.
+    data: Option<Bytes>,
 }
 
-/// A stream in one direction.
-pub(super) fn pipe(wire: &Arc<Wire>) -> (Writer, Reader) {
+/// A stream in one direction, from this side of a connection to the other.
+pub(super) fn pipe(wire: &Arc<Wire>, from: usize) -> (Writer, Reader) {
     let (sender, sent) = mpsc::channel(CHUNKS);
     let (deliver, delivered) = mpsc::channel(CHUNKS);
     let refused = CancellationToken::new();
-    tokio::spawn(carry(wire.clone(), sent, deliver, wire.network.new_rng(), refused.clone()));
-    let writer = PipeWriter { chunks: Some(PollSender::new(sender.clone())), sender, refused };
+    tokio::spawn(carry(wire.clone(), from, sent, deliver, refused.clone()));
+    let chunks = Some(PollSender::new(sender.clone()));
+    let writer = PipeWriter { wire: wire.clone(), from, chunks, sender, refused };
     let reader = PipeReader { chunks: delivered, rest: Bytes::new(), ended: false };
     (Writer::Memory(writer), Reader::Memory(reader))
 }
 
-/// Carries chunks of one direction of one stream, each after its delay, until either end lets go.
+/// Carries chunks of one direction of one stream, each after its delay, until the reader's side ends or lets go. What the
+/// other side had sent before it ended arrives, if nothing holds it up.
 async fn carry(
     wire: Arc<Wire>,
+    from: usize,
     mut sent: mpsc::Receiver<Chunk>,
     deliver: mpsc::Sender<Chunk>,
-    mut rng: StdRng,
     refused: CancellationToken,
 ) {
+    let mut rng = wire.network.new_rng();
     let carry = async {
         while let Some(chunk) = sent.recv().await {
-            let (Chunk::Data(at, _) | Chunk::End(at)) = &chunk;
-            tokio::time::sleep_until(*at + wire.network.delay(&mut rng)).await;
-            wire.until_cut(false).await;
-            let last = matches!(chunk, Chunk::End(_));
+            tokio::time::sleep_until(chunk.sent + wire.network.delay(&mut rng)).await;
+            if !wire.passes(from, chunk.turn) {
+                // It is sent again, for as long as there is somebody who does.
+                tokio::select! {
+                    () = wire.until_passes(from, chunk.turn) => {}
+                    _ = wire.closed(from) => return false,
+                }
+            }
+            let last = chunk.data.is_none();
             if deliver.send(chunk).await.is_err() || last {
                 return last;
             }
         }
         false
     };
+    let hang_up = async {
+        wire.closed(from).await;
+        refused.cancel();
+        std::future::pending::<()>().await;
+    };
     let whole = tokio::select! {
         whole = carry => whole,
         () = deliver.closed() => false,
-        _ = wire.either_closed() => false,
+        _ = wire.closed(1 - from) => false,
+        () = hang_up => false,
     };
     if !whole {
         refused.cancel();
@@ -74,6 +90,8 @@ async fn carry(
 
 /// The sending half of a stream. Dropped before its end was said, it leaves the reader with an error.
 pub(crate) struct PipeWriter {
+    wire: Arc<Wire>,
+    from: usize,
     /// `None` once the end was said.
     chunks: Option<PollSender<Chunk>>,
     sender: mpsc::Sender<Chunk>,
@@ -94,11 +112,12 @@ impl PipeWriter {
 
 impl AsyncWrite for PipeWriter {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(chunks) = &mut self.chunks else { return Poll::Ready(Err(lost())) };
+        let (over, turn) = (self.wire.is_closed(self.from), self.wire.turn());
+        let Some(chunks) = self.chunks.as_mut().filter(|_| !over) else { return Poll::Ready(Err(lost())) };
         ready!(chunks.poll_reserve(cx)).map_err(|_| lost())?;
         let taken = buf.len().min(CHUNK);
-        let chunk = Chunk::Data(Instant::now(), Bytes::copy_from_slice(&buf[..taken]));
-        chunks.send_item(chunk).map_err(|_| lost())?;
+        let data = Some(Bytes::copy_from_slice(&buf[..taken]));
+        chunks.send_item(Chunk { sent: Instant::now(), turn, data }).map_err(|_| lost())?;
         Poll::Ready(Ok(taken))
     }
 
@@ -107,9 +126,10 @@ impl AsyncWrite for PipeWriter {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let turn = self.wire.turn();
         if let Some(chunks) = &mut self.chunks {
             ready!(chunks.poll_reserve(cx)).map_err(|_| lost())?;
-            chunks.send_item(Chunk::End(Instant::now())).map_err(|_| lost())?;
+            chunks.send_item(Chunk { sent: Instant::now(), turn, data: None }).map_err(|_| lost())?;
             self.chunks = None;
         }
         Poll::Ready(Ok(()))
@@ -131,8 +151,8 @@ impl AsyncRead for PipeReader {
     ) -> Poll<io::Result<()>> {
         while self.rest.is_empty() && !self.ended {
             match ready!(self.chunks.poll_recv(cx)) {
-                Some(Chunk::Data(_, data)) => self.rest = data,
-                Some(Chunk::End(_)) => self.ended = true,
+                Some(Chunk { data: Some(data), .. }) => self.rest = data,
+                Some(Chunk { data: None, .. }) => self.ended = true,
                 None => return Poll::Ready(Err(lost())),
             }
         }

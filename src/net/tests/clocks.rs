@@ -1,4 +1,4 @@
-//! Machines whose clocks are apart by hours. (Whole processes cannot be given other clocks here: the kernel has one.)
+//! Machines whose clocks are apart by hours: what TLS makes of it, up to where it ends. Whole processes: tests/hosts.
 
 use std::{sync::Arc, time::SystemTime};
 

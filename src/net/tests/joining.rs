@@ -61,6 +61,37 @@ async fn a_joiner_says_nothing_to_another_clusters_master() {
 }
 
 #[tokio::test]
+async fn a_joiner_takes_nothing_but_what_it_asked_for() {
+    let mut cluster = Cluster::new();
+    let mut asks = cluster.listener.joins().unwrap();
+    let (address, token) = (cluster.listener.local_addr(), token(&cluster));
+    let other = Authority::ephemeral().unwrap();
+    let (key, foreign) = (NodeKey::generate().unwrap(), NodeKey::generate().unwrap());
+    let certified = |of: &Authority, name: &str, key: &NodeKey| {
+        of.certify_node(&name.into(), &key.request().unwrap(), Duration::from_secs(600)).unwrap()
+    };
+    let ca = cluster.authority.certificate().pem();
+    for (certificate, ca, says) in [
+        (certified(&other, "n1", &key), other.certificate().pem(), "its authority is not the token's"),
+        (certified(&cluster.authority, "n1", &foreign), ca, "for another key"),
+        (certified(&cluster.authority, "n2", &key), ca, "for another name"),
+        ("no certificate".to_owned(), ca, "the certificate"),
+        (certified(&cluster.authority, "n1", &key), "no authority", "the CA certificate"),
+    ] {
+        let (token, csr) = (token.clone(), key.request().unwrap());
+        let joining = tokio::spawn(async move { join::join(address, &token, "n1", csr, None).await });
+        let ask = timeout(PATIENCE, asks.recv()).await.unwrap().unwrap();
+        let admitted = Admitted { certificate, ca: ca.to_owned(), cluster: "test".into() };
+        ask.answer.send(JoinAnswer::Admitted(admitted)).unwrap();
+        let error = joining.await.unwrap().unwrap_err();
+        assert!(
+            matches!(error, JoinError::Useless { .. }) && error.to_string().contains(says),
+            "{says}: {error}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_comes_with_its_reason_and_a_busy_master_says_so() {
     let mut cluster = Cluster::new();
     let mut asks = cluster.listener.joins().unwrap();

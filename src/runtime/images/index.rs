@@ -36,6 +36,9 @@ pub(super) struct Index {
     /// What else is known of how names came.
     #[serde(default)]
     pub(super) notes: BTreeMap<String, Note>,
+    /// Names under which somebody had brought an image and then removed it, while they name nothing.
+    #[serde(default)]
+    pub(super) removed: BTreeMap<String, Removal>,
     /// By image id.
     pub(super) images: BTreeMap<String, Record>,
 }
@@ -47,6 +50,7 @@ impl Default for Index {
             names: BTreeMap::new(),
             pulled: BTreeSet::new(),
             notes: BTreeMap::new(),
+            removed: BTreeMap::new(),
             images: BTreeMap::new(),
         }
     }
@@ -81,6 +85,18 @@ pub(super) struct Note {
     pub(super) since_ms: i64,
 }
 
+/// What somebody brought under a name and then removed: copies elsewhere are to be taken back with it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Removal {
+    /// The image's id.
+    pub(super) id: String,
+    /// When it was removed; milliseconds since the epoch.
+    pub(super) at_ms: i64,
+}
+
+/// Removals that are remembered, the newest ones: more than anybody takes back while a machine with copies is away.
+const REMOVALS: usize = 256;
+
 /// One image.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Record {
@@ -107,6 +123,7 @@ impl Index {
     /// Gives an image a name.
     pub(super) fn name(&mut self, name: &str, id: &str, origin: Origin) {
         self.names.insert(name.to_owned(), id.to_owned());
+        self.removed.remove(name);
         let note = match origin {
             Origin::Hand => Note { since_ms: now_ms(), ..Note::default() },
             Origin::Copy { since_ms } => Note { copy: true, since_ms, ..Note::default() },
@@ -121,9 +138,18 @@ impl Index {
 
     /// Takes a name away; whether it was there.
     pub(super) fn unname(&mut self, name: &str) -> bool {
-        self.pulled.remove(name);
-        self.notes.remove(name);
-        self.names.remove(name).is_some()
+        let copy = self.notes.remove(name).is_some_and(|note| note.copy);
+        let pulled = self.pulled.remove(name);
+        let Some(id) = self.names.remove(name) else { return false };
+        if !copy && !pulled {
+            self.removed.insert(name.to_owned(), Removal { id, at_ms: now_ms() });
+            if self.removed.len() > REMOVALS {
+                let oldest = self.removed.iter().min_by_key(|(_, removal)| removal.at_ms);
+                let oldest = oldest.map(|(name, _)| name.clone());
+                oldest.map(|name| self.removed.remove(&name));
+            }
+        }
+        true
     }
 
     /// The image of an id with its names.
@@ -445,4 +471,32 @@ fn open_up(directory: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_brought_and_removed_is_remembered_until_the_name_is_given_again() {
+        let mut index = Index::default();
+        for (name, origin) in [
+            ("hand", Origin::Hand),
+            ("copy", Origin::Copy { since_ms: 5 }),
+            ("pulled", Origin::Registry { open: true }),
+        ] {
+            index.name(name, "sha256:1", origin);
+            assert!(index.unname(name) && !index.unname(name));
+        }
+        assert_eq!(index.removed.keys().collect::<Vec<_>>(), ["hand"]);
+        assert_eq!(index.removed["hand"].id, "sha256:1");
+        index.name("hand", "sha256:2", Origin::Registry { open: false });
+        assert!(index.removed.is_empty());
+        for number in 0..REMOVALS + 10 {
+            let name = number.to_string();
+            index.name(&name, "sha256:1", Origin::Hand);
+            index.unname(&name);
+        }
+        assert_eq!(index.removed.len(), REMOVALS);
+    }
 }

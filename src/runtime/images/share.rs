@@ -40,22 +40,34 @@ use crate::runtime::{
 /// A part of which nothing more comes for so long is lost; a node that is dead is known to be so much sooner.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// So many times what an image may have is taken in vain at most: from as many givers who each send as much as they may.
+const NONSENSE: u64 = 3;
+
 /// So much of a layer comes in each such time, or it is given up: a giver that trickles would keep a turn for ever.
 const LEAST: (u64, Duration) = (1 << 20, Duration::from_secs(60));
 
-/// The names that others may have, in the order of names.
+/// The names that others may have, in the order of names; then those that somebody brought here and removed.
 pub(super) fn shared(store: &ImageStore) -> Result<Vec<SharedImage>, RuntimeError> {
     let index = store.disk.read()?;
     let given = index.names.iter().filter_map(|(name, id)| {
         let came = may_go(&index, name)?;
         store.disk.has_config(id).then(|| SharedImage { name: name.clone(), id: id.clone(), came })
     });
-    Ok(given.collect())
+    let removed = index.removed.iter().filter(|(name, _)| is_shared_name(name)).map(|(name, removal)| {
+        let came = Came::Removed { at_ms: removal.at_ms };
+        SharedImage { name: name.clone(), id: removal.id.clone(), came }
+    });
+    Ok(given.chain(removed).collect())
+}
+
+/// The built-in image is everybody's own, and what has a digest for its name would have to be proved by a manifest.
+fn is_shared_name(name: &str) -> bool {
+    name != BUILTIN_IMAGE && !name.contains('@')
 }
 
 /// How a name came, if others may have it.
 fn may_go(index: &Index, name: &str) -> Option<Came> {
-    if name == BUILTIN_IMAGE || name.contains('@') {
+    if !is_shared_name(name) {
         return None;
     }
     let note = index.notes.get(name).copied();
@@ -131,6 +143,8 @@ pub(super) async fn take(
     let origin = match offer.came {
         Came::ByHand { since_ms } | Came::Copied { since_ms } => Origin::Copy { since_ms },
         Came::Pulled => Origin::Registry { open: true },
+        // Refused above.
+        Came::Removed { at_ms } => Origin::Copy { since_ms: at_ms },
     };
     let store = store.clone();
     blocking(move || {
@@ -160,7 +174,7 @@ pub(super) async fn whole(
 /// The full name of what is offered, if that can be taken.
 pub(in crate::runtime) fn wanted(offer: &SharedImage) -> Result<String, RuntimeError> {
     let full = normalize(&offer.name)?;
-    if full == BUILTIN_IMAGE || full.contains('@') || !is_digest(&offer.id) {
+    if !is_shared_name(&full) || !is_digest(&offer.id) || matches!(offer.came, Came::Removed { .. }) {
         return Err(bad(format!("{} is not taken from other nodes", offer.name)));
     }
     Ok(full)
@@ -192,9 +206,10 @@ impl Described {
         progress: &Progress,
     ) -> Result<(), RuntimeError> {
         progress.begin(self.diff_ids.len(), missing.len(), 0);
-        let mut left = limits.archive_bytes;
+        let good = limits.archive_bytes;
+        let mut allowed = Allowance { good, nonsense: good.saturating_mul(NONSENSE) };
         for diff_id in missing {
-            left = layer(source, diff_id, &file_of(dir, diff_id), left, progress).await?;
+            layer(source, diff_id, &file_of(dir, diff_id), &mut allowed, progress).await?;
             progress.layer_done();
         }
         Ok(())
@@ -246,26 +261,41 @@ async fn document(source: &dyn PartSource, digest: &str) -> Result<Vec<u8>, Runt
     }
 }
 
-/// Fetches a layer into a file, from whoever has it; tells how many of the bytes allowed are left. What was of no use is
-/// charged, too: many who send nonsense send no more than one.
+/// What may come yet of an image: of use, and of no use.
+struct Allowance {
+    /// The layers themselves.
+    good: u64,
+    /// What others sent in vain. It is not the layers' loss, so whoever sends nonsense starves no honest one; and in sum
+    /// it has an end, so many who send nonsense send no more than a few.
+    nonsense: u64,
+}
+
+/// Fetches a layer into a file, from whoever has it, and charges what came.
 async fn layer(
     source: &dyn PartSource,
     digest: &str,
     file: &Path,
-    mut allowed: u64,
+    allowed: &mut Allowance,
     progress: &Progress,
-) -> Result<u64, RuntimeError> {
+) -> Result<(), RuntimeError> {
     loop {
         let mut got = 0;
-        match fetch(source, digest, file, allowed, &mut got, progress).await {
-            Ok(()) => return Ok(allowed.saturating_sub(got)),
+        let why = match fetch(source, digest, file, allowed.good, &mut got, progress).await {
+            Ok(()) => {
+                allowed.good = allowed.good.saturating_sub(got);
+                return Ok(());
+            }
             // This machine's disk is nobody's fault, and will not do better for another.
             Err(Failed::Here(error)) => return Err(system(format!("write {}", file.display()))(error)),
-            Err(Failed::There(why)) if source.another(why.clone()) => {
-                allowed = allowed.saturating_sub(got);
-                progress.lost(got);
-            }
-            Err(Failed::There(why)) => return Err(RuntimeError::Pull(why)),
+            Err(Failed::There(why)) => why,
+        };
+        progress.lost(got);
+        let Some(left) = allowed.nonsense.checked_sub(got) else {
+            return Err(RuntimeError::Pull(format!("too much came that was of no use; the last: {why}")));
+        };
+        allowed.nonsense = left;
+        if !source.another(why.clone()) {
+            return Err(RuntimeError::Pull(why));
         }
     }
 }

@@ -273,15 +273,41 @@ async fn a_layer_that_came_with_credentials_is_nobody_elses() {
 }
 
 #[tokio::test]
-async fn bytes_that_were_of_no_use_count_over_all_givers() {
+async fn givers_of_nonsense_starve_no_honest_one_and_are_not_taken_from_for_ever() {
     let (_dir, from, offer) = full().await;
-    let dir = TempDir::new().unwrap();
     let limits = super::super::Limits { archive_bytes: 1 << 20, ..Default::default() };
-    let to = ImageStore::with_limits(dir.path(), limits).unwrap();
-    let givers = Givers::new(&from, &offer.id, &[Does::Endless, Does::Good]);
-    let error = taken(&to, &offer, &givers).await.unwrap_err();
-    assert!(error.to_string().contains("limit"), "{error}");
-    nothing_staged(&dir);
+    for (liars, good) in [(1, true), (2, true), (10, false)] {
+        let dir = TempDir::new().unwrap();
+        let to = ImageStore::with_limits(dir.path(), limits).unwrap();
+        let mut does = vec![Does::Endless; liars];
+        does.push(Does::Good);
+        let givers = Givers::new(&from, &offer.id, &does);
+        match taken(&to, &offer, &givers).await {
+            Ok(image) => assert!(good && image.id == offer.id, "{liars}"),
+            Err(error) => assert!(!good && error.to_string().contains("of no use"), "{liars}: {error}"),
+        }
+        assert!(givers.asked.load(Relaxed) <= 2 + 2 + usize::try_from(NONSENSE).unwrap(), "{liars}");
+        nothing_staged(&dir);
+    }
+}
+
+#[tokio::test]
+async fn what_was_brought_and_removed_is_told_and_cannot_be_taken() {
+    let (_dir, from, offer) = full().await;
+    from.remove(APP).await.unwrap();
+    let told = from.shared().unwrap();
+    let [SharedImage { name, id, came: Came::Removed { at_ms } }] = told.as_slice() else {
+        panic!("{told:?}")
+    };
+    let Came::ByHand { since_ms } = offer.came else { panic!() };
+    assert!((name, id) == (&offer.name, &offer.id) && *at_ms >= since_ms);
+    assert!(from.part(&offer.id, &offer.id).await.is_err());
+    let (_to_dir, to) = store();
+    let error = taken(&to, &told[0], &Givers::new(&from, &offer.id, &[Does::Good])).await.unwrap_err();
+    assert!(error.to_string().contains("not taken"), "{error}");
+    // Under the name of another image it is forgotten.
+    from.load(reader(docker(&["app:1"], &[tar(&[E::File("own", "own")])])), None).await.unwrap();
+    assert!(matches!(from.shared().unwrap()[..], [SharedImage { came: Came::ByHand { .. }, .. }]));
 }
 
 #[tokio::test(start_paused = true)]
@@ -304,7 +330,8 @@ async fn a_giver_that_trickles_is_given_up() {
     let dir = TempDir::new().unwrap();
     let file = dir.path().join("layer");
     let progress = Progress::default();
-    let layer = layer(&Trickles, "sha256:1", &file, 1 << 20, &progress);
+    let mut allowed = Allowance { good: 1 << 20, nonsense: 1 << 20 };
+    let layer = layer(&Trickles, "sha256:1", &file, &mut allowed, &progress);
     let error = tokio::time::timeout(LEAST.1 * 3, layer).await.unwrap().unwrap_err();
     assert!(error.to_string().contains("too slowly"), "{error}");
 }

@@ -74,9 +74,9 @@ pub fn shims(data: &Path) -> Vec<(i32, String)> {
     found
 }
 
-/// Ends and removes everything of a data directory, except its files.
-pub fn sweep(data: &Path) {
-    repeated("its processes do not die", data, || {
+/// Ends every process of a data directory's pods.
+pub fn kill_all(data: &Path) {
+    repeated(&format!("{}: its processes do not die", data.display()), || {
         let mut pids: Vec<i32> = shims(data).into_iter().map(|(pid, _)| pid).collect();
         pids.extend(processes(data).into_iter().map(|(pid, _)| pid));
         for &pid in &pids {
@@ -84,28 +84,40 @@ pub fn sweep(data: &Path) {
         }
         pids.is_empty()
     });
-    for mount in mounts(data).iter().rev() {
-        let _ = umount2(mount, MntFlags::MNT_DETACH);
-    }
-    for link in links(data) {
-        let _ = Command::new(super::program("ip").unwrap_or_else(|| "ip".into()))
-            .args(["link", "delete", &link])
-            .output();
-    }
+}
+
+/// Ends and removes everything of a data directory, except its files.
+pub fn sweep(data: &Path) {
+    kill_all(data);
+    // One below may be shown once the one above it is gone.
+    repeated(&format!("{}: its mounts cannot be removed", data.display()), || {
+        for mount in mounts(data).iter().rev() {
+            let _ = umount2(mount, MntFlags::MNT_DETACH);
+        }
+        mounts(data).is_empty()
+    });
+    repeated(&format!("{}: its bridges cannot be removed", data.display()), || {
+        for link in links(data) {
+            let _ = Command::new(super::program("ip").unwrap_or_else(|| "ip".into()))
+                .args(["link", "delete", &link])
+                .output();
+        }
+        links(data).is_empty()
+    });
     // A killed process is out of /proc some scheduler ticks before it is out of its groups.
-    repeated("its cgroups cannot be removed", data, || {
+    repeated(&format!("{}: its cgroups cannot be removed", data.display()), || {
         cgroups(data).iter().for_each(|group| remove_group(group));
         cgroups(data).is_empty()
     });
 }
 
 /// Does something until it is done, within a time; says so where it is not.
-fn repeated(or: &str, data: &Path, mut done: impl FnMut() -> bool) {
+pub fn repeated(or: &str, mut done: impl FnMut() -> bool) {
     const WITHIN: Duration = Duration::from_secs(20);
     let begun = Instant::now();
     while !done() {
         if begun.elapsed() > WITHIN {
-            eprintln!("{}: {or}", data.display());
+            eprintln!("{or}");
             return;
         }
         std::thread::sleep(Duration::from_millis(5));

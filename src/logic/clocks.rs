@@ -1,0 +1,114 @@
+//! Times that a machine told of by its own clock, which may be hours from ours.
+//!
+//! Owns: what the master makes of them where it counts on them: the time of an event ([`happened_at`]), of a node's conditions
+//! ([`stamp`]), and since when a pod is ready ([`ready_since`]). Invariant: nothing lasts hours, and nothing is over at once,
+//! because of a clock that is wrong. What a pod's status says is left as its machine told it: it goes with its logs. Pure.
+
+use std::ops::RangeInclusive;
+
+use k8s_openapi::{
+    api::core::v1::NodeStatus,
+    apimachinery::pkg::apis::meta::v1::Time,
+    jiff::{SignedDuration, Timestamp},
+};
+
+/// What a node tells of happened just now: while its link is down nothing is kept, and a link that is slower than this is
+/// ended. Whatever seems older was stamped by another clock.
+const UNDER_WAY: SignedDuration = SignedDuration::from_secs(60);
+
+/// When something happened that a node tells of now.
+pub fn happened_at(told_ms: i64, now: Timestamp) -> Timestamp {
+    let seconds = Timestamp::from_second(told_ms.div_euclid(1000)).ok();
+    let earliest = now.checked_sub(UNDER_WAY).unwrap_or(now);
+    seconds.filter(|told| (earliest..=now).contains(told)).unwrap_or(now)
+}
+
+/// Puts our times on what a node says of itself: it was heard of now, and what is new since `before` is so from now on.
+pub fn stamp(status: &mut NodeStatus, before: Option<&NodeStatus>, now: Timestamp) {
+    let known = before.and_then(|before| before.conditions.as_deref()).unwrap_or_default();
+    for condition in status.conditions.iter_mut().flatten() {
+        let same = known.iter().find(|c| c.type_ == condition.type_ && c.status == condition.status);
+        condition.last_heartbeat_time = Some(Time(now));
+        condition.last_transition_time =
+            Some(same.and_then(|c| c.last_transition_time.clone()).unwrap_or(Time(now)));
+    }
+}
+
+/// Since when a pod has been ready, in seconds: since it was made when it says something that cannot be.
+pub fn ready_since(told_s: i64, created: Timestamp, now: Timestamp) -> i64 {
+    let life: RangeInclusive<i64> = created.as_second()..=now.as_second();
+    if life.contains(&told_s) { told_s } else { created.as_second() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const HOURS: i64 = 5 * 3600;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn an_event_is_of_now_unless_it_says_a_time_shortly_before() {
+        let now = 1_700_000_000;
+        for (told_s, taken_s) in [
+            (now, now),
+            (now - 60, now - 60),
+            (now - 61, now),
+            (now + 1, now),
+            (now - HOURS, now),
+            (now + HOURS, now),
+            (i64::MAX / 1000, now),
+            (i64::MIN / 1000, now),
+        ] {
+            assert_eq!(happened_at(told_s * 1000, at(now)), at(taken_s), "{told_s}");
+        }
+    }
+
+    #[test]
+    fn a_nodes_conditions_have_our_times_and_keep_them_while_they_hold() {
+        let status = |ready: &str, hour: i64| -> NodeStatus {
+            let time = at(1_700_000_000 + hour * 3600).to_string();
+            let condition = |name: &str, status: &str| json!({"type": name, "status": status, "lastHeartbeatTime": time, "lastTransitionTime": time});
+            serde_json::from_value(
+                json!({"conditions": [condition("DiskPressure", "False"), condition("Ready", ready)]}),
+            )
+            .unwrap()
+        };
+        let times = |status: &NodeStatus| -> Vec<(i64, i64)> {
+            let second = |time: &Option<Time>| time.as_ref().unwrap().0.as_second();
+            let all = status.conditions.iter().flatten();
+            all.map(|c| (second(&c.last_heartbeat_time), second(&c.last_transition_time))).collect()
+        };
+        let mut first = status("True", 5);
+        stamp(&mut first, None, at(100));
+        assert_eq!(times(&first), [(100, 100), (100, 100)]);
+        // Its process was started again, with another clock.
+        let mut second = status("True", -5);
+        stamp(&mut second, Some(&first), at(200));
+        assert_eq!(times(&second), [(200, 100), (200, 100)]);
+        let mut third = status("False", 5);
+        stamp(&mut third, Some(&second), at(300));
+        assert_eq!(times(&third), [(300, 100), (300, 300)]);
+    }
+
+    #[test]
+    fn a_pod_is_ready_within_its_life() {
+        for (told_s, taken_s) in [
+            (1000, 1000),
+            (1500, 1500),
+            (2000, 2000),
+            (2001, 1000),
+            (999, 1000),
+            (HOURS, 1000),
+            (-HOURS, 1000),
+            (0, 1000),
+        ] {
+            assert_eq!(ready_since(told_s, at(1000), at(2000)), taken_s, "{told_s}");
+        }
+    }
+}
