@@ -99,7 +99,9 @@ impl Certificates {
         connector: Connector,
     ) -> Result<Kept, StartError> {
         let span = validity(login.identity.certificate_pem()).unwrap_or_default();
-        if renewal::due_here(span, BACKDATE, now_s()) {
+        // One that is older than those renewed last would end before the next turn.
+        let last = self.admin_begins();
+        if span.0 < last || renewal::due_here(span, BACKDATE, now_s()) {
             let identity = self.authority.issue_node(&login.name)?;
             connector.show(&identity, self.authority.certificate(), LinkConfig::default())?;
         }
@@ -108,6 +110,12 @@ impl Certificates {
         nodes.next += 1;
         nodes.all.insert(number, (login.name.clone(), connector));
         Ok(Kept { number, by: Arc::downgrade(self) })
+    }
+
+    /// Since when the administrator's certificate is valid, which was made in the last turn.
+    fn admin_begins(&self) -> i64 {
+        let admin = self.admin.lock().unwrap_or_else(PoisonError::into_inner);
+        validity(admin.certificate_pem()).unwrap_or_default().0
     }
 
     fn nodes(&self) -> MutexGuard<'_, Nodes> {

@@ -64,6 +64,10 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Addresses remembered for that; beyond, nothing is logged until some are old.
 const LOG_ADDRESSES: usize = 1024;
 
+/// A dial that is lost is sent again after three times this: who comes back to a master has half a second for it. Farther
+/// machines get an answer to each, and are measured then.
+const FIRST_RTT: Duration = Duration::from_millis(100);
+
 /// How soon silence is noticed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkConfig {
@@ -95,6 +99,7 @@ impl LinkConfig {
         })?;
         transport
             .max_idle_timeout(Some(idle))
+            .initial_rtt(FIRST_RTT)
             .max_concurrent_bidi_streams(ALL_STREAMS)
             .max_concurrent_uni_streams(VarInt::from_u32(0))
             .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))

@@ -7,6 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     fs,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -37,13 +38,15 @@ pub(super) trait Engine: Sized + Sync {
     async fn give(&self, packed: Packed) -> Result<Vec<String>, RuntimeError>;
     /// Whether an image came from no registry, as far as the engine knows.
     async fn is_without_registry(&self, name: &str) -> Result<bool, RuntimeError>;
-    /// Full names and ids of its images that came from no registry.
-    async fn without_registry(&self) -> Result<Vec<(String, String)>, RuntimeError>;
+    /// Its images that came from no registry.
+    async fn without_registry(&self) -> Result<Vec<Present>, RuntimeError>;
 
     /// Gives it what somebody brings: whatever was noted of those names is over.
     async fn bring(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
+        let exchange = self.exchange();
+        let _giving = exchange.giving.lock().await;
         let names = self.give(packed).await?;
-        self.exchange().brought(&names).await?;
+        exchange.change(self, |notes| notes.brought(&names, now_ms())).await?;
         Ok(names)
     }
 
@@ -57,7 +60,6 @@ pub(super) trait Engine: Sized + Sync {
         let known = self.is_without_registry(name).await?;
         Ok(known && self.exchange().how(self, name).await? != Some(How::Pulled))
     }
-
     /// Takes an image whose parts others give.
     async fn take_image(&self, offer: SharedImage, source: &dyn PartSource) -> Result<Image, RuntimeError> {
         self.exchange().take(self, offer, source).await
@@ -82,44 +84,70 @@ struct Note {
     since_ms: i64,
 }
 
+/// An image that came from no registry, as the engine tells of it.
+pub(super) struct Present {
+    /// A full name.
+    pub(super) name: String,
+    /// Its id.
+    pub(super) id: String,
+    /// When it was made, here or elsewhere.
+    pub(super) made_ms: i64,
+}
+
 /// What is noted of images, by full name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub(super) struct Notes(BTreeMap<String, Note>);
+pub(super) struct Notes {
+    here: BTreeMap<String, Note>,
+    /// What is being taken. It is noted before the engine has it, which may outlive this process.
+    coming: BTreeMap<String, Note>,
+}
 
 impl Notes {
-    /// Unreadable notes are none: their images count as brought by hand, just now.
-    fn read(path: &Path) -> Notes {
-        fs::read(path).ok().and_then(|json| serde_json::from_slice(&json).ok()).unwrap_or_default()
+    fn read(path: &Path) -> Result<Notes, RuntimeError> {
+        let operation = || format!("read {}", path.display());
+        let json = match fs::read(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Notes::default()),
+            read => read.map_err(system(operation()))?,
+        };
+        serde_json::from_slice(&json).map_err(|error| system(operation())(error.into()))
     }
 
     fn write(&self, path: &Path) -> Result<(), RuntimeError> {
         let beside = path.with_extension("new");
-        let json = serde_json::to_vec(self).map_err(std::io::Error::from);
-        let put = json.and_then(|json| fs::write(&beside, json)).and_then(|()| fs::rename(&beside, path));
-        put.map_err(system(format!("write {}", path.display())))
+        let put = || {
+            let mut file = fs::File::create(&beside)?;
+            file.write_all(&serde_json::to_vec(self)?)?;
+            file.sync_all()?;
+            fs::rename(&beside, path)?;
+            path.parent().map_or(Ok(()), |dir| fs::File::open(dir)?.sync_all())
+        };
+        put().map_err(system(format!("write {}", path.display())))
     }
 
     fn of(&self, name: &str, id: &str) -> Option<&Note> {
-        self.0.get(name).filter(|note| note.id == id)
+        [&self.here, &self.coming].into_iter().find_map(|notes| notes.get(name).filter(|note| note.id == id))
     }
 
-    /// Notes what there is of images without a registry, by name and id, and forgets the others.
-    fn take(&mut self, present: &[(String, String)], now_ms: i64) {
-        let noted = std::mem::take(&mut self.0);
-        self.0 = present
-            .iter()
-            .map(|(name, id)| {
-                let known = noted.get(name).filter(|note| note.id == *id).cloned();
-                let new = || Note { id: id.clone(), how: How::ByHand, since_ms: now_ms };
-                (name.clone(), known.unwrap_or_else(new))
-            })
-            .collect();
+    /// Notes what there is of images without a registry, and forgets the others. What nobody brought through here counts
+    /// from when it was made.
+    fn note(&mut self, present: &[Present]) {
+        let here = present.iter().map(|Present { name, id, made_ms }| {
+            let new = || Note { id: id.clone(), how: How::ByHand, since_ms: *made_ms };
+            (name.clone(), self.of(name, id).cloned().unwrap_or_else(new))
+        });
+        self.here = here.collect();
+    }
+
+    /// Somebody has brought images under these names.
+    fn brought(&mut self, names: &[String], now_ms: i64) {
+        for (_, note) in self.here.iter_mut().filter(|(name, _)| names.contains(name)) {
+            (note.how, note.since_ms) = (How::ByHand, now_ms);
+        }
     }
 
     /// What others may have.
     pub(super) fn shared(&self) -> Vec<SharedImage> {
-        let given = self.0.iter().map(|(name, Note { id, how, since_ms })| {
+        let given = self.here.iter().map(|(name, Note { id, how, since_ms })| {
             let since_ms = *since_ms;
             let came = match how {
                 How::ByHand => Came::ByHand { since_ms },
@@ -137,6 +165,8 @@ pub(super) struct Exchange {
     file: PathBuf,
     /// Held while the notes change.
     turn: AsyncMutex<()>,
+    /// Held while the engine is given something: a name cannot get another image between a look and what follows from it.
+    giving: AsyncMutex<()>,
     /// By image id: one take of it at a time.
     takes: Mutex<HashMap<String, Arc<AsyncMutex<()>>>>,
 }
@@ -144,7 +174,12 @@ pub(super) struct Exchange {
 impl Exchange {
     /// With its notes in this directory, which one process uses at a time.
     pub(super) fn new(root: &Path) -> Exchange {
-        Exchange { file: root.join("images.json"), turn: AsyncMutex::default(), takes: Mutex::default() }
+        Exchange {
+            file: root.join("images.json"),
+            turn: AsyncMutex::default(),
+            giving: AsyncMutex::default(),
+            takes: Mutex::default(),
+        }
     }
 
     fn takes(&self) -> MutexGuard<'_, HashMap<String, Arc<AsyncMutex<()>>>> {
@@ -160,32 +195,24 @@ impl Exchange {
 
     /// The notes, brought up to date.
     pub(super) async fn notes(&self, engine: &impl Engine) -> Result<Notes, RuntimeError> {
-        let _turn = self.turn.lock().await;
-        self.noted_now(engine, None).await
+        self.change(engine, |_| ()).await
     }
 
-    async fn noted_now(
+    /// Brings the notes up to date, and changes them then.
+    async fn change(
         &self,
         engine: &impl Engine,
-        taken: Option<(String, Note)>,
+        change: impl FnOnce(&mut Notes) + Send,
     ) -> Result<Notes, RuntimeError> {
-        let before = Notes::read(&self.file);
+        let _turn = self.turn.lock().await;
+        let before = Notes::read(&self.file)?;
         let mut notes = before.clone();
-        notes.0.extend(taken);
-        notes.take(&engine.without_registry().await?, now_ms());
+        notes.note(&engine.without_registry().await?);
+        change(&mut notes);
         if notes != before {
             notes.write(&self.file)?;
         }
         Ok(notes)
-    }
-
-    /// Somebody has brought images of these full names.
-    async fn brought(&self, names: &[String]) -> Result<(), RuntimeError> {
-        let _turn = self.turn.lock().await;
-        let mut notes = Notes::read(&self.file);
-        let before = notes.0.len();
-        notes.0.retain(|name, _| !names.contains(name));
-        if notes.0.len() < before { notes.write(&self.file) } else { Ok(()) }
     }
 
     /// How the image came that a name stands for, if that is noted.
@@ -193,7 +220,19 @@ impl Exchange {
         let full = normalize(name)?;
         let Some(image) = engine.find(&full).await? else { return Ok(None) };
         let _turn = self.turn.lock().await;
-        Ok(Notes::read(&self.file).of(&full, &image.id).map(|note| note.how))
+        Ok(Notes::read(&self.file)?.of(&full, &image.id).map(|note| note.how))
+    }
+
+    /// What is here already in an offer's place and is to stay.
+    async fn kept(
+        &self,
+        engine: &impl Engine,
+        full: &str,
+        offer: &SharedImage,
+    ) -> Result<Option<Image>, RuntimeError> {
+        let Some(image) = engine.find(full).await? else { return Ok(None) };
+        let stays = image.id == offer.id || self.how(engine, full).await? != Some(How::Copied);
+        Ok(Some(image).filter(|_| stays))
     }
 
     async fn take(
@@ -205,27 +244,29 @@ impl Exchange {
         let full = wanted(&offer)?;
         let turn = self.turn_of(&offer.id);
         let _one_at_a_time = turn.lock().await;
-        // It may have come from its registry, or by hand, since it was asked for.
-        if let Some(image) = engine.find(&full).await?
-            && (image.id == offer.id || self.how(engine, &full).await? != Some(How::Copied))
-        {
+        if let Some(image) = self.kept(engine, &full, &offer).await? {
             return Ok(image);
         }
         let packed = pack::pack_parts(&offer, source, &engine.scratch()).await?;
-        // Nobody looks at what there is between its coming and its note.
-        let _turn = self.turn.lock().await;
-        engine.give(packed).await?;
-        let image = engine.find(&full).await?;
-        let image = image.ok_or_else(|| RuntimeError::ImageNotFound(full.clone()))?;
+        let _giving = self.giving.lock().await;
+        // It may have come from its registry, or by hand, meanwhile.
+        if let Some(image) = self.kept(engine, &full, &offer).await? {
+            return Ok(image);
+        }
         let (how, since_ms) = match offer.came {
             Came::ByHand { since_ms } | Came::Copied { since_ms } => (How::Copied, since_ms),
             Came::Pulled => (How::Pulled, now_ms()),
-            // Refused by `wanted`.
-            Came::Removed { at_ms } => (How::Copied, at_ms),
+            Came::Removed { .. } => return Err(RuntimeError::ImageNotFound(full)),
         };
-        let note = Note { id: image.id.clone(), how, since_ms };
-        self.noted_now(engine, Some((full, note))).await?;
-        Ok(image)
+        let note = Note { id: offer.id, how, since_ms };
+        let name = full.clone();
+        self.change(engine, |notes| drop(notes.coming.insert(name, note))).await?;
+        let given = engine.give(packed).await;
+        // Whatever became of it: what the engine has is noted by what came.
+        self.change(engine, |notes| drop(notes.coming.remove(&full))).await?;
+        given?;
+        let image = engine.find(&full).await?;
+        image.ok_or(RuntimeError::ImageNotFound(full))
     }
 }
 
@@ -233,38 +274,64 @@ impl Exchange {
 mod tests {
     use super::*;
 
-    fn present(images: &[(&str, &str)]) -> Vec<(String, String)> {
-        images.iter().map(|(name, id)| ((*name).to_owned(), (*id).to_owned())).collect()
+    fn present(images: &[(&str, &str)]) -> Vec<Present> {
+        let one = |&(name, id): &(&str, &str)| Present { name: name.into(), id: id.into(), made_ms: 1 };
+        images.iter().map(one).collect()
+    }
+
+    fn came(notes: &Notes) -> Vec<Came> {
+        notes.shared().iter().map(|image| image.came).collect()
+    }
+
+    const fn by_hand(since_ms: i64) -> Came {
+        Came::ByHand { since_ms }
     }
 
     #[test]
     fn what_is_noted_counts_for_the_very_image_and_as_long_as_that_is_there() {
         let mut notes = Notes::default();
-        notes.0.insert("copy".into(), Note { id: "1".into(), how: How::Copied, since_ms: 5 });
-        notes.take(&present(&[("copy", "1"), ("own", "2")]), 10);
-        let shared = notes.shared();
-        let came: Vec<(&str, Came)> = shared.iter().map(|image| (image.name.as_str(), image.came)).collect();
-        let (copied, by_hand) = (Came::Copied { since_ms: 5 }, |since_ms| Came::ByHand { since_ms });
-        assert_eq!(came, [("copy", copied), ("own", by_hand(10))]);
+        notes.here.insert("copy".into(), Note { id: "1".into(), how: How::Copied, since_ms: 5 });
+        notes.note(&present(&[("copy", "1"), ("own", "2")]));
+        assert_eq!(
+            came(&notes),
+            [Came::Copied { since_ms: 5 }, by_hand(1)],
+            "it counts from when it was made"
+        );
+        notes.brought(&["own".into()], 10);
         // Somebody brought another one under the name of the copy; the time of the other stays.
-        notes.take(&present(&[("copy", "3"), ("own", "2")]), 20);
-        let came: Vec<Came> = notes.shared().iter().map(|image| image.came).collect();
-        assert_eq!(came, [by_hand(20), by_hand(10)]);
-        notes.take(&[], 30);
+        notes.note(&present(&[("copy", "3"), ("own", "2")]));
+        notes.brought(&["copy".into()], 20);
+        assert_eq!(came(&notes), [by_hand(20), by_hand(10)]);
+        notes.note(&[]);
         assert!(notes.shared().is_empty());
     }
 
     #[test]
-    fn notes_outlive_the_process_and_unreadable_ones_are_none() {
+    fn what_comes_is_a_copy_from_the_moment_the_engine_has_it() {
+        let mut notes = Notes::default();
+        notes.note(&present(&[("a", "old")]));
+        notes.coming.insert("a".into(), Note { id: "new".into(), how: How::Copied, since_ms: 5 });
+        notes.note(&present(&[("a", "old")]));
+        assert_eq!(came(&notes), [by_hand(1)], "it is on its way");
+        // Also when the process ended in between.
+        notes.note(&present(&[("a", "new")]));
+        assert_eq!(came(&notes), [Came::Copied { since_ms: 5 }]);
+        notes.coming.clear();
+        notes.note(&present(&[("a", "new")]));
+        assert_eq!(came(&notes), [Came::Copied { since_ms: 5 }]);
+    }
+
+    #[test]
+    fn notes_outlive_the_process_and_are_never_lost_in_silence() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("images.json");
-        assert_eq!(Notes::read(&path), Notes::default());
+        assert_eq!(Notes::read(&path).unwrap(), Notes::default());
         let mut notes = Notes::default();
-        notes.take(&present(&[("a", "1")]), 1);
+        notes.note(&present(&[("a", "1")]));
         notes.write(&path).unwrap();
-        assert_eq!(Notes::read(&path), notes);
+        assert_eq!(Notes::read(&path).unwrap(), notes);
         assert!(notes.of("a", "1").is_some() && notes.of("a", "2").is_none());
         fs::write(&path, "{").unwrap();
-        assert_eq!(Notes::read(&path), Notes::default());
+        assert!(Notes::read(&path).unwrap_err().to_string().contains("images.json"));
     }
 }

@@ -117,6 +117,7 @@ impl Bed {
             data: self.dir.path().join(name),
             program: env!("CARGO_BIN_EXE_troupe").into(),
             programs: None,
+            docker: None,
             process: None,
             log: self.dir.path().join(format!("{name}.log")),
             scratch: self.dir.path().to_owned(),
@@ -197,6 +198,8 @@ pub struct Host {
     program: PathBuf,
     /// Where that is when it is not everybody's.
     programs: Option<TempDir>,
+    /// Where its docker engine listens, if it has one.
+    pub docker: Option<PathBuf>,
     process: Option<Child>,
     log: PathBuf,
     scratch: PathBuf,
@@ -216,6 +219,9 @@ impl Host {
     pub fn troupe(&self, words: &[&str]) -> Command {
         let mut command = self.command(&self.program);
         command.args(words).env("TROUPE_DATA_DIR", &self.data);
+        if let Some(socket) = &self.docker {
+            command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
+        }
         command
     }
 
@@ -335,6 +341,10 @@ impl Host {
     pub fn crash(&mut self) {
         self.cut();
         self.kill();
+        if self.docker.is_some() {
+            // Its containers and networks are the engine's, which nobody can switch off with the machine.
+            let _ = self.troupe(&["reset", "--yes"]).stdout(Stdio::null()).status();
+        }
         sweep::sweep(&self.data);
         let Ok(output) = Command::new(program("ip").unwrap())
             .args(["-n", &self.space, "-brief", "link", "show", "type", "bridge"])

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     bed::{Bed, Host, ready},
+    engine,
     harness::{check, program, text, until},
 };
 
@@ -213,4 +214,41 @@ fn where_it_is_switched_off_images_stay_where_they_are_and_archives_go_to_each_n
     until_says(&master, "third", "third");
     let events = master.get(&["events"]).unwrap()["items"].to_string();
     assert!(!events.contains("from node") && !events.contains("other nodes"), "{events}");
+}
+
+#[test]
+fn images_follow_pods_to_a_docker_engine_and_from_there() {
+    let Some(busybox) = busybox() else { return };
+    if !engine::at_hand() {
+        return;
+    }
+    let docker = engine::Lease::fresh();
+    let mut bed = Bed::new();
+    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
+    master.master(&[]);
+    one.join(&master);
+    two.docker = Some(docker.socket.clone());
+    let token = master.token(&[]);
+    let words = ["--join", &master.address, "--token", &token, "--name", "two", "--runtime", "docker"];
+    two.node(&words);
+    ["one", "two"].iter().for_each(|name| master.until_node(name, "True"));
+    // What was brought to a native node runs on docker, …
+    import(&master, &busybox, "native", APP, Some("one"));
+    master.apply(&pod("there", "two", APP));
+    until_says(&master, "there", "native");
+    until_event(&master, "there", "Pulled", "from node \"one\"");
+    // … what is in the engine runs on the native one, …
+    let other = "nowhere.example/other:1";
+    import(&master, &busybox, "docker", other, Some("two"));
+    master.apply(&pod("here", "one", other));
+    until_says(&master, "here", "docker");
+    until_event(&master, "here", "Pulled", "from node \"two\"");
+    // … and a newer one takes the place of the engine's copy.
+    let latest = "nowhere.example/latest:latest";
+    import(&master, &busybox, "old", latest, Some("one"));
+    master.apply(&pod("old", "two", latest));
+    until_says(&master, "old", "old");
+    import(&master, &busybox, "new", latest, Some("one"));
+    master.apply(&pod("new", "two", latest));
+    until_says(&master, "new", "new");
 }

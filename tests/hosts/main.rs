@@ -11,6 +11,9 @@ mod certificates;
 mod clocks;
 mod cuts;
 mod disks;
+#[path = "../conformance/engine.rs"]
+#[allow(dead_code, reason = "shared with the conformance suite, which needs more of it")]
+mod engine;
 mod failure;
 mod fleet;
 #[path = "../e2e/harness/mod.rs"]

@@ -411,7 +411,7 @@ impl Kubelet {
     fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
         let (node, facts, fault) = (self.seed.node.clone(), self.seed.facts.clone(), self.fault());
         let look = async move {
-            let shared = node.runtime.shared_images().await.ok();
+            let shared = peers::shared(&node).await;
             (machine::facts(&node, facts, fault).await, shared)
         };
         ctx.spawn(look.into_actor(self).map(move |(mut facts, shared), kubelet, _| {

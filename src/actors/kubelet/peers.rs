@@ -52,6 +52,8 @@ const TURN_WITHIN: Duration = Duration::from_secs(4);
 /// Of a part this much moves in each such time, or it is broken off: slower than any link that is worth it, and a taker
 /// that trickles would keep a turn, and layers from being removed, for ever.
 const LEAST: (u64, Duration) = (1 << 20, Duration::from_secs(60));
+/// So long a runtime has to say which images others may have.
+const SHARED_WITHIN: Duration = Duration::from_secs(1);
 /// What is held of a part on its way.
 const BUFFER: usize = 64 << 10;
 /// Names told to the master at most, which takes as many.
@@ -229,6 +231,12 @@ async fn pour(
     }
 }
 
+/// What others may have from this node; `None`: to be asked again. An engine that hangs holds up no greeting.
+pub(super) async fn shared(node: &NodeContext) -> Option<Vec<SharedImage>> {
+    let shared = tokio::time::timeout(SHARED_WITHIN, node.runtime.shared_images()).await;
+    shared.ok().and_then(Result::ok)
+}
+
 impl Kubelet {
     /// Tells what others may have from this node, when that has changed, or `always`.
     pub(super) fn tell_images(&mut self, shared: Option<Vec<SharedImage>>, always: bool) {
@@ -267,7 +275,13 @@ pub(super) async fn give(node: Arc<NodeContext>, part: ImagePart, responder: Res
     let Ok(Ok(_turn)) = turn else {
         return refuse(responder, BUSY, "it gives too much away at this moment".into());
     };
-    let bytes = match node.runtime.image_part(&part.image, &part.digest).await {
+    let gone = responder.gone();
+    let asked = tokio::select! {
+        asked = node.runtime.image_part(&part.image, &part.digest) => asked,
+        // It may take a while, and the asker has a turn here meanwhile.
+        () = gone => return,
+    };
+    let bytes = match asked {
         Ok(bytes) => bytes,
         Err(error) => {
             let code = match error {

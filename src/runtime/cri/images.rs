@@ -21,7 +21,7 @@ use super::{
 };
 use crate::runtime::{
     Image, Reader, RegistryAuth, RuntimeError,
-    exchange::{Engine, Exchange},
+    exchange::{Engine, Exchange, Present},
     images::{
         engine_name, normalize,
         pack::{self, PAUSE_IMAGE, PROGRAM_LABEL, Packed, programs},
@@ -88,11 +88,12 @@ impl Engine for Driver {
         })
     }
 
-    async fn without_registry(&self) -> Result<Vec<(String, String)>, RuntimeError> {
+    async fn without_registry(&self) -> Result<Vec<Present>, RuntimeError> {
         let by_hand = self.all_images().await?.into_iter().filter(|image| image.repo_digests.is_empty());
         let named = by_hand.map(image).flat_map(|image| {
             let id = image.id;
-            image.names.into_iter().map(move |name| (name, id.clone()))
+            // CRI does not tell when it was made, and nothing asks.
+            image.names.into_iter().map(move |name| Present { name, id: id.clone(), made_ms: 0 })
         });
         Ok(named.collect())
     }

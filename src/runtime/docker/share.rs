@@ -5,10 +5,15 @@
 //! registry is not given away, because nobody remembers with whose credentials it came. Taking is
 //! [`crate::runtime::exchange`]'s.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bollard::query_parameters::ListImagesOptions;
-use tokio::{sync::Mutex as AsyncMutex, time::Instant};
+use tokio::{sync::OnceCell, time::Instant};
 
 use super::{
     driver::Driver,
@@ -17,7 +22,7 @@ use super::{
 };
 use crate::runtime::{
     Image, Reader, RuntimeError,
-    exchange::{Engine, Exchange},
+    exchange::{Engine, Exchange, Present},
     hand::system,
     images::{
         BUILTIN_IMAGE,
@@ -31,14 +36,53 @@ const KEPT: Duration = Duration::from_secs(60);
 /// Exported images get a name on the way, which nobody sees.
 const ON_ITS_WAY: &str = "troupe.local/on-its-way";
 
-/// The image whose parts were asked for last.
+/// Images kept at once, beyond which the one goes that was asked for longest ago.
+const AT_ONCE: usize = 4;
+
+/// The images whose parts were asked for lately, by id.
 #[derive(Default)]
-pub(super) struct Exported(AsyncMutex<Option<Export>>);
+pub(super) struct Exported(Mutex<HashMap<String, Export>>);
 
 struct Export {
-    image: String,
-    packed: Arc<Packed>,
+    /// Empty while it is exported.
+    packed: Arc<OnceCell<Packed>>,
     asked: Instant,
+}
+
+impl Exported {
+    fn kept(&self) -> MutexGuard<'_, HashMap<String, Export>> {
+        // Each change is one call on the map, so a panic elsewhere leaves nothing half done.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The place of an image, which was asked for just now.
+    fn place(&self, image: &str) -> Arc<OnceCell<Packed>> {
+        let mut kept = self.kept();
+        if kept.len() >= AT_ONCE
+            && !kept.contains_key(image)
+            && let Some(oldest) = kept.iter().min_by_key(|(_, export)| export.asked).map(|(id, _)| id.clone())
+        {
+            end(kept.remove(&oldest));
+        }
+        let new = || Export { packed: Arc::default(), asked: Instant::now() };
+        let export = kept.entry(image.to_owned()).or_insert_with(new);
+        export.asked = Instant::now();
+        Arc::clone(&export.packed)
+    }
+
+    /// Removes what nobody has asked for for a while; whether something is left.
+    fn sweep(&self) -> bool {
+        let mut kept = self.kept();
+        let old = kept.iter().filter(|(_, export)| export.asked.elapsed() >= KEPT);
+        let old: Vec<String> = old.map(|(image, _)| image.clone()).collect();
+        old.iter().for_each(|image| end(kept.remove(image)));
+        !kept.is_empty()
+    }
+}
+
+/// Removes an image's files, which may take a while.
+fn end(export: Option<Export>) {
+    tokio::task::spawn_blocking(move || drop(export));
 }
 
 impl Engine for Driver {
@@ -63,15 +107,16 @@ impl Engine for Driver {
         Ok(found.is_some_and(|found| found.repo_digests.unwrap_or_default().is_empty()))
     }
 
-    async fn without_registry(&self) -> Result<Vec<(String, String)>, RuntimeError> {
+    async fn without_registry(&self) -> Result<Vec<Present>, RuntimeError> {
         let all = self.docker.list_images(None::<ListImagesOptions>).await;
         let all = all.map_err(fault("list the engine's images"))?;
         let by_hand = all.into_iter().filter(|image| names_of(&[], &image.repo_digests).is_empty());
         let named = by_hand.flat_map(|image| {
             let names = names_of(&image.repo_tags, &[]);
-            names.into_iter().map(move |name| (name, image.id.clone()))
+            let made_ms = image.created.saturating_mul(1000);
+            names.into_iter().map(move |name| Present { name, id: image.id.clone(), made_ms })
         });
-        Ok(named.filter(|(name, _)| name != BUILTIN_IMAGE && name != PAUSE_IMAGE).collect())
+        Ok(named.filter(|image| image.name != BUILTIN_IMAGE && image.name != PAUSE_IMAGE).collect())
     }
 }
 
@@ -88,7 +133,8 @@ impl Driver {
         if !self.shared_images().await?.iter().any(|shared| shared.id == image) {
             return Err(RuntimeError::ImageNotFound(image.to_owned()));
         }
-        let packed = self.exported(image).await?;
+        let place = self.exported.place(image);
+        let packed = place.get_or_try_init(|| self.export(image)).await?;
         let config = packed.images.iter().find(|packed| packed.id == digest).map(|packed| &packed.config);
         let layer = || packed.layers.iter().find(|(layer, _)| layer == digest).map(|(_, path)| path);
         let path = config.or_else(layer);
@@ -98,14 +144,8 @@ impl Driver {
         Ok(Box::pin(file.map_err(system(format!("open {}", path.display())))?))
     }
 
-    /// An image as files. One is kept at a time, for a while.
-    async fn exported(self: &Arc<Self>, image: &str) -> Result<Arc<Packed>, RuntimeError> {
-        let mut kept = self.exported.0.lock().await;
-        if let Some(export) = kept.as_mut().filter(|export| export.image == image) {
-            export.asked = Instant::now();
-            return Ok(Arc::clone(&export.packed));
-        }
-        *kept = None;
+    /// An image as files, which are kept for a while.
+    async fn export(self: &Arc<Self>, image: &str) -> Result<Packed, RuntimeError> {
         let archive = self.save_images(vec![image.to_owned()]).await?;
         let packed = pack::pack(archive, Some(ON_ITS_WAY.to_owned()), &self.config.scratch()).await?;
         if packed.images.iter().any(|packed| packed.id != image) {
@@ -115,25 +155,12 @@ impl Driver {
                 "give images that its engine names by manifests",
             ));
         }
-        let packed = Arc::new(packed);
-        *kept = Some(Export { image: image.to_owned(), packed: Arc::clone(&packed), asked: Instant::now() });
         let driver = Arc::clone(self);
-        tokio::spawn(async move { driver.forget_export().await });
-        Ok(packed)
-    }
-
-    /// Removes the exported image's files when nobody has asked for them for a while.
-    async fn forget_export(&self) {
-        let mut wait = KEPT;
-        loop {
-            tokio::time::sleep(wait).await;
-            let mut kept = self.exported.0.lock().await;
-            let Some(export) = kept.as_ref() else { return };
-            wait = KEPT.saturating_sub(export.asked.elapsed());
-            if wait.is_zero() {
-                *kept = None;
-                return;
+        tokio::spawn(async move {
+            while driver.exported.sweep() {
+                tokio::time::sleep(KEPT).await;
             }
-        }
+        });
+        Ok(packed)
     }
 }
