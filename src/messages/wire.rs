@@ -50,6 +50,8 @@ pub enum ToMaster {
     Renew(Bytes),
     /// All images that other nodes may have from this one; newest wins.
     Images(Vec<HeldImage>),
+    /// All images that somebody had brought to this node and removed again; newest wins.
+    ImagesRemoved(Vec<RemovedImage>),
 }
 
 /// The full set of a node's pods. `documents` holds those not yet sent on this connection, or changed since.
@@ -382,6 +384,18 @@ pub struct HeldImage {
     pub held: HeldAs,
     /// When somebody brought it, there or elsewhere, or removed it; milliseconds since the epoch, 0 for what was pulled.
     pub since_ms: i64,
+}
+
+/// An image that somebody had brought to a node under a name and removed again: copies of what was brought before that
+/// are none any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemovedImage {
+    /// The full name.
+    pub name: String,
+    /// `sha256:…` of its configuration.
+    pub id: String,
+    /// When it was removed; milliseconds since the epoch.
+    pub at_ms: i64,
 }
 
 /// Which image a node wants.

@@ -69,6 +69,7 @@ pub fn to_master() -> Vec<ToMaster> {
             held: HeldAs::Copied,
             since_ms: 70_000,
         }]),
+        ToMaster::ImagesRemoved(vec![RemovedImage { name: "a:1".into(), id: "s".into(), at_ms: 70_000 }]),
     ]
 }
 
@@ -184,6 +185,7 @@ fn every_variant_has_its_golden_bytes() {
             ToMaster::Mirrors(_) => 5,
             ToMaster::Renew(_) => 6,
             ToMaster::Images(_) => 7,
+            ToMaster::ImagesRemoved(_) => 8,
         })
         .collect::<Vec<_>>();
     assert_eq!(to_master, [0, 1, 2, 3, 4, 5, 6, 7]);
@@ -244,6 +246,7 @@ fn messages_to_the_master_have_their_bytes_for_ever() {
         0501027b7d027b7d
         0603637372
         070103613a31017301fce0220200
+        080103613a310173fce0220200
         ",
     );
 }

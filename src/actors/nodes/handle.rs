@@ -294,6 +294,7 @@ impl NodeHandle {
             wire::ToMaster::Renew(csr) => self.renew(&csr),
             wire::ToMaster::Goodbye => self.goodbye = true,
             wire::ToMaster::Images(told) => self.note_images(told, ctx),
+            wire::ToMaster::ImagesRemoved(told) => self.note_removed(told),
         }
     }
 
@@ -429,7 +430,7 @@ impl Actor for NodeHandle {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         // A fresh incarnation has no link: whoever has one must dial again.
-        self.shelves.clear(&self.name);
+        self.shelves.unlink(&self.name);
         if let Some((_, link)) = self.links.remove(&self.name) {
             link.close("the master begins anew");
         }
@@ -485,7 +486,7 @@ impl Handler<Linked> for NodeHandle {
         self.note_link_end();
         self.silence = Silence::default();
         self.links.insert(self.name.clone(), handle);
-        self.shelves.clear(&self.name);
+        self.shelves.unlink(&self.name);
         self.since = Some(Instant::now());
         self.connection += 1;
         self.supersede();
@@ -516,7 +517,7 @@ impl StreamHandler<Heard> for NodeHandle {
                 // A link's end is noticed some time after the last sign of life.
                 self.since = Instant::now().checked_sub(silence_of(&reason));
                 self.links.remove(&self.name);
-                self.shelves.clear(&self.name);
+                self.shelves.unlink(&self.name);
                 self.silence = Silence::begin(from);
                 self.ask_others(ctx);
                 self.expect_silence(self.seed.lost_after.saturating_sub(silence_of(&reason)), ctx);

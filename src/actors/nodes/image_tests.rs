@@ -3,9 +3,10 @@
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::*;
-use crate::messages::wire::{HeldAs, HeldImage, ImageHolders, ImagePart, ImageWanted, Open};
+use crate::messages::wire::{HeldAs, HeldImage, ImageHolders, ImagePart, ImageWanted, Open, RemovedImage};
 
 const APP: &str = "docker.io/library/app:1";
+const OTHER: &str = "docker.io/library/other:1";
 
 fn id(digit: char) -> String {
     format!("sha256:{}", digit.to_string().repeat(64))
@@ -252,21 +253,53 @@ fn a_master_that_shares_no_images_tells_of_none_passes_none_on_and_says_so_of_ea
 }
 
 #[test]
-fn copies_of_what_was_removed_where_it_was_brought_are_given_no_more_and_those_of_a_lost_node_are() {
+fn copies_of_what_was_removed_where_it_was_brought_are_given_no_more_while_that_node_exists() {
+    system(async {
+        let master = Master::start().await;
+        let ((n1, e1), (n2, _e2), (n3, _e3)) =
+            (master.join("n1").await, master.join("n2").await, master.join("n3").await);
+        for (name, image) in [("p", "app:1"), ("q", "other:1")] {
+            master.bench.create(Kind::Pod, pod_of(name, "n2", image)).await;
+        }
+        let as_ = |held_as, since_ms| HeldImage { held: held_as, ..held(APP, '1', since_ms) };
+        n1.send(Class::State, &ToMaster::Images(vec![held(APP, '1', 5)])).unwrap();
+        n3.send(Class::State, &ToMaster::Images(vec![as_(HeldAs::Copied, 5)])).unwrap();
+        until_held(&n2, APP, Ok(&["n1", "n3"])).await;
+        let remove = |at_ms| {
+            let gone = RemovedImage { name: APP.into(), id: id('1'), at_ms };
+            n1.send(Class::State, &ToMaster::ImagesRemoved(vec![gone])).unwrap();
+            let rest = HeldImage { held: HeldAs::Pulled, ..held(OTHER, '3', 0) };
+            n1.send(Class::State, &ToMaster::Images(vec![rest])).unwrap();
+        };
+        remove(7);
+        until_held(&n2, APP, Err(404)).await;
+        let refused = n2.open(part("n1"), Duration::from_secs(5)).await;
+        assert!(matches!(refused, Err(NetError::Refused(403, _))), "it does not have it");
+        n1.send(Class::State, &ToMaster::Images(vec![held(APP, '1', 9)])).unwrap();
+        until_held(&n2, APP, Ok(&["n1", "n3"])).await;
+        // Removed once more, and then its machine goes: first from the links, then from the cluster.
+        remove(11);
+        until_held(&n2, OTHER, Ok(&["n1"])).await;
+        until_held(&n2, APP, Err(404)).await;
+        drop((n1, e1));
+        until_held(&n2, OTHER, Err(404)).await;
+        assert_eq!(holders(&n2, APP).await.err(), Some(404), "what was taken back stays so");
+        master.bench.remove(&node_key("n1")).await;
+        until_held(&n2, APP, Ok(&["n3"])).await;
+        master.stop().await;
+    });
+}
+
+#[test]
+fn copies_of_what_a_lost_node_had_are_given_on() {
     system(async {
         let master = Master::start().await;
         let ((n1, e1), (n2, _e2), (n3, _e3)) =
             (master.join("n1").await, master.join("n2").await, master.join("n3").await);
         master.bench.create(Kind::Pod, pod_of("p", "n2", "app:1")).await;
-        let as_ = |held_as, since_ms| HeldImage { held: held_as, ..held(APP, '1', since_ms) };
         n1.send(Class::State, &ToMaster::Images(vec![held(APP, '1', 5)])).unwrap();
-        n3.send(Class::State, &ToMaster::Images(vec![as_(HeldAs::Copied, 5)])).unwrap();
-        until_held(&n2, APP, Ok(&["n1", "n3"])).await;
-        n1.send(Class::State, &ToMaster::Images(vec![as_(HeldAs::Removed, 7)])).unwrap();
-        until_held(&n2, APP, Err(404)).await;
-        let refused = n2.open(part("n1"), Duration::from_secs(5)).await;
-        assert!(matches!(refused, Err(NetError::Refused(403, _))), "it does not have it");
-        n1.send(Class::State, &ToMaster::Images(vec![held(APP, '1', 9)])).unwrap();
+        let copy = HeldImage { held: HeldAs::Copied, ..held(APP, '1', 5) };
+        n3.send(Class::State, &ToMaster::Images(vec![copy])).unwrap();
         until_held(&n2, APP, Ok(&["n1", "n3"])).await;
         drop((n1, e1));
         until_held(&n2, APP, Ok(&["n3"])).await;

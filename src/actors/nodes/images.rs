@@ -1,7 +1,7 @@
 //! Images on their way from node to node, as the master has a hand in them.
 //!
 //! Owns: [`Shelves`], what each linked node says that it has, and the passing on of parts. Invariants: a node speaks of its
-//! own images only, and what it says goes with its link; it gets only images that its own pods name; what is passed on
+//! own images only, and what it says that it has goes with its link, what was removed from it with its object; it gets only images that its own pods name; what is passed on
 //! is neither kept nor looked at (who takes it compares digests), a few buffers of each stream are here at a time, and a
 //! stream on which nothing moves ends. What a part's end means is kept: whole, or broken off. Whatever a node says costs
 //! the others a look into a set: no pod is read for it.
@@ -25,7 +25,9 @@ use super::{Links, OPEN_WITHIN, handle::NodeHandle, refusals::Refused};
 use crate::{
     actors::outside,
     logic::image_peers::{Claim, Held, choose},
-    messages::wire::{self, ByteStream, HeldAs, HeldImage, ImageHolders, ImagePart, ImageWanted, Open},
+    messages::wire::{
+        self, ByteStream, HeldAs, HeldImage, ImageHolders, ImagePart, ImageWanted, Open, RemovedImage,
+    },
     model::{Key, Kind, NodeName, Object, Revision, Uid},
     net::{Class, NetError, Responder},
     runtime::images::{BUILTIN_IMAGE, normalize},
@@ -34,24 +36,110 @@ use crate::{
 /// Names under which somebody brought images to some node; `None` when they were too many to follow.
 type Came = Option<Arc<Vec<String>>>;
 
-/// What nodes have that others may take, by node: of those that are linked.
+/// What a node has told, by name: a name costs a question about it one look, however often a node tells it.
+#[derive(Default)]
+struct Shelf {
+    /// What others may take; nothing while the node is not linked.
+    held: BTreeMap<String, HeldImage>,
+    /// What somebody had brought to it and removed again.
+    removed: BTreeMap<String, RemovedImage>,
+}
+
+impl Shelf {
+    /// The node has this now. Returned: the names under which somebody has brought an image that was not there before.
+    fn hold(&mut self, told: Vec<HeldImage>, now_ms: i64) -> Vec<String> {
+        let (mut held, mut came) = (BTreeMap::new(), Vec::new());
+        for mut image in told {
+            if held.contains_key(&image.name) {
+                continue;
+            }
+            let before = self.held.get(&image.name).filter(|before| before.id == image.id);
+            image.since_ms = bounded(image.since_ms, before.map(|before| before.since_ms), now_ms);
+            if image.held == HeldAs::ByHand {
+                // It has been brought again.
+                self.removed.remove(&image.name);
+                if before.is_none_or(|before| before.held != HeldAs::ByHand) {
+                    came.push(image.name.clone());
+                }
+            }
+            held.insert(image.name.clone(), image);
+        }
+        self.held = held;
+        came
+    }
+
+    /// This has been removed from the node.
+    fn remove(&mut self, told: Vec<RemovedImage>, now_ms: i64) {
+        let mut removed = BTreeMap::new();
+        for mut gone in told {
+            let before = self.removed.get(&gone.name).filter(|before| before.id == gone.id);
+            gone.at_ms = bounded(gone.at_ms, before.map(|before| before.at_ms), now_ms);
+            removed.entry(gone.name.clone()).or_insert(gone);
+        }
+        self.removed = removed;
+    }
+}
+
+/// What nodes have told, by node.
 #[derive(Clone)]
 pub(super) struct Shelves {
-    held: Arc<DashMap<NodeName, Vec<HeldImage>>>,
+    told: Arc<DashMap<NodeName, Shelf>>,
     /// Names under which somebody has just brought an image to a node.
     came: broadcast::Sender<Came>,
 }
 
 impl Default for Shelves {
     fn default() -> Shelves {
-        Shelves { held: Arc::default(), came: broadcast::channel(ARRIVALS).0 }
+        Shelves { told: Arc::default(), came: broadcast::channel(ARRIVALS).0 }
     }
 }
 
 impl Shelves {
-    /// The node is linked no more, or anew.
-    pub(super) fn clear(&self, node: &NodeName) {
-        self.held.remove(node);
+    /// The node is linked no more, or anew. What was removed from it stays so: else copies of that would count again.
+    pub(super) fn unlink(&self, node: &NodeName) {
+        if let Some(mut shelf) = self.told.get_mut(node) {
+            shelf.held.clear();
+        }
+        self.told.remove_if(node, |_, shelf| shelf.removed.is_empty());
+    }
+
+    /// There is no such node any more.
+    pub(super) fn forget(&self, node: &NodeName) {
+        self.told.remove(node);
+    }
+
+    /// From whom a node is to take what it wants.
+    fn holders(&self, asker: &NodeName, wanted: &ImageWanted) -> Option<ImageHolders> {
+        let mut claims: Vec<Claim> = Vec::new();
+        for shelf in self.told.iter() {
+            let claim = |id: &String, held, since_ms| Claim {
+                node: shelf.key().clone(),
+                id: id.clone(),
+                held,
+                since_ms,
+            };
+            if let Some(image) = shelf.held.get(&wanted.name) {
+                let held = match image.held {
+                    HeldAs::ByHand => Held::ByHand,
+                    HeldAs::Copied => Held::Copied,
+                    HeldAs::Pulled => Held::Pulled,
+                    HeldAs::Removed => Held::Removed,
+                };
+                claims.push(claim(&image.id, held, image.since_ms));
+            }
+            if let Some(gone) = shelf.removed.get(&wanted.name) {
+                claims.push(claim(&gone.id, Held::Removed, gone.at_ms));
+            }
+        }
+        let (meant, nodes) = choose(&claims, asker, wanted.by_hand, turn_of(asker))?;
+        let held = match meant.held {
+            Held::ByHand => HeldAs::ByHand,
+            Held::Copied => HeldAs::Copied,
+            Held::Pulled => HeldAs::Pulled,
+            Held::Removed => return None,
+        };
+        let image = HeldImage { name: wanted.name.clone(), id: meant.id, held, since_ms: meant.since_ms };
+        Some(ImageHolders { image, nodes })
     }
 }
 
@@ -68,6 +156,8 @@ const NAMED_AT_ONCE: usize = 64;
 
 /// Names a node may tell: some ten times what fits on a disk. The rest is not known to others.
 const MOST_HELD: usize = 4096;
+/// Removals that a node may tell: as many as one remembers.
+const MOST_REMOVED: usize = 256;
 /// Parts that one node may have on their way at once.
 const STREAMS: usize = 16;
 /// Questions of one node that are answered at once.
@@ -143,26 +233,18 @@ impl Named {
     }
 }
 
-/// What a node says, with times that are not to come: else a clock that is ahead would outdo whatever is brought later.
-/// What it has said before keeps the time that it was given then.
-fn bounded(mut told: Vec<HeldImage>, before: &[HeldImage], now_ms: i64) -> Vec<HeldImage> {
-    let known: HashMap<(&str, &str), i64> =
-        before.iter().map(|image| ((image.name.as_str(), image.id.as_str()), image.since_ms)).collect();
-    for image in told.iter_mut().filter(|image| image.since_ms > now_ms) {
-        let given = known.get(&(image.name.as_str(), image.id.as_str())).copied();
-        image.since_ms = given.unwrap_or(now_ms).min(now_ms);
-    }
-    told
+/// A time that a node tells, which is not to come: else a clock that is ahead would outdo whatever is brought later.
+/// What it has told before keeps the time that it was given then.
+fn bounded(told_ms: i64, before_ms: Option<i64>, now_ms: i64) -> i64 {
+    if told_ms > now_ms { before_ms.unwrap_or(now_ms).min(now_ms) } else { told_ms }
 }
 
-/// The names under which somebody has brought an image that was not there before.
-fn brought(told: &[HeldImage], before: &[HeldImage]) -> Vec<String> {
-    let by_hand = |image: &&HeldImage| image.held == HeldAs::ByHand;
-    let known: HashSet<(&str, &str)> =
-        before.iter().filter(by_hand).map(|image| (image.name.as_str(), image.id.as_str())).collect();
-    let new = told.iter().filter(by_hand);
-    let new = new.filter(|image| !known.contains(&(image.name.as_str(), image.id.as_str())));
-    new.map(|image| image.name.clone()).collect()
+/// Whether a node may speak of it.
+fn is_good(name: &str, id: &str) -> bool {
+    is_digest(id)
+        && name != BUILTIN_IMAGE
+        && !name.contains('@')
+        && normalize(name).is_ok_and(|full| full == name)
 }
 
 impl NodeHandle {
@@ -172,21 +254,40 @@ impl NodeHandle {
             return;
         }
         told.truncate(MOST_HELD);
-        told.retain(|image| {
-            let good = is_digest(&image.id)
-                && image.name != BUILTIN_IMAGE
-                && !image.name.contains('@')
-                && normalize(&image.name).is_ok_and(|full| full == image.name);
-            if !good {
-                self.refuse_image(&image.name);
-            }
-            good
-        });
-        let before = self.shelves.held.get(&self.name).map(|held| held.clone()).unwrap_or_default();
-        let told = bounded(told, &before, outside::now().as_millisecond());
-        self.images.came.extend(brought(&told, &before));
-        self.shelves.held.insert(self.name.clone(), told);
+        told.retain(|image| self.may_tell(&image.name, &image.id));
+        let now_ms = outside::now().as_millisecond();
+        // As nodes told them before there was a message of its own for them.
+        let (removed, told): (Vec<_>, Vec<_>) =
+            told.into_iter().partition(|image| image.held == HeldAs::Removed);
+        let removed: Vec<RemovedImage> = (removed.into_iter().take(MOST_REMOVED))
+            .map(|HeldImage { name, id, since_ms, .. }| RemovedImage { name, id, at_ms: since_ms })
+            .collect();
+        let mut shelf = self.shelves.told.entry(self.name.clone()).or_default();
+        self.images.came.extend(shelf.hold(told, now_ms));
+        if !removed.is_empty() {
+            shelf.remove(removed, now_ms);
+        }
+        drop(shelf);
         self.say_what_came(ctx);
+    }
+
+    /// The node has told what was removed from it.
+    pub(super) fn note_removed(&mut self, mut told: Vec<RemovedImage>) {
+        if self.seed.no_image_sharing {
+            return;
+        }
+        told.truncate(MOST_REMOVED);
+        told.retain(|gone| self.may_tell(&gone.name, &gone.id));
+        let now_ms = outside::now().as_millisecond();
+        self.shelves.told.entry(self.name.clone()).or_default().remove(told, now_ms);
+    }
+
+    fn may_tell(&mut self, name: &str, id: &str) -> bool {
+        let good = is_good(name, id);
+        if !good {
+            self.refuse_image(name);
+        }
+        good
     }
 
     /// At once, and then at a pace: a node that keeps telling is heard as often as one that does not.
@@ -250,17 +351,21 @@ impl NodeHandle {
             return refuse(responder, 403, "no pod of this node names that image");
         }
         match open {
-            Open::ImageHolders(wanted) => match self.holders(&wanted) {
-                Some(holders) => {
-                    let turns = self.images.questions.clone();
-                    tokio::spawn(async move {
-                        let Some((_turn, responder)) = turn(turns, responder).await else { return };
+            Open::ImageHolders(wanted) => {
+                let (shelves, asker, turns) =
+                    (self.shelves.clone(), self.name.clone(), self.images.questions.clone());
+                tokio::spawn(async move {
+                    // Nothing is looked up before its turn: whoever asks without end pays with that.
+                    let Some((_turn, responder)) = turn(turns, responder).await else { return };
+                    match shelves.holders(&asker, &wanted) {
                         // Who does not read it asks again.
-                        let _ = tokio::time::timeout(READ_WITHIN, answer(&holders, responder)).await;
-                    });
-                }
-                None => refuse(responder, 404, "no other node has it"),
-            },
+                        Some(holders) => {
+                            let _ = tokio::time::timeout(READ_WITHIN, answer(&holders, responder)).await;
+                        }
+                        None => refuse(responder, 404, "no other node has it"),
+                    }
+                });
+            }
             Open::ImagePart(part) => {
                 let (links, asker, turns) =
                     (self.links.clone(), self.name.clone(), self.images.parts.clone());
@@ -275,41 +380,9 @@ impl NodeHandle {
 
     /// Under which of the names that a pod here uses the node asked has the image.
     fn name_of(&self, part: &ImagePart) -> Option<String> {
-        let shelf = self.shelves.held.get(&part.node)?;
-        let has = shelf.iter().filter(|held| held.id == part.image && held.held != HeldAs::Removed);
-        let mut names = has.map(|held| &held.name);
-        names.find(|name| self.images.named.has(name)).cloned()
-    }
-
-    fn holders(&self, wanted: &ImageWanted) -> Option<ImageHolders> {
-        let mut claims: Vec<Claim> = Vec::new();
-        for shelf in self.shelves.held.iter() {
-            let held = shelf.value().iter().filter(|held| held.name == wanted.name);
-            claims.extend(held.map(|held| Claim {
-                node: shelf.key().clone(),
-                id: held.id.clone(),
-                held: match held.held {
-                    HeldAs::ByHand => Held::ByHand,
-                    HeldAs::Copied => Held::Copied,
-                    HeldAs::Pulled => Held::Pulled,
-                    HeldAs::Removed => Held::Removed,
-                },
-                since_ms: held.since_ms,
-            }));
-        }
-        let (meant, nodes) = choose(&claims, &self.name, wanted.by_hand, turn_of(&self.name))?;
-        let image = HeldImage {
-            name: wanted.name.clone(),
-            id: meant.id,
-            held: match meant.held {
-                Held::ByHand => HeldAs::ByHand,
-                Held::Copied => HeldAs::Copied,
-                Held::Pulled => HeldAs::Pulled,
-                Held::Removed => HeldAs::Removed,
-            },
-            since_ms: meant.since_ms,
-        };
-        Some(ImageHolders { image, nodes })
+        let shelf = self.shelves.told.get(&part.node)?;
+        let mut has = shelf.held.values().filter(|held| held.id == part.image);
+        has.find(|held| self.images.named.has(&held.name)).map(|held| held.name.clone())
     }
 }
 
@@ -439,26 +512,69 @@ mod tests {
         HeldImage { name: name.into(), id: id.into(), held, since_ms }
     }
 
+    fn removed(name: &str, id: &str, at_ms: i64) -> RemovedImage {
+        RemovedImage { name: name.into(), id: id.into(), at_ms }
+    }
+
     #[test]
     fn a_clock_that_is_ahead_does_not_outdo_what_is_brought_later() {
         use HeldAs::{ByHand, Copied};
         let told =
             || vec![held("a", "1", ByHand, i64::MAX), held("b", "1", Copied, 900), held("c", "1", ByHand, 5)];
-        let since = |images: &[HeldImage]| images.iter().map(|image| image.since_ms).collect::<Vec<_>>();
-        let first = bounded(told(), &[], 500);
-        assert_eq!(since(&first), [500, 500, 5]);
+        let since = |shelf: &Shelf| shelf.held.values().map(|image| image.since_ms).collect::<Vec<_>>();
+        let mut shelf = Shelf::default();
+        shelf.hold(told(), 500);
+        assert_eq!(since(&shelf), [500, 500, 5]);
         // Nor does it get newer by being said again, until it is true.
-        let again = bounded(told(), &first, 800);
-        assert_eq!(since(&again), [500, 500, 5]);
-        assert_eq!(since(&bounded(vec![held("a", "2", ByHand, i64::MAX)], &again, 800)), [800]);
+        shelf.hold(told(), 800);
+        assert_eq!(since(&shelf), [500, 500, 5]);
+        shelf.hold(vec![held("a", "2", ByHand, i64::MAX)], 800);
+        assert_eq!(since(&shelf), [800]);
+        // So with what was removed.
+        for now_ms in [900, 950] {
+            shelf.remove(vec![removed("a", "2", i64::MAX)], now_ms);
+            assert_eq!(shelf.removed["a"].at_ms, 900);
+        }
     }
 
     #[test]
     fn what_was_brought_is_told_once() {
         use HeldAs::{ByHand, Pulled};
-        let before = [held("a", "1", ByHand, 5), held("b", "1", Pulled, 0), held("c", "1", ByHand, 5)];
-        let told = [held("a", "1", ByHand, 9), held("b", "1", ByHand, 9), held("c", "2", ByHand, 9)];
-        assert_eq!(brought(&told, &before), ["b", "c"]);
-        assert!(brought(&told, &told).is_empty());
+        let mut shelf = Shelf::default();
+        shelf.hold(vec![held("a", "1", ByHand, 5), held("b", "1", Pulled, 0), held("c", "1", ByHand, 5)], 10);
+        let told = || vec![held("a", "1", ByHand, 9), held("b", "1", ByHand, 9), held("c", "2", ByHand, 9)];
+        assert_eq!(shelf.hold(told(), 10), ["b", "c"]);
+        assert!(shelf.hold(told(), 10).is_empty());
+    }
+
+    #[test]
+    fn a_name_is_on_a_shelf_once_however_often_it_is_told() {
+        let mut shelf = Shelf::default();
+        let ids: Vec<String> = (0..2048).map(|n| n.to_string()).collect();
+        shelf.hold(ids.iter().map(|id| held("a", id, HeldAs::Copied, 5)).collect(), 10);
+        shelf.remove(ids.iter().map(|id| removed("a", id, 5)).collect(), 10);
+        assert_eq!((shelf.held.len(), shelf.removed.len()), (1, 1));
+        assert_eq!((shelf.held["a"].id.as_str(), shelf.removed["a"].id.as_str()), ("0", "0"));
+    }
+
+    #[test]
+    fn what_was_removed_stays_so_past_its_nodes_link_and_goes_with_the_node() {
+        let (shelves, node) = (Shelves::default(), NodeName::from("n1"));
+        let told = |at_ms| {
+            let mut shelf = shelves.told.entry(node.clone()).or_default();
+            shelf.hold(vec![held("b", "2", HeldAs::Pulled, 0)], 10);
+            shelf.remove(vec![removed("a", "1", at_ms)], 10);
+        };
+        told(7);
+        shelves.unlink(&node);
+        let kept = shelves.told.get(&node).map(|shelf| (shelf.held.len(), shelf.removed["a"].at_ms));
+        assert_eq!(kept, Some((0, 7)));
+        // Somebody has brought it again: there is nothing to remember.
+        shelves.told.get_mut(&node).unwrap().hold(vec![held("a", "1", HeldAs::ByHand, 9)], 10);
+        shelves.unlink(&node);
+        assert!(shelves.told.is_empty());
+        told(7);
+        shelves.forget(&node);
+        assert!(shelves.told.is_empty());
     }
 }

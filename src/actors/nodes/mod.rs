@@ -295,6 +295,7 @@ impl NodeRegistry {
     /// that joined is sent away.
     fn node_deleted(&mut self, name: &NodeName, ctx: &mut Context<Self>) {
         self.subnets.remove(name);
+        self.shelves.forget(name);
         match self.links.remove(name) {
             Some((_, link)) if link.joined_key().is_some() => link.expel(&not_a_node(name.as_str())),
             Some((_, link)) => link.close("the node was deleted"),

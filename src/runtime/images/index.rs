@@ -36,7 +36,7 @@ pub(super) struct Index {
     /// What else is known of how names came.
     #[serde(default)]
     pub(super) notes: BTreeMap<String, Note>,
-    /// Names under which somebody had brought an image and then removed it, while they name nothing.
+    /// Names under which somebody had brought an image and then removed it, until somebody brings another under them.
     #[serde(default)]
     pub(super) removed: BTreeMap<String, Removal>,
     /// By image id.
@@ -123,7 +123,10 @@ impl Index {
     /// Gives an image a name.
     pub(super) fn name(&mut self, name: &str, id: &str, origin: Origin) {
         self.names.insert(name.to_owned(), id.to_owned());
-        self.removed.remove(name);
+        // What comes from elsewhere leaves it: what was taken back stays so.
+        if origin == Origin::Hand {
+            self.removed.remove(name);
+        }
         let note = match origin {
             Origin::Hand => Note { since_ms: now_ms(), ..Note::default() },
             Origin::Copy { since_ms } => Note { copy: true, since_ms, ..Note::default() },
@@ -138,11 +141,12 @@ impl Index {
 
     /// Takes a name away; whether it was there.
     pub(super) fn unname(&mut self, name: &str) -> bool {
-        let copy = self.notes.remove(name).is_some_and(|note| note.copy);
+        let Note { copy, since_ms, .. } = self.notes.remove(name).unwrap_or_default();
         let pulled = self.pulled.remove(name);
         let Some(id) = self.names.remove(name) else { return false };
         if !copy && !pulled {
-            self.removed.insert(name.to_owned(), Removal { id, at_ms: now_ms() });
+            // Not before it was brought, whatever was done to the clock since.
+            self.removed.insert(name.to_owned(), Removal { id, at_ms: now_ms().max(since_ms) });
             if self.removed.len() > REMOVALS {
                 let oldest = self.removed.iter().min_by_key(|(_, removal)| removal.at_ms);
                 let oldest = oldest.map(|(name, _)| name.clone());
@@ -478,7 +482,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_brought_and_removed_is_remembered_until_the_name_is_given_again() {
+    fn what_was_brought_and_removed_is_remembered_until_somebody_brings_that_name_again() {
         let mut index = Index::default();
         for (name, origin) in [
             ("hand", Origin::Hand),
@@ -490,7 +494,13 @@ mod tests {
         }
         assert_eq!(index.removed.keys().collect::<Vec<_>>(), ["hand"]);
         assert_eq!(index.removed["hand"].id, "sha256:1");
-        index.name("hand", "sha256:2", Origin::Registry { open: false });
+        for origin in [Origin::Registry { open: true }, Origin::Copy { since_ms: 5 }] {
+            index.name("hand", "sha256:2", origin);
+            assert_eq!(index.removed["hand"].id, "sha256:1", "else copies elsewhere outdo what is here");
+            assert!(index.unname("hand"));
+            assert_eq!(index.removed["hand"].id, "sha256:1");
+        }
+        index.name("hand", "sha256:2", Origin::Hand);
         assert!(index.removed.is_empty());
         for number in 0..REMOVALS + 10 {
             let name = number.to_string();
@@ -498,5 +508,15 @@ mod tests {
             index.unname(&name);
         }
         assert_eq!(index.removed.len(), REMOVALS);
+    }
+
+    #[test]
+    fn a_clock_that_was_set_back_does_not_make_a_removal_void() {
+        let mut index = Index::default();
+        index.name("a", "sha256:1", Origin::Hand);
+        let ahead = now_ms() + 3_600_000;
+        index.notes.get_mut("a").unwrap().since_ms = ahead;
+        index.unname("a");
+        assert_eq!(index.removed["a"].at_ms, ahead);
     }
 }
