@@ -188,7 +188,7 @@ fn every_variant_has_its_golden_bytes() {
             ToMaster::ImagesRemoved(_) => 8,
         })
         .collect::<Vec<_>>();
-    assert_eq!(to_master, [0, 1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(to_master, [0, 1, 2, 3, 4, 5, 6, 7, 8]);
     let to_node = to_node()
         .iter()
         .map(|m| match m {
