@@ -231,7 +231,8 @@ impl PartSource for Giver {
 
 async fn shared<H: Harness>(bench: &Bench<H>, name: &str) -> Option<SharedImage> {
     let all = bench.runtime().shared_images().await.unwrap();
-    all.into_iter().find(|shared| shared.name == name)
+    let mut given = all.into_iter().filter(|shared| !matches!(shared.came, Came::Removed { .. }));
+    given.find(|shared| shared.name == name)
 }
 
 pub async fn an_image_that_was_brought_is_given_part_by_part<H: Harness>(bench: &mut Bench<H>) {
