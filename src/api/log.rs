@@ -11,6 +11,7 @@ use serde_json::Value;
 use tokio_util::io::ReaderStream;
 
 use super::{
+    clock,
     door::{Shared, StreamPermit},
     error::ApiError,
     write::{Call, document},
@@ -24,6 +25,8 @@ use crate::{
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes read from a node at once.
 const READ_BYTES: usize = 16 << 10;
+/// What a node of a version that does not know a question answers.
+pub(super) const UNKNOWN_QUESTION: u16 = 501;
 /// The annotation that names the container `kubectl logs` means.
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
@@ -56,16 +59,34 @@ pub async fn log(call: &Call, permit: StreamPermit) -> Result<HttpResponse, ApiE
     let snapshot = call.shared.state.view.snapshot();
     let object = snapshot.find(&key).ok_or_else(|| ApiError::not_found(&key))?;
     let KindFacet::Pod(pod) = &object.facet.of else { return Err(ApiError::UnknownPath) };
-    let request = request(call, object)?;
+    let (request, last_s) = request(call, object)?;
     let Some(node) = &pod.node else {
         // As Kubernetes: a pod that no node has yet has an empty log.
         return Ok(HttpResponse::Ok().content_type("text/plain").body(""));
     };
-    let stream = open(call, node, wire::Open::Logs(request)).await?;
+    let stream = open_log(request, last_s, clock::now(), |what| open(call, node, what)).await?;
     Ok(HttpResponse::Ok()
         .content_type("text/plain")
         .insert_header(("Cache-Control", "no-cache, private"))
         .streaming(pass_on(call, stream, permit)))
+}
+
+/// Asks for a log, or its last so many seconds: by the node's clock, which stamped the lines; by ours if the node is of a
+/// version that does not know how.
+async fn open_log<T, F: Future<Output = Result<T, ApiError>>>(
+    mut request: wire::LogRequest,
+    last_s: Option<i64>,
+    now: Timestamp,
+    open: impl Fn(wire::Open) -> F,
+) -> Result<T, ApiError> {
+    if let Some(seconds) = last_s {
+        match open(wire::Open::LogsOfLast(request.clone(), seconds.unsigned_abs())).await {
+            Err(ApiError::Node(UNKNOWN_QUESTION, _)) => {}
+            answer => return answer,
+        }
+        request.since_ms = Some(now.as_millisecond().saturating_sub(seconds.saturating_mul(1000)));
+    }
+    open(wire::Open::Logs(request)).await
 }
 
 /// A node's bytes, until it ends, the client goes, or the server stops.
@@ -86,7 +107,8 @@ pub fn pass_on(
         .take_until(async move { stop.cancelled().await })
 }
 
-fn request(call: &Call, object: &Object) -> Result<wire::LogRequest, ApiError> {
+/// Which part of the log is wanted, and of how many last seconds.
+fn request(call: &Call, object: &Object) -> Result<(wire::LogRequest, Option<i64>), ApiError> {
     let query = &call.query;
     let since = query.number::<i64>("sinceSeconds")?;
     let since_time = query.other("sinceTime").filter(|t| !t.is_empty());
@@ -124,7 +146,7 @@ fn request(call: &Call, object: &Object) -> Result<wire::LogRequest, ApiError> {
                 .map_err(|_| invalid("sinceTime", &format!("\"{t}\": must be an RFC 3339 time")))
         })
         .transpose()?;
-    Ok(wire::LogRequest {
+    let request = wire::LogRequest {
         namespace: object.key.namespace.to_string(),
         pod: object.key.name.to_string(),
         uid: object.uid().to_string(),
@@ -135,8 +157,8 @@ fn request(call: &Call, object: &Object) -> Result<wire::LogRequest, ApiError> {
         tail_lines,
         since_ms: since_time.map(Timestamp::as_millisecond),
         limit_bytes: limit_bytes.and_then(|n| u64::try_from(n).ok()),
-        last_s: since.and_then(|n| u64::try_from(n).ok()),
-    })
+    };
+    Ok((request, since))
 }
 
 /// The container that is meant, in a pod's document.
@@ -179,9 +201,42 @@ pub fn container(pod: &Value, asked: &str) -> Result<String, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn an_older_node_is_asked_for_the_last_seconds_by_our_clock() {
+        let now = Timestamp::from_second(1000).unwrap();
+        let ask = |last_s, answers: &[Result<(), ApiError>]| {
+            let asked = std::cell::RefCell::new(Vec::new());
+            let open = |what| {
+                let mut asked = asked.borrow_mut();
+                asked.push(what);
+                let answer = match &answers[asked.len() - 1] {
+                    Ok(()) => Ok(()),
+                    Err(error) => Err(ApiError::Node(error.code(), String::new())),
+                };
+                std::future::ready(answer)
+            };
+            let request = wire::LogRequest { pod: "p".into(), ..wire::LogRequest::default() };
+            let answer = open_log(request, last_s, now, open).now_or_never().unwrap();
+            (answer.map_err(|error| error.code()), asked.into_inner())
+        };
+        let request =
+            |since_ms| wire::LogRequest { pod: "p".into(), since_ms, ..wire::LogRequest::default() };
+        let (all, of_last) = (wire::Open::Logs(request(None)), wire::Open::LogsOfLast(request(None), 60));
+        let by_our_clock = wire::Open::Logs(request(Some(940_000)));
+        let refused = |code| Err(ApiError::Node(code, String::new()));
+        assert_eq!(ask(None, &[Ok(())]), (Ok(()), vec![all]));
+        assert_eq!(ask(Some(60), &[Ok(())]), (Ok(()), vec![of_last.clone()]));
+        assert_eq!(ask(Some(60), &[refused(404)]), (Err(404), vec![of_last.clone()]));
+        let older = ask(Some(60), &[refused(501), Ok(())]);
+        assert_eq!(older, (Ok(()), vec![of_last, by_our_clock]));
+        let (_, asked) = ask(Some(i64::MAX), &[refused(501), refused(501)]);
+        assert!(asked.len() == 2, "longer than there is time");
+    }
 
     #[test]
     fn a_container_is_chosen_or_the_choice_is_offered() {

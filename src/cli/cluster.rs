@@ -80,7 +80,8 @@ fn text(status: &Value, every_actor: bool) -> String {
     let of_nodes = nodes.iter().flat_map(|node| list(&node["actors"]));
     let actors: Vec<&Value> = master.iter().copied().chain(of_nodes).collect();
     let running = actors.iter().filter(|actor| actor["state"] == "running").count();
-    let restarts: u64 = actors.iter().filter_map(|actor| actor["restarts"].as_u64()).sum();
+    let restarts: u64 =
+        actors.iter().filter_map(|actor| actor["restarts"].as_u64()).fold(0, u64::saturating_add);
     let _ = writeln!(out, "Actors: {running} of {} running, started again {restarts} times", actors.len());
     if !certificates.is_empty() {
         let until = certificates.iter().map(|of| format!("{} until {}", word(&of["name"]), date(of)));

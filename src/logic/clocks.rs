@@ -1,10 +1,9 @@
 //! Times that a machine told of by its own clock, which may be hours from ours.
 //!
-//! Owns: what the master makes of them where it counts on them: the time of an event ([`happened_at`]), of a node's conditions
-//! ([`stamp`]), and since when a pod is ready ([`ready_since`]). Invariant: nothing lasts hours, and nothing is over at once,
-//! because of a clock that is wrong. What a pod's status says is left as its machine told it: it goes with its logs. Pure.
-
-use std::ops::RangeInclusive;
+//! Owns: what the master makes of them where it counts on them: the time of an event ([`happened_at`]) and of a node's
+//! conditions ([`stamp`]); and since when a pod is ready ([`ready_since`]), which is the master's own time ([`super::nodes`]
+//! writes it) and cannot be only if its clock was set. Invariant: nothing lasts hours, and nothing is over at once, because of a
+//! clock that is wrong. What else a pod's status says is left as its machine told it: it goes with its logs. Pure.
 
 use k8s_openapi::{
     api::core::v1::NodeStatus,
@@ -16,11 +15,26 @@ use k8s_openapi::{
 /// ended. Whatever seems older was stamped by another clock.
 const UNDER_WAY: SignedDuration = SignedDuration::from_secs(60);
 
+/// Conditions of a node that are taken from it. Nodes tell fewer than ten; each is looked for among those before.
+const MOST_CONDITIONS: usize = 64;
+
 /// When something happened that a node tells of now.
 pub fn happened_at(told_ms: i64, now: Timestamp) -> Timestamp {
     let seconds = Timestamp::from_second(told_ms.div_euclid(1000)).ok();
     let earliest = now.checked_sub(UNDER_WAY).unwrap_or(now);
     seconds.filter(|told| (earliest..=now).contains(told)).unwrap_or(now)
+}
+
+/// What a node says of itself, as JSON, cut to what is taken of it.
+///
+/// # Errors
+/// When it is no node status.
+pub fn told_status(json: &[u8]) -> Result<NodeStatus, serde_json::Error> {
+    let mut status: NodeStatus = serde_json::from_slice(json)?;
+    if let Some(conditions) = &mut status.conditions {
+        conditions.truncate(MOST_CONDITIONS);
+    }
+    Ok(status)
 }
 
 /// Puts our times on what a node says of itself: it was heard of now, and what is new since `before` is so from now on.
@@ -34,10 +48,13 @@ pub fn stamp(status: &mut NodeStatus, before: Option<&NodeStatus>, now: Timestam
     }
 }
 
-/// Since when a pod has been ready, in seconds: since it was made when it says something that cannot be.
+/// Since when a pod has been ready, in seconds: not before it was made, and since now when that is yet to come, as it seems
+/// to be after the master's clock was set back.
 pub fn ready_since(told_s: i64, created: Timestamp, now: Timestamp) -> i64 {
-    let life: RangeInclusive<i64> = created.as_second()..=now.as_second();
-    if life.contains(&told_s) { told_s } else { created.as_second() }
+    let (created_s, now_s) = (created.as_second(), now.as_second());
+    // When it was made may be yet to come, too.
+    let earliest_s = if created_s > now_s { told_s } else { created_s };
+    told_s.max(earliest_s).min(now_s)
 }
 
 #[cfg(test)]
@@ -67,6 +84,20 @@ mod tests {
         ] {
             assert_eq!(happened_at(told_s * 1000, at(now)), at(taken_s), "{told_s}");
         }
+    }
+
+    #[test]
+    fn of_a_nodes_conditions_only_so_many_are_taken() {
+        let of = |count: usize| {
+            let all: Vec<_> =
+                (0..count).map(|n| json!({"type": format!("c{n}"), "status": "True"})).collect();
+            told_status(json!({"conditions": all}).to_string().as_bytes()).unwrap().conditions.unwrap()
+        };
+        assert_eq!(of(10).len(), 10);
+        let cut = of(100_000);
+        assert_eq!((cut.len(), cut[63].type_.as_str()), (MOST_CONDITIONS, "c63"));
+        assert_eq!(told_status(b"{}").unwrap().conditions, None);
+        assert!(told_status(b"[").is_err());
     }
 
     #[test]
@@ -102,13 +133,17 @@ mod tests {
             (1000, 1000),
             (1500, 1500),
             (2000, 2000),
-            (2001, 1000),
+            (2001, 2000),
             (999, 1000),
-            (HOURS, 1000),
+            (HOURS, 2000),
             (-HOURS, 1000),
             (0, 1000),
         ] {
             assert_eq!(ready_since(told_s, at(1000), at(2000)), taken_s, "{told_s}");
+        }
+        // Made before the clock was set back.
+        for (told_s, taken_s) in [(1990, 1990), (2000, 2000), (2001, 2000), (HOURS, 2000)] {
+            assert_eq!(ready_since(told_s, at(HOURS - 10), at(2000)), taken_s, "{told_s}");
         }
     }
 }

@@ -394,20 +394,29 @@ pub struct Told<'a> {
 }
 
 /// Has a pod be ready, or not, since the master heard of it. Nodes' clocks may be apart from ours and from each other, and
-/// others count from that moment (`minReadySeconds`), or compare it (which pod goes first).
+/// others count from that moment (`minReadySeconds`), or compare it (which pod goes first). A node may tell only of the end of
+/// what happened: if its containers are ready since another moment, by its clock both, the pod was not ready meanwhile.
 fn ready_by_our_clock(status: &mut v1::PodStatus, before: Option<&v1::PodStatus>, now_ms: i64) {
-    let known = before.and_then(|before| ready_condition(before.conditions.as_ref()?));
-    let known = known.map(|known| (known.status.clone(), known.last_transition_time.clone()));
+    let again = match (before.and_then(containers_ready_s), containers_ready_s(status)) {
+        (Some(known_s), Some(told_s)) => known_s != told_s,
+        _ => false,
+    };
+    let known = before.and_then(|before| condition(before, "Ready"));
     let told = status.conditions.iter_mut().flatten().find(|condition| condition.type_ == "Ready");
     let Some(told) = told else { return };
-    told.last_transition_time = match known {
-        Some((was, Some(since))) if was == told.status => Some(since),
-        _ => Some(time(now_ms)),
-    };
+    let kept = known.filter(|known| known.status == told.status && !(again && told.status == "True"));
+    told.last_transition_time =
+        Some(kept.and_then(|known| known.last_transition_time.clone()).unwrap_or_else(|| time(now_ms)));
 }
 
-fn ready_condition(conditions: &[v1::PodCondition]) -> Option<&v1::PodCondition> {
-    conditions.iter().find(|condition| condition.type_ == "Ready")
+/// Since when a node says that a pod's containers are ready: whole seconds, as they are stored.
+fn containers_ready_s(status: &v1::PodStatus) -> Option<i64> {
+    let since = &condition(status, "ContainersReady")?.last_transition_time;
+    since.as_ref().map(|time| time.0.as_second())
+}
+
+fn condition<'a>(status: &'a v1::PodStatus, name: &str) -> Option<&'a v1::PodCondition> {
+    status.conditions.iter().flatten().find(|condition| condition.type_ == name)
 }
 
 /// What to do about a node's report on a pod whose object is `current`. Now is `now_ms` by the master's clock.
@@ -594,6 +603,35 @@ mod tests {
             let ready_since = |(ready, since): (bool, i64)| (ready, if ready { since } else { 0 });
             assert_eq!(shown.map(ready_since), expected, "{status} {now_s}");
             object = written.unwrap_or(object);
+        }
+    }
+
+    #[test]
+    fn a_pod_that_was_not_ready_between_two_reports_is_ready_anew() {
+        let status = |containers: &str, ready: &str| -> v1::PodStatus {
+            serde_json::from_value(serde_json::json!({"conditions": [
+                {"type": "Ready", "status": ready, "lastTransitionTime": "2020-01-01T00:00:00Z"},
+                {"type": "ContainersReady", "status": "True", "lastTransitionTime": containers}]}))
+            .unwrap()
+        };
+        let mut stored: Option<v1::PodStatus> = None;
+        for (containers, ready, now_s, since_s) in [
+            ("2029-12-31T23:00:09Z", "True", 1_009, 1_009),
+            ("2029-12-31T23:00:09Z", "True", 1_020, 1_009),
+            // It crashed, and was ready again before its node told of that.
+            ("2029-12-31T23:00:25Z", "True", 1_030, 1_030),
+            ("2029-12-31T23:00:25Z", "True", 1_040, 1_030),
+            // Less than a second is not stored: told again and again, it is no news.
+            ("2029-12-31T23:00:25.5Z", "True", 1_050, 1_030),
+            // A gate holds it up whatever its containers do.
+            ("2029-12-31T23:00:25Z", "False", 1_060, 1_060),
+            ("2029-12-31T23:01:25Z", "False", 1_070, 1_060),
+        ] {
+            let mut told = status(containers, ready);
+            ready_by_our_clock(&mut told, stored.as_ref(), now_s * 1000);
+            let since = condition(&told, "Ready").unwrap().last_transition_time.clone().unwrap();
+            assert_eq!(since.0.as_second(), since_s, "at {now_s}");
+            stored = Some(told);
         }
     }
 

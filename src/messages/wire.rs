@@ -274,6 +274,8 @@ pub enum Open {
     ImagePart(ImagePart),
     /// master → node: the actors of the node's process come back, a list of [`super::ActorState`] as JSON.
     Actors,
+    /// master → node: as [`Open::Logs`], but only lines of the last so many seconds, by the node's clock: it stamped them.
+    LogsOfLast(LogRequest, u64),
 }
 
 /// Answer to [`Open`].
@@ -347,8 +349,6 @@ pub struct LogRequest {
     pub since_ms: Option<i64>,
     /// Stop after so many bytes.
     pub limit_bytes: Option<u64>,
-    /// Only lines of the last so many seconds, by the clock of the pod's machine, which is the one that lines are stamped by.
-    pub last_s: Option<u64>,
 }
 
 /// How to load an image.

@@ -124,13 +124,17 @@ fn machines_whose_clocks_are_hours_apart_make_a_cluster_like_any_other() {
     });
 
     // Logs of the last seconds are those of the machine's last seconds.
+    let log = |node: &str, words: &[&str]| {
+        let name = format!("on-{node}");
+        master.kubectl(&[&["logs", &name], words].concat()).ok()
+    };
+    for node in ["fast", "slow"] {
+        until("the pod has a log", || check(log(node, &[]).contains(LINE), || log(node, &[])));
+    }
     std::thread::sleep(Duration::from_secs(2));
     for node in ["fast", "slow"] {
-        let name = format!("on-{node}");
-        let log = |words: &[&str]| master.kubectl(&[&["logs", &name], words].concat()).ok();
-        until("the pod has a log", || check(log(&[]).contains(LINE), || log(&[])));
-        assert!(log(&["--since=10m"]).contains(LINE), "{node}");
-        assert_eq!(log(&["--since=1s"]), "", "{node}");
+        assert!(log(node, &["--since=10m"]).contains(LINE), "{node}");
+        assert_eq!(log(node, &["--since=1s"]), "", "{node}");
     }
 
     // A restart has an age that can be, or none.

@@ -83,20 +83,26 @@ fn the_actors_of_every_machine_are_shown_and_one_that_hangs_is_named_and_holds_n
     master.apply(&json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
         "spec": {"nodeName": "two", "containers": [container]}}));
     let uid = text(&master.until_pods(1)[0]["metadata"]["uid"]).to_owned();
-    let shown = status(&master);
-    assert_eq!(shown["problems"], json!([]));
-    for node in shown["nodes"].as_array().unwrap() {
-        for actor in ["node", "node/kubelet", "node/pods", "node/uplink"] {
-            assert!(has(node, actor), "{actor} of {node}");
-        }
-    }
     let pod = format!("node/pods/{uid}");
-    assert!(has(&shown["nodes"][1], &pod) && !has(&shown["nodes"][0], &pod), "{shown}");
-    let text = master.run(&["cluster", "status"]).ok();
-    for row in ["store ", "node one: node/kubelet ", &format!("node two: {pod} ")] {
-        assert!(text.lines().any(|line| line.starts_with(row)), "{row} in {text}");
-    }
-    assert!(text.contains("started again 0 times"), "{text}");
+    // On a busy machine one may be late to answer once.
+    until("all actors are shown", || {
+        let shown = status(&master);
+        check(shown["problems"] == json!([]), || shown["problems"].to_string())?;
+        for node in shown["nodes"].as_array().unwrap() {
+            for actor in ["node", "node/kubelet", "node/pods", "node/uplink"] {
+                check(has(node, actor), || format!("{actor} of {node}"))?;
+            }
+        }
+        check(has(&shown["nodes"][1], &pod) && !has(&shown["nodes"][0], &pod), || shown.to_string())
+    });
+    until("all actors are shown as text", || {
+        let text = master.run(&["cluster", "status"]).ok();
+        for row in ["store ", "node one: node/kubelet ", &format!("node two: {pod} ")] {
+            check(text.lines().any(|line| line.starts_with(row)), || format!("{row} in {text}"))?;
+        }
+        assert!(text.contains("started again 0 times"), "{text}");
+        Ok(())
+    });
     // A process that stands still has a link for two seconds yet.
     let problem = "node two did not tell its actors within 1 s";
     until("the node that hangs is named", || {
@@ -107,7 +113,7 @@ fn the_actors_of_every_machine_are_shown_and_one_that_hangs_is_named_and_holds_n
         two.thaw();
         master.until_node("two", "True");
         assert!(took.as_secs() < 10, "{took:?}");
-        assert!(has(&shown["nodes"][0], "node/kubelet"), "{shown}");
+        check(has(&shown["nodes"][0], "node/kubelet"), || shown.to_string())?;
         let named = shown["problems"].as_array().unwrap().iter().any(|told| told == problem);
         check(named && shown["nodes"][1]["actorsUnknown"] == "it did not answer", || shown.to_string())
     });

@@ -48,7 +48,6 @@ fn log_request() -> LogRequest {
         tail_lines: Some(10),
         since_ms: Some(70_000),
         limit_bytes: None,
-        last_s: Some(60),
     }
 }
 
@@ -148,6 +147,7 @@ pub fn open() -> Vec<Open> {
         Open::ImageHolders(ImageWanted { name: "a:1".into(), by_hand: true }),
         Open::ImagePart(ImagePart { node: "n".into(), image: "i".into(), digest: "d".into() }),
         Open::Actors,
+        Open::LogsOfLast(log_request(), 60),
     ]
 }
 
@@ -220,9 +220,10 @@ fn every_variant_has_its_golden_bytes() {
             Open::ImageHolders(_) => 14,
             Open::ImagePart(_) => 15,
             Open::Actors => 16,
+            Open::LogsOfLast(..) => 17,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -276,7 +277,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
     golden(
         &open(),
         r"
-        00026e7301700275310163010001010a01fce022020000013c
+        00026e7301700275310163010001010a01fce022020000
         01000103613a31
         010103623a32
         02
@@ -292,6 +293,7 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         0c03613a3101
         0d016e01690164
         0e
+        0f026e7301700275310163010001010a01fce0220200003c
         ",
     );
     golden(

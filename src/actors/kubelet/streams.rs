@@ -58,12 +58,8 @@ impl Handler<StreamAsked> for Kubelet {
     fn handle(&mut self, message: StreamAsked, ctx: &mut Context<Self>) {
         let StreamAsked { open, responder } = message;
         match open {
-            Open::Logs(request) => match self.log_file(&request) {
-                Ok((file, running)) => {
-                    tokio::spawn(send_log(request, file, running, responder));
-                }
-                Err((code, text)) => refuse(responder, code, text),
-            },
+            Open::Logs(request) => self.tell_log(request, None, responder),
+            Open::LogsOfLast(request, seconds) => self.tell_log(request, Some(seconds), responder),
             Open::ImageLoad(load) => {
                 tokio::spawn(load_image(self.seed.node.clone(), load, responder, ctx.address()));
             }
@@ -140,6 +136,16 @@ impl Kubelet {
         }
     }
 
+    fn tell_log(&self, request: LogRequest, last_s: Option<u64>, responder: Responder) {
+        match self.log_file(&request) {
+            Ok((file, running)) => {
+                let since = since(&request, last_s, now_ms());
+                tokio::spawn(send_log(request, since, file, running, responder));
+            }
+            Err((code, text)) => refuse(responder, code, text),
+        }
+    }
+
     fn log_file(&self, request: &LogRequest) -> Result<(LogFile, watch::Receiver<bool>), (u16, String)> {
         let own = self.manifests.own_uid(&request.namespace, &request.pod);
         let uid = own.unwrap_or_else(|| request.uid.as_str().into());
@@ -189,10 +195,15 @@ pub(super) fn refuse(responder: Responder, code: u16, text: String) {
     });
 }
 
-async fn send_log(request: LogRequest, file: LogFile, alive: watch::Receiver<bool>, responder: Responder) {
+async fn send_log(
+    request: LogRequest,
+    since: Option<SystemTime>,
+    file: LogFile,
+    alive: watch::Receiver<bool>,
+    responder: Responder,
+) {
     let Ok(stream) = responder.accept().await else { return };
     let ByteStream { mut read, mut write } = stream;
-    let since = since(&request, now_ms());
     let options = logs::LogOptions {
         follow: request.follow && file.running,
         tail_lines: request.tail_lines,
@@ -214,8 +225,8 @@ async fn send_log(request: LogRequest, file: LogFile, alive: watch::Receiver<boo
 }
 
 /// From when on lines are wanted, by this machine's clock.
-fn since(request: &LogRequest, now_ms: i64) -> Option<SystemTime> {
-    let last = request.last_s.map(|s| i64::try_from(s.saturating_mul(1000)).unwrap_or(i64::MAX));
+fn since(request: &LogRequest, last_s: Option<u64>, now_ms: i64) -> Option<SystemTime> {
+    let last = last_s.map(|s| i64::try_from(s.saturating_mul(1000)).unwrap_or(i64::MAX));
     let from_ms = last.map(|ms| now_ms.saturating_sub(ms)).max(request.since_ms)?;
     Some(UNIX_EPOCH + Duration::from_millis(u64::try_from(from_ms).unwrap_or(0)))
 }
@@ -384,7 +395,7 @@ mod tests {
     #[test]
     fn the_last_seconds_of_a_log_are_those_of_this_machines_clock() {
         let at = |last_s, since_ms| {
-            let asked = since(&LogRequest { last_s, since_ms, ..LogRequest::default() }, 100_000);
+            let asked = since(&LogRequest { since_ms, ..LogRequest::default() }, last_s, 100_000);
             asked.map(|time| time.duration_since(UNIX_EPOCH).unwrap().as_millis())
         };
         assert_eq!(at(None, None), None);

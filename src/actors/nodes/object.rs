@@ -19,7 +19,7 @@ use super::handle::{NodeHandle, RETRY};
 use crate::{
     actors::{commit::commit, outside},
     logic::{
-        clocks::stamp,
+        clocks::{stamp, told_status},
         edit::{Edit, edit},
         join::{belongs_to, not_a_node},
         node_labels::may_set,
@@ -60,7 +60,7 @@ impl NodeHandle {
         labels: BTreeMap<String, String>,
         ctx: &mut Context<Self>,
     ) {
-        let status: v1::NodeStatus = match serde_json::from_slice(&report.status) {
+        let status = match told_status(&report.status) {
             Ok(status) => status,
             Err(error) => {
                 tracing::error!(node = %self.name, %error, "the node sent no node status");

@@ -420,6 +420,20 @@ fn a_pod_past_its_deadline_is_ended_and_has_failed() {
 }
 
 #[test]
+fn a_clock_that_was_set_back_puts_no_deadline_off_for_longer_than_it_was() {
+    const HOUR_MS: i64 = 3_600_000;
+    let mut m = Machine::new(deadline("Always", 5), Backoff::CRASH_LOOP, HOUR_MS);
+    assert_eq!(m.step(HOUR_MS).actions, [Action::RunSandbox]);
+    m.sandbox_ready(None);
+    assert_eq!(m.step(HOUR_MS).wake_at_ms, Some(HOUR_MS + 5_000));
+    m.container_started(0, "main-0".into(), String::new(), HOUR_MS);
+    assert_eq!(m.step(1_000).wake_at_ms, Some(6_000));
+    assert_eq!(m.step(3_000).wake_at_ms, Some(6_000));
+    assert_eq!(stopped(&mut m, 5_999), []);
+    assert!(matches!(m.step(6_000).actions[..], [Action::Stop { index: 0, .. }]));
+}
+
+#[test]
 fn the_deadline_counts_from_the_start_that_was_told_and_not_for_what_is_over() {
     let told = with(&deadline("Never", 5), |pod| {
         pod.status = Some(v1::PodStatus { start_time: Some(status::time(1_000)), ..Default::default() });

@@ -46,6 +46,8 @@ pub struct Machine {
     pub ip: Option<IpAddr>,
     /// When the node took the pod; milliseconds since the epoch.
     pub accepted_ms: i64,
+    /// When its active time began by the clock of the node as it is now: that may have been set back since.
+    pub(super) began_ms: i64,
     /// Why the pod failed as a whole, if it did.
     pub failed: Option<PodFailure>,
     /// How many of the containers are main ones.
@@ -94,6 +96,7 @@ impl Machine {
             stopping_since_ms: None,
             ip: None,
             accepted_ms: now_ms,
+            began_ms: i64::MAX,
             crash_loop,
             ending: None,
             sandbox_failures: 0,

@@ -106,7 +106,9 @@ impl Machine {
     pub(super) fn check_deadline(&mut self, now_ms: i64, step: &mut Step) {
         let deadline = self.pod.spec.as_ref().and_then(|s| s.active_deadline_seconds);
         let Some(seconds) = deadline.filter(|_| self.ending.is_none() && !self.is_over()) else { return };
-        let at = step.wake_after(self.began_ms(), seconds);
+        // A clock that was set back makes it wait no longer than it would have from now on.
+        self.began_ms = self.began_ms.min(self.told_began_ms()).min(now_ms);
+        let at = step.wake_after(self.began_ms, seconds);
         if now_ms < at {
             return;
         }
@@ -117,7 +119,7 @@ impl Machine {
     }
 
     /// When the pod began on its node, as was told: milliseconds since the epoch.
-    fn began_ms(&self) -> i64 {
+    fn told_began_ms(&self) -> i64 {
         let told = self.pod.status.as_ref().and_then(|s| s.start_time.as_ref());
         told.map_or(self.accepted_ms, |time| time.0.as_millisecond())
     }

@@ -161,6 +161,8 @@ impl Machine {
                     message: format!("Container {} resize requires restart", container.name),
                 });
             } else if container.resize_again_ms > now_ms {
+                // The clock may have been set back since.
+                container.resize_again_ms = container.resize_again_ms.min(now_ms + AGAIN_MS);
                 step.wake(container.resize_again_ms);
             } else {
                 container.resizing = true;

@@ -75,6 +75,10 @@ fn what_was_given_is_applied_to_the_running_container_and_told() {
     );
     let step = m.step(20);
     assert_eq!((step.actions.len(), step.wake_at_ms), (0, Some(10 + AGAIN_MS)));
+    // The clock is set back by an hour, and set right again.
+    const HOUR_MS: i64 = 3_600_000;
+    assert_eq!(m.step(20 - HOUR_MS).wake_at_ms, Some(20 - HOUR_MS + AGAIN_MS));
+    assert_eq!(m.step(20 - HOUR_MS + 10).wake_at_ms, Some(20 - HOUR_MS + AGAIN_MS));
     assert_eq!(m.step(10 + AGAIN_MS).actions.len(), 1);
     let given = m.given("c");
     m.resized(0, Ok(given), 6_000);

@@ -21,6 +21,7 @@ use k8s_openapi::{
 use super::{
     clocks::ready_since,
     edit::{self, Edit, EditError},
+    pod::status::time,
     select,
 };
 use crate::model::{Key, KindFacet, Labels, Object, PodFacet, Revision, Uid};
@@ -94,6 +95,9 @@ pub struct Plan {
     pub create: usize,
     /// Pods to delete, at most [`BURST`].
     pub delete: Vec<Arc<Object>>,
+    /// Own pods that are ready since a moment yet to come: the clock was set back. They are to be ready since now, or they
+    /// would not be available before that moment.
+    pub restamp: Vec<Arc<Object>>,
     /// What the status should say.
     pub counts: Counts,
     /// When a ready pod becomes available, if nothing else happens before.
@@ -103,7 +107,8 @@ pub struct Plan {
 impl Plan {
     /// Whether pods are to be changed.
     pub fn acts(&self) -> bool {
-        self.create > 0 || !(self.adopt.is_empty() && self.release.is_empty() && self.delete.is_empty())
+        let changed = [&self.adopt, &self.release, &self.delete, &self.restamp];
+        self.create > 0 || changed.iter().any(|pods| !pods.is_empty())
     }
 }
 
@@ -153,6 +158,7 @@ pub fn decide<'a>(
             // A pod is either taken over or sent away: one write a pod.
             let gone: std::collections::HashSet<&Key> = plan.delete.iter().map(|p| &p.key).collect();
             plan.adopt.retain(|p| !gone.contains(&p.key));
+            plan.restamp.retain(|p| !gone.contains(&p.key));
         }
     }
     plan
@@ -177,6 +183,12 @@ fn count(controller: &Controller, own: &[(&Arc<Object>, &PodFacet)], now: Timest
             continue;
         }
         plan.counts.ready += 1;
+        let counts_from_it = !controller.deleting && controller.min_ready_seconds > 0;
+        // One write a pod: those that are taken over have theirs.
+        let is_own = pod.facet.meta.controller().is_some();
+        if counts_from_it && is_own && facet.ready_since > now.as_second() {
+            plan.restamp.push((*pod).clone());
+        }
         let since = ready_since(facet.ready_since, pod.facet.meta.created, now);
         let available_at = Timestamp::from_second(since)
             .ok()
@@ -202,12 +214,12 @@ pub fn owner_reference(controller: &Controller) -> OwnerReference {
     }
 }
 
-/// The edits that adopt, release and delete; what is gone or already on its way is passed over.
+/// The edits that adopt, release, stamp anew and delete; what is gone or already on its way is passed over.
 ///
 /// # Errors
 /// When a pod's document is no pod: a defect.
 pub fn edits(controller: &Controller, plan: &Plan, now: Timestamp) -> Result<Vec<Edit>, EditError> {
-    let mut edits = Vec::with_capacity(plan.adopt.len() + plan.release.len() + plan.delete.len());
+    let mut edits = Vec::new();
     for pod in &plan.adopt {
         edits.push(edit::edit_meta(pod, |meta| {
             let owners = meta.owner_references.get_or_insert_default();
@@ -220,6 +232,15 @@ pub fn edits(controller: &Controller, plan: &Plan, now: Timestamp) -> Result<Vec
             let owners = meta.owner_references.get_or_insert_default();
             owners.retain(|o| o.uid != controller.uid.as_str());
             meta.owner_references = meta.owner_references.take().filter(|o| !o.is_empty());
+        })?);
+    }
+    for pod in &plan.restamp {
+        edits.push(edit::edit::<v1::Pod>(pod, |pod| {
+            let conditions = pod.status.as_mut().and_then(|status| status.conditions.as_mut());
+            let ready = conditions.into_iter().flatten().find(|condition| condition.type_ == "Ready");
+            if let Some(ready) = ready {
+                ready.last_transition_time = Some(time(now.as_millisecond()));
+            }
         })?);
     }
     for pod in &plan.delete {

@@ -126,16 +126,39 @@ fn a_pod_is_available_once_it_was_ready_long_enough() {
 }
 
 #[test]
-fn a_pod_of_a_machine_whose_clock_is_wrong_by_hours_is_available_as_soon_as_others() {
+fn a_pod_that_was_ready_before_it_was_made_is_so_since_then() {
     let mut rc = read(&controller("web", "web", 2, Revision(1)));
     rc.min_ready_seconds = 60;
-    let made_at = |name, created, ready| pod(&Pods { created, ..running(name, "n", ready) });
-    for ready in ["2026-01-02T05:00:00Z", "2026-01-01T19:00:00Z"] {
-        let pods = [made_at("a", "2026-01-01T23:58:00Z", ready), made_at("b", "2026-01-01T23:59:30Z", ready)];
-        let plan = decide(&rc, pods.iter(), now());
-        assert_eq!(plan.counts.available, 1, "{ready}");
-        assert_eq!(plan.recheck, Some("2026-01-02T00:00:30Z".parse().unwrap()), "{ready}");
+    let made_at = |name, created| pod(&Pods { created, ..running(name, "n", "2026-01-01T19:00:00Z") });
+    let pods = [made_at("a", "2026-01-01T23:58:00Z"), made_at("b", "2026-01-01T23:59:30Z")];
+    let plan = decide(&rc, pods.iter(), now());
+    assert_eq!(plan.counts.available, 1);
+    assert_eq!(plan.recheck, Some("2026-01-02T00:00:30Z".parse().unwrap()));
+}
+
+#[test]
+fn after_the_clock_was_set_back_a_pod_is_available_once_it_was_ready_long_enough_from_then_on() {
+    let mut rc = read(&controller("web", "web", 1, Revision(1)));
+    rc.min_ready_seconds = 60;
+    let before = pod(&running("a", "n", "2026-01-02T05:00:00Z"));
+    let plan = decide(&rc, [&before].into_iter(), now());
+    assert!(plan.acts());
+    assert_eq!((names(&plan.restamp), plan.counts.available), (vec!["a"], 0), "not at once");
+    let written = edits(&rc, &plan, now()).unwrap();
+    let [Edit::Replace(sealed, _)] = &written[..] else { panic!("{written:?}") };
+    let after = Arc::new(sealed.clone().at(Revision(9)));
+    for (later_s, available) in [(0, 0), (59, 0), (60, 1)] {
+        let plan = decide(&rc, [&after].into_iter(), now() + SignedDuration::from_secs(later_s));
+        assert!(!plan.acts(), "it is written once");
+        assert_eq!(plan.counts.available, available, "{later_s} s later");
     }
+    // Who does not count from it leaves it alone, and so does who sends it away.
+    rc.min_ready_seconds = 0;
+    let plan = decide(&rc, [&before].into_iter(), now());
+    assert!(!plan.acts() && plan.counts.available == 1);
+    (rc.min_ready_seconds, rc.replicas) = (60, 0);
+    let plan = decide(&rc, [&before].into_iter(), now());
+    assert_eq!((plan.restamp.len(), plan.delete.len()), (0, 1));
 }
 
 #[test]
