@@ -369,8 +369,6 @@ pub enum HeldAs {
     Copied,
     /// It was pulled without credentials.
     Pulled,
-    /// It is not there: somebody had brought it, and removed it again. Copies of what was brought before that are none any more.
-    Removed,
 }
 
 /// An image that a node has, under one of its names.
@@ -382,7 +380,7 @@ pub struct HeldImage {
     pub id: String,
     /// How it came there.
     pub held: HeldAs,
-    /// When somebody brought it, there or elsewhere, or removed it; milliseconds since the epoch, 0 for what was pulled.
+    /// When somebody brought it, there or elsewhere; milliseconds since the epoch, 0 for what was pulled.
     pub since_ms: i64,
 }
 

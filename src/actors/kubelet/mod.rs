@@ -179,7 +179,7 @@ pub struct Kubelet {
     eviction: eviction::Eviction,
     measured: Arc<tokio::sync::Mutex<summary::Measured>>,
     /// What the master was told of this node's images last.
-    images_told: Vec<wire::HeldImage>,
+    images_told: (Vec<wire::HeldImage>, Vec<wire::RemovedImage>),
 }
 
 impl Kubelet {
@@ -202,7 +202,7 @@ impl Kubelet {
             readings: Readings::default(),
             eviction: eviction::Eviction::default(),
             measured: Arc::default(),
-            images_told: Vec::new(),
+            images_told: Default::default(),
         }
     }
 

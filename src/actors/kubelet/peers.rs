@@ -21,7 +21,7 @@ use super::{Kubelet, context::NodeContext, streams::refuse};
 use crate::{
     messages::{
         AskMaster, OpenError, Port, SendFailed,
-        wire::{self, ByteStream, HeldAs, HeldImage, ImageHolders, ImagePart, ImageWanted, Open},
+        wire::{self, ByteStream, HeldAs, HeldImage, ImageHolders, ImagePart, ImageWanted, Open, RemovedImage},
     },
     model::NodeName,
     net::Responder,
@@ -110,7 +110,6 @@ impl Peers {
             HeldAs::ByHand => Came::ByHand { since_ms },
             HeldAs::Copied => Came::Copied { since_ms },
             HeldAs::Pulled => Came::Pulled,
-            HeldAs::Removed => return Err("it was removed where it had been brought".into()),
         };
         let Some(master) = self.master.clone() else { return Err("there is no other node".into()) };
         let source =
@@ -242,21 +241,26 @@ impl Kubelet {
     pub(super) fn tell_images(&mut self, shared: Option<Vec<SharedImage>>, always: bool) {
         // What cannot be looked at now is at the next turn. A new link begins with nothing told.
         let Some(shared) = shared.filter(|_| !self.seed.node.settings.no_image_sharing) else { return };
-        let held: Vec<HeldImage> = shared
-            .into_iter()
-            .take(MOST_TOLD)
-            .map(|SharedImage { name, id, came }| {
-                let (held, since_ms) = match came {
-                    Came::ByHand { since_ms } => (HeldAs::ByHand, since_ms),
-                    Came::Copied { since_ms } => (HeldAs::Copied, since_ms),
-                    Came::Pulled => (HeldAs::Pulled, 0),
-                    Came::Removed { at_ms } => (HeldAs::Removed, at_ms),
-                };
-                HeldImage { name, id, held, since_ms }
-            })
-            .collect();
-        if always || held != self.images_told {
-            self.images_told.clone_from(&held);
+        let (mut held, mut removed) = (Vec::new(), Vec::new());
+        for SharedImage { name, id, came } in shared {
+            let (held_as, since_ms) = match came {
+                Came::ByHand { since_ms } => (HeldAs::ByHand, since_ms),
+                Came::Copied { since_ms } => (HeldAs::Copied, since_ms),
+                Came::Pulled => (HeldAs::Pulled, 0),
+                Came::Removed { at_ms } => {
+                    removed.push(RemovedImage { name, id, at_ms });
+                    continue;
+                }
+            };
+            held.push(HeldImage { name, id, held: held_as, since_ms });
+        }
+        held.truncate(MOST_TOLD);
+        if always || removed != self.images_told.1 {
+            self.images_told.1.clone_from(&removed);
+            self.tell(Some("images removed".into()), wire::ToMaster::ImagesRemoved(removed));
+        }
+        if always || held != self.images_told.0 {
+            self.images_told.0.clone_from(&held);
             self.tell(Some("images".into()), wire::ToMaster::Images(held));
         }
     }

@@ -123,7 +123,6 @@ impl Shelves {
                     HeldAs::ByHand => Held::ByHand,
                     HeldAs::Copied => Held::Copied,
                     HeldAs::Pulled => Held::Pulled,
-                    HeldAs::Removed => Held::Removed,
                 };
                 claims.push(claim(&image.id, held, image.since_ms));
             }
@@ -256,17 +255,8 @@ impl NodeHandle {
         told.truncate(MOST_HELD);
         told.retain(|image| self.may_tell(&image.name, &image.id));
         let now_ms = outside::now().as_millisecond();
-        // As nodes told them before there was a message of its own for them.
-        let (removed, told): (Vec<_>, Vec<_>) =
-            told.into_iter().partition(|image| image.held == HeldAs::Removed);
-        let removed: Vec<RemovedImage> = (removed.into_iter().take(MOST_REMOVED))
-            .map(|HeldImage { name, id, since_ms, .. }| RemovedImage { name, id, at_ms: since_ms })
-            .collect();
         let mut shelf = self.shelves.told.entry(self.name.clone()).or_default();
         self.images.came.extend(shelf.hold(told, now_ms));
-        if !removed.is_empty() {
-            shelf.remove(removed, now_ms);
-        }
         drop(shelf);
         self.say_what_came(ctx);
     }
