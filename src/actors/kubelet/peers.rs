@@ -21,7 +21,9 @@ use super::{Kubelet, context::NodeContext, streams::refuse};
 use crate::{
     messages::{
         AskMaster, OpenError, Port, SendFailed,
-        wire::{self, ByteStream, HeldAs, HeldImage, ImageHolders, ImagePart, ImageWanted, Open, RemovedImage},
+        wire::{
+            self, ByteStream, HeldAs, HeldImage, ImageHolders, ImagePart, ImageWanted, Open, RemovedImage,
+        },
     },
     model::NodeName,
     net::Responder,
