@@ -5,13 +5,14 @@
 use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
 use nix::{
+    mount::{MntFlags, umount2},
     sched::{CloneFlags, setns},
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -27,6 +28,13 @@ use crate::{
 fn ip(words: &[&str]) -> bool {
     let status = Command::new("ip").args(words).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
+}
+
+/// Mount points below a directory, in the order in which they were made.
+fn mounts(dir: &Path) -> Vec<PathBuf> {
+    let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let places = table.lines().filter_map(|line| line.split(' ').nth(1)).map(PathBuf::from);
+    places.filter(|place| place.starts_with(dir)).collect()
 }
 
 /// The switch, and a master on its first host.
@@ -163,7 +171,7 @@ impl Bed {
         fields.first().unwrap_or(&0) + fields.get(8).unwrap_or(&0)
     }
 
-    fn processes_of(&self, data: &std::path::Path) -> Vec<Process> {
+    fn processes_of(&self, data: &Path) -> Vec<Process> {
         let dir = data.to_string_lossy().into_owned();
         processes().into_iter().filter(|process| process.command.contains(&dir)).collect()
     }
@@ -182,13 +190,14 @@ impl Drop for Bed {
                 for process in containers.iter().chain(&shims) {
                     let _ = kill(Pid::from_raw(process.pid), Signal::SIGKILL);
                 }
-                let (_, group) = troupe::app::network_names(&data, 0);
-                for hierarchy in entries(std::path::Path::new("/sys/fs/cgroup")) {
-                    crate::cluster::remove_group(
-                        &std::path::Path::new("/sys/fs/cgroup").join(hierarchy).join(&group),
-                    );
+                for place in mounts(&data).iter().rev() {
+                    let _ = umount2(place, MntFlags::MNT_DETACH);
                 }
-                crate::cluster::remove_group(&std::path::Path::new("/sys/fs/cgroup").join(&group));
+                let (_, group) = troupe::app::network_names(&data, 0);
+                for hierarchy in entries(Path::new("/sys/fs/cgroup")) {
+                    crate::cluster::remove_group(&Path::new("/sys/fs/cgroup").join(hierarchy).join(&group));
+                }
+                crate::cluster::remove_group(&Path::new("/sys/fs/cgroup").join(&group));
             }
             ip(&["netns", "del", &host.space]);
         }

@@ -85,12 +85,6 @@ impl Default for LinkConfig {
 }
 
 impl LinkConfig {
-    /// For how long at most nothing had come when the listening side finds a peer silent: it says something a heartbeat
-    /// after the last sign of life, and waits for the answer.
-    pub fn longest_silence(&self) -> Duration {
-        self.idle_timeout + heartbeat::PERIOD
-    }
-
     pub(super) fn transport(self) -> Result<TransportConfig, NetError> {
         let mut transport = TransportConfig::default();
         let idle = IdleTimeout::try_from(self.idle_timeout).map_err(|_| NetError::Connect {

@@ -419,7 +419,7 @@ async fn heartbeats_of_the_listening_side_alone_keep_many_links() {
         let ((to_node, from_node), (to_master, from_master)) = (master.split(), node.split());
         events.push((to_node, to_master, from_node, from_master));
     }
-    tokio::time::sleep(LinkConfig::default().longest_silence() + Duration::from_secs(1)).await;
+    tokio::time::sleep(LinkConfig::default().idle_timeout * 5 / 2).await;
     for (to_node, to_master, ..) in &events {
         to_node.send(Class::Control, &welcome("")).unwrap();
         to_master.send(Class::State, &report("")).unwrap();

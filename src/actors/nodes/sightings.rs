@@ -25,8 +25,8 @@ use crate::{
 
 /// As in SWIM: several, since one may be cut off as well.
 const ASKED: usize = 3;
-/// An answer that comes later is of no use: the decision falls 0.6 s after a silent link's end.
-const WITHIN: Duration = Duration::from_millis(550);
+/// An answer that comes later is of no use: the decision falls a second after the link's end.
+const WITHIN: Duration = Duration::from_millis(900);
 /// Questions under way to one node. When more fall silent at once others are asked, or nobody: the brake is on then.
 const AT_ONCE: usize = 8;
 
@@ -47,10 +47,10 @@ impl Askers {
     }
 }
 
-/// How long a node may have been silent when its link ended.
+/// How long a node had been silent at least when its link ended: up to a heartbeat longer.
 pub(super) fn silence_of(reason: &CloseReason) -> Duration {
     match reason {
-        CloseReason::Silent => LinkConfig::default().longest_silence(),
+        CloseReason::Silent => LinkConfig::default().idle_timeout,
         _ => Duration::ZERO,
     }
 }
