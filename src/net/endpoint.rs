@@ -45,8 +45,11 @@ pub(crate) const HANDSHAKES_UNPROVEN: usize = 16;
 const INCOMING: usize = 256;
 /// Finished handshakes that wait for the owner.
 const READY: usize = 64;
-/// Byte streams open at once on one link, in each direction, beside its two message streams.
+/// Byte streams that a master may have open to a node at once, beside a link's two message streams.
 const STREAMS: u32 = 256;
+/// Those that a node may have open to its master: parts of images and questions who has them, as many as the master serves
+/// or has wait for their turn. QUIC has a place ready for each.
+const NODE_STREAMS: u32 = 54;
 /// Bytes under way on one stream: fills 1 Gbit/s at 8 ms. A reader that stops costs this much and no more.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// Those, and the two.
@@ -80,11 +83,17 @@ pub struct LinkConfig {
 impl Default for LinkConfig {
     /// A heartbeat, the dialer's own question, and what each sends again, before a second is over.
     fn default() -> Self {
-        LinkConfig { keep_alive: Duration::from_millis(500), idle_timeout: Duration::from_secs(1) }
+        LinkConfig { keep_alive: Duration::from_millis(650), idle_timeout: Duration::from_secs(1) }
     }
 }
 
 impl LinkConfig {
+    /// For how long at most nothing has come when the listening side finds a peer silent: it says something a heartbeat
+    /// after the last sign of life, and waits for the answer.
+    pub fn longest_silence(&self) -> Duration {
+        self.idle_timeout + heartbeat::PERIOD
+    }
+
     pub(super) fn transport(self) -> Result<TransportConfig, NetError> {
         let mut transport = TransportConfig::default();
         let idle = IdleTimeout::try_from(self.idle_timeout).map_err(|_| NetError::Connect {
@@ -304,8 +313,8 @@ async fn handshake(
             _ => return Err(refused(&connection, "not a node's certificate")),
         };
         let joined_key = certificate.and_then(|certificate| joined_key(&certificate));
-        connection.set_max_concurrent_bi_streams(ALL_STREAMS);
-        connection.set_receive_window(WINDOW);
+        connection.set_max_concurrent_bi_streams(VarInt::from_u32(NODE_STREAMS + 2));
+        connection.set_receive_window(VarInt::from_u32((NODE_STREAMS + 2) * STREAM_WINDOW));
         let transport = Transport::Quic(connection);
         let streams = stream::await_introduction(&transport).await.map_err(|error| error.to_string())?;
         Ok(Some(Session { peer, joined_key, transport, streams, hearts: Some(hearts) }))

@@ -14,8 +14,10 @@ use super::{NetError, codec};
 
 /// Bytes of the length before each frame.
 const HEADER: usize = 4;
-/// Room made for one read, and what a reader's buffer shrinks back to after a large frame.
+/// Room made for one read while more comes than fits into less.
 const READ_CHUNK: usize = 16 << 10;
+/// Room of a reader that waits: most messages are no longer, and most links say nothing most of the time.
+const WAITING: usize = 1 << 10;
 
 /// A message as a whole frame.
 pub(crate) fn frame<T: Serialize>(message: &T, cap: usize) -> Result<Bytes, NetError> {
@@ -31,12 +33,14 @@ pub(crate) fn frame<T: Serialize>(message: &T, cap: usize) -> Result<Bytes, NetE
 pub(crate) struct FrameReader<R> {
     stream: R,
     buffer: BytesMut,
+    /// What the next read may bring: much only when the last one brought all that there was room for.
+    room: usize,
     cap: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(crate) fn new(stream: R, cap: usize) -> Self {
-        FrameReader { stream, buffer: BytesMut::new(), cap }
+        FrameReader { stream, buffer: BytesMut::new(), room: WAITING, cap }
     }
 
     /// The next frame's content; `None` at the stream's end. Cancel-safe.
@@ -48,8 +52,10 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             if let Some(frame) = self.take_frame()? {
                 return Ok(Some(frame));
             }
-            self.buffer.reserve(READ_CHUNK);
-            if self.stream.read_buf(&mut self.buffer).await? == 0 {
+            self.buffer.reserve(self.room);
+            let read = self.stream.read_buf(&mut self.buffer).await?;
+            self.room = if self.buffer.len() == self.buffer.capacity() { READ_CHUNK } else { WAITING };
+            if read == 0 {
                 return if self.buffer.is_empty() {
                     Ok(None)
                 } else {
@@ -68,7 +74,7 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         self.buffer.advance(HEADER);
         let frame = self.buffer.split_to(length).freeze();
         if self.buffer.is_empty() {
-            // A large frame's allocation goes with the frame; an idle reader keeps nothing.
+            // A large frame's allocation goes with the frame; a reader that waits keeps little.
             self.buffer = BytesMut::new();
         }
         Ok(Some(frame))

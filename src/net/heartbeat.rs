@@ -1,12 +1,13 @@
 //! Heartbeats: the listening side says something on each link, often enough that silence means something.
 //!
-//! Owns: whose turn it is. A heartbeat is an empty datagram, which the peer has to acknowledge, so both sides hear of each
-//! other. All links of a listener have one clock, and up to [`AT_ONCE`] are served at a time: a machine that wakes up for
+//! Owns: whose turn it is, and [`Heard`]: when something came last. A heartbeat is an empty datagram, which the peer has to
+//! acknowledge, so both sides hear of each other; a moment later one looks who did. All links of a listener have one clock, and up
+//! to [`AT_ONCE`] are served at a time: a machine that wakes up for
 //! one of them wakes up for many. More are spread over the [`PERIOD`], so that no burst of answers overflows the
 //! socket. The dialing side asks by itself when it hears nothing (`LinkConfig::keep_alive`).
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, VecDeque},
     ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -19,7 +20,9 @@ use tokio::{
 };
 
 /// Each link has a heartbeat so often: two, and what each side sends again when it is lost, before silence counts.
-pub(super) const PERIOD: Duration = Duration::from_millis(400);
+pub(super) const PERIOD: Duration = Duration::from_millis(500);
+/// Time for an answer: QUIC's 25 ms before it acknowledges, and a long way. One that takes longer is seen a heartbeat later.
+const ANSWERED: Duration = Duration::from_millis(100);
 /// Answers to so many fit into a socket's usual buffer several times.
 const AT_ONCE: usize = 64;
 /// What is kept of heartbeats that nobody reads: some, in bytes; the oldest go.
@@ -38,7 +41,42 @@ struct Shared {
 #[derive(Default)]
 struct Links {
     next: u64,
-    all: BTreeMap<u64, quinn::Connection>,
+    all: BTreeMap<u64, Beat>,
+}
+
+#[derive(Clone)]
+struct Beat {
+    connection: quinn::Connection,
+    heard: Heard,
+}
+
+impl Beat {
+    fn look(&self) {
+        self.heard.look(self.connection.stats().udp_rx.bytes, Instant::now());
+    }
+}
+
+/// When something came last, as far as one has looked: never earlier than it really did. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Heard(Arc<Mutex<(u64, Instant)>>);
+
+impl Heard {
+    fn new(now: Instant) -> Heard {
+        Heard(Arc::new(Mutex::new((0, now))))
+    }
+
+    /// So many bytes have come until now.
+    fn look(&self, bytes: u64, now: Instant) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.0 != bytes {
+            *last = (bytes, now);
+        }
+    }
+
+    /// For how long nothing has come.
+    pub(super) fn silence(&self) -> Duration {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.elapsed()
+    }
 }
 
 /// A link's place among them, until this is dropped.
@@ -51,32 +89,35 @@ impl Hearts {
     }
 
     /// From now on there are heartbeats on this connection.
-    pub(super) fn join(&self, connection: quinn::Connection) -> Beating {
+    pub(super) fn join(&self, connection: quinn::Connection) -> (Beating, Heard) {
+        let heard = Heard::new(Instant::now());
         let mut links = self.links();
         let number = links.next;
         links.next += 1;
-        links.all.insert(number, connection);
+        links.all.insert(number, Beat { connection, heard: heard.clone() });
         drop(links);
         self.0.came.notify_one();
-        Beating(self.clone(), number)
+        (Beating(self.clone(), number), heard)
     }
 
     /// The next ones after one, and the number of the last of them.
-    fn some(&self, after: Option<u64>) -> (Vec<quinn::Connection>, Option<u64>) {
+    fn some(&self, after: Option<u64>) -> (Vec<Beat>, Option<u64>) {
         let links = self.links();
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let some = links.all.range((from, Bound::Unbounded)).take(AT_ONCE);
-        let (numbers, connections): (Vec<u64>, Vec<_>) =
-            some.map(|(number, link)| (*number, link.clone())).unzip();
-        (connections, numbers.last().copied())
+        let (numbers, beats): (Vec<u64>, Vec<Beat>) =
+            some.map(|(number, beat)| (*number, beat.clone())).unzip();
+        (beats, numbers.last().copied())
     }
 
     /// Goes on for ever.
     pub(super) async fn beat(self) {
         let mut next = Instant::now();
+        let mut asked = VecDeque::new();
         loop {
             let turns = self.links().all.len().div_ceil(AT_ONCE);
             if turns == 0 {
+                asked.clear();
                 self.0.came.notified().await;
                 next = Instant::now();
                 continue;
@@ -85,20 +126,47 @@ impl Hearts {
             let mut after = None;
             for _ in 0..turns {
                 next = (next + pause).max(Instant::now());
+                see_answers(&mut asked, next).await;
                 sleep_until(next).await;
                 let (some, last) = self.some(after);
-                for link in some {
+                for beat in &some {
                     // One that takes none, or has ended, needs none.
-                    let _ = link.send_datagram(Bytes::new());
+                    let _ = beat.connection.send_datagram(Bytes::new());
                 }
+                asked.push_back((next + ANSWERED, some));
                 after = last.or(after);
             }
         }
     }
 }
 
+/// Looks who has answered, of those whose time is over by then.
+async fn see_answers(asked: &mut VecDeque<(Instant, Vec<Beat>)>, until: Instant) {
+    while let Some((due, some)) = asked.front().filter(|(due, _)| *due <= until) {
+        sleep_until(*due).await;
+        some.iter().for_each(Beat::look);
+        asked.pop_front();
+    }
+}
+
 impl Drop for Beating {
     fn drop(&mut self) {
         self.0.links().all.remove(&self.1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn silence_begins_when_nothing_more_has_come() {
+        let heard = Heard::new(Instant::now());
+        // How many bytes have come until so many milliseconds later, and how long the silence is then.
+        for (bytes, after_ms, silent_ms) in [(90, 500, 0), (90, 500, 500), (90, 900, 1_400), (91, 100, 0)] {
+            tokio::time::advance(Duration::from_millis(after_ms)).await;
+            heard.look(bytes, Instant::now());
+            assert_eq!(heard.silence(), Duration::from_millis(silent_ms), "{bytes} {after_ms}");
+        }
     }
 }

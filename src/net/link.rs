@@ -23,7 +23,7 @@ use tokio::{io::AsyncWriteExt as _, sync::watch, time::Instant};
 use super::{
     Class, CloseReason, NetError, Responder, codec,
     frame::{FrameReader, frame},
-    heartbeat::Hearts,
+    heartbeat::{Heard, Hearts},
     outbox::Outbox,
     stream::{self, MessageStreams},
     transport::{LinkStats, Reader, Transport, Writer},
@@ -64,11 +64,13 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
     /// Must be called within a tokio runtime, on which the link's task will run.
     pub(crate) fn start(session: Session) -> Link<Out, In> {
         metrics::counter!(super::metrics::LINKS_OPENED).increment(1);
+        let (beating, heard) = session.hearts.and_then(|hearts| session.transport.beat(&hearts)).unzip();
         let shared = Arc::new(Shared {
             peer: session.peer,
             joined_key: session.joined_key,
             unwelcome: AtomicBool::new(false),
             transport: session.transport,
+            heard,
             outboxes: Class::ALL.map(Outbox::new),
             streams: Arc::default(),
             closing: watch::Sender::new(None),
@@ -77,7 +79,6 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
         let shared_by_task = shared.clone();
         let (control_writer, control_reader) = session.streams.control;
         let (state_writer, state_reader) = session.streams.state;
-        let beating = session.hearts.and_then(|hearts| shared.transport.beat(&hearts));
         tokio::spawn(async move {
             drive(shared_by_task, control_writer, state_writer).await;
             drop(beating);
@@ -118,6 +119,8 @@ struct Shared {
     /// The peer need not come again.
     unwelcome: AtomicBool,
     transport: Transport,
+    /// On the side that gives heartbeats.
+    heard: Option<Heard>,
     outboxes: [Outbox; 2],
     /// Held by each byte stream that was opened here, for as long as it lives.
     streams: Arc<()>,
@@ -264,6 +267,11 @@ impl<Out> LinkHandle<Out> {
     /// How the path is doing.
     pub fn stats(&self) -> LinkStats {
         self.shared().transport.stats()
+    }
+
+    /// For how long nothing has come, at least; nothing is known of it on the side that dialled.
+    pub fn silence(&self) -> Duration {
+        self.shared().heard.as_ref().map_or(Duration::ZERO, Heard::silence)
     }
 
     /// How many messages wait to be sent, and their bytes.

@@ -397,14 +397,19 @@ async fn a_peer_that_dies_silently_is_noticed_within_the_idle_timeout() {
     let (kill, killed) = std::sync::mpsc::channel();
     let thread = victim(cluster.connector.clone(), cluster.listener.local_addr(), killed);
     let master: MasterLink = timeout(PATIENCE, cluster.listener.accept()).await.unwrap().unwrap();
-    let (_to_node, mut from_node) = master.split();
+    let (to_node, mut from_node) = master.split();
     // Nothing but keep-alives, for longer than the idle timeout: the link holds.
     assert!(timeout(Duration::from_millis(1500), from_node.next()).await.is_err());
+    assert!(to_node.silence() < LinkConfig::default().idle_timeout, "heartbeats are answered");
     kill.send(()).unwrap();
     thread.join().unwrap();
     let at = Instant::now();
     assert_eq!(end(&mut from_node).await, CloseReason::Silent);
     assert!(at.elapsed() < Duration::from_millis(1900), "{:?}", at.elapsed());
+    // Silence began with the last answer, not with the last question, from which the timeout counts.
+    let (unheard, config) = (to_node.silence(), LinkConfig::default());
+    assert!(unheard > config.idle_timeout + Duration::from_millis(200), "{unheard:?}");
+    assert!(unheard < config.longest_silence() + Duration::from_millis(300), "{unheard:?}");
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use super::{
     CloseReason,
-    heartbeat::{Beating, Hearts},
+    heartbeat::{Beating, Heard, Hearts},
     memory,
 };
 
@@ -67,7 +67,7 @@ impl Transport {
     }
 
     /// Has heartbeats on the connection as long as what this gives is kept; in memory there is no need.
-    pub(crate) fn beat(&self, hearts: &Hearts) -> Option<Beating> {
+    pub(crate) fn beat(&self, hearts: &Hearts) -> Option<(Beating, Heard)> {
         match self {
             Transport::Quic(connection) => Some(hearts.join(connection.clone())),
             Transport::Memory(_) => None,

@@ -21,7 +21,7 @@ use crate::{logic::sightings::is_elsewhere, net::Responder};
 /// The discard port (RFC 863): closed nearly everywhere, and harmless where it is not.
 const PORT: u16 = 9;
 /// Many times a round trip; the master waits a little longer.
-const WITHIN: Duration = Duration::from_millis(700);
+const WITHIN: Duration = Duration::from_millis(350);
 
 /// How a node finds out whether the machine at an address lives, which must be another one. It may wait for ever.
 pub type Probe = Arc<dyn Fn(IpAddr) -> BoxFuture<'static, bool> + Send + Sync>;

@@ -511,16 +511,18 @@ impl StreamHandler<Heard> for NodeHandle {
             LinkEvent::Opened(open, responder) => self.stream_asked(open, responder),
             LinkEvent::Closed(reason) => {
                 tracing::info!(node = %self.name, %reason, "node's link has ended");
-                let from = self.link.take().and_then(|link| origin(&link));
+                let link = self.link.take();
+                let unheard = link.as_ref().map(LinkHandle::silence).unwrap_or_default();
+                let silent = silence_of(&reason, unheard);
                 self.greeted = false;
                 self.note_link_end();
                 // A link's end is noticed some time after the last sign of life.
-                self.since = Instant::now().checked_sub(silence_of(&reason));
+                self.since = Instant::now().checked_sub(silent);
                 self.links.remove(&self.name);
                 self.shelves.unlink(&self.name);
-                self.silence = Silence::begin(from);
+                self.silence = Silence::begin(link.and_then(|link| origin(&link)));
                 self.ask_others(ctx);
-                self.expect_silence(self.seed.lost_after.saturating_sub(silence_of(&reason)), ctx);
+                self.expect_silence(self.seed.lost_after.saturating_sub(silent), ctx);
             }
         }
     }

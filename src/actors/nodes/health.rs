@@ -1,6 +1,6 @@
 //! The master's own health, which the registry keeps and its nodes' actors ask.
 //!
-//! Owns: [`Health`], the clock around [`Pulse`] and [`Heard`]. It outlives the registry: while that is down no link is handed over, so
+//! Owns: [`Health`], the clock around [`Pulse`]. It outlives the registry: while that is down no link is handed over, so
 //! that then, too, silence is our own.
 
 use std::{
@@ -11,14 +11,8 @@ use std::{
 use metrics::{Unit, counter, describe_counter};
 use tokio::time::Instant;
 
-use super::{Links, sightings::Askers};
-use crate::{
-    logic::{
-        pulse::Pulse,
-        sightings::{Heard, order},
-    },
-    model::NodeName,
-};
+use super::sightings::Askers;
+use crate::logic::pulse::Pulse;
 
 const STOOD_STILL: &str = "troupe_master_stood_still_total";
 
@@ -27,7 +21,6 @@ const STOOD_STILL: &str = "troupe_master_stood_still_total";
 pub(super) struct Health {
     begun: Instant,
     pulse: Arc<Mutex<Pulse>>,
-    heard: Arc<Mutex<Heard>>,
     /// Nodes that are being asked about others.
     pub(super) askers: Askers,
 }
@@ -40,7 +33,7 @@ impl Health {
             "Times that the master did not run for half a second or more."
         );
         let pulse = Arc::new(Mutex::new(Pulse::new(Duration::ZERO)));
-        Health { begun: Instant::now(), pulse, heard: Arc::default(), askers: Askers::default() }
+        Health { begun: Instant::now(), pulse, askers: Askers::default() }
     }
 
     /// The process runs.
@@ -61,18 +54,5 @@ impl Health {
         self.beat();
         let mut pulse = self.pulse.lock().unwrap_or_else(PoisonError::into_inner);
         pulse.patience(lost_after, given, self.begun.elapsed())
-    }
-
-    /// Notes who has said anything, were it only that it is there.
-    pub(super) fn look(&self, links: &Links) {
-        let received = links.iter().map(|link| (link.key().clone(), link.stats().received_bytes));
-        let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.look(received, self.begun.elapsed());
-    }
-
-    /// In which order others are asked about a silent node.
-    pub(super) fn order(&self, silent: &NodeName, round: u32, others: Vec<NodeName>) -> Vec<NodeName> {
-        let (heard, now) = (self.heard.lock().unwrap_or_else(PoisonError::into_inner), self.begun.elapsed());
-        order(silent, round, others, |node| heard.lately(node, now))
     }
 }

@@ -407,7 +407,6 @@ impl Actor for NodeRegistry {
         ctx.add_stream(accepted(self.seed.listener.clone()));
         ctx.run_interval(pulse::PERIOD, |registry, _| {
             registry.health.beat();
-            registry.health.look(&registry.links);
         });
         if let Some(admission) = &self.seed.admission {
             ctx.add_stream(admission.asks());

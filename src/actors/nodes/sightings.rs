@@ -17,7 +17,7 @@ use tokio::{
 
 use super::handle::NodeHandle;
 use crate::{
-    logic::sightings::whereabouts,
+    logic::sightings::{LATELY, order, whereabouts},
     messages::wire::{Open, ToNode},
     model::NodeName,
     net::{CloseReason, LinkConfig, LinkHandle},
@@ -25,8 +25,8 @@ use crate::{
 
 /// As in SWIM: several, since one may be cut off as well.
 const ASKED: usize = 3;
-/// An answer that comes later is of no use: the decision falls a second after the link's end.
-const WITHIN: Duration = Duration::from_millis(900);
+/// An answer that comes later is of no use: the decision falls half a second after a silent link's end, or somewhat later.
+const WITHIN: Duration = Duration::from_millis(450);
 /// Questions under way to one node. When more fall silent at once others are asked, or nobody: the brake is on then.
 const AT_ONCE: usize = 8;
 
@@ -47,10 +47,11 @@ impl Askers {
     }
 }
 
-/// How long a node had been silent at least when its link ended: up to a heartbeat longer.
-pub(super) fn silence_of(reason: &CloseReason) -> Duration {
+/// How long a node had been silent when its link ended, of which nothing is known to have come for so long.
+pub(super) fn silence_of(reason: &CloseReason, unheard: Duration) -> Duration {
+    let config = LinkConfig::default();
     match reason {
-        CloseReason::Silent => LinkConfig::default().idle_timeout,
+        CloseReason::Silent => unheard.clamp(config.idle_timeout, config.longest_silence()),
         _ => Duration::ZERO,
     }
 }
@@ -98,12 +99,11 @@ impl NodeHandle {
         });
         let others: Vec<NodeName> = others.map(|link| link.key().clone()).collect();
         self.health.askers.forget(|node| self.links.contains_key(node));
-        self.health.look(&self.links);
-        let asked =
-            self.health.order(&self.name, self.silence.round, others).into_iter().filter_map(|other| {
-                let turn = self.health.askers.turn(&other)?;
-                Some((self.links.get(&other)?.value().clone(), turn))
-            });
+        let lately = |other: &NodeName| self.links.get(other).is_some_and(|link| link.silence() < LATELY);
+        let asked = order(&self.name, self.silence.round, others, lately).into_iter().filter_map(|other| {
+            let turn = self.health.askers.turn(&other)?;
+            Some((self.links.get(&other)?.value().clone(), turn))
+        });
         let asks: FuturesUnordered<_> = asked
             .take(ASKED)
             .map(|(link, turn)| async move {
