@@ -18,7 +18,7 @@ use super::{
     read::json_response,
 };
 use crate::{
-    logic::silence::is_away,
+    logic::{silence::is_away, taints::is_brake_on},
     messages::{ActorState, CertificateState, NodeState, OwnActors, Port, ShowNodes, ShowStore, StoreState},
     model::{Kind, KindFacet, NodeName, Object, Snapshot},
 };
@@ -73,6 +73,9 @@ pub async fn status(shared: &Shared) -> Option<HttpResponse> {
     Some(json_response(200, document.to_string()))
 }
 
+/// Why nothing happens although nodes are down.
+const BRAKE: &str = "most nodes fell silent at once, or none is well: no pod is deleted because of that until some are back or are deleted";
+
 /// The nodes that can be asked, and whose actors are not in this process.
 fn elsewhere(nodes: &[NodeState], own: Option<&OwnActors>) -> Vec<NodeName> {
     let is_own = |name: &NodeName| own.is_some_and(|own| own.nodes.iter().any(|(node, _)| node == name));
@@ -97,6 +100,9 @@ fn document(snapshot: &Snapshot, heard: &Heard, now: Timestamp) -> Value {
         // Nothing is wrong with a version that is older.
         Err(Untold::Older) | Ok(_) => None,
     }));
+    if is_brake_on(snapshot) {
+        problems.push(BRAKE);
+    }
     let states: HashMap<&NodeName, &NodeState> =
         heard.nodes.iter().flatten().map(|state| (&state.node, state)).collect();
     let mut pods: HashMap<&str, u64> = HashMap::new();
@@ -228,6 +234,32 @@ mod tests {
         }
         snapshot.revision = Revision(9);
         snapshot
+    }
+
+    #[test]
+    fn that_pods_are_kept_because_most_nodes_are_silent_is_said() {
+        let node = |name: &str, silent: bool| {
+            let taint = json!({"key": "node.kubernetes.io/unreachable", "effect": "NoExecute",
+                "timeAdded": "2024-01-01T00:00:00Z"});
+            let taints = if silent { vec![taint] } else { Vec::new() };
+            json!({"metadata": {"name": name, "uid": name}, "spec": {"taints": taints}})
+        };
+        for (silent, problems) in [(1, 0), (2, 1), (3, 1)] {
+            let mut snapshot = Snapshot::default();
+            for index in 0..3 {
+                let node = node(&format!("n{index}"), index < silent);
+                let sealed = seal_json(Kind::Node, node.to_string().as_bytes()).unwrap();
+                snapshot.insert(Arc::new(sealed.at(Revision(1))));
+            }
+            let heard = Heard {
+                nodes: Ok(Vec::new()),
+                store: Ok(StoreState { queued_changes: 0, behind: 0, failing: false }),
+                actors: Ok(OwnActors::default()),
+                told: Vec::new(),
+            };
+            let shown = document(&snapshot, &heard, Timestamp::UNIX_EPOCH);
+            assert_eq!(shown["problems"].as_array().unwrap().len(), problems, "{silent}: {shown}");
+        }
     }
 
     #[test]

@@ -41,6 +41,25 @@ pub fn pod_network(data: &Path, wanted: Option<&str>) -> io::Result<String> {
     }
 }
 
+/// The route of this machine that a network would take away which somebody asks for, as `DESTINATION of INTERFACE`: one that lies
+/// within it. A wider one is left to who asks: what is narrower goes before it. That of the directory's own network is no obstacle.
+pub fn route_within(data: &Path, wanted: &str) -> Option<String> {
+    let own = fs::read_to_string(data.join(REMEMBERED)).is_ok_and(|own| own.trim() == wanted);
+    let routes = if own { String::new() } else { fs::read_to_string("/proc/net/route").unwrap_or_default() };
+    within(&routes, wanted)
+}
+
+fn within(routes: &str, wanted: &str) -> Option<String> {
+    let (address, prefix) = wanted.split_once('/')?;
+    let mask = u32::MAX.checked_shl(32_u32.checked_sub(prefix.parse().ok()?)?).unwrap_or(0);
+    let network = u32::from(address.parse::<Ipv4Addr>().ok()?) & mask;
+    let mut found = routes.lines().skip(1).filter_map(|line| Some((line, route(line)?)));
+    let (line, (to, length)) =
+        found.find(|(_, (to, length))| length & mask == mask && *length != 0 && to & mask == network)?;
+    let interface = line.split_whitespace().next().unwrap_or_default();
+    Some(format!("{}/{} of {interface}", Ipv4Addr::from(to), length.count_ones()))
+}
+
 fn remember(data: &Path, network: &str) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(data)?;
     fs::write(data.join(REMEMBERED), network)
@@ -105,6 +124,25 @@ mod tests {
     use super::*;
 
     const HEADER: &str = "Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\n";
+
+    #[test]
+    fn a_network_that_is_asked_for_takes_no_route_away() {
+        // 10.77.3.0/24 on a bridge, 10.0.0.0/8 by a gateway, and a default route.
+        let routes = format!(
+            "{HEADER}br0\t00034D0A\t0\t1\t0\t0\t0\t00FFFFFF\ntun0\t0000000A\t0100000A\t3\t0\t0\t0\t000000FF\n\
+             eth0\t00000000\t0\t1\t0\t0\t0\t00000000\n"
+        );
+        for wanted in ["10.77.0.0/16", "10.77.3.0/24", "10.77.2.0/23"] {
+            assert_eq!(within(&routes, wanted).as_deref(), Some("10.77.3.0/24 of br0"), "{wanted}");
+        }
+        assert_eq!(within(&routes, "10.0.0.0/8").as_deref(), Some("10.77.3.0/24 of br0"));
+        for wanted in ["10.78.0.0/16", "10.77.4.0/24", "192.168.0.0/16", "no network"] {
+            assert_eq!(within(&routes, wanted), None, "{wanted}");
+        }
+        let data = tempfile::tempdir().unwrap();
+        remember(data.path(), "127.0.0.0/8").unwrap();
+        assert_eq!(route_within(data.path(), "127.0.0.0/8"), None, "it is its own");
+    }
 
     #[test]
     fn a_network_that_a_route_touches_is_passed_over() {

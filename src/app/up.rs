@@ -17,7 +17,7 @@ use super::{
     CERTIFICATES, Cluster, ClusterConfig, RegistryOptions, RuntimeChoice, StartError,
     address::{LINKS_PORT, advertised},
     cluster::this_machine,
-    network::pod_network,
+    network::{pod_network, route_within},
     node::MAX_PODS,
     notify,
     rootless::Rootless,
@@ -212,6 +212,13 @@ fn config(
     }
     // One that is not ours to use is refused before anything is written into it.
     drop(DataDir::open(&options.data_dir)?);
+    if let Some(network) = &options.pod_network
+        && let Some(route) = route_within(&options.data_dir, network)
+    {
+        return Err(StartError::Refused(format!(
+            "--pod-network: {network} has the route {route} of this machine within it: choose a network that nothing here uses"
+        )));
+    }
     config.master.pod_network = pod_network(&options.data_dir, options.pod_network.as_deref())
         .map_err(|source| StartError::File { path: options.data_dir.clone(), source })?;
     config.master.api_names.clone_from(&options.api_names);

@@ -265,7 +265,7 @@ fn silent_since(node: &NodeFacet) -> Option<Timestamp> {
 /// Whether so many nodes fell silent at once, spared or not, that the fault is likelier ours. A half may go: one of two. Those that had
 /// been silent for long before count for nothing, nor do those that followed much later. It is on, too, when no node is
 /// well, whatever each says of itself: there is nowhere to go.
-fn is_brake_on(snapshot: &Snapshot) -> bool {
+pub fn is_brake_on(snapshot: &Snapshot) -> bool {
     let nodes: Vec<&NodeFacet> = snapshot.list(Kind::Node, None).filter_map(|node| facet(node)).collect();
     if nodes.iter().all(|node| node.taints.iter().any(is_ours)) {
         return !nodes.is_empty();

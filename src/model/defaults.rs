@@ -270,17 +270,17 @@ fn tolerate(spec: &mut PodSpec, key: &str, seconds: i64) {
 
 /// The quality of service that a pod's requests and limits amount to.
 pub(crate) fn qos_class(spec: &PodSpec) -> &'static str {
-    let positive = |list: Option<&BTreeMap<String, Quantity>>, name: &str| {
-        let milli = list.and_then(|l| l.get(name)).and_then(|q| quantity::parse_milli(&q.0).ok());
-        milli.filter(|m| *m > 0)
+    let asked = |list: Option<&BTreeMap<String, Quantity>>, name: &str| {
+        list.and_then(|l| l.get(name)).and_then(|q| quantity::parse_milli(&q.0).ok())
     };
     let (mut any, mut guaranteed) = (false, true);
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         let resources = container.resources.as_ref();
         for name in ["cpu", "memory"] {
-            let request = positive(resources.and_then(|r| r.requests.as_ref()), name);
-            let limit = positive(resources.and_then(|r| r.limits.as_ref()), name);
-            any |= request.is_some() || limit.is_some();
+            let request = asked(resources.and_then(|r| r.requests.as_ref()), name);
+            let limit = asked(resources.and_then(|r| r.limits.as_ref()), name).filter(|milli| *milli > 0);
+            any |= request.is_some_and(|milli| milli > 0) || limit.is_some();
+            // A request of zero is not one that was left out.
             guaranteed &= limit.is_some() && request.or(limit) == limit;
         }
     }
@@ -393,6 +393,8 @@ mod tests {
             (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed"),
             (json!({"limits": {"cpu": "1"}}), "Burstable"),
             (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), "Burstable"),
+            (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "0"}}), "Burstable"),
+            (json!({"requests": {"cpu": "0", "memory": "0"}}), "BestEffort"),
         ] {
             let spec = json!({"containers": [{"name": "c", "image": "a", "resources": resources}]});
             let spec: PodSpec = serde_json::from_value(spec).unwrap();

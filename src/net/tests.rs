@@ -505,6 +505,7 @@ async fn only_a_node_of_this_cluster_gets_a_link() {
     // The node does not know the master's.
     let problem = dial(cluster.authority.issue_node(&node).unwrap(), foreign.certificate(), MASTER).await;
     assert!(problem.contains("UnknownIssuer") || problem.contains("BadSignature"), "{problem}");
+    assert!(problem.contains("another cluster"), "{problem}");
     // A client of the API has no business here, not even the administrator.
     let problem = dial(cluster.authority.issue_admin().unwrap(), ca, MASTER).await;
     assert!(problem.contains("not a node's certificate"), "{problem}");

@@ -154,6 +154,8 @@ pub(super) fn problem_of(error: &ConnectionError) -> String {
     const NO_PROTOCOL: u64 = 0x100 + 120;
     /// `certificate_expired` (RFC 8446), which is also said of one that does not hold yet.
     const NOT_NOW: u64 = 0x100 + 45;
+    /// `unknown_ca` and `decrypt_error`: all authorities have one name, so it may be either.
+    const ANOTHER_AUTHORITY: [u64; 2] = [0x100 + 48, 0x100 + 51];
     let code = match error {
         ConnectionError::ConnectionClosed(close) => close.error_code.into(),
         ConnectionError::TransportError(error) => error.code.into(),
@@ -166,6 +168,7 @@ pub(super) fn problem_of(error: &ConnectionError) -> String {
                 .to_owned()
         }
         NOT_NOW => format!("{error}; is the clock of one of the machines wrong by a day or more?"),
+        _ if ANOTHER_AUTHORITY.contains(&code) => format!("{error}; is the other side of another cluster?"),
         _ => error.to_string(),
     }
 }

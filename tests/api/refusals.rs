@@ -199,6 +199,28 @@ fn changes_against_another_state_are_conflicts() {
 }
 
 #[test]
+fn patches_that_ask_for_no_state_are_all_made_however_many_come_at_once() {
+    const CLIENTS: usize = 20;
+    const EACH: usize = 4;
+    let cluster = Cluster::start();
+    assert_eq!(cluster.ask("POST", MAPS, &map("there")).code, 201);
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let cluster = &cluster;
+            scope.spawn(move || {
+                for round in 0..EACH {
+                    let patch = json!({ "data": { (format!("{client}-{round}")): "done" } }).to_string();
+                    let answer = send(cluster, "PATCH", &format!("{MAPS}/there"), MERGE, &patch);
+                    assert_eq!(answer.code, 200, "{}", answer.text());
+                }
+            });
+        }
+    });
+    let data = &cluster.ask("GET", &format!("{MAPS}/there"), "").json()["data"];
+    assert_eq!(data.as_object().unwrap().len(), CLIENTS * EACH);
+}
+
+#[test]
 fn paths_methods_and_media_types_that_are_not_served_are_said_so() {
     let there = format!("{MAPS}/there");
     let (unknown, method, media) = ("NotFound", "MethodNotAllowed", "UnsupportedMediaType");

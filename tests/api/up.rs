@@ -22,6 +22,16 @@ impl Drop for Up {
     }
 }
 
+/// A client, killed when dropped.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 impl Up {
     fn start() -> Up {
         let dir = tempfile::tempdir().unwrap();
@@ -47,14 +57,18 @@ impl Up {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap()
     }
 
-    fn run(&self, kubectl: &Path, arguments: &[&str]) -> Output {
-        Command::new(kubectl)
+    fn command(&self, kubectl: &Path, arguments: &[&str]) -> Command {
+        let mut command = Command::new(kubectl);
+        command
             .args(arguments)
             .env("KUBECONFIG", self.dir.path().join("data/admin.kubeconfig"))
             .env("HOME", self.dir.path())
-            .current_dir(self.dir.path())
-            .output()
-            .expect("kubectl starts")
+            .current_dir(self.dir.path());
+        command
+    }
+
+    fn run(&self, kubectl: &Path, arguments: &[&str]) -> Output {
+        self.command(kubectl, arguments).output().expect("kubectl starts")
     }
 
     #[track_caller]
@@ -110,6 +124,28 @@ fn kubectl_keeps_a_controllers_pods_running() {
         ok(&["wait", "rc/web", "--for=jsonpath={.status.readyReplicas}=3", "--timeout=30s"]);
         ok(&["delete", "rc", "web", "--cascade=foreground", "--timeout=30s"]);
         assert_eq!(ok(&["get", "pods", "-o", "name"]), "");
+    }
+}
+
+#[test]
+fn a_client_that_goes_while_nothing_is_said_leaves_no_stream_behind() {
+    if let Some(kubectl) = kubectls().pop() {
+        let up = Up::start();
+        up.ok(&kubectl, &["run", "quiet", "--image=x"]);
+        up.ok(&kubectl, &["wait", "--for=condition=Ready", "pod/quiet", "--timeout=30s"]);
+        let open = |count: usize| {
+            let metrics = up.ok(&kubectl, &["get", "--raw", "/metrics"]);
+            metrics.lines().any(|line| *line == *format!("troupe_api_streams {count}")).then_some(())
+        };
+        let follow = |arguments: &[&str]| {
+            let mut command = up.command(&kubectl, arguments);
+            Guard(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("kubectl starts"))
+        };
+        let clients = [follow(&["logs", "-f", "quiet"]), follow(&["get", "pods", "-w"])];
+        eventually("both follow", || open(2));
+        drop(clients);
+        eventually("nobody does", || open(0));
+        assert!(!up.log().contains("Send data error"), "{}", up.log());
     }
 }
 
