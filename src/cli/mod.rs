@@ -38,6 +38,7 @@ mod run;
 mod scale;
 mod seat;
 mod session;
+mod sink;
 mod target;
 mod token;
 mod top;
