@@ -1,11 +1,19 @@
 //! Kubernetes' protobuf bodies as JSON.
 //!
-//! Owns: the envelope (`k8s\0`, then `runtime.Unknown`) and a small schema-driven decoder for the kinds that `kubectl
-//! create` sends in no other form. Field numbers are those of Kubernetes' `generated.proto` files.
-//! Invariant: nothing is lost silently: a kind or field that is not in the schema is refused, and the client may send
-//! JSON. Depth is bounded by the schema; lengths are checked against what is there before they are used.
+//! Owns: the envelope (`k8s\0`, then `runtime.Unknown`) and a decoder driven by a schema ([`schema`]), for what clients that
+//! know a kind send in no other form: client-go's typed clients do not fall back to JSON, whatever they are answered.
+//! Invariant: nothing is lost silently: a kind or field that is not in the schema is refused, and what becomes JSON is what Go
+//! would have written as JSON. Depth is bounded by the schema; lengths are checked against what is there before they are used.
 
+mod schema;
+
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{MicroTime, Time},
+    jiff::Timestamp,
+};
 use serde_json::{Map, Value};
+
+use schema::{Field, Many, Schema, Type};
 
 /// Why a body was not decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,291 +38,6 @@ pub enum DecodeError {
 /// What precedes every body.
 const PREFIX: &[u8] = b"k8s\0";
 
-#[derive(Clone, Copy)]
-enum Type {
-    Text,
-    Bytes,
-    Bool,
-    Int,
-    IntOrString,
-    Message(&'static Schema),
-    /// `map<string, …>` of text or bytes.
-    Map(&'static Type),
-    /// Times and statuses that the server sets itself.
-    Ignored,
-}
-
-struct Schema {
-    name: &'static str,
-    fields: &'static [Field],
-}
-
-struct Field {
-    number: u64,
-    name: &'static str,
-    of: Type,
-    repeated: bool,
-}
-
-const fn one(number: u64, name: &'static str, of: Type) -> Field {
-    Field { number, name, of, repeated: false }
-}
-
-const fn many(number: u64, name: &'static str, of: Type) -> Field {
-    Field { number, name, of, repeated: true }
-}
-
-const TEXTS: Type = Type::Map(&Type::Text);
-const BYTES: Type = Type::Map(&Type::Bytes);
-
-static OWNER: Schema = Schema {
-    name: "OwnerReference",
-    fields: &[
-        one(1, "kind", Type::Text),
-        one(3, "name", Type::Text),
-        one(4, "uid", Type::Text),
-        one(5, "apiVersion", Type::Text),
-        one(6, "controller", Type::Bool),
-        one(7, "blockOwnerDeletion", Type::Bool),
-    ],
-};
-
-static META: Schema = Schema {
-    name: "ObjectMeta",
-    fields: &[
-        one(1, "name", Type::Text),
-        one(2, "generateName", Type::Text),
-        one(3, "namespace", Type::Text),
-        one(4, "selfLink", Type::Ignored),
-        one(5, "uid", Type::Text),
-        one(6, "resourceVersion", Type::Text),
-        one(7, "generation", Type::Int),
-        one(8, "creationTimestamp", Type::Ignored),
-        one(9, "deletionTimestamp", Type::Ignored),
-        one(10, "deletionGracePeriodSeconds", Type::Ignored),
-        one(11, "labels", TEXTS),
-        one(12, "annotations", TEXTS),
-        many(13, "ownerReferences", Type::Message(&OWNER)),
-        many(14, "finalizers", Type::Text),
-        one(17, "managedFields", Type::Ignored),
-    ],
-};
-
-static LOCAL_REFERENCE: Schema =
-    Schema { name: "LocalObjectReference", fields: &[one(1, "name", Type::Text)] };
-
-static REFERENCE: Schema = Schema {
-    name: "ObjectReference",
-    fields: &[
-        one(1, "kind", Type::Text),
-        one(2, "namespace", Type::Text),
-        one(3, "name", Type::Text),
-        one(4, "uid", Type::Text),
-        one(5, "apiVersion", Type::Text),
-        one(6, "resourceVersion", Type::Text),
-        one(7, "fieldPath", Type::Text),
-    ],
-};
-
-static NAMESPACE: Schema = Schema {
-    name: "Namespace",
-    fields: &[
-        one(1, "metadata", Type::Message(&META)),
-        one(
-            2,
-            "spec",
-            Type::Message(&Schema { name: "NamespaceSpec", fields: &[many(1, "finalizers", Type::Text)] }),
-        ),
-        one(3, "status", Type::Ignored),
-    ],
-};
-
-static CONFIG_MAP: Schema = Schema {
-    name: "ConfigMap",
-    fields: &[
-        one(1, "metadata", Type::Message(&META)),
-        one(2, "data", TEXTS),
-        one(3, "binaryData", BYTES),
-        one(4, "immutable", Type::Bool),
-    ],
-};
-
-static SECRET: Schema = Schema {
-    name: "Secret",
-    fields: &[
-        one(1, "metadata", Type::Message(&META)),
-        one(2, "data", BYTES),
-        one(3, "type", Type::Text),
-        one(4, "stringData", TEXTS),
-        one(5, "immutable", Type::Bool),
-    ],
-};
-
-static SERVICE_ACCOUNT: Schema = Schema {
-    name: "ServiceAccount",
-    fields: &[
-        one(1, "metadata", Type::Message(&META)),
-        many(2, "secrets", Type::Message(&REFERENCE)),
-        many(3, "imagePullSecrets", Type::Message(&LOCAL_REFERENCE)),
-        one(4, "automountServiceAccountToken", Type::Bool),
-    ],
-};
-
-static SERVICE_PORT: Schema = Schema {
-    name: "ServicePort",
-    fields: &[
-        one(1, "name", Type::Text),
-        one(2, "protocol", Type::Text),
-        one(3, "port", Type::Int),
-        one(4, "targetPort", Type::IntOrString),
-        one(5, "nodePort", Type::Int),
-        one(6, "appProtocol", Type::Text),
-    ],
-};
-
-static SERVICE: Schema = Schema {
-    name: "Service",
-    fields: &[
-        one(1, "metadata", Type::Message(&META)),
-        one(
-            2,
-            "spec",
-            Type::Message(&Schema {
-                name: "ServiceSpec",
-                fields: &[
-                    many(1, "ports", Type::Message(&SERVICE_PORT)),
-                    one(2, "selector", TEXTS),
-                    one(3, "clusterIP", Type::Text),
-                    one(4, "type", Type::Text),
-                    many(5, "externalIPs", Type::Text),
-                    one(7, "sessionAffinity", Type::Text),
-                    one(8, "loadBalancerIP", Type::Text),
-                    many(9, "loadBalancerSourceRanges", Type::Text),
-                    one(10, "externalName", Type::Text),
-                    one(11, "externalTrafficPolicy", Type::Text),
-                    one(12, "healthCheckNodePort", Type::Int),
-                    one(13, "publishNotReadyAddresses", Type::Bool),
-                    one(17, "ipFamilyPolicy", Type::Text),
-                    many(18, "clusterIPs", Type::Text),
-                    many(19, "ipFamilies", Type::Text),
-                    one(20, "allocateLoadBalancerNodePorts", Type::Bool),
-                    one(21, "loadBalancerClass", Type::Text),
-                    one(22, "internalTrafficPolicy", Type::Text),
-                    one(23, "trafficDistribution", Type::Text),
-                ],
-            }),
-        ),
-        one(3, "status", Type::Ignored),
-    ],
-};
-
-static ACCESS_REVIEW: Schema = Schema {
-    name: "SelfSubjectAccessReview",
-    fields: &[
-        one(1, "metadata", Type::Message(&META)),
-        one(
-            2,
-            "spec",
-            Type::Message(&Schema {
-                name: "SelfSubjectAccessReviewSpec",
-                fields: &[
-                    one(
-                        1,
-                        "resourceAttributes",
-                        Type::Message(&Schema {
-                            name: "ResourceAttributes",
-                            fields: &[
-                                one(1, "namespace", Type::Text),
-                                one(2, "verb", Type::Text),
-                                one(3, "group", Type::Text),
-                                one(4, "version", Type::Text),
-                                one(5, "resource", Type::Text),
-                                one(6, "subresource", Type::Text),
-                                one(7, "name", Type::Text),
-                            ],
-                        }),
-                    ),
-                    one(
-                        2,
-                        "nonResourceAttributes",
-                        Type::Message(&Schema {
-                            name: "NonResourceAttributes",
-                            fields: &[one(1, "path", Type::Text), one(2, "verb", Type::Text)],
-                        }),
-                    ),
-                ],
-            }),
-        ),
-        one(3, "status", Type::Ignored),
-    ],
-};
-
-static RULES_REVIEW: Schema = Schema {
-    name: "SelfSubjectRulesReview",
-    fields: &[
-        one(1, "metadata", Type::Message(&META)),
-        one(
-            2,
-            "spec",
-            Type::Message(&Schema {
-                name: "SelfSubjectRulesReviewSpec",
-                fields: &[one(1, "namespace", Type::Text)],
-            }),
-        ),
-        one(3, "status", Type::Ignored),
-    ],
-};
-
-static SUBJECT_REVIEW: Schema = Schema {
-    name: "SelfSubjectReview",
-    fields: &[one(1, "metadata", Type::Message(&META)), one(2, "status", Type::Ignored)],
-};
-
-static TOKEN_REQUEST: Schema = Schema {
-    name: "TokenRequest",
-    fields: &[
-        one(1, "metadata", Type::Message(&META)),
-        one(
-            2,
-            "spec",
-            Type::Message(&Schema {
-                name: "TokenRequestSpec",
-                fields: &[
-                    many(1, "audiences", Type::Text),
-                    one(3, "boundObjectRef", Type::Message(&BOUND_REFERENCE)),
-                    one(4, "expirationSeconds", Type::Int),
-                ],
-            }),
-        ),
-        one(3, "status", Type::Ignored),
-    ],
-};
-
-static BOUND_REFERENCE: Schema = Schema {
-    name: "BoundObjectReference",
-    fields: &[
-        one(1, "kind", Type::Text),
-        one(2, "apiVersion", Type::Text),
-        one(3, "name", Type::Text),
-        one(4, "uid", Type::Text),
-    ],
-};
-
-fn schema(api_version: &str, kind: &str) -> Option<&'static Schema> {
-    Some(match (api_version, kind) {
-        ("v1", "Namespace") => &NAMESPACE,
-        ("v1", "ConfigMap") => &CONFIG_MAP,
-        ("v1", "Secret") => &SECRET,
-        ("v1", "ServiceAccount") => &SERVICE_ACCOUNT,
-        ("v1", "Service") => &SERVICE,
-        ("authorization.k8s.io/v1", "SelfSubjectAccessReview") => &ACCESS_REVIEW,
-        ("authorization.k8s.io/v1", "SelfSubjectRulesReview") => &RULES_REVIEW,
-        ("authentication.k8s.io/v1", "SelfSubjectReview") => &SUBJECT_REVIEW,
-        ("authentication.k8s.io/v1", "TokenRequest") => &TOKEN_REQUEST,
-        _ => return None,
-    })
-}
-
 /// Decodes a body.
 ///
 /// # Errors
@@ -338,74 +61,112 @@ pub fn to_json(body: &[u8]) -> Result<Value, DecodeError> {
             _ => {}
         }
     }
-    let Some(schema) = schema(&api_version, &kind) else {
+    let Some(schema) = schema::of_kind(&api_version, &kind) else {
         return Err(DecodeError::UnknownKind(api_version, kind));
     };
-    let mut object = message(schema, raw)?;
+    let mut object = Map::new();
+    message(schema, raw, &mut object)?;
     object.insert("apiVersion".into(), api_version.into());
     object.insert("kind".into(), kind.into());
     Ok(Value::Object(object))
 }
 
-fn message(schema: &'static Schema, bytes: &[u8]) -> Result<Map<String, Value>, DecodeError> {
-    let mut object = Map::new();
-    for field in Fields(bytes) {
-        let (number, wire) = field?;
-        let field = schema
-            .fields
-            .iter()
-            .find(|f| f.number == number)
-            .ok_or(DecodeError::UnknownField(number, schema.name))?;
-        if let Type::Map(of) = field.of {
-            let entry = object.entry(field.name).or_insert_with(|| Value::Object(Map::new()));
-            let (mut name, mut value) = (String::new(), Value::String(String::new()));
-            for part in Fields(wire.bytes(number)?) {
-                match part? {
-                    (1, wire) => name = wire.text(1)?,
-                    (2, wire) => value = scalar(*of, 2, wire)?,
-                    _ => {}
-                }
-            }
-            if let Some(map) = entry.as_object_mut() {
-                map.insert(name, value);
+fn message(
+    schema: &'static Schema,
+    bytes: &[u8],
+    object: &mut Map<String, Value>,
+) -> Result<(), DecodeError> {
+    for part in Fields(bytes) {
+        let (number, wire) = part?;
+        let field = schema.fields.get(&number).ok_or(DecodeError::UnknownField(number, schema.name))?;
+        let Some(name) = field.name else {
+            if let Type::Message(of) = field.of {
+                message(of_name(of)?, wire.bytes(number)?, object)?;
             }
             continue;
-        }
-        let value = scalar(field.of, number, wire)?;
-        if field.repeated {
-            let list = object.entry(field.name).or_insert_with(|| Value::Array(Vec::new()));
-            if let Some(list) = list.as_array_mut() {
-                list.push(value);
+        };
+        match field.many {
+            Many::One => {
+                let value = value(field.of, number, wire)?;
+                if !is_absent(field, &value) {
+                    object.insert(name.into(), value);
+                }
             }
-        } else if !absent(&value) {
-            object.insert(field.name.into(), value);
+            Many::List => {
+                let list = object.entry(name).or_insert_with(|| Value::Array(Vec::new()));
+                if let Some(list) = list.as_array_mut() {
+                    list.push(value(field.of, number, wire)?);
+                }
+            }
+            Many::Map => {
+                let (key, value) = entry(field.of, wire.bytes(number)?)?;
+                let map = object.entry(name).or_insert_with(|| Value::Object(Map::new()));
+                if let Some(map) = map.as_object_mut() {
+                    map.insert(key, value);
+                }
+            }
         }
     }
-    Ok(object)
+    Ok(())
 }
 
-/// Go writes every field that is no pointer, set or not: what is empty was not set.
-fn absent(value: &Value) -> bool {
+/// The schema of a message that another one names.
+fn of_name(name: &'static str) -> Result<&'static Schema, DecodeError> {
+    schema::message(name).ok_or(DecodeError::UnknownField(0, name))
+}
+
+/// A key and its value. What is empty need not be written.
+fn entry(of: Type, bytes: &[u8]) -> Result<(String, Value), DecodeError> {
+    let (mut key, mut content) = (String::new(), Wire::Bytes(&[]));
+    for part in Fields(bytes) {
+        match part? {
+            (1, wire) => key = wire.text(1)?,
+            (2, wire) => content = wire,
+            _ => {}
+        }
+    }
+    Ok((key, value(of, 2, content)?))
+}
+
+/// Go writes every field that is no pointer, set or not: what is zero was not set.
+fn is_absent(field: &Field, value: &Value) -> bool {
     match value {
         Value::Null => true,
+        _ if field.zero_counts => false,
         Value::String(text) => text.is_empty(),
         Value::Number(number) => number.as_i64() == Some(0),
+        Value::Bool(is) => !is,
         _ => false,
     }
 }
 
-fn scalar(of: Type, number: u64, wire: Wire<'_>) -> Result<Value, DecodeError> {
+fn value(of: Type, number: u64, wire: Wire<'_>) -> Result<Value, DecodeError> {
+    let wrong = |_| DecodeError::Encoding(number);
     Ok(match of {
         Type::Text => wire.text(number)?.into(),
-        Type::Bytes => serde_json::to_value(k8s_openapi::ByteString(wire.bytes(number)?.to_vec()))
-            .map_err(|_| DecodeError::Encoding(number))?,
+        Type::Bytes => {
+            serde_json::to_value(k8s_openapi::ByteString(wire.bytes(number)?.to_vec())).map_err(wrong)?
+        }
         Type::Bool => (wire.number(number)? != 0).into(),
         Type::Int => wire.number(number)?.cast_signed().into(),
-        Type::Message(schema) => Value::Object(message(schema, wire.bytes(number)?)?),
+        Type::Message(name) => {
+            let mut object = Map::new();
+            message(of_name(name)?, wire.bytes(number)?, &mut object)?;
+            object.into()
+        }
+        Type::Quantity => {
+            let mut text = String::new();
+            for part in Fields(wire.bytes(number)?) {
+                if let (1, wire) = part? {
+                    text = wire.text(1)?;
+                }
+            }
+            text.into()
+        }
         Type::IntOrString => {
             let (mut text, mut kind, mut int) = (String::new(), 0, 0);
-            for field in Fields(wire.bytes(number)?) {
-                match field? {
+            for part in Fields(wire.bytes(number)?) {
+                match part? {
                     (1, wire) => kind = wire.number(1)?,
                     (2, wire) => int = wire.number(2)?.cast_signed(),
                     (3, wire) => text = wire.text(3)?,
@@ -414,8 +175,33 @@ fn scalar(of: Type, number: u64, wire: Wire<'_>) -> Result<Value, DecodeError> {
             }
             if kind == 0 { int.into() } else { text.into() }
         }
-        Type::Map(_) | Type::Ignored => Value::Null,
+        Type::Time => match moment(number, wire)? {
+            Some(at) => serde_json::to_value(Time(at)).map_err(wrong)?,
+            None => Value::Null,
+        },
+        Type::MicroTime => match moment(number, wire)? {
+            Some(at) => serde_json::to_value(MicroTime(at)).map_err(wrong)?,
+            None => Value::Null,
+        },
+        Type::Ignored => Value::Null,
     })
+}
+
+/// A time; empty when there is none.
+fn moment(number: u64, wire: Wire<'_>) -> Result<Option<Timestamp>, DecodeError> {
+    let bytes = wire.bytes(number)?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let (mut seconds, mut nanos) = (0, 0);
+    for part in Fields(bytes) {
+        match part? {
+            (1, wire) => seconds = wire.number(1)?.cast_signed(),
+            (2, wire) => nanos = i32::try_from(wire.number(2)?).map_err(|_| DecodeError::Encoding(number))?,
+            _ => {}
+        }
+    }
+    Timestamp::new(seconds, nanos).map(Some).map_err(|_| DecodeError::Encoding(number))
 }
 
 /// One field's content.
@@ -505,9 +291,19 @@ mod tests {
 
     use super::*;
 
+    fn varint(mut value: usize) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        while value > 0x7f {
+            bytes.push(u8::try_from(value & 0x7f).unwrap() | 0x80);
+            value >>= 7;
+        }
+        bytes.push(u8::try_from(value).unwrap());
+        bytes
+    }
+
     /// A length-delimited field.
-    fn field(number: u8, content: &[u8]) -> Vec<u8> {
-        [&[number << 3 | 2, u8::try_from(content.len()).unwrap()], content].concat()
+    fn field(number: usize, content: &[u8]) -> Vec<u8> {
+        [varint(number << 3 | 2), varint(content.len()), content.to_vec()].concat()
     }
 
     fn body(kind: &str, raw: &[u8]) -> Vec<u8> {
@@ -534,8 +330,73 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_becomes_what_go_writes_as_json() {
+        let number = |number: usize, value| [varint(number << 3), varint(value)].concat();
+        // Go writes what was not set: resources, ports, flags, texts.
+        let request = [field(1, b"cpu"), field(2, &field(1, b"100m"))].concat();
+        let probe = [
+            field(
+                1,
+                &field(
+                    2,
+                    &[field(1, b"/"), field(2, &[number(1, 0), number(2, 80), field(3, b"")].concat())]
+                        .concat(),
+                ),
+            ),
+            number(2, 0),
+            number(4, 9),
+        ];
+        let container = [
+            field(1, b"c"),
+            field(2, b"x:1"),
+            field(5, b""),
+            field(8, &field(2, &request)),
+            field(15, &[number(4, 0), number(6, 0)].concat()),
+            field(11, &probe.concat()),
+            number(16, 0),
+            number(17, 1),
+        ];
+        let toleration = [field(1, b""), field(2, b"Exists"), number(5, 0)];
+        let volume = [field(1, b"v"), field(2, &field(2, &field(1, b"")))];
+        let spec = [
+            field(1, &volume.concat()),
+            field(2, &container.concat()),
+            number(4, 0),
+            field(10, b"n1"),
+            number(11, 0),
+            number(12, 1),
+            field(22, &toleration.concat()),
+        ];
+        let meta = [field(1, b"p"), field(8, &[8, 0x80, 0xa0, 0xc8, 0x84, 7]), field(9, b"")];
+        let raw = [field(1, &meta.concat()), field(2, &spec.concat()), field(3, &field(1, b""))].concat();
+        assert_eq!(
+            to_json(&body("Pod", &raw)).unwrap(),
+            json!({
+                "apiVersion": "v1", "kind": "Pod", "status": {},
+                "metadata": {"name": "p", "creationTimestamp": "2029-09-17T02:01:52Z"},
+                "spec": {
+                    "volumes": [{"name": "v", "emptyDir": {}}],
+                    "containers": [{
+                        "name": "c", "image": "x:1",
+                        "resources": {"requests": {"cpu": "100m"}},
+                        "securityContext": {"runAsUser": 0, "readOnlyRootFilesystem": false},
+                        "readinessProbe": {"httpGet": {"path": "/", "port": 80}, "periodSeconds": 9},
+                        "stdinOnce": true,
+                    }],
+                    "terminationGracePeriodSeconds": 0, "nodeName": "n1", "hostPID": true,
+                    "tolerations": [{"operator": "Exists", "tolerationSeconds": 0}],
+                },
+            })
+        );
+    }
+
+    #[test]
     fn what_is_not_in_the_schema_is_refused_rather_than_lost() {
-        assert!(matches!(to_json(&body("Pod", b"")), Err(DecodeError::UnknownKind(..))));
+        assert!(matches!(to_json(&body("Deployment", b"")), Err(DecodeError::UnknownKind(..))));
+        assert_eq!(
+            to_json(&body("Pod", &field(2, &field(15, &field(9, b""))))),
+            Err(DecodeError::UnknownField(9, "LocalObjectReference"))
+        );
         assert_eq!(
             to_json(&body("ConfigMap", &field(9, b""))),
             Err(DecodeError::UnknownField(9, "ConfigMap"))
@@ -546,7 +407,7 @@ mod tests {
     proptest! {
         #[test]
         fn arbitrary_bytes_never_panic(raw in prop::collection::vec(any::<u8>(), 0..100)) {
-            for kind in ["Namespace", "ConfigMap", "Secret", "ServiceAccount", "Service"] {
+            for kind in ["Namespace", "ConfigMap", "Secret", "ServiceAccount", "Service", "Pod", "Node", "Event"] {
                 let of = [field(1, b"v1"), field(2, kind.as_bytes())].concat();
                 let _ = to_json(&[PREFIX.to_vec(), field(1, &of), field(2, &raw)].concat());
             }
