@@ -3,7 +3,7 @@
 //! Owns: the size limit while reading and the conversion of YAML and Kubernetes' protobuf to JSON. Invariant: a body
 //! never becomes much larger than it came, whatever YAML's aliases stand for.
 
-use actix_web::{HttpRequest, web};
+use actix_web::HttpRequest;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{
     error::ApiError,
+    payload::Payload,
     protobuf::{self, DecodeError},
 };
 
@@ -30,7 +31,7 @@ pub fn media_type(request: &HttpRequest) -> &str {
 ///
 /// # Errors
 /// 413 beyond the limit (at once when the client announces more), 400 when the connection breaks.
-pub async fn read(request: &HttpRequest, mut payload: web::Payload, limit: usize) -> Result<Bytes, ApiError> {
+pub async fn read(request: &HttpRequest, mut payload: Payload, limit: usize) -> Result<Bytes, ApiError> {
     let announced = request
         .headers()
         .get("content-length")

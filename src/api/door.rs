@@ -2,7 +2,7 @@
 //!
 //! Owns: the order of steps (credentials, limits, what is meant, the verb), the counting of what is in flight, and the
 //! guard that turns a handler's panic into a 500 instead of a dead worker.
-//! Invariant: a request that is refused for lack of room has cost no more than its head.
+//! Invariant: a request that is refused for lack of room has cost no more than its head, and bytes that were dropped.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -26,6 +26,7 @@ use super::{
     error::ApiError,
     exec, health, images, log, metrics, openapi,
     patch::{Format, Patch},
+    payload::Payload,
     port_forward,
     query::Query,
     read, render,
@@ -143,7 +144,9 @@ impl Shared {
 /// Serves one request.
 pub async fn handle(request: HttpRequest, payload: web::Payload, shared: web::Data<Shared>) -> HttpResponse {
     let started = Instant::now();
-    let served = AssertUnwindSafe(serve(&request, payload, shared.into_inner())).catch_unwind().await;
+    let mut body = Payload::new(payload);
+    let look_every = shared.limits.ping_every;
+    let served = AssertUnwindSafe(serve(&request, body.clone(), shared.into_inner())).catch_unwind().await;
     let response = match served {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => error.response(),
@@ -154,9 +157,10 @@ pub async fn handle(request: HttpRequest, payload: web::Payload, shared: web::Da
         }
     };
     let (code, took) = (response.status().as_u16(), started.elapsed());
+    body.drain(&request).await;
     metrics::answered(verb(request.method()), resource(request.path()), code, took);
     tracing::debug!(method = %request.method(), path = request.path(), code, took_us = took.as_micros() as u64, "answered");
-    response
+    body.attend(&request, response, look_every)
 }
 
 fn verb(method: &Method) -> &'static str {
@@ -180,10 +184,11 @@ fn resource(path: &str) -> &'static str {
 
 async fn serve(
     request: &HttpRequest,
-    payload: web::Payload,
+    payload: Payload,
     shared: Arc<Shared>,
 ) -> Result<HttpResponse, ApiError> {
     let speaker = auth::authenticate(request, &shared)?;
+    speaker.refuse_impersonation(request)?;
     let target = Target::parse(request.uri().path());
     if let Target::Other(segments) = &target
         && let Some(review) = Review::of(segments)
@@ -247,7 +252,7 @@ fn is_everyones(request: &HttpRequest, target: &Target) -> bool {
 }
 
 /// Requests that are no streams.
-async fn short(request: &HttpRequest, payload: web::Payload, call: &Call) -> Result<HttpResponse, ApiError> {
+async fn short(request: &HttpRequest, payload: Payload, call: &Call) -> Result<HttpResponse, ApiError> {
     let method = request.method();
     let body = match *method {
         Method::GET | Method::HEAD => bytes::Bytes::new(),

@@ -145,7 +145,8 @@ async fn answer(open: wire::Open, mut stream: tokio::io::DuplexStream) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     if let wire::Open::Exec(wire::ExecRequest { pod, .. })
     | wire::Open::Attach(wire::AttachRequest { pod, .. })
-    | wire::Open::PortForward(wire::PortForwardRequest { pod, .. }) = &open
+    | wire::Open::PortForward(wire::PortForwardRequest { pod, .. })
+    | wire::Open::Logs(wire::LogRequest { pod, .. }) = &open
         && pod.starts_with("deaf")
     {
         while stream.write(&[]).await.is_ok() {

@@ -25,7 +25,7 @@ use crate::{
             Controller, Expectation, Plan, decide, edits,
             roster::Roster,
             status::{self, Failure},
-            template::{self, Batch, Chance},
+            template::{self, Batch, Chance, TemplateError},
         },
         supervision::Backoff,
     },
@@ -144,10 +144,12 @@ impl ReplicationController {
                 roster.pods.contains_key(&key)
             };
             let snapshot = self.wiring.view.snapshot();
-            let with_token = template::mounts_token(&parsed.typed, namespace, &snapshot);
+            let cannot = |e: TemplateError| failed("FailedCreate", &format_args!("Error creating: {e}"));
+            let with_token =
+                template::mounts_token(&parsed.controller, &parsed.typed, &snapshot).map_err(cannot)?;
             let batch = Batch { count: plan.create, now, with_token, taken: &taken };
-            let pods = template::pods(&parsed.controller, &parsed.typed, &batch, &mut chance)
-                .map_err(|e| failed("FailedCreate", &format_args!("Error creating: {e}")))?;
+            let pods =
+                template::pods(&parsed.controller, &parsed.typed, &batch, &mut chance).map_err(cannot)?;
             all.extend(pods.into_iter().map(Edit::Create));
         }
         Ok(all)

@@ -1,0 +1,108 @@
+//! A request's body, shared by the handler that reads it and the door that sees to its end.
+//!
+//! Owns two things that HTTP/2 leaves to us. A request whose body has not ended with its answer is reset, and some clients
+//! (curl) take the reset for the answer: so the door reads the body and drops it first, within [`DRAINED_BYTES`] and
+//! [`DRAIN_TIME`]; beyond, the client is reset. And a client that resets its request is not heard of while its answer is
+//! silent (a log, a watch): so it is looked for now and then, and the answer ends with it. HTTP/1.1 sees to both by itself.
+
+use std::{
+    cell::RefCell,
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use actix_web::{
+    HttpRequest, HttpResponse,
+    body::{BodySize, BoxBody, MessageBody},
+    error::PayloadError,
+    http::Version,
+    web,
+};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+
+/// What is read in vain: several times what is accepted, less than makes anybody try.
+const DRAINED_BYTES: usize = 16 << 20;
+/// How long: most of such bodies are on their way already. Nobody needs the answer that waits meanwhile more than the client
+/// that sends instead of reading it.
+const DRAIN_TIME: Duration = Duration::from_secs(2);
+
+/// A body as it comes. Clones share it.
+#[derive(Clone)]
+pub struct Payload(Rc<RefCell<web::Payload>>);
+
+impl Payload {
+    /// The body of a request.
+    pub fn new(payload: web::Payload) -> Payload {
+        Payload(Rc::new(RefCell::new(payload)))
+    }
+
+    /// An answer that ends with its client; that is looked for so often.
+    pub fn attend(self, request: &HttpRequest, answer: HttpResponse, every: Duration) -> HttpResponse {
+        if request.version() != Version::HTTP_2 || answer.body().size() != BodySize::Stream {
+            return answer;
+        }
+        let mut look = tokio::time::interval_at(Instant::now() + every, every);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        answer.map_body(|_, answer| BoxBody::new(Attended { answer, request: self, look }))
+    }
+
+    /// Reads what is left of it and drops it, where that matters to the client.
+    pub async fn drain(&mut self, request: &HttpRequest) {
+        if request.version() != Version::HTTP_2 {
+            return;
+        }
+        let mut left = DRAINED_BYTES;
+        let drained = async {
+            while let Some(Ok(chunk)) = self.next().await {
+                left = left.saturating_sub(chunk.len());
+                if left == 0 {
+                    return;
+                }
+            }
+        };
+        // Too slow is as good as too much.
+        let _ = tokio::time::timeout(DRAIN_TIME, drained).await;
+    }
+}
+
+impl Stream for Payload {
+    type Item = Result<Bytes, PayloadError>;
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        Pin::new(&mut *self.0.borrow_mut()).poll_next(cx)
+    }
+}
+
+/// See [`Payload::attend`].
+struct Attended {
+    answer: BoxBody,
+    request: Payload,
+    look: Interval,
+}
+
+impl MessageBody for Attended {
+    type Error = <BoxBody as MessageBody>::Error;
+
+    fn size(&self) -> BodySize {
+        self.answer.size()
+    }
+
+    fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Self::Error>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(chunk) = Pin::new(&mut this.answer).poll_next(cx) {
+            return Poll::Ready(chunk);
+        }
+        while this.look.poll_tick(cx).is_ready() {
+            // The end of the body is none of the client; its reset, or that of the connection, is an error. What comes late is
+            // dropped, a piece each time.
+            if let Poll::Ready(Some(Err(_))) = Pin::new(&mut this.request).poll_next(cx) {
+                return Poll::Ready(None);
+            }
+        }
+        Poll::Pending
+    }
+}
