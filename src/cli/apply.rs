@@ -42,7 +42,7 @@ pub async fn run(session: &Session, args: &ApplyArgs) -> Outcome {
     if !args.files.given() {
         return Err(CliError::usage("must specify -f: a file, a directory, or - for standard input"));
     }
-    let documents = args.files.read()?;
+    let documents = args.files.read().await?;
     let mut reporter = Reporter::new(session, &args.report);
     let mut errors = Vec::new();
     for document in documents {

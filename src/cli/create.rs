@@ -95,7 +95,9 @@ pub async fn run(session: &Session, args: &CreateArgs) -> Outcome {
             let object = secret(&data.named.name, type_, data.read()?);
             send(session, &data.named.report, &data.named.validate, vec![made(object)]).await
         }
-        None if args.files.given() => send(session, &args.report, &args.validate, args.files.read()?).await,
+        None if args.files.given() => {
+            send(session, &args.report, &args.validate, args.files.read().await?).await
+        }
         None => Err(CliError::usage("must specify -f, or what to create: namespace, configmap, secret")),
     }
 }

@@ -21,6 +21,7 @@ mod error;
 mod events;
 mod exec;
 mod expose;
+mod fetch;
 mod get;
 mod image;
 mod invocation;

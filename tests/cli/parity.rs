@@ -79,6 +79,18 @@ fn alike(cluster: &Cluster, kubectl: &Path, line: &str) {
 }
 
 #[test]
+fn labels_that_are_not_there_and_tails_that_cannot_be_are_kubectls() {
+    let Some((cluster, kubectl)) = kubectl_or_skip() else { return };
+    let pod = cluster.write("pod.yaml", POD);
+    cluster.troupe(&["create", "-f", &pod]).ok();
+    cluster.troupe(&["wait", "--for=condition=Ready", "pod/solo", "--timeout=60s"]).ok();
+    same(&cluster, &kubectl, "get pods -L app,nope");
+    same(&cluster, &kubectl, "get pods -L nope --show-labels");
+    same(&cluster, &kubectl, "logs solo --tail=-5");
+    same(&cluster, &kubectl, "logs solo --tail=-1");
+}
+
+#[test]
 fn what_is_used_is_shown_as_kubectl_shows_it() {
     let Some((cluster, kubectl)) = kubectl_or_skip() else { return };
     same(&cluster, &kubectl, "top pods");

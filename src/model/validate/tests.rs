@@ -171,6 +171,17 @@ fn pods_are_validated_as_kubernetes_does() {
                 ],
             ),
             (
+                pod(json!({"volumes": [{"name": "v", "projected": {"sources": [
+                    {"secret": {"name": "s", "items": [{"key": "k", "path": "p"}]}},
+                    {"configMap": {"name": "m", "items": [{"key": "k", "path": "p"}, {"key": "k", "path": "q"}]}},
+                    {"downwardAPI": {"items": [{"path": "q", "fieldRef": {"fieldPath": "metadata.name"}}]}},
+                ]}}]})),
+                vec![
+                    "spec.volumes[0].projected: Invalid value: \"m\": conflicting duplicate paths",
+                    "spec.volumes[0].projected: Invalid value: \"q\": conflicting duplicate paths",
+                ],
+            ),
+            (
                 pod(json!({"volumes": [{"name": "v", "emptyDir": {}, "hostPath": {"path": "/x"}}]})),
                 vec!["spec.volumes[0].hostPath: Forbidden: may not specify more than 1 volume type"],
             ),
