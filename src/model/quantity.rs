@@ -125,7 +125,7 @@ pub fn canonical(text: &str) -> String {
 /// As [`canonical`], of an amount of a resource: of these there is nothing below a thousandth, which is rounded up to.
 pub fn canonical_amount(text: &str) -> String {
     match (parse_nano(text), parse_milli(text)) {
-        (Ok(nano), Ok(milli)) if nano % (NANO / 1000) != 0 => canonical(&format!("{milli}m")),
+        (Ok(nano), Ok(milli)) if nano % 1_000_000 != 0 => canonical(&format!("{milli}m")),
         _ => canonical(text),
     }
 }

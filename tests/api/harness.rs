@@ -18,11 +18,11 @@ use rcgen::{
 };
 use tokio::sync::oneshot;
 use troupe::{
-    api::{ApiConfig, ApiState, Limits, Tls, User, serve},
+    api::{ApiConfig, ApiState, Inspect, Limits, Tls, User, serve},
     logic::tokens::SigningKey,
     messages::{
         ByteStream, Change, ChangeKind, Commit, CommitError, Committed, Expected, OpenError, OpenStream,
-        Port, Publisher, Slot, View, Write, wire,
+        OwnActors, Port, Publisher, ShowNodes, ShowStore, Slot, StoreState, View, Write, wire,
     },
     model::{Kind, Object, Revision, Snapshot, seal_json},
     net::TokenKey,
@@ -55,6 +55,36 @@ impl Handler<Commit> for Memory {
 
     fn handle(&mut self, commit: Commit, _: &mut Self::Context) -> Self::Result {
         MessageResult(self.commit(commit))
+    }
+}
+
+/// A node registry that is not there.
+struct NoNodes;
+
+impl Actor for NoNodes {
+    type Context = Context<Self>;
+}
+
+impl Handler<ShowNodes> for NoNodes {
+    type Result = MessageResult<ShowNodes>;
+
+    fn handle(&mut self, _: ShowNodes, _: &mut Self::Context) -> Self::Result {
+        MessageResult(Vec::new())
+    }
+}
+
+/// Says that the store's disk takes nothing.
+struct Failing;
+
+impl Actor for Failing {
+    type Context = Context<Self>;
+}
+
+impl Handler<ShowStore> for Failing {
+    type Result = MessageResult<ShowStore>;
+
+    fn handle(&mut self, _: ShowStore, _: &mut Self::Context) -> Self::Result {
+        MessageResult(StoreState { queued_changes: 0, behind: 1, failing: true })
     }
 }
 
@@ -204,15 +234,20 @@ impl Cluster {
 
     /// Starts a server with other limits.
     pub fn start_with(limits: Limits) -> Cluster {
-        Cluster::start_as(limits, true)
+        Cluster::start_as(limits, true, false)
     }
 
     /// Starts a server whose store is not there.
     pub fn start_without_store() -> Cluster {
-        Cluster::start_as(Limits::default(), false)
+        Cluster::start_as(Limits::default(), false, false)
     }
 
-    fn start_as(limits: Limits, with_store: bool) -> Cluster {
+    /// Starts a server whose store answers, but cannot write.
+    pub fn start_with_full_disk() -> Cluster {
+        Cluster::start_as(Limits::default(), true, true)
+    }
+
+    fn start_as(limits: Limits, with_store: bool, full: bool) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let tls = certificates(dir.path());
         let (started, address) = mpsc::channel();
@@ -232,7 +267,13 @@ impl Cluster {
                     streams: Port::fixed("nodes", Node.start().recipient()),
                     token_key: token_key(),
                     metrics: Some(Arc::new(|| "up 1\n".to_owned())),
-                    inspect: None,
+                    inspect: full.then(|| Inspect {
+                        cluster: "t".into(),
+                        nodes: Slot::<NoNodes>::new("nodes").port(),
+                        store: Port::fixed("store", Failing.start().recipient()),
+                        actors: Arc::new(|| Box::pin(async { OwnActors::default() })),
+                        certificates: Arc::new(Vec::new),
+                    }),
                     backup: None,
                 };
                 let mut config = ApiConfig::new("127.0.0.1:0".parse().unwrap(), tls);
