@@ -1,8 +1,8 @@
 //! A request's body, shared by the handler that reads it and the door that sees to its end.
 //!
 //! Owns two things that HTTP/2 leaves to us. A request whose body has not ended with its answer is reset, and some clients
-//! (curl) take the reset for the answer: so the door reads the body and drops it first, within [`DRAINED_BYTES`] and
-//! [`DRAIN_TIME`]; beyond, the client is reset. And a client that resets its request is not heard of while its answer is
+//! (curl) take the reset for the answer: so the door reads the body and drops it first, and if it is too long for that
+//! ([`DRAINED_BYTES`], [`DRAIN_TIME`]), behind the answer. And a client that resets its request is not heard of while its answer is
 //! silent (a log, a watch): so it is looked for now and then, and the answer ends with it. HTTP/1.1 sees to both by itself.
 
 use std::{
@@ -29,6 +29,10 @@ const DRAINED_BYTES: usize = 16 << 20;
 /// How long: most of such bodies are on their way already. Nobody needs the answer that waits meanwhile more than the client
 /// that sends instead of reading it.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
+/// What is read behind the answer: what may be on its way until the client has read that.
+const LINGER_BYTES: usize = 256 << 20;
+/// How long the client may take to do so.
+const LINGER_TIME: Duration = Duration::from_secs(10);
 
 /// A body as it comes. Clones share it.
 #[derive(Clone)]
@@ -50,22 +54,29 @@ impl Payload {
         answer.map_body(|_, answer| BoxBody::new(Attended { answer, request: self, look }))
     }
 
-    /// Reads what is left of it and drops it, where that matters to the client.
+    /// Reads what is left of it and drops it, where that matters to the client. Of much more, the rest is read behind the
+    /// answer: that tells the client to stop.
     pub async fn drain(&mut self, request: &HttpRequest) {
-        if request.version() != Version::HTTP_2 {
+        if request.version() != Version::HTTP_2 || self.dropped(DRAINED_BYTES, DRAIN_TIME).await {
             return;
         }
-        let mut left = DRAINED_BYTES;
-        let drained = async {
+        let mut rest = self.clone();
+        actix_rt::spawn(async move { rest.dropped(LINGER_BYTES, LINGER_TIME).await });
+    }
+
+    /// Reads so much within so long; whether that was all.
+    async fn dropped(&mut self, mut bytes: usize, within: Duration) -> bool {
+        let all = async {
             while let Some(Ok(chunk)) = self.next().await {
-                left = left.saturating_sub(chunk.len());
-                if left == 0 {
-                    return;
+                bytes = bytes.saturating_sub(chunk.len());
+                if bytes == 0 {
+                    return false;
                 }
             }
+            true
         };
         // Too slow is as good as too much.
-        let _ = tokio::time::timeout(DRAIN_TIME, drained).await;
+        tokio::time::timeout(within, all).await.unwrap_or(false)
     }
 }
 

@@ -17,6 +17,8 @@ const EARLY: Duration = Duration::from_millis(300);
 /// The server's settings may ask for more of the window; no answer takes so long.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PIECE: usize = 10_000;
+/// More than is read before an answer.
+const MUCH: usize = 24 << 20;
 
 async fn connect(cluster: &Cluster, known: bool) -> h2::client::SendRequest<Bytes> {
     let mut roots = RootCertStore::empty();
@@ -113,5 +115,14 @@ fn an_answer_before_the_bodys_end_is_no_stream_error() {
             let (answered, status) = refused(&cluster, known, &path).await;
             assert_eq!((answered, &status["code"]), (code, &Value::from(code)), "{path}: {status}");
         }
+        // Of much more it comes in between, and tells the client to stop.
+        let mut requests = connect(&cluster, true).await;
+        let request = http::Request::post(format!("https://localhost{maps}")).body(()).unwrap();
+        let (answer, mut body) = requests.send_request(request, false).unwrap();
+        body.send_data(Bytes::from(vec![b' '; MUCH]), false).unwrap();
+        let answer = tokio::time::timeout(PATIENCE, answer).await.expect("an answer").expect("an answer");
+        assert_eq!(answer.status(), 413);
+        let reset = tokio::time::timeout(EARLY, poll_fn(|cx| body.poll_reset(cx))).await;
+        assert!(!matches!(reset, Ok(Ok(_))), "{reset:?}");
     });
 }
