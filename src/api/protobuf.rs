@@ -373,7 +373,7 @@ mod tests {
             to_json(&body("Pod", &raw)).unwrap(),
             json!({
                 "apiVersion": "v1", "kind": "Pod", "status": {},
-                "metadata": {"name": "p", "creationTimestamp": "2029-09-17T02:01:52Z"},
+                "metadata": {"name": "p", "creationTimestamp": "2029-11-06T00:49:04Z"},
                 "spec": {
                     "volumes": [{"name": "v", "emptyDir": {}}],
                     "containers": [{
