@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Context, Handler, MessageResult, ResponseFuture};
+use actix::{
+    Actor, ActorFutureExt as _, Context, Handler, MessageResult, ResponseActFuture, ResponseFuture,
+    WrapFuture as _,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair,
@@ -44,6 +47,8 @@ const FIRST_REVISION: Revision = Revision(1_000);
 struct Memory {
     snapshot: Snapshot,
     publisher: Publisher,
+    /// How long each commit waits for the disk, beside all others.
+    delay: Duration,
 }
 
 impl Actor for Memory {
@@ -51,11 +56,24 @@ impl Actor for Memory {
 }
 
 impl Handler<Commit> for Memory {
-    type Result = MessageResult<Commit>;
+    type Result = ResponseActFuture<Self, Result<Committed, CommitError>>;
 
     fn handle(&mut self, commit: Commit, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.commit(commit))
+        let delay = self.delay;
+        let waited = async move {
+            if !delay.is_zero() {
+                actix_rt::time::sleep(delay).await;
+            }
+        };
+        Box::pin(waited.into_actor(self).map(|(), store, _| store.commit(commit)))
     }
+}
+
+/// What the store's disk is like.
+#[derive(Clone, Copy, Default)]
+struct Disk {
+    delay: Duration,
+    full: bool,
 }
 
 /// A node registry that is not there.
@@ -234,20 +252,25 @@ impl Cluster {
 
     /// Starts a server with other limits.
     pub fn start_with(limits: Limits) -> Cluster {
-        Cluster::start_as(limits, true, false)
+        Cluster::start_as(limits, true, Disk::default())
+    }
+
+    /// Starts a server whose store takes so long over each commit.
+    pub fn start_with_slow_disk(delay: Duration) -> Cluster {
+        Cluster::start_as(Limits::default(), true, Disk { delay, full: false })
     }
 
     /// Starts a server whose store is not there.
     pub fn start_without_store() -> Cluster {
-        Cluster::start_as(Limits::default(), false, false)
+        Cluster::start_as(Limits::default(), false, Disk::default())
     }
 
     /// Starts a server whose store answers, but cannot write.
     pub fn start_with_full_disk() -> Cluster {
-        Cluster::start_as(Limits::default(), true, true)
+        Cluster::start_as(Limits::default(), true, Disk { full: true, ..Disk::default() })
     }
 
-    fn start_as(limits: Limits, with_store: bool, full: bool) -> Cluster {
+    fn start_as(limits: Limits, with_store: bool, disk: Disk) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let tls = certificates(dir.path());
         let (started, address) = mpsc::channel();
@@ -257,7 +280,7 @@ impl Cluster {
                 let mut snapshot = Snapshot::default();
                 snapshot.revision = FIRST_REVISION;
                 let (view, publisher) = View::new(snapshot.clone());
-                let mut memory = Memory { snapshot, publisher };
+                let mut memory = Memory { snapshot, publisher, delay: disk.delay };
                 seed(&mut memory);
                 let store = Slot::new("store");
                 store.publish(with_store.then(|| memory.start()));
@@ -267,7 +290,7 @@ impl Cluster {
                     streams: Port::fixed("nodes", Node.start().recipient()),
                     token_key: token_key(),
                     metrics: Some(Arc::new(|| "up 1\n".to_owned())),
-                    inspect: full.then(|| Inspect {
+                    inspect: disk.full.then(|| Inspect {
                         cluster: "t".into(),
                         nodes: Slot::<NoNodes>::new("nodes").port(),
                         store: Port::fixed("store", Failing.start().recipient()),

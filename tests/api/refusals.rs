@@ -327,7 +327,8 @@ fn only_the_known_are_served_and_only_administrators_everything() {
 #[test]
 fn changes_without_a_revision_all_get_through_however_many_come_at_once() {
     const CLIENTS: usize = 30;
-    let cluster = Cluster::start();
+    // While one commit is at the disk, all others are made on the same state.
+    let cluster = Cluster::start_with_slow_disk(std::time::Duration::from_millis(5));
     assert_eq!(cluster.ask("POST", MAPS, &map("shared")).code, 201);
     let ready = std::sync::Barrier::new(CLIENTS);
     std::thread::scope(|scope| {
