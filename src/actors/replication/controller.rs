@@ -131,7 +131,8 @@ impl ReplicationController {
         self.parsed.is_some()
     }
 
-    /// The edits that a plan means.
+    /// The edits that a plan means. When its pods cannot be made, the others come alone; once they are done, a plan has none but
+    /// the pods, and that tells why.
     fn pods(&self, plan: &Plan, roster: &Roster, now: Timestamp) -> Result<Vec<Edit>, Failure> {
         let failed = |reason, e: &dyn std::fmt::Display| Failure { reason, message: e.to_string() };
         let Some(parsed) = &self.parsed else { return Ok(Vec::new()) };
@@ -145,12 +146,16 @@ impl ReplicationController {
             };
             let snapshot = self.wiring.view.snapshot();
             let cannot = |e: TemplateError| failed("FailedCreate", &format_args!("Error creating: {e}"));
-            let with_token =
-                template::mounts_token(&parsed.controller, &parsed.typed, &snapshot).map_err(cannot)?;
-            let batch = Batch { count: plan.create, now, with_token, taken: &taken };
             let pods =
-                template::pods(&parsed.controller, &parsed.typed, &batch, &mut chance).map_err(cannot)?;
-            all.extend(pods.into_iter().map(Edit::Create));
+                template::mounts_token(&parsed.controller, &parsed.typed, &snapshot).and_then(|with_token| {
+                    let batch = Batch { count: plan.create, now, with_token, taken: &taken };
+                    template::pods(&parsed.controller, &parsed.typed, &batch, &mut chance)
+                });
+            match pods {
+                Ok(pods) => all.extend(pods.into_iter().map(Edit::Create)),
+                Err(_) if !all.is_empty() => {}
+                Err(error) => return Err(cannot(error)),
+            }
         }
         Ok(all)
     }
