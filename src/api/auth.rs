@@ -156,12 +156,16 @@ impl Speaker {
     /// # Errors
     /// 403 when a header says so, in Kubernetes' words.
     pub fn refuse_impersonation(&self, request: &HttpRequest) -> Result<(), ApiError> {
-        for (header, value) in request.headers() {
-            let named = |(begin, ..): &&(&str, &str, &str)| header.as_str().starts_with(*begin);
-            let Some((_, resource, group)) = IMPERSONATION.iter().find(named) else { continue };
+        for (name, resource, group) in IMPERSONATION {
+            // What ends in a dash begins others.
+            let named =
+                |header: &str| if name.ends_with('-') { header.starts_with(name) } else { header == name };
+            let Some((_, value)) = request.headers().iter().find(|(header, _)| named(header.as_str())) else {
+                continue;
+            };
             let user = &self.user.name;
             return Err(ApiError::Forbidden {
-                resource: (*resource).to_owned(),
+                resource: resource.to_owned(),
                 name: String::from_utf8_lossy(value.as_bytes()).into_owned(),
                 why: format!(
                     "User {user:?} cannot impersonate resource {resource:?} in API group {group:?} at the cluster scope: \

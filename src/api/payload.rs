@@ -9,6 +9,7 @@ use std::{
     cell::RefCell,
     pin::Pin,
     rc::Rc,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -22,7 +23,10 @@ use actix_web::{
 };
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _};
-use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, Interval, MissedTickBehavior},
+};
 
 /// What is read in vain: several times what is accepted, less than makes anybody try.
 const DRAINED_BYTES: usize = 16 << 20;
@@ -33,6 +37,32 @@ const DRAIN_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 256 << 20;
 /// How long the client may take to do so.
 const LINGER_TIME: Duration = Duration::from_secs(10);
+
+/// What is read in vain of those whom nobody knows, or for whom there is no room: what a client sends before it looks.
+const STRANGERS_BYTES: usize = 64 << 10;
+/// How long.
+const STRANGERS_TIME: Duration = Duration::from_millis(200);
+/// Bodies that are read in vain at once. They are few, from clients that err; each costs what its sender makes it.
+const DRAINS: usize = 64;
+
+/// Room for bodies that are read in vain. Clones share it.
+#[derive(Clone)]
+pub struct Drains(Arc<Semaphore>);
+
+impl Default for Drains {
+    fn default() -> Drains {
+        Drains(Arc::new(Semaphore::new(DRAINS)))
+    }
+}
+
+/// Whose body is read in vain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Somebody's who was let in.
+    Known,
+    /// Anybody's.
+    Anybody,
+}
 
 /// A body as it comes. Clones share it.
 #[derive(Clone)]
@@ -54,14 +84,25 @@ impl Payload {
         answer.map_body(|_, answer| BoxBody::new(Attended { answer, request: self, look }))
     }
 
-    /// Reads what is left of it and drops it, where that matters to the client. Of much more, the rest is read behind the
-    /// answer: that tells the client to stop.
-    pub async fn drain(&mut self, request: &HttpRequest) {
-        if request.version() != Version::HTTP_2 || self.dropped(DRAINED_BYTES, DRAIN_TIME).await {
+    /// Reads what is left of it and drops it, where that matters to the client and there is room. Of much more, the rest is read
+    /// behind the answer: that tells the client to stop.
+    pub async fn drain(&mut self, request: &HttpRequest, whose: Whose, room: &Drains) {
+        if request.version() != Version::HTTP_2 {
+            return;
+        }
+        let Ok(held) = room.0.clone().try_acquire_owned() else { return };
+        if whose == Whose::Anybody {
+            self.dropped(STRANGERS_BYTES, STRANGERS_TIME).await;
+            return;
+        }
+        if self.dropped(DRAINED_BYTES, DRAIN_TIME).await {
             return;
         }
         let mut rest = self.clone();
-        actix_rt::spawn(async move { rest.dropped(LINGER_BYTES, LINGER_TIME).await });
+        actix_rt::spawn(async move {
+            rest.dropped(LINGER_BYTES, LINGER_TIME).await;
+            drop(held);
+        });
     }
 
     /// Reads so much within so long; whether that was all.
@@ -115,5 +156,36 @@ impl MessageBody for Attended {
             }
         }
         Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use actix_web::{FromRequest as _, dev, test::TestRequest};
+
+    use super::*;
+
+    const PIECE: usize = 10 << 10;
+    const PIECES: usize = 100;
+
+    /// How many pieces of a body are read in vain.
+    async fn drained(whose: Whose, room: usize) -> usize {
+        let request = TestRequest::default().version(Version::HTTP_2).to_http_request();
+        let pieces = (0..PIECES).map(|_| Ok(Bytes::from(vec![b' '; PIECE])));
+        let pieces: Pin<Box<dyn Stream<Item = Result<Bytes, PayloadError>>>> =
+            Box::pin(futures_util::stream::iter(pieces));
+        let mut stream = dev::Payload::Stream { payload: pieces };
+        let mut body = Payload::new(web::Payload::from_request(&request, &mut stream).await.unwrap());
+        let room = Drains(Arc::new(Semaphore::new(room)));
+        body.drain(&request, whose, &room).await;
+        PIECES - body.count().await
+    }
+
+    #[actix::test]
+    async fn strangers_and_one_too_many_are_not_waited_for() {
+        assert_eq!(drained(Whose::Known, 1).await, PIECES);
+        let little = drained(Whose::Anybody, 1).await;
+        assert!(little > 0 && little <= STRANGERS_BYTES / PIECE + 1, "{little}");
+        assert_eq!(drained(Whose::Known, 0).await, 0);
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Owns: the envelope (`k8s\0`, then `runtime.Unknown`) and a decoder driven by a schema ([`schema`]), for what clients that
 //! know a kind send in no other form: client-go's typed clients do not fall back to JSON, whatever they are answered.
-//! Invariant: nothing is lost silently: a kind or field that is not in the schema is refused, and what becomes JSON is what Go
-//! would have written as JSON. Depth is bounded by the schema; lengths are checked against what is there before they are used.
+//! Invariant: nothing is lost silently: a kind or field that is not in the schema is refused, unless that is empty, and what becomes
+//! JSON is what Go would have written as JSON. Bounded: depth by the schema, lengths by what is there, all of it by [`Room`].
 
 mod schema;
 
@@ -33,16 +33,45 @@ pub enum DecodeError {
     /// A field that is not in the schema.
     #[error("field {0} of {1} cannot be read as protobuf by this server: send application/json")]
     UnknownField(u64, &'static str),
+    /// Another kind than is asked for.
+    #[error("a {0} cannot be handled as a {1}")]
+    OtherKind(String, String),
+    /// See [`Room`].
+    #[error("it stands for more than {DECODED_BYTES} bytes: send application/json")]
+    TooLarge,
+}
+
+/// What a body may become in memory: one may be 3 MiB, which is mostly text in what anybody writes, but two bytes of it may stand
+/// for an empty map. 10,000 addresses of a service come to two thirds of it.
+const DECODED_BYTES: usize = 32 << 20;
+/// A value in its list or map.
+const VALUE_BYTES: usize = 64;
+/// The first node of a map: eleven keys and values.
+const MAP_BYTES: usize = 640;
+
+/// What is left of [`DECODED_BYTES`].
+struct Room(usize);
+
+impl Room {
+    fn take(&mut self, bytes: usize) -> Result<(), DecodeError> {
+        self.0 = self.0.checked_sub(bytes).ok_or(DecodeError::TooLarge)?;
+        Ok(())
+    }
+
+    /// Takes what a field needs.
+    fn take_field(&mut self, name: &str, of: &Map<String, Value>) -> Result<(), DecodeError> {
+        self.take(VALUE_BYTES + name.len() + if of.is_empty() { MAP_BYTES } else { 0 })
+    }
 }
 
 /// What precedes every body.
 const PREFIX: &[u8] = b"k8s\0";
 
-/// Decodes a body.
+/// Decodes a body, if it is of the kind that is wanted.
 ///
 /// # Errors
 /// See [`DecodeError`].
-pub fn to_json(body: &[u8]) -> Result<Value, DecodeError> {
+pub fn to_json(body: &[u8], wanted: Option<&str>) -> Result<Value, DecodeError> {
     let body = body.strip_prefix(PREFIX).ok_or(DecodeError::NoPrefix)?;
     let (mut api_version, mut kind, mut raw) = (String::new(), String::new(), &[][..]);
     for field in Fields(body) {
@@ -64,8 +93,11 @@ pub fn to_json(body: &[u8]) -> Result<Value, DecodeError> {
     let Some(schema) = schema::of_kind(&api_version, &kind) else {
         return Err(DecodeError::UnknownKind(api_version, kind));
     };
+    if let Some(wanted) = wanted.filter(|wanted| *wanted != kind) {
+        return Err(DecodeError::OtherKind(kind, wanted.to_owned()));
+    }
     let mut object = Map::new();
-    message(schema, raw, &mut object)?;
+    message(schema, raw, &mut object, &mut Room(DECODED_BYTES))?;
     object.insert("apiVersion".into(), api_version.into());
     object.insert("kind".into(), kind.into());
     Ok(Value::Object(object))
@@ -75,33 +107,44 @@ fn message(
     schema: &'static Schema,
     bytes: &[u8],
     object: &mut Map<String, Value>,
+    room: &mut Room,
 ) -> Result<(), DecodeError> {
     for part in Fields(bytes) {
         let (number, wire) = part?;
-        let field = schema.fields.get(&number).ok_or(DecodeError::UnknownField(number, schema.name))?;
+        let Some(field) = schema.fields.get(&number) else {
+            // Go writes what was not set, of versions before and after this one, too.
+            if wire.is_empty() {
+                continue;
+            }
+            return Err(DecodeError::UnknownField(number, schema.name));
+        };
         let Some(name) = field.name else {
             if let Type::Message(of) = field.of {
-                message(of_name(of)?, wire.bytes(number)?, object)?;
+                message(of_name(of)?, wire.bytes(number)?, object, room)?;
             }
             continue;
         };
         match field.many {
             Many::One => {
-                let value = value(field.of, number, wire)?;
+                let value = value(field.of, number, wire, room)?;
                 if !is_absent(field, &value) {
+                    room.take_field(name, object)?;
                     object.insert(name.into(), value);
                 }
             }
             Many::List => {
+                room.take_field(name, object)?;
                 let list = object.entry(name).or_insert_with(|| Value::Array(Vec::new()));
                 if let Some(list) = list.as_array_mut() {
-                    list.push(value(field.of, number, wire)?);
+                    list.push(value(field.of, number, wire, room)?);
                 }
             }
             Many::Map => {
-                let (key, value) = entry(field.of, wire.bytes(number)?)?;
+                let (key, value) = entry(field.of, wire.bytes(number)?, room)?;
+                room.take_field(name, object)?;
                 let map = object.entry(name).or_insert_with(|| Value::Object(Map::new()));
                 if let Some(map) = map.as_object_mut() {
+                    room.take_field(&key, map)?;
                     map.insert(key, value);
                 }
             }
@@ -116,7 +159,7 @@ fn of_name(name: &'static str) -> Result<&'static Schema, DecodeError> {
 }
 
 /// A key and its value. What is empty need not be written.
-fn entry(of: Type, bytes: &[u8]) -> Result<(String, Value), DecodeError> {
+fn entry(of: Type, bytes: &[u8], room: &mut Room) -> Result<(String, Value), DecodeError> {
     let (mut key, mut content) = (String::new(), Wire::Bytes(&[]));
     for part in Fields(bytes) {
         match part? {
@@ -125,7 +168,7 @@ fn entry(of: Type, bytes: &[u8]) -> Result<(String, Value), DecodeError> {
             _ => {}
         }
     }
-    Ok((key, value(of, 2, content)?))
+    Ok((key, value(of, 2, content, room)?))
 }
 
 /// Go writes every field that is no pointer, set or not: what is zero was not set.
@@ -140,8 +183,12 @@ fn is_absent(field: &Field, value: &Value) -> bool {
     }
 }
 
-fn value(of: Type, number: u64, wire: Wire<'_>) -> Result<Value, DecodeError> {
+fn value(of: Type, number: u64, wire: Wire<'_>, room: &mut Room) -> Result<Value, DecodeError> {
     let wrong = |_| DecodeError::Encoding(number);
+    if let (Type::Text | Type::Bytes | Type::Quantity, Wire::Bytes(bytes)) = (of, wire) {
+        // Base64, at most.
+        room.take(bytes.len() + bytes.len() / 3)?;
+    }
     Ok(match of {
         Type::Text => wire.text(number)?.into(),
         Type::Bytes => {
@@ -151,7 +198,7 @@ fn value(of: Type, number: u64, wire: Wire<'_>) -> Result<Value, DecodeError> {
         Type::Int => wire.number(number)?.cast_signed().into(),
         Type::Message(name) => {
             let mut object = Map::new();
-            message(of_name(name)?, wire.bytes(number)?, &mut object)?;
+            message(of_name(name)?, wire.bytes(number)?, &mut object, room)?;
             object.into()
         }
         Type::Quantity => {
@@ -212,6 +259,11 @@ enum Wire<'a> {
 }
 
 impl<'a> Wire<'a> {
+    /// Whether it is what Go writes for what was not set.
+    fn is_empty(self) -> bool {
+        matches!(self, Wire::Number(0) | Wire::Bytes([]))
+    }
+
     fn number(self, field: u64) -> Result<u64, DecodeError> {
         match self {
             Wire::Number(number) => Ok(number),
@@ -291,6 +343,10 @@ mod tests {
 
     use super::*;
 
+    fn decode(body: &[u8]) -> Result<Value, DecodeError> {
+        to_json(body, None)
+    }
+
     fn varint(mut value: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         while value > 0x7f {
@@ -321,12 +377,12 @@ mod tests {
         ];
         let raw = [field(1, &meta.concat()), field(2, &[field(1, b"k"), field(2, b"v")].concat())].concat();
         assert_eq!(
-            to_json(&body("ConfigMap", &raw)).unwrap(),
+            decode(&body("ConfigMap", &raw)).unwrap(),
             json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c", "labels": {"a": "b"}},
                 "data": {"k": "v"}})
         );
         let secret = field(2, &[field(1, b"k"), field(2, b"hi")].concat());
-        assert_eq!(to_json(&body("Secret", &secret)).unwrap()["data"]["k"], "aGk=");
+        assert_eq!(decode(&body("Secret", &secret)).unwrap()["data"]["k"], "aGk=");
     }
 
     #[test]
@@ -370,7 +426,7 @@ mod tests {
         let meta = [field(1, b"p"), field(8, &[8, 0x80, 0xa0, 0xc8, 0x84, 7]), field(9, b"")];
         let raw = [field(1, &meta.concat()), field(2, &spec.concat()), field(3, &field(1, b""))].concat();
         assert_eq!(
-            to_json(&body("Pod", &raw)).unwrap(),
+            decode(&body("Pod", &raw)).unwrap(),
             json!({
                 "apiVersion": "v1", "kind": "Pod", "status": {},
                 "metadata": {"name": "p", "creationTimestamp": "2029-11-06T00:49:04Z"},
@@ -392,16 +448,46 @@ mod tests {
 
     #[test]
     fn what_is_not_in_the_schema_is_refused_rather_than_lost() {
-        assert!(matches!(to_json(&body("Deployment", b"")), Err(DecodeError::UnknownKind(..))));
+        assert!(matches!(decode(&body("Deployment", b"")), Err(DecodeError::UnknownKind(..))));
         assert_eq!(
-            to_json(&body("Pod", &field(2, &field(15, &field(9, b""))))),
+            decode(&body("Pod", &field(2, &field(15, &field(9, b"x"))))),
             Err(DecodeError::UnknownField(9, "LocalObjectReference"))
         );
-        assert_eq!(
-            to_json(&body("ConfigMap", &field(9, b""))),
-            Err(DecodeError::UnknownField(9, "ConfigMap"))
-        );
-        assert_eq!(to_json(b"{}"), Err(DecodeError::NoPrefix));
+        for set in [field(9, b"x"), vec![9 << 3, 1]] {
+            assert_eq!(decode(&body("ConfigMap", &set)), Err(DecodeError::UnknownField(9, "ConfigMap")));
+        }
+        assert_eq!(decode(b"{}"), Err(DecodeError::NoPrefix));
+    }
+
+    #[test]
+    fn what_is_not_in_the_schema_and_empty_is_passed_over() {
+        // Until client-go 0.24 every object had an empty field 15, clusterName.
+        let meta = [field(1, b"c"), field(15, b""), vec![9 << 3, 0]].concat();
+        let raw = [field(1, &meta), vec![9 << 3, 0]].concat();
+        let json = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}});
+        assert_eq!(decode(&body("ConfigMap", &raw)).unwrap(), json);
+    }
+
+    #[test]
+    fn what_is_wanted_is_another_kind() {
+        let map = body("ConfigMap", b"");
+        assert!(to_json(&map, Some("ConfigMap")).is_ok());
+        let other = to_json(&map, Some("SelfSubjectReview")).unwrap_err();
+        assert_eq!(other, DecodeError::OtherKind("ConfigMap".into(), "SelfSubjectReview".into()));
+    }
+
+    #[test]
+    fn small_bodies_do_not_become_very_much_memory() {
+        let times = |times: usize, one: Vec<u8>| one.repeat(times);
+        // Containers with nothing but (empty) resources; empty owners; labels.
+        let containers = |count| body("Pod", &field(2, &times(count, field(2, &field(8, b"")))));
+        let owners = |count| body("Pod", &field(1, &times(count, field(13, b""))));
+        assert!(decode(&containers(1_000)).is_ok() && decode(&owners(1_000)).is_ok());
+        assert_eq!(decode(&containers(100_000)), Err(DecodeError::TooLarge));
+        assert_eq!(decode(&owners(1_000_000)), Err(DecodeError::TooLarge));
+        // What is mostly text may be as long as bodies may be.
+        let text = field(3, &[field(1, b"k"), field(2, &vec![b'x'; 3 << 20])].concat());
+        assert!(decode(&body("ConfigMap", &text)).is_ok());
     }
 
     proptest! {
@@ -409,9 +495,9 @@ mod tests {
         fn arbitrary_bytes_never_panic(raw in prop::collection::vec(any::<u8>(), 0..100)) {
             for kind in ["Namespace", "ConfigMap", "Secret", "ServiceAccount", "Service", "Pod", "Node", "Event"] {
                 let of = [field(1, b"v1"), field(2, kind.as_bytes())].concat();
-                let _ = to_json(&[PREFIX.to_vec(), field(1, &of), field(2, &raw)].concat());
+                let _ = decode(&[PREFIX.to_vec(), field(1, &of), field(2, &raw)].concat());
             }
-            let _ = to_json(&[PREFIX.to_vec(), raw].concat());
+            let _ = decode(&[PREFIX.to_vec(), raw].concat());
         }
     }
 }

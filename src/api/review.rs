@@ -96,7 +96,7 @@ pub async fn serve(
         return Err(ApiError::MethodNotAllowed);
     }
     let body = body::read(request, payload, shared.limits.body_bytes).await?;
-    let body = body::to_json(body::media_type(request), body)?;
+    let body = body::to_json(body::media_type(request), body, Some(review.kind()))?;
     match review {
         Review::Token => reply(&tokens::review(parse(review, &body)?, shared)),
         _ => answer(review, speaker, &body),

@@ -23,6 +23,7 @@ use super::{
     services,
     target::Resource,
 };
+pub use crate::logic::edit::CONFLICT_RETRIES;
 use crate::{
     logic::service_accounts::{Says, with_token},
     messages::{Commit, CommitError, Durability, Expected, Write},
@@ -32,9 +33,6 @@ use crate::{
     },
 };
 
-/// How often a change without a revision is computed again on a newer state. Each time somebody else's change got through, so as
-/// many as may be in flight are enough for all; the request's own time ends it before. Kubernetes goes on for as long as that.
-pub const CONFLICT_RETRIES: usize = 400;
 /// How often a generated name is drawn again: 27^5 names make even a second draw rare.
 const NAME_RETRIES: usize = 8;
 /// How long the store may take over a commit: a slow disk's fsync is under a second.

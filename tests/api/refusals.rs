@@ -331,12 +331,15 @@ fn changes_without_a_revision_all_get_through_however_many_come_at_once() {
     let cluster = Cluster::start_with_slow_disk(std::time::Duration::from_millis(5));
     assert_eq!(cluster.ask("POST", MAPS, &map("shared")).code, 201);
     let ready = std::sync::Barrier::new(CLIENTS);
+    // All of them before any waits for the others.
+    let clients: Vec<_> = (0..CLIENTS).map(|_| cluster.connect(Who::Admin)).collect();
     std::thread::scope(|scope| {
-        let patches: Vec<_> = (0..CLIENTS)
-            .map(|n| {
-                let (cluster, ready) = (&cluster, &ready);
+        let patches: Vec<_> = clients
+            .into_iter()
+            .enumerate()
+            .map(|(n, mut client)| {
+                let ready = &ready;
                 scope.spawn(move || {
-                    let mut client = cluster.connect(Who::Admin);
                     let patch = json!({ "data": { format!("k{n}"): "v" } }).to_string();
                     ready.wait();
                     client.ask("PATCH", &format!("{MAPS}/shared"), &[("Content-Type", MERGE)], &patch).code
@@ -389,6 +392,14 @@ fn nobody_is_served_as_somebody_else() {
         let nobody = cluster.connect(Who::Nobody).ask("GET", MAPS, &[(header, value)], "");
         nobody.refuses(401, "Unauthorized");
     }
+    let both = [("Impersonate-Extra-Scopes", "all"), ("Impersonate-Group", "g"), ("Impersonate-User", "bob")];
+    let message = cluster.connect(Who::Admin).ask("GET", MAPS, &both, "").refuses(403, "Forbidden");
+    assert!(message.starts_with("users \"bob\""), "{message}");
+    // It only begins as they do.
+    assert_eq!(
+        cluster.connect(Who::Admin).ask("GET", MAPS, &[("Impersonate-User-Agent", "x")], "").code,
+        200
+    );
     let review = r#"{"spec":{"resourceAttributes":{"verb":"get","resource":"pods"}}}"#;
     let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
     let headers = [("Content-Type", JSON), ("Impersonate-User", "bob")];

@@ -80,7 +80,7 @@ pub fn of_kind(api_version: &str, kind: &str) -> Option<&'static Schema> {
             | "ServiceAccount",
         )
         | ("authorization.k8s.io/v1", "SelfSubjectAccessReview" | "SelfSubjectRulesReview")
-        | ("authentication.k8s.io/v1", "SelfSubjectReview" | "TokenRequest")
+        | ("authentication.k8s.io/v1", "SelfSubjectReview" | "TokenRequest" | "TokenReview")
         | ("autoscaling/v1", "Scale")
         | ("policy/v1", "Eviction") => true,
         _ => false,
@@ -136,6 +136,7 @@ fn field(row: &'static str) -> Option<(u64, Field)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::review::Review;
 
     #[test]
     fn every_line_is_understood_and_every_message_is_there_and_ends() {
@@ -159,9 +160,13 @@ mod tests {
     }
 
     #[test]
-    fn every_kind_that_is_stored_can_come_as_protobuf() {
+    fn every_kind_can_come_as_protobuf() {
         for kind in crate::model::Kind::ALL {
             assert!(of_kind(kind.api_version(), kind.name()).is_some(), "{kind:?}");
+        }
+        for review in Review::ALL {
+            let version = format!("{}/v1", review.group());
+            assert!(of_kind(&version, review.kind()).is_some(), "{review:?}");
         }
         assert!(of_kind("apps/v1", "Deployment").is_none() && of_kind("apps/v1", "Pod").is_none());
     }
