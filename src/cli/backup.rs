@@ -16,7 +16,7 @@ use futures_util::{Stream, StreamExt as _};
 use super::{
     error::{CliError, Outcome},
     session::{Session, line},
-    sink::{Beside, Sink, is_stdout},
+    sink::{Beside, Sink, fault, is_stdout},
 };
 use crate::logic::backup::read;
 
@@ -38,7 +38,7 @@ pub struct BackupArgs {
 /// As every verb; when the file cannot be written, or what came is not whole.
 pub async fn run(session: &Session, args: &BackupArgs) -> Outcome {
     let file = args.file.as_path();
-    let fault = |source| CliError::File { path: file.to_owned(), source };
+    let fault = |source| fault(file, source);
     if file.is_dir() {
         return Err(fault(io::ErrorKind::IsADirectory.into()));
     }
@@ -63,7 +63,7 @@ pub async fn run(session: &Session, args: &BackupArgs) -> Outcome {
 
 /// To what cannot be taken back: gathered and checked first. What is said does not get in between.
 async fn pour(mut chunks: impl Stream<Item = Outcome<Bytes>> + Unpin, file: &Path) -> Outcome {
-    let fault = |source| CliError::File { path: file.to_owned(), source };
+    let fault = |source| fault(file, source);
     let mut bytes = Vec::new();
     while let Some(chunk) = chunks.next().await {
         bytes.extend_from_slice(&chunk?);

@@ -29,7 +29,7 @@ pub(super) fn is_url(name: &str) -> bool {
 pub(super) async fn text(url: &str) -> Outcome<String> {
     let fault = |cause: String| CliError::failed(format!("unable to read URL {url:?}, {cause}"));
     let asked = async {
-        let http = client().map_err(fault)?;
+        let http = client(url).map_err(fault)?;
         let mut answer = http.get(url).send().await.map_err(|e| fault(e.to_string()))?;
         let status = answer.status();
         if !status.is_success() {
@@ -42,9 +42,10 @@ pub(super) async fn text(url: &str) -> Outcome<String> {
     tokio::time::timeout(WITHIN, asked).await.map_err(late)?
 }
 
-fn client() -> Result<awc::Client, String> {
+fn client(url: &str) -> Result<awc::Client, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    can_trust(url, &roots)?;
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -57,4 +58,26 @@ fn client() -> Result<awc::Client, String> {
         .handshake_timeout(CONNECT_TIMEOUT)
         .rustls_0_23(Arc::new(config));
     Ok(awc::Client::builder().connector(connector).disable_timeout().finish())
+}
+
+/// Whether anybody's certificate would be believed, where one is needed.
+fn can_trust(url: &str, roots: &RootCertStore) -> Result<(), String> {
+    if url.starts_with("https://") && roots.is_empty() {
+        return Err("this machine has no certificate authorities: install them (the package ca-certificates), or name a file \
+                    of them in SSL_CERT_FILE"
+            .into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_authorities_says_what_to_do() {
+        let none = RootCertStore::empty();
+        assert!(can_trust("https://example.com/a.yaml", &none).unwrap_err().contains("ca-certificates"));
+        assert!(can_trust("http://example.com/a.yaml", &none).is_ok());
+    }
 }

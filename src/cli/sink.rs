@@ -2,16 +2,20 @@
 //!
 //! Owns: where bytes for a name go. A regular file, or one that is not there yet, is written beside and renamed: it is whole or
 //! what it was before, and a symbolic link goes on pointing at it. Devices, FIFOs and standard output (`-`) are written to as
-//! they are.
+//! they are, but for a FIFO that somebody else laid out: what is written may be a cluster's keys.
 //! Invariant: what is no regular file is never replaced by one.
 
 use std::{
     fs,
     io::{self, IsTerminal as _, Write},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
 };
 
+use super::{error::CliError, session::written};
+
+/// Who may do everything already.
+const ROOT: u32 = 0;
 /// Links that are followed from a name to a file that is not there: as many as the system follows.
 const MAX_LINKS: usize = 40;
 /// Names of what is `-` too. To open them again would begin at the start of a file to which others have written.
@@ -36,7 +40,7 @@ impl Sink {
     /// Opens what a name stands for. A new file gets `mode`; a FIFO is waited for until somebody reads it.
     ///
     /// # Errors
-    /// The system's; for a directory, a socket, and a terminal.
+    /// The system's; for a directory, a socket, a terminal, and a FIFO that is neither ours nor root's.
     pub(super) fn open(name: &Path, mode: u32) -> io::Result<Sink> {
         if is_stdout(name) {
             let stdout = io::stdout();
@@ -49,8 +53,11 @@ impl Sink {
         match fs::metadata(name) {
             Ok(there) if there.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
             Ok(there) if there.is_file() => Beside::new(fs::canonicalize(name)?, mode).map(Sink::Beside),
-            Ok(_) => {
+            Ok(there) => {
+                trusted(&there)?;
                 let file = fs::OpenOptions::new().write(true).open(name)?;
+                // It may be another one by now.
+                trusted(&file.metadata()?)?;
                 if file.is_terminal() { Err(not_for_terminals()) } else { Ok(Sink::Open(Box::new(file))) }
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -130,6 +137,26 @@ pub(super) fn is_stdout(name: &Path) -> bool {
     STDOUT.iter().any(|stdout| name == Path::new(stdout))
 }
 
+/// What became of writing to a name; nobody reads standard output any more, and that is no fault.
+pub(super) fn fault(name: &Path, source: io::Error) -> CliError {
+    match written(Err(source)) {
+        Err(CliError::File { source, .. }) => CliError::File { path: name.to_owned(), source },
+        Err(error) if is_stdout(name) => error,
+        _ => CliError::File { path: name.to_owned(), source: io::ErrorKind::BrokenPipe.into() },
+    }
+}
+
+/// Refuses a FIFO of somebody else, as the system does where `fs.protected_fifos` is set.
+fn trusted(there: &fs::Metadata) -> io::Result<()> {
+    let owners = [ROOT, nix::unistd::geteuid().as_raw()];
+    if there.file_type().is_fifo() && !owners.contains(&there.uid()) {
+        let why =
+            format!("it is a FIFO of user {}, who might read what is written: name another", there.uid());
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(())
+}
+
 fn not_for_terminals() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, "this is not for a terminal: name a file, or pipe it")
 }
@@ -151,7 +178,7 @@ fn followed(name: &Path) -> io::Result<PathBuf> {
 mod tests {
     use std::{
         io::Read as _,
-        os::unix::fs::{FileTypeExt as _, PermissionsExt as _, symlink},
+        os::unix::fs::{PermissionsExt as _, symlink},
     };
 
     use super::*;
@@ -204,6 +231,28 @@ mod tests {
         assert_eq!(there, "");
         assert!(fs::metadata(&null).unwrap().file_type().is_char_device());
         assert!(fs::symlink_metadata(&null).unwrap().is_symlink());
+    }
+
+    #[test]
+    fn a_fifo_that_somebody_else_laid_out_is_not_written_to() {
+        if !nix::unistd::geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::chown(&fifo, Some(65_534), None).unwrap();
+        // It would wait for a reader.
+        assert_eq!(write(&fifo, "keys").unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn a_pipe_that_nobody_reads_is_a_fault_unless_it_is_standard_output() {
+        let broken = || io::ErrorKind::BrokenPipe.into();
+        assert!(matches!(fault(Path::new("-"), broken()), CliError::OutputClosed));
+        assert!(matches!(fault(Path::new("fifo"), broken()), CliError::File { .. }));
+        let full = fault(Path::new("-"), io::ErrorKind::StorageFull.into());
+        assert!(matches!(full, CliError::File { path, .. } if path == Path::new("-")));
     }
 
     #[test]

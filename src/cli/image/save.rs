@@ -15,7 +15,7 @@ use super::{Progress, path};
 use crate::cli::{
     error::{CliError, Outcome},
     session::Session,
-    sink::{Sink, is_stdout},
+    sink::{Sink, fault, is_stdout},
 };
 
 /// What the umask leaves.
@@ -60,7 +60,7 @@ async fn receive(
 ) -> Outcome {
     let progress = Progress::unknown(node);
     let name = output.unwrap_or(Path::new("-"));
-    let fault = |source| CliError::File { path: name.to_owned(), source };
+    let fault = |source| fault(name, source);
     match Sink::open(name, ANYBODY).map_err(fault)? {
         sink @ Sink::Beside(_) => {
             let mut sink = sink;
@@ -81,7 +81,7 @@ async fn copy(
     name: &Path,
     mut progress: Progress,
 ) -> Outcome {
-    let fault = |source| CliError::File { path: name.to_owned(), source };
+    let fault = |source| fault(name, source);
     while let Some(chunk) = archive.next().await {
         let chunk = chunk?;
         into.write_all(&chunk).map_err(fault)?;
