@@ -29,7 +29,7 @@ use crate::{
         taints::{Readiness, is_silent, readiness, taint_by_readiness},
     },
     messages::{Durability, RecordEvent, wire},
-    model::{Key, KindFacet, NodeName, Object, seal},
+    model::{Key, KindFacet, NodeName, Object, extended, seal},
     net::LinkHandle,
 };
 
@@ -79,6 +79,7 @@ impl NodeHandle {
             Some(object) => edit::<v1::Node>(object, |node| {
                 let mut status = status.clone();
                 stamp(&mut status, node.status.as_ref(), outside::now());
+                extended::keep(&mut status, node.status.as_ref());
                 complete_labels(node.metadata.labels.get_or_insert_default(), &status);
                 node.metadata.labels.get_or_insert_default().extend(labels.clone());
                 let spec = node.spec.get_or_insert_default();
