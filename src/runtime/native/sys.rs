@@ -231,6 +231,17 @@ pub(super) fn open_in_root(
     open_as(root, path, flags, ResolveFlag::RESOLVE_IN_ROOT)
 }
 
+/// The same; makes the file if `flags` say so.
+pub(super) fn create_in_root(
+    root: &impl std::os::fd::AsRawFd,
+    path: &Path,
+    flags: OFlag,
+    mode: u32,
+) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new().mode(nix::sys::stat::Mode::from_bits_truncate(mode));
+    open_how(root, path, how.flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT))
+}
+
 /// Opens `path` below `root`; refused when a symlink or `..` leads out of it (`EXDEV`).
 pub(super) fn open_beneath(
     root: &impl std::os::fd::AsRawFd,
@@ -246,7 +257,10 @@ fn open_as(
     flags: OFlag,
     resolve: ResolveFlag,
 ) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
+    open_how(root, path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
+}
+
+fn open_how(root: &impl std::os::fd::AsRawFd, path: &Path, how: OpenHow) -> nix::Result<OwnedFd> {
     let fd = nix::fcntl::openat2(root.as_raw_fd(), path, how)?;
     // SAFETY: `openat2` just made this descriptor and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
