@@ -20,9 +20,9 @@ use serde_json::value::RawValue;
 use super::{
     edit::Edit,
     eviction::Pressure,
-    pod::{gates, status::time},
+    pod::{gates, refusal::keep_end, status::time},
 };
-use crate::model::{KindFacet, NodeName, Object, SealError, Uid, huge_pages, quantity, seal};
+use crate::model::{KindFacet, NodeName, Object, Phase, SealError, Uid, huge_pages, quantity, seal};
 
 /// What a machine says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -229,6 +229,21 @@ pub fn taint_by_condition(spec: &mut v1::NodeSpec, status: &v1::NodeStatus) {
     spec.taints = Some(taints).filter(|taints| !taints.is_empty());
 }
 
+/// What the conditions of pressure have become since `before`, as events say it.
+pub fn pressure_changes(before: &v1::NodeStatus, now: &v1::NodeStatus) -> Vec<&'static str> {
+    let holds = |status: &v1::NodeStatus, name: &str| {
+        let mut all = status.conditions.iter().flatten();
+        all.any(|condition| condition.type_ == name && condition.status == "True")
+    };
+    let words = [
+        ("MemoryPressure", "NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+        ("DiskPressure", "NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+        ("PIDPressure", "NodeHasInsufficientPID", "NodeHasSufficientPID"),
+    ];
+    let changed = words.into_iter().filter(|(name, ..)| holds(before, name) != holds(now, name));
+    changed.map(|(name, low, well)| if holds(now, name) { low } else { well }).collect()
+}
+
 /// Adds the label that only the machine itself can say.
 pub fn complete_labels(labels: &mut BTreeMap<String, String>, status: &v1::NodeStatus) {
     if let Some(info) = status.node_info.as_ref().filter(|info| !info.architecture.is_empty()) {
@@ -343,6 +358,7 @@ pub fn wanted_mark(document: &[u8]) -> u64 {
     #[serde(default)]
     struct Status {
         conditions: Vec<Condition>,
+        phase: Option<String>,
     }
     #[derive(Deserialize, Hash)]
     struct Condition {
@@ -354,7 +370,7 @@ pub fn wanted_mark(document: &[u8]) -> u64 {
     struct Wanted<'a> {
         #[serde(default)]
         metadata: Meta,
-        /// Of which only what others say is wanted: gates wait for it.
+        /// Of which only what others say is wanted: gates wait for it, and what is over is to end.
         #[serde(default)]
         status: Status,
         #[serde(borrow)]
@@ -366,6 +382,7 @@ pub fn wanted_mark(document: &[u8]) -> u64 {
             (wanted.metadata, wanted.spec.map(RawValue::get)).hash(&mut hasher);
             let foreign = wanted.status.conditions.into_iter().filter(|c| gates::is_foreign(&c.name));
             foreign.for_each(|condition| condition.hash(&mut hasher));
+            Phase::parse(wanted.status.phase.as_deref()).is_final().hash(&mut hasher);
         }
         // No pod: the node will say so.
         Err(_) => document.hash(&mut hasher),
@@ -441,6 +458,7 @@ pub fn pod_reported(
     let mut status: v1::PodStatus = serde_json::from_slice(told.status)?;
     let mut pod: v1::Pod = object.parse()?;
     gates::keep_foreign(&mut status, pod.status.as_ref());
+    keep_end(&mut status, pod.status.as_ref());
     ready_by_our_clock(&mut status, pod.status.as_ref(), now_ms);
     // Only finalizers hold it now: with no grace left, whoever takes the last one away ends it.
     let held = told.terminated && deleting && pod.metadata.deletion_grace_period_seconds != Some(0);
@@ -607,6 +625,28 @@ mod tests {
     }
 
     #[test]
+    fn the_end_that_a_pods_status_tells_of_is_not_undone_by_what_was_on_the_way() {
+        let object = serde_json::json!({
+            "metadata": {"name": "web", "namespace": "default", "uid": "u"},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Failed", "reason": "Decided"}});
+        let object = Arc::new(seal_json(Kind::Pod, object.to_string().as_bytes()).unwrap().at(Revision(5)));
+        for (told, phase, reason) in [
+            (serde_json::json!({"phase": "Running", "podIP": "10.1.1.1"}), "Failed", Some("Decided")),
+            (serde_json::json!({"phase": "Succeeded", "podIP": "10.1.1.1"}), "Succeeded", None),
+        ] {
+            let told = told.to_string();
+            let told = Told { uid: &"u".into(), status: told.as_bytes(), terminated: false };
+            let report = pod_reported(Some(&object), &"n".into(), told, 1_000).unwrap();
+            let Report::Write(edit) = report else { panic!() };
+            let Edit::Replace(sealed, _) = *edit else { panic!() };
+            let status = sealed.at(Revision(6)).parse::<v1::Pod>().unwrap().status.unwrap();
+            assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some(phase), reason));
+            assert_eq!(status.pod_ip.as_deref(), Some("10.1.1.1"));
+        }
+    }
+
+    #[test]
     fn a_pod_that_was_not_ready_between_two_reports_is_ready_anew() {
         let status = |containers: &str, ready: &str| -> v1::PodStatus {
             serde_json::from_value(serde_json::json!({"conditions": [
@@ -647,7 +687,8 @@ mod tests {
             wanted_mark(pod.to_string().as_bytes())
         };
         let first = pod(&|_| {});
-        let news: [&dyn Fn(&mut serde_json::Value); 5] = [
+        let news: [&dyn Fn(&mut serde_json::Value); 6] = [
+            &|p| p["status"]["phase"] = "Failed".into(),
             &|p| p["status"]["conditions"] = serde_json::json!([{"type": "a.b/c", "status": "True"}]),
             &|p| p["spec"]["containers"][0]["image"] = "two".into(),
             &|p| p["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into(),
@@ -681,6 +722,18 @@ mod tests {
         assert_eq!(at(&first, "DiskPressure"), at(&second, "DiskPressure"));
         assert_eq!(at(&full, "DiskPressure"), ("True".into(), Some(time(3_000_000))));
         assert_eq!(at(&full, "Ready"), at(&first, "Ready"));
+    }
+
+    #[test]
+    fn what_a_node_is_low_on_is_told_when_it_changes() {
+        let status = |memory, pids| {
+            let pressure = Pressure { memory, disk: true, pids };
+            node_status(&MachineFacts { pressure, ..MachineFacts::default() }, None, 0)
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(pressure_changes(&status(true, false), &status(true, false)), none);
+        let changes = pressure_changes(&status(false, true), &status(true, false));
+        assert_eq!(changes, ["NodeHasInsufficientMemory", "NodeHasSufficientPID"]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde_json::Value;
 use crate::{
     engine::{Engine, Lease, at_hand},
     harness::{Cluster, Options, controller, ready, text},
+    recovery::{finished, finished_pods_stay_so},
 };
 
 fn on(engine: &Engine) -> Options {
@@ -63,6 +64,9 @@ fn a_controllers_pods_run_on_docker_outlive_troupe_and_go_with_a_reset() {
     }
     let exec = lives_in(&engine);
     assert_eq!(exec.len(), 4, "a sandbox and a container for each pod: {exec:?}");
+
+    let over = finished(&cluster);
+    finished_pods_stay_so(&mut cluster, &over);
 
     // Another runtime does not start beside; a reset ends everything.
     assert_eq!(cluster.stop(), Some(0));

@@ -47,7 +47,7 @@ use crate::{
     actors::{outside, supervisor::Life},
     logic::pod::{
         Action, Adopted, Ended, Machine, Notice, Role, StartFailure, config::Places, ephemeral,
-        gates::keep_foreign, status::pod_status,
+        gates::keep_foreign, refusal::keep_end, status::pod_status,
     },
     messages::Port,
     model::Uid,
@@ -98,6 +98,7 @@ impl PodActor {
         if let Some(told) = seed.told.load_full() {
             let mut status = (*told).clone();
             keep_foreign(&mut status, pod.status.as_ref());
+            keep_end(&mut status, pod.status.as_ref());
             Arc::make_mut(&mut pod).status = Some(status);
         }
         let pod = resize::first(&seed.node, &uid, pod);
@@ -497,7 +498,7 @@ impl Handler<PodEvicted> for PodActor {
     type Result = ();
 
     fn handle(&mut self, message: PodEvicted, ctx: &mut Self::Context) {
-        self.machine.fail_evicted(message.0);
+        self.machine.fail_evicted(message.message, message.disrupted);
         self.advance(ctx);
     }
 }
