@@ -343,8 +343,7 @@ pub fn free_subnet<'a>(
 }
 
 /// What of a pod's document its node acts on: another mark means that the node must hear of it again. A node's own
-/// status reports come back to it in every new state of a pod; without this each report would cause a picture, which
-/// would cause a report.
+/// status reports come back to it in every new state of a pod; without this each report would carry its document back.
 pub fn wanted_mark(document: &[u8]) -> u64 {
     #[derive(Deserialize, Default, Hash)]
     #[serde(rename_all = "camelCase", default)]

@@ -108,6 +108,10 @@ fn a_pod_that_somebody_says_has_failed_is_ended_and_replaced() {
     cluster.apply(ns, &controller("web", 1, &[]));
     let before = cluster.until_ready(ns, 1).remove(0);
     let (name, pid) = (text(&before["metadata"]["name"]).to_owned(), cluster.pid(&before));
+    // What is the kubelet's to say it says again.
+    let patch = r#"{"status":{"phase":"Bogus","podIP":"192.0.2.7","containerStatuses":null}}"#;
+    cluster.kubectl(&["patch", "pod", &name, "-n", ns, "--subresource=status", "-p", patch]).ok();
+    cluster.until_pod(ns, &name, "as it was", |pod| pod["status"] == before["status"]);
     let patch = r#"{"status":{"phase":"Failed","reason":"Decided","message":"by somebody"}}"#;
     cluster.kubectl(&["patch", "pod", &name, "-n", ns, "--subresource=status", "-p", patch]).ok();
     let over = cluster.until_pod(ns, &name, "ended", |pod| !status(pod)["state"]["terminated"].is_null());

@@ -78,6 +78,8 @@ pub struct PodActor {
     pub(super) uid: Uid,
     pub(super) machine: Machine,
     reported: Option<(v1::PodStatus, bool)>,
+    /// The master's document has changed: it may hold another status than was reported.
+    report_again: bool,
     /// Lives whose preStop hook was begun: it is not run again when they are to end sooner.
     pub(super) pre_stopped: HashSet<String>,
     /// Those that were begun before their containers' turn to end, until these have ended.
@@ -113,6 +115,7 @@ impl PodActor {
             uid,
             machine,
             reported: None,
+            report_again: false,
             pre_stopped: HashSet::new(),
             pre_stops: HashMap::new(),
             teller,
@@ -189,7 +192,8 @@ impl PodActor {
         let node = &self.seed.node;
         let status = pod_status(&self.machine, before, node.runtime.name(), node.host_ip, now_ms());
         let terminated = self.machine.is_removed();
-        if self.reported.as_ref().is_some_and(|(s, t)| *s == status && *t == terminated) {
+        let again = std::mem::take(&mut self.report_again);
+        if !again && self.reported.as_ref().is_some_and(|(s, t)| *s == status && *t == terminated) {
             return;
         }
         self.reported = Some((status.clone(), terminated));
@@ -480,6 +484,7 @@ impl Handler<PodAssigned> for PodActor {
     fn handle(&mut self, message: PodAssigned, ctx: &mut Self::Context) {
         let given = self.give(message.0, ctx);
         self.machine.assign(given);
+        self.report_again = true;
         self.refresh_volumes(ctx);
         self.advance(ctx);
     }

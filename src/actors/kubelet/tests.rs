@@ -266,6 +266,24 @@ fn a_pod_actor_that_panicked_begins_with_what_the_master_wants_now() {
 }
 
 #[test]
+fn how_a_pod_is_is_told_again_when_the_master_has_something_else_of_it() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        bench.assign(&[pod(&["c"], "one")]).await;
+        bench.until("it runs", |b| b.runs(0)).await;
+        let before = bench.report("u");
+        for phase in ["Bogus", "Pending"] {
+            bench.told.lock().unwrap().clear();
+            let mut other = pod(&["c"], "one");
+            other["status"] = json!({"phase": phase, "podIP": "1.2.3.4"});
+            bench.assign(&[other]).await;
+            bench.until("it is told again", |b| b.report("u").is_some()).await;
+            assert_eq!(bench.report("u"), before);
+        }
+    });
+}
+
+#[test]
 fn exits_that_the_runtime_could_not_tell_are_found() {
     system(async {
         // Room for one event: of three exits at once, two are never heard of.

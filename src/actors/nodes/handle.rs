@@ -113,6 +113,10 @@ pub(super) struct NodeHandle {
     /// Reports not yet written, newest only.
     pending: BTreeMap<Uid, wire::PodReport>,
     writing: bool,
+    /// Whose reports are being written.
+    in_flight: BTreeSet<Uid>,
+    /// The states of pods that it was sent, or that its reports have led to.
+    own: HashMap<Uid, Revision>,
     /// How often its pods are being said not to be ready: what it reports of them is decided on after that.
     pub(super) unreadying: u32,
     /// The node's static pods as last told, while they are not all written.
@@ -163,6 +167,8 @@ impl NodeHandle {
             configs_wait: false,
             pending: BTreeMap::new(),
             writing: false,
+            in_flight: BTreeSet::new(),
+            own: HashMap::new(),
             unreadying: 0,
             mirrors: None,
             mirroring: false,
@@ -231,9 +237,13 @@ impl NodeHandle {
         let Some(link) = self.link.clone().filter(|_| self.greeted) else { return };
         self.sent.retain(|uid, _| self.pods.contains_key(uid));
         self.marks.retain(|uid, _| self.pods.contains_key(uid));
+        self.own.retain(|uid, _| self.pods.contains_key(uid));
         for pod in self.pods.values() {
             let known = self.marks.get(pod.uid()).is_some_and(|(revision, _)| *revision == pod.revision);
             if !known {
+                if is_others(pod, &self.own, &self.in_flight) {
+                    self.sent.remove(pod.uid());
+                }
                 self.marks.insert(pod.uid().clone(), (pod.revision, wanted_mark(&pod.json)));
             }
         }
@@ -262,6 +272,7 @@ impl NodeHandle {
                 })
                 .collect(),
         };
+        let sent: Vec<(Uid, Revision)> = fresh.iter().map(|p| (p.uid().clone(), p.revision)).collect();
         let marks: Vec<(Uid, u64)> = fresh.iter().filter_map(|p| Some((p.uid().clone(), mark(p)?))).collect();
         if let Err(error) = link.send(Class::Control, &wire::ToNode::Assignments(picture)) {
             tracing::warn!(node = %self.name, %error, "assignments not sent; connecting anew");
@@ -269,6 +280,7 @@ impl NodeHandle {
             return;
         }
         self.sent.extend(marks);
+        self.own.extend(sent);
     }
 
     fn heard(&mut self, message: wire::ToMaster, ctx: &mut Context<Self>) {
@@ -322,6 +334,7 @@ impl NodeHandle {
         }
         self.writing = true;
         let batch = std::mem::take(&mut self.pending);
+        self.in_flight = batch.keys().cloned().collect();
         let (wiring, node) = (self.seed.wiring.clone(), self.name.clone());
         let work = async move {
             let snapshot = wiring.view.snapshot();
@@ -340,6 +353,7 @@ impl NodeHandle {
         };
         ctx.spawn(work.into_actor(self).map(|(batch, outcome), node, ctx| {
             node.writing = false;
+            node.note_written(&batch, outcome.as_ref().map_or(&[], |outcome| &outcome.made), ctx);
             if node.silence.told {
                 // It was reported before the silence, and written after what was said then.
                 node.unready_pods(ctx);
@@ -364,6 +378,26 @@ impl NodeHandle {
             }
             ctx.run_later(pause, |node, ctx| node.write_pods(ctx));
         }));
+    }
+
+    /// Notes what its reports have led to; of what others have changed meanwhile the node hears now.
+    fn note_written(
+        &mut self,
+        batch: &BTreeMap<Uid, wire::PodReport>,
+        made: &[Arc<Object>],
+        ctx: &mut Context<Self>,
+    ) {
+        self.in_flight.clear();
+        self.own.extend(made.iter().map(|pod| (pod.uid().clone(), pod.revision)));
+        let newer = |uid: &&Uid| {
+            let pod = self.pods.get(*uid);
+            pod.is_some_and(|pod| self.own.get(*uid).is_some_and(|own| pod.revision > *own))
+        };
+        let others: Vec<Uid> = batch.keys().filter(newer).cloned().collect();
+        if !others.is_empty() {
+            others.iter().for_each(|uid| drop(self.sent.remove(uid)));
+            self.send_assignments(ctx);
+        }
     }
 
     /// Whether the node may speak of this. What was its own until a moment ago is ignored; anything else is refused.
@@ -411,6 +445,12 @@ impl NodeHandle {
         }
         self.lost = Some(ctx.run_later(within, |node, ctx| node.mark_lost(ctx)));
     }
+}
+
+/// Whether somebody else than the node has changed its pod: it may have been the status, which is the node's to say. It is
+/// sent the document, and tells the pod's status again.
+fn is_others(pod: &Object, own: &HashMap<Uid, Revision>, in_flight: &BTreeSet<Uid>) -> bool {
+    own.get(pod.uid()).is_some_and(|own| *own != pod.revision) && !in_flight.contains(pod.uid())
 }
 
 /// One event of one connection.

@@ -509,3 +509,27 @@ fn reports_on_what_is_not_the_nodes_own_are_refused_counted_and_logged_once_an_i
         tracing::subscriber::with_default(subscriber, || system(test));
     });
 }
+
+#[test]
+fn a_node_hears_of_what_others_make_of_its_pods_status_and_not_of_what_it_said_itself() {
+    system(async {
+        let master = Master::start().await;
+        let (handle, mut events) = master.join("n1").await;
+        let bound = master.bench.create(Kind::Pod, pod("p", "n1")).await;
+        picture(&mut events, |p| p.documents.iter().any(|p| p.uid == *bound.uid())).await;
+        let said = |picture: &wire::Assignments| -> Option<Value> {
+            let document = picture.documents.first()?;
+            Some(serde_json::from_slice::<Value>(&document.json).unwrap()["status"].clone())
+        };
+        for round in 0..3 {
+            let report = ToMaster::Pods(vec![pod_report(&bound, "Running")]);
+            handle.send(Class::State, &report).unwrap();
+            master.bench.until(&bound.key, |pod| phase(pod) == "Running").await;
+            let bogus = json!({"phase": "Bogus", "message": format!("{round}")});
+            master.bench.change(&bound.key, |pod| pod["status"] = bogus.clone()).await;
+            let told = picture(&mut events, |picture| said(picture).is_some()).await;
+            assert_eq!(said(&told), Some(bogus));
+        }
+        master.stop().await;
+    });
+}

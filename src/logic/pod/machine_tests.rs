@@ -795,3 +795,22 @@ fn a_pod_that_goes_for_its_nodes_sake_says_so_and_one_that_took_too_much_does_no
         assert_eq!(told(&next), expected);
     }
 }
+
+#[test]
+fn an_ephemeral_container_runs_once_whatever_became_of_its_sandbox() {
+    let mut pod = (*pod("Always", 1)).clone();
+    let debug = serde_json::json!([{"name": "debug", "image": "i"}]);
+    pod.spec.as_mut().unwrap().ephemeral_containers = serde_json::from_value(debug).unwrap();
+    let mut before = Machine::new(Arc::new(pod), Backoff::CRASH_LOOP, 0);
+    up(&mut before);
+    let main = Adopted { started_ms: 7_000, ..made("0-1", 1, None) };
+    for lost in [false, true] {
+        if lost {
+            before.sandbox_lost(6_000);
+        }
+        let mut m = Machine::new(told(&before), Backoff::CRASH_LOOP, 9_000);
+        m.adopt(true, None, std::slice::from_ref(&main));
+        assert_eq!(m.step(9_000).actions, [], "{lost}");
+        assert!(matches!(m.containers[1].phase, ContainerPhase::Exited(_)), "{lost}");
+    }
+}

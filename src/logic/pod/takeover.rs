@@ -116,14 +116,16 @@ impl Machine {
     }
 
     /// Of a container that the runtime knows no more: it went with an earlier sandbox of the pod. What had ended for good
-    /// is not begun again. Init containers are: they have to run in each sandbox.
+    /// is not begun again, nor is an ephemeral one that ever ran. Init containers are: they have to run in each sandbox.
     fn recall_over(&mut self, index: usize, told: &Told<'_>) {
         let Some(container) = self.containers.get(index) else { return };
         if !matches!(container.role, Role::Main | Role::Ephemeral) {
             return;
         }
+        let once = container.role == Role::Ephemeral;
         let over = |s: &&v1::ContainerStatus| {
-            s.name == container.name && s.state.as_ref().is_some_and(|state| state.terminated.is_some())
+            let ended = s.state.as_ref().is_some_and(|state| state.terminated.is_some());
+            s.name == container.name && (once || ended)
         };
         let Some(status) = told.containers().find(over) else { return };
         if let Some(ended) = last_told(status, self.accepted_ms) {

@@ -421,7 +421,8 @@ mod tests {
         known.push((Key::new(Kind::ServiceAccount, "ns", "gone"), None));
         let token = (Uid::from("u"), Want { audience: "vault".into(), life_s: 600 }, "t0ken".to_owned());
         let sources = Sources::default().after(known, news).0.with_tokens([token]);
-        Around { sources: Arc::new(sources), ..Around::default() }
+        let allocatable = downward::Allocatable { memory_bytes: 1 << 30, ..Default::default() };
+        Around { sources: Arc::new(sources), allocatable, ..Around::default() }
     }
 
     /// A pod with one volume that its one container mounts.
