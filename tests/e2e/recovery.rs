@@ -171,6 +171,13 @@ pub fn finished_pods_stay_so(cluster: &mut Cluster, before: &[Value]) {
     cluster.until_pod("default", "later", "over", |pod| pod["status"]["phase"] == "Succeeded");
     assert_eq!(told_of_finished(cluster), before);
     cluster.kubectl(&["delete", "pod", "none", "over", "later"]).ok();
+    // The node follows: their logs are the last that goes.
+    until("nothing is left of them", || {
+        let left = std::fs::read_dir(cluster.data.join("nodes/n1/logs")).into_iter().flatten().flatten();
+        let names: Vec<String> = left.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let gone = |name: &str| names.iter().all(|left| !left.starts_with(&format!("default_{name}_")));
+        check(["none", "over", "later"].into_iter().all(gone), || format!("{names:?}"))
+    });
 }
 
 #[test]

@@ -395,7 +395,7 @@ impl NodeHandle {
         };
         let others: Vec<Uid> = batch.keys().filter(newer).cloned().collect();
         if !others.is_empty() {
-            others.iter().for_each(|uid| drop(self.sent.remove(uid)));
+            self.sent.retain(|uid, _| !others.contains(uid));
             self.send_assignments(ctx);
         }
     }
