@@ -149,7 +149,7 @@ pub async fn what_the_node_does_not_share_is_refused<H: Harness>(bench: &mut Ben
     let pid = pid_of(bench, &id).await;
     mount_tmpfs(&node.0.join("nodes"));
     fs::write(node.0.join("nodes/note"), "x").unwrap();
-    assert!(Path::new(&format!("/proc/{pid}/root/v/nodes/note")).exists());
+    assert!(Path::new(&format!("/proc/{pid}/root")).join("v/nodes/note").exists());
     mount_inside(pid, "/v/containers");
     assert!(!node.0.join("containers/note").exists(), "what only listens is not heard");
     bench.runtime().remove_container(&id).await.unwrap();

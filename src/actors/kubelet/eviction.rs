@@ -137,12 +137,13 @@ impl Kubelet {
         }
     }
 
-    /// Records what has become of the node's conditions.
-    pub(super) fn tell_pressure(&self, now: &v1::NodeStatus) {
+    /// Notes how the node is, and records what has become of its conditions.
+    pub(super) fn note_status(&mut self, now: &v1::NodeStatus) {
         for reason in self.status.iter().flat_map(|before| pressure_changes(before, now)) {
             let message = format!("Node {} status is now: {reason}", self.seed.node.name);
             self.tell_of_node(false, reason, message);
         }
+        self.status = Some(now.clone());
     }
 }
 

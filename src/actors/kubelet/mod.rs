@@ -420,8 +420,7 @@ impl Kubelet {
             let status = node_status(&facts, kubelet.status.as_ref(), now_ms());
             let changed =
                 kubelet.status.as_ref().is_none_or(|before| !same_but_for_heartbeats(before, &status));
-            kubelet.tell_pressure(&status);
-            kubelet.status = Some(status.clone());
+            kubelet.note_status(&status);
             let Ok(json) = serde_json::to_vec(&status) else { return };
             let report = wire::NodeReport { status: json.into() };
             if always {

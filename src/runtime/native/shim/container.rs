@@ -217,7 +217,6 @@ impl Pod<'_> {
     /// Runs the program of a container as planned when it was created; returns when its first instruction is next.
     pub(super) fn start(&self, id: &ContainerId, plan: Plan) -> Result<(Running, Started), Fault> {
         if let Some(cause) = plan.unmountable {
-            tracing::error!(container = %id, cause, "a container cannot be started");
             return Err(Fault::Start(cause));
         }
         let dir = self.dir.container(id);
