@@ -83,17 +83,17 @@ impl Pod<'_> {
         let dir = self.dir.container(&record.id);
         program.restore(&mut record.config);
         mount_root(&dir, &record, self.dir.mount_points(), self.users)?;
-        let unmountable = mount_points::prepare(&dir.rootfs(), self.dir, &record).err();
+        let asked = record.clone();
         let prepared = match self.users {
             Some(users) => users.stage(&dir, &mut record),
             None => volumes::prepare(&dir, &mut record, self.node_mounts),
         };
-        let plan = prepared.and_then(|()| self.plan(&dir, &record));
-        let plan = plan.map(|plan| Plan { unmountable, ..plan });
-        if plan.is_err() {
-            self.remove(&record.id);
-        }
-        plan
+        let plan = prepared.and_then(|()| {
+            let held = self.users.map_or_else(|| dir.held(), |users| users.container(&dir).held());
+            let unmountable = mount_points::prepare(&dir.rootfs(), self.dir, &asked, &held).err();
+            self.plan(&dir, &record).map(|plan| Plan { unmountable, ..plan })
+        });
+        plan.inspect_err(|_| self.remove(&record.id))
     }
 
     /// Resolves everything that depends on the image's files and writes the OCI spec.

@@ -1,8 +1,9 @@
 //! Where a container's volumes and the pod's files are to be mounted in its root file system.
 //!
 //! Owns: saying what cannot be mounted where, in runc's words, before the runtime library fails without them; and making
-//! the targets of symlinks that lead nowhere, as images of whole systems have in `/etc`. Invariant: whatever symlinks an
-//! image holds, nothing outside of its root is looked at or made. What lies below another mount is left to the library.
+//! the targets of symlinks that lead nowhere, as images of whole systems have in `/etc`. Invariants: whatever symlinks an
+//! image holds, nothing outside of its root is looked at or made; places are looked at in the order of the mounts. What
+//! lies below an earlier one is left to the library.
 
 use std::{
     collections::VecDeque,
@@ -16,102 +17,104 @@ use nix::{
     errno::Errno,
     fcntl::{AtFlags, OFlag, readlinkat},
     sys::stat::{Mode, SFlag, fstatat},
+    unistd::fchown,
 };
 
 use super::{
     super::{
-        beneath, spec,
+        spec,
         state::{ContainerRecord, SandboxDir},
         sys,
     },
-    sandbox::make_dir_in_root,
+    sandbox::{make_dir_in_root, owner_of},
 };
 
 /// As many as the kernel follows.
 const MOST_LINKS: usize = 40;
-/// Mounted anew in each container.
-const FRESH: [&str; 3] = ["/proc", "/dev", "/sys"];
+/// Mounted anew in each container, before anything else.
+const FRESH: [&str; 3] = ["proc", "dev", "sys"];
 
 /// One file or directory to be mounted.
-struct Bind<'a> {
+struct Bind {
+    /// As it is called.
     source: PathBuf,
-    /// The directory that it must not lead out of.
-    within: Option<&'a Path>,
-    place: &'a str,
+    /// Where it can be looked at.
+    seen: PathBuf,
+    place: String,
 }
 
-/// Sees to it that everything can be mounted where it is to be.
+/// Sees to it that everything can be mounted where it is to be. Volumes are looked at where they are held, by their
+/// numbers, if they are: they may be of the node's mounts, and not be seen here under their names.
 ///
 /// # Errors
 /// A sentence for users: what cannot be mounted where, and why.
-pub(super) fn prepare(root: &Path, pod: &SandboxDir, record: &ContainerRecord) -> Result<(), String> {
+pub(super) fn prepare(
+    root: &Path,
+    pod: &SandboxDir,
+    record: &ContainerRecord,
+    held: &Path,
+) -> Result<(), String> {
     let volumes = &record.config.mounts;
-    let files: Vec<_> =
-        spec::POD_FILES.iter().map(|name| (pod.0.join(name), format!("/etc/{name}"))).collect();
-    let files = files.iter().filter(|(_, place)| volumes.iter().all(|v| v.container_path != *place));
-    let files = files.map(|(source, place)| Bind { source: source.clone(), within: None, place });
-    let own = volumes.iter().map(|volume| Bind {
-        source: volume.host_path.clone(),
-        within: volume.within.as_deref(),
-        place: &volume.container_path,
+    let files = spec::POD_FILES.iter().map(|name| (pod.0.join(name), format!("/etc/{name}")));
+    let files = files.filter(|(_, place)| volumes.iter().all(|volume| volume.container_path != *place));
+    let words = record.config.termination_message.iter().cloned();
+    let plain = |(source, place): (PathBuf, String)| Bind { seen: source.clone(), source, place };
+    let own = spec::in_order(volumes).into_iter().map(|(index, volume)| {
+        let source = volume.host_path.clone();
+        let held = Some(held.join(index.to_string())).filter(|held| held.exists());
+        Bind { seen: held.unwrap_or_else(|| source.clone()), source, place: volume.container_path.clone() }
     });
-    let words = record.config.termination_message.iter();
-    let words = words.map(|(source, place)| Bind { source: source.clone(), within: None, place });
-    for bind in files.chain(own).chain(words) {
-        let inside = |other: &str| {
-            let (place, other) = (Path::new(bind.place), Path::new(other));
-            place != other && place.starts_with(other)
-        };
-        if FRESH.into_iter().any(inside) || volumes.iter().any(|other| inside(&other.container_path)) {
-            continue;
-        }
-        make_place(root, &bind).map_err(|cause| {
+    let root_dir = open_dir(root).map_err(|errno| format!("error opening the rootfs: {errno}"))?;
+    let mut mounted: Vec<PathBuf> = FRESH.iter().map(PathBuf::from).collect();
+    for bind in files.map(plain).chain(own).chain(words.map(plain)) {
+        let place = make_place(root, &root_dir, &bind, &mounted).map_err(|cause| {
             format!("error mounting {:?} to rootfs at {:?}: {cause}", bind.source.display(), bind.place)
         })?;
+        mounted.extend(place);
     }
     Ok(())
 }
 
-fn make_place(root: &Path, bind: &Bind<'_>) -> Result<(), String> {
-    let is_dir = match is_dir(bind) {
-        Ok(is_dir) => is_dir,
-        // Those that may look there will say what there is to say.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(()),
-        Err(error) => return Err(plain(&error)),
-    };
-    let root_dir = open_dir(root).map_err(|errno| plain(&errno.into()))?;
-    let place = below(Path::new(bind.place));
+/// Where it will be mounted; `None` when that is in what is mounted before.
+fn make_place(
+    root: &Path,
+    root_dir: &nix::dir::Dir,
+    bind: &Bind,
+    mounted: &[PathBuf],
+) -> Result<Option<PathBuf>, String> {
+    let place = below(Path::new(&bind.place));
     if place == Path::new(".") {
         return Err("this is the root file system itself".to_owned());
     }
-    match sys::open_in_root(&root_dir, place, OFlag::O_PATH) {
+    let real = target(root_dir, place, mounted).map_err(|errno| plain(&errno.into()))?;
+    let Some(real) = real.filter(|real| !mounted.contains(real)) else { return Ok(None) };
+    let is_dir = match fs::metadata(&bind.seen) {
+        Ok(source) => source.is_dir(),
+        // Those that may look there will say what there is to say.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(Some(real)),
+        Err(error) => return Err(plain(&error)),
+    };
+    match sys::open_in_root(root_dir, below(&real), OFlag::O_PATH) {
         Ok(found) => {
             let found = fs::File::from(found).metadata().map_err(|error| plain(&error))?;
             match (is_dir, found.is_dir()) {
-                (true, false) => Err("not a directory: what is there is a file, and this a directory".into()),
-                (false, true) => Err("is a directory: what is there is a directory, and this a file".into()),
-                _ => Ok(()),
+                (true, false) => {
+                    return Err("not a directory: what is there is a file, and this a directory".into());
+                }
+                (false, true) => {
+                    return Err("is a directory: what is there is a directory, and this a file".into());
+                }
+                _ => {}
             }
         }
-        // There may be a symlink to where nothing is yet.
+        // The library makes what no symlink leads to.
+        Err(Errno::ENOENT) if real == place => {}
         Err(Errno::ENOENT) => {
-            let real = target(&root_dir, place).map_err(|errno| plain(&errno.into()))?;
-            if real == place {
-                // The library makes it.
-                return Ok(());
-            }
-            make(root, &root_dir, &real, is_dir).map_err(|errno| plain(&errno.into()))
+            make(root, root_dir, &real, is_dir).map_err(|errno| plain(&errno.into()))?;
         }
-        Err(errno) => Err(plain(&errno.into())),
+        Err(errno) => return Err(plain(&errno.into())),
     }
-}
-
-fn is_dir(bind: &Bind<'_>) -> io::Result<bool> {
-    let metadata = match bind.within {
-        Some(within) => fs::File::from(beneath::open(within, &bind.source)?).metadata(),
-        None => fs::metadata(&bind.source),
-    };
-    metadata.map(|metadata| metadata.is_dir())
+    Ok(Some(real))
 }
 
 fn open_dir(path: &Path) -> nix::Result<nix::dir::Dir> {
@@ -124,8 +127,9 @@ fn below(path: &Path) -> &Path {
     if path.as_os_str().is_empty() { Path::new(".") } else { path }
 }
 
-/// Where a path leads in the root, through symlinks and beyond what is there.
-fn target(root: &nix::dir::Dir, path: &Path) -> nix::Result<PathBuf> {
+/// Where a path leads in the root, through symlinks and beyond what is there; `None` when it leads into something that is
+/// mounted before, where other files are.
+fn target(root: &nix::dir::Dir, path: &Path, mounted: &[PathBuf]) -> nix::Result<Option<PathBuf>> {
     let words = |path: &Path| -> Vec<OsString> {
         let parts =
             path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
@@ -154,8 +158,12 @@ fn target(root: &nix::dir::Dir, path: &Path) -> nix::Result<PathBuf> {
             }
             None => reached.push(word),
         }
+        let goes_on = ahead.front().is_some_and(|next| next != OsStr::new(".."));
+        if goes_on && mounted.contains(&reached) {
+            return Ok(None);
+        }
     }
-    Ok(reached)
+    Ok(Some(reached))
 }
 
 /// What a symlink says; `None` when there is none.
@@ -175,14 +183,18 @@ fn link_at(root: &nix::dir::Dir, dir: &Path, name: &OsStr) -> nix::Result<Option
     }
 }
 
-/// Makes a directory or an empty file at a path without symlinks.
+/// Makes a directory or an empty file at a path without symlinks, for the pod's root.
 fn make(root: &Path, root_dir: &nix::dir::Dir, path: &Path, is_dir: bool) -> nix::Result<()> {
     if is_dir {
         return make_dir_in_root(root, path);
     }
     make_dir_in_root(root, path.parent().unwrap_or(Path::new("")))?;
     let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_WRONLY | OFlag::O_NOFOLLOW;
-    sys::create_in_root(root_dir, path, flags, FILE_MODE).map(drop)
+    let made = sys::create_in_root(root_dir, path, flags, FILE_MODE)?;
+    match owner_of(root_dir)? {
+        Some((user, group)) => fchown(made.as_raw_fd(), Some(user), Some(group)),
+        None => Ok(()),
+    }
 }
 
 /// As the library makes mount points.
@@ -235,7 +247,7 @@ mod tests {
                 image: ImageRecord::default(),
                 created_ms: 0,
             };
-            prepare(&self.at("root"), &SandboxDir(self.at("pod")), &record)
+            prepare(&self.at("root"), &SandboxDir(self.at("pod")), &record, &self.at("held"))
         }
     }
 
@@ -281,5 +293,48 @@ mod tests {
         // In another volume are other files than in the root.
         bed.prepare(&[("volume", "/etc"), ("volume", "/etc/passwd"), ("file", "/dev/x")]).unwrap();
         bed.prepare(&[("volume", "/new/one"), ("file", "/new/file")]).unwrap();
+    }
+
+    #[test]
+    fn places_are_looked_at_in_the_order_of_the_mounts_and_where_they_really_are() {
+        let bed = Bed::new();
+        // The pod's files come before a volume that hides them.
+        symlink("/run/resolv.conf", bed.at("root/etc/resolv.conf")).unwrap();
+        bed.prepare(&[("volume", "/etc")]).unwrap();
+        assert!(bed.at("root/run/resolv.conf").is_file());
+        // Two names of one directory: the file is in the volume, not in the root.
+        fs::create_dir_all(bed.at("root/usr/lib/file")).unwrap();
+        symlink("usr/lib", bed.at("root/lib")).unwrap();
+        bed.prepare(&[("file", "/lib/file"), ("volume", "/usr")]).unwrap();
+        bed.prepare(&[("volume", "/lib"), ("file", "/usr/lib/file")]).unwrap();
+        let error = bed.prepare(&[("volume", "/lib/file/else"), ("file", "/lib/file")]).unwrap_err();
+        assert!(error.contains("is a directory"), "{error}");
+    }
+
+    #[test]
+    fn a_volume_is_looked_at_where_it_is_held_and_called_by_its_name() {
+        let bed = Bed::new();
+        fs::create_dir_all(bed.at("held")).unwrap();
+        fs::write(bed.at("held/1"), "").unwrap();
+        bed.prepare(&[("volume", "/v"), ("the-nodes", "/etc/file")]).unwrap();
+        let error = bed.prepare(&[("volume", "/v"), ("the-nodes", "/etc")]).unwrap_err();
+        assert!(error.contains("is a directory") && error.contains("/the-nodes\""), "{error}");
+    }
+
+    #[test]
+    fn what_is_made_in_a_root_belongs_to_whom_the_root_belongs() {
+        use std::os::unix::fs::{MetadataExt as _, chown};
+        let bed = Bed::new();
+        let mine = fs::metadata(bed.at("root")).unwrap().uid();
+        // Only root can give things away.
+        let owner = if mine == 0 { 70_000 } else { mine };
+        chown(bed.at("root"), Some(owner), Some(owner).filter(|_| mine == 0)).unwrap();
+        symlink("/run/a/hosts", bed.at("root/etc/hosts")).unwrap();
+        symlink("/run/b/dir", bed.at("root/dir")).unwrap();
+        bed.prepare(&[("volume", "/dir")]).unwrap();
+        make_dir_in_root(&bed.at("root"), Path::new("/work/dir")).unwrap();
+        for made in ["run", "run/a", "run/a/hosts", "run/b/dir", "work", "work/dir"] {
+            assert_eq!(fs::metadata(bed.at("root").join(made)).unwrap().uid(), owner, "{made}");
+        }
     }
 }
