@@ -25,10 +25,20 @@ pub fn is_extended(name: &str) -> bool {
     !NATIVE.contains(&name) && !name.starts_with(huge_pages::PREFIX)
 }
 
-/// Those of a resource list.
+/// Whether it is an amount of one that cannot be: only whole ones are given out.
+pub fn is_fraction(name: &str, amount: &Quantity) -> bool {
+    is_extended(name) && quantity::parse_milli(&amount.0).is_ok_and(|milli| milli % 1000 != 0)
+}
+
+/// Those of a resource list, which a node has.
 pub fn of(list: Option<&Amounts>) -> Extended {
     let found = list.into_iter().flatten().filter(|(name, _)| is_extended(name));
-    let all: BTreeMap<String, i64> = found.map(|(name, amount)| (name.clone(), units(amount))).collect();
+    // A part of one cannot be given out.
+    let whole = |amount: &Quantity| {
+        let milli = quantity::parse_milli(&amount.0).unwrap_or(0);
+        i64::try_from(milli.div_euclid(1000)).unwrap_or(i64::MAX)
+    };
+    let all: BTreeMap<String, i64> = found.map(|(name, amount)| (name.clone(), whole(amount))).collect();
     (!all.is_empty()).then(|| Arc::new(all))
 }
 
@@ -114,6 +124,17 @@ mod tests {
         assert_eq!(of(json!([sidecar])), 5);
         let plain = json!({"containers": [{"name": "c", "resources": {"limits": {"hugepages-2Mi": "2Mi"}}}]});
         assert_eq!(requests_of(&serde_json::from_value(plain).unwrap()), None);
+    }
+
+    #[test]
+    fn only_whole_ones_are_given_out() {
+        let list: Amounts =
+            serde_json::from_value(json!({"a.b/c": "1500m", "a.b/d": "2", "a.b/e": "500m", "cpu": "1500m"}))
+                .unwrap();
+        let has = of(Some(&list)).unwrap();
+        assert_eq!((has["a.b/c"], has["a.b/d"], has["a.b/e"]), (1, 2, 0));
+        let fractions: Vec<_> = list.iter().filter(|(name, amount)| is_fraction(name, amount)).collect();
+        assert_eq!(fractions.len(), 2, "{fractions:?}");
     }
 
     #[test]

@@ -663,6 +663,14 @@ fn a_start_that_failed_and_was_not_told_of_has_its_own_time_and_reason() {
     m.adopt(true, None, &[made("0-0", 0, Some(ended))]);
     let ContainerPhase::Exited(ended) = &m.containers[0].phase else { panic!("{:?}", m.containers) };
     assert_eq!((ended.reason.as_str(), ended.started_ms), ("StartError", 6_000));
+    // One that ran, whenever that was.
+    for (code, reason) in [(0, "Completed"), (137, "OOMKilled")] {
+        let mut m = machine("Never", 1);
+        let ended = Ended { reason: reason.into(), started_ms: 0, ..exit("0-0", code, 6_000) };
+        m.adopt(true, None, &[made("0-0", 0, Some(ended))]);
+        let ContainerPhase::Exited(ended) = &m.containers[0].phase else { panic!("{:?}", m.containers) };
+        assert_eq!((ended.reason.as_str(), ended.started_ms), (reason, 6_000));
+    }
     // What was made and of whose end nobody knows is yet to begin.
     let mut m = machine("Never", 1);
     m.adopt(true, None, &[made("0-0", 0, None)]);
@@ -707,6 +715,28 @@ fn what_ended_for_good_in_an_earlier_sandbox_is_not_run_again() {
     m.adopt(true, None, &[second]);
     assert_eq!(m.step(9_000).actions, []);
     assert!(matches!(&m.containers[0].phase, ContainerPhase::Exited(ended) if ended.code == 0));
+}
+
+#[test]
+fn a_container_that_waits_for_its_back_off_counts_on_when_its_sandbox_was_lost() {
+    let mut before = machine("Always", 2);
+    up(&mut before);
+    for (life, at) in [("0-0", 1_000), ("0-1", 2_000)] {
+        before.container_exited(exit(life, 1, at));
+        before.step(at);
+        if life == "0-0" {
+            before.container_started(0, "0-1".into(), String::new(), 1_500);
+        }
+    }
+    let waiting = told(&before);
+    let status = &waiting.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0];
+    assert!(status.state.as_ref().unwrap().waiting.is_some() && status.restart_count == 1, "{status:?}");
+    let mut m = Machine::new(waiting, Backoff::CRASH_LOOP, 2_500);
+    let second = Adopted { name: "c1".into(), started_ms: 2_400, ..made("1-1", 1, None) };
+    m.adopt(true, None, &[second]);
+    let step = m.step(2_500);
+    let ended = m.containers[0].last.as_ref().map(|ended| ended.code);
+    assert_eq!((m.containers[0].attempt, ended), (2, Some(1)), "{step:?}");
 }
 
 #[test]

@@ -116,18 +116,14 @@ impl Machine {
     }
 
     /// Of a container that the runtime knows no more: it went with an earlier sandbox of the pod. What had ended for good
-    /// is not begun again, nor is an ephemeral one that ever ran. Init containers are: they have to run in each sandbox.
+    /// is not begun again, nor is an ephemeral one that ever ran, and what is to be is a restart like any other. Init
+    /// containers are as new: they have to run in each sandbox.
     fn recall_over(&mut self, index: usize, told: &Told<'_>) {
         let Some(container) = self.containers.get(index) else { return };
         if !matches!(container.role, Role::Main | Role::Ephemeral) {
             return;
         }
-        let once = container.role == Role::Ephemeral;
-        let over = |s: &&v1::ContainerStatus| {
-            let ended = s.state.as_ref().is_some_and(|state| state.terminated.is_some());
-            s.name == container.name && (once || ended)
-        };
-        let Some(status) = told.containers().find(over) else { return };
+        let Some(status) = told.containers().find(|s| s.name == container.name) else { return };
         if let Some(ended) = last_told(status, self.accepted_ms) {
             self.take_told(index, status, ended);
         }
@@ -155,6 +151,9 @@ impl Machine {
         }
     }
 }
+
+/// What runtimes say of a program that could not be run, or was not found, and of a container that could not be started.
+const NOT_STARTED: std::ops::RangeInclusive<i32> = 126..=128;
 
 /// What was told of the pod, if anything.
 struct Told<'a>(Option<&'a v1::PodStatus>);
@@ -184,11 +183,13 @@ impl Told<'_> {
         let end = ends.find(|end| bare(end.container_id.as_deref()) == Some(&life.id));
         match end {
             Some(end) => life.ended = Some(as_told(end, now_ms)),
-            // Nobody has heard of it: as any other that did not start.
+            // Nobody has heard of it: as any other that did not start, if its code says so.
             None => {
                 if let Some(ended) = &mut life.ended {
                     ended.started_ms = ended.finished_ms;
-                    ended.reason = START_ERROR.into();
+                    if NOT_STARTED.contains(&ended.code) {
+                        ended.reason = START_ERROR.into();
+                    }
                 }
             }
         }

@@ -148,6 +148,13 @@ fn pods_are_validated_as_kubernetes_does() {
                 ],
             ),
             (
+                container(json!({"resources": {"limits": {"a.b/c": "1500m"}}})),
+                vec![
+                    "spec.containers[0].resources.limits[a.b/c]: Invalid value: \"1500m\": must be an integer",
+                    "spec.containers[0].resources.requests[a.b/c]: Invalid value: \"1500m\": must be an integer",
+                ],
+            ),
+            (
                 container(json!({"livenessProbe": {"successThreshold": 2}})),
                 vec![
                     "spec.containers[0].livenessProbe: Required value: must specify a handler type",
@@ -509,6 +516,10 @@ fn the_rest_is_validated_as_kubernetes_does() {
         vec![
             (node(json!([{"key": "a", "effect": "NoExecute"}])), vec![]),
             (node(json!([{"key": "a", "effect": ""}])), vec!["spec.taints[0].effect: Required value"]),
+            (
+                json!({"metadata": {"name": "n"}, "status": {"capacity": {"cpu": "1500m", "a.b/c": "1500m"}}}),
+                vec!["status.capacity[a.b/c]: Invalid value: \"1500m\": must be an integer"],
+            ),
         ],
     );
     check(
