@@ -20,7 +20,12 @@ use serde_json::value::RawValue;
 use super::{
     edit::Edit,
     eviction::Pressure,
-    pod::{gates, refusal::keep_end, status::time},
+    mirrors::is_mirror,
+    pod::{
+        gates,
+        refusal::keep_end,
+        status::{keep_unspoken, time},
+    },
 };
 use crate::model::{KindFacet, NodeName, Object, Phase, SealError, Uid, huge_pages, quantity, seal};
 
@@ -357,7 +362,6 @@ pub fn wanted_mark(document: &[u8]) -> u64 {
     #[serde(default)]
     struct Status {
         conditions: Vec<Condition>,
-        phase: Option<String>,
     }
     #[derive(Deserialize, Hash)]
     struct Condition {
@@ -369,7 +373,7 @@ pub fn wanted_mark(document: &[u8]) -> u64 {
     struct Wanted<'a> {
         #[serde(default)]
         metadata: Meta,
-        /// Of which only what others say is wanted: gates wait for it, and what is over is to end.
+        /// Of which only what others say is wanted: gates wait for it.
         #[serde(default)]
         status: Status,
         #[serde(borrow)]
@@ -381,12 +385,21 @@ pub fn wanted_mark(document: &[u8]) -> u64 {
             (wanted.metadata, wanted.spec.map(RawValue::get)).hash(&mut hasher);
             let foreign = wanted.status.conditions.into_iter().filter(|c| gates::is_foreign(&c.name));
             foreign.for_each(|condition| condition.hash(&mut hasher));
-            Phase::parse(wanted.status.phase.as_deref()).is_final().hash(&mut hasher);
         }
         // No pod: the node will say so.
         Err(_) => document.hash(&mut hasher),
     }
     hasher.finish()
+}
+
+/// Whether a pod's report says that it is over.
+pub fn tells_end(status: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Status {
+        phase: Option<String>,
+    }
+    let status = serde_json::from_slice::<Status>(status);
+    status.is_ok_and(|status| Phase::parse(status.phase.as_deref()).is_final())
 }
 
 /// What a pod's report comes to.
@@ -457,7 +470,11 @@ pub fn pod_reported(
     let mut status: v1::PodStatus = serde_json::from_slice(told.status)?;
     let mut pod: v1::Pod = object.parse()?;
     gates::keep_foreign(&mut status, pod.status.as_ref());
-    keep_end(&mut status, pod.status.as_ref());
+    keep_unspoken(&mut status, pod.status.as_ref());
+    // What a file of its node says to run nobody ends by saying so.
+    if !is_mirror(&pod) {
+        keep_end(&mut status, pod.status.as_ref());
+    }
     ready_by_our_clock(&mut status, pod.status.as_ref(), now_ms);
     // Only finalizers hold it now: with no grace left, whoever takes the last one away ends it.
     let held = told.terminated && deleting && pod.metadata.deletion_grace_period_seconds != Some(0);
@@ -628,10 +645,16 @@ mod tests {
         let object = serde_json::json!({
             "metadata": {"name": "web", "namespace": "default", "uid": "u"},
             "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]},
-            "status": {"phase": "Failed", "reason": "Decided"}});
+            "status": {"phase": "Failed", "reason": "Decided", "nominatedNodeName": "n"}});
         let object = Arc::new(seal_json(Kind::Pod, object.to_string().as_bytes()).unwrap().at(Revision(5)));
         for (told, phase, reason) in [
-            (serde_json::json!({"phase": "Running", "podIP": "10.1.1.1"}), "Failed", Some("Decided")),
+            (
+                serde_json::json!({"phase": "Running", "podIP": "10.1.1.1", "conditions": [
+                    {"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"},
+                    {"type": "Initialized", "status": "True"}]}),
+                "Failed",
+                Some("Decided"),
+            ),
             (serde_json::json!({"phase": "Succeeded", "podIP": "10.1.1.1"}), "Succeeded", None),
         ] {
             let told = told.to_string();
@@ -642,6 +665,9 @@ mod tests {
             let status = sealed.at(Revision(6)).parse::<v1::Pod>().unwrap().status.unwrap();
             assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some(phase), reason));
             assert_eq!(status.pod_ip.as_deref(), Some("10.1.1.1"));
+            assert_eq!(status.nominated_node_name.as_deref(), Some("n"), "the node does not speak of it");
+            let mut ready = status.conditions.iter().flatten().filter(|c| c.type_.ends_with("Ready"));
+            assert!(ready.all(|c| c.status == "False"), "{:?}", status.conditions);
         }
     }
 
@@ -686,8 +712,7 @@ mod tests {
             wanted_mark(pod.to_string().as_bytes())
         };
         let first = pod(&|_| {});
-        let news: [&dyn Fn(&mut serde_json::Value); 6] = [
-            &|p| p["status"]["phase"] = "Failed".into(),
+        let news: [&dyn Fn(&mut serde_json::Value); 5] = [
             &|p| p["status"]["conditions"] = serde_json::json!([{"type": "a.b/c", "status": "True"}]),
             &|p| p["spec"]["containers"][0]["image"] = "two".into(),
             &|p| p["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into(),

@@ -22,7 +22,7 @@ use std::{
 use actix::{Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, SpawnHandle, WrapFuture as _};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use k8s_openapi::api::core::v1;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -46,8 +46,12 @@ use super::{
 use crate::{
     actors::{outside, supervisor::Life},
     logic::pod::{
-        Action, Adopted, Ended, Machine, Notice, Role, StartFailure, config::Places, ephemeral,
-        gates::keep_foreign, refusal::keep_end, status::pod_status,
+        Action, Adopted, Ended, Machine, Notice, Role, StartFailure,
+        config::Places,
+        ephemeral,
+        gates::keep_foreign,
+        refusal::keep_end,
+        status::{pod_status, says_otherwise},
     },
     messages::Port,
     model::Uid,
@@ -78,8 +82,12 @@ pub struct PodActor {
     pub(super) uid: Uid,
     pub(super) machine: Machine,
     reported: Option<(v1::PodStatus, bool)>,
-    /// The master's document has changed: it may hold another status than was reported.
+    /// The master's document holds another status than was reported.
     report_again: bool,
+    /// When that was last so.
+    told_again: Option<Instant>,
+    /// It is so, and waits.
+    tell_later: Option<SpawnHandle>,
     /// Lives whose preStop hook was begun: it is not run again when they are to end sooner.
     pub(super) pre_stopped: HashSet<String>,
     /// Those that were begun before their containers' turn to end, until these have ended.
@@ -116,6 +124,8 @@ impl PodActor {
             machine,
             reported: None,
             report_again: false,
+            told_again: None,
+            tell_later: None,
             pre_stopped: HashSet::new(),
             pre_stops: HashMap::new(),
             teller,
@@ -200,6 +210,27 @@ impl PodActor {
         self.seed.told.store(Some(Arc::new(status.clone())));
         // A kubelet that is being restarted asks every pod again.
         let _ = self.seed.report.tell(PodReported { uid: self.uid.clone(), status, terminated });
+    }
+
+    /// Tells the pod's status again if the master has something else of it, now or when it is time.
+    fn tell_again(&mut self, ctx: &mut Context<Self>) {
+        if let Some(handle) = self.tell_later.take() {
+            ctx.cancel_future(handle);
+        }
+        let document = self.machine.pod.status.as_ref();
+        if self.reported.as_ref().is_none_or(|(told, _)| !says_otherwise(document, told)) {
+            return;
+        }
+        let wait = self.told_again.map(|at| TELL_AGAIN.saturating_sub(at.elapsed())).unwrap_or_default();
+        if wait.is_zero() {
+            (self.report_again, self.told_again) = (true, Some(Instant::now()));
+            return;
+        }
+        self.tell_later = Some(ctx.run_later(wait, |pod, ctx| {
+            pod.tell_later = None;
+            pod.tell_again(ctx);
+            pod.advance(ctx);
+        }));
     }
 
     fn perform(&mut self, action: Action, ctx: &mut Context<Self>) {
@@ -410,6 +441,9 @@ impl PodActor {
     }
 }
 
+/// Whoever writes a pod's status whenever it changes does not have its node write as often.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+
 /// What the runtime could not end is tried again at this pace.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> Ended {
@@ -484,7 +518,7 @@ impl Handler<PodAssigned> for PodActor {
     fn handle(&mut self, message: PodAssigned, ctx: &mut Self::Context) {
         let given = self.give(message.0, ctx);
         self.machine.assign(given);
-        self.report_again = true;
+        self.tell_again(ctx);
         self.refresh_volumes(ctx);
         self.advance(ctx);
     }

@@ -280,6 +280,36 @@ fn how_a_pod_is_is_told_again_when_the_master_has_something_else_of_it() {
             bench.until("it is told again", |b| b.report("u").is_some()).await;
             assert_eq!(bench.report("u"), before);
         }
+        // Nothing is told of what it said itself, of what others say beside that, and of what the master makes of it.
+        let mut own = serde_json::to_value(before.unwrap().0).unwrap();
+        own["nominatedNodeName"] = json!("n");
+        own["conditions"].as_array_mut().unwrap().push(json!({"type": "a.b/c", "status": "True"}));
+        let mut silent = own.clone();
+        for condition in silent["conditions"].as_array_mut().unwrap() {
+            if condition["type"] == "Ready" {
+                condition["status"] = json!("False");
+                condition["lastTransitionTime"] = json!("2020-01-01T00:00:00Z");
+            }
+        }
+        bench.told.lock().unwrap().clear();
+        for status in [own, silent] {
+            let mut same = pod(&["c"], "one");
+            same["status"] = status;
+            bench.assign(&[same]).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(bench.report("u"), None);
+        }
+        // Of many changes at once each second one.
+        let begin = tokio::time::Instant::now();
+        for round in 0..30 {
+            let mut other = pod(&["c"], "one");
+            other["status"] = json!({"phase": "Pending", "message": format!("{round}")});
+            bench.assign(&[other]).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let seconds = begin.elapsed().as_secs();
+        let told = bench.told.lock().unwrap().len() as u64;
+        assert!((2..=seconds + 1).contains(&told), "{told} in {seconds} s");
     });
 }
 

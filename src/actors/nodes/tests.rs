@@ -19,7 +19,7 @@ use crate::{
     },
     logic::nodes::{MachineFacts, node_status},
     messages::wire::{EventReport, Hello, NodeReport, PodReport, ToMaster, ToNode},
-    model::Key,
+    model::{Key, seal_json},
     net::{Class, CloseReason, LinkEvent, LinkEvents, identity::MASTER, memory::Network},
 };
 
@@ -532,4 +532,51 @@ fn a_node_hears_of_what_others_make_of_its_pods_status_and_not_of_what_it_said_i
         }
         master.stop().await;
     });
+}
+
+#[test]
+fn what_a_node_says_of_its_pods_never_comes_back_to_it() {
+    system(async {
+        let master = Master::start().await;
+        let (handle, mut events) = master.join("n1").await;
+        let bound = master.bench.create(Kind::Pod, pod("p", "n1")).await;
+        picture(&mut events, |p| p.documents.iter().any(|p| p.uid == *bound.uid())).await;
+        // One after the other, faster than the registry tells of what they led to; the last says that it is over.
+        for round in 0..5 {
+            for said in ["Pending", "Running"] {
+                let mut report = pod_report(&bound, said);
+                report.status = json!({"phase": said, "message": format!("{round}")}).to_string().into();
+                handle.send(Class::State, &ToMaster::Pods(vec![report])).unwrap();
+            }
+        }
+        handle.send(Class::State, &ToMaster::Pods(vec![pod_report(&bound, "Succeeded")])).unwrap();
+        master.bench.until(&bound.key, |pod| phase(pod) == "Succeeded").await;
+        master.bench.quiet().await;
+        // The next document is of what somebody else has changed then.
+        master.bench.change(&bound.key, |pod| pod["metadata"]["labels"] = json!({"a": "b"})).await;
+        let told = picture(&mut events, |picture| !picture.documents.is_empty()).await;
+        let document: Value = serde_json::from_slice(&told.documents[0].json).unwrap();
+        assert_eq!(document["metadata"]["labels"], json!({"a": "b"}));
+        master.stop().await;
+    });
+}
+
+#[test]
+fn only_newer_states_than_its_own_are_others_and_those_of_mirrors_are_not() {
+    let at = |revision, annotations: Value| {
+        let mut pod = pod("p", "n1");
+        pod["metadata"]["uid"] = json!("u");
+        pod["metadata"]["annotations"] = annotations;
+        seal_json(Kind::Pod, pod.to_string().as_bytes()).unwrap().at(Revision(revision))
+    };
+    let mirror = json!({"kubernetes.io/config.mirror": "hash"});
+    let own = HashMap::from([(Uid::from("u"), Revision(7))]);
+    // A picture of before its last report was written is behind.
+    for (revision, annotations, others) in
+        [(5, json!({}), false), (7, json!({}), false), (8, json!({}), true), (8, mirror, false)]
+    {
+        let pod = at(revision, annotations);
+        assert_eq!(handle::is_others(&pod, &own, &BTreeSet::new()), others, "{revision}");
+        assert!(!handle::is_others(&pod, &own, &BTreeSet::from([Uid::from("u")])));
+    }
 }

@@ -99,12 +99,18 @@ fn told_end(status: Option<&v1::PodStatus>) -> Option<Phase> {
     Some(Phase::parse(status?.phase.as_deref())).filter(|phase| phase.is_final())
 }
 
-/// Keeps in a pod's newer status the end that an earlier one told of, with its reason.
+/// Keeps in a pod's newer status the end that an earlier one told of, with its reason: it is not ready any more.
 pub fn keep_end(status: &mut v1::PodStatus, before: Option<&v1::PodStatus>) {
     let (None, Some(_), Some(before)) = (told_end(Some(status)), told_end(before), before) else { return };
     status.phase.clone_from(&before.phase);
     status.reason.clone_from(&before.reason);
     status.message.clone_from(&before.message);
+    let reason = if before.phase.as_deref() == Some("Failed") { "PodFailed" } else { "PodCompleted" };
+    let ready = |c: &&mut v1::PodCondition| ["Ready", "ContainersReady"].contains(&c.type_.as_str());
+    for condition in status.conditions.iter_mut().flatten().filter(ready).filter(|c| c.status == "True") {
+        condition.status = "False".into();
+        (condition.reason, condition.message) = (Some(reason.into()), None);
+    }
 }
 
 impl Machine {

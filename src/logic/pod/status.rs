@@ -133,6 +133,32 @@ pub fn pod_status(
     }
 }
 
+/// Whether a pod's document tells of something else than its node last told. What others say beside it counts for nothing,
+/// nor does what the master itself makes of it: when the pod became ready, and that one of a silent node is not.
+pub fn says_otherwise(document: Option<&v1::PodStatus>, told: &v1::PodStatus) -> bool {
+    let Some(document) = document else { return true };
+    let is_ready = |c: &v1::PodCondition| c.type_ == "Ready";
+    let ready = document.conditions.iter().flatten().any(|c| is_ready(c) && c.status == "True");
+    let plain = |status: &v1::PodStatus| {
+        let mut status = status.clone();
+        let conditions = status.conditions.get_or_insert_default();
+        conditions.retain(|c| !gates::is_foreign(&c.type_) && (ready || !is_ready(c)));
+        conditions.iter_mut().filter(|c| is_ready(c)).for_each(|c| c.last_transition_time = None);
+        keep_unspoken(&mut status, None);
+        status
+    };
+    plain(document) != plain(told)
+}
+
+/// Keeps in a kubelet's report what it never speaks of.
+pub fn keep_unspoken(status: &mut v1::PodStatus, before: Option<&v1::PodStatus>) {
+    let before = before.cloned().unwrap_or_default();
+    status.nominated_node_name = before.nominated_node_name;
+    status.observed_generation = before.observed_generation;
+    status.resize = before.resize;
+    status.resource_claim_statuses = before.resource_claim_statuses;
+}
+
 /// A condition's status with its reason.
 #[derive(Clone)]
 struct Verdict {
