@@ -518,7 +518,10 @@ fn the_rest_is_validated_as_kubernetes_does() {
             (node(json!([{"key": "a", "effect": ""}])), vec!["spec.taints[0].effect: Required value"]),
             (
                 json!({"metadata": {"name": "n"}, "status": {"capacity": {"cpu": "1500m", "a.b/c": "1500m"}}}),
-                vec!["status.capacity[a.b/c]: Invalid value: \"1500m\": must be an integer"],
+                vec![
+                    "status.capacity[a.b/c]: Invalid value: \"1500m\": must be an integer",
+                    "status.allocatable[a.b/c]: Invalid value: \"1500m\": must be an integer",
+                ],
             ),
         ],
     );
