@@ -332,8 +332,8 @@ mod tests {
         symlink("/run/a/hosts", bed.at("root/etc/hosts")).unwrap();
         symlink("/run/b/dir", bed.at("root/dir")).unwrap();
         bed.prepare(&[("volume", "/dir")]).unwrap();
-        make_dir_in_root(&bed.at("root"), Path::new("/work/dir")).unwrap();
-        for made in ["run", "run/a", "run/a/hosts", "run/b/dir", "work", "work/dir"] {
+        make_dir_in_root(&bed.at("root"), Path::new("/srv/dir")).unwrap();
+        for made in ["run", "run/a", "run/a/hosts", "run/b/dir", "srv", "srv/dir"] {
             assert_eq!(fs::metadata(bed.at("root").join(made)).unwrap().uid(), owner, "{made}");
         }
     }
