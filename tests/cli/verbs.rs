@@ -96,6 +96,8 @@ fn images_are_loaded_listed_and_removed() {
     assert!(missing.fails(1).contains("nowhere.tar"), "{missing:?}");
     let unknown = cluster.troupe(&["image", "ls", "--node", "nowhere"]);
     assert!(unknown.fails(1).contains("nodes \"nowhere\" not found"), "{unknown:?}");
+    let built_in = cluster.troupe(&["image", "rm", "troupe.local/hello"]);
+    assert!(built_in.fails(1).contains("is built in"), "{built_in:?}");
     let absent = cluster.troupe(&["image", "rm", "absent:1"]);
     assert!(!absent.fails(1).is_empty(), "{absent:?}");
 }

@@ -1,13 +1,20 @@
 //! Reads what this machine is: cores, memory, disk, kernel, ids.
 
-use std::{fs, path::Path, sync::OnceLock};
+use std::{fs, path::Path, sync::OnceLock, time::Duration};
+
+use k8s_openapi::api::core::v1;
+use tokio::time::timeout;
 
 use super::context::NodeContext;
 use crate::logic::{eviction::Left, nodes::MachineFacts, pod::downward::Allocatable};
 
+/// How long the images are waited for: a runtime that hangs must not keep the node from saying so.
+const LISTED_WITHIN: Duration = Duration::from_secs(5);
+
 /// Fills what the machine and the runtime know into `base` (address, limits, version come from the configuration).
 pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>) -> MachineFacts {
-    let images = node.runtime.list_images().await.unwrap_or_default();
+    let listed = timeout(LISTED_WITHIN, node.runtime.list_images()).await;
+    let images = listed.ok().and_then(Result::ok).unwrap_or_default();
     MachineFacts {
         cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
         memory_bytes: memory_bytes(&read("/proc/meminfo")),
@@ -24,6 +31,16 @@ pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>
         images: images.into_iter().map(|i| (i.names, i.size_bytes)).collect(),
         ..base
     }
+}
+
+/// Whether two statuses say the same.
+pub fn same_but_for_heartbeats(a: &v1::NodeStatus, b: &v1::NodeStatus) -> bool {
+    let plain = |s: &v1::NodeStatus| {
+        let mut s = s.clone();
+        s.conditions.iter_mut().flatten().for_each(|c| c.last_heartbeat_time = None);
+        s
+    };
+    plain(a) == plain(b)
 }
 
 fn read(path: &str) -> String {

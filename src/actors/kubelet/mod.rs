@@ -25,6 +25,7 @@ mod probes;
 mod pull_secrets;
 mod reach;
 mod resize;
+mod runtime_health;
 mod start;
 mod stats;
 mod stops;
@@ -46,6 +47,7 @@ use actix::{
 };
 use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
+use tokio::time::Instant;
 
 pub use configs::Configs;
 pub use context::{KubeletSettings, NodeContext, Starts, now_ms};
@@ -70,6 +72,7 @@ use crate::{
         image_gc::PERIOD,
         nodes::{MachineFacts, node_status},
         pod::sources::references,
+        runtime_health::RuntimeHealth,
         supervision::Intensity,
         usage::{PERIOD_MS, Readings},
     },
@@ -172,6 +175,9 @@ pub struct Kubelet {
     list_fault: Option<String>,
     /// Why the pod network cannot be set up.
     network_fault: Option<String>,
+    /// Whether the runtime is there, by the clock that began at `born`.
+    health: RuntimeHealth,
+    born: Instant,
     pod_cidr: String,
     manifests: Manifests,
     /// What the node and its pods used lately.
@@ -198,6 +204,8 @@ impl Kubelet {
             status: None,
             list_fault: None,
             network_fault: None,
+            health: RuntimeHealth::default(),
+            born: Instant::now(),
             pod_cidr: String::new(),
             readings: Readings::default(),
             eviction: eviction::Eviction::default(),
@@ -404,7 +412,8 @@ impl Kubelet {
 
     /// Why the node can run no pods.
     fn fault(&self) -> Option<String> {
-        self.list_fault.clone().or_else(|| self.network_fault.clone())
+        let told = self.list_fault.clone().or_else(|| self.network_fault.clone());
+        told.or_else(|| self.health.fault().map(str::to_owned))
     }
 
     /// Looks at the machine and tells the master if its status changed, or `always`.
@@ -418,8 +427,10 @@ impl Kubelet {
             kubelet.life.beat();
             kubelet.note_pressure(&mut facts);
             let status = node_status(&facts, kubelet.status.as_ref(), now_ms());
-            let changed =
-                kubelet.status.as_ref().is_none_or(|before| !same_but_for_heartbeats(before, &status));
+            let changed = kubelet
+                .status
+                .as_ref()
+                .is_none_or(|before| !machine::same_but_for_heartbeats(before, &status));
             kubelet.status = Some(status.clone());
             let Ok(json) = serde_json::to_vec(&status) else { return };
             let report = wire::NodeReport { status: json.into() };
@@ -444,15 +455,6 @@ impl Kubelet {
     }
 }
 
-fn same_but_for_heartbeats(a: &v1::NodeStatus, b: &v1::NodeStatus) -> bool {
-    let plain = |s: &v1::NodeStatus| {
-        let mut s = s.clone();
-        s.conditions.iter_mut().flatten().for_each(|c| c.last_heartbeat_time = None);
-        s
-    };
-    plain(a) == plain(b)
-}
-
 impl Actor for Kubelet {
     type Context = Context<Self>;
 
@@ -468,6 +470,7 @@ impl Actor for Kubelet {
         self.read_usage(ctx);
         ctx.run_interval(READING_PERIOD, |kubelet, ctx| kubelet.read_usage(ctx));
         self.follow_manifests(ctx);
+        self.ask_runtime(ctx);
     }
 }
 

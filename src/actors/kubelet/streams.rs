@@ -13,6 +13,7 @@ use actix::{
     ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, ResponseActFuture,
     WrapFuture as _,
 };
+use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1;
 use tokio::{io::AsyncWriteExt as _, sync::watch};
 
@@ -25,7 +26,11 @@ use super::{
 use crate::{
     messages::wire::{self, ByteStream, ImageAnswer, ImageLoad, LogRequest, Open, PullLine},
     net::{NetError, Responder},
-    runtime::{PullProgress, RuntimeError, images::normalize, logs},
+    runtime::{
+        ContainerId, ContainerRuntime, PullProgress, RuntimeError,
+        images::{BUILTIN_IMAGE, normalize},
+        logs,
+    },
 };
 
 /// link → kubelet: the master wants a flow of bytes.
@@ -44,12 +49,17 @@ pub struct StreamAsked {
 #[rtype(result = "()")]
 struct ImagesMoved;
 
+/// How long it is waited for that the log of what has ended is copied as a whole: some 64 MiB are left at most.
+const COPIED_WITHIN: Duration = Duration::from_secs(30);
+
 /// A log to be read.
 #[derive(Debug, PartialEq, Eq)]
 struct LogFile {
     path: PathBuf,
     /// Whether the file may still grow.
     running: bool,
+    /// The life of its container that writes it, or wrote it.
+    id: Option<ContainerId>,
 }
 
 impl Handler<StreamAsked> for Kubelet {
@@ -140,7 +150,8 @@ impl Kubelet {
         match self.log_file(&request) {
             Ok((file, running)) => {
                 let since = since(&request, last_s, now_ms());
-                tokio::spawn(send_log(request, since, file, running, responder));
+                let runtime = self.seed.node.runtime.clone();
+                tokio::spawn(send_log(request, since, file, (running, runtime), responder));
             }
             Err((code, text)) => refuse(responder, code, text),
         }
@@ -153,7 +164,12 @@ impl Kubelet {
             self.pods.get(&uid).ok_or_else(|| (404, format!("pod {} is not on this node", request.pod)))?;
         let places = self.seed.node.places(&request.namespace, &request.pod, uid.as_str());
         let (attempt, running) = which_life(&entry.containers, request)?;
-        let file = LogFile { path: places.log(&request.container, attempt), running };
+        let id = entry.containers.iter().find(|s| s.name == request.container).and_then(|status| {
+            let last = || status.last_state.as_ref()?.terminated.as_ref()?.container_id.as_deref();
+            let id = if request.previous { last() } else { status.container_id.as_deref() };
+            Some(ContainerId(id?.split_once("://")?.1.to_owned()))
+        });
+        let file = LogFile { path: places.log(&request.container, attempt), running, id };
         let alive = entry
             .running
             .get(&request.container)
@@ -199,13 +215,25 @@ async fn send_log(
     request: LogRequest,
     since: Option<SystemTime>,
     file: LogFile,
-    alive: watch::Receiver<bool>,
+    (alive, runtime): (watch::Receiver<bool>, Arc<dyn ContainerRuntime>),
     responder: Responder,
 ) {
     let Ok(stream) = responder.accept().await else { return };
     let ByteStream { mut read, mut write } = stream;
+    let written = async {
+        if let Some(id) = &file.id {
+            runtime.log_written(id).await;
+        }
+    };
+    let mut written = std::pin::pin!(written.fuse());
+    // One that has ended may have left more than is copied yet. Who does not follow it is given the whole, if it can be.
+    let grows = file.running || written.as_mut().now_or_never().is_none();
+    if grows && !file.running && !request.follow {
+        let _ = tokio::time::timeout(COPIED_WITHIN, written.as_mut()).await;
+    }
+    let (grows_on, growing) = watch::channel(grows);
     let options = logs::LogOptions {
-        follow: request.follow && file.running,
+        follow: request.follow && grows,
         tail_lines: request.tail_lines,
         since,
         limit_bytes: request.limit_bytes,
@@ -213,15 +241,32 @@ async fn send_log(
         stream: None,
     };
     tokio::select! {
-        outcome = logs::read(&file.path, options, &mut write, alive) => {
+        outcome = logs::read(&file.path, options, &mut write, growing) => {
             if let Err(error) = outcome {
                 tracing::debug!(%error, path = %file.path.display(), "log not read to its end");
             }
         }
+        () = stops_growing(alive, written, grows, grows_on) => {}
         // The reader has gone: nobody needs the rest.
         () = gone(&mut read) => {}
     }
     let _ = write.shutdown().await;
+}
+
+/// Tells the reader of a log when it grows no more: its container has ended, and what that wrote is there. Never returns:
+/// the reader does.
+async fn stops_growing(
+    mut alive: watch::Receiver<bool>,
+    written: impl Future<Output = ()>,
+    grows: bool,
+    grows_on: watch::Sender<bool>,
+) {
+    if grows {
+        while *alive.borrow_and_update() && alive.changed().await.is_ok() {}
+        written.await;
+        grows_on.send_replace(false);
+    }
+    std::future::pending().await
 }
 
 /// From when on lines are wanted, by this machine's clock.
@@ -326,6 +371,10 @@ async fn remove_image(node: Arc<NodeContext>, name: String, responder: Responder
     if !known {
         return refuse(responder, 404, format!("image \"{name}\" not found on node {}", node.name));
     }
+    if normalize(&name).is_ok_and(|full| full == BUILTIN_IMAGE) {
+        let text = format!("image \"{name}\" is built in: it is this program itself, and cannot be removed");
+        return refuse(responder, 400, text);
+    }
     let Ok(stream) = responder.accept().await else { return };
     let removed = node.runtime.remove_image(&name).await.map(|()| vec![name]);
     answer(stream.write, removed, &kubelet).await;
@@ -425,6 +474,28 @@ mod tests {
                 LogRequest { container: "web".into(), pod: "p".into(), previous, ..LogRequest::default() };
             let life = which_life(&[status(restarts, state, had_last)], &request).map_err(|(code, _)| code);
             assert_eq!(life, expected, "{restarts} {state} {previous}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_grows_until_its_container_has_ended_and_what_that_wrote_is_copied() {
+        let (runs, alive) = watch::channel(true);
+        let (grows_on, mut growing) = watch::channel(true);
+        let second = Duration::from_secs(1);
+        let begun = tokio::time::Instant::now();
+        let written = async { tokio::time::sleep(second * 3).await };
+        let told = async {
+            tokio::time::sleep(second).await;
+            assert!(*growing.borrow());
+            runs.send_replace(false);
+            while *growing.borrow_and_update() {
+                growing.changed().await.unwrap();
+            }
+            begun.elapsed()
+        };
+        tokio::select! {
+            () = stops_growing(alive, written, true, grows_on) => {}
+            after = told => assert_eq!(after, second * 4),
         }
     }
 }

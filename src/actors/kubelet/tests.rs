@@ -457,3 +457,50 @@ fn a_pods_share_follows_what_all_of_its_containers_are_given_also_those_that_wai
         bench.until("the one that runs counts", |b| share(b) == Some(550)).await;
     });
 }
+
+/// What the node says of itself: each change of its readiness, with the text.
+fn readiness(bench: &Bench) -> Vec<(String, String)> {
+    let told = bench.told.lock().unwrap();
+    let statuses = told.iter().filter_map(|message| match message {
+        wire::ToMaster::Node(report) => serde_json::from_slice::<v1::NodeStatus>(&report.status).ok(),
+        _ => None,
+    });
+    let ready = statuses.filter_map(|status| status.conditions?.into_iter().find(|c| c.type_ == "Ready"));
+    let mut all: Vec<_> = ready.map(|c| (c.status, c.message.unwrap_or_default())).collect();
+    all.dedup();
+    all
+}
+
+/// A kubelet whose runtime does not answer the first so many questions whether it is there.
+fn away_at_first(questions: usize) -> Bench {
+    let machine = SimMachine::new(SimConfig::default()).unwrap();
+    for _ in 0..questions {
+        machine.fail_next(Operation::Status, refusal());
+    }
+    Bench::on(machine, tempfile::tempdir().unwrap())
+}
+
+#[test]
+fn a_node_whose_runtime_is_away_says_so_and_when_it_is_back() {
+    system(async {
+        let bench = away_at_first(6);
+        let fault = refusal().to_string();
+        bench.until("it is ready again", |b| readiness(b).len() == 2).await;
+        let told = readiness(&bench);
+        let told: Vec<_> = told.iter().map(|(ready, text)| (ready.as_str(), text.as_str())).collect();
+        assert_eq!(told, [("False", fault.as_str()), ("True", "kubelet is posting ready status")]);
+        bench.stop().await;
+    });
+}
+
+#[test]
+fn a_runtime_that_hiccups_leaves_its_node_ready() {
+    system(async {
+        let bench = away_at_first(2);
+        bench.until("it has said something", |b| !readiness(b).is_empty()).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(readiness(&bench).len(), 1);
+        assert_eq!(readiness(&bench)[0].0, "True");
+        bench.stop().await;
+    });
+}

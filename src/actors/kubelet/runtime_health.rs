@@ -1,0 +1,56 @@
+//! Asks the runtime whether it is there, as [`crate::logic::runtime_health`] says, and has the node say it when it is not.
+//!
+//! Invariant: one question at a time, so that an engine that hangs does not gather them.
+
+use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
+use tokio::time::{Instant, timeout};
+
+use super::Kubelet;
+use crate::logic::runtime_health::{ANSWER, PERIOD};
+
+impl Kubelet {
+    /// Asks now, and from now on.
+    pub(super) fn ask_runtime(&mut self, ctx: &mut Context<Self>) {
+        let (runtime, asked) = (self.seed.node.runtime.clone(), Instant::now());
+        let work = async move {
+            match timeout(ANSWER, runtime.status()).await {
+                Ok(answer) => answer.map_err(|error| error.to_string()),
+                Err(_) => Err(format!(
+                    "the container runtime {} does not answer within {} s",
+                    runtime.name(),
+                    ANSWER.as_secs()
+                )),
+            }
+        };
+        ctx.spawn(work.into_actor(self).map(move |outcome, kubelet, ctx| {
+            let asked = asked.saturating_duration_since(kubelet.born);
+            let was_away = kubelet.health.fault().is_some();
+            if kubelet.health.note(outcome, asked, kubelet.born.elapsed()) {
+                kubelet.note_health(was_away, ctx);
+            }
+            ctx.run_later(PERIOD, Kubelet::ask_runtime);
+        }));
+    }
+
+    fn note_health(&mut self, was_away: bool, ctx: &mut Context<Self>) {
+        let name = self.seed.node.name.clone();
+        let told = match self.health.fault() {
+            Some(fault) if was_away => {
+                tracing::warn!(fault, "the container runtime is still away");
+                None
+            }
+            Some(fault) => {
+                tracing::error!(fault, "the container runtime is away: the node is not ready");
+                Some("NodeNotReady")
+            }
+            None => {
+                tracing::info!("the container runtime is back");
+                Some("NodeReady")
+            }
+        };
+        if let Some(reason) = told {
+            self.tell_of_node(false, reason, format!("Node {name} status is now: {reason}"));
+        }
+        self.report_node(false, ctx);
+    }
+}
