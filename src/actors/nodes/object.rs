@@ -223,6 +223,9 @@ impl NodeHandle {
             self.sparing.spend(silent);
         }
         self.supersede();
+        let snapshot = self.seed.wiring.view.snapshot();
+        // One that was deleted has its actor until its pods are gone, which are not ready either.
+        let exists = snapshot.find(&self.key()).is_some();
         if let Some(by) = &seen {
             tracing::warn!(node = %self.name, %by, "node is not ready: its link is down, but its machine is reached");
         } else if planned {
@@ -230,10 +233,9 @@ impl NodeHandle {
             self.silence.given = Duration::ZERO;
             self.lost = Some(ctx.run_later(GOODBYE, |node, ctx| node.mark_lost(ctx)));
             tracing::info!(node = %self.name, "node is not ready: it said goodbye");
-        } else {
+        } else if exists {
             tracing::warn!(node = %self.name, "node is not ready: its link is down");
         }
-        let snapshot = self.seed.wiring.view.snapshot();
         if let Some(object) = snapshot.find(&self.key()) {
             let message = format!("Node {} status is now: NodeNotReady", self.name);
             let event =

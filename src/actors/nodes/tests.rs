@@ -404,6 +404,40 @@ fn a_deleted_node_may_come_back_at_once() {
     });
 }
 
+/// Whether there is an actor for a node.
+async fn has_actor(master: &Master, node: &str) -> bool {
+    let path = format!("nodes/node handles/{node}");
+    master.root.tree().await.iter().any(|child| child.name.ends_with(&path))
+}
+
+#[test]
+fn two_machines_that_are_one_node_do_not_take_the_link_from_each_other_for_ever() {
+    system(async {
+        let master = Master::start().await;
+        let mut links = Vec::new();
+        // At first each that comes is believed: it may have lost the link that is there.
+        for _ in 0..4 {
+            links.push(master.join("n1").await);
+        }
+        assert!(!master.bench.reasons().contains(&"NodeIdentityCopied".to_owned()));
+        let (_rival, mut heard) = master.link("n1").await;
+        let LinkEvent::Closed(CloseReason::Peer(why)) = heard.next().await else { panic!("it was taken") };
+        assert!(why.contains("another machine"), "{why}");
+        let told = master.bench.reasons().iter().filter(|reason| *reason == "NodeIdentityCopied").count();
+        assert_eq!(told, 1);
+        // The one that is linked stays.
+        let (handle, mut events) = links.pop().unwrap();
+        let bound = master.bench.create(Kind::Pod, pod("p", "n1")).await;
+        picture(&mut events, |picture| picture.pods.iter().any(|pod| pod.uid == *bound.uid())).await;
+        // A link that is held is taken as soon as the other one has gone.
+        let (rival, mut heard) = master.link("n1").await;
+        rival.send(Class::Control, &hello()).unwrap();
+        handle.close("it ends");
+        assert!(matches!(message(&mut heard).await, ToNode::Welcome(_)));
+        master.stop().await;
+    });
+}
+
 fn pod_report(pod: &Object, phase: &str) -> PodReport {
     PodReport {
         namespace: pod.key.namespace.to_string(),
