@@ -19,6 +19,7 @@ use k8s_openapi::{
 
 use super::{
     edit::{self, Edit, EditError},
+    events::Happening,
     mirrors::is_mirror,
     placement::tolerates,
     reconcile::{Means, Reconcile},
@@ -41,6 +42,11 @@ const DOUBT_SECONDS: i64 = 15;
 
 /// A taint's time is cut to whole seconds: it may have come so much later.
 const CUT_SECONDS: i64 = 1;
+
+/// What events say they come from, as Kubernetes' do.
+const COMPONENT: &str = "taint-eviction-controller";
+/// Kubernetes' reason both of a pod that has to leave and of one that may stay after all.
+const REASON: &str = "TaintManagerEviction";
 
 /// How a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,51 +121,84 @@ pub struct Evictions {
     when: HashMap<Key, Timestamp>,
     /// Nodes that pods have to leave.
     tainted: BTreeSet<NodeName>,
-    /// When taints that do not say when they came were first seen, by node and key.
-    seen: HashMap<NodeName, BTreeMap<String, Timestamp>>,
+    /// When taints came, by node and key.
+    came: HashMap<NodeName, BTreeMap<String, Came>>,
+    /// Pods that were to leave and may stay: to be told of.
+    called_off: Vec<Happening>,
     /// The brake is on, as of the last change of a node.
     braking: bool,
     /// When the brake was on last, or all this began: silence from before then may be our own fault.
     doubt: Option<Timestamp>,
 }
 
+/// When a taint came.
+#[derive(Clone, Copy, Debug)]
+struct Came {
+    /// As it says itself: cut to whole seconds, or not at all.
+    added: Option<Timestamp>,
+    /// When it was seen to come, which is a little later; `None` for one that was there before.
+    seen: Option<Timestamp>,
+}
+
 impl Evictions {
-    fn forget(&mut self, pod: &Key) {
-        if let Some(at) = self.when.remove(pod) {
-            self.due.remove(&(at, pod.clone()));
-        }
+    /// Whether it was to leave.
+    fn forget(&mut self, pod: &Key) -> bool {
+        let at = self.when.remove(pod);
+        at.is_some_and(|at| self.due.remove(&(at, pod.clone())))
     }
 
     fn note(&mut self, pod: &Object, snapshot: &Snapshot, now: Timestamp) {
-        self.forget(&pod.key);
+        let was_to_leave = self.forget(&pod.key);
         if let Some(at) = self.leaves_at(pod, snapshot, now, self.braking) {
             self.when.insert(pod.key.clone(), at);
             self.due.insert((at, pod.key.clone()));
+        } else if was_to_leave {
+            self.note_called_off(pod, now);
         }
     }
 
-    fn note_node(&mut self, name: &NodeName, snapshot: &Snapshot, now: Timestamp) {
+    fn note_called_off(&mut self, pod: &Object, now: Timestamp) {
+        let stays =
+            pod.facet.meta.deleting.is_none() && pod_facet(pod).is_some_and(|of| !of.phase.is_final());
+        if stays && !is_static(pod) {
+            self.called_off.push(happening(pod, "Cancelling deletion of Pod", now));
+        }
+    }
+
+    /// `comes`: what is new of its taints has just come; else it may have been there for long.
+    fn note_node(&mut self, name: &NodeName, snapshot: &Snapshot, now: Timestamp, comes: bool) {
         let node = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
         let node = node.and_then(|node| facet(node));
         match node.is_some_and(is_tainted) {
             true => self.tainted.insert(name.clone()),
             false => self.tainted.remove(name),
         };
+        let before = self.came.remove(name).unwrap_or_default();
         let taints = node.into_iter().flat_map(|node| node.taints.iter());
-        let timeless = taints.filter(|taint| taint.effect == NO_EXECUTE && taint.time_added.is_none());
-        let before = self.seen.remove(name).unwrap_or_default();
-        let seen: BTreeMap<String, Timestamp> = timeless
-            .map(|taint| (taint.key.clone(), before.get(&taint.key).copied().unwrap_or(now)))
+        let came: BTreeMap<String, Came> = taints
+            .filter(|taint| taint.effect == NO_EXECUTE)
+            .map(|taint| {
+                let added = added(taint);
+                let known = before.get(&taint.key).copied().filter(|came| came.added == added);
+                let seen = Some(now).filter(|_| comes || added.is_none());
+                (taint.key.clone(), known.unwrap_or(Came { added, seen }))
+            })
             .collect();
-        if !seen.is_empty() {
-            self.seen.insert(name.clone(), seen);
+        if !came.is_empty() {
+            self.came.insert(name.clone(), came);
         }
     }
 
-    /// Since when a node has a taint: as that says, or else as was seen.
+    /// When a node's taint was there for certain: when it was seen to come, if it was. Never before it came, nor later
+    /// than it can have come by its own word.
     fn since(&self, node: &NodeName, taint: &v1::Taint, now: Timestamp) -> Timestamp {
-        let seen = || self.seen.get(node).and_then(|seen| seen.get(&taint.key)).copied();
-        taint.time_added.as_ref().map(|added| added.0).or_else(seen).unwrap_or(now)
+        let came = self.came.get(node).and_then(|came| came.get(&taint.key));
+        let seen = came.filter(|came| came.added == added(taint)).and_then(|came| came.seen);
+        match (added(taint), seen) {
+            (Some(added), Some(seen)) => seen.max(added).min(later(added, CUT_SECONDS)),
+            (Some(added), None) => later(added, CUT_SECONDS),
+            (None, seen) => seen.unwrap_or(now),
+        }
     }
 
     /// Looks whether the brake is on.
@@ -174,14 +213,17 @@ impl Evictions {
     /// Looks at all pods of tainted nodes.
     fn note_pods(&mut self, snapshot: &Snapshot, now: Timestamp) {
         self.due.clear();
-        self.when.clear();
-        if self.tainted.is_empty() {
-            return;
-        }
-        for pod in snapshot.list(Kind::Pod, None) {
-            if node_of(pod).is_some_and(|node| self.tainted.contains(node)) {
-                self.note(pod, snapshot, now);
+        let before = std::mem::take(&mut self.when);
+        if !self.tainted.is_empty() {
+            for pod in snapshot.list(Kind::Pod, None) {
+                if node_of(pod).is_some_and(|node| self.tainted.contains(node)) {
+                    self.note(pod, snapshot, now);
+                }
             }
+        }
+        let called_off: Vec<&Key> = before.keys().filter(|pod| !self.when.contains_key(*pod)).collect();
+        for pod in called_off.into_iter().filter_map(|pod| snapshot.find(pod)) {
+            self.note_called_off(pod, now);
         }
     }
 
@@ -206,7 +248,10 @@ impl Evictions {
         let obeyed = taints.filter(|taint| !(braking && is_ours(taint)));
         obeyed
             .filter_map(|taint| {
-                let until = stays_until(of, taint, self.since(name, taint, now))?;
+                let until = match seconds_borne(of, taint)? {
+                    0 => added(taint).unwrap_or(now),
+                    seconds => later(self.since(name, taint, now), seconds),
+                };
                 Some(self.believed_from(taint).map_or(until, |from| from.max(until)))
             })
             .min()
@@ -280,18 +325,39 @@ fn is_brake_on(snapshot: &Snapshot) -> bool {
     })
 }
 
-/// How long a pod stays in spite of a taint; `None` for ever.
-fn stays_until(pod: &PodFacet, taint: &v1::Taint, since: Timestamp) -> Option<Timestamp> {
+/// For how many seconds a pod bears a taint; `None` for ever.
+fn seconds_borne(pod: &PodFacet, taint: &v1::Taint) -> Option<i64> {
     let value = taint.value.as_deref().unwrap_or("");
     let bears = pod.tolerations.iter().filter(|borne| tolerates(borne, &taint.key, value, &taint.effect));
     let seconds: Vec<Option<i64>> = bears.map(|toleration| toleration.toleration_seconds).collect();
-    let seconds = match (seconds.is_empty(), seconds.into_iter().flatten().min()) {
-        (true, _) => 0,
-        (false, None) => return None,
-        (false, Some(seconds)) if seconds > 0 => seconds.saturating_add(CUT_SECONDS),
-        (false, Some(_)) => 0,
-    };
-    Some(later(since, seconds))
+    match (seconds.is_empty(), seconds.into_iter().flatten().min()) {
+        (true, _) => Some(0),
+        (false, seconds) => seconds.map(|seconds| seconds.max(0)),
+    }
+}
+
+fn added(taint: &v1::Taint) -> Option<Timestamp> {
+    taint.time_added.as_ref().map(|added| added.0)
+}
+
+/// Whether it is the mirror of a static pod: that is its node's own, whatever becomes of its mirror.
+fn is_static(pod: &Object) -> bool {
+    pod.parse::<v1::Pod>().is_ok_and(|pod| is_mirror(&pod))
+}
+
+fn happening(pod: &Object, what: &str, at: Timestamp) -> Happening {
+    let Key { namespace, name, .. } = &pod.key;
+    Happening {
+        about: pod.key.clone(),
+        uid: pod.uid().clone(),
+        field_path: None,
+        warning: false,
+        reason: REASON.into(),
+        message: format!("{what} {namespace}/{name}"),
+        component: COMPONENT.into(),
+        host: None,
+        at,
+    }
 }
 
 impl Reconcile for Evictions {
@@ -302,7 +368,7 @@ impl Reconcile for Evictions {
         self.doubt.get_or_insert(now);
         self.tainted.clear();
         for node in snapshot.list(Kind::Node, None) {
-            self.note_node(&NodeName(node.key.name.clone()), snapshot, now);
+            self.note_node(&NodeName(node.key.name.clone()), snapshot, now, false);
         }
         self.note_brake(snapshot, now);
         self.note_pods(snapshot, now);
@@ -323,7 +389,7 @@ impl Reconcile for Evictions {
                 };
                 // Also a node that comes back matters to the others: it may take the brake off.
                 if of(before) != of(after) {
-                    self.note_node(&NodeName(key.name.clone()), snapshot, now);
+                    self.note_node(&NodeName(key.name.clone()), snapshot, now, true);
                     self.note_brake(snapshot, now);
                     self.note_pods(snapshot, now);
                 }
@@ -332,7 +398,10 @@ impl Reconcile for Evictions {
                 Some(pod) if node_of(pod).is_some_and(|node| self.tainted.contains(node)) => {
                     self.note(pod, snapshot, now);
                 }
-                _ => self.forget(key),
+                Some(pod) if self.forget(key) => self.note_called_off(pod, now),
+                _ => {
+                    self.forget(key);
+                }
             },
             _ => {}
         }
@@ -358,18 +427,24 @@ impl Reconcile for Evictions {
 
     fn decide(&self, item: &Key, means: &mut Means<'_>) -> Result<Vec<Edit>, EditError> {
         let Some(pod) = means.snapshot.find(item) else { return Ok(Vec::new()) };
-        let (snapshot, now) = (means.snapshot, means.now);
+        let (snapshot, now) = (means.snapshot, means.exact);
         let is_due = |braking: bool| self.leaves_at(pod, snapshot, now, braking).is_some_and(|at| at <= now);
         // The snapshot may be newer than what was noted. With the brake on in either nothing happens until a node
         // changes: then every pod is looked at again.
         if !is_due(self.braking) || (is_brake_on(snapshot) && !is_due(true)) {
             return Ok(Vec::new());
         }
-        // A static pod is its node's own, whatever becomes of its mirror.
-        if pod.parse::<v1::Pod>().is_ok_and(|pod| is_mirror(&pod)) {
+        if is_static(pod) {
             return Ok(Vec::new());
         }
-        Ok(edit::delete(pod, now)?.into_iter().collect())
+        Ok(edit::delete(pod, means.now)?.into_iter().collect())
+    }
+
+    fn happenings(&mut self, made: &[Arc<Object>], now: Timestamp) -> Vec<Happening> {
+        let mut all = std::mem::take(&mut self.called_off);
+        // It deletes pods and does nothing else.
+        all.extend(made.iter().map(|pod| happening(pod, "Marking for deletion Pod", now)));
+        all
     }
 
     fn wake_at(&self) -> Option<Timestamp> {

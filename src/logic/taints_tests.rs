@@ -63,14 +63,96 @@ fn pods_leave_a_tainted_node_when_their_tolerations_say_so() {
     world.put(Kind::Node, &node("a", &lost(now)));
     world.settle();
     assert_eq!(leaving(&world), ["at-once", "none"]);
-    // A second more than it says: the taint's time is cut.
-    world.advance(60);
+    world.advance_ms(59_999);
     assert_eq!(leaving(&world), ["at-once", "none"]);
-    world.advance(1);
+    world.advance_ms(1);
     assert_eq!(leaving(&world), ["at-once", "minute", "none"]);
     world.advance(1_000_000);
     world.settle();
     assert_eq!(leaving(&world).len(), 3, "who tolerates it for ever stays, and so do the others' pods");
+}
+
+#[test]
+fn a_pod_stays_as_long_as_it_says_from_when_the_taint_was_seen_to_come() {
+    let bears = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 1}]);
+    let mine = || json!([{"key": "mine", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]);
+    let world = |seen_ms: i64| {
+        let mut world = World::new(Evictions::default());
+        world.put(Kind::Node, &node("b", &json!([])));
+        world.put(Kind::Node, &node("a", &json!([])));
+        world.put(Kind::Pod, &pod("p", "a", &bears));
+        // It comes then, which it says in whole seconds.
+        world.advance_ms(seen_ms);
+        world.put(Kind::Node, &node("a", &mine()));
+        world.settle();
+        world
+    };
+    for ms in [0, 1, 500, 999] {
+        let mut world = world(ms);
+        world.advance_ms(999);
+        assert!(leaving(&world).is_empty(), "at {ms} ms");
+        // What else happens to the node is no matter, nor a reader that has to begin anew.
+        let mut changed = mine();
+        changed.as_array_mut().unwrap().push(json!({"key": "other", "effect": "NoSchedule"}));
+        world.put(Kind::Node, &node("a", &changed));
+        let now = "2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap();
+        let now = now.checked_add(SignedDuration::from_millis(ms + 999)).unwrap();
+        world.controller.anew(&world.snapshot, now);
+        world.settle();
+        assert!(leaving(&world).is_empty(), "at {ms} ms");
+        world.advance_ms(1);
+        assert_eq!(leaving(&world), ["p"], "at {ms} ms");
+    }
+    // Seen late, it came no later than it can have come by its own word.
+    let mut late = world(1_700);
+    late.advance_ms(299);
+    assert!(leaving(&late).is_empty());
+    late.advance_ms(1);
+    assert_eq!(leaving(&late), ["p"]);
+}
+
+#[test]
+fn a_taint_that_was_there_before_is_taken_to_have_come_as_late_as_it_can_have() {
+    let mut world = World::new(Evictions::default());
+    let bears = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 1}]);
+    let mine = json!([{"key": "mine", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]);
+    world.put(Kind::Node, &node("a", &mine));
+    world.put(Kind::Pod, &pod("p", "a", &bears));
+    world.controller = Evictions::default();
+    world.controller.anew(&world.snapshot, "2026-01-01T00:00:00.5Z".parse().unwrap());
+    world.advance_ms(1_999);
+    assert!(leaving(&world).is_empty());
+    world.advance_ms(1);
+    assert_eq!(leaving(&world), ["p"]);
+}
+
+#[test]
+fn it_is_told_of_each_pod_that_leaves_and_of_each_that_may_stay_after_all() {
+    let mut world = furnished(&["a", "b", "c"]);
+    let bears = json!([{"key": UNREACHABLE, "operator": "Exists", "tolerationSeconds": 60}]);
+    world.put(Kind::Pod, &pod("minute", "a", &bears));
+    world.put(Kind::Pod, &pod("forever", "a", &json!([{"operator": "Exists"}])));
+    let mut mirror = pod("mirror", "a", &bears);
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    world.put(Kind::Pod, &mirror);
+    assert!(world.recorded.is_empty());
+    world.put(Kind::Node, &node("a", &lost("2026-01-01T00:00:00Z")));
+    world.settle();
+    let told = |world: &World<Evictions>| {
+        assert!(world.recorded.iter().all(|(reason, _)| reason == "TaintManagerEviction"));
+        world.recorded.iter().map(|(_, message)| message.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&world), ["Marking for deletion Pod default/a"]);
+    world.advance(30);
+    world.put(Kind::Node, &node("a", &json!([])));
+    world.settle();
+    assert_eq!(told(&world)[1..], ["Cancelling deletion of Pod default/minute"]);
+    // One that ends by itself has nothing called off.
+    world.put(Kind::Node, &node("a", &lost("2026-01-01T00:00:30Z")));
+    world.remove(&Key::new(Kind::Pod, "default", "minute"));
+    world.put(Kind::Node, &node("a", &json!([])));
+    world.settle();
+    assert_eq!(told(&world).len(), 2);
 }
 
 #[test]
@@ -112,17 +194,17 @@ fn a_taint_that_does_not_say_when_it_came_came_when_it_was_first_seen() {
     let another = json!([{"key": "mine", "effect": "NoExecute"}, {"key": "other", "effect": "NoSchedule"}]);
     world.put(Kind::Node, &node("a", &another));
     world.put(Kind::Pod, &pod("late", "a", &bears));
-    world.advance(30);
+    world.advance_ms(29_999);
     assert!(leaving(&world).is_empty());
-    world.advance(1);
+    world.advance_ms(1);
     assert_eq!(leaving(&world), ["late", "p"]);
     // Taken away and set again, it is a new one.
     world.put(Kind::Node, &node("a", &json!([])));
     world.put(Kind::Pod, &pod("next", "a", &bears));
     world.put(Kind::Node, &node("a", &mine));
-    world.advance(60);
+    world.advance_ms(59_999);
     assert!(!leaving(&world).contains(&"next".to_owned()));
-    world.advance(1);
+    world.advance_ms(1);
     assert!(leaving(&world).contains(&"next".to_owned()));
 }
 
