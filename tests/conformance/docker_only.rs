@@ -163,7 +163,8 @@ async fn what_an_engine_ends_with_itself_is_told_when_it_is_back() {
 
 #[tokio::test]
 async fn an_end_is_told_before_a_long_log_is_copied_and_the_log_is_whole_after_that() {
-    const LINES: u32 = 250_000;
+    // Far below what the engine keeps.
+    const LINES: u32 = 120_000;
     if !engine::at_hand() {
         return;
     }
@@ -171,17 +172,11 @@ async fn an_end_is_told_before_a_long_log_is_copied_and_the_log_is_whole_after_t
     bench.sandbox("a").await;
     let mut flood = bench.hello("flood", &["--flood", &LINES.to_string(), "--once"]);
     flood.log_limits.max_bytes = 1 << 30;
-    let begun = std::time::Instant::now();
     let id = bench.start("a", flood).await;
     let exit = bench.told_exit(&id).await;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
     let late_ms = i64::try_from(now).unwrap() - exit.finished_ms;
-    let (at_end, told) = (bench.raw_log("flood").len(), begun.elapsed());
     bench.runtime().log_written(&id).await;
-    eprintln!(
-        "told {late_ms} ms late, {told:?} after the start, with {at_end} lines; all after {:?}",
-        begun.elapsed()
-    );
     assert!(late_ms < 5_000, "told {late_ms} ms late");
     let log = bench.raw_log("flood");
     assert_eq!(log.len(), usize::try_from(LINES).unwrap());

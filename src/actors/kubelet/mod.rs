@@ -47,7 +47,6 @@ use actix::{
 };
 use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
-use tokio::time::Instant;
 
 pub use configs::Configs;
 pub use context::{KubeletSettings, NodeContext, Starts, now_ms};
@@ -72,7 +71,6 @@ use crate::{
         image_gc::PERIOD,
         nodes::{MachineFacts, node_status},
         pod::sources::references,
-        runtime_health::RuntimeHealth,
         supervision::Intensity,
         usage::{PERIOD_MS, Readings},
     },
@@ -175,9 +173,7 @@ pub struct Kubelet {
     list_fault: Option<String>,
     /// Why the pod network cannot be set up.
     network_fault: Option<String>,
-    /// Whether the runtime is there, by the clock that began at `born`.
-    health: RuntimeHealth,
-    born: Instant,
+    health: runtime_health::Health,
     pod_cidr: String,
     manifests: Manifests,
     /// What the node and its pods used lately.
@@ -204,8 +200,7 @@ impl Kubelet {
             status: None,
             list_fault: None,
             network_fault: None,
-            health: RuntimeHealth::default(),
-            born: Instant::now(),
+            health: Default::default(),
             pod_cidr: String::new(),
             readings: Readings::default(),
             eviction: eviction::Eviction::default(),

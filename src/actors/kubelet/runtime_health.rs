@@ -6,7 +6,32 @@ use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use tokio::time::{Instant, timeout};
 
 use super::Kubelet;
-use crate::logic::runtime_health::{ANSWER, PERIOD};
+use crate::logic::runtime_health::{ANSWER, PERIOD, RuntimeHealth};
+
+/// Whether the runtime is there.
+pub(super) struct Health {
+    /// What all its times count from.
+    began: Instant,
+    known: RuntimeHealth,
+}
+
+impl Default for Health {
+    fn default() -> Health {
+        Health { began: Instant::now(), known: RuntimeHealth::default() }
+    }
+}
+
+impl Health {
+    fn note(&mut self, outcome: Result<(), String>, asked: Instant) -> bool {
+        let asked = asked.saturating_duration_since(self.began);
+        self.known.note(outcome, asked, self.began.elapsed())
+    }
+
+    /// Why it can run no pods now.
+    pub(super) fn fault(&self) -> Option<&str> {
+        self.known.fault()
+    }
+}
 
 impl Kubelet {
     /// Asks now, and from now on.
@@ -23,9 +48,8 @@ impl Kubelet {
             }
         };
         ctx.spawn(work.into_actor(self).map(move |outcome, kubelet, ctx| {
-            let asked = asked.saturating_duration_since(kubelet.born);
             let was_away = kubelet.health.fault().is_some();
-            if kubelet.health.note(outcome, asked, kubelet.born.elapsed()) {
+            if kubelet.health.note(outcome, asked) {
                 kubelet.note_health(was_away, ctx);
             }
             ctx.run_later(PERIOD, Kubelet::ask_runtime);
