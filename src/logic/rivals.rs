@@ -30,9 +30,14 @@ impl Rivals {
         lately.len() == TOO_MANY
     }
 
-    /// A node is no more.
+    /// A node is no more, or was found to be one machine.
     pub fn forget(&mut self, node: &NodeName) {
         self.lately.remove(node);
+    }
+
+    /// Forgets those nodes that are no more.
+    pub fn retain(&mut self, is_there: impl Fn(&NodeName) -> bool) {
+        self.lately.retain(|node, _| is_there(node));
     }
 }
 
@@ -51,6 +56,8 @@ mod tests {
         assert!(!comes(&a, 10_500 + WITHIN_MS), "that was long ago");
         // A clock that is set back proves nothing.
         assert!(!comes(&a, 0));
+        rivals.retain(|node| *node == b);
+        assert_eq!(rivals.lately.keys().collect::<Vec<_>>(), [&b]);
     }
 
     #[test]

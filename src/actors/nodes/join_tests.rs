@@ -125,7 +125,7 @@ fn who_guesses_is_not_listened_to_for_a_while_and_others_are() {
 fn the_actor_of_a_deleted_node_goes_with_its_last_pod() {
     use crate::net::{Connector, LinkConfig};
     // Links of nodes that joined are QUIC's own, over loopback, by the clock on the wall.
-    actix::System::new().block_on(async {
+    let work = async {
         let authority = Arc::new(Authority::ephemeral().unwrap());
         let (identity, ca) = (authority.issue_master().unwrap(), authority.certificate().clone());
         let local = ([127, 0, 0, 1], 0).into();
@@ -166,6 +166,9 @@ fn the_actor_of_a_deleted_node_goes_with_its_last_pod() {
             }
         }
         master.stop().await;
+    };
+    actix::System::new().block_on(async {
+        tokio::time::timeout(Duration::from_secs(60), work).await.expect("its actor has gone");
     });
 }
 

@@ -40,7 +40,7 @@ use self::{
     handle::{Begun, ConfigsMoved, Linked, NodeHandle, NodePods},
     health::Health,
     images::Shelves,
-    rivals::{HELD_LOOKS, RIVALS_INTERVAL_MS},
+    rivals::{Held, RIVALS_INTERVAL_MS},
 };
 use crate::{
     actors::{
@@ -153,6 +153,8 @@ pub struct NodeRegistry {
     sent_away: Seldom<NodeName>,
     /// Whose links come too often while they have one.
     rivals: Rivals,
+    /// Links of those that are held while it is looked whether the other lives.
+    held: HashMap<NodeName, Held>,
     /// Says of nodes that two machines are one.
     rivals_told: Seldom<NodeName>,
     /// Joins under way for a name.
@@ -182,6 +184,7 @@ impl NodeRegistry {
             attempts: Attempts::default(),
             sent_away: Seldom::new(SENT_AWAY_INTERVAL_MS),
             rivals: Rivals::default(),
+            held: HashMap::new(),
             rivals_told: Seldom::new(RIVALS_INTERVAL_MS),
             joining: HashMap::new(),
             revision: None,
@@ -230,6 +233,7 @@ impl NodeRegistry {
             }
         }
         self.revision = Some(snapshot.revision);
+        self.rivals.retain(|name| snapshot.find(&Key::new(Kind::Node, "", name.0.clone())).is_some());
         self.send_strangers_away(snapshot);
         // Actors of nodes that were deleted while nobody was told.
         let before: Vec<NodeName> = self.handles.iter().map(|handle| handle.key().clone()).collect();
@@ -239,8 +243,10 @@ impl NodeRegistry {
         let names: Vec<NodeName> = self.nodes.keys().cloned().collect();
         for name in names {
             self.tell_pods(&name);
-            self.hand_over(&name);
-            self.forget_if_gone(&name, ctx);
+            // One that was just given a link is not in `links` yet.
+            if !self.hand_over(&name) {
+                self.forget_if_gone(&name, ctx);
+            }
         }
     }
 
@@ -358,10 +364,12 @@ impl NodeRegistry {
     fn linked(&mut self, link: Link<wire::ToNode, wire::ToMaster>, ctx: &mut Context<Self>) {
         let name = link.peer().clone();
         let link = link.split();
-        if self.has_living_link(&name) && self.rivals.comes(&name, outside::now().as_millisecond()) {
-            self.tell_of_rivals(&name, &link.0);
-            return self.hold(name, link, HELD_LOOKS, ctx);
+        if let Some(other) = self.living_link(&name)
+            && self.rivals.comes(&name, outside::now().as_millisecond())
+        {
+            return self.hold(name, link, other, ctx);
         }
+        self.let_go(&name);
         self.admit(&name, link);
     }
 
@@ -390,13 +398,13 @@ impl NodeRegistry {
     }
 
     /// Gives a waiting link to its node's actor, once that is there. Nothing is lost in between: an incarnation is
-    /// published before it says that it has begun, and whatever waits is handed over then.
-    fn hand_over(&mut self, name: &NodeName) {
-        let (Some(revision), Some(known)) = (self.revision, self.nodes.get_mut(name)) else { return };
-        let Some(address) = known.slot.address().filter(|_| !known.ending) else { return };
-        if let Some((link, subnet)) = known.waiting.take() {
-            address.do_send(Linked { link, subnet, pods: known.picture(revision) });
-        }
+    /// published before it says that it has begun, and whatever waits is handed over then. Whether one was.
+    fn hand_over(&mut self, name: &NodeName) -> bool {
+        let (Some(revision), Some(known)) = (self.revision, self.nodes.get_mut(name)) else { return false };
+        let Some(address) = known.slot.address().filter(|_| !known.ending) else { return false };
+        let Some((link, subnet)) = known.waiting.take() else { return false };
+        address.do_send(Linked { link, subnet, pods: known.picture(revision) });
+        true
     }
 
     fn subnet_for(&mut self, name: &NodeName) -> Result<String, String> {

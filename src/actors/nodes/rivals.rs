@@ -13,31 +13,81 @@ use crate::{
     actors::outside,
     messages::{RecordEvent, wire},
     model::{Key, Kind, NodeName},
-    net::LinkHandle,
+    net::{LinkConfig, LinkHandle},
 };
 
 /// One log line and one event a node in this time.
 pub(super) const RIVALS_INTERVAL_MS: i64 = 60_000;
 /// How often it is looked whether the link that there is still lives, and at what pace. Together longer than a link that is
 /// dead takes to be found out, and about what a rival waits between two attempts.
-pub(super) const HELD_LOOKS: u32 = 20;
+const HELD_LOOKS: u32 = 20;
 const LOOK: Duration = Duration::from_millis(250);
-/// A link of which nothing came for so long is as good as dead.
-const ALIVE: Duration = Duration::from_secs(1);
+
+/// A link that is held.
+pub(super) struct Held {
+    link: ToNodeLink,
+    /// The link that the node has.
+    other: LinkHandle<wire::ToNode>,
+}
+
+/// Whether something may come of a link yet: a single lost heartbeat is no death.
+fn is_living(link: &LinkHandle<wire::ToNode>) -> bool {
+    link.silence() < LinkConfig::default().longest_silence()
+}
 
 impl NodeRegistry {
-    /// Whether a node has a link that works, as far as is known.
-    pub(super) fn has_living_link(&self, name: &NodeName) -> bool {
-        self.links.get(name).is_some_and(|link| link.silence() < ALIVE)
+    /// The link of a node that works, as far as is known.
+    pub(super) fn living_link(&self, name: &NodeName) -> Option<LinkHandle<wire::ToNode>> {
+        self.links.get(name).map(|link| link.value().clone()).filter(is_living)
     }
 
-    /// Keeps a link back while the node has another; then it is taken, or turned away.
-    pub(super) fn hold(&self, name: NodeName, link: ToNodeLink, looks: u32, ctx: &mut Context<Self>) {
-        ctx.run_later(LOOK, move |registry, ctx| match looks.checked_sub(1) {
-            _ if !registry.has_living_link(&name) => registry.admit(&name, link),
-            Some(looks) => registry.hold(name, link, looks, ctx),
-            None => {
-                link.0.close("another machine is linked as this node: they have one key, which was copied")
+    /// Keeps a link back while the node has that other one; then it is taken, or turned away. One is held of a node: the
+    /// newest, for who comes anew has given up the one before.
+    pub(super) fn hold(
+        &mut self,
+        name: NodeName,
+        link: ToNodeLink,
+        other: LinkHandle<wire::ToNode>,
+        ctx: &mut Context<Self>,
+    ) {
+        let handle = link.0.clone();
+        self.let_go(&name);
+        self.held.insert(name.clone(), Held { link, other });
+        Self::look(name, handle, HELD_LOOKS, ctx);
+    }
+
+    /// Another link of that node is taken.
+    pub(super) fn let_go(&mut self, name: &NodeName) {
+        if let Some(before) = self.held.remove(name) {
+            before.link.0.close("the node has connected anew");
+        }
+    }
+
+    fn look(name: NodeName, handle: LinkHandle<wire::ToNode>, looks: u32, ctx: &mut Context<Self>) {
+        ctx.run_later(LOOK, move |registry, ctx| {
+            if !registry.held.get(&name).is_some_and(|held| held.link.0.is_same(&handle)) {
+                return;
+            }
+            let Some(held) = registry.held.remove(&name) else { return };
+            let linked = registry.links.get(&name).map(|link| link.value().clone());
+            let lives = linked.is_some_and(|link| link.is_same(&held.other)) && is_living(&held.other);
+            match looks.checked_sub(1).filter(|_| lives) {
+                Some(looks) => {
+                    registry.held.insert(name.clone(), held);
+                    Self::look(name, handle, looks, ctx);
+                }
+                // The other one has lived all the time.
+                None if lives => {
+                    registry.tell_of_rivals(&name, &held.link.0);
+                    held.link
+                        .0
+                        .close("another machine is linked as this node: they have one key, which was copied");
+                }
+                // The other one has died: most likely both are one machine's.
+                None => {
+                    registry.rivals.forget(&name);
+                    registry.admit(&name, held.link);
+                }
             }
         });
     }

@@ -432,8 +432,35 @@ fn two_machines_that_are_one_node_do_not_take_the_link_from_each_other_for_ever(
         // A link that is held is taken as soon as the other one has gone.
         let (rival, mut heard) = master.link("n1").await;
         rival.send(Class::Control, &hello()).unwrap();
+        let early = tokio::time::timeout(Duration::from_secs(1), heard.next()).await;
+        assert!(early.is_err(), "it is held");
         handle.close("it ends");
         assert!(matches!(message(&mut heard).await, ToNode::Welcome(_)));
+        master.stop().await;
+    });
+}
+
+#[test]
+fn one_machine_whose_process_begins_anew_again_and_again_is_not_taken_for_two() {
+    system(async {
+        let master = Master::start().await;
+        let mut links = Vec::new();
+        for _ in 0..4 {
+            links.push(master.join("n1").await);
+        }
+        // Those that come while the last one is not known to be dead are held, the newest of them only.
+        let (_given_up, mut unheard) = master.link("n1").await;
+        let (newest, mut heard) = master.link("n1").await;
+        newest.send(Class::Control, &hello()).unwrap();
+        let LinkEvent::Closed(CloseReason::Peer(why)) = unheard.next().await else { panic!("it was taken") };
+        assert!(why.contains("anew"), "{why}");
+        links.last().unwrap().0.close("it is found to be dead");
+        assert!(matches!(message(&mut heard).await, ToNode::Welcome(_)));
+        // That proves that it is one: it counts from the beginning.
+        let (after, mut heard) = master.link("n1").await;
+        after.send(Class::Control, &hello()).unwrap();
+        assert!(matches!(message(&mut heard).await, ToNode::Welcome(_)));
+        assert!(!master.bench.reasons().contains(&"NodeIdentityCopied".to_owned()));
         master.stop().await;
     });
 }
