@@ -24,7 +24,7 @@ use super::{
     placement::tolerates,
     reconcile::{Means, Reconcile},
 };
-use crate::model::{Key, Kind, KindFacet, NodeFacet, NodeName, Object, PodFacet, Snapshot};
+use crate::model::{Key, Kind, KindFacet, NodeFacet, NodeName, Object, PodFacet, Snapshot, Uid};
 
 /// The taint of a node whose link is silent.
 pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
@@ -42,6 +42,9 @@ const DOUBT_SECONDS: i64 = 15;
 
 /// A taint's time is cut to whole seconds: it may have come so much later.
 const CUT_SECONDS: i64 = 1;
+
+/// A clock that goes back by less was corrected, or read twice at once.
+const SET_BACK_SECONDS: i64 = 2;
 
 /// What events say they come from, as Kubernetes' do.
 const COMPONENT: &str = "taint-eviction-controller";
@@ -118,7 +121,9 @@ pub fn has_said_goodbye(node: &Object) -> bool {
 #[derive(Debug, Default)]
 pub struct Evictions {
     due: BTreeSet<(Timestamp, Key)>,
-    when: HashMap<Key, Timestamp>,
+    when: HashMap<Key, Leaving>,
+    /// Since when pods are on their node as far as is known, of those on tainted nodes.
+    seen: HashMap<Key, (Uid, Timestamp)>,
     /// Nodes that pods have to leave.
     tainted: BTreeSet<NodeName>,
     /// When taints came, by node and key.
@@ -129,29 +134,66 @@ pub struct Evictions {
     braking: bool,
     /// When the brake was on last, or all this began: silence from before then may be our own fault.
     doubt: Option<Timestamp>,
+    /// The latest time that it was: a clock that is set back is found out by it.
+    latest: Timestamp,
 }
 
 /// When a taint came.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Came {
+    /// The node, which may be another of its name.
+    node: Uid,
     /// As it says itself: cut to whole seconds, or not at all.
     added: Option<Timestamp>,
-    /// When it was seen to come, which is a little later; `None` for one that was there before.
-    seen: Option<Timestamp>,
+    /// When it was there for certain: when it was seen to come, if it was. Never before it came, nor later than it can
+    /// have come by its own word.
+    since: Timestamp,
+}
+
+/// When a pod is to leave.
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    at: Timestamp,
+    /// What that is after it began at the most.
+    seconds: i64,
 }
 
 impl Evictions {
     /// Whether it was to leave.
     fn forget(&mut self, pod: &Key) -> bool {
-        let at = self.when.remove(pod);
-        at.is_some_and(|at| self.due.remove(&(at, pod.clone())))
+        let leaving = self.when.remove(pod);
+        leaving.is_some_and(|leaving| self.due.remove(&(leaving.at, pod.clone())))
+    }
+
+    /// Has nothing wait longer than it has to when the clock was set back: what came in a future that is none came now.
+    fn note_time(&mut self, now: Timestamp) {
+        if later(now, SET_BACK_SECONDS) > self.latest {
+            self.latest = self.latest.max(now);
+            return;
+        }
+        self.latest = now;
+        self.doubt = self.doubt.filter(|doubt| *doubt <= now);
+        for came in self.came.values_mut().flat_map(BTreeMap::values_mut) {
+            came.since = came.since.min(now);
+        }
+        for (_, seen) in self.seen.values_mut() {
+            *seen = (*seen).min(now);
+        }
+        for leaving in self.when.values_mut() {
+            leaving.at = leaving.at.min(later(now, leaving.seconds));
+        }
+        self.due = self.when.iter().map(|(pod, leaving)| (leaving.at, pod.clone())).collect();
     }
 
     fn note(&mut self, pod: &Object, snapshot: &Snapshot, now: Timestamp) {
         let was_to_leave = self.forget(&pod.key);
-        if let Some(at) = self.leaves_at(pod, snapshot, now, self.braking) {
-            self.when.insert(pod.key.clone(), at);
-            self.due.insert((at, pod.key.clone()));
+        if !self.seen.get(&pod.key).is_some_and(|(uid, _)| uid == pod.uid()) {
+            let seen = placed(pod).map_or(now, |placed| later(placed, CUT_SECONDS).min(now));
+            self.seen.insert(pod.key.clone(), (pod.uid().clone(), seen));
+        }
+        if let Some(leaving) = self.leaves(pod, snapshot, now, self.braking) {
+            self.when.insert(pod.key.clone(), leaving);
+            self.due.insert((leaving.at, pod.key.clone()));
         } else if was_to_leave {
             self.note_called_off(pod, now);
         }
@@ -168,6 +210,7 @@ impl Evictions {
     /// `comes`: what is new of its taints has just come; else it may have been there for long.
     fn note_node(&mut self, name: &NodeName, snapshot: &Snapshot, now: Timestamp, comes: bool) {
         let node = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
+        let uid = node.map_or_else(|| Uid::from(""), |node| node.uid().clone());
         let node = node.and_then(|node| facet(node));
         match node.is_some_and(is_tainted) {
             true => self.tainted.insert(name.clone()),
@@ -179,9 +222,17 @@ impl Evictions {
             .filter(|taint| taint.effect == NO_EXECUTE)
             .map(|taint| {
                 let added = added(taint);
-                let known = before.get(&taint.key).copied().filter(|came| came.added == added);
-                let seen = Some(now).filter(|_| comes || added.is_none());
-                (taint.key.clone(), known.unwrap_or(Came { added, seen }))
+                let known = before.get(&taint.key).filter(|came| came.added == added && came.node == uid);
+                let came = known.cloned().unwrap_or_else(|| {
+                    // One that says to come in the future comes now: clocks differ, and are set.
+                    let since = match added {
+                        Some(added) if comes => later(added, CUT_SECONDS).min(now),
+                        Some(added) => later(added.min(now), CUT_SECONDS),
+                        None => now,
+                    };
+                    Came { node: uid.clone(), added, since }
+                });
+                (taint.key.clone(), came)
             })
             .collect();
         if !came.is_empty() {
@@ -189,16 +240,12 @@ impl Evictions {
         }
     }
 
-    /// When a node's taint was there for certain: when it was seen to come, if it was. Never before it came, nor later
-    /// than it can have come by its own word.
-    fn since(&self, node: &NodeName, taint: &v1::Taint, now: Timestamp) -> Timestamp {
+    /// Since when a pod is on a node with that taint: the later of both.
+    fn since(&self, pod: &Object, node: &NodeName, taint: &v1::Taint, now: Timestamp) -> Timestamp {
         let came = self.came.get(node).and_then(|came| came.get(&taint.key));
-        let seen = came.filter(|came| came.added == added(taint)).and_then(|came| came.seen);
-        match (added(taint), seen) {
-            (Some(added), Some(seen)) => seen.max(added).min(later(added, CUT_SECONDS)),
-            (Some(added), None) => later(added, CUT_SECONDS),
-            (None, seen) => seen.unwrap_or(now),
-        }
+        let came = came.filter(|came| came.added == added(taint)).map_or(now, |came| came.since);
+        let seen = self.seen.get(&pod.key).filter(|(uid, _)| uid == pod.uid());
+        came.max(seen.map_or(now, |(_, seen)| *seen))
     }
 
     /// Looks whether the brake is on.
@@ -214,6 +261,11 @@ impl Evictions {
     fn note_pods(&mut self, snapshot: &Snapshot, now: Timestamp) {
         self.due.clear();
         let before = std::mem::take(&mut self.when);
+        let tainted = &self.tainted;
+        self.seen.retain(|pod, _| {
+            let node = snapshot.find(pod).and_then(|pod| node_of(pod));
+            node.is_some_and(|node| tainted.contains(node))
+        });
         if !self.tainted.is_empty() {
             for pod in snapshot.list(Kind::Pod, None) {
                 if node_of(pod).is_some_and(|node| self.tainted.contains(node)) {
@@ -228,13 +280,7 @@ impl Evictions {
     }
 
     /// When a pod has to leave its node; `None` while it may stay. With the brake on, a silent node is no reason.
-    fn leaves_at(
-        &self,
-        pod: &Object,
-        snapshot: &Snapshot,
-        now: Timestamp,
-        braking: bool,
-    ) -> Option<Timestamp> {
+    fn leaves(&self, pod: &Object, snapshot: &Snapshot, now: Timestamp, braking: bool) -> Option<Leaving> {
         if pod.facet.meta.deleting.is_some() {
             return None;
         }
@@ -248,13 +294,17 @@ impl Evictions {
         let obeyed = taints.filter(|taint| !(braking && is_ours(taint)));
         obeyed
             .filter_map(|taint| {
-                let until = match seconds_borne(of, taint)? {
-                    0 => added(taint).unwrap_or(now),
-                    seconds => later(self.since(name, taint, now), seconds),
+                let seconds = seconds_borne(of, taint)?;
+                let until = match seconds {
+                    0 => added(taint).unwrap_or(now).min(now),
+                    seconds => later(self.since(pod, name, taint, now), seconds),
                 };
-                Some(self.believed_from(taint).map_or(until, |from| from.max(until)))
+                Some(match self.believed_from(taint).filter(|from| *from > until) {
+                    Some(at) => Leaving { at, seconds: seconds.max(DOUBT_SECONDS) },
+                    None => Leaving { at: until, seconds },
+                })
             })
-            .min()
+            .min_by_key(|leaving| leaving.at)
     }
 
     /// From when on a taint is believed, if it came in doubt.
@@ -340,6 +390,15 @@ fn added(taint: &v1::Taint) -> Option<Timestamp> {
     taint.time_added.as_ref().map(|added| added.0)
 }
 
+/// When a pod came to its node by its own word: cut to whole seconds.
+fn placed(pod: &Object) -> Option<Timestamp> {
+    let pod = pod.parse::<v1::Pod>().ok()?;
+    let conditions = pod.status.into_iter().flat_map(|status| status.conditions.unwrap_or_default());
+    let scheduled = conditions.filter(|c| c.type_ == "PodScheduled" && c.status == "True");
+    let bound = scheduled.filter_map(|condition| condition.last_transition_time).max();
+    bound.into_iter().chain(pod.metadata.creation_timestamp).map(|time| time.0).max()
+}
+
 /// Whether it is the mirror of a static pod: that is its node's own, whatever becomes of its mirror.
 fn is_static(pod: &Object) -> bool {
     pod.parse::<v1::Pod>().is_ok_and(|pod| is_mirror(&pod))
@@ -364,9 +423,11 @@ impl Reconcile for Evictions {
     type Item = Key;
 
     fn anew(&mut self, snapshot: &Snapshot, now: Timestamp) {
+        self.note_time(now);
         // A reader that was merely slow has been there all the time.
         self.doubt.get_or_insert(now);
         self.tainted.clear();
+        self.came.retain(|node, _| snapshot.find(&Key::new(Kind::Node, "", node.0.clone())).is_some());
         for node in snapshot.list(Kind::Node, None) {
             self.note_node(&NodeName(node.key.name.clone()), snapshot, now, false);
         }
@@ -382,6 +443,7 @@ impl Reconcile for Evictions {
         now: Timestamp,
     ) {
         let Some(key) = before.or(after).map(|object| &object.key) else { return };
+        self.note_time(now);
         match key.kind {
             Kind::Node => {
                 let of = |object: Option<&Arc<Object>>| {
@@ -398,9 +460,12 @@ impl Reconcile for Evictions {
                 Some(pod) if node_of(pod).is_some_and(|node| self.tainted.contains(node)) => {
                     self.note(pod, snapshot, now);
                 }
-                Some(pod) if self.forget(key) => self.note_called_off(pod, now),
                 _ => {
-                    self.forget(key);
+                    self.seen.remove(key);
+                    let was_to_leave = self.forget(key);
+                    if let Some(pod) = after.filter(|_| was_to_leave) {
+                        self.note_called_off(pod, now);
+                    }
                 }
             },
             _ => {}
@@ -408,6 +473,7 @@ impl Reconcile for Evictions {
     }
 
     fn next_due(&mut self, now: Timestamp) -> Option<Key> {
+        self.note_time(now);
         let (at, _) = self.due.first()?;
         if *at > now {
             return None;
@@ -420,7 +486,7 @@ impl Reconcile for Evictions {
     fn mark(&mut self, item: Key) {
         // What was looked at again meanwhile has its time already, which may be later.
         if let Entry::Vacant(free) = self.when.entry(item.clone()) {
-            free.insert(Timestamp::UNIX_EPOCH);
+            free.insert(Leaving { at: Timestamp::UNIX_EPOCH, seconds: 0 });
             self.due.insert((Timestamp::UNIX_EPOCH, item));
         }
     }
@@ -428,7 +494,8 @@ impl Reconcile for Evictions {
     fn decide(&self, item: &Key, means: &mut Means<'_>) -> Result<Vec<Edit>, EditError> {
         let Some(pod) = means.snapshot.find(item) else { return Ok(Vec::new()) };
         let (snapshot, now) = (means.snapshot, means.exact);
-        let is_due = |braking: bool| self.leaves_at(pod, snapshot, now, braking).is_some_and(|at| at <= now);
+        let is_due =
+            |braking: bool| self.leaves(pod, snapshot, now, braking).is_some_and(|leaving| leaving.at <= now);
         // The snapshot may be newer than what was noted. With the brake on in either nothing happens until a node
         // changes: then every pod is looked at again.
         if !is_due(self.braking) || (is_brake_on(snapshot) && !is_due(true)) {

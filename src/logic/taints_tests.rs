@@ -190,12 +190,19 @@ fn a_taint_that_does_not_say_when_it_came_came_when_it_was_first_seen() {
     world.put(Kind::Node, &node("a", &mine));
     world.settle();
     world.advance(30);
-    // Something else about the node changes, and a pod comes: the first is no later for that.
+    // Something else about the node changes, and a pod comes: the first is no later for that, the other stays as long as it
+    // says from when it came.
     let another = json!([{"key": "mine", "effect": "NoExecute"}, {"key": "other", "effect": "NoSchedule"}]);
     world.put(Kind::Node, &node("a", &another));
-    world.put(Kind::Pod, &pod("late", "a", &bears));
+    let mut late = pod("late", "a", &bears);
+    late["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:30Z");
+    world.put(Kind::Pod, &late);
     world.advance_ms(29_999);
     assert!(leaving(&world).is_empty());
+    world.advance_ms(1);
+    assert_eq!(leaving(&world), ["p"]);
+    world.advance_ms(29_999);
+    assert_eq!(leaving(&world), ["p"]);
     world.advance_ms(1);
     assert_eq!(leaving(&world), ["late", "p"]);
     // Taken away and set again, it is a new one.
@@ -206,6 +213,84 @@ fn a_taint_that_does_not_say_when_it_came_came_when_it_was_first_seen() {
     assert!(!leaving(&world).contains(&"next".to_owned()));
     world.advance_ms(1);
     assert!(leaving(&world).contains(&"next".to_owned()));
+}
+
+#[test]
+fn a_pod_that_comes_to_a_node_with_an_old_taint_stays_as_long_as_it_says() {
+    let bears = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 60}]);
+    let mine = json!([{"key": "mine", "effect": "NoExecute", "timeAdded": LONG_AGO}]);
+    let bound = |created: &str, bound: &str| {
+        let mut pod = pod("p", "a", &bears);
+        pod["metadata"]["creationTimestamp"] = json!(created);
+        pod["status"]["conditions"] =
+            json!([{"type": "PodScheduled", "status": "True", "lastTransitionTime": bound}]);
+        pod
+    };
+    let now = "2026-01-01T00:00:00Z";
+    for (created, placed) in [(now, now), (LONG_AGO, now)] {
+        let mut world = World::new(Evictions::default());
+        world.put(Kind::Node, &node("a", &mine));
+        world.put(Kind::Pod, &bound(created, placed));
+        world.advance(30);
+        // What is told of it is no new beginning, nor is another manager.
+        world.put(Kind::Pod, &bound(created, placed));
+        world.controller = Evictions::default();
+        world.controller.anew(&world.snapshot, "2026-01-01T00:00:30Z".parse().unwrap());
+        world.advance(29);
+        assert!(leaving(&world).is_empty());
+        // Then its whole second is known only.
+        world.advance(2);
+        assert_eq!(leaving(&world), ["p"]);
+        // The next of its name is another.
+        world.remove(&Key::new(Kind::Pod, "default", "p"));
+        let mut next = bound("2026-01-01T00:01:01Z", "2026-01-01T00:01:01Z");
+        next["metadata"]["uid"] = json!("another");
+        world.put(Kind::Pod, &next);
+        world.advance(59);
+        assert!(leaving(&world).is_empty());
+        world.advance(1);
+        assert_eq!(leaving(&world), ["p"]);
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_delays_nothing_for_longer_than_pods_may_stay() {
+    let bears = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 60}]);
+    let mine = json!([{"key": "mine", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]);
+    let mut world = furnished(&["a", "b", "c", "d"]);
+    world.controller.anew(&world.snapshot, "2026-01-01T00:00:00Z".parse().unwrap());
+    world.put(Kind::Pod, &pod("p", "b", &bears));
+    world.put(Kind::Node, &node("b", &mine));
+    world.put(Kind::Node, &node("a", &lost("2026-01-01T00:00:00Z")));
+    world.advance(30);
+    assert_eq!(leaving(&world), ["a", "b"]);
+    world.advance(-3600);
+    // What is tainted from now on is believed.
+    world.put(Kind::Node, &node("c", &lost("2025-12-31T23:00:30Z")));
+    world.settle();
+    assert_eq!(leaving(&world), ["a", "b", "c"]);
+    world.advance(59);
+    assert_eq!(leaving(&world), ["a", "b", "c"]);
+    world.advance(1);
+    assert_eq!(leaving(&world), ["a", "b", "c", "p"]);
+}
+
+#[test]
+fn a_node_made_anew_while_nobody_was_told_has_taints_of_its_own() {
+    let bears = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 60}]);
+    let mut tainted = node("a", &json!([{"key": "mine", "effect": "NoExecute"}]));
+    let mut world = World::new(Evictions::default());
+    world.put(Kind::Node, &tainted);
+    world.put(Kind::Pod, &pod("p", "a", &bears));
+    world.advance(59);
+    tainted["metadata"]["uid"] = json!("another");
+    let sealed = crate::model::seal_json(Kind::Node, tainted.to_string().as_bytes()).unwrap();
+    world.snapshot.insert(Arc::new(sealed.at(world.snapshot.revision)));
+    world.controller.anew(&world.snapshot, "2026-01-01T00:00:59Z".parse().unwrap());
+    world.advance(59);
+    assert!(leaving(&world).is_empty());
+    world.advance(1);
+    assert_eq!(leaving(&world), ["p"]);
 }
 
 #[test]

@@ -128,6 +128,9 @@ fn a_pod_that_leaves_a_tainted_node_is_told_of_and_stays_as_long_as_it_says() {
         bench.until(&pod.key, |pod| pod.facet.meta.deleting.is_some()).await;
         let after = begun.elapsed();
         assert!(after >= Duration::from_secs(1), "{after:?}");
+        while bench.reasons().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         assert_eq!(bench.reasons(), ["TaintManagerEviction"]);
         root.shutdown().await.unwrap();
     });
