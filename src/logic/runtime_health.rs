@@ -8,8 +8,9 @@ use std::time::Duration;
 /// How often a runtime is asked.
 pub const PERIOD: Duration = Duration::from_secs(2);
 /// An answer that takes longer is none: this one looks at nothing, so that even a busy engine has it at once.
-pub const ANSWER: Duration = Duration::from_secs(5);
-/// A runtime that has not answered for so long is away. To be replaced takes an engine a second or two.
+pub const ANSWER: Duration = Duration::from_secs(2);
+/// A runtime that has not answered for so long, nor a second question, is away. To be replaced takes an engine a second or
+/// two.
 pub const PATIENCE: Duration = Duration::from_secs(5);
 
 /// See the file's header. Times are those of one monotonic clock.
@@ -29,7 +30,8 @@ impl RuntimeHealth {
             return std::mem::take(&mut self.is_away);
         };
         let since = self.failing.as_ref().map_or(asked, |(since, _)| *since);
-        let was_away = std::mem::replace(&mut self.is_away, now.saturating_sub(since) >= PATIENCE);
+        let is_away = self.failing.is_some() && now.saturating_sub(since) >= PATIENCE;
+        let was_away = std::mem::replace(&mut self.is_away, is_away);
         let before = self.failing.replace((since, error));
         self.is_away && (!was_away || before != self.failing)
     }
@@ -73,9 +75,14 @@ mod tests {
     }
 
     #[test]
-    fn one_that_hangs_is_away_since_it_was_asked() {
+    fn one_that_hangs_is_away_since_it_was_asked_but_not_for_one_slow_answer() {
         let mut health = RuntimeHealth::default();
-        assert!(health.note(Err("no answer".to_owned()), at(10), at(10) + ANSWER));
+        let none = || Err("no answer".to_owned());
+        assert!(!health.note(none(), at(10), at(10) + PATIENCE * 2), "one question proves nothing");
+        assert!(!health.note(Ok(()), at(21), at(21)));
+        let again = at(30) + ANSWER + PERIOD;
+        assert!(!health.note(none(), at(30), at(30) + ANSWER));
+        assert!(health.note(none(), again, again + ANSWER));
         assert!(health.fault().is_some());
     }
 }

@@ -38,20 +38,23 @@ use super::{
     found::Found,
     hooks::Hooked,
     images::Teller,
-    last_words::last_words,
+    last_words::{last_words, speaks_by_log},
     probes, resize,
     start::{Started, run_sandbox, start_container},
+    streams::COPIED_WITHIN,
     volumes,
 };
 use crate::{
     actors::{outside, supervisor::Life},
     logic::pod::{
-        Action, Adopted, Ended, Machine, Notice, Role, StartFailure, config::Places, ephemeral,
+        Action, Adopted, Ended, Machine, Notice, Role, SandboxPhase, StartFailure, config::Places, ephemeral,
         gates::keep_foreign, status::pod_status,
     },
     messages::Port,
     model::Uid,
-    runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent},
+    runtime::{
+        ContainerId, ContainerRuntime, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent,
+    },
 };
 
 /// What a pod actor is made of, again after each death.
@@ -275,7 +278,16 @@ impl PodActor {
                 }));
             }
             Action::RemoveSandbox => {
-                let work = async move { runtime.remove_pod_sandbox(&uid).await };
+                let stays = matches!(self.machine.sandbox, SandboxPhase::Removing { again: true });
+                let work = async move {
+                    if stays {
+                        // The logs of its containers stay: they are to be whole.
+                        runtime.stop_pod_sandbox(&uid).await?;
+                        let ended = runtime.pod_containers(&uid).await?;
+                        logs_written(&*runtime, ended.iter().map(|life| &life.id)).await;
+                    }
+                    runtime.remove_pod_sandbox(&uid).await
+                };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
                     pod.settled(outcome, Machine::sandbox_removed, ctx);
                 }));
@@ -379,7 +391,7 @@ impl PodActor {
                 pod.machine.remove_strays(own.iter().map(|s| s.id.0.as_str()));
                 for status in own {
                     if let ContainerState::Exited(exit) = status.state {
-                        pod.exited(status.id, &exit);
+                        pod.exited(status.id, exit, ctx);
                     }
                 }
                 pod.advance(ctx);
@@ -388,16 +400,37 @@ impl PodActor {
         }));
     }
 
-    fn exited(&mut self, id: ContainerId, exit: &Exit) {
-        let place = self.machine.containers.iter().find_map(|c| match &c.phase {
+    fn exited(&mut self, id: ContainerId, exit: Exit, ctx: &mut Context<Self>) {
+        let Some((name, attempt, _)) = self.running_as(&id) else { return };
+        if !speaks_by_log(&self.machine.pod, &self.places(), &name, attempt, exit.code) {
+            return self.has_ended(id, &exit);
+        }
+        let runtime = self.seed.node.runtime.clone();
+        let work = async move {
+            logs_written(&*runtime, [&id]).await;
+            id
+        };
+        ctx.spawn(work.into_actor(self).map(move |id, pod, ctx| {
+            pod.has_ended(id, &exit);
+            pod.advance(ctx);
+        }));
+    }
+
+    /// The name of what runs as that, its number and since when it does.
+    fn running_as(&self, id: &ContainerId) -> Option<(String, u32, i64)> {
+        self.machine.containers.iter().find_map(|c| match &c.phase {
             crate::logic::pod::ContainerPhase::Running { id: running, started_ms, .. }
                 if *running == id.0 =>
             {
                 Some((c.name.clone(), c.attempt, *started_ms))
             }
             _ => None,
-        });
-        let Some((name, attempt, started_ms)) = place else { return };
+        })
+    }
+
+    fn has_ended(&mut self, id: ContainerId, exit: &Exit) {
+        // It may have been told twice.
+        let Some((name, attempt, started_ms)) = self.running_as(&id) else { return };
         self.pre_stopped.remove(&id.0);
         self.pre_stops.remove(&id.0);
         let message = last_words(&self.machine.pod, &self.places(), &name, attempt, exit.code);
@@ -443,11 +476,26 @@ fn adopted(status: ContainerStatus, pod: &v1::Pod, places: &Places) -> Adopted {
     }
 }
 
+/// Waits until the logs of what has ended are whole, or that takes too long.
+async fn logs_written(runtime: &dyn ContainerRuntime, ended: impl IntoIterator<Item = &ContainerId>) {
+    let all = futures_util::future::join_all(ended.into_iter().map(|id| runtime.log_written(id)));
+    let _ = tokio::time::timeout(COPIED_WITHIN, all).await;
+}
+
 /// What the runtime has of one pod.
 async fn find(node: &NodeContext, uid: &Uid) -> Result<Option<Found>, RuntimeError> {
     let sandboxes = node.runtime.list_pod_sandboxes().await?;
     let Some(sandbox) = sandboxes.into_iter().find(|s| s.uid == *uid) else { return Ok(None) };
     Ok(Some(Found { sandbox, containers: node.runtime.pod_containers(uid).await? }))
+}
+
+/// Waits for the logs whose end is to be told as last words.
+async fn spoken(node: &NodeContext, pod: &v1::Pod, places: &Places, lives: &[ContainerStatus]) {
+    let speaks = lives.iter().filter(|life| match &life.state {
+        ContainerState::Exited(exit) => speaks_by_log(pod, places, &life.name, life.attempt, exit.code),
+        ContainerState::Created | ContainerState::Running => false,
+    });
+    logs_written(&*node.runtime, speaks.map(|life| &life.id)).await;
 }
 
 impl Actor for PodActor {
@@ -460,7 +508,14 @@ impl Actor for PodActor {
             return;
         }
         let (node, uid) = (self.seed.node.clone(), self.uid.clone());
-        let look = async move { find(&node, &uid).await };
+        let (of, places) = (self.machine.pod.clone(), self.places());
+        let look = async move {
+            let found = find(&node, &uid).await?;
+            if let Some(found) = &found {
+                spoken(&node, &of, &places, &found.containers).await;
+            }
+            Ok::<_, RuntimeError>(found)
+        };
         ctx.wait(look.into_actor(self).map(|found, pod, ctx| match found {
             Ok(found) => {
                 pod.adopt(found);
@@ -531,7 +586,7 @@ impl Handler<RuntimeSaw> for PodActor {
 
     fn handle(&mut self, message: RuntimeSaw, ctx: &mut Self::Context) {
         match message.0 {
-            RuntimeEvent::Exited { id, exit, .. } => self.exited(id, &exit),
+            RuntimeEvent::Exited { id, exit, .. } => self.exited(id, exit, ctx),
             RuntimeEvent::SandboxLost { .. } => self.machine.sandbox_lost(now_ms()),
         }
         self.advance(ctx);

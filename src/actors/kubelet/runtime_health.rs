@@ -48,31 +48,25 @@ impl Kubelet {
             }
         };
         ctx.spawn(work.into_actor(self).map(move |outcome, kubelet, ctx| {
-            let was_away = kubelet.health.fault().is_some();
+            let (was_away, was_ready) = (kubelet.health.fault().is_some(), kubelet.fault().is_none());
             if kubelet.health.note(outcome, asked) {
-                kubelet.note_health(was_away, ctx);
+                kubelet.note_health(was_away, was_ready, ctx);
             }
             ctx.run_later(PERIOD, Kubelet::ask_runtime);
         }));
     }
 
-    fn note_health(&mut self, was_away: bool, ctx: &mut Context<Self>) {
+    fn note_health(&mut self, was_away: bool, was_ready: bool, ctx: &mut Context<Self>) {
         let name = self.seed.node.name.clone();
-        let told = match self.health.fault() {
-            Some(fault) if was_away => {
-                tracing::warn!(fault, "the container runtime is still away");
-                None
-            }
-            Some(fault) => {
-                tracing::error!(fault, "the container runtime is away: the node is not ready");
-                Some("NodeNotReady")
-            }
-            None => {
-                tracing::info!("the container runtime is back");
-                Some("NodeReady")
-            }
-        };
-        if let Some(reason) = told {
+        match self.health.fault() {
+            Some(fault) if was_away => tracing::warn!(fault, "the container runtime is still away"),
+            Some(fault) => tracing::error!(fault, "the container runtime is away: the node is not ready"),
+            None => tracing::info!("the container runtime is back"),
+        }
+        // It may be unready for another reason, too.
+        let is_ready = self.fault().is_none();
+        if is_ready != was_ready {
+            let reason = if is_ready { "NodeReady" } else { "NodeNotReady" };
             self.tell_of_node(false, reason, format!("Node {name} status is now: {reason}"));
         }
         self.report_node(false, ctx);

@@ -50,7 +50,7 @@ pub struct StreamAsked {
 struct ImagesMoved;
 
 /// How long it is waited for that the log of what has ended is copied as a whole: some 64 MiB are left at most.
-const COPIED_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const COPIED_WITHIN: Duration = Duration::from_secs(30);
 
 /// A log to be read.
 #[derive(Debug, PartialEq, Eq)]
@@ -163,23 +163,34 @@ impl Kubelet {
         let entry =
             self.pods.get(&uid).ok_or_else(|| (404, format!("pod {} is not on this node", request.pod)))?;
         let places = self.seed.node.places(&request.namespace, &request.pod, uid.as_str());
-        let (attempt, running) = which_life(&entry.containers, request)?;
-        let id = entry.containers.iter().find(|s| s.name == request.container).and_then(|status| {
-            let last = || status.last_state.as_ref()?.terminated.as_ref()?.container_id.as_deref();
-            let id = if request.previous { last() } else { status.container_id.as_deref() };
-            Some(ContainerId(id?.split_once("://")?.1.to_owned()))
-        });
+        let Life { attempt, running, id } = which_life(&entry.containers, request)?;
+        let id = id.and_then(|id| Some(ContainerId(id.split_once("://")?.1.to_owned())));
         let file = LogFile { path: places.log(&request.container, attempt), running, id };
+        // What another life does is no matter to one that has ended.
         let alive = entry
             .running
             .get(&request.container)
+            .filter(|_| running)
             .map_or_else(|| watch::channel(false).1, watch::Sender::subscribe);
         Ok((file, alive))
     }
 }
 
-/// Which of a container's lives a request means, and whether it is the one that runs.
-fn which_life(statuses: &[v1::ContainerStatus], request: &LogRequest) -> Result<(u32, bool), (u16, String)> {
+/// One of a container's lives.
+#[derive(Debug, PartialEq, Eq)]
+struct Life<'a> {
+    attempt: u32,
+    /// Whether it is the one that runs.
+    running: bool,
+    /// As statuses tell it: `RUNTIME://ID`.
+    id: Option<&'a str>,
+}
+
+/// Which of a container's lives a request means.
+fn which_life<'a>(
+    statuses: &'a [v1::ContainerStatus],
+    request: &LogRequest,
+) -> Result<Life<'a>, (u16, String)> {
     let (name, pod) = (&request.container, &request.pod);
     let waiting =
         |reason: &str| (400, format!("container \"{name}\" in pod \"{pod}\" is waiting to start: {reason}"));
@@ -190,16 +201,19 @@ fn which_life(statuses: &[v1::ContainerStatus], request: &LogRequest) -> Result<
     // postStart hook it waits, too, but as another life.
     let last = status.last_state.as_ref().and_then(|s| s.terminated.as_ref()).and_then(|last| {
         let is_last = state.waiting.is_some() && status.container_id == last.container_id;
-        if is_last { Some(attempt) } else { attempt.checked_sub(1) }
+        let attempt = if is_last { attempt } else { attempt.checked_sub(1)? };
+        Some(Life { attempt, running: false, id: last.container_id.as_deref() })
     });
     if request.previous {
         let absent = || format!("previous terminated container \"{name}\" in pod \"{pod}\" not found");
-        return last.map(|last| (last, false)).ok_or_else(|| (400, absent()));
+        return last.ok_or_else(|| (400, absent()));
     }
     match (state.waiting, last) {
-        (Some(_), Some(last)) => Ok((last, false)),
+        (Some(_), Some(last)) => Ok(last),
         (Some(w), None) => Err(waiting(w.reason.as_deref().unwrap_or("ContainerCreating"))),
-        (None, _) => Ok((attempt, state.running.is_some())),
+        (None, _) => {
+            Ok(Life { attempt, running: state.running.is_some(), id: status.container_id.as_deref() })
+        }
     }
 }
 
@@ -472,7 +486,12 @@ mod tests {
         ] {
             let request =
                 LogRequest { container: "web".into(), pod: "p".into(), previous, ..LogRequest::default() };
-            let life = which_life(&[status(restarts, state, had_last)], &request).map_err(|(code, _)| code);
+            let statuses = [status(restarts, state, had_last)];
+            let life = which_life(&statuses, &request).map_err(|(code, _)| code);
+            // The id is always that of the life whose file it is.
+            let is_last = previous || ["waiting", "in its hook"].contains(&state);
+            let id = Some(if is_last { "r://last" } else { "r://now" });
+            let expected = expected.map(|(attempt, running)| Life { attempt, running, id });
             assert_eq!(life, expected, "{restarts} {state} {previous}");
         }
     }

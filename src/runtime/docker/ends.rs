@@ -1,8 +1,8 @@
 //! What runs and whose end is still to be told.
 //!
-//! Owns: the table of running containers, and that of logs which are being copied. Invariants: an end is told once; a
-//! container is told as ended only after its log is written to the end, so that whoever hears of the end finds the last
-//! line. One that left a long backlog is not waited for: its end is told at once, and [`Ends::log_written`] tells the log's.
+//! Owns: the table of running containers, and that of logs which are being copied. Invariants: an end is told once, and a
+//! moment late, if that completes its log: whoever hears of the end then finds the last line. Limit: one that left a long
+//! backlog is told to have ended while that is copied; who needs the whole log waits for [`Ends::log_written`].
 
 use std::{
     collections::HashMap,
