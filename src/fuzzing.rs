@@ -153,7 +153,9 @@ pub fn body(input: &[u8]) {
     let Some((choice, body)) = input.split_first() else { return };
     let choice = usize::from(*choice);
     let kind = Kind::ALL[choice / MEDIA.len() % Kind::ALL.len()];
-    let Ok(json) = body::to_json(MEDIA[choice % MEDIA.len()], Bytes::copy_from_slice(body)) else { return };
+    let Ok(json) = body::to_json(MEDIA[choice % MEDIA.len()], Bytes::copy_from_slice(body), None) else {
+        return;
+    };
     let namespace = if kind.namespaced() { "default" } else { "" };
     let mut how = Admission {
         namespace,

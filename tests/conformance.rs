@@ -215,6 +215,10 @@ suite! {
             sim exempt: "simulated containers have no file system";
         last_words_are_left_on_the_node,
             sim exempt: "simulated containers have no file system";
+        the_pods_files_are_where_links_of_the_image_lead,
+            sim exempt: "simulated containers have no file system";
+        what_cannot_be_mounted_is_named_with_its_place,
+            sim exempt: "simulated containers have no file system";
     }
     propagation {
         later_mounts_appear_on_the_other_side_where_that_was_asked_for,

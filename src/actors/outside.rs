@@ -47,11 +47,14 @@ pub(super) fn blocking<T: Send + 'static>(
 /// Now, in whole seconds: the precision of Kubernetes' timestamps. It is cut, thus up to a second behind: who gives
 /// somebody so many seconds from a time stored adds one.
 pub fn now() -> Timestamp {
+    Timestamp::from_second(exact_now().as_second()).unwrap_or(Timestamp::UNIX_EPOCH)
+}
+
+/// Now, as exactly as the clock tells: for what is not written down.
+pub fn exact_now() -> Timestamp {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_secs())
-        .ok()
-        .and_then(|s| Timestamp::from_second(s).ok())
-        .unwrap_or(Timestamp::UNIX_EPOCH)
+    let nanos = i128::try_from(since.as_nanos()).unwrap_or_default();
+    Timestamp::from_nanosecond(nanos).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
 /// A new uid.
@@ -73,7 +76,5 @@ pub fn suffix() -> String {
 
 /// How long it is until a time; nothing when it is past.
 pub fn until(at: Timestamp) -> Duration {
-    let at = Duration::from_secs(u64::try_from(at.as_second()).unwrap_or(0));
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    at.saturating_sub(now)
+    Duration::try_from(at.duration_since(exact_now())).unwrap_or_default()
 }

@@ -6,6 +6,7 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,14 +28,17 @@ use crate::{
         supervision::Backoff,
         taints::Evictions,
     },
-    messages::{Durability, Slot},
-    model::Key,
+    messages::{Durability, RecordEvent, Slot},
+    model::{Key, Object},
 };
 
 /// Edits in one commit: as much as one carries well.
 const BATCH: usize = 256;
 /// Items decided on in one turn: many need no edit, and the actor must not be deaf for long.
 const ITEMS: usize = 4_096;
+
+/// So long after its time an item is certainly due, whatever timers are rounded to, and never looked at in a busy loop.
+const CERTAINLY: Duration = Duration::from_millis(5);
 
 /// The garbage collector.
 pub fn garbage(wiring: &Wiring) -> ChildSpec {
@@ -111,14 +115,14 @@ impl<R: Reconcile + Unpin + 'static> Reconciler<R> {
     /// Edits for due items, one write a key; whether more items may be due.
     fn gather(&mut self) -> (Batch<R::Item>, bool) {
         let snapshot = self.wiring.view.snapshot();
-        let now = outside::now();
+        let (now, exact) = (outside::now(), outside::exact_now());
         let mut batch = Batch { edits: Vec::new(), items: HashMap::new() };
         for _ in 0..ITEMS {
             if batch.edits.len() >= BATCH {
                 return (batch, true);
             }
-            let Some(item) = self.logic.next_due(now) else { return (batch, false) };
-            let mut means = Means { snapshot: &snapshot, now, uid: &mut outside::uid, max: BATCH };
+            let Some(item) = self.logic.next_due(exact) else { return (batch, false) };
+            let mut means = Means { snapshot: &snapshot, now, exact, uid: &mut outside::uid, max: BATCH };
             match self.logic.decide(&item, &mut means) {
                 Ok(edits) => batch.add(&item, edits),
                 Err(error) => tracing::error!(controller = self.life.name(), %error, "cannot decide"),
@@ -143,6 +147,7 @@ impl<R: Reconcile + Unpin + 'static> Reconciler<R> {
         let wait = match outcome {
             Ok(outcome) => {
                 self.failures = 0;
+                self.record(&outcome.made);
                 items.retain(|key, _| outcome.overtaken.contains(key));
                 Duration::ZERO
             }
@@ -159,14 +164,19 @@ impl<R: Reconcile + Unpin + 'static> Reconciler<R> {
         });
     }
 
+    fn record(&mut self, made: &[Arc<Object>]) {
+        for happened in self.logic.happenings(made, outside::now()) {
+            self.wiring.record(RecordEvent(happened));
+        }
+    }
+
     /// Wakes up when something becomes due by itself.
     fn set_alarm(&mut self, ctx: &mut Context<Self>) {
         if let Some(earlier) = self.alarm.take() {
             ctx.cancel_future(earlier);
         }
         if let Some(at) = self.logic.wake_at() {
-            // Times are whole seconds: a moment later it is certainly due, and never in a busy loop.
-            let wait = outside::until(at) + Duration::from_millis(100);
+            let wait = outside::until(at) + CERTAINLY;
             self.alarm = Some(ctx.run_later(wait, |this, ctx| this.step(ctx)));
         }
     }
@@ -194,7 +204,7 @@ impl<R: Reconcile + Unpin + 'static> Actor for Reconciler<R> {
 
 impl<R: Reconcile + Unpin + 'static> StreamHandler<Fed> for Reconciler<R> {
     fn handle(&mut self, fed: Fed, ctx: &mut Context<Self>) {
-        let now = outside::now();
+        let now = outside::exact_now();
         match fed {
             Fed::Anew(snapshot) => self.logic.anew(&snapshot, now),
             Fed::Changes(changes) => {
@@ -205,6 +215,7 @@ impl<R: Reconcile + Unpin + 'static> StreamHandler<Fed> for Reconciler<R> {
                 }
             }
         }
+        self.record(&[]);
         self.step(ctx);
     }
 }

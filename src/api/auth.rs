@@ -142,7 +142,41 @@ fn of_token(token: &str, shared: &Shared) -> Result<Speaker, ApiError> {
     }
 }
 
+/// What asks to be served as somebody else, and as what kind of thing Kubernetes names that; `extra-` is followed by a name.
+const IMPERSONATION: [(&str, &str, &str); 4] = [
+    ("impersonate-user", "users", ""),
+    ("impersonate-group", "groups", ""),
+    ("impersonate-uid", "uids", "authentication.k8s.io"),
+    ("impersonate-extra-", "userextras", "authentication.k8s.io"),
+];
+
 impl Speaker {
+    /// Refuses whoever asks to be served as somebody else, since nobody can be yet: least of all as who they are.
+    ///
+    /// # Errors
+    /// 403 when a header says so, in Kubernetes' words.
+    pub fn refuse_impersonation(&self, request: &HttpRequest) -> Result<(), ApiError> {
+        for (name, resource, group) in IMPERSONATION {
+            // What ends in a dash begins others.
+            let named =
+                |header: &str| if name.ends_with('-') { header.starts_with(name) } else { header == name };
+            let Some((_, value)) = request.headers().iter().find(|(header, _)| named(header.as_str())) else {
+                continue;
+            };
+            let user = &self.user.name;
+            return Err(ApiError::Forbidden {
+                resource: resource.to_owned(),
+                name: String::from_utf8_lossy(value.as_bytes()).into_owned(),
+                why: format!(
+                    "User {user:?} cannot impersonate resource {resource:?} in API group {group:?} at the cluster scope: \
+                     this server knows no impersonation"
+                ),
+                cause: None,
+            });
+        }
+        Ok(())
+    }
+
     /// Refuses who may not do everything.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 //! Owns: the size limit while reading and the conversion of YAML and Kubernetes' protobuf to JSON. Invariant: a body
 //! never becomes much larger than it came, whatever YAML's aliases stand for.
 
-use actix_web::{HttpRequest, web};
+use actix_web::HttpRequest;
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt;
 use serde::de::{self, DeserializeSeed, MapAccess, SeqAccess, Visitor};
@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{
     error::ApiError,
+    payload::Payload,
     protobuf::{self, DecodeError},
 };
 
@@ -30,7 +31,7 @@ pub fn media_type(request: &HttpRequest) -> &str {
 ///
 /// # Errors
 /// 413 beyond the limit (at once when the client announces more), 400 when the connection breaks.
-pub async fn read(request: &HttpRequest, mut payload: web::Payload, limit: usize) -> Result<Bytes, ApiError> {
+pub async fn read(request: &HttpRequest, mut payload: Payload, limit: usize) -> Result<Bytes, ApiError> {
     let announced = request
         .headers()
         .get("content-length")
@@ -50,19 +51,20 @@ pub async fn read(request: &HttpRequest, mut payload: web::Payload, limit: usize
     Ok(body.freeze())
 }
 
-/// A body as JSON.
+/// A body as JSON. Protobuf is only read of the kind that is wanted; of others, the kind is looked at later.
 ///
 /// # Errors
 /// 415 for what cannot be read, 400 for what is malformed.
-pub fn to_json(media: &str, body: Bytes) -> Result<Bytes, ApiError> {
+pub fn to_json(media: &str, body: Bytes, wanted: Option<&str>) -> Result<Bytes, ApiError> {
     match media {
         "" | "application/json" | "*/*" => Ok(body),
         "application/yaml" | "application/x-yaml" | "text/yaml" => yaml(&body),
-        "application/vnd.kubernetes.protobuf" => match protobuf::to_json(&body) {
+        "application/vnd.kubernetes.protobuf" => match protobuf::to_json(&body, wanted) {
             Ok(value) => Ok(value.to_string().into()),
             Err(e @ (DecodeError::UnknownKind(..) | DecodeError::UnknownField(..))) => {
                 Err(ApiError::UnsupportedMediaType(e.to_string()))
             }
+            Err(e @ DecodeError::OtherKind(..)) => Err(ApiError::BadRequest(e.to_string())),
             Err(e) => Err(ApiError::BadRequest(format!("the protobuf body is malformed: {e}"))),
         },
         other => Err(ApiError::UnsupportedMediaType(format!(
@@ -159,17 +161,17 @@ mod tests {
 
     #[test]
     fn yaml_becomes_json_and_other_formats_are_refused() {
-        let json = to_json("application/yaml", Bytes::from_static(b"kind: Pod\nspec: {a: 1}")).unwrap();
+        let json = to_json("application/yaml", Bytes::from_static(b"kind: Pod\nspec: {a: 1}"), None).unwrap();
         assert_eq!(&json[..], br#"{"kind":"Pod","spec":{"a":1}}"#);
-        assert_eq!(to_json("text/html", Bytes::new()).unwrap_err().code(), 415);
-        assert_eq!(to_json("application/yaml", Bytes::from_static(b"a: [")).unwrap_err().code(), 400);
+        assert_eq!(to_json("text/html", Bytes::new(), None).unwrap_err().code(), 415);
+        assert_eq!(to_json("application/yaml", Bytes::from_static(b"a: ["), None).unwrap_err().code(), 400);
     }
 
     #[test]
     fn yaml_says_in_json_what_it_said() {
         let yaml = "a: [1, -2, 1.5, true, ~, 'x', .nan]\nb: &b {c: d}\ne: *b\n1: two\nnull: n\ntrue: t\n";
         let json: Value = serde_json::from_slice(
-            &to_json("application/yaml", Bytes::from_static(yaml.as_bytes())).unwrap(),
+            &to_json("application/yaml", Bytes::from_static(yaml.as_bytes()), None).unwrap(),
         )
         .unwrap();
         assert_eq!(json, serde_yaml_ng::from_str::<Value>(yaml).unwrap());
@@ -185,7 +187,7 @@ mod tests {
             nested += &format!("{name}: &{name} [{list}]\n");
         }
         for bomb in [scalar, nested] {
-            assert_eq!(to_json("application/yaml", bomb.into()).unwrap_err().code(), 400);
+            assert_eq!(to_json("application/yaml", bomb.into(), None).unwrap_err().code(), 400);
         }
     }
 }

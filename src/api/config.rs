@@ -113,7 +113,8 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// How long a connection may be idle between requests: longer than clients pause, shorter than a forgotten one costs.
     pub idle_timeout: Duration,
-    /// How often clients of exec, attach and port-forward are asked whether they are there: as Kubernetes does.
+    /// How often clients of exec, attach and port-forward are asked whether they are there: as Kubernetes does. As often those of
+    /// a silent stream over HTTP/2 are looked for.
     pub ping_every: Duration,
     /// How long such a client may take to hear the last words of a program that has ended. Someone may be reading the
     /// others in a pager.

@@ -2,7 +2,7 @@
 //!
 //! Owns: the order of steps (credentials, limits, what is meant, the verb), the counting of what is in flight, and the
 //! guard that turns a handler's panic into a 500 instead of a dead worker.
-//! Invariant: a request that is refused for lack of room has cost no more than its head.
+//! Invariant: a request that is refused for lack of room has cost no more than its head, and bytes that were dropped.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -26,6 +26,7 @@ use super::{
     error::ApiError,
     exec, health, images, log, metrics, openapi,
     patch::{Format, Patch},
+    payload::{Drains, Payload, Whose},
     port_forward,
     query::Query,
     read, render,
@@ -54,6 +55,7 @@ pub struct Shared {
     tokens: Tokens,
     requests: Arc<AtomicUsize>,
     streams: Arc<AtomicUsize>,
+    drains: Drains,
     discovery: discovery::Documents,
     openapi: openapi::Documents,
 }
@@ -96,6 +98,7 @@ impl Shared {
             tokens,
             requests: Arc::default(),
             streams: Arc::default(),
+            drains: Drains::default(),
             discovery: discovery::Documents::build(),
             openapi: openapi::Documents::build(),
         }
@@ -143,7 +146,9 @@ impl Shared {
 /// Serves one request.
 pub async fn handle(request: HttpRequest, payload: web::Payload, shared: web::Data<Shared>) -> HttpResponse {
     let started = Instant::now();
-    let served = AssertUnwindSafe(serve(&request, payload, shared.into_inner())).catch_unwind().await;
+    let mut body = Payload::new(payload);
+    let (look_every, drains) = (shared.limits.ping_every, shared.drains.clone());
+    let served = AssertUnwindSafe(serve(&request, body.clone(), shared.into_inner())).catch_unwind().await;
     let response = match served {
         Ok(Ok(response)) => response,
         Ok(Err(error)) => error.response(),
@@ -154,9 +159,12 @@ pub async fn handle(request: HttpRequest, payload: web::Payload, shared: web::Da
         }
     };
     let (code, took) = (response.status().as_u16(), started.elapsed());
+    // Whoever is not known, or one too many, is not waited for.
+    let whose = if matches!(code, 401 | 429) { Whose::Anybody } else { Whose::Known };
+    body.drain(&request, whose, &drains).await;
     metrics::answered(verb(request.method()), resource(request.path()), code, took);
     tracing::debug!(method = %request.method(), path = request.path(), code, took_us = took.as_micros() as u64, "answered");
-    response
+    body.attend(&request, response, look_every)
 }
 
 fn verb(method: &Method) -> &'static str {
@@ -180,10 +188,11 @@ fn resource(path: &str) -> &'static str {
 
 async fn serve(
     request: &HttpRequest,
-    payload: web::Payload,
+    payload: Payload,
     shared: Arc<Shared>,
 ) -> Result<HttpResponse, ApiError> {
     let speaker = auth::authenticate(request, &shared)?;
+    speaker.refuse_impersonation(request)?;
     let target = Target::parse(request.uri().path());
     if let Target::Other(segments) = &target
         && let Some(review) = Review::of(segments)
@@ -247,7 +256,7 @@ fn is_everyones(request: &HttpRequest, target: &Target) -> bool {
 }
 
 /// Requests that are no streams.
-async fn short(request: &HttpRequest, payload: web::Payload, call: &Call) -> Result<HttpResponse, ApiError> {
+async fn short(request: &HttpRequest, payload: Payload, call: &Call) -> Result<HttpResponse, ApiError> {
     let method = request.method();
     let body = match *method {
         Method::GET | Method::HEAD => bytes::Bytes::new(),
@@ -256,7 +265,8 @@ async fn short(request: &HttpRequest, payload: web::Payload, call: &Call) -> Res
     if call.resource.subresource.is_some() {
         return subresources(request, body, call).await;
     }
-    let json = |body| body::to_json(body::media_type(request), body);
+    let kind = Some(call.resource.kind.name());
+    let json = |body| body::to_json(body::media_type(request), body, kind);
     match (method, &call.resource.name) {
         (&Method::GET | &Method::HEAD, None) => {
             read::list(&call.shared, &call.resource, &call.query, call.form)
@@ -282,7 +292,11 @@ fn patch(request: &HttpRequest, body: &[u8]) -> Result<Patch, ApiError> {
 
 /// `DeleteOptions`; many clients send none.
 fn options(request: &HttpRequest, body: bytes::Bytes) -> Result<bytes::Bytes, ApiError> {
-    if body.is_empty() { Ok(body) } else { body::to_json(body::media_type(request), body) }
+    if body.is_empty() {
+        Ok(body)
+    } else {
+        body::to_json(body::media_type(request), body, Some("DeleteOptions"))
+    }
 }
 
 async fn subresources(
@@ -290,8 +304,15 @@ async fn subresources(
     body: bytes::Bytes,
     call: &Call,
 ) -> Result<HttpResponse, ApiError> {
-    let json = |body| body::to_json(body::media_type(request), body);
     let subresource = call.resource.subresource.as_deref().unwrap_or("");
+    let wanted = match subresource {
+        "scale" => "Scale",
+        "binding" => "Binding",
+        "eviction" => "Eviction",
+        "token" => "TokenRequest",
+        _ => call.resource.kind.name(),
+    };
+    let json = |body| body::to_json(body::media_type(request), body, Some(wanted));
     if !call.resource.rest.is_empty() {
         return Err(ApiError::UnknownPath);
     }

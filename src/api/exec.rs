@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use actix_web::{HttpRequest, HttpResponse, rt, web};
+use actix_web::{HttpRequest, HttpResponse, rt};
 use bytes::Bytes;
 use tokio::{io::AsyncWriteExt as _, sync::mpsc};
 
@@ -14,7 +14,9 @@ use super::{
     config::Limits,
     door::StreamPermit,
     error::ApiError,
-    log, spdy,
+    log,
+    payload::Payload,
+    spdy,
     upgrade::{Handshake, Incoming, Known, Outgoing, Protocol},
     write::{Call, document},
 };
@@ -43,7 +45,7 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(2);
 pub async fn exec(
     call: &Call,
     request: &HttpRequest,
-    payload: web::Payload,
+    payload: Payload,
     permit: StreamPermit,
 ) -> Result<HttpResponse, ApiError> {
     let command: Vec<String> =
@@ -74,7 +76,7 @@ pub async fn exec(
 pub async fn attach(
     call: &Call,
     request: &HttpRequest,
-    payload: web::Payload,
+    payload: Payload,
     permit: StreamPermit,
 ) -> Result<HttpResponse, ApiError> {
     begin(call, request, payload, permit, |object, container, wanted| {
@@ -103,7 +105,7 @@ struct Wanted {
 async fn begin(
     call: &Call,
     request: &HttpRequest,
-    payload: web::Payload,
+    payload: Payload,
     permit: StreamPermit,
     open: impl FnOnce(&Object, String, Wanted) -> Result<wire::Open, ApiError>,
 ) -> Result<HttpResponse, ApiError> {

@@ -2,14 +2,14 @@
 //!
 //! Owns: which checks each of them makes, and the texts in which Kubernetes tells them (`?verbose`, `?exclude=`, one
 //! check by its path). Alive is what answers; ready is what can also change the cluster's state: it is not once the
-//! server is stopping, nor while the store does not answer.
+//! server is stopping, nor while the store does not answer or its disk takes nothing.
 
 use std::time::Duration;
 
 use actix_web::{HttpResponse, http::StatusCode};
 
 use super::{door::Shared, error::ApiError, query::Query};
-use crate::messages::{Commit, Durability};
+use crate::messages::{Commit, Durability, ShowStore};
 
 /// How long the store may take to say that it is there. A slow disk keeps its answers back for as long as one fsync.
 const STORE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -40,12 +40,21 @@ impl Check {
                 // A commit of nothing goes the way of every commit, and leaves nothing behind.
                 let nothing = Commit { writes: Vec::new(), durability: Durability::Soft };
                 match shared.state.commit.ask(nothing, STORE_TIMEOUT).await {
-                    Ok(Ok(_)) => None,
+                    Ok(Ok(_)) => refuses_writes(shared).await,
                     Ok(Err(refusal)) => Some(refusal.to_string()),
                     Err(failed) => Some(failed.to_string()),
                 }
             }
         }
+    }
+}
+
+/// Whether the store answers, but its disk has not taken what it was last given. It tries again by itself, and often.
+async fn refuses_writes(shared: &Shared) -> Option<String> {
+    let store = shared.state.inspect.as_ref().map(|inspect| &inspect.store)?;
+    match store.ask(ShowStore, STORE_TIMEOUT).await {
+        Ok(state) => state.failing.then(|| "the disk does not take what is written: see the log".to_owned()),
+        Err(failed) => Some(failed.to_string()),
     }
 }
 

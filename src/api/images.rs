@@ -6,7 +6,7 @@
 
 use std::{io, time::Duration};
 
-use actix_web::{HttpResponse, http::Method, web};
+use actix_web::{HttpResponse, http::Method};
 use futures_util::StreamExt;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -15,6 +15,7 @@ use super::{
     door::StreamPermit,
     error::ApiError,
     log::{open, pass_on},
+    payload::Payload,
     read::json_response,
     usage,
     write::Call,
@@ -32,6 +33,8 @@ const MAX_SAVED: usize = 64;
 const UPLOAD_PAUSE: Duration = Duration::from_secs(60);
 /// How long a node may work on an image after its last byte: unpacking some gigabytes on a slow disk.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
+/// How a byte stream says that nobody reads it any more; a link that is lost is another matter.
+const STOPPED: [io::ErrorKind; 2] = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset];
 
 /// Serves a request below `nodes/NODE/proxy`.
 ///
@@ -40,7 +43,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(600);
 pub async fn proxy(
     call: &Call,
     method: &Method,
-    payload: web::Payload,
+    payload: Payload,
     permit: StreamPermit,
 ) -> Result<HttpResponse, ApiError> {
     let rest: Vec<&str> = call.resource.rest.iter().map(String::as_str).collect();
@@ -114,7 +117,7 @@ fn answered(node: &str, changes: bool, answer: Vec<u8>) -> Result<HttpResponse, 
     }
 }
 
-async fn send(stream: &mut ByteStream, mut payload: web::Payload, cap: Option<u64>) -> Result<(), ApiError> {
+async fn send(stream: &mut ByteStream, mut payload: Payload, cap: Option<u64>) -> Result<(), ApiError> {
     let mut sent = 0u64;
     loop {
         let chunk = tokio::time::timeout(UPLOAD_PAUSE, payload.next())
@@ -128,7 +131,8 @@ async fn send(stream: &mut ByteStream, mut payload: web::Payload, cap: Option<u6
         }
         match stream.write.write_all(&chunk).await {
             Ok(()) => {}
-            Err(e) if e.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            // The node has read enough of it to know what it says next.
+            Err(e) if STOPPED.contains(&e.kind()) => return Ok(()),
             Err(e) => return Err(ApiError::Unavailable(format!("the link to the node failed: {e}"))),
         }
     }

@@ -26,6 +26,8 @@ mod metrics;
 mod openapi;
 mod openapi_v2;
 pub(crate) mod patch;
+mod payload;
+mod plain;
 mod port_forward;
 mod protobuf;
 mod query;

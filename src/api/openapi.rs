@@ -7,11 +7,11 @@
 use std::{collections::BTreeMap, sync::OnceLock};
 
 use actix_web::{HttpRequest, HttpResponse};
-use k8s_openapi::api::core::v1;
+use k8s_openapi::api::{core::v1, discovery};
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{discovery::KUBERNETES_VERSION, error::ApiError, fixed::Document, openapi_v2};
+use super::{discovery::KUBERNETES_VERSION, error::ApiError, fixed::Document, openapi_v2, slices};
 use crate::model::Kind;
 
 /// Every OpenAPI document.
@@ -29,9 +29,9 @@ struct V3 {
 
 impl V3 {
     fn build() -> V3 {
-        let mut kinds: BTreeMap<String, Vec<Kind>> = BTreeMap::new();
-        for kind in Kind::ALL {
-            kinds.entry(prefix(kind)).or_default().push(kind);
+        let mut kinds: BTreeMap<String, Vec<Described>> = BTreeMap::new();
+        for kind in described() {
+            kinds.entry(kind.prefix()).or_default().push(kind);
         }
         let groups: BTreeMap<String, Document> = kinds
             .into_iter()
@@ -81,30 +81,87 @@ impl Documents {
     }
 }
 
-/// `api/v1` or `apis/GROUP/VERSION`.
-fn prefix(kind: Kind) -> String {
-    let root = if kind.api_version().contains('/') { "apis" } else { "api" };
-    format!("{root}/{}", kind.api_version())
+/// A kind as its schema and its paths need it.
+#[derive(Clone, Copy)]
+struct Described {
+    group: &'static str,
+    version: &'static str,
+    name: &'static str,
+    plural: &'static str,
+    namespaced: bool,
+    /// The kind that is stored; none for what is made of others when it is read.
+    stored: Option<Kind>,
 }
 
-fn document(kinds: &[Kind]) -> Value {
+/// Every kind that has a schema.
+fn described() -> Vec<Described> {
+    let stored = |kind: Kind| {
+        let (group, version) = kind.api_version().split_once('/').unwrap_or(("", kind.api_version()));
+        let (name, plural, namespaced) = (kind.name(), kind.plural(), kind.namespaced());
+        Described { group, version, name, plural, namespaced, stored: Some(kind) }
+    };
+    let slice = Described {
+        group: slices::GROUP,
+        version: slices::VERSION,
+        name: slices::KIND,
+        plural: slices::PLURAL,
+        namespaced: true,
+        stored: None,
+    };
+    Kind::ALL.into_iter().map(stored).chain([slice]).collect()
+}
+
+impl Described {
+    /// `api/v1` or `apis/GROUP/VERSION`.
+    fn prefix(&self) -> String {
+        if self.group.is_empty() {
+            format!("api/{}", self.version)
+        } else {
+            format!("apis/{}/{}", self.group, self.version)
+        }
+    }
+
+    fn group_version_kind(&self) -> Value {
+        json!({ "group": self.group, "version": self.version, "kind": self.name })
+    }
+
+    fn schema_name(&self) -> String {
+        let group = if self.group.is_empty() { "core" } else { self.group };
+        format!("io.k8s.api.{}.{}.{}", group.split('.').next().unwrap_or(group), self.version, self.name)
+    }
+
+    /// Adds the kind's schema, and those of all it is made of, to the generator's definitions.
+    fn generate(&self, generator: &mut SchemaGenerator) {
+        match self.stored {
+            Some(kind) => generate(kind, generator),
+            None => drop(generator.subschema_for::<discovery::v1::EndpointSlice>()),
+        }
+    }
+}
+
+fn document(kinds: &[Described]) -> Value {
     let mut paths = Map::new();
     let mut generator = SchemaSettings::openapi3().into_generator();
     for kind in kinds {
-        let middle = if kind.namespaced() { "/namespaces/{namespace}" } else { "" };
-        let collection = format!("/{}{middle}/{}", prefix(*kind), kind.plural());
+        let (prefix, plural) = (kind.prefix(), kind.plural);
+        let middle = if kind.namespaced { "/namespaces/{namespace}" } else { "" };
+        let collection = format!("/{prefix}{middle}/{plural}");
         let object = format!("{collection}/{{name}}");
-        if kind.namespaced() {
-            paths.insert(format!("/{}/{}", prefix(*kind), kind.plural()), verbs(*kind, &["get"]));
+        if kind.namespaced {
+            paths.insert(format!("/{prefix}/{plural}"), verbs(kind, &["get"]));
         }
-        paths.insert(collection, verbs(*kind, &["get", "post", "delete"]));
-        paths.insert(object, verbs(*kind, &["get", "put", "patch", "delete"]));
-        generate(*kind, &mut generator);
+        let (all, one): (&[&str], &[&str]) = match kind.stored {
+            Some(_) => (&["get", "post", "delete"], &["get", "put", "patch", "delete"]),
+            None => (&["get"], &["get"]),
+        };
+        paths.insert(collection, verbs(kind, all));
+        paths.insert(object, verbs(kind, one));
+        kind.generate(&mut generator);
     }
     let mut schemas = generator.take_definitions(true);
     for kind in kinds {
-        if let Some(Value::Object(schema)) = schemas.get_mut(&schema_name(*kind)) {
-            schema.insert("x-kubernetes-group-version-kind".into(), json!([group_version_kind(*kind)]));
+        if let Some(Value::Object(schema)) = schemas.get_mut(&kind.schema_name()) {
+            schema.insert("x-kubernetes-group-version-kind".into(), json!([kind.group_version_kind()]));
             // The types insist on metadata; Kubernetes' schema does not.
             if let Some(required) = schema.get_mut("required").and_then(Value::as_array_mut) {
                 required.retain(|name| name != "metadata");
@@ -119,18 +176,7 @@ fn document(kinds: &[Kind]) -> Value {
     })
 }
 
-fn group_version_kind(kind: Kind) -> Value {
-    let (group, version) = kind.api_version().split_once('/').unwrap_or(("", kind.api_version()));
-    json!({ "group": group, "version": version, "kind": kind.name() })
-}
-
-fn schema_name(kind: Kind) -> String {
-    let group = kind.api_version().split_once('/').map_or("core", |(group, _)| group);
-    let version = kind.api_version().rsplit('/').next().unwrap_or("v1");
-    format!("io.k8s.api.{}.{version}.{}", group.split('.').next().unwrap_or(group), kind.name())
-}
-
-/// Adds a kind's schema, and those of all it is made of, to the generator's definitions.
+/// See [`Described::generate`].
 fn generate(kind: Kind, generator: &mut SchemaGenerator) {
     match kind {
         Kind::Namespace => generator.subschema_for::<v1::Namespace>(),
@@ -146,9 +192,9 @@ fn generate(kind: Kind, generator: &mut SchemaGenerator) {
     };
 }
 
-fn verbs(kind: Kind, verbs: &[&str]) -> Value {
+fn verbs(kind: &Described, verbs: &[&str]) -> Value {
     let parameter = |name: &str| json!({ "name": name, "in": "query", "schema": { "type": "string", "uniqueItems": true } });
-    let reference = json!({ "$ref": format!("#/components/schemas/{}", schema_name(kind)) });
+    let reference = json!({ "$ref": format!("#/components/schemas/{}", kind.schema_name()) });
     let one = |verb: &str| {
         let writes = matches!(verb, "post" | "put" | "patch");
         let mut parameters = vec![];
@@ -167,12 +213,12 @@ fn verbs(kind: Kind, verbs: &[&str]) -> Value {
             _ => "delete",
         };
         json!({
-            "operationId": format!("{action}{}", kind.name()),
+            "operationId": format!("{action}{}", kind.name),
             "parameters": parameters,
             "responses": { "200": { "description": "OK",
                 "content": { "application/json": { "schema": reference } } } },
             "x-kubernetes-action": action,
-            "x-kubernetes-group-version-kind": group_version_kind(kind),
+            "x-kubernetes-group-version-kind": kind.group_version_kind(),
         })
     };
     Value::Object(verbs.iter().map(|v| ((*v).to_owned(), one(v))).collect())
@@ -184,12 +230,12 @@ mod tests {
 
     #[test]
     fn every_kind_has_a_schema_whose_references_lead_somewhere() {
-        let document = document(&Kind::ALL);
+        let document = document(&described());
         let schemas = &document["components"]["schemas"];
-        for kind in Kind::ALL {
-            let schema = &schemas[schema_name(kind)];
-            assert_eq!(schema["x-kubernetes-group-version-kind"][0]["kind"], kind.name());
-            assert!(schema["properties"]["metadata"].is_object(), "{kind}");
+        for kind in described() {
+            let schema = &schemas[kind.schema_name()];
+            assert_eq!(schema["x-kubernetes-group-version-kind"][0]["kind"], kind.name);
+            assert!(schema["properties"]["metadata"].is_object(), "{}", kind.name);
         }
         let text = document.to_string();
         for reference in text.split("\"$ref\":\"").skip(1) {

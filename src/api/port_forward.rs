@@ -7,7 +7,7 @@
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use actix_web::{HttpRequest, HttpResponse, rt, web};
+use actix_web::{HttpRequest, HttpResponse, rt};
 use bytes::Bytes;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -18,7 +18,9 @@ use tokio::{
 use super::{
     door::{Shared, StreamPermit},
     error::ApiError,
-    log, spdy,
+    log,
+    payload::Payload,
+    spdy,
     upgrade::{Handshake, Incoming, Known, Outgoing, Protocol},
     write::Call,
 };
@@ -55,7 +57,7 @@ struct Target {
 pub async fn port_forward(
     call: &Call,
     request: &HttpRequest,
-    payload: web::Payload,
+    payload: Payload,
     permit: StreamPermit,
 ) -> Result<HttpResponse, ApiError> {
     let key = call.key()?;

@@ -4,7 +4,7 @@
 //! Owns: the four, of `authentication.k8s.io/v1` and `authorization.k8s.io/v1`. They are answered and never stored, and
 //! everyone who is known may ask about himself. The answers are those of [`super::auth`]'s rule: everything, or nothing.
 
-use actix_web::{HttpRequest, HttpResponse, http::Method, web};
+use actix_web::{HttpRequest, HttpResponse, http::Method};
 use bytes::Bytes;
 use k8s_openapi::api::{
     authentication::v1::{SelfSubjectReview, SelfSubjectReviewStatus, UserInfo},
@@ -21,6 +21,7 @@ use super::{
     config::User,
     door::Shared,
     error::ApiError,
+    payload::Payload,
     read::json_response,
     tokens,
 };
@@ -88,14 +89,14 @@ pub async fn serve(
     review: Review,
     speaker: &Speaker,
     request: &HttpRequest,
-    payload: web::Payload,
+    payload: Payload,
     shared: &Shared,
 ) -> Result<HttpResponse, ApiError> {
     if request.method() != Method::POST {
         return Err(ApiError::MethodNotAllowed);
     }
     let body = body::read(request, payload, shared.limits.body_bytes).await?;
-    let body = body::to_json(body::media_type(request), body)?;
+    let body = body::to_json(body::media_type(request), body, Some(review.kind()))?;
     match review {
         Review::Token => reply(&tokens::review(parse(review, &body)?, shared)),
         _ => answer(review, speaker, &body),

@@ -11,7 +11,9 @@ use std::{
 
 use actix_http::{HttpService, Protocol, error::DispatchError};
 use actix_server::{GracefulShutdownSignal, ServerHandle};
-use actix_service::{IntoServiceFactory as _, ServiceFactory, ServiceFactoryExt as _, map_config};
+use actix_service::{
+    IntoServiceFactory as _, ServiceFactory, ServiceFactoryExt as _, fn_service, map_config,
+};
 use actix_tls::accept::{
     TlsError as TlsFailure,
     rustls_0_23::{Acceptor, TlsStream},
@@ -28,6 +30,7 @@ use super::{
     config::{ApiConfig, ApiState, Limits},
     connection::Connection,
     door::{self, Shared},
+    plain,
 };
 
 /// Connections that wait to be accepted.
@@ -96,7 +99,7 @@ pub fn serve(config: ApiConfig, state: ApiState) -> Result<Server, ServeError> {
     Ok(Server { address, certificate, handle, stop, ended })
 }
 
-/// What a worker makes of a connection: TLS, a look at the first head ([`Connection`]), HTTP, the door.
+/// What a worker makes of a connection: a look at its first byte ([`plain`]), TLS, a look at the first head ([`Connection`]), HTTP, the door.
 fn connections(
     shared: &web::Data<Shared>,
     tls: &ServerConfig,
@@ -126,18 +129,20 @@ fn connections(
             auth::on_connect(connection.get_ref(), data);
         })
         .finish(map_config(app, move |()| AppConfig::default()));
-    acceptor
-        .map_init_err(|_| ())
-        .map_err(TlsFailure::into_service_error)
-        .and_then(|io: TlsStream<TcpStream>| async move {
-            let (tcp, session) = io.get_ref();
-            let h2 = session.alpn_protocol() == Some(H2);
-            // What is written is whole: it need not wait for more.
-            let _ = tcp.set_nodelay(true);
-            let peer = tcp.peer_addr().ok();
-            Ok((Connection::new(io, !h2), if h2 { Protocol::Http2 } else { Protocol::Http1 }, peer))
-        })
-        .and_then(http.map_err(TlsFailure::Service))
+    let head_timeout = limits.head_timeout;
+    fn_service(move |tcp: TcpStream| async move {
+        plain::look(tcp, head_timeout).await.map_err(TlsFailure::<io::Error, DispatchError>::Tls)
+    })
+    .and_then(acceptor.map_init_err(|_| ()).map_err(TlsFailure::into_service_error))
+    .and_then(|io: TlsStream<TcpStream>| async move {
+        let (tcp, session) = io.get_ref();
+        let h2 = session.alpn_protocol() == Some(H2);
+        // What is written is whole: it need not wait for more.
+        let _ = tcp.set_nodelay(true);
+        let peer = tcp.peer_addr().ok();
+        Ok((Connection::new(io, !h2), if h2 { Protocol::Http2 } else { Protocol::Http1 }, peer))
+    })
+    .and_then(http.map_err(TlsFailure::Service))
 }
 
 impl Server {

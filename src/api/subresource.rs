@@ -13,11 +13,12 @@ use super::{
     error::{ApiError, success},
     patch::Patch,
     read::json_response,
+    render::Form,
     write::{CONFLICT_RETRIES, Call, Wanted, commit, document, modify, with_warnings},
 };
 use crate::{
     messages::{CommitError, Expected, Write},
-    model::{Kind, KindFacet, Object, admit::Part, seal_json},
+    model::{Kind, KindFacet, Object, admit::Part, seal_json, table},
 };
 
 /// GET of a scale.
@@ -28,7 +29,31 @@ pub fn get_scale(call: &Call) -> Result<HttpResponse, ApiError> {
     let key = call.key()?;
     let snapshot = call.shared.state.view.snapshot();
     let object = snapshot.find(&key).ok_or_else(|| ApiError::not_found(&key))?;
-    Ok(json_response(200, scale(object)?.to_string()))
+    Ok(json_response(200, shown(scale(object)?, object, call.form).to_string()))
+}
+
+/// A scale as it was asked for: for people, what is wanted and what is there.
+fn shown(scale: Value, object: &Object, form: Form) -> Value {
+    let Form::Table { version, .. } = form else { return scale };
+    let column = |(name, kind, format): &(&str, &str, &str)| json!({ "name": name, "type": kind, "format": format, "description": "", "priority": 0 });
+    let columns = [
+        ("Name", "string", "name"),
+        ("Desired", "integer", ""),
+        ("Available", "integer", ""),
+        ("Age", "string", ""),
+    ];
+    let age = table::since(Some(object.facet.meta.created), clock::now());
+    let cells =
+        json!([scale["metadata"]["name"], scale["spec"]["replicas"], scale["status"]["replicas"], age]);
+    let partial = json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1",
+        "metadata": scale["metadata"] });
+    json!({
+        "kind": "Table",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": { "resourceVersion": scale["metadata"]["resourceVersion"] },
+        "columnDefinitions": columns.iter().map(column).collect::<Vec<_>>(),
+        "rows": [{ "cells": cells, "object": partial }],
+    })
 }
 
 /// The `autoscaling/v1 Scale` of an object.

@@ -36,7 +36,7 @@ const CONFIGURATION: [&str; 2] = [".well-known", "openid-configuration"];
 /// 400, 404, 409, 422.
 pub fn request(call: &Call, body: &Bytes) -> Result<HttpResponse, ApiError> {
     let key = call.key()?;
-    let mut request: TokenRequest = serde_json::from_slice(body).map_err(|error| {
+    let mut request = parse(body).map_err(|error| {
         let why = "TokenRequest in version \"v1\" cannot be handled as a TokenRequest";
         ApiError::BadRequest(format!("{why}: {error}"))
     })?;
@@ -72,6 +72,15 @@ pub fn request(call: &Call, body: &Bytes) -> Result<HttpResponse, ApiError> {
     request.status = Some(TokenRequestStatus { token, expiration_timestamp: Time(ends) });
     let json = serde_json::to_vec(&request).map_err(|error| ApiError::Internal(error.to_string()))?;
     Ok(json_response(201, json))
+}
+
+/// A request as it came, without its status: that is ours to say, and Go's `null` in it is no time.
+fn parse(body: &[u8]) -> Result<TokenRequest, serde_json::Error> {
+    let mut request: serde_json::Value = serde_json::from_slice(body)?;
+    if let Some(fields) = request.as_object_mut() {
+        fields.remove("status");
+    }
+    serde_json::from_value(request)
 }
 
 fn refused(refusal: Refusal) -> ApiError {

@@ -7,13 +7,13 @@
 use std::time::Duration;
 
 use actix_http::ws;
-use actix_web::{HttpRequest, HttpResponse, http::header, web};
+use actix_web::{HttpRequest, HttpResponse, http::header};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio_util::codec::{Decoder as _, Encoder as _};
 
-use super::{connection::UPGRADE_TO, error::ApiError, spdy};
+use super::{connection::UPGRADE_TO, error::ApiError, payload::Payload, spdy};
 
 /// No message is longer: kubectl sends 32 KiB.
 const MAX_MESSAGE: usize = 1024 * 1024;
@@ -81,7 +81,7 @@ impl Handshake {
     }
 
     /// The answer, and the two directions of what follows it.
-    pub fn answer(self, payload: web::Payload) -> (HttpResponse, Incoming, Outgoing) {
+    pub fn answer(self, payload: Payload) -> (HttpResponse, Incoming, Outgoing) {
         let (chunks, queue) = mpsc::channel(QUEUE);
         let mut response = HttpResponse::SwitchingProtocols();
         let framed = match (self.protocol, self.accept) {
@@ -108,7 +108,7 @@ impl Handshake {
 
 /// What a client sends.
 pub struct Incoming {
-    payload: web::Payload,
+    payload: Payload,
     /// Of a WebSocket.
     messages: Option<Messages>,
 }

@@ -23,6 +23,7 @@ use super::{
     services,
     target::Resource,
 };
+pub use crate::logic::edit::CONFLICT_RETRIES;
 use crate::{
     logic::service_accounts::{Says, with_token},
     messages::{Commit, CommitError, Durability, Expected, Write},
@@ -32,8 +33,6 @@ use crate::{
     },
 };
 
-/// How often a change without a revision is computed again on a newer state. Kubernetes tries a patch 5 times.
-pub const CONFLICT_RETRIES: usize = 5;
 /// How often a generated name is drawn again: 27^5 names make even a second draw rare.
 const NAME_RETRIES: usize = 8;
 /// How long the store may take over a commit: a slow disk's fsync is under a second.
@@ -166,12 +165,16 @@ fn check_namespace(snapshot: &Snapshot, resource: &Resource, name: &str) -> Resu
     })
 }
 
-/// A pod with the volume that it gets unasked, if it does.
-fn with_volumes(call: &Call, namespace: &str, body: Bytes) -> Bytes {
+/// A pod with the volume that it gets unasked, if it does; 403 when the account is not there that it names.
+fn with_account(call: &Call, namespace: &str, name: String, body: Bytes) -> Result<Bytes, ApiError> {
     // What cannot be read is refused later.
     let pod: PeekPod = serde_json::from_slice(&body).unwrap_or_default();
-    let mounts = pod.spec.mounts(namespace, &call.shared.state.view.snapshot());
-    mounts.then(|| with_token(&body, &suffix())).flatten().map_or(body, Bytes::from)
+    let snapshot = call.shared.state.view.snapshot();
+    if let Some(why) = pod.spec.forbids(namespace, &snapshot) {
+        return Err(ApiError::Forbidden { resource: Kind::Pod.plural().into(), name, why, cause: None });
+    }
+    let mounts = pod.spec.mounts(namespace, &snapshot);
+    Ok(mounts.then(|| with_token(&body, &suffix())).flatten().map_or(body, Bytes::from))
 }
 
 /// POST to a collection.
@@ -185,7 +188,13 @@ pub async fn create(call: &Call, body: Bytes) -> Result<HttpResponse, ApiError> 
     }
     let peek: Peek = serde_json::from_slice(&body).unwrap_or_default();
     let name = peek.metadata.name.unwrap_or_default();
-    let generated = name.is_empty() && peek.metadata.generate_name.is_some_and(|g| !g.is_empty());
+    let base = peek.metadata.generate_name.filter(|base| name.is_empty() && !base.is_empty());
+    let generated = base.is_some();
+    if peek.metadata.resource_version.is_some_and(|revision| !matches!(revision.as_str(), "" | "0")) {
+        return Err(ApiError::BadRequest(
+            "resourceVersion should not be set on objects to be created".into(),
+        ));
+    }
     check_namespace(&call.shared.state.view.snapshot(), &call.resource, &name)?;
     // Held until the commit is published, so that no two services are given one address.
     let _allocation = if kind == Kind::Service { Some(call.shared.services.lock().await) } else { None };
@@ -195,7 +204,10 @@ pub async fn create(call: &Call, body: Bytes) -> Result<HttpResponse, ApiError> 
         body
     };
     let namespace = call.resource.namespace.as_deref().unwrap_or("");
-    let body = if kind == Kind::Pod { with_volumes(call, namespace, body) } else { body };
+    let body = match kind {
+        Kind::Pod => with_account(call, namespace, base.unwrap_or_else(|| name.clone()), body)?,
+        _ => body,
+    };
     for attempt in 1.. {
         let suffix = suffix();
         let how = Admission {

@@ -8,10 +8,15 @@
 use std::{collections::VecDeque, marker::PhantomData, sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1;
+use serde::Deserialize;
 
 use crate::{
     actors::outside,
-    logic::{edit, edit::Edit, namespaces},
+    logic::{
+        edit::{self, CONFLICT_RETRIES, Edit},
+        namespaces,
+        service_accounts::Says,
+    },
     messages::{
         ByteStream, Change, ChangeKind, Commit, CommitError, Durability, Expected, OpenError, OpenStream,
         Port, SendFailed, View, Watch, Write,
@@ -28,8 +33,6 @@ use crate::{
 const COMMIT_WITHIN: Duration = Duration::from_secs(30);
 /// How long a node may take to open a log.
 const OPEN_WITHIN: Duration = Duration::from_secs(10);
-/// How often a change is computed again on a newer state, as the API does for a patch.
-const CONFLICT_RETRIES: usize = 5;
 /// How often a generated name is drawn again.
 const NAME_RETRIES: usize = 8;
 
@@ -83,6 +86,13 @@ impl From<CommitError> for ClientError {
     }
 }
 
+/// What a pod says of its account.
+#[derive(Default, Deserialize)]
+struct PeekPod {
+    #[serde(default)]
+    spec: Says,
+}
+
 /// Typed access to a cluster's objects. Cheap to clone; usable from any thread with a tokio runtime.
 #[derive(Clone)]
 pub struct Client {
@@ -110,7 +120,8 @@ impl Client {
     /// object that names no namespace goes to `default`.
     ///
     /// # Errors
-    /// [`ClientError::Invalid`]; [`ClientError::NotFound`] or [`ClientError::Refused`] for its namespace.
+    /// [`ClientError::Invalid`]; [`ClientError::NotFound`] or [`ClientError::Refused`] for its namespace, and for a pod's account
+    /// that is not there.
     pub fn admit<K: Stored>(&self, object: &K) -> Result<Sealed, ClientError> {
         let (kind, meta) = (K::KIND, object.meta());
         let namespace = home::<K>(meta.namespace.as_deref());
@@ -134,6 +145,13 @@ impl Client {
             fields: FieldValidation::Strict,
         };
         let json = document(object, name)?;
+        if kind == Kind::Pod {
+            // What cannot be read is refused below.
+            let pod: PeekPod = serde_json::from_slice(&json).unwrap_or_default();
+            if let Some(why) = pod.spec.forbids(namespace, &self.view.snapshot()) {
+                return Err(ClientError::Refused(format!("pods {name:?} is forbidden: {why}")));
+            }
+        }
         let sealed = admit_create(kind, &json, &how).map_err(|r| invalid(kind, name, r))?.sealed;
         if matches!(&sealed.facet.of, KindFacet::Service(_)) && needs_address(&json) {
             return Err(ClientError::Refused(

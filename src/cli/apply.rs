@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::{
     change::{ReportArgs, Reporter, ValidateArg},
     client::{MERGE_PATCH, STRATEGIC_PATCH},
+    create::new,
     error::{CliError, Outcome},
     manifest::{Document, FilesArg},
     merge3,
@@ -42,7 +43,7 @@ pub async fn run(session: &Session, args: &ApplyArgs) -> Outcome {
     if !args.files.given() {
         return Err(CliError::usage("must specify -f: a file, a directory, or - for standard input"));
     }
-    let documents = args.files.read()?;
+    let documents = args.files.read().await?;
     let mut reporter = Reporter::new(session, &args.report);
     let mut errors = Vec::new();
     for document in documents {
@@ -80,7 +81,7 @@ async fn one(
                     return Ok((about, wanted, "created"));
                 }
                 let path = with_query(&about.resource.collection(about.namespace.as_deref()), &query);
-                let made = session.client.post(&path, &wanted).await;
+                let made = session.client.post(&path, &new(&wanted)).await;
                 let made = made.map_err(|e| e.while_("creating", &document.source))?;
                 return Ok((about, made, "created"));
             }

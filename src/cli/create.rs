@@ -95,7 +95,9 @@ pub async fn run(session: &Session, args: &CreateArgs) -> Outcome {
             let object = secret(&data.named.name, type_, data.read()?);
             send(session, &data.named.report, &data.named.validate, vec![made(object)]).await
         }
-        None if args.files.given() => send(session, &args.report, &args.validate, args.files.read()?).await,
+        None if args.files.given() => {
+            send(session, &args.report, &args.validate, args.files.read().await?).await
+        }
         None => Err(CliError::usage("must specify -f, or what to create: namespace, configmap, secret")),
     }
 }
@@ -145,7 +147,7 @@ pub async fn create(
         let path = with_query(&about.resource.collection(about.namespace.as_deref()), &query);
         let made = match report.dry.client() {
             true => Ok(about.object.clone()),
-            false => session.client.post(&path, &about.object).await,
+            false => session.client.post(&path, &new(&about.object)).await,
         };
         match made {
             Ok(object) => {
@@ -157,6 +159,15 @@ pub async fn create(
         }
     }
     CliError::all(errors)
+}
+
+/// What is sent to be made of a document: one that was read from a cluster has a revision, which nothing new has.
+pub fn new(object: &Value) -> Value {
+    let mut object = object.clone();
+    if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
+        metadata.remove("resourceVersion");
+    }
+    object
 }
 
 /// kubectl's `error: failed to create …` for objects that are not from files.

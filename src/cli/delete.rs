@@ -141,7 +141,7 @@ fn check(args: &DeleteArgs) -> Outcome<Option<i64>> {
 async fn targets(session: &Session, args: &DeleteArgs) -> Outcome<(Vec<Found>, Vec<CliError>)> {
     if args.files.given() {
         let mut found = Vec::new();
-        for document in args.files.read()? {
+        for document in args.files.read().await? {
             found.push(session.place(&document).await?);
         }
         return Ok((found, Vec::new()));

@@ -98,7 +98,7 @@ async fn targets(session: &Session, args: &GetArgs) -> Outcome<Vec<Target>> {
         return parse(session.kinds().await?, &args.what);
     }
     let mut targets = Vec::new();
-    for document in args.files.read()? {
+    for document in args.files.read().await? {
         let place = session.place(&document).await?;
         targets.push(Target { resource: place.resource, name: Some(place.name) });
     }

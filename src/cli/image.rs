@@ -14,9 +14,9 @@ use std::{
 };
 
 use bytes::Bytes;
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use futures_util::{Stream, StreamExt as _};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::io::AsyncRead;
 use tokio_util::io::ReaderStream;
 
@@ -79,13 +79,23 @@ enum Action {
     },
     /// Show the images
     #[command(visible_alias = "list")]
-    Ls,
+    Ls {
+        /// Another form: each image of each node
+        #[arg(long, short, value_enum)]
+        output: Option<Form>,
+    },
     /// Remove images
     Rm {
         /// Their names
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Json,
+    Yaml,
 }
 
 /// Runs `image`.
@@ -100,7 +110,7 @@ pub async fn run(session: &Session, args: &ImageArgs) -> Outcome {
         Action::Import { file, name } => upload(session, &whole, "import", file, Some(name)).await,
         Action::Pull { names } => pull::pull(session, &nodes, names).await,
         Action::Save { names, output } => save::save(session, &nodes, names, output.as_deref()).await,
-        Action::Ls => list(session, &nodes).await,
+        Action::Ls { output } => list(session, &nodes, *output).await,
         Action::Rm { names } => remove(session, &nodes, names).await,
     }
 }
@@ -259,6 +269,13 @@ async fn send(
 ) -> Outcome<Vec<String>> {
     let stdin = file == Path::new("-");
     let path = path(session, node, &format!("images/{action}"), name).await?;
+    if file.is_dir() {
+        let source = std::io::Error::new(
+            std::io::ErrorKind::IsADirectory,
+            "it is a directory, not an archive; of a root file system: tar -C DIR -c . | troupe image import - NAME",
+        );
+        return Err(CliError::File { path: file.to_owned(), source });
+    }
     let progress = Progress::new(node, file, stdin)?;
     let opened = if stdin { standard_input() } else { std::fs::File::open(file) };
     let opened = opened.map_err(|source| CliError::File { path: file.to_owned(), source })?;
@@ -372,8 +389,9 @@ impl Drop for Progress {
     }
 }
 
-async fn list(session: &Session, nodes: &[String]) -> Outcome {
+async fn list(session: &Session, nodes: &[String], form: Option<Form>) -> Outcome {
     let mut errors = Vec::new();
+    let mut all = Vec::new();
     let mut rows: std::collections::BTreeMap<String, Vec<&str>> = std::collections::BTreeMap::new();
     for node in nodes {
         match images(session, node).await {
@@ -381,18 +399,38 @@ async fn list(session: &Session, nodes: &[String]) -> Outcome {
                 for name in names(&images) {
                     rows.entry(name).or_default().push(node);
                 }
+                all.extend(of_node(node, images));
             }
             Err(error) => errors.push(error),
         }
     }
-    if !rows.is_empty() {
-        let mut text = String::from("IMAGE\tNODES\n");
-        for (image, nodes) in rows {
-            text.push_str(&format!("{image}\t{}\n", nodes.join(",")));
-        }
-        raw(Tabs::table().align(&text))?;
+    let all = Value::from(all);
+    match form {
+        Some(Form::Json) => raw(serde_json::to_string_pretty(&all).unwrap_or_default() + "\n")?,
+        Some(Form::Yaml) => raw(serde_yaml_ng::to_string(&all).unwrap_or_default())?,
+        None if rows.is_empty() => {}
+        None => show(rows)?,
     }
     CliError::all(errors)
+}
+
+fn show(rows: std::collections::BTreeMap<String, Vec<&str>>) -> Outcome {
+    let mut text = String::from("IMAGE\tNODES\n");
+    for (image, nodes) in rows {
+        text.push_str(&format!("{image}\t{}\n", nodes.join(",")));
+    }
+    raw(Tabs::table().align(&text))
+}
+
+/// What a node says of its images, and which node it is.
+fn of_node(node: &str, images: Value) -> Vec<Value> {
+    let Value::Array(images) = images else { return Vec::new() };
+    let named = |image: Value| {
+        let mut image = if image.is_object() { image } else { json!({ "names": [image] }) };
+        image["node"] = node.into();
+        image
+    };
+    images.into_iter().map(named).collect()
 }
 
 /// A node's images: names, or objects that have some.
@@ -435,7 +473,6 @@ async fn remove(session: &Session, nodes: &[String], names: &[String]) -> Outcom
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[tokio::test]
     async fn an_archive_goes_to_two_nodes_that_share_and_to_the_next_where_one_fails() {

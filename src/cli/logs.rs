@@ -79,6 +79,10 @@ pub async fn run(session: &Session, args: &LogsArgs) -> Outcome {
         eprintln!("No resources found in {} namespace.", session.namespace);
         return Ok(());
     }
+    // kubectl's words for what it does not take; -1 is all.
+    if args.tail.is_some_and(|lines| lines < -1) {
+        return Err(CliError::failed("--tail must be greater than or equal to -1"));
+    }
     let mut sources = Vec::new();
     for pod in &pods {
         sources.extend(containers(args, pod, container.as_deref())?);

@@ -1,4 +1,4 @@
-//! Documents out of files: YAML or JSON, several in one, directories, standard input, and lists taken apart.
+//! Documents out of files: YAML or JSON, several in one, directories, standard input, the web, and lists taken apart.
 
 use std::{
     io::Read as _,
@@ -9,12 +9,15 @@ use clap::Args;
 use serde::Deserialize as _;
 use serde_json::Value;
 
-use super::error::{CliError, Outcome};
+use super::{
+    error::{CliError, Outcome},
+    fetch,
+};
 
 /// Where documents come from.
 #[derive(Debug, Clone, Default, Args)]
 pub struct FilesArg {
-    /// A file, a directory, or - for standard input (repeatable)
+    /// A file, a directory, a URL, or - for standard input (repeatable)
     #[arg(short = 'f', long = "filename", value_name = "FILE", value_delimiter = ',')]
     pub files: Vec<PathBuf>,
     /// Descend into the directories within a directory
@@ -53,7 +56,7 @@ impl FilesArg {
     ///
     /// # Errors
     /// With the file and what is wrong with it.
-    pub fn read(&self) -> Outcome<Vec<Document>> {
+    pub async fn read(&self) -> Outcome<Vec<Document>> {
         let mut documents = Vec::new();
         for file in &self.files {
             if file == Path::new("-") {
@@ -61,6 +64,10 @@ impl FilesArg {
                 let read = std::io::stdin().read_to_string(&mut text);
                 read.map_err(|source| CliError::File { path: "standard input".into(), source })?;
                 documents.extend(parse("STDIN", &text)?);
+                continue;
+            }
+            if let Some(url) = file.to_str().filter(|name| fetch::is_url(name)) {
+                documents.extend(parse(url, &fetch::text(url).await?)?);
                 continue;
             }
             let is_dir = file.is_dir();
@@ -168,18 +175,16 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_directory_is_its_manifests_by_name() {
+    #[tokio::test]
+    async fn a_directory_is_its_manifests_by_name() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::create_dir(dir.path().join("sub")).unwrap();
         for name in ["b.yaml", "a.json", "c.txt", "sub/d.yml"] {
             std::fs::write(dir.path().join(name), "{\"apiVersion\": \"v1\", \"kind\": \"Pod\"}").unwrap();
         }
-        let read = |recursive| {
+        for (recursive, count) in [(false, 2), (true, 3)] {
             let files = FilesArg { files: vec![dir.path().to_owned()], recursive };
-            files.read().unwrap().len()
-        };
-        assert_eq!(read(false), 2);
-        assert_eq!(read(true), 3);
+            assert_eq!(files.read().await.unwrap().len(), count);
+        }
     }
 }

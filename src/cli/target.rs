@@ -201,7 +201,7 @@ impl Session {
                     "when paths, URLs, or stdin is provided as resource input, you may not specify resource arguments as well",
                 ));
             }
-            for document in files.read()? {
+            for document in files.read().await? {
                 let mut place = self.place(&document).await?;
                 match self.client.get(&place.path()).await {
                     Ok(object) => {

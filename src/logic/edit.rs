@@ -21,6 +21,10 @@ use crate::model::{
 /// Grace of a pod whose spec names none, in seconds: Kubernetes' default.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 
+/// How often a change without a revision is computed again on a newer state. Each time somebody else's change got through, so as
+/// many as may be in flight are enough for all; the request's own time ends it before. Kubernetes goes on for as long as that.
+pub const CONFLICT_RETRIES: usize = 400;
+
 /// The finalizer of foreground deletion: the object stays until its blocking dependents are gone.
 pub const FOREGROUND: &str = "foregroundDeletion";
 /// The finalizer of orphaning deletion: the object stays until its dependents no longer name it.

@@ -151,7 +151,10 @@ impl Recorder {
     pub fn record(&mut self, mut happening: Happening, uid: impl FnOnce() -> Uid) -> bool {
         let now = happening.at.as_second();
         let room = if happening.warning { 2 * MAX_PENDING } else { MAX_PENDING };
-        let source = (format!("{}/{:?}", happening.component, happening.host), happening.about.clone());
+        let source = (
+            format!("{}/{:?}/{}", happening.component, happening.host, happening.uid),
+            happening.about.clone(),
+        );
         let bucket = self.sources.entry(source, || Bucket { tokens: SOURCE_BURST, at: now });
         if !bucket.take(SOURCE_BURST, 1.0 / SOURCE_SECONDS_PER_EVENT, now) || self.pending.len() >= room {
             return false;
@@ -445,6 +448,15 @@ mod tests {
         assert_eq!(told, 25);
         assert!(tell(&mut recorder, happening("no", 299), 200).is_none());
         assert!(tell(&mut recorder, happening("no", 301), 201).is_some());
+    }
+
+    #[test]
+    fn another_object_of_the_same_name_is_another_source() {
+        let mut recorder = Recorder::default();
+        let rounds =
+            (0..100).map(|n| Happening { uid: format!("{n}").as_str().into(), ..happening("no", 0) });
+        let told = rounds.enumerate().filter_map(|(n, h)| tell(&mut recorder, h, n as u64)).count();
+        assert_eq!(told, 100);
     }
 
     #[test]

@@ -61,7 +61,8 @@ impl Signal {
         }
     }
 
-    fn resource(self) -> &'static str {
+    /// What is to be reclaimed.
+    pub fn resource(self) -> &'static str {
         match self {
             Signal::Memory => "memory",
             Signal::Disk => EPHEMERAL,
@@ -194,6 +195,8 @@ pub struct Used {
     pub containers: BTreeMap<String, u64>,
     /// Bytes of each `emptyDir` on disk.
     pub volumes: BTreeMap<String, u64>,
+    /// Bytes of memory of each container of which it is known.
+    pub container_memory: BTreeMap<String, u64>,
     /// Bytes of memory; `None`: not known.
     pub memory: Option<u64>,
     /// Processes and threads; `None`: not known.
@@ -340,9 +343,14 @@ fn low_message(signal: Signal, left: &Left, thresholds: &Thresholds, of: &Candid
         let least = signal.amount(least.of(all));
         text.push_str(&format!("Threshold quantity: {least}, available: {}. ", signal.amount(available)));
     }
-    if signal == Signal::Disk {
+    let each = match signal {
+        Signal::Memory => Some(&of.used.container_memory),
+        Signal::Disk => Some(&of.used.containers),
+        Signal::Pids => None,
+    };
+    if let Some(each) = each {
         for container in containers(of.pod) {
-            let used = of.used.containers.get(&container.name).copied().unwrap_or(0);
+            let used = each.get(&container.name).copied().unwrap_or(0);
             let asked = container.resources.as_ref().and_then(|r| r.requests.as_ref()?.get(resource));
             if used > asked.map_or(0, units) {
                 let (name, asked) = (&container.name, asked.map_or("0", |quantity| quantity.0.as_str()));
@@ -501,6 +509,24 @@ mod tests {
             told,
             "The node was low on resource: ephemeral-storage. Threshold quantity: 10Ki, available: 9Ki. Container c was \
              using 5Ki, request is 0, has larger consumption of ephemeral-storage. "
+        );
+    }
+
+    #[test]
+    fn a_pod_that_goes_for_memory_is_told_which_container_used_more_than_it_asked_for() {
+        let asks = |amount: &str| json!({"requests": {"memory": amount}});
+        let one = pod(json!({"containers": [
+            {"name": "c", "resources": asks("1Gi")}, {"name": "d"}, {"name": "e", "resources": asks("8Mi")}]}));
+        let container_memory = ["c", "d", "e"].map(|name| (name.to_owned(), 9 << 20)).into();
+        let used = Used { memory: Some(27 << 20), container_memory, ..Used::default() };
+        let candidate = [Candidate { pod: &one, is_static: false, used: &used }];
+        let left = Left { memory: (50 << 20, 8 * GIB), ..Left::default() };
+        let (_, told) = choose(&[Signal::Memory], &left, &Thresholds::default(), &candidate).unwrap();
+        assert_eq!(
+            told,
+            "The node was low on resource: memory. Threshold quantity: 102400Ki, available: 51200Ki. Container d was \
+             using 9216Ki, request is 0, has larger consumption of memory. Container e was using 9216Ki, request is \
+             8Mi, has larger consumption of memory. "
         );
     }
 

@@ -358,6 +358,12 @@ mod tests {
         assert!(is_mirror(&mirror));
         assert_eq!(mirror.status.as_ref().unwrap().phase.as_deref(), Some("Running"));
         assert_eq!(store.settle(&[(stat("a"), running.clone())]), [""; 0]);
+        // What somebody says of its end is not so, as long as its file is there.
+        let mut failed = store.pod("web-n1");
+        failed.status.as_mut().unwrap().phase = Some("Failed".into());
+        store.put(seal(&failed).unwrap());
+        assert_eq!(store.settle(&[(stat("a"), running.clone())]), ["replace"]);
+        assert_eq!(store.pod("web-n1").status.unwrap().phase.as_deref(), Some("Running"));
         // Another content is another pod.
         assert_eq!(store.settle(&[(stat("b"), running.clone())]), ["remove", "create", "replace"]);
         assert_ne!(store.pod("web-n1").metadata.uid, mirror.metadata.uid);

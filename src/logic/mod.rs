@@ -21,6 +21,8 @@ pub mod pulse;
 pub mod reconcile;
 pub mod renewal;
 pub mod replication;
+pub mod rivals;
+pub mod runtime_health;
 pub mod seldom;
 pub mod select;
 pub mod service_accounts;

@@ -20,9 +20,14 @@ use serde_json::value::RawValue;
 use super::{
     edit::Edit,
     eviction::Pressure,
-    pod::{gates, status::time},
+    mirrors::is_mirror,
+    pod::{
+        gates,
+        refusal::keep_end,
+        status::{keep_unspoken, time},
+    },
 };
-use crate::model::{KindFacet, NodeName, Object, SealError, Uid, huge_pages, quantity, seal};
+use crate::model::{KindFacet, NodeName, Object, Phase, SealError, Uid, huge_pages, quantity, seal};
 
 /// What a machine says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -229,6 +234,21 @@ pub fn taint_by_condition(spec: &mut v1::NodeSpec, status: &v1::NodeStatus) {
     spec.taints = Some(taints).filter(|taints| !taints.is_empty());
 }
 
+/// What the conditions of pressure have become since `before`, as events say it.
+pub fn pressure_changes(before: &v1::NodeStatus, now: &v1::NodeStatus) -> Vec<&'static str> {
+    let holds = |status: &v1::NodeStatus, name: &str| {
+        let mut all = status.conditions.iter().flatten();
+        all.any(|condition| condition.type_ == name && condition.status == "True")
+    };
+    let words = [
+        ("MemoryPressure", "NodeHasInsufficientMemory", "NodeHasSufficientMemory"),
+        ("DiskPressure", "NodeHasDiskPressure", "NodeHasNoDiskPressure"),
+        ("PIDPressure", "NodeHasInsufficientPID", "NodeHasSufficientPID"),
+    ];
+    let changed = words.into_iter().filter(|(name, ..)| holds(before, name) != holds(now, name));
+    changed.map(|(name, low, well)| if holds(now, name) { low } else { well }).collect()
+}
+
 /// Adds the label that only the machine itself can say.
 pub fn complete_labels(labels: &mut BTreeMap<String, String>, status: &v1::NodeStatus) {
     if let Some(info) = status.node_info.as_ref().filter(|info| !info.architecture.is_empty()) {
@@ -328,8 +348,7 @@ pub fn free_subnet<'a>(
 }
 
 /// What of a pod's document its node acts on: another mark means that the node must hear of it again. A node's own
-/// status reports come back to it in every new state of a pod; without this each report would cause a picture, which
-/// would cause a report.
+/// status reports come back to it in every new state of a pod; without this each report would carry its document back.
 pub fn wanted_mark(document: &[u8]) -> u64 {
     #[derive(Deserialize, Default, Hash)]
     #[serde(rename_all = "camelCase", default)]
@@ -371,6 +390,16 @@ pub fn wanted_mark(document: &[u8]) -> u64 {
         Err(_) => document.hash(&mut hasher),
     }
     hasher.finish()
+}
+
+/// Whether a pod's report says that it is over.
+pub fn tells_end(status: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Status {
+        phase: Option<String>,
+    }
+    let status = serde_json::from_slice::<Status>(status);
+    status.is_ok_and(|status| Phase::parse(status.phase.as_deref()).is_final())
 }
 
 /// What a pod's report comes to.
@@ -441,6 +470,11 @@ pub fn pod_reported(
     let mut status: v1::PodStatus = serde_json::from_slice(told.status)?;
     let mut pod: v1::Pod = object.parse()?;
     gates::keep_foreign(&mut status, pod.status.as_ref());
+    keep_unspoken(&mut status, pod.status.as_ref());
+    // What a file of its node says to run nobody ends by saying so.
+    if !is_mirror(&pod) {
+        keep_end(&mut status, pod.status.as_ref());
+    }
     ready_by_our_clock(&mut status, pod.status.as_ref(), now_ms);
     // Only finalizers hold it now: with no grace left, whoever takes the last one away ends it.
     let held = told.terminated && deleting && pod.metadata.deletion_grace_period_seconds != Some(0);
@@ -607,6 +641,37 @@ mod tests {
     }
 
     #[test]
+    fn the_end_that_a_pods_status_tells_of_is_not_undone_by_what_was_on_the_way() {
+        let object = serde_json::json!({
+            "metadata": {"name": "web", "namespace": "default", "uid": "u"},
+            "spec": {"nodeName": "n", "containers": [{"name": "c", "image": "i"}]},
+            "status": {"phase": "Failed", "reason": "Decided", "nominatedNodeName": "n"}});
+        let object = Arc::new(seal_json(Kind::Pod, object.to_string().as_bytes()).unwrap().at(Revision(5)));
+        for (told, phase, reason) in [
+            (
+                serde_json::json!({"phase": "Running", "podIP": "10.1.1.1", "conditions": [
+                    {"type": "Ready", "status": "True"}, {"type": "ContainersReady", "status": "True"},
+                    {"type": "Initialized", "status": "True"}]}),
+                "Failed",
+                Some("Decided"),
+            ),
+            (serde_json::json!({"phase": "Succeeded", "podIP": "10.1.1.1"}), "Succeeded", None),
+        ] {
+            let told = told.to_string();
+            let told = Told { uid: &"u".into(), status: told.as_bytes(), terminated: false };
+            let report = pod_reported(Some(&object), &"n".into(), told, 1_000).unwrap();
+            let Report::Write(edit) = report else { panic!() };
+            let Edit::Replace(sealed, _) = *edit else { panic!() };
+            let status = sealed.at(Revision(6)).parse::<v1::Pod>().unwrap().status.unwrap();
+            assert_eq!((status.phase.as_deref(), status.reason.as_deref()), (Some(phase), reason));
+            assert_eq!(status.pod_ip.as_deref(), Some("10.1.1.1"));
+            assert_eq!(status.nominated_node_name.as_deref(), Some("n"), "the node does not speak of it");
+            let mut ready = status.conditions.iter().flatten().filter(|c| c.type_.ends_with("Ready"));
+            assert!(ready.all(|c| c.status == "False"), "{:?}", status.conditions);
+        }
+    }
+
+    #[test]
     fn a_pod_that_was_not_ready_between_two_reports_is_ready_anew() {
         let status = |containers: &str, ready: &str| -> v1::PodStatus {
             serde_json::from_value(serde_json::json!({"conditions": [
@@ -681,6 +746,18 @@ mod tests {
         assert_eq!(at(&first, "DiskPressure"), at(&second, "DiskPressure"));
         assert_eq!(at(&full, "DiskPressure"), ("True".into(), Some(time(3_000_000))));
         assert_eq!(at(&full, "Ready"), at(&first, "Ready"));
+    }
+
+    #[test]
+    fn what_a_node_is_low_on_is_told_when_it_changes() {
+        let status = |memory, pids| {
+            let pressure = Pressure { memory, disk: true, pids };
+            node_status(&MachineFacts { pressure, ..MachineFacts::default() }, None, 0)
+        };
+        let none: [&str; 0] = [];
+        assert_eq!(pressure_changes(&status(true, false), &status(true, false)), none);
+        let changes = pressure_changes(&status(false, true), &status(true, false));
+        assert_eq!(changes, ["NodeHasInsufficientMemory", "NodeHasSufficientPID"]);
     }
 
     #[test]

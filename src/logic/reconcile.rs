@@ -8,15 +8,20 @@ use std::sync::Arc;
 
 use k8s_openapi::jiff::Timestamp;
 
-use super::edit::{Edit, EditError};
+use super::{
+    edit::{Edit, EditError},
+    events::Happening,
+};
 use crate::model::{Object, Snapshot, Uid};
 
 /// What a decision takes from outside.
 pub struct Means<'a> {
     /// Everything there is.
     pub snapshot: &'a Snapshot,
-    /// Now.
+    /// Now, cut to whole seconds: what is written down.
     pub now: Timestamp,
+    /// Now, as exactly as is known: what the other methods are told, too.
+    pub exact: Timestamp,
     /// A new uid.
     pub uid: &'a mut dyn FnMut() -> Uid,
     /// Edits wanted at most; what is left is decided when the changes made by these come back.
@@ -51,6 +56,12 @@ pub trait Reconcile {
     /// # Errors
     /// When a document is not of its kind: a defect.
     fn decide(&self, item: &Self::Item, means: &mut Means<'_>) -> Result<Vec<Edit>, EditError>;
+
+    /// What there is to record, of what this controller has made (nothing, after a change that came to it), or has seen.
+    fn happenings(&mut self, made: &[Arc<Object>], now: Timestamp) -> Vec<Happening> {
+        let _ = (made, now);
+        Vec::new()
+    }
 
     /// When an item becomes due without a change, the next time.
     fn wake_at(&self) -> Option<Timestamp> {

@@ -1,6 +1,7 @@
 //! The volume with a service account's token that pods get unasked, as Kubernetes' admission of that name adds it.
 //!
-//! Owns: whether a new pod gets one, and what is in it: token, the cluster's CA, the namespace. Pure, over documents as
+//! Owns: whether a new pod may run as the account that it names, whether it gets the volume, and what is in that: token, the
+//! cluster's CA, the namespace. Pure, over documents as
 //! they come. Invariant: what a pod mounts at that place by itself stays. Limit: Kubernetes adds it unless somebody says
 //! no; here somebody has to say yes (`automountServiceAccountToken: true`, of the pod, else of the account): every other pod
 //! is spared a mount, and its document the third that it would grow by.
@@ -18,6 +19,9 @@ const VOLUME: &str = "kube-api-access-";
 /// What happens when neither pod nor account say anything: a yes once pods have a way to the API and accounts may do
 /// something there.
 const UNSAID: bool = false;
+
+/// The account of pods that name none.
+const DEFAULT: &str = "default";
 
 /// What a pod says of the account that it runs as.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -39,13 +43,26 @@ impl Says {
         }
     }
 
+    /// The account that it names.
+    fn account(&self) -> &str {
+        let mut given = [&self.service_account_name, &self.service_account].into_iter().flatten();
+        given.find(|name| !name.is_empty()).map_or(DEFAULT, String::as_str)
+    }
+
+    /// Why a pod in this namespace is forbidden, in Kubernetes' words: the account that it names is not there. The default
+    /// one is not asked for, since each namespace is given it, if only a moment after it was made.
+    pub fn forbids(&self, namespace: &str, snapshot: &Snapshot) -> Option<String> {
+        let name = self.account();
+        let there = || snapshot.find(&Key::new(Kind::ServiceAccount, namespace, name)).is_some();
+        (name != DEFAULT && !there()).then(|| {
+            format!("error looking up service account {namespace}/{name}: serviceaccount {name:?} not found")
+        })
+    }
+
     /// Whether a pod in this namespace gets the volume.
     pub fn mounts(&self, namespace: &str, snapshot: &Snapshot) -> bool {
         self.automount_service_account_token.unwrap_or_else(|| {
-            let given = |name: &Option<String>| name.clone().filter(|name| !name.is_empty());
-            let name = given(&self.service_account_name).or_else(|| given(&self.service_account));
-            let name = name.unwrap_or_else(|| "default".to_owned());
-            let account = snapshot.find(&Key::new(Kind::ServiceAccount, namespace, name));
+            let account = snapshot.find(&Key::new(Kind::ServiceAccount, namespace, self.account()));
             let says = account.and_then(|account| account.parse::<Says>().ok());
             says.and_then(|says| says.automount_service_account_token).unwrap_or(UNSAID)
         })
@@ -121,6 +138,24 @@ mod tests {
         assert!(older.mounts("ns", &cluster(Some(true))));
         assert!(!Says::default().mounts("ns", &cluster(Some(true))), "the account is another");
         assert!(!older.mounts("elsewhere", &cluster(Some(true))));
+    }
+
+    #[test]
+    fn a_pod_of_an_account_that_is_not_there_is_forbidden() {
+        let snapshot = cluster(None);
+        let forbids = |namespace: &str, json: Value| {
+            serde_json::from_value::<Says>(json).unwrap().forbids(namespace, &snapshot)
+        };
+        for allowed in
+            [json!({}), json!({"serviceAccountName": ""}), json!({"serviceAccountName": "default"})]
+        {
+            assert_eq!(forbids("ns", allowed.clone()), None, "{allowed}");
+        }
+        assert_eq!(forbids("ns", json!({"serviceAccountName": "robot"})), None);
+        let said = "error looking up service account elsewhere/robot: serviceaccount \"robot\" not found";
+        for field in ["serviceAccountName", "serviceAccount"] {
+            assert_eq!(forbids("elsewhere", json!({ field: "robot" })).as_deref(), Some(said));
+        }
     }
 
     #[test]

@@ -19,11 +19,12 @@ use k8s_openapi::{
 
 use super::{
     edit::{self, Edit, EditError},
+    events::Happening,
     mirrors::is_mirror,
     placement::tolerates,
     reconcile::{Means, Reconcile},
 };
-use crate::model::{Key, Kind, KindFacet, NodeFacet, NodeName, Object, PodFacet, Snapshot};
+use crate::model::{Key, Kind, KindFacet, NodeFacet, NodeName, Object, PodFacet, Snapshot, Uid};
 
 /// The taint of a node whose link is silent.
 pub const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
@@ -41,6 +42,14 @@ const DOUBT_SECONDS: i64 = 15;
 
 /// A taint's time is cut to whole seconds: it may have come so much later.
 const CUT_SECONDS: i64 = 1;
+
+/// A clock that goes back by less was corrected, or read twice at once.
+const SET_BACK_SECONDS: i64 = 2;
+
+/// What events say they come from, as Kubernetes' do.
+const COMPONENT: &str = "taint-eviction-controller";
+/// Kubernetes' reason both of a pod that has to leave and of one that may stay after all.
+const REASON: &str = "TaintManagerEviction";
 
 /// How a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,54 +121,131 @@ pub fn has_said_goodbye(node: &Object) -> bool {
 #[derive(Debug, Default)]
 pub struct Evictions {
     due: BTreeSet<(Timestamp, Key)>,
-    when: HashMap<Key, Timestamp>,
+    when: HashMap<Key, Leaving>,
+    /// Since when pods are on their node as far as is known, of those on tainted nodes.
+    seen: HashMap<Key, (Uid, Timestamp)>,
     /// Nodes that pods have to leave.
     tainted: BTreeSet<NodeName>,
-    /// When taints that do not say when they came were first seen, by node and key.
-    seen: HashMap<NodeName, BTreeMap<String, Timestamp>>,
+    /// When taints came, by node and key.
+    came: HashMap<NodeName, BTreeMap<String, Came>>,
+    /// Pods that were to leave and may stay: to be told of.
+    called_off: Vec<Happening>,
     /// The brake is on, as of the last change of a node.
     braking: bool,
     /// When the brake was on last, or all this began: silence from before then may be our own fault.
     doubt: Option<Timestamp>,
+    /// The latest time that it was: a clock that is set back is found out by it.
+    latest: Timestamp,
+}
+
+/// When a taint came.
+#[derive(Clone, Debug)]
+struct Came {
+    /// The node, which may be another of its name.
+    node: Uid,
+    /// As it says itself: cut to whole seconds, or not at all.
+    added: Option<Timestamp>,
+    /// When it was there for certain: when it was seen to come, if it was. Never before it came, nor later than it can
+    /// have come by its own word.
+    since: Timestamp,
+}
+
+/// When a pod is to leave.
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    at: Timestamp,
+    /// What that is after it began at the most.
+    seconds: i64,
 }
 
 impl Evictions {
-    fn forget(&mut self, pod: &Key) {
-        if let Some(at) = self.when.remove(pod) {
-            self.due.remove(&(at, pod.clone()));
+    /// Whether it was to leave.
+    fn forget(&mut self, pod: &Key) -> bool {
+        let leaving = self.when.remove(pod);
+        leaving.is_some_and(|leaving| self.due.remove(&(leaving.at, pod.clone())))
+    }
+
+    /// Has nothing wait longer than it has to when the clock was set back: what came in a future that is none came now.
+    fn note_time(&mut self, now: Timestamp) {
+        if later(now, SET_BACK_SECONDS) > self.latest {
+            self.latest = self.latest.max(now);
+            return;
         }
+        self.latest = now;
+        self.doubt = self.doubt.filter(|doubt| *doubt <= now);
+        for came in self.came.values_mut().flat_map(BTreeMap::values_mut) {
+            came.since = came.since.min(now);
+        }
+        for (_, seen) in self.seen.values_mut() {
+            *seen = (*seen).min(now);
+        }
+        for leaving in self.when.values_mut() {
+            leaving.at = leaving.at.min(later(now, leaving.seconds));
+        }
+        self.due = self.when.iter().map(|(pod, leaving)| (leaving.at, pod.clone())).collect();
     }
 
     fn note(&mut self, pod: &Object, snapshot: &Snapshot, now: Timestamp) {
-        self.forget(&pod.key);
-        if let Some(at) = self.leaves_at(pod, snapshot, now, self.braking) {
-            self.when.insert(pod.key.clone(), at);
-            self.due.insert((at, pod.key.clone()));
+        let was_to_leave = self.forget(&pod.key);
+        if self.seen.get(&pod.key).is_none_or(|(uid, _)| uid != pod.uid()) {
+            let seen = placed(pod).map_or(now, |placed| later(placed, CUT_SECONDS).min(now));
+            self.seen.insert(pod.key.clone(), (pod.uid().clone(), seen));
+        }
+        if let Some(leaving) = self.leaves(pod, snapshot, now, self.braking) {
+            self.when.insert(pod.key.clone(), leaving);
+            self.due.insert((leaving.at, pod.key.clone()));
+        } else if was_to_leave {
+            self.note_called_off(pod, now);
         }
     }
 
-    fn note_node(&mut self, name: &NodeName, snapshot: &Snapshot, now: Timestamp) {
+    fn note_called_off(&mut self, pod: &Object, now: Timestamp) {
+        let stays =
+            pod.facet.meta.deleting.is_none() && pod_facet(pod).is_some_and(|of| !of.phase.is_final());
+        if stays && !is_static(pod) {
+            self.called_off.push(happening(pod, "Cancelling deletion of Pod", now));
+        }
+    }
+
+    /// `comes`: what is new of its taints has just come; else it may have been there for long.
+    fn note_node(&mut self, name: &NodeName, snapshot: &Snapshot, now: Timestamp, comes: bool) {
         let node = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
+        let uid = node.map_or_else(|| Uid::from(""), |node| node.uid().clone());
         let node = node.and_then(|node| facet(node));
         match node.is_some_and(is_tainted) {
             true => self.tainted.insert(name.clone()),
             false => self.tainted.remove(name),
         };
+        let before = self.came.remove(name).unwrap_or_default();
         let taints = node.into_iter().flat_map(|node| node.taints.iter());
-        let timeless = taints.filter(|taint| taint.effect == NO_EXECUTE && taint.time_added.is_none());
-        let before = self.seen.remove(name).unwrap_or_default();
-        let seen: BTreeMap<String, Timestamp> = timeless
-            .map(|taint| (taint.key.clone(), before.get(&taint.key).copied().unwrap_or(now)))
+        let came: BTreeMap<String, Came> = taints
+            .filter(|taint| taint.effect == NO_EXECUTE)
+            .map(|taint| {
+                let added = added(taint);
+                let known = before.get(&taint.key).filter(|came| came.added == added && came.node == uid);
+                let came = known.cloned().unwrap_or_else(|| {
+                    // One that says to come in the future comes now: clocks differ, and are set.
+                    let since = match added {
+                        Some(added) if comes => later(added, CUT_SECONDS).min(now),
+                        Some(added) => later(added.min(now), CUT_SECONDS),
+                        None => now,
+                    };
+                    Came { node: uid.clone(), added, since }
+                });
+                (taint.key.clone(), came)
+            })
             .collect();
-        if !seen.is_empty() {
-            self.seen.insert(name.clone(), seen);
+        if !came.is_empty() {
+            self.came.insert(name.clone(), came);
         }
     }
 
-    /// Since when a node has a taint: as that says, or else as was seen.
-    fn since(&self, node: &NodeName, taint: &v1::Taint, now: Timestamp) -> Timestamp {
-        let seen = || self.seen.get(node).and_then(|seen| seen.get(&taint.key)).copied();
-        taint.time_added.as_ref().map(|added| added.0).or_else(seen).unwrap_or(now)
+    /// Since when a pod is on a node with that taint: the later of both.
+    fn since(&self, pod: &Object, node: &NodeName, taint: &v1::Taint, now: Timestamp) -> Timestamp {
+        let came = self.came.get(node).and_then(|came| came.get(&taint.key));
+        let came = came.filter(|came| came.added == added(taint)).map_or(now, |came| came.since);
+        let seen = self.seen.get(&pod.key).filter(|(uid, _)| uid == pod.uid());
+        came.max(seen.map_or(now, |(_, seen)| *seen))
     }
 
     /// Looks whether the brake is on.
@@ -174,25 +260,27 @@ impl Evictions {
     /// Looks at all pods of tainted nodes.
     fn note_pods(&mut self, snapshot: &Snapshot, now: Timestamp) {
         self.due.clear();
-        self.when.clear();
-        if self.tainted.is_empty() {
-            return;
-        }
-        for pod in snapshot.list(Kind::Pod, None) {
-            if node_of(pod).is_some_and(|node| self.tainted.contains(node)) {
-                self.note(pod, snapshot, now);
+        let before = std::mem::take(&mut self.when);
+        let tainted = &self.tainted;
+        self.seen.retain(|pod, _| {
+            let node = snapshot.find(pod).and_then(|pod| node_of(pod));
+            node.is_some_and(|node| tainted.contains(node))
+        });
+        if !self.tainted.is_empty() {
+            for pod in snapshot.list(Kind::Pod, None) {
+                if node_of(pod).is_some_and(|node| self.tainted.contains(node)) {
+                    self.note(pod, snapshot, now);
+                }
             }
+        }
+        let called_off: Vec<&Key> = before.keys().filter(|pod| !self.when.contains_key(*pod)).collect();
+        for pod in called_off.into_iter().filter_map(|pod| snapshot.find(pod)) {
+            self.note_called_off(pod, now);
         }
     }
 
     /// When a pod has to leave its node; `None` while it may stay. With the brake on, a silent node is no reason.
-    fn leaves_at(
-        &self,
-        pod: &Object,
-        snapshot: &Snapshot,
-        now: Timestamp,
-        braking: bool,
-    ) -> Option<Timestamp> {
+    fn leaves(&self, pod: &Object, snapshot: &Snapshot, now: Timestamp, braking: bool) -> Option<Leaving> {
         if pod.facet.meta.deleting.is_some() {
             return None;
         }
@@ -206,10 +294,17 @@ impl Evictions {
         let obeyed = taints.filter(|taint| !(braking && is_ours(taint)));
         obeyed
             .filter_map(|taint| {
-                let until = stays_until(of, taint, self.since(name, taint, now))?;
-                Some(self.believed_from(taint).map_or(until, |from| from.max(until)))
+                let seconds = seconds_borne(of, taint)?;
+                let until = match seconds {
+                    0 => added(taint).unwrap_or(now).min(now),
+                    seconds => later(self.since(pod, name, taint, now), seconds),
+                };
+                Some(match self.believed_from(taint).filter(|from| *from > until) {
+                    Some(at) => Leaving { at, seconds: seconds.max(DOUBT_SECONDS) },
+                    None => Leaving { at: until, seconds },
+                })
             })
-            .min()
+            .min_by_key(|leaving| leaving.at)
     }
 
     /// From when on a taint is believed, if it came in doubt.
@@ -280,29 +375,61 @@ pub fn is_brake_on(snapshot: &Snapshot) -> bool {
     })
 }
 
-/// How long a pod stays in spite of a taint; `None` for ever.
-fn stays_until(pod: &PodFacet, taint: &v1::Taint, since: Timestamp) -> Option<Timestamp> {
+/// For how many seconds a pod bears a taint; `None` for ever.
+fn seconds_borne(pod: &PodFacet, taint: &v1::Taint) -> Option<i64> {
     let value = taint.value.as_deref().unwrap_or("");
     let bears = pod.tolerations.iter().filter(|borne| tolerates(borne, &taint.key, value, &taint.effect));
     let seconds: Vec<Option<i64>> = bears.map(|toleration| toleration.toleration_seconds).collect();
-    let seconds = match (seconds.is_empty(), seconds.into_iter().flatten().min()) {
-        (true, _) => 0,
-        (false, None) => return None,
-        (false, Some(seconds)) if seconds > 0 => seconds.saturating_add(CUT_SECONDS),
-        (false, Some(_)) => 0,
-    };
-    Some(later(since, seconds))
+    match (seconds.is_empty(), seconds.into_iter().flatten().min()) {
+        (true, _) => Some(0),
+        (false, seconds) => seconds.map(|seconds| seconds.max(0)),
+    }
+}
+
+fn added(taint: &v1::Taint) -> Option<Timestamp> {
+    taint.time_added.as_ref().map(|added| added.0)
+}
+
+/// When a pod came to its node by its own word: cut to whole seconds.
+fn placed(pod: &Object) -> Option<Timestamp> {
+    let pod = pod.parse::<v1::Pod>().ok()?;
+    let conditions = pod.status.into_iter().flat_map(|status| status.conditions.unwrap_or_default());
+    let scheduled = conditions.filter(|c| c.type_ == "PodScheduled" && c.status == "True");
+    let bound = scheduled.filter_map(|condition| condition.last_transition_time).max();
+    bound.into_iter().chain(pod.metadata.creation_timestamp).map(|time| time.0).max()
+}
+
+/// Whether it is the mirror of a static pod: that is its node's own, whatever becomes of its mirror.
+fn is_static(pod: &Object) -> bool {
+    pod.parse::<v1::Pod>().is_ok_and(|pod| is_mirror(&pod))
+}
+
+fn happening(pod: &Object, what: &str, at: Timestamp) -> Happening {
+    let Key { namespace, name, .. } = &pod.key;
+    Happening {
+        about: pod.key.clone(),
+        uid: pod.uid().clone(),
+        field_path: None,
+        warning: false,
+        reason: REASON.into(),
+        message: format!("{what} {namespace}/{name}"),
+        component: COMPONENT.into(),
+        host: None,
+        at,
+    }
 }
 
 impl Reconcile for Evictions {
     type Item = Key;
 
     fn anew(&mut self, snapshot: &Snapshot, now: Timestamp) {
+        self.note_time(now);
         // A reader that was merely slow has been there all the time.
         self.doubt.get_or_insert(now);
         self.tainted.clear();
+        self.came.retain(|node, _| snapshot.find(&Key::new(Kind::Node, "", node.0.clone())).is_some());
         for node in snapshot.list(Kind::Node, None) {
-            self.note_node(&NodeName(node.key.name.clone()), snapshot, now);
+            self.note_node(&NodeName(node.key.name.clone()), snapshot, now, false);
         }
         self.note_brake(snapshot, now);
         self.note_pods(snapshot, now);
@@ -316,6 +443,7 @@ impl Reconcile for Evictions {
         now: Timestamp,
     ) {
         let Some(key) = before.or(after).map(|object| &object.key) else { return };
+        self.note_time(now);
         match key.kind {
             Kind::Node => {
                 let of = |object: Option<&Arc<Object>>| {
@@ -323,7 +451,7 @@ impl Reconcile for Evictions {
                 };
                 // Also a node that comes back matters to the others: it may take the brake off.
                 if of(before) != of(after) {
-                    self.note_node(&NodeName(key.name.clone()), snapshot, now);
+                    self.note_node(&NodeName(key.name.clone()), snapshot, now, true);
                     self.note_brake(snapshot, now);
                     self.note_pods(snapshot, now);
                 }
@@ -332,13 +460,20 @@ impl Reconcile for Evictions {
                 Some(pod) if node_of(pod).is_some_and(|node| self.tainted.contains(node)) => {
                     self.note(pod, snapshot, now);
                 }
-                _ => self.forget(key),
+                _ => {
+                    self.seen.remove(key);
+                    let was_to_leave = self.forget(key);
+                    if let Some(pod) = after.filter(|_| was_to_leave) {
+                        self.note_called_off(pod, now);
+                    }
+                }
             },
             _ => {}
         }
     }
 
     fn next_due(&mut self, now: Timestamp) -> Option<Key> {
+        self.note_time(now);
         let (at, _) = self.due.first()?;
         if *at > now {
             return None;
@@ -351,25 +486,32 @@ impl Reconcile for Evictions {
     fn mark(&mut self, item: Key) {
         // What was looked at again meanwhile has its time already, which may be later.
         if let Entry::Vacant(free) = self.when.entry(item.clone()) {
-            free.insert(Timestamp::UNIX_EPOCH);
+            free.insert(Leaving { at: Timestamp::UNIX_EPOCH, seconds: 0 });
             self.due.insert((Timestamp::UNIX_EPOCH, item));
         }
     }
 
     fn decide(&self, item: &Key, means: &mut Means<'_>) -> Result<Vec<Edit>, EditError> {
         let Some(pod) = means.snapshot.find(item) else { return Ok(Vec::new()) };
-        let (snapshot, now) = (means.snapshot, means.now);
-        let is_due = |braking: bool| self.leaves_at(pod, snapshot, now, braking).is_some_and(|at| at <= now);
+        let (snapshot, now) = (means.snapshot, means.exact);
+        let is_due =
+            |braking: bool| self.leaves(pod, snapshot, now, braking).is_some_and(|leaving| leaving.at <= now);
         // The snapshot may be newer than what was noted. With the brake on in either nothing happens until a node
         // changes: then every pod is looked at again.
         if !is_due(self.braking) || (is_brake_on(snapshot) && !is_due(true)) {
             return Ok(Vec::new());
         }
-        // A static pod is its node's own, whatever becomes of its mirror.
-        if pod.parse::<v1::Pod>().is_ok_and(|pod| is_mirror(&pod)) {
+        if is_static(pod) {
             return Ok(Vec::new());
         }
-        Ok(edit::delete(pod, now)?.into_iter().collect())
+        Ok(edit::delete(pod, means.now)?.into_iter().collect())
+    }
+
+    fn happenings(&mut self, made: &[Arc<Object>], now: Timestamp) -> Vec<Happening> {
+        let mut all = std::mem::take(&mut self.called_off);
+        // It deletes pods and does nothing else.
+        all.extend(made.iter().map(|pod| happening(pod, "Marking for deletion Pod", now)));
+        all
     }
 
     fn wake_at(&self) -> Option<Timestamp> {

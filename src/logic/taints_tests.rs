@@ -63,14 +63,96 @@ fn pods_leave_a_tainted_node_when_their_tolerations_say_so() {
     world.put(Kind::Node, &node("a", &lost(now)));
     world.settle();
     assert_eq!(leaving(&world), ["at-once", "none"]);
-    // A second more than it says: the taint's time is cut.
-    world.advance(60);
+    world.advance_ms(59_999);
     assert_eq!(leaving(&world), ["at-once", "none"]);
-    world.advance(1);
+    world.advance_ms(1);
     assert_eq!(leaving(&world), ["at-once", "minute", "none"]);
     world.advance(1_000_000);
     world.settle();
     assert_eq!(leaving(&world).len(), 3, "who tolerates it for ever stays, and so do the others' pods");
+}
+
+#[test]
+fn a_pod_stays_as_long_as_it_says_from_when_the_taint_was_seen_to_come() {
+    let bears = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 1}]);
+    let mine = || json!([{"key": "mine", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]);
+    let world = |seen_ms: i64| {
+        let mut world = World::new(Evictions::default());
+        world.put(Kind::Node, &node("b", &json!([])));
+        world.put(Kind::Node, &node("a", &json!([])));
+        world.put(Kind::Pod, &pod("p", "a", &bears));
+        // It comes then, which it says in whole seconds.
+        world.advance_ms(seen_ms);
+        world.put(Kind::Node, &node("a", &mine()));
+        world.settle();
+        world
+    };
+    for ms in [0, 1, 500, 999] {
+        let mut world = world(ms);
+        world.advance_ms(999);
+        assert!(leaving(&world).is_empty(), "at {ms} ms");
+        // What else happens to the node is no matter, nor a reader that has to begin anew.
+        let mut changed = mine();
+        changed.as_array_mut().unwrap().push(json!({"key": "other", "effect": "NoSchedule"}));
+        world.put(Kind::Node, &node("a", &changed));
+        let now = "2026-01-01T00:00:00Z".parse::<Timestamp>().unwrap();
+        let now = now.checked_add(SignedDuration::from_millis(ms + 999)).unwrap();
+        world.controller.anew(&world.snapshot, now);
+        world.settle();
+        assert!(leaving(&world).is_empty(), "at {ms} ms");
+        world.advance_ms(1);
+        assert_eq!(leaving(&world), ["p"], "at {ms} ms");
+    }
+    // Seen late, it came no later than it can have come by its own word.
+    let mut late = world(1_700);
+    late.advance_ms(299);
+    assert!(leaving(&late).is_empty());
+    late.advance_ms(1);
+    assert_eq!(leaving(&late), ["p"]);
+}
+
+#[test]
+fn a_taint_that_was_there_before_is_taken_to_have_come_as_late_as_it_can_have() {
+    let mut world = World::new(Evictions::default());
+    let bears = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 1}]);
+    let mine = json!([{"key": "mine", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]);
+    world.put(Kind::Node, &node("a", &mine));
+    world.put(Kind::Pod, &pod("p", "a", &bears));
+    world.controller = Evictions::default();
+    world.controller.anew(&world.snapshot, "2026-01-01T00:00:00.5Z".parse().unwrap());
+    world.advance_ms(1_999);
+    assert!(leaving(&world).is_empty());
+    world.advance_ms(1);
+    assert_eq!(leaving(&world), ["p"]);
+}
+
+#[test]
+fn it_is_told_of_each_pod_that_leaves_and_of_each_that_may_stay_after_all() {
+    let mut world = furnished(&["a", "b", "c"]);
+    let bears = json!([{"key": UNREACHABLE, "operator": "Exists", "tolerationSeconds": 60}]);
+    world.put(Kind::Pod, &pod("minute", "a", &bears));
+    world.put(Kind::Pod, &pod("forever", "a", &json!([{"operator": "Exists"}])));
+    let mut mirror = pod("mirror", "a", &bears);
+    mirror["metadata"]["annotations"] = json!({"kubernetes.io/config.mirror": "x"});
+    world.put(Kind::Pod, &mirror);
+    assert!(world.recorded.is_empty());
+    world.put(Kind::Node, &node("a", &lost("2026-01-01T00:00:00Z")));
+    world.settle();
+    let told = |world: &World<Evictions>| {
+        assert!(world.recorded.iter().all(|(reason, _)| reason == "TaintManagerEviction"));
+        world.recorded.iter().map(|(_, message)| message.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(told(&world), ["Marking for deletion Pod default/a"]);
+    world.advance(30);
+    world.put(Kind::Node, &node("a", &json!([])));
+    world.settle();
+    assert_eq!(told(&world)[1..], ["Cancelling deletion of Pod default/minute"]);
+    // One that ends by itself has nothing called off.
+    world.put(Kind::Node, &node("a", &lost("2026-01-01T00:00:30Z")));
+    world.remove(&Key::new(Kind::Pod, "default", "minute"));
+    world.put(Kind::Node, &node("a", &json!([])));
+    world.settle();
+    assert_eq!(told(&world).len(), 2);
 }
 
 #[test]
@@ -108,22 +190,107 @@ fn a_taint_that_does_not_say_when_it_came_came_when_it_was_first_seen() {
     world.put(Kind::Node, &node("a", &mine));
     world.settle();
     world.advance(30);
-    // Something else about the node changes, and a pod comes: the first is no later for that.
+    // Something else about the node changes, and a pod comes: the first is no later for that, the other stays as long as it
+    // says from when it came.
     let another = json!([{"key": "mine", "effect": "NoExecute"}, {"key": "other", "effect": "NoSchedule"}]);
     world.put(Kind::Node, &node("a", &another));
-    world.put(Kind::Pod, &pod("late", "a", &bears));
-    world.advance(30);
+    let mut late = pod("late", "a", &bears);
+    late["metadata"]["creationTimestamp"] = json!("2026-01-01T00:00:30Z");
+    world.put(Kind::Pod, &late);
+    world.advance_ms(29_999);
     assert!(leaving(&world).is_empty());
-    world.advance(1);
+    world.advance_ms(1);
+    assert_eq!(leaving(&world), ["p"]);
+    world.advance_ms(29_999);
+    assert_eq!(leaving(&world), ["p"]);
+    world.advance_ms(1);
     assert_eq!(leaving(&world), ["late", "p"]);
     // Taken away and set again, it is a new one.
     world.put(Kind::Node, &node("a", &json!([])));
     world.put(Kind::Pod, &pod("next", "a", &bears));
     world.put(Kind::Node, &node("a", &mine));
-    world.advance(60);
+    world.advance_ms(59_999);
     assert!(!leaving(&world).contains(&"next".to_owned()));
-    world.advance(1);
+    world.advance_ms(1);
     assert!(leaving(&world).contains(&"next".to_owned()));
+}
+
+#[test]
+fn a_pod_that_comes_to_a_node_with_an_old_taint_stays_as_long_as_it_says() {
+    let bears = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 60}]);
+    let mine = json!([{"key": "mine", "effect": "NoExecute", "timeAdded": LONG_AGO}]);
+    let bound = |created: &str, bound: &str| {
+        let mut pod = pod("p", "a", &bears);
+        pod["metadata"]["creationTimestamp"] = json!(created);
+        pod["status"]["conditions"] =
+            json!([{"type": "PodScheduled", "status": "True", "lastTransitionTime": bound}]);
+        pod
+    };
+    let now = "2026-01-01T00:00:00Z";
+    for (created, placed) in [(now, now), (LONG_AGO, now)] {
+        let mut world = World::new(Evictions::default());
+        world.put(Kind::Node, &node("a", &mine));
+        world.put(Kind::Pod, &bound(created, placed));
+        world.advance(30);
+        // What is told of it is no new beginning, nor is another manager.
+        world.put(Kind::Pod, &bound(created, placed));
+        world.controller = Evictions::default();
+        world.controller.anew(&world.snapshot, "2026-01-01T00:00:30Z".parse().unwrap());
+        world.advance(29);
+        assert!(leaving(&world).is_empty());
+        // Then its whole second is known only.
+        world.advance(2);
+        assert_eq!(leaving(&world), ["p"]);
+        // The next of its name is another.
+        world.remove(&Key::new(Kind::Pod, "default", "p"));
+        let mut next = bound("2026-01-01T00:01:01Z", "2026-01-01T00:01:01Z");
+        next["metadata"]["uid"] = json!("another");
+        world.put(Kind::Pod, &next);
+        world.advance(59);
+        assert!(leaving(&world).is_empty());
+        world.advance(1);
+        assert_eq!(leaving(&world), ["p"]);
+    }
+}
+
+#[test]
+fn a_clock_that_is_set_back_delays_nothing_for_longer_than_pods_may_stay() {
+    let bears = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 60}]);
+    let mine = json!([{"key": "mine", "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]);
+    let mut world = furnished(&["a", "b", "c", "d"]);
+    world.controller.anew(&world.snapshot, "2026-01-01T00:00:00Z".parse().unwrap());
+    world.put(Kind::Pod, &pod("p", "b", &bears));
+    world.put(Kind::Node, &node("b", &mine));
+    world.put(Kind::Node, &node("a", &lost("2026-01-01T00:00:00Z")));
+    world.advance(30);
+    assert_eq!(leaving(&world), ["a", "b"]);
+    world.advance(-3600);
+    // What is tainted from now on is believed.
+    world.put(Kind::Node, &node("c", &lost("2025-12-31T23:00:30Z")));
+    world.settle();
+    assert_eq!(leaving(&world), ["a", "b", "c"]);
+    world.advance(59);
+    assert_eq!(leaving(&world), ["a", "b", "c"]);
+    world.advance(1);
+    assert_eq!(leaving(&world), ["a", "b", "c", "p"]);
+}
+
+#[test]
+fn a_node_made_anew_while_nobody_was_told_has_taints_of_its_own() {
+    let bears = json!([{"key": "mine", "operator": "Exists", "tolerationSeconds": 60}]);
+    let mut tainted = node("a", &json!([{"key": "mine", "effect": "NoExecute"}]));
+    let mut world = World::new(Evictions::default());
+    world.put(Kind::Node, &tainted);
+    world.put(Kind::Pod, &pod("p", "a", &bears));
+    world.advance(59);
+    tainted["metadata"]["uid"] = json!("another");
+    let sealed = crate::model::seal_json(Kind::Node, tainted.to_string().as_bytes()).unwrap();
+    world.snapshot.insert(Arc::new(sealed.at(world.snapshot.revision)));
+    world.controller.anew(&world.snapshot, "2026-01-01T00:00:59Z".parse().unwrap());
+    world.advance(59);
+    assert!(leaving(&world).is_empty());
+    world.advance(1);
+    assert_eq!(leaving(&world), ["p"]);
 }
 
 #[test]

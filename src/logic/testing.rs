@@ -96,12 +96,18 @@ pub(crate) struct World<R: Reconcile> {
     pub(crate) controller: R,
     now: Timestamp,
     uids: u64,
+    /// What it would have recorded: reason and message.
+    pub(crate) recorded: Vec<(String, String)>,
+}
+
+fn whole(now: Timestamp) -> Timestamp {
+    Timestamp::from_second(now.as_second()).unwrap()
 }
 
 impl<R: Reconcile> World<R> {
     pub(crate) fn new(controller: R) -> World<R> {
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        World { snapshot: Snapshot::default(), controller, now, uids: 0 }
+        World { snapshot: Snapshot::default(), controller, now, uids: 0, recorded: Vec::new() }
     }
 
     fn set(&mut self, key: &Key, after: impl FnOnce(Revision) -> Option<Arc<Object>>) {
@@ -113,6 +119,12 @@ impl<R: Reconcile> World<R> {
             None => drop(self.snapshot.remove(key)),
         }
         self.controller.apply(before.as_ref(), after.as_ref(), &self.snapshot, self.now);
+        self.record(&[]);
+    }
+
+    fn record(&mut self, made: &[Arc<Object>]) {
+        let all = self.controller.happenings(made, self.now).into_iter();
+        self.recorded.extend(all.map(|happened| (happened.reason.into_owned(), happened.message)));
     }
 
     /// Creates an object or replaces it.
@@ -138,14 +150,25 @@ impl<R: Reconcile> World<R> {
                 *uids += 1;
                 Uid::from(format!("made-{uids}"))
             };
-            let mut means = Means { snapshot: &self.snapshot, now: self.now, uid: &mut uid, max: 2 };
+            let mut means = Means {
+                snapshot: &self.snapshot,
+                now: whole(self.now),
+                exact: self.now,
+                uid: &mut uid,
+                max: 2,
+            };
             for edit in self.controller.decide(&item, &mut means).unwrap() {
                 match edit {
                     Edit::Create(sealed) | Edit::Replace(sealed, _) => {
                         let key = sealed.key.clone();
                         self.set(&key, |revision| Some(Arc::new(sealed.at(revision))));
+                        let made = self.snapshot.find(&key).cloned();
+                        self.record(made.as_slice());
                     }
-                    Edit::Remove(base) => self.remove(&base.key),
+                    Edit::Remove(base) => {
+                        self.remove(&base.key);
+                        self.record(&[base]);
+                    }
                 }
             }
         }
@@ -153,7 +176,12 @@ impl<R: Reconcile> World<R> {
 
     /// Time passes, and the controller acts.
     pub(crate) fn advance(&mut self, seconds: i64) {
-        self.now = self.now.checked_add(SignedDuration::from_secs(seconds)).unwrap();
+        self.advance_ms(seconds * 1000);
+    }
+
+    /// The same, by thousandths.
+    pub(crate) fn advance_ms(&mut self, ms: i64) {
+        self.now = self.now.checked_add(SignedDuration::from_millis(ms)).unwrap();
         self.settle();
     }
 }

@@ -58,7 +58,7 @@ pub struct StoreState {
     pub queued_changes: usize,
     /// Soft changes that the disk does not have yet.
     pub behind: usize,
-    /// Whether the last batch failed: the disk is full or broken.
+    /// Whether the disk is full or broken: the last batch failed, or one a moment ago, and as much was not written since.
     pub failing: bool,
 }
 

@@ -185,7 +185,7 @@ fn requests_from_limits(resources: &mut ResourceRequirements) {
 /// Writes quantities the one way Kubernetes writes them; what is none stays for validation to refuse.
 pub(crate) fn canonical(list: &mut BTreeMap<String, Quantity>) {
     for amount in list.values_mut() {
-        amount.0 = quantity::canonical(&amount.0);
+        amount.0 = quantity::canonical_amount(&amount.0);
     }
 }
 
@@ -270,17 +270,18 @@ fn tolerate(spec: &mut PodSpec, key: &str, seconds: i64) {
 
 /// The quality of service that a pod's requests and limits amount to.
 pub(crate) fn qos_class(spec: &PodSpec) -> &'static str {
-    let asked = |list: Option<&BTreeMap<String, Quantity>>, name: &str| {
-        list.and_then(|l| l.get(name)).and_then(|q| quantity::parse_milli(&q.0).ok())
+    let given = |list: Option<&BTreeMap<String, Quantity>>, name: &str| {
+        let milli = list.and_then(|l| l.get(name)).and_then(|q| quantity::parse_milli(&q.0).ok());
+        milli.map(|m| m.max(0))
     };
     let (mut any, mut guaranteed) = (false, true);
     for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
         let resources = container.resources.as_ref();
         for name in ["cpu", "memory"] {
-            let request = asked(resources.and_then(|r| r.requests.as_ref()), name);
-            let limit = asked(resources.and_then(|r| r.limits.as_ref()), name).filter(|milli| *milli > 0);
-            any |= request.is_some_and(|milli| milli > 0) || limit.is_some();
-            // A request of zero is not one that was left out.
+            let request = given(resources.and_then(|r| r.requests.as_ref()), name);
+            let limit = given(resources.and_then(|r| r.limits.as_ref()), name).filter(|m| *m > 0);
+            any |= request.is_some_and(|m| m > 0) || limit.is_some();
+            // Who asks for nothing at all is promised nothing, whatever the limit.
             guaranteed &= limit.is_some() && request.or(limit) == limit;
         }
     }
@@ -392,9 +393,9 @@ mod tests {
             (json!({"requests": {"cpu": "1"}}), "Burstable"),
             (json!({"limits": {"cpu": "1", "memory": "1Gi"}}), "Guaranteed"),
             (json!({"limits": {"cpu": "1"}}), "Burstable"),
-            (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), "Burstable"),
             (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "0"}}), "Burstable"),
             (json!({"requests": {"cpu": "0", "memory": "0"}}), "BestEffort"),
+            (json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}), "Burstable"),
         ] {
             let spec = json!({"containers": [{"name": "c", "image": "a", "resources": resources}]});
             let spec: PodSpec = serde_json::from_value(spec).unwrap();

@@ -11,7 +11,11 @@ use k8s_openapi::{
     apimachinery::pkg::{api::resource::Quantity, apis::meta::v1::ObjectMeta},
 };
 
-use super::{Kind, Labels, NodeName, Stored, huge_pages, quantity};
+use super::{
+    Kind, Labels, NodeName, Stored,
+    extended::{self, Extended},
+    huge_pages, quantity,
+};
 
 /// The part of a facet that depends on the kind.
 #[derive(Clone, Debug)]
@@ -110,6 +114,8 @@ pub struct PodFacet {
     pub restarts: i32,
     /// What its containers ask for together; `pods` is 1.
     pub requests: Resources,
+    /// What they ask for of resources that are not measured, by name.
+    pub extended: Extended,
     /// Node labels it insists on.
     pub node_selector: Labels,
     /// The taints it bears.
@@ -135,6 +141,8 @@ pub struct PodFacet {
 pub struct NodeFacet {
     /// What pods may use.
     pub allocatable: Resources,
+    /// What it is said to have beside that, by name.
+    pub extended: Extended,
     /// `spec.unschedulable`.
     pub cordoned: bool,
     /// Its `Ready` condition is `True`.
@@ -383,6 +391,7 @@ fn pod_facet(pod: &v1::Pod) -> PodFacet {
     let protocol = |p: &v1::ContainerPort| p.protocol.clone().unwrap_or_else(|| "TCP".into());
     facet.node = spec.node_name.as_deref().filter(|n| !n.is_empty()).map(NodeName::from);
     facet.requests = pod_requests(spec, status);
+    facet.extended = extended::requests_of(spec);
     facet.node_selector = spec.node_selector.clone().unwrap_or_default();
     facet.tolerations = spec.tolerations.iter().flatten().cloned().collect();
     facet.affinity = spec.affinity.clone().map(Arc::new);
@@ -402,6 +411,7 @@ fn node_facet(node: &v1::Node) -> NodeFacet {
     let (spec, status) = (node.spec.as_ref(), node.status.as_ref());
     NodeFacet {
         allocatable: status.and_then(|s| s.allocatable.as_ref()).map(Resources::of).unwrap_or_default(),
+        extended: extended::of(status.and_then(|s| s.allocatable.as_ref())),
         cordoned: spec.and_then(|s| s.unschedulable).unwrap_or(false),
         ready: status
             .and_then(|s| s.conditions.as_ref())

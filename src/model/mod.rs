@@ -6,6 +6,7 @@ pub mod admit;
 mod decode;
 mod defaults;
 mod deletion;
+pub mod extended;
 mod facet;
 mod fault;
 mod field_selector;

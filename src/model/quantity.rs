@@ -122,6 +122,14 @@ pub fn canonical(text: &str) -> String {
     }
 }
 
+/// As [`canonical`], of an amount of a resource: of these there is nothing below a thousandth, which is rounded up to.
+pub fn canonical_amount(text: &str) -> String {
+    match (parse_nano(text), parse_milli(text)) {
+        (Ok(nano), Ok(milli)) if nano % 1_000_000 != 0 => canonical(&format!("{milli}m")),
+        _ => canonical(text),
+    }
+}
+
 /// Parses a quantity into whole units (bytes, pieces), rounded up; saturates at `i64`.
 ///
 /// # Errors
@@ -135,6 +143,20 @@ pub fn parse_units(text: &str) -> Result<i64, QuantityError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn amounts_of_resources_are_whole_thousandths() {
+        for (text, amount) in [
+            ("100.5m", "101m"),
+            ("1n", "1m"),
+            ("999.1m", "1"),
+            ("100m", "100m"),
+            ("0.5Ki", "512"),
+            ("x", "x"),
+        ] {
+            assert_eq!(canonical_amount(text), amount, "{text}");
+        }
+    }
 
     #[test]
     fn what_would_need_more_digits_than_can_be_read_stays_as_it_is() {

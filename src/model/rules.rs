@@ -17,6 +17,7 @@ use super::{
     Stored,
     admit::Part,
     defaults::{self, text},
+    extended,
     fault::Faults,
     unsupported, validate,
 };
@@ -246,6 +247,7 @@ impl Rules for Node {
         if status.allocatable.is_none() {
             status.allocatable.clone_from(&status.capacity);
         }
+        extended::complete(status);
     }
 
     fn prepare_update(&mut self, old: &Self, part: Part) {

@@ -25,6 +25,9 @@ const IN_CONTAINER: &[InContainer] = &[
         let asks = |m: &VolumeMount| !matches!(m.recursive_read_only.as_deref(), None | Some("Disabled"));
         c.volume_mounts.iter().flatten().any(asks)
     }),
+    ("resources.claims", |c| {
+        c.resources.as_ref().is_some_and(|r| r.claims.iter().flatten().next().is_some())
+    }),
     ("volumeDevices", |c| c.volume_devices.iter().flatten().next().is_some()),
     ("securityContext.appArmorProfile", |c| {
         c.security_context.as_ref().is_some_and(|c| confines(c.app_armor_profile.as_ref()))
@@ -48,16 +51,18 @@ pub fn unsupported(pod: &Pod) -> Vec<String> {
 
 /// As [`unsupported`], for a pod's spec that lies at `root`.
 pub(crate) fn unsupported_spec(spec: &PodSpec, root: &str) -> Vec<String> {
+    // On the node's own network a port of the container is one of the node's.
+    let forwards = spec.host_network != Some(true);
     let text = |path: String| format!("{root}.{path}: stored but not yet acted on by troupe");
     let in_spec = IN_SPEC.iter().filter(|(_, set)| set(spec)).map(|(name, _)| text((*name).to_owned()));
     let main = spec.containers.iter().enumerate().map(|c| ("containers", c));
     let init = spec.init_containers.iter().flatten().enumerate().map(|c| ("initContainers", c));
     let in_containers = main.chain(init).flat_map(|(list, (index, container))| {
-        IN_CONTAINER
-            .iter()
-            .filter(|(_, set)| set(container))
-            .map(move |(name, _)| text(format!("{list}[{index}].{name}")))
-            .collect::<Vec<_>>()
+        let known = IN_CONTAINER.iter().filter(|(_, set)| set(container)).map(|(name, _)| (*name).to_owned());
+        let ports = container.ports.iter().flatten().enumerate().filter(|_| forwards);
+        let ports = ports.filter(|(_, port)| port.host_port.is_some_and(|port| port != 0));
+        let ports = ports.map(|(port, _)| format!("ports[{port}].hostPort"));
+        known.chain(ports).map(|name| text(format!("{list}[{index}].{name}"))).collect::<Vec<_>>()
     });
     let in_volumes = spec.volumes.iter().flatten().enumerate().flat_map(|(index, volume)| {
         unmounted(volume).into_iter().map(move |source| text(format!("volumes[{index}].{source}")))
@@ -112,6 +117,21 @@ mod tests {
             .map(|path| format!("{path}{tail}"))
         );
         assert!(unsupported(&Pod::default()).is_empty());
+    }
+
+    #[test]
+    fn ports_of_the_node_that_lead_nowhere_are_named() {
+        for (shares, expected) in [(false, Some("spec.containers[0].ports[1].hostPort")), (true, None)] {
+            let ports = json!([{"containerPort": 80}, {"containerPort": 81, "hostPort": 81}]);
+            let pod: Pod = serde_json::from_value(json!({"spec": {
+                "hostNetwork": shares, "containers": [{"name": "a", "ports": ports}]}}))
+            .unwrap();
+            let expected: Vec<String> = expected
+                .iter()
+                .map(|path| format!("{path}: stored but not yet acted on by troupe"))
+                .collect();
+            assert_eq!(unsupported(&pod), expected);
+        }
     }
 
     #[test]

@@ -248,6 +248,11 @@ impl<Out> LinkHandle<Out> {
         }
     }
 
+    /// Whether both are handles of one link.
+    pub fn is_same(&self, other: &LinkHandle<Out>) -> bool {
+        Arc::ptr_eq(&self.alive, &other.alive)
+    }
+
     /// Sends what waits (for at most a second), then closes. Returns at once; see [`LinkHandle::closed`].
     pub fn close(&self, reason: &str) {
         self.shared().begin_close(reason);

@@ -58,6 +58,12 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// The runtime's own version.
     fn version(&self) -> String;
 
+    /// Whether it is there to run pods. Asked every two seconds, so it costs little and looks at nothing. One that needs
+    /// nobody else always is.
+    async fn status(&self) -> Result<(), RuntimeError> {
+        Ok(())
+    }
+
     /// What this user's containers lack that those of root have, in words for the user.
     fn lacks(&self) -> Option<&'static str> {
         None
@@ -181,6 +187,12 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     /// asked over the network and all that would be counts as well.
     fn has_network(&self) -> bool {
         true
+    }
+
+    /// Waits until everything that an ended container wrote is in its log. Only a runtime that copies logs may be behind
+    /// with that: then it tells the end all the same.
+    async fn log_written(&self, id: &ContainerId) {
+        let _ = id;
     }
 
     /// Every container not yet removed, also those started by an earlier process.

@@ -11,18 +11,21 @@ use std::{
     time::Duration,
 };
 
-use actix::{Actor, Context, Handler, MessageResult, ResponseFuture};
+use actix::{
+    Actor, ActorFutureExt as _, Context, Handler, MessageResult, ResponseActFuture, ResponseFuture,
+    WrapFuture as _,
+};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair,
 };
 use tokio::sync::oneshot;
 use troupe::{
-    api::{ApiConfig, ApiState, Limits, Tls, User, serve},
+    api::{ApiConfig, ApiState, Inspect, Limits, Tls, User, serve},
     logic::tokens::SigningKey,
     messages::{
         ByteStream, Change, ChangeKind, Commit, CommitError, Committed, Expected, OpenError, OpenStream,
-        Port, Publisher, Slot, View, Write, wire,
+        OwnActors, Port, Publisher, ShowNodes, ShowStore, Slot, StoreState, View, Write, wire,
     },
     model::{Kind, Object, Revision, Snapshot, seal_json},
     net::TokenKey,
@@ -44,6 +47,8 @@ const FIRST_REVISION: Revision = Revision(1_000);
 struct Memory {
     snapshot: Snapshot,
     publisher: Publisher,
+    /// How long each commit waits for the disk, beside all others.
+    delay: Duration,
 }
 
 impl Actor for Memory {
@@ -51,10 +56,53 @@ impl Actor for Memory {
 }
 
 impl Handler<Commit> for Memory {
-    type Result = MessageResult<Commit>;
+    type Result = ResponseActFuture<Self, Result<Committed, CommitError>>;
 
     fn handle(&mut self, commit: Commit, _: &mut Self::Context) -> Self::Result {
-        MessageResult(self.commit(commit))
+        let delay = self.delay;
+        let waited = async move {
+            if !delay.is_zero() {
+                actix_rt::time::sleep(delay).await;
+            }
+        };
+        Box::pin(waited.into_actor(self).map(|(), store, _| store.commit(commit)))
+    }
+}
+
+/// What the store's disk is like.
+#[derive(Clone, Copy, Default)]
+struct Disk {
+    delay: Duration,
+    full: bool,
+}
+
+/// A node registry that is not there.
+struct NoNodes;
+
+impl Actor for NoNodes {
+    type Context = Context<Self>;
+}
+
+impl Handler<ShowNodes> for NoNodes {
+    type Result = MessageResult<ShowNodes>;
+
+    fn handle(&mut self, _: ShowNodes, _: &mut Self::Context) -> Self::Result {
+        MessageResult(Vec::new())
+    }
+}
+
+/// Says that the store's disk takes nothing.
+struct Failing;
+
+impl Actor for Failing {
+    type Context = Context<Self>;
+}
+
+impl Handler<ShowStore> for Failing {
+    type Result = MessageResult<ShowStore>;
+
+    fn handle(&mut self, _: ShowStore, _: &mut Self::Context) -> Self::Result {
+        MessageResult(StoreState { queued_changes: 0, behind: 1, failing: true })
     }
 }
 
@@ -145,7 +193,8 @@ async fn answer(open: wire::Open, mut stream: tokio::io::DuplexStream) {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     if let wire::Open::Exec(wire::ExecRequest { pod, .. })
     | wire::Open::Attach(wire::AttachRequest { pod, .. })
-    | wire::Open::PortForward(wire::PortForwardRequest { pod, .. }) = &open
+    | wire::Open::PortForward(wire::PortForwardRequest { pod, .. })
+    | wire::Open::Logs(wire::LogRequest { pod, .. }) = &open
         && pod.starts_with("deaf")
     {
         while stream.write(&[]).await.is_ok() {
@@ -203,15 +252,25 @@ impl Cluster {
 
     /// Starts a server with other limits.
     pub fn start_with(limits: Limits) -> Cluster {
-        Cluster::start_as(limits, true)
+        Cluster::start_as(limits, true, Disk::default())
+    }
+
+    /// Starts a server whose store takes so long over each commit.
+    pub fn start_with_slow_disk(delay: Duration) -> Cluster {
+        Cluster::start_as(Limits::default(), true, Disk { delay, full: false })
     }
 
     /// Starts a server whose store is not there.
     pub fn start_without_store() -> Cluster {
-        Cluster::start_as(Limits::default(), false)
+        Cluster::start_as(Limits::default(), false, Disk::default())
     }
 
-    fn start_as(limits: Limits, with_store: bool) -> Cluster {
+    /// Starts a server whose store answers, but cannot write.
+    pub fn start_with_full_disk() -> Cluster {
+        Cluster::start_as(Limits::default(), true, Disk { full: true, ..Disk::default() })
+    }
+
+    fn start_as(limits: Limits, with_store: bool, disk: Disk) -> Cluster {
         let dir = tempfile::tempdir().unwrap();
         let tls = certificates(dir.path());
         let (started, address) = mpsc::channel();
@@ -221,7 +280,7 @@ impl Cluster {
                 let mut snapshot = Snapshot::default();
                 snapshot.revision = FIRST_REVISION;
                 let (view, publisher) = View::new(snapshot.clone());
-                let mut memory = Memory { snapshot, publisher };
+                let mut memory = Memory { snapshot, publisher, delay: disk.delay };
                 seed(&mut memory);
                 let store = Slot::new("store");
                 store.publish(with_store.then(|| memory.start()));
@@ -231,7 +290,13 @@ impl Cluster {
                     streams: Port::fixed("nodes", Node.start().recipient()),
                     token_key: token_key(),
                     metrics: Some(Arc::new(|| "up 1\n".to_owned())),
-                    inspect: None,
+                    inspect: disk.full.then(|| Inspect {
+                        cluster: "t".into(),
+                        nodes: Slot::<NoNodes>::new("nodes").port(),
+                        store: Port::fixed("store", Failing.start().recipient()),
+                        actors: Arc::new(|| Box::pin(async { OwnActors::default() })),
+                        certificates: Arc::new(Vec::new),
+                    }),
                     backup: None,
                 };
                 let mut config = ApiConfig::new("127.0.0.1:0".parse().unwrap(), tls);

@@ -375,6 +375,47 @@ fn kubectl_drains_a_node_by_evictions() {
 }
 
 #[test]
+fn kubectl_debugs_with_copies_and_on_nodes() {
+    each(|_, kubectl| {
+        let run = ["run", "web", "--image=x:1", "--restart=Never", "--env=A=b", "--port=80", "--", "serve"];
+        kubectl(&run).ok();
+        kubectl(&["debug", "web", "--copy-to=copy", "--image=y:1", "--container=d", "--", "look"]).ok();
+        let read = |pod: &str, path: &str| {
+            kubectl(&["get", "pod", pod, "-o", &format!("jsonpath={{.spec.{path}}}")]).ok()
+        };
+        assert_eq!(read("copy", "containers[*].name"), "web d");
+        assert_eq!(read("copy", "containers[*].image"), "x:1 y:1");
+        assert_eq!(read("copy", "containers[0].env[0]"), r#"{"name":"A","value":"b"}"#);
+        assert_eq!(read("copy", "containers[0].ports[0]"), r#"{"containerPort":80,"protocol":"TCP"}"#);
+        assert_eq!(read("copy", "containers[*].args"), r#"["serve"]"#);
+        assert_eq!(read("copy", "restartPolicy"), "Never");
+        kubectl(&["debug", "node/n1", "--image=y:1"]).ok();
+        let names = kubectl(&["get", "pods", "-o", "name"]).ok();
+        let debugger = names.lines().find_map(|line| line.strip_prefix("pod/node-debugger-n1"));
+        let debugger = format!("node-debugger-n1{}", debugger.expect("a debugger"));
+        assert_eq!(read(&debugger, "nodeName"), "n1");
+        assert_eq!(read(&debugger, "hostPID"), "true");
+        assert_eq!(read(&debugger, "volumes[0].hostPath.path"), "/");
+    });
+}
+
+#[test]
+fn kubectl_asks_for_tokens_scales_and_other_peoples_eyes() {
+    each(|_, kubectl| {
+        kubectl(&["create", "serviceaccount", "robot"]).ok();
+        assert_eq!(kubectl(&["create", "token", "robot"]).ok().matches('.').count(), 2);
+        kubectl(&["create", "-f", "rc.yaml"]).ok();
+        let scale = kubectl(&["get", "rc", "web", "--subresource=scale"]).ok();
+        assert!(scale.starts_with("NAME   DESIRED   AVAILABLE   AGE\nweb    2         0 "), "{scale}");
+        let other = kubectl(&["get", "pods", "--as=bob"]).fails();
+        assert!(other.contains("users \"bob\" is forbidden: User \"admin\" cannot impersonate"), "{other}");
+        kubectl(&["auth", "can-i", "get", "pods", "--as=bob"]).fails();
+        let slices = kubectl(&["explain", "endpointslices.endpoints"]);
+        assert!(slices.ok().contains("addresses"));
+    });
+}
+
+#[test]
 fn kubectl_is_told_that_server_side_apply_is_not_there() {
     each(|_, kubectl| {
         let refused = kubectl(&["apply", "--server-side", "-f", "rc.yaml"]).fails();

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness;
+mod http2;
 mod kubectl;
 mod probes;
 mod raw;

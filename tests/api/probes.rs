@@ -30,6 +30,18 @@ fn a_server_without_its_store_is_alive_but_not_ready() {
 }
 
 #[test]
+fn a_server_whose_disk_takes_nothing_is_alive_but_not_ready() {
+    let cluster = Cluster::start_with_full_disk();
+    assert_eq!(cluster.ask("GET", "/livez", "").code, 200);
+    for path in ["/readyz", "/healthz", "/readyz/store"] {
+        let answer = cluster.ask("GET", path, "");
+        assert_eq!(answer.code, 500, "{path}");
+        let said = "[-]store failed: the disk does not take what is written: see the log\n";
+        assert!(answer.text().contains(said), "{}", answer.text());
+    }
+}
+
+#[test]
 fn metrics_tell_what_was_asked_and_what_there_is() {
     let cluster = Cluster::start();
     let answer = cluster.ask("GET", "/metrics", "");

@@ -178,6 +178,9 @@ fn documents_of_another_kind_or_shape_are_refused_by_name() {
 #[test]
 fn changes_against_another_state_are_conflicts() {
     let cluster = Cluster::start();
+    let known = json!({ "metadata": { "name": "known", "resourceVersion": "7" } }).to_string();
+    let refused = cluster.ask("POST", MAPS, &known).refuses(400, "BadRequest");
+    assert_eq!(refused, "resourceVersion should not be set on objects to be created");
     let there = format!("{MAPS}/there");
     let created = cluster.ask("POST", MAPS, &map("there"));
     assert_eq!(created.code, 201);
@@ -344,6 +347,88 @@ fn only_the_known_are_served_and_only_administrators_everything() {
 }
 
 #[test]
+fn changes_without_a_revision_all_get_through_however_many_come_at_once() {
+    const CLIENTS: usize = 30;
+    // While one commit is at the disk, all others are made on the same state.
+    let cluster = Cluster::start_with_slow_disk(std::time::Duration::from_millis(5));
+    assert_eq!(cluster.ask("POST", MAPS, &map("shared")).code, 201);
+    let ready = std::sync::Barrier::new(CLIENTS);
+    // All of them before any waits for the others.
+    let clients: Vec<_> = (0..CLIENTS).map(|_| cluster.connect(Who::Admin)).collect();
+    std::thread::scope(|scope| {
+        let patches: Vec<_> = clients
+            .into_iter()
+            .enumerate()
+            .map(|(n, mut client)| {
+                let ready = &ready;
+                scope.spawn(move || {
+                    let patch = json!({ "data": { format!("k{n}"): "v" } }).to_string();
+                    ready.wait();
+                    client.ask("PATCH", &format!("{MAPS}/shared"), &[("Content-Type", MERGE)], &patch).code
+                })
+            })
+            .collect();
+        for patch in patches {
+            assert_eq!(patch.join().unwrap(), 200);
+        }
+    });
+    let shared = cluster.ask("GET", &format!("{MAPS}/shared"), "").json();
+    assert_eq!((0..CLIENTS).filter(|n| shared["data"][format!("k{n}")] == "v").count(), CLIENTS);
+}
+
+#[test]
+fn a_pod_of_an_account_that_is_not_there_is_forbidden() {
+    let cluster = Cluster::start();
+    let pods = "/api/v1/namespaces/default/pods";
+    let pod = |metadata: Value, account: &str| {
+        let spec = json!({ "serviceAccountName": account, "containers": [{ "name": "c", "image": "x" }] });
+        json!({ "metadata": metadata, "spec": spec }).to_string()
+    };
+    for (metadata, name) in [(json!({"name": "p"}), "p"), (json!({"generateName": "p-"}), "p-")] {
+        let refused = cluster.ask("POST", pods, &pod(metadata, "missing")).refuses(403, "Forbidden");
+        let said = format!(
+            "pods \"{name}\" is forbidden: error looking up service account default/missing: serviceaccount \"missing\" \
+             not found"
+        );
+        assert_eq!(refused, said);
+    }
+    assert_eq!(cluster.ask("POST", pods, &pod(json!({"name": "of-default"}), "default")).code, 201);
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    assert_eq!(cluster.ask("POST", accounts, r#"{"metadata":{"name":"missing"}}"#).code, 201);
+    assert_eq!(cluster.ask("POST", pods, &pod(json!({"name": "p"}), "missing")).code, 201);
+}
+
+#[test]
+fn nobody_is_served_as_somebody_else() {
+    let cluster = Cluster::start();
+    for (header, value, resource) in [
+        ("Impersonate-User", "bob", "users"),
+        ("Impersonate-Group", "system:masters", "groups"),
+        ("Impersonate-Uid", "1", "uids"),
+        ("impersonate-extra-scopes", "all", "userextras"),
+    ] {
+        let answer = cluster.connect(Who::Admin).ask("GET", MAPS, &[(header, value)], "");
+        let message = answer.refuses(403, "Forbidden");
+        let said = format!("{resource} \"{value}\" is forbidden: User \"admin\" cannot impersonate");
+        assert!(message.starts_with(&said), "{message}");
+        let nobody = cluster.connect(Who::Nobody).ask("GET", MAPS, &[(header, value)], "");
+        nobody.refuses(401, "Unauthorized");
+    }
+    let both = [("Impersonate-Extra-Scopes", "all"), ("Impersonate-Group", "g"), ("Impersonate-User", "bob")];
+    let message = cluster.connect(Who::Admin).ask("GET", MAPS, &both, "").refuses(403, "Forbidden");
+    assert!(message.starts_with("users \"bob\""), "{message}");
+    // It only begins as they do.
+    assert_eq!(
+        cluster.connect(Who::Admin).ask("GET", MAPS, &[("Impersonate-User-Agent", "x")], "").code,
+        200
+    );
+    let review = r#"{"spec":{"resourceAttributes":{"verb":"get","resource":"pods"}}}"#;
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let headers = [("Content-Type", JSON), ("Impersonate-User", "bob")];
+    cluster.connect(Who::Admin).ask("POST", path, &headers, review).refuses(403, "Forbidden");
+}
+
+#[test]
 fn bodies_beyond_the_limit_are_refused_however_they_come() {
     let limits = Limits { body_bytes: 10_000, ..Limits::default() };
     let cluster = Cluster::start_with(limits);
@@ -469,7 +554,12 @@ fn the_slow_are_cut_off_and_keep_nobody_waiting() {
 #[test]
 fn what_is_no_http_is_cut_off() {
     let cluster = Cluster::start();
-    let _ = cluster.tcp().write_all(b"GET / HTTP/1.1\r\n\r\n");
+    let mut plain = cluster.tcp();
+    plain.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody").unwrap();
+    let mut said = String::new();
+    std::io::Read::read_to_string(&mut plain, &mut said).unwrap();
+    assert!(said.starts_with("HTTP/1.0 400 Bad Request\r\n"), "{said}");
+    assert!(said.ends_with("\r\n\r\nClient sent an HTTP request to an HTTPS server.\n"), "{said}");
     let _ = cluster.tcp().write_all(&[0xff; 4096]);
     let many_headers: String = (0..2_000).map(|n| format!("X-{n}: 1\r\n")).collect();
     for nonsense in [

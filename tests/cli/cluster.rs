@@ -67,6 +67,29 @@ fn a_backup_is_whole_private_and_refused_once_it_is_not() {
     let refused = cluster.troupe(&["restore", &file, "--data-dir", live.to_str().unwrap()]);
     assert!(refused.fails(1).contains("is not empty"), "{refused:?}");
     assert!(cluster.troupe(&["get", "configmap", "kept"]).code == 0);
+    // What is no file stays what it is.
+    let link = cluster.file("link");
+    std::os::unix::fs::symlink("behind", &link).unwrap();
+    assert!(cluster.troupe(&["backup", link.to_str().unwrap()]).code == 0);
+    assert!(link.is_symlink() && cluster.file("behind").is_file());
+    let fifo = cluster.file("fifo");
+    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let reader = std::thread::spawn({
+        let fifo = fifo.clone();
+        move || std::fs::read(fifo).unwrap()
+    });
+    let said = cluster.troupe(&["backup", fifo.to_str().unwrap()]);
+    assert!(said.code == 0 && said.out.is_empty() && said.err.contains("keys and secrets"), "{said:?}");
+    assert_eq!(reader.join().unwrap()[..16], bytes[..16]);
+    // Standard output is the harness's pipe.
+    for stdout in ["-", "/dev/stdout", "/dev/fd/1"] {
+        let said = cluster.troupe(&["backup", stdout]);
+        assert!(
+            said.code == 0 && said.out.len() > 1000 && said.err.contains("standard output: "),
+            "{said:?}"
+        );
+    }
+    assert!(!cluster.file("-").exists());
     // Where there is no room for the file, it says so and leaves nothing.
     let nowhere = cluster.troupe(&["backup", "/nowhere/backup"]);
     assert!(nowhere.fails(1).contains("/nowhere/backup"), "{nowhere:?}");

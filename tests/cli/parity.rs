@@ -36,6 +36,17 @@ metadata: {name: solo, labels: {app: solo}}
 spec: {containers: [{name: c, image: 'busybox:local', args: ['1', 'true', 'a b']}]}
 ";
 
+/// As `get -o yaml` writes it.
+const SAVED: &str = "apiVersion: v1
+kind: ConfigMap
+metadata:
+  creationTimestamp: '2026-01-01T00:00:00Z'
+  name: saved
+  resourceVersion: '7'
+  uid: 0b2c39a5-3f0e-4d7e-8c55-1d4c6b8a6a55
+data: {a: b}
+";
+
 fn kubectl_or_skip() -> Option<(Cluster, PathBuf)> {
     let kubectl = kubectl()?;
     Some((Cluster::start(), kubectl))
@@ -76,6 +87,18 @@ fn alike(cluster: &Cluster, kubectl: &Path, line: &str) {
     let theirs = run(kubectl, "theirs");
     let ours = run(Path::new(TROUPE), "ours-s");
     assert_eq!(ours, theirs, "{line}");
+}
+
+#[test]
+fn labels_that_are_not_there_and_tails_that_cannot_be_are_kubectls() {
+    let Some((cluster, kubectl)) = kubectl_or_skip() else { return };
+    let pod = cluster.write("pod.yaml", POD);
+    cluster.troupe(&["create", "-f", &pod]).ok();
+    cluster.troupe(&["wait", "--for=condition=Ready", "pod/solo", "--timeout=60s"]).ok();
+    same(&cluster, &kubectl, "get pods -L app,nope");
+    same(&cluster, &kubectl, "get pods -L nope --show-labels");
+    same(&cluster, &kubectl, "logs solo --tail=-5");
+    same(&cluster, &kubectl, "logs solo --tail=-1");
 }
 
 #[test]
@@ -227,6 +250,7 @@ fn changes_are_told_as_kubectl_tells_them() {
     cluster.write("pod.yaml", POD);
     cluster.write("bad.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec: {containers: []}\n");
     cluster.write("odd.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: odd}\nspec: {frob: 1, containers: [{name: c, image: x}]}\n");
+    cluster.write("saved.yaml", SAVED);
     for line in [
         "apply -f rc.yaml",
         "apply -f rc.yaml",
@@ -238,6 +262,10 @@ fn changes_are_told_as_kubectl_tells_them() {
         "create -f pod.yaml",
         "create -f pod.yaml",
         "apply -f pod.yaml",
+        "create -f saved.yaml",
+        "delete -f saved.yaml",
+        "apply -f saved.yaml",
+        "get cm saved -o jsonpath={.metadata.annotations}",
         "create -f bad.yaml",
         "create -f odd.yaml",
         "create -f pod.yaml --dry-run=client -o yaml",

@@ -35,6 +35,45 @@ fn a_manifest_comes_and_goes_through_standard_input() {
     assert!(nonsense.fails(1).contains("no matches for kind \"Frob\""), "{nonsense:?}");
 }
 
+/// Serves these answers, one a connection, and nothing else.
+fn serve(answers: Vec<(&'static str, String)>) -> (String, std::thread::JoinHandle<()>) {
+    use std::io::Write as _;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let served = std::thread::spawn(move || {
+        for (head, body) in answers {
+            let (mut tcp, _) = listener.accept().unwrap();
+            let mut lines = BufReader::new(tcp.try_clone().unwrap()).lines();
+            while lines.next().is_some_and(|line| !line.unwrap().is_empty()) {}
+            write!(
+                tcp,
+                "HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                body.len()
+            )
+            .unwrap();
+        }
+    });
+    (address, served)
+}
+
+#[test]
+fn a_manifest_comes_from_the_web() {
+    let cluster = Cluster::start();
+    let (address, served) = serve(vec![
+        ("302 Found\r\nLocation: /there", String::new()),
+        ("200 OK", POD.to_owned()),
+        ("404 Not Found", "no such page".to_owned()),
+    ]);
+    let url = format!("http://{address}/pod.yaml");
+    assert_eq!(cluster.troupe(&["apply", "-f", &url]).ok(), "pod/web created\n");
+    let missing = cluster.troupe(&["apply", "-f", &url]);
+    let said = format!("unable to read URL {url:?}, server reported 404 Not Found, status code=404");
+    assert!(missing.fails(1).contains(&said), "{missing:?}");
+    served.join().unwrap();
+    let nobody = cluster.troupe(&["apply", "-f", &url]);
+    assert!(nobody.fails(1).contains(&format!("unable to read URL {url:?}, ")), "{nobody:?}");
+}
+
 #[test]
 fn logs_are_of_one_container_or_of_all() {
     let cluster = Cluster::start();
@@ -94,10 +133,50 @@ fn images_are_loaded_listed_and_removed() {
     assert!(listed.out.contains("n1"), "{listed:?}");
     let missing = cluster.troupe(&["image", "load", "nowhere.tar"]);
     assert!(missing.fails(1).contains("nowhere.tar"), "{missing:?}");
+    let directory = cluster.troupe(&["image", "load", "/"]);
+    assert!(directory.fails(1).contains("/: it is a directory"), "{directory:?}");
+    // More than is on its way before the node has looked at the name.
+    let tar = cluster.write("root.tar", &"x".repeat(4 << 20));
+    for name in ["BAD NAME", "a:b:c/d", "Bad//x"] {
+        let bad = cluster.troupe(&["image", "import", &tar, name]);
+        let said = bad.fails(1);
+        assert!(said.contains("BadRequest") && said.contains(name) && !said.contains("stopped"), "{bad:?}");
+    }
+    let json = cluster.troupe(&["image", "ls", "-o", "json"]);
+    let all: serde_json::Value = serde_json::from_str(json.ok()).unwrap();
+    assert_eq!(all[0]["node"], "n1", "{all}");
+    assert!(all[0]["names"][0].is_string(), "{all}");
     let unknown = cluster.troupe(&["image", "ls", "--node", "nowhere"]);
     assert!(unknown.fails(1).contains("nodes \"nowhere\" not found"), "{unknown:?}");
+    let built_in = cluster.troupe(&["image", "rm", "troupe.local/hello"]);
+    assert!(built_in.fails(1).contains("is built in"), "{built_in:?}");
     let absent = cluster.troupe(&["image", "rm", "absent:1"]);
     assert!(!absent.fails(1).is_empty(), "{absent:?}");
+}
+
+#[test]
+fn a_controller_waits_for_its_pods_account_and_says_so() {
+    let cluster = Cluster::start();
+    let rc = "apiVersion: v1
+kind: ReplicationController
+metadata: {name: web}
+spec:
+  replicas: 1
+  selector: {app: web}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {serviceAccountName: robot, containers: [{name: c, image: 'x:1'}]}
+";
+    cluster.run(TROUPE, &["create", "-f", "-"], rc).ok();
+    let said = "Error creating: pods \"web-\" is forbidden: error looking up service account default/robot: serviceaccount \
+                \"robot\" not found";
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !cluster.troupe(&["events", "--for", "rc/web"]).ok().contains(said) {
+        assert!(Instant::now() < deadline, "no event: {:?}", cluster.troupe(&["events"]));
+    }
+    let account = "{apiVersion: v1, kind: ServiceAccount, metadata: {name: robot}}";
+    cluster.run(TROUPE, &["create", "-f", "-"], account).ok();
+    cluster.troupe(&["wait", "--for=jsonpath={.status.readyReplicas}=1", "rc/web", "--timeout=60s"]).ok();
 }
 
 #[test]

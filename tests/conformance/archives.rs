@@ -76,6 +76,11 @@ const SIGNALLED: &[u8] = b"\xb8\x0e\0\0\0\x31\xff\x48\x8d\x35\x2b\0\0\0\x31\xd2\
 /// What `docker save` writes of an image whose program ends with the number of the first signal it gets; `signal` is its
 /// `STOPSIGNAL`.
 pub fn signalled(name: &str, signal: Option<&str>) -> Vec<u8> {
+    signalled_with(name, signal, &[])
+}
+
+/// The same, of an image with these symlinks: their places and what they say.
+pub fn signalled_with(name: &str, signal: Option<&str>, links: &[(&str, &str)]) -> Vec<u8> {
     const BASE: u64 = 0x40_0000;
     const HEADERS: u64 = 64 + 56;
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
@@ -96,6 +101,11 @@ pub fn signalled(name: &str, signal: Option<&str>) -> Vec<u8> {
     header.set_gid(0);
     header.set_mtime(0);
     layer.append_data(&mut header, "app", elf.as_slice()).unwrap();
+    for (place, target) in links {
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        layer.append_link(&mut header, place, target).unwrap();
+    }
     let layer = layer.into_inner().unwrap();
     let config = json!({
         "os": "linux",

@@ -202,11 +202,22 @@ impl Containerd {
     /// Ends the daemon in peace, as an upgrade does, and starts another on the same directory; containers run on.
     #[allow(dead_code, reason = "not every test binary does that to daemons")]
     pub fn restart(&self) {
+        self.stop();
+        self.begin_again();
+    }
+
+    /// Ends the daemon in peace; containers run on.
+    #[allow(dead_code, reason = "not every test binary does that to daemons")]
+    pub fn stop(&self) {
         let mut daemon = self.daemon.lock().unwrap();
         kill(Pid::from_raw(i32::try_from(daemon.id()).unwrap()), Signal::SIGTERM).unwrap();
         daemon.wait().unwrap();
-        *daemon = spawn(&self.dir);
-        drop(daemon);
+    }
+
+    /// Starts a daemon where one was stopped.
+    #[allow(dead_code, reason = "not every test binary does that to daemons")]
+    pub fn begin_again(&self) {
+        *self.daemon.lock().unwrap() = spawn(&self.dir);
         self.wait_until_it_answers();
     }
 

@@ -56,6 +56,20 @@ async fn containers_run_on_while_containerd_is_replaced_and_are_heard_after() {
 }
 
 #[tokio::test]
+async fn a_runtime_that_is_away_is_told_with_what_to_do() {
+    if !containerd::at_hand() {
+        return;
+    }
+    let bench = Bench::<OnContainerd>::new().await;
+    bench.runtime().status().await.unwrap();
+    bench.harness.containerd.daemon().stop();
+    let away = bench.runtime().status().await.unwrap_err().to_string();
+    bench.harness.containerd.daemon().begin_again();
+    assert!(away.contains(".sock") && away.contains("systemctl"), "{away}");
+    bench.runtime().status().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_program_ends_with_the_one_who_waits_for_it() {
     if !containerd::at_hand() {
         return;

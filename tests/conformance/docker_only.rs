@@ -162,6 +162,63 @@ async fn what_an_engine_ends_with_itself_is_told_when_it_is_back() {
 }
 
 #[tokio::test]
+async fn an_end_is_told_before_a_long_log_is_copied_and_the_log_is_whole_after_that() {
+    // Far below what the engine keeps.
+    const LINES: u32 = 120_000;
+    if !engine::at_hand() {
+        return;
+    }
+    let mut bench = Bench::<OnDocker>::new().await;
+    bench.sandbox("a").await;
+    let mut flood = bench.hello("flood", &["--flood", &LINES.to_string(), "--once"]);
+    flood.log_limits.max_bytes = 1 << 30;
+    let id = bench.start("a", flood).await;
+    let exit = bench.told_exit(&id).await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
+    let late_ms = i64::try_from(now).unwrap() - exit.finished_ms;
+    let copied = bench.raw_log("flood").len();
+    assert!(
+        copied < usize::try_from(LINES).unwrap(),
+        "more lines are to be written for this to prove anything"
+    );
+    bench.runtime().log_written(&id).await;
+    assert!(late_ms < 5_000, "told {late_ms} ms late");
+    let log = bench.raw_log("flood");
+    assert_eq!(log.len(), usize::try_from(LINES).unwrap());
+    assert!(log.last().unwrap().ends_with(&troupe::hello::flood_line(LINES - 1)));
+}
+
+#[tokio::test]
+async fn a_container_is_removed_when_its_log_is_whole() {
+    const LINES: u32 = 120_000;
+    if !engine::at_hand() {
+        return;
+    }
+    let mut bench = Bench::<OnDocker>::new().await;
+    bench.sandbox("a").await;
+    let mut flood = bench.hello("flood", &["--flood", &LINES.to_string(), "--once"]);
+    flood.log_limits.max_bytes = 1 << 30;
+    let id = bench.start("a", flood).await;
+    bench.told_exit(&id).await;
+    bench.runtime().remove_container(&id).await.unwrap();
+    assert_eq!(bench.raw_log("flood").len(), usize::try_from(LINES).unwrap());
+}
+
+#[tokio::test]
+async fn an_engine_that_is_away_is_told_with_what_to_do() {
+    if !engine::at_hand() {
+        return;
+    }
+    let bench = Bench::<OnDocker>::new().await;
+    bench.runtime().status().await.unwrap();
+    bench.harness.engine.engine().stop();
+    let away = bench.runtime().status().await.unwrap_err().to_string();
+    bench.harness.engine.engine().begin_again();
+    assert!(away.contains("docker.sock") && away.contains("start"), "{away}");
+    bench.runtime().status().await.unwrap();
+}
+
+#[tokio::test]
 async fn programs_are_run_in_containers() {
     if !engine::at_hand() {
         return;

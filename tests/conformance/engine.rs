@@ -157,11 +157,22 @@ impl Engine {
     /// Ends the daemon in peace, as an upgrade does, and starts another on the same directory.
     #[allow(dead_code, reason = "not every test binary does that to engines")]
     pub fn restart(&self) {
+        self.stop();
+        self.begin_again();
+    }
+
+    /// Ends the daemon in peace.
+    #[allow(dead_code, reason = "not every test binary does that to daemons")]
+    pub fn stop(&self) {
         let mut dockerd = self.dockerd.lock().unwrap();
         kill(Pid::from_raw(i32::try_from(dockerd.id()).unwrap()), Signal::SIGTERM).unwrap();
         dockerd.wait().unwrap();
-        *dockerd = spawn(&self.dir);
-        drop(dockerd);
+    }
+
+    /// Starts a daemon where one was stopped.
+    #[allow(dead_code, reason = "not every test binary does that to daemons")]
+    pub fn begin_again(&self) {
+        *self.dockerd.lock().unwrap() = spawn(&self.dir);
         self.wait_until_it_answers();
     }
 

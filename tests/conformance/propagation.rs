@@ -140,4 +140,18 @@ pub async fn what_the_node_does_not_share_is_refused<H: Harness>(bench: &mut Ben
     // The pod is none the worse for it.
     let id = bench.start("a", mounting(bench, "good", &node.0, Propagation::Private)).await;
     assert!(pid_of(bench, &id).await > 0);
+    // Nor has it to be made anew when the node shares the mount from now on.
+    mount(None::<&str>, &node.0, None::<&str>, MsFlags::MS_SHARED, None::<&str>).unwrap();
+    for place in ["nodes", "containers"] {
+        fs::create_dir(node.0.join(place)).unwrap();
+    }
+    let id = bench.start("a", mounting(bench, "sees", &node.0, Propagation::HostToContainer)).await;
+    let pid = pid_of(bench, &id).await;
+    mount_tmpfs(&node.0.join("nodes"));
+    fs::write(node.0.join("nodes/note"), "x").unwrap();
+    assert!(Path::new(&format!("/proc/{pid}/root")).join("v/nodes/note").exists());
+    mount_inside(pid, "/v/containers");
+    assert!(!node.0.join("containers/note").exists(), "what only listens is not heard");
+    bench.runtime().remove_container(&id).await.unwrap();
+    assert!(node.0.join("nodes/note").exists());
 }

@@ -2,7 +2,10 @@
 
 use troupe::runtime::{ContainerConfig, Mount, SandboxConfig};
 
-use super::harness::{Bench, Harness, sandbox, until};
+use super::{
+    archives::{reader, signalled_with},
+    harness::{Bench, Harness, sandbox, until},
+};
 
 pub async fn containers_of_a_pod_share_the_host_name<H: Harness>(bench: &mut Bench<H>) {
     for pod in ["a", "b"] {
@@ -151,4 +154,47 @@ pub async fn last_words_are_left_on_the_node<H: Harness>(bench: &mut Bench<H>) {
     let (_, exit) = bench.output_of("a", config).await;
     assert_eq!(exit.code, 3, "{:?}", bench.log("c"));
     until(|| std::fs::read_to_string(&file).unwrap() == "out of luck").await.unwrap();
+}
+
+/// As images of whole systems have them, whose service for names makes the file when it starts.
+pub async fn the_pods_files_are_where_links_of_the_image_lead<H: Harness>(bench: &mut Bench<H>) {
+    let links = [
+        ("etc/resolv.conf", "../run/systemd/resolve/stub-resolv.conf"),
+        ("etc/hosts", "/run/names/hosts"),
+        ("etc/hostname", "../../../../../../run/up/hostname"),
+    ];
+    let archive = signalled_with("linked:1", None, &links);
+    bench.runtime().load_image(reader(archive), None).await.unwrap();
+    bench.sandbox("a").await;
+    let config = ContainerConfig { image: "linked:1".into(), args: Vec::new(), ..bench.hello("c", &[]) };
+    let id = bench.start("a", config).await;
+    let pid = bench.find(&id).await.unwrap().pid.unwrap();
+    let root = std::path::PathBuf::from(format!("/proc/{pid}/root"));
+    // An engine of docker's puts files in the place of these links.
+    let read = |name: &str, path: &str| {
+        let link = root.join("etc").join(name);
+        let place = if link.is_symlink() { root.join(path) } else { link };
+        std::fs::read_to_string(&place).unwrap_or_else(|error| panic!("{}: {error}", place.display()))
+    };
+    assert!(read("hosts", "run/names/hosts").contains("localhost"));
+    assert_eq!(read("hostname", "run/up/hostname").trim(), "host-a");
+    read("resolv.conf", "run/systemd/resolve/stub-resolv.conf");
+    bench.runtime().remove_container(&id).await.unwrap();
+}
+
+pub async fn what_cannot_be_mounted_is_named_with_its_place<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    let dir = bench.shared_dir("volume");
+    let mut config = bench.hello("c", &[]);
+    config.mounts =
+        vec![Mount { host_path: dir.clone(), container_path: "/hello".into(), ..Mount::default() }];
+    let refused = match bench.create("a", config).await {
+        Ok(id) => bench.runtime().start_container(&id).await,
+        Err(error) => Err(error),
+    };
+    let error = refused.unwrap_err().to_string();
+    let parts = [dir.to_str().unwrap(), "error mounting", "\"/hello\"", "not a directory"];
+    assert!(parts.iter().all(|part| error.contains(part)), "{error}");
+    // The pod is none the worse for it.
+    bench.start("a", bench.hello("good", &[])).await;
 }

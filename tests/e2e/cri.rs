@@ -6,6 +6,7 @@ use crate::{
     containerd::{Containerd, at_hand},
     docker::lives,
     harness::{Cluster, Options, controller, ready, sweep, text, until},
+    recovery::{finished, finished_pods_stay_so},
 };
 
 fn on(containerd: &Containerd) -> Options {
@@ -63,6 +64,9 @@ fn a_controllers_pods_run_on_containerd_outlive_troupe_and_go_with_a_reset() {
     assert_eq!(lives(&cluster.until_ready("default", 2)), second);
     let running = containerd.ctr(&["tasks", "list", "--quiet"]);
     assert_eq!(running.len(), 4, "a sandbox and a container for each pod: {running:?}");
+
+    let over = finished(&cluster);
+    finished_pods_stay_so(&mut cluster, &over);
 
     // Another runtime does not start beside; a reset ends everything.
     assert_eq!(cluster.stop(), Some(0));

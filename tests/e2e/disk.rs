@@ -50,6 +50,12 @@ fn a_full_disk_is_told_to_the_client_and_forgotten_when_there_is_room() {
         if ran.code() == Some(0) { Err("it was taken".into()) } else { Ok(ran.err()) }
     });
     assert!(refused.contains("No space left on device"), "{refused}");
+    let readiness = cluster.kubectl(&["get", "--raw", "/readyz?verbose"]);
+    assert!(
+        readiness.code() != Some(0) && readiness.err().contains("[-]store failed"),
+        "{}",
+        readiness.err()
+    );
     // What is there is still served, and a container that dies is started again, disk or not.
     assert_eq!(cluster.pods("default").unwrap().len(), 2);
     let victim = &before[0];
@@ -59,6 +65,7 @@ fn a_full_disk_is_told_to_the_client_and_forgotten_when_there_is_room() {
     until("writes are taken again", || {
         cluster.kubectl_in(&["create", "-f", "-"], &document("after").to_string()).result()
     });
+    until("it is ready again", || cluster.kubectl(&["get", "--raw", "/readyz"]).result());
     cluster.until_pod("default", text(&victim["metadata"]["name"]), "restarted", |pod| {
         pod["status"]["containerStatuses"][0]["restartCount"].as_i64() >= Some(1) && is_ready(pod)
     });

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use crate::{
     engine::{Engine, Lease, at_hand},
-    harness::{Cluster, Options, controller, ready, text},
+    harness::{self, Cluster, Options, controller, ready, text},
+    recovery::{finished, finished_pods_stay_so},
 };
 
 fn on(engine: &Engine) -> Options {
@@ -64,6 +65,9 @@ fn a_controllers_pods_run_on_docker_outlive_troupe_and_go_with_a_reset() {
     let exec = lives_in(&engine);
     assert_eq!(exec.len(), 4, "a sandbox and a container for each pod: {exec:?}");
 
+    let over = finished(&cluster);
+    finished_pods_stay_so(&mut cluster, &over);
+
     // Another runtime does not start beside; a reset ends everything.
     assert_eq!(cluster.stop(), Some(0));
     let mut native = Command::new(env!("CARGO_BIN_EXE_troupe"));
@@ -89,6 +93,34 @@ fn lives_in(engine: &Engine) -> Vec<String> {
         docker.list_containers(Some(ListContainersOptions { all: true, ..Default::default() })).await
     });
     all.unwrap().into_iter().filter_map(|found| found.id).collect()
+}
+
+#[test]
+fn a_node_whose_engine_is_away_is_not_ready_until_that_is_back() {
+    if !ready() || !at_hand() {
+        return;
+    }
+    let engine = Lease::fresh();
+    let cluster = Cluster::start(on(&engine));
+    cluster.apply("default", &controller("web", 1, &[]));
+    cluster.until_ready("default", 1);
+    let until = |wanted: &str| {
+        harness::until(&format!("the node is ready: {wanted}"), || {
+            let node = cluster.try_get(&["node", "n1"])?;
+            let all = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let ready = all.into_iter().find(|c| c["type"] == "Ready").unwrap_or_default();
+            harness::check(ready["status"] == wanted, || ready.to_string()).map(|()| ready)
+        })
+    };
+    engine.stop();
+    let away = until("False");
+    engine.begin_again();
+    let said = text(&away["message"]);
+    assert!(said.contains("docker.sock") && said.contains("start"), "{said}");
+    until("True");
+    cluster.until_event("default", "n1", "NodeNotReady");
+    // What the engine ended with itself runs again.
+    cluster.until_ready("default", 1);
 }
 
 #[test]

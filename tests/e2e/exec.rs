@@ -34,6 +34,7 @@ fn kubectl_exec_runs_a_program_and_ends_as_it_does() {
     assert_eq!(exec(&["--print", &long, "--print", &long]).ok().len(), 2 * long.len() + 2);
     let missing = cluster.kubectl(&["exec", "-n", ns, "web", "-c", "c", "--", "/none"]).fails();
     assert!(missing.contains("/none") && missing.contains("no such file"), "{missing}");
+    assert!(!missing.contains("ERROR") && !missing.contains("libcontainer"), "{missing}");
     let choice = cluster.kubectl(&["exec", "-n", ns, "web", "-c", "nobody", "--", "/hello"]).fails();
     assert!(choice.contains("container nobody is not valid for pod web"), "{choice}");
     // Nothing reads what is typed here, and its end does no harm.

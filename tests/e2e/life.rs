@@ -98,6 +98,34 @@ fn a_pod_that_failed_for_good_is_replaced_by_its_controller() {
 }
 
 #[test]
+fn a_pod_that_somebody_says_has_failed_is_ended_and_replaced() {
+    if !ready() {
+        return;
+    }
+    let cluster = shared();
+    let ns = "said";
+    cluster.namespace(ns);
+    cluster.apply(ns, &controller("web", 1, &[]));
+    let before = cluster.until_ready(ns, 1).remove(0);
+    let (name, pid) = (text(&before["metadata"]["name"]).to_owned(), cluster.pid(&before));
+    // What is the kubelet's to say it says again.
+    let patch = r#"{"status":{"phase":"Bogus","podIP":"192.0.2.7","containerStatuses":null}}"#;
+    cluster.kubectl(&["patch", "pod", &name, "-n", ns, "--subresource=status", "-p", patch]).ok();
+    cluster.until_pod(ns, &name, "as it was", |pod| pod["status"] == before["status"]);
+    let patch = r#"{"status":{"phase":"Failed","reason":"Decided","message":"by somebody"}}"#;
+    cluster.kubectl(&["patch", "pod", &name, "-n", ns, "--subresource=status", "-p", patch]).ok();
+    let over = cluster.until_pod(ns, &name, "ended", |pod| !status(pod)["state"]["terminated"].is_null());
+    let told = ["phase", "reason", "message"].map(|field| text(&over["status"][field]).to_owned());
+    assert_eq!(told, ["Failed", "Decided", "by somebody"]);
+    assert!(!is_ready(&over), "{}", over["status"]);
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "its program runs on");
+    until("there is a new pod", || {
+        let pods = cluster.pods(ns)?;
+        check(pods.iter().any(|pod| pod["metadata"]["name"] != name && is_ready(pod)), || format!("{pods:?}"))
+    });
+}
+
+#[test]
 fn a_deleted_pod_is_replaced_and_its_program_is_asked_to_end() {
     if !ready() {
         return;

@@ -14,7 +14,7 @@ fn a_pod_that_fits_nowhere_says_why_and_is_placed_when_there_is_room() {
     if !ready() {
         return;
     }
-    let cluster = Cluster::start(Options { arguments: vec!["--nodes", "2"], ..Options::default() });
+    let mut cluster = Cluster::start(Options { arguments: vec!["--nodes", "2"], ..Options::default() });
     let nodes = cluster.get(&["nodes"]);
     let names: Vec<&str> =
         nodes["items"].as_array().unwrap().iter().map(|n| text(&n["metadata"]["name"])).collect();
@@ -50,4 +50,25 @@ fn a_pod_that_fits_nowhere_says_why_and_is_placed_when_there_is_room() {
     cluster.apply("default", &free);
     let pod = cluster.until_pod("default", "huge", "refused", |pod| scheduled(pod)["status"] == "False");
     assert!(text(&scheduled(&pod)["message"]).contains("Insufficient cpu"), "{}", scheduled(&pod));
+    // What no node has, until somebody says that one has; its kubelet's own reports do not change that.
+    let mut gpu = bare_pod("gpu", "Always", &[hello("c", &[])]);
+    gpu["spec"]["containers"][0]["resources"] = json!({"limits": {"nvidia.com/gpu": "1"}});
+    cluster.apply("default", &gpu);
+    let pod = cluster.until_pod("default", "gpu", "refused", |pod| scheduled(pod)["status"] == "False");
+    let why = text(&scheduled(&pod)["message"]).to_owned();
+    assert_eq!(why, "0/2 nodes are available: 2 Insufficient nvidia.com/gpu.");
+    let patch = r#"{"status":{"capacity":{"nvidia.com/gpu":"1"}}}"#;
+    cluster.kubectl(&["patch", "node", "n1-2", "--subresource=status", "-p", patch]).ok();
+    let placed = cluster.until_pod("default", "gpu", "running", |pod| pod["status"]["phase"] == "Running");
+    assert_eq!(placed["spec"]["nodeName"], "n1-2");
+    cluster.kill();
+    cluster.up();
+    cluster.until_pod("default", "gpu", "running", |pod| pod["status"]["phase"] == "Running");
+    gpu["metadata"]["name"] = json!("another");
+    cluster.apply("default", &gpu);
+    cluster.until_pod("default", "another", "refused", |pod| scheduled(pod)["message"] == why);
+    cluster.kubectl(&["delete", "pod", "gpu"]).ok();
+    let placed =
+        cluster.until_pod("default", "another", "running", |pod| pod["status"]["phase"] == "Running");
+    assert_eq!(placed["spec"]["nodeName"], "n1-2");
 }

@@ -134,6 +134,62 @@ fn a_killed_troupe_leaves_its_containers_running_and_its_successor_takes_them_ov
     });
 }
 
+/// A pod whose container cannot start, that of one which ended, and what is told of both.
+pub fn finished(cluster: &Cluster) -> Vec<Value> {
+    let mut none = hello("c", &[]);
+    none["command"] = json!(["/none"]);
+    cluster.apply("default", &bare_pod("none", "Never", &[none]));
+    cluster.apply("default", &bare_pod("over", "Never", &[hello("c", &["--once"])]));
+    told_of_finished(cluster)
+}
+
+/// The same once both are over.
+pub fn told_of_finished(cluster: &Cluster) -> Vec<Value> {
+    let ended = [("none", "Failed"), ("over", "Succeeded")].map(|(name, phase)| {
+        let mut pod = cluster.until_pod("default", name, phase, |pod| {
+            let gone = |c: &Value| c["type"] == "PodReadyToStartContainers" && c["status"] == "False";
+            let conditions = pod["status"]["conditions"].as_array();
+            pod["status"]["phase"] == phase && conditions.is_some_and(|all| all.iter().any(gone))
+        });
+        let status = &mut pod["status"]["containerStatuses"][0];
+        // Of what did not start this is known later.
+        status["imageID"] = Value::Null;
+        json!([name, pod["status"]["containerStatuses"], pod["status"]["podIP"], pod["status"]["startTime"]])
+    });
+    ended.into()
+}
+
+/// What is over stays as it was told, and is not begun again, when `troupe` is killed and comes back.
+pub fn finished_pods_stay_so(cluster: &mut Cluster, before: &[Value]) {
+    let none = &before[0][1][0]["state"]["terminated"];
+    assert_eq!((&none["reason"], &none["exitCode"]), (&json!("StartError"), &json!(128)));
+    assert!(before.iter().all(|pod| pod[2].is_string()), "no address: {before:?}");
+    cluster.kill();
+    cluster.up();
+    // What comes after them was taken up after them.
+    cluster.apply("default", &bare_pod("later", "Never", &[hello("c", &["--once"])]));
+    cluster.until_pod("default", "later", "over", |pod| pod["status"]["phase"] == "Succeeded");
+    assert_eq!(told_of_finished(cluster), before);
+    cluster.kubectl(&["delete", "pod", "none", "over", "later"]).ok();
+    // The node follows: their logs are the last that goes.
+    until("nothing is left of them", || {
+        let left = std::fs::read_dir(cluster.data.join("nodes/n1/logs")).into_iter().flatten().flatten();
+        let names: Vec<String> = left.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        let gone = |name: &str| names.iter().all(|left| !left.starts_with(&format!("default_{name}_")));
+        check(["none", "over", "later"].into_iter().all(gone), || format!("{names:?}"))
+    });
+}
+
+#[test]
+fn pods_that_are_over_stay_over_when_troupe_is_started_again() {
+    if !ready() {
+        return;
+    }
+    let mut cluster = Cluster::start(Options::default());
+    let before = finished(&cluster);
+    finished_pods_stay_so(&mut cluster, &before);
+}
+
 fn sorted(mut processes: Vec<(i32, String)>) -> Vec<(i32, String)> {
     processes.sort();
     processes

@@ -129,11 +129,12 @@ fn a_pods_program_has_a_token_of_its_own_that_ends_with_the_pod() {
     let cluster = shared();
     let ns = "pod-tokens";
     cluster.namespace(ns);
-    // Without its account a pod waits, and says for what.
-    cluster.apply(ns, &with_token("p", "robot"));
-    let said = cluster.until_event(ns, "p", "FailedMount");
-    assert!(said.contains("failed to fetch token: serviceaccounts \"robot\" not found"), "{said}");
+    // Without its account there is no pod.
+    let refused =
+        cluster.kubectl_in(&["create", "-n", ns, "-f", "-"], &with_token("p", "robot").to_string()).fails();
+    assert!(refused.contains("error looking up service account pod-tokens/robot"), "{refused}");
     cluster.kubectl(&["create", "serviceaccount", "-n", ns, "robot"]).ok();
+    cluster.apply(ns, &with_token("p", "robot"));
     let pod = cluster.until_pod(ns, "p", "ready", is_ready);
     let file = inside(&cluster, &pod, "/v/token");
     let token = fs::read_to_string(&file).unwrap();

@@ -70,6 +70,10 @@ fn what_breaks_the_rules_is_refused_with_the_field() {
         homeless.metadata.namespace = Some("nowhere".into());
         let error = client.create(&homeless).await.unwrap_err();
         assert!(matches!(&error, ClientError::NotFound(key) if &*key.name == "nowhere"), "{error}");
+        let mut unaccounted = Pod { metadata: meta("unaccounted"), spec: Some(pod_spec(&[])), status: None };
+        unaccounted.spec.as_mut().unwrap().service_account_name = Some("missing".into());
+        let error = client.create(&unaccounted).await.unwrap_err().to_string();
+        assert!(error.contains("serviceaccount \"missing\" not found"), "{error}");
         assert!(matches!(client.list::<Pod>(None, "a=b=c"), Err(ClientError::Refused(_))));
         assert!(matches!(client.scale("default", "none", 1).await, Err(ClientError::NotFound(_))));
         let port =

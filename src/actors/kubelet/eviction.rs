@@ -28,7 +28,7 @@ use crate::{
             Candidate, Left, Signal, TRANSITION, Used, Watch, choose, empty_dirs, is_limited, over_limit,
         },
         image_gc::{Idle, order},
-        nodes::MachineFacts,
+        nodes::{MachineFacts, pressure_changes},
         pod::config::Places,
     },
     model::Uid,
@@ -104,6 +104,10 @@ impl Kubelet {
         if low.is_empty() && subjects.is_empty() {
             return;
         }
+        if let Some(worst) = low.first() {
+            let message = format!("Attempting to reclaim {}", worst.resource());
+            self.tell_of_node(true, "EvictionThresholdMet", message);
+        }
         self.eviction.busy = true;
         let node = self.seed.node.clone();
         let begun = Instant::now();
@@ -117,20 +121,29 @@ impl Kubelet {
                     if images > 0 {
                         kubelet.report_node(false, ctx);
                     }
-                    evict.into_iter().for_each(|(uid, message)| kubelet.evict(&uid, message));
+                    evict.into_iter().for_each(|(uid, evicted)| kubelet.evict(&uid, evicted));
                 }
                 Err(error) => tracing::warn!(%error, "what pods use is not known: none is evicted"),
             }
         }));
     }
 
-    fn evict(&mut self, uid: &Uid, message: String) {
+    fn evict(&mut self, uid: &Uid, evicted: PodEvicted) {
         let Some(entry) = self.pods.get_mut(uid) else { return };
-        tracing::warn!(pod = %uid, message, "evicting a pod");
+        tracing::warn!(pod = %uid, message = evicted.message, "evicting a pod");
         entry.evicted_ms = Some(now_ms());
         if let Some(address) = entry.slot.address() {
-            address.do_send(PodEvicted(message));
+            address.do_send(evicted);
         }
+    }
+
+    /// Notes how the node is, and records what has become of its conditions.
+    pub(super) fn note_status(&mut self, now: &v1::NodeStatus) {
+        for reason in self.status.iter().flat_map(|before| pressure_changes(before, now)) {
+            let message = format!("Node {} status is now: {reason}", self.seed.node.name);
+            self.tell_of_node(false, reason, message);
+        }
+        self.status = Some(now.clone());
     }
 }
 
@@ -139,7 +152,7 @@ impl Kubelet {
 struct Decided {
     /// Images that were removed.
     images: usize,
-    evict: Vec<(Uid, String)>,
+    evict: Vec<(Uid, PodEvicted)>,
 }
 
 async fn decide(
@@ -166,12 +179,14 @@ async fn decide(
         .collect();
     for (subject, candidate) in subjects.iter().zip(&all) {
         let message = over_limit(candidate);
-        decided.evict.extend(message.map(|message| (subject.uid.clone(), message)));
+        let evicted = message.map(|message| PodEvicted { message, disrupted: false });
+        decided.evict.extend(evicted.map(|evicted| (subject.uid.clone(), evicted)));
     }
     if decided.evict.is_empty()
         && let Some((index, message)) = choose(&low, &left, thresholds, &all)
     {
-        decided.evict.extend(subjects.get(index).map(|subject| (subject.uid.clone(), message)));
+        let evicted = PodEvicted { message, disrupted: true };
+        decided.evict.extend(subjects.get(index).map(|subject| (subject.uid.clone(), evicted)));
     }
     Ok(decided)
 }
@@ -239,6 +254,7 @@ async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, 
             used.pids = stats.total.pids;
             for (id, usage) in &stats.containers {
                 let Some(name) = names.get(id) else { continue };
+                used.container_memory.extend(usage.working_set_bytes.map(|bytes| (name.clone(), bytes)));
                 *used.containers.entry(name.clone()).or_default() += usage.writable_bytes.unwrap_or(0);
             }
         }

@@ -31,21 +31,22 @@ impl Kubelet {
                 }
                 if let Some(problem) = collected.problem {
                     tracing::warn!(problem, "the disk stays full");
-                    kubelet.tell_of_node("FreeDiskSpaceFailed", problem);
+                    kubelet.tell_of_node(true, "FreeDiskSpaceFailed", problem);
                 }
             }
             Err(error) => tracing::warn!(%error, "images could not be collected"),
         }));
     }
 
-    /// Tells a warning about the node itself.
-    fn tell_of_node(&self, reason: &str, message: String) {
+    /// Tells an event about the node itself.
+    pub(super) fn tell_of_node(&self, warning: bool, reason: &str, message: String) {
         let event = wire::EventReport {
             namespace: String::new(),
             name: self.seed.node.name.clone(),
-            uid: "".into(),
+            // As Kubernetes' kubelets have it, and where `kubectl describe node` looks.
+            uid: self.seed.node.name.as_str().into(),
             field_path: None,
-            warning: true,
+            warning,
             reason: reason.into(),
             message,
             at_ms: now_ms(),

@@ -28,12 +28,18 @@ pub fn last_words(
     attempt: u32,
     code: i32,
 ) -> Option<String> {
-    let policy = container_named(pod, container).and_then(|c| c.termination_message_policy.clone());
-    let message = read_message(&places.termination_message(container, attempt));
-    if message.is_none() && code != 0 && policy.as_deref() == Some("FallbackToLogsOnError") {
-        return read_log(&places.log(container, attempt));
+    match speaks_by_log(pod, places, container, attempt, code) {
+        true => read_log(&places.log(container, attempt)),
+        false => read_message(&places.termination_message(container, attempt)),
     }
-    message
+}
+
+/// Whether [`last_words`] are those of the log, which has to be complete then.
+pub fn speaks_by_log(pod: &v1::Pod, places: &Places, container: &str, attempt: u32, code: i32) -> bool {
+    let policy = container_named(pod, container).and_then(|c| c.termination_message_policy.clone());
+    code != 0
+        && policy.as_deref() == Some("FallbackToLogsOnError")
+        && read_message(&places.termination_message(container, attempt)).is_none()
 }
 
 fn read_message(path: &Path) -> Option<String> {
@@ -105,6 +111,9 @@ mod tests {
         assert_eq!(last_words(&file, &places, "c", 1, 1), None);
         assert_eq!(last_words(&logs, &places, "c", 1, 0), None);
         assert_eq!(last_words(&logs, &places, "c", 1, 1).as_deref(), Some("from the log\n"));
+        // Only then the log has to be complete.
+        assert!(speaks_by_log(&logs, &places, "c", 1, 1));
+        assert!(!speaks_by_log(&logs, &places, "c", 1, 0) && !speaks_by_log(&file, &places, "c", 1, 1));
         std::fs::write(&message, "from the file").unwrap();
         assert_eq!(last_words(&logs, &places, "c", 1, 1).as_deref(), Some("from the file"));
     }

@@ -1,13 +1,102 @@
-//! Reads what this machine is: cores, memory, disk, kernel, ids.
+//! Reads what this machine is: cores, memory, disk, kernel, ids, and tells the master what is new of that.
 
-use std::{fs, path::Path, sync::OnceLock};
+use std::{fs, path::Path, sync::OnceLock, time::Duration};
 
-use super::context::NodeContext;
-use crate::logic::{eviction::Left, nodes::MachineFacts, pod::downward::Allocatable};
+use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
+use k8s_openapi::api::core::v1;
+use tokio::time::timeout;
 
-/// Fills what the machine and the runtime know into `base` (address, limits, version come from the configuration).
-pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>) -> MachineFacts {
-    let images = node.runtime.list_images().await.unwrap_or_default();
+use super::{
+    Kubelet,
+    context::{NodeContext, now_ms},
+    peers,
+};
+use crate::{
+    logic::{
+        eviction::Left,
+        nodes::{MachineFacts, node_status},
+        pod::downward::Allocatable,
+    },
+    messages::wire,
+};
+
+/// How long the images are waited for: a runtime that hangs must not keep the node from saying so.
+const LISTED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Looks that are under way: one that has begun before another that has ended knows nothing new.
+#[derive(Default)]
+pub struct Looks {
+    begun: u64,
+    ended: u64,
+}
+
+impl Looks {
+    /// The number of a look that begins.
+    pub fn begins(&mut self) -> u64 {
+        self.begun += 1;
+        self.begun
+    }
+
+    /// It has ended; whether it is the newest that has.
+    pub fn ends(&mut self, look: u64) -> bool {
+        let is_newest = look > self.ended;
+        self.ended = self.ended.max(look);
+        is_newest
+    }
+}
+
+impl Kubelet {
+    /// Looks at the machine and tells the master if its status changed, or `always`.
+    pub(super) fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
+        let (node, facts) = (self.seed.node.clone(), self.seed.facts.clone());
+        let (look, is_there) = (self.looks.begins(), self.fault().is_none());
+        let work = async move {
+            // Of a runtime that is away nothing is asked: the node is to say so at once.
+            let (images, shared) = match is_there {
+                true => tokio::join!(images(&node), peers::shared(&node)),
+                false => (None, None),
+            };
+            (self::facts(&node, facts), images, shared)
+        };
+        ctx.spawn(work.into_actor(self).map(move |(mut facts, images, shared), kubelet, _| {
+            kubelet.life.beat();
+            let is_newest = kubelet.looks.ends(look);
+            if !is_newest && !always {
+                return;
+            }
+            if let Some(images) = images.filter(|_| is_newest) {
+                kubelet.images = images;
+            }
+            facts.images.clone_from(&kubelet.images);
+            // As it is now: to look may have taken long.
+            facts.runtime_fault = kubelet.fault();
+            kubelet.note_pressure(&mut facts);
+            let status = node_status(&facts, kubelet.status.as_ref(), now_ms());
+            let changed =
+                kubelet.status.as_ref().is_none_or(|before| !same_but_for_heartbeats(before, &status));
+            kubelet.note_status(&status);
+            let Ok(json) = serde_json::to_vec(&status) else { return };
+            let report = wire::NodeReport { status: json.into() };
+            if always {
+                let labels = kubelet.seed.labels.clone();
+                kubelet.tell(None, wire::ToMaster::Hello(wire::Hello { labels, report }));
+                kubelet.report_all();
+            } else if changed {
+                kubelet.tell(Some("node".into()), wire::ToMaster::Node(report));
+            }
+            kubelet.tell_images(shared, always);
+        }));
+    }
+}
+
+/// The names and sizes of the runtime's images; `None` when it does not say.
+pub async fn images(node: &NodeContext) -> Option<Vec<(Vec<String>, u64)>> {
+    let listed = timeout(LISTED_WITHIN, node.runtime.list_images()).await;
+    Some(listed.ok()?.ok()?.into_iter().map(|i| (i.names, i.size_bytes)).collect())
+}
+
+/// Fills what the machine and the runtime know at once into `base` (address, limits, version come from the configuration).
+pub fn facts(node: &NodeContext, base: MachineFacts) -> MachineFacts {
     MachineFacts {
         cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(u32::MAX)),
         memory_bytes: memory_bytes(&read("/proc/meminfo")),
@@ -19,11 +108,19 @@ pub async fn facts(node: &NodeContext, base: MachineFacts, fault: Option<String>
         boot_id: read("/proc/sys/kernel/random/boot_id"),
         architecture: if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }.into(),
         runtime: format!("{}://{}", node.runtime.name(), node.runtime.version()),
-        runtime_fault: fault,
         lacks: node.runtime.lacks().map(str::to_owned),
-        images: images.into_iter().map(|i| (i.names, i.size_bytes)).collect(),
         ..base
     }
+}
+
+/// Whether two statuses say the same.
+pub fn same_but_for_heartbeats(a: &v1::NodeStatus, b: &v1::NodeStatus) -> bool {
+    let plain = |s: &v1::NodeStatus| {
+        let mut s = s.clone();
+        s.conditions.iter_mut().flatten().for_each(|c| c.last_heartbeat_time = None);
+        s
+    };
+    plain(a) == plain(b)
 }
 
 fn read(path: &str) -> String {
@@ -119,6 +216,13 @@ fn os_image(os_release: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_look_that_was_overtaken_is_no_news() {
+        let mut looks = Looks::default();
+        let (slow, quick, next) = (looks.begins(), looks.begins(), looks.begins());
+        assert!(looks.ends(quick) && !looks.ends(slow) && looks.ends(next));
+    }
 
     #[test]
     fn the_machine_is_read_from_its_files() {

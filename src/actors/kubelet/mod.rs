@@ -25,6 +25,7 @@ mod probes;
 mod pull_secrets;
 mod reach;
 mod resize;
+mod runtime_health;
 mod start;
 mod stats;
 mod stops;
@@ -52,6 +53,7 @@ pub use context::{KubeletSettings, NodeContext, Starts, now_ms};
 use entry::Entry;
 use found::{Found, forgotten_dirs, group, remove_dirs, stream_of};
 pub use ledger::Ledger;
+use machine::Looks;
 use manifests::Manifests;
 pub use peers::Peers;
 use pod::{
@@ -68,7 +70,7 @@ use crate::{
     },
     logic::{
         image_gc::PERIOD,
-        nodes::{MachineFacts, node_status},
+        nodes::MachineFacts,
         pod::sources::references,
         supervision::Intensity,
         usage::{PERIOD_MS, Readings},
@@ -172,14 +174,19 @@ pub struct Kubelet {
     list_fault: Option<String>,
     /// Why the pod network cannot be set up.
     network_fault: Option<String>,
+    health: runtime_health::Health,
+    /// Looks at the machine, which may overtake each other.
+    looks: Looks,
+    /// The runtime's images, as of the last time that it listed them.
+    images: Vec<(Vec<String>, u64)>,
     pod_cidr: String,
     manifests: Manifests,
     /// What the node and its pods used lately.
     readings: Readings,
     eviction: eviction::Eviction,
     measured: Arc<tokio::sync::Mutex<summary::Measured>>,
-    /// What the master was told of this node's images last.
-    images_told: (Vec<wire::HeldImage>, Vec<wire::RemovedImage>),
+    /// What the master was told of this node's images last, over this link.
+    images_told: Option<(Vec<wire::HeldImage>, Vec<wire::RemovedImage>)>,
 }
 
 impl Kubelet {
@@ -198,11 +205,14 @@ impl Kubelet {
             status: None,
             list_fault: None,
             network_fault: None,
+            health: Default::default(),
+            looks: Looks::default(),
+            images: Vec::new(),
             pod_cidr: String::new(),
             readings: Readings::default(),
             eviction: eviction::Eviction::default(),
             measured: Arc::default(),
-            images_told: Default::default(),
+            images_told: None,
         }
     }
 
@@ -404,34 +414,8 @@ impl Kubelet {
 
     /// Why the node can run no pods.
     fn fault(&self) -> Option<String> {
-        self.list_fault.clone().or_else(|| self.network_fault.clone())
-    }
-
-    /// Looks at the machine and tells the master if its status changed, or `always`.
-    fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
-        let (node, facts, fault) = (self.seed.node.clone(), self.seed.facts.clone(), self.fault());
-        let look = async move {
-            let shared = peers::shared(&node).await;
-            (machine::facts(&node, facts, fault).await, shared)
-        };
-        ctx.spawn(look.into_actor(self).map(move |(mut facts, shared), kubelet, _| {
-            kubelet.life.beat();
-            kubelet.note_pressure(&mut facts);
-            let status = node_status(&facts, kubelet.status.as_ref(), now_ms());
-            let changed =
-                kubelet.status.as_ref().is_none_or(|before| !same_but_for_heartbeats(before, &status));
-            kubelet.status = Some(status.clone());
-            let Ok(json) = serde_json::to_vec(&status) else { return };
-            let report = wire::NodeReport { status: json.into() };
-            if always {
-                let labels = kubelet.seed.labels.clone();
-                kubelet.tell(None, wire::ToMaster::Hello(wire::Hello { labels, report }));
-                kubelet.report_all();
-            } else if changed {
-                kubelet.tell(Some("node".into()), wire::ToMaster::Node(report));
-            }
-            kubelet.tell_images(shared, always);
-        }));
+        let told = self.list_fault.clone().or_else(|| self.network_fault.clone());
+        told.or_else(|| self.health.fault().map(str::to_owned))
     }
 
     fn report_all(&mut self) {
@@ -442,15 +426,6 @@ impl Kubelet {
         }
         self.tell_mirrors();
     }
-}
-
-fn same_but_for_heartbeats(a: &v1::NodeStatus, b: &v1::NodeStatus) -> bool {
-    let plain = |s: &v1::NodeStatus| {
-        let mut s = s.clone();
-        s.conditions.iter_mut().flatten().for_each(|c| c.last_heartbeat_time = None);
-        s
-    };
-    plain(a) == plain(b)
 }
 
 impl Actor for Kubelet {
@@ -468,6 +443,7 @@ impl Actor for Kubelet {
         self.read_usage(ctx);
         ctx.run_interval(READING_PERIOD, |kubelet, ctx| kubelet.read_usage(ctx));
         self.follow_manifests(ctx);
+        self.ask_runtime(ctx);
     }
 }
 

@@ -241,7 +241,10 @@ pub(super) async fn shared(node: &NodeContext) -> Option<Vec<SharedImage>> {
 impl Kubelet {
     /// Tells what others may have from this node, when that has changed, or `always`.
     pub(super) fn tell_images(&mut self, shared: Option<Vec<SharedImage>>, always: bool) {
-        // What cannot be looked at now is at the next turn. A new link begins with nothing told.
+        // A new link begins with nothing told. What cannot be looked at now is at the next turn.
+        if always {
+            self.images_told = None;
+        }
         let Some(shared) = shared.filter(|_| !self.seed.node.settings.no_image_sharing) else { return };
         let (mut held, mut removed) = (Vec::new(), Vec::new());
         for SharedImage { name, id, came } in shared {
@@ -257,12 +260,11 @@ impl Kubelet {
             held.push(HeldImage { name, id, held: held_as, since_ms });
         }
         held.truncate(MOST_TOLD);
-        if always || removed != self.images_told.1 {
-            self.images_told.1.clone_from(&removed);
+        let told = self.images_told.replace((held.clone(), removed.clone()));
+        if told.as_ref().is_none_or(|told| told.1 != removed) {
             self.tell(Some("images removed".into()), wire::ToMaster::ImagesRemoved(removed));
         }
-        if always || held != self.images_told.0 {
-            self.images_told.0.clone_from(&held);
+        if told.is_none_or(|told| told.0 != held) {
             self.tell(Some("images".into()), wire::ToMaster::Images(held));
         }
     }

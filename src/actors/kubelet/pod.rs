@@ -4,6 +4,7 @@
 //! action's outcome goes back into the machine, which is then stepped again; nothing else changes it.
 //! After a panic the supervisor makes a fresh actor, which takes over what the runtime still has of the pod.
 
+mod ended;
 mod messages;
 mod supply;
 
@@ -22,7 +23,7 @@ use std::{
 use actix::{Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, SpawnHandle, WrapFuture as _};
 use arc_swap::{ArcSwap, ArcSwapOption};
 use k8s_openapi::api::core::v1;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 pub use self::{
@@ -33,6 +34,7 @@ pub use self::{
     supply::SourcesMoved,
 };
 
+use self::ended::{ended, logs_written, spoken};
 use super::{
     context::{NodeContext, now_ms},
     found::Found,
@@ -46,12 +48,16 @@ use super::{
 use crate::{
     actors::{outside, supervisor::Life},
     logic::pod::{
-        Action, Adopted, Ended, Machine, Notice, Role, StartFailure, config::Places, ephemeral,
-        gates::keep_foreign, status::pod_status,
+        Action, Adopted, Machine, Notice, Role, SandboxPhase, StartFailure,
+        config::Places,
+        ephemeral,
+        gates::keep_foreign,
+        refusal::keep_end,
+        status::{pod_status, says_otherwise},
     },
     messages::Port,
     model::Uid,
-    runtime::{ContainerId, ContainerState, ContainerStatus, Exit, RuntimeError, RuntimeEvent},
+    runtime::{ContainerId, ContainerState, ContainerStatus, RuntimeError, RuntimeEvent},
 };
 
 /// What a pod actor is made of, again after each death.
@@ -78,6 +84,12 @@ pub struct PodActor {
     pub(super) uid: Uid,
     pub(super) machine: Machine,
     reported: Option<(v1::PodStatus, bool)>,
+    /// The master's document holds another status than was reported.
+    report_again: bool,
+    /// When that was last so.
+    told_again: Option<Instant>,
+    /// It is so, and waits.
+    tell_later: Option<SpawnHandle>,
     /// Lives whose preStop hook was begun: it is not run again when they are to end sooner.
     pub(super) pre_stopped: HashSet<String>,
     /// Those that were begun before their containers' turn to end, until these have ended.
@@ -98,6 +110,7 @@ impl PodActor {
         if let Some(told) = seed.told.load_full() {
             let mut status = (*told).clone();
             keep_foreign(&mut status, pod.status.as_ref());
+            keep_end(&mut status, pod.status.as_ref());
             Arc::make_mut(&mut pod).status = Some(status);
         }
         let pod = resize::first(&seed.node, &uid, pod);
@@ -112,6 +125,9 @@ impl PodActor {
             uid,
             machine,
             reported: None,
+            report_again: false,
+            told_again: None,
+            tell_later: None,
             pre_stopped: HashSet::new(),
             pre_stops: HashMap::new(),
             teller,
@@ -188,13 +204,35 @@ impl PodActor {
         let node = &self.seed.node;
         let status = pod_status(&self.machine, before, node.runtime.name(), node.host_ip, now_ms());
         let terminated = self.machine.is_removed();
-        if self.reported.as_ref().is_some_and(|(s, t)| *s == status && *t == terminated) {
+        let again = std::mem::take(&mut self.report_again);
+        if !again && self.reported.as_ref().is_some_and(|(s, t)| *s == status && *t == terminated) {
             return;
         }
         self.reported = Some((status.clone(), terminated));
         self.seed.told.store(Some(Arc::new(status.clone())));
         // A kubelet that is being restarted asks every pod again.
         let _ = self.seed.report.tell(PodReported { uid: self.uid.clone(), status, terminated });
+    }
+
+    /// Tells the pod's status again if the master has something else of it, now or when it is time.
+    fn tell_again(&mut self, ctx: &mut Context<Self>) {
+        if let Some(handle) = self.tell_later.take() {
+            ctx.cancel_future(handle);
+        }
+        let document = self.machine.pod.status.as_ref();
+        if self.reported.as_ref().is_none_or(|(told, _)| !says_otherwise(document, told)) {
+            return;
+        }
+        let wait = self.told_again.map(|at| TELL_AGAIN.saturating_sub(at.elapsed())).unwrap_or_default();
+        if wait.is_zero() {
+            (self.report_again, self.told_again) = (true, Some(Instant::now()));
+            return;
+        }
+        self.tell_later = Some(ctx.run_later(wait, |pod, ctx| {
+            pod.tell_later = None;
+            pod.tell_again(ctx);
+            pod.advance(ctx);
+        }));
     }
 
     fn perform(&mut self, action: Action, ctx: &mut Context<Self>) {
@@ -275,7 +313,16 @@ impl PodActor {
                 }));
             }
             Action::RemoveSandbox => {
-                let work = async move { runtime.remove_pod_sandbox(&uid).await };
+                let stays = matches!(self.machine.sandbox, SandboxPhase::Removing { again: true });
+                let work = async move {
+                    if stays {
+                        // The logs of its containers stay: they are to be whole.
+                        runtime.stop_pod_sandbox(&uid).await?;
+                        let ended = runtime.pod_containers(&uid).await?;
+                        logs_written(&*runtime, ended.iter().map(|life| &life.id)).await;
+                    }
+                    runtime.remove_pod_sandbox(&uid).await
+                };
                 ctx.spawn(work.into_actor(self).map(|outcome, pod, ctx| {
                     pod.settled(outcome, Machine::sandbox_removed, ctx);
                 }));
@@ -379,7 +426,7 @@ impl PodActor {
                 pod.machine.remove_strays(own.iter().map(|s| s.id.0.as_str()));
                 for status in own {
                     if let ContainerState::Exited(exit) = status.state {
-                        pod.exited(status.id, &exit);
+                        pod.exited(status.id, exit, ctx);
                     }
                 }
                 pod.advance(ctx);
@@ -387,42 +434,13 @@ impl PodActor {
             Err(error) => tracing::warn!(%error, "containers could not be listed"),
         }));
     }
-
-    fn exited(&mut self, id: ContainerId, exit: &Exit) {
-        let place = self.machine.containers.iter().find_map(|c| match &c.phase {
-            crate::logic::pod::ContainerPhase::Running { id: running, started_ms, .. }
-                if *running == id.0 =>
-            {
-                Some((c.name.clone(), c.attempt, *started_ms))
-            }
-            _ => None,
-        });
-        let Some((name, attempt, started_ms)) = place else { return };
-        self.pre_stopped.remove(&id.0);
-        self.pre_stops.remove(&id.0);
-        let message = last_words(&self.machine.pod, &self.places(), &name, attempt, exit.code);
-        self.machine.container_exited(ended(id.0, exit, started_ms, message));
-    }
 }
+
+/// Whoever writes a pod's status whenever it changes does not have its node write as often.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the runtime could not end is tried again at this pace.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
-fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> Ended {
-    let reason = match exit {
-        Exit { oom_killed: true, .. } => "OOMKilled",
-        Exit { code: 0, .. } => "Completed",
-        _ => "Error",
-    };
-    Ended {
-        id: Some(id),
-        code: exit.code,
-        signal: exit.signal,
-        reason: reason.into(),
-        message,
-        started_ms,
-        finished_ms: exit.finished_ms,
-    }
-}
 
 fn adopted(status: ContainerStatus, pod: &v1::Pod, places: &Places) -> Adopted {
     let ended = match &status.state {
@@ -460,7 +478,14 @@ impl Actor for PodActor {
             return;
         }
         let (node, uid) = (self.seed.node.clone(), self.uid.clone());
-        let look = async move { find(&node, &uid).await };
+        let (of, places) = (self.machine.pod.clone(), self.places());
+        let look = async move {
+            let found = find(&node, &uid).await?;
+            if let Some(found) = &found {
+                spoken(&node, &of, &places, &found.containers).await;
+            }
+            Ok::<_, RuntimeError>(found)
+        };
         ctx.wait(look.into_actor(self).map(|found, pod, ctx| match found {
             Ok(found) => {
                 pod.adopt(found);
@@ -479,6 +504,7 @@ impl Handler<PodAssigned> for PodActor {
     fn handle(&mut self, message: PodAssigned, ctx: &mut Self::Context) {
         let given = self.give(message.0, ctx);
         self.machine.assign(given);
+        self.tell_again(ctx);
         self.refresh_volumes(ctx);
         self.advance(ctx);
     }
@@ -497,7 +523,7 @@ impl Handler<PodEvicted> for PodActor {
     type Result = ();
 
     fn handle(&mut self, message: PodEvicted, ctx: &mut Self::Context) {
-        self.machine.fail_evicted(message.0);
+        self.machine.fail_evicted(message.message, message.disrupted);
         self.advance(ctx);
     }
 }
@@ -531,7 +557,7 @@ impl Handler<RuntimeSaw> for PodActor {
 
     fn handle(&mut self, message: RuntimeSaw, ctx: &mut Self::Context) {
         match message.0 {
-            RuntimeEvent::Exited { id, exit, .. } => self.exited(id, &exit),
+            RuntimeEvent::Exited { id, exit, .. } => self.exited(id, exit, ctx),
             RuntimeEvent::SandboxLost { .. } => self.machine.sandbox_lost(now_ms()),
         }
         self.advance(ctx);

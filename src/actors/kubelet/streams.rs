@@ -13,6 +13,7 @@ use actix::{
     ActorFutureExt as _, Addr, AsyncContext as _, Context, Handler, Message, ResponseActFuture,
     WrapFuture as _,
 };
+use futures_util::FutureExt as _;
 use k8s_openapi::api::core::v1;
 use tokio::{io::AsyncWriteExt as _, sync::watch};
 
@@ -25,7 +26,11 @@ use super::{
 use crate::{
     messages::wire::{self, ByteStream, ImageAnswer, ImageLoad, LogRequest, Open, PullLine},
     net::{NetError, Responder},
-    runtime::{PullProgress, RuntimeError, images::normalize, logs},
+    runtime::{
+        ContainerId, ContainerRuntime, PullProgress, RuntimeError,
+        images::{BUILTIN_IMAGE, normalize},
+        logs,
+    },
 };
 
 /// link → kubelet: the master wants a flow of bytes.
@@ -44,12 +49,17 @@ pub struct StreamAsked {
 #[rtype(result = "()")]
 struct ImagesMoved;
 
+/// How long it is waited for that the log of what has ended is copied as a whole: some 64 MiB are left at most.
+pub(super) const COPIED_WITHIN: Duration = Duration::from_secs(30);
+
 /// A log to be read.
 #[derive(Debug, PartialEq, Eq)]
 struct LogFile {
     path: PathBuf,
     /// Whether the file may still grow.
     running: bool,
+    /// The life of its container that writes it, or wrote it.
+    id: Option<ContainerId>,
 }
 
 impl Handler<StreamAsked> for Kubelet {
@@ -140,7 +150,8 @@ impl Kubelet {
         match self.log_file(&request) {
             Ok((file, running)) => {
                 let since = since(&request, last_s, now_ms());
-                tokio::spawn(send_log(request, since, file, running, responder));
+                let runtime = self.seed.node.runtime.clone();
+                tokio::spawn(send_log(request, since, file, (running, runtime), responder));
             }
             Err((code, text)) => refuse(responder, code, text),
         }
@@ -152,18 +163,34 @@ impl Kubelet {
         let entry =
             self.pods.get(&uid).ok_or_else(|| (404, format!("pod {} is not on this node", request.pod)))?;
         let places = self.seed.node.places(&request.namespace, &request.pod, uid.as_str());
-        let (attempt, running) = which_life(&entry.containers, request)?;
-        let file = LogFile { path: places.log(&request.container, attempt), running };
+        let Life { attempt, running, id } = which_life(&entry.containers, request)?;
+        let id = id.and_then(|id| Some(ContainerId(id.split_once("://")?.1.to_owned())));
+        let file = LogFile { path: places.log(&request.container, attempt), running, id };
+        // What another life does is no matter to one that has ended.
         let alive = entry
             .running
             .get(&request.container)
+            .filter(|_| running)
             .map_or_else(|| watch::channel(false).1, watch::Sender::subscribe);
         Ok((file, alive))
     }
 }
 
-/// Which of a container's lives a request means, and whether it is the one that runs.
-fn which_life(statuses: &[v1::ContainerStatus], request: &LogRequest) -> Result<(u32, bool), (u16, String)> {
+/// One of a container's lives.
+#[derive(Debug, PartialEq, Eq)]
+struct Life<'a> {
+    attempt: u32,
+    /// Whether it is the one that runs.
+    running: bool,
+    /// As statuses tell it: `RUNTIME://ID`.
+    id: Option<&'a str>,
+}
+
+/// Which of a container's lives a request means.
+fn which_life<'a>(
+    statuses: &'a [v1::ContainerStatus],
+    request: &LogRequest,
+) -> Result<Life<'a>, (u16, String)> {
     let (name, pod) = (&request.container, &request.pod);
     let waiting =
         |reason: &str| (400, format!("container \"{name}\" in pod \"{pod}\" is waiting to start: {reason}"));
@@ -174,16 +201,19 @@ fn which_life(statuses: &[v1::ContainerStatus], request: &LogRequest) -> Result<
     // postStart hook it waits, too, but as another life.
     let last = status.last_state.as_ref().and_then(|s| s.terminated.as_ref()).and_then(|last| {
         let is_last = state.waiting.is_some() && status.container_id == last.container_id;
-        if is_last { Some(attempt) } else { attempt.checked_sub(1) }
+        let attempt = if is_last { attempt } else { attempt.checked_sub(1)? };
+        Some(Life { attempt, running: false, id: last.container_id.as_deref() })
     });
     if request.previous {
         let absent = || format!("previous terminated container \"{name}\" in pod \"{pod}\" not found");
-        return last.map(|last| (last, false)).ok_or_else(|| (400, absent()));
+        return last.ok_or_else(|| (400, absent()));
     }
     match (state.waiting, last) {
-        (Some(_), Some(last)) => Ok((last, false)),
+        (Some(_), Some(last)) => Ok(last),
         (Some(w), None) => Err(waiting(w.reason.as_deref().unwrap_or("ContainerCreating"))),
-        (None, _) => Ok((attempt, state.running.is_some())),
+        (None, _) => {
+            Ok(Life { attempt, running: state.running.is_some(), id: status.container_id.as_deref() })
+        }
     }
 }
 
@@ -199,13 +229,25 @@ async fn send_log(
     request: LogRequest,
     since: Option<SystemTime>,
     file: LogFile,
-    alive: watch::Receiver<bool>,
+    (alive, runtime): (watch::Receiver<bool>, Arc<dyn ContainerRuntime>),
     responder: Responder,
 ) {
     let Ok(stream) = responder.accept().await else { return };
     let ByteStream { mut read, mut write } = stream;
+    let written = async {
+        if let Some(id) = &file.id {
+            runtime.log_written(id).await;
+        }
+    };
+    let mut written = std::pin::pin!(written.fuse());
+    // One that has ended may have left more than is copied yet. Who does not follow it is given the whole, if it can be.
+    let grows = file.running || written.as_mut().now_or_never().is_none();
+    if grows && !file.running && !request.follow {
+        let _ = tokio::time::timeout(COPIED_WITHIN, written.as_mut()).await;
+    }
+    let (grows_on, growing) = watch::channel(grows);
     let options = logs::LogOptions {
-        follow: request.follow && file.running,
+        follow: request.follow && grows,
         tail_lines: request.tail_lines,
         since,
         limit_bytes: request.limit_bytes,
@@ -213,15 +255,32 @@ async fn send_log(
         stream: None,
     };
     tokio::select! {
-        outcome = logs::read(&file.path, options, &mut write, alive) => {
+        outcome = logs::read(&file.path, options, &mut write, growing) => {
             if let Err(error) = outcome {
                 tracing::debug!(%error, path = %file.path.display(), "log not read to its end");
             }
         }
+        () = stops_growing(alive, written, grows, grows_on) => {}
         // The reader has gone: nobody needs the rest.
         () = gone(&mut read) => {}
     }
     let _ = write.shutdown().await;
+}
+
+/// Tells the reader of a log when it grows no more: its container has ended, and what that wrote is there. Never returns:
+/// the reader does.
+async fn stops_growing(
+    mut alive: watch::Receiver<bool>,
+    written: impl Future<Output = ()>,
+    grows: bool,
+    grows_on: watch::Sender<bool>,
+) {
+    if grows {
+        while *alive.borrow_and_update() && alive.changed().await.is_ok() {}
+        written.await;
+        grows_on.send_replace(false);
+    }
+    std::future::pending().await
 }
 
 /// From when on lines are wanted, by this machine's clock.
@@ -326,6 +385,10 @@ async fn remove_image(node: Arc<NodeContext>, name: String, responder: Responder
     if !known {
         return refuse(responder, 404, format!("image \"{name}\" not found on node {}", node.name));
     }
+    if normalize(&name).is_ok_and(|full| full == BUILTIN_IMAGE) {
+        let text = format!("image \"{name}\" is built in: it is this program itself, and cannot be removed");
+        return refuse(responder, 400, text);
+    }
     let Ok(stream) = responder.accept().await else { return };
     let removed = node.runtime.remove_image(&name).await.map(|()| vec![name]);
     answer(stream.write, removed, &kubelet).await;
@@ -423,8 +486,35 @@ mod tests {
         ] {
             let request =
                 LogRequest { container: "web".into(), pod: "p".into(), previous, ..LogRequest::default() };
-            let life = which_life(&[status(restarts, state, had_last)], &request).map_err(|(code, _)| code);
+            let statuses = [status(restarts, state, had_last)];
+            let life = which_life(&statuses, &request).map_err(|(code, _)| code);
+            // The id is always that of the life whose file it is.
+            let is_last = previous || ["waiting", "in its hook"].contains(&state);
+            let id = Some(if is_last { "r://last" } else { "r://now" });
+            let expected = expected.map(|(attempt, running)| Life { attempt, running, id });
             assert_eq!(life, expected, "{restarts} {state} {previous}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_grows_until_its_container_has_ended_and_what_that_wrote_is_copied() {
+        let (runs, alive) = watch::channel(true);
+        let (grows_on, mut growing) = watch::channel(true);
+        let second = Duration::from_secs(1);
+        let begun = tokio::time::Instant::now();
+        let written = async { tokio::time::sleep(second * 3).await };
+        let told = async {
+            tokio::time::sleep(second).await;
+            assert!(*growing.borrow());
+            runs.send_replace(false);
+            while *growing.borrow_and_update() {
+                growing.changed().await.unwrap();
+            }
+            begun.elapsed()
+        };
+        tokio::select! {
+            () = stops_growing(alive, written, true, grows_on) => {}
+            after = told => assert_eq!(after, second * 4),
         }
     }
 }

@@ -266,6 +266,54 @@ fn a_pod_actor_that_panicked_begins_with_what_the_master_wants_now() {
 }
 
 #[test]
+fn how_a_pod_is_is_told_again_when_the_master_has_something_else_of_it() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        bench.assign(&[pod(&["c"], "one")]).await;
+        bench.until("it runs", |b| b.runs(0)).await;
+        let before = bench.report("u");
+        for phase in ["Bogus", "Pending"] {
+            bench.told.lock().unwrap().clear();
+            let mut other = pod(&["c"], "one");
+            other["status"] = json!({"phase": phase, "podIP": "1.2.3.4"});
+            bench.assign(&[other]).await;
+            bench.until("it is told again", |b| b.report("u").is_some()).await;
+            assert_eq!(bench.report("u"), before);
+        }
+        // Nothing is told of what it said itself, of what others say beside that, and of what the master makes of it.
+        let mut own = serde_json::to_value(before.unwrap().0).unwrap();
+        own["nominatedNodeName"] = json!("n");
+        own["conditions"].as_array_mut().unwrap().push(json!({"type": "a.b/c", "status": "True"}));
+        let mut silent = own.clone();
+        for condition in silent["conditions"].as_array_mut().unwrap() {
+            if condition["type"] == "Ready" {
+                condition["status"] = json!("False");
+                condition["lastTransitionTime"] = json!("2020-01-01T00:00:00Z");
+            }
+        }
+        bench.told.lock().unwrap().clear();
+        for status in [own, silent] {
+            let mut same = pod(&["c"], "one");
+            same["status"] = status;
+            bench.assign(&[same]).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(bench.report("u"), None);
+        }
+        // Of many changes at once each second one.
+        let begin = tokio::time::Instant::now();
+        for round in 0..30 {
+            let mut other = pod(&["c"], "one");
+            other["status"] = json!({"phase": "Pending", "message": format!("{round}")});
+            bench.assign(&[other]).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let seconds = begin.elapsed().as_secs();
+        let told = bench.told.lock().unwrap().len() as u64;
+        assert!((2..=seconds + 1).contains(&told), "{told} in {seconds} s");
+    });
+}
+
+#[test]
 fn exits_that_the_runtime_could_not_tell_are_found() {
     system(async {
         // Room for one event: of three exits at once, two are never heard of.
@@ -455,5 +503,52 @@ fn a_pods_share_follows_what_all_of_its_containers_are_given_also_those_that_wai
         bench.until("the one that waits counts", |b| share(b) == Some(600)).await;
         bench.assign(&[sized("50m", "500m")]).await;
         bench.until("the one that runs counts", |b| share(b) == Some(550)).await;
+    });
+}
+
+/// What the node says of itself: each change of its readiness, with the text.
+fn readiness(bench: &Bench) -> Vec<(String, String)> {
+    let told = bench.told.lock().unwrap();
+    let statuses = told.iter().filter_map(|message| match message {
+        wire::ToMaster::Node(report) => serde_json::from_slice::<v1::NodeStatus>(&report.status).ok(),
+        _ => None,
+    });
+    let ready = statuses.filter_map(|status| status.conditions?.into_iter().find(|c| c.type_ == "Ready"));
+    let mut all: Vec<_> = ready.map(|c| (c.status, c.message.unwrap_or_default())).collect();
+    all.dedup();
+    all
+}
+
+/// A kubelet whose runtime does not answer the first so many questions whether it is there.
+fn away_at_first(questions: usize) -> Bench {
+    let machine = SimMachine::new(SimConfig::default()).unwrap();
+    for _ in 0..questions {
+        machine.fail_next(Operation::Status, refusal());
+    }
+    Bench::on(machine, tempfile::tempdir().unwrap())
+}
+
+#[test]
+fn a_node_whose_runtime_is_away_says_so_and_when_it_is_back() {
+    system(async {
+        let bench = away_at_first(6);
+        let fault = refusal().to_string();
+        bench.until("it is ready again", |b| readiness(b).len() == 2).await;
+        let told = readiness(&bench);
+        let told: Vec<_> = told.iter().map(|(ready, text)| (ready.as_str(), text.as_str())).collect();
+        assert_eq!(told, [("False", fault.as_str()), ("True", "kubelet is posting ready status")]);
+        bench.stop().await;
+    });
+}
+
+#[test]
+fn a_runtime_that_hiccups_leaves_its_node_ready() {
+    system(async {
+        let bench = away_at_first(2);
+        bench.until("it has said something", |b| !readiness(b).is_empty()).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+        assert_eq!(readiness(&bench).len(), 1);
+        assert_eq!(readiness(&bench)[0].0, "True");
+        bench.stop().await;
     });
 }

@@ -5,7 +5,7 @@
 //! on one pod only the newest is written; a node speaks of the pods bound to it and of itself, nothing else.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -31,12 +31,13 @@ use crate::{
     logic::{
         clocks::happened_at,
         events::Happening,
-        nodes::{Report, Told, pod_reported, wanted_mark},
+        mirrors::is_mirror,
+        nodes::{Report, Told, pod_reported, tells_end, wanted_mark},
         sightings::Sparing,
         silence::is_away,
     },
     messages::{Durability, Port, RecordEvent, wire},
-    model::{Key, Kind, NodeName, Object, Revision, Uid},
+    model::{Key, Kind, KindFacet, NodeName, Object, Revision, Uid},
     net::{Class, LinkEvent, LinkEvents, LinkHandle, NetError},
 };
 
@@ -113,6 +114,12 @@ pub(super) struct NodeHandle {
     /// Reports not yet written, newest only.
     pending: BTreeMap<Uid, wire::PodReport>,
     writing: bool,
+    /// Whose reports are being written.
+    in_flight: BTreeSet<Uid>,
+    /// The states of pods that it was sent, or that its reports have led to.
+    own: HashMap<Uid, Revision>,
+    /// Pods that it knows to be over.
+    over: HashSet<Uid>,
     /// How often its pods are being said not to be ready: what it reports of them is decided on after that.
     pub(super) unreadying: u32,
     /// The node's static pods as last told, while they are not all written.
@@ -163,6 +170,9 @@ impl NodeHandle {
             configs_wait: false,
             pending: BTreeMap::new(),
             writing: false,
+            in_flight: BTreeSet::new(),
+            own: HashMap::new(),
+            over: HashSet::new(),
             unreadying: 0,
             mirrors: None,
             mirroring: false,
@@ -231,9 +241,14 @@ impl NodeHandle {
         let Some(link) = self.link.clone().filter(|_| self.greeted) else { return };
         self.sent.retain(|uid, _| self.pods.contains_key(uid));
         self.marks.retain(|uid, _| self.pods.contains_key(uid));
+        self.own.retain(|uid, _| self.pods.contains_key(uid));
+        self.over.retain(|uid| self.pods.contains_key(uid));
         for pod in self.pods.values() {
             let known = self.marks.get(pod.uid()).is_some_and(|(revision, _)| *revision == pod.revision);
             if !known {
+                if is_others(pod, &self.own, &self.in_flight) {
+                    self.sent.remove(pod.uid());
+                }
                 self.marks.insert(pod.uid().clone(), (pod.revision, wanted_mark(&pod.json)));
             }
         }
@@ -244,8 +259,8 @@ impl NodeHandle {
         self.send_configs(ctx);
         self.send_tokens();
         let mark = |pod: &Object| self.marks.get(pod.uid()).map(|(_, mark)| *mark);
-        let fresh: Vec<&Arc<Object>> =
-            self.pods.values().filter(|p| self.sent.get(p.uid()).copied() != mark(p)).collect();
+        let is_news = |pod: &Object| self.sent.get(pod.uid()).copied() != mark(pod) || self.is_to_end(pod);
+        let fresh: Vec<&Arc<Object>> = self.pods.values().filter(|pod| is_news(pod)).collect();
         let picture = wire::Assignments {
             revision: self.revision,
             pods: self
@@ -262,6 +277,8 @@ impl NodeHandle {
                 })
                 .collect(),
         };
+        let sent: Vec<(Uid, Revision)> = fresh.iter().map(|p| (p.uid().clone(), p.revision)).collect();
+        let over: Vec<Uid> = fresh.iter().filter(|p| is_over(p)).map(|p| p.uid().clone()).collect();
         let marks: Vec<(Uid, u64)> = fresh.iter().filter_map(|p| Some((p.uid().clone(), mark(p)?))).collect();
         if let Err(error) = link.send(Class::Control, &wire::ToNode::Assignments(picture)) {
             tracing::warn!(node = %self.name, %error, "assignments not sent; connecting anew");
@@ -269,6 +286,19 @@ impl NodeHandle {
             return;
         }
         self.sent.extend(marks);
+        self.over.extend(over);
+        sent.into_iter().for_each(|(uid, revision)| self.note_own(uid, revision));
+    }
+
+    /// Notes a state of a pod that is no news to the node. The registry's pictures may be behind what was written.
+    fn note_own(&mut self, uid: Uid, revision: Revision) {
+        let own = self.own.entry(uid).or_insert(revision);
+        *own = revision.max(*own);
+    }
+
+    /// Whether others have said that a pod is over, and its node has yet to hear of it.
+    fn is_to_end(&self, pod: &Object) -> bool {
+        is_over(pod) && !self.over.contains(pod.uid()) && !self.in_flight.contains(pod.uid())
     }
 
     fn heard(&mut self, message: wire::ToMaster, ctx: &mut Context<Self>) {
@@ -322,6 +352,7 @@ impl NodeHandle {
         }
         self.writing = true;
         let batch = std::mem::take(&mut self.pending);
+        self.in_flight = batch.keys().cloned().collect();
         let (wiring, node) = (self.seed.wiring.clone(), self.name.clone());
         let work = async move {
             let snapshot = wiring.view.snapshot();
@@ -340,6 +371,7 @@ impl NodeHandle {
         };
         ctx.spawn(work.into_actor(self).map(|(batch, outcome), node, ctx| {
             node.writing = false;
+            node.note_written(&batch, outcome.as_ref().map_or(&[], |outcome| &outcome.made), ctx);
             if node.silence.told {
                 // It was reported before the silence, and written after what was said then.
                 node.unready_pods(ctx);
@@ -364,6 +396,29 @@ impl NodeHandle {
             }
             ctx.run_later(pause, |node, ctx| node.write_pods(ctx));
         }));
+    }
+
+    /// Notes what its reports have led to; of what others have changed meanwhile the node hears now.
+    fn note_written(
+        &mut self,
+        batch: &BTreeMap<Uid, wire::PodReport>,
+        made: &[Arc<Object>],
+        ctx: &mut Context<Self>,
+    ) {
+        self.in_flight.clear();
+        made.iter().for_each(|pod| self.note_own(pod.uid().clone(), pod.revision));
+        let said = made.iter().filter(|pod| is_over(pod));
+        let said = said.filter(|pod| batch.get(pod.uid()).is_some_and(|report| tells_end(&report.status)));
+        self.over.extend(said.map(|pod| pod.uid().clone()));
+        let here = || batch.keys().filter_map(|uid| self.pods.get(uid));
+        let others: Vec<Uid> = here()
+            .filter(|pod| is_others(pod, &self.own, &self.in_flight))
+            .map(|pod| pod.uid().clone())
+            .collect();
+        if !others.is_empty() || here().any(|pod| self.is_to_end(pod)) {
+            self.sent.retain(|uid, _| !others.contains(uid));
+            self.send_assignments(ctx);
+        }
     }
 
     /// Whether the node may speak of this. What was its own until a moment ago is ignored; anything else is refused.
@@ -411,6 +466,19 @@ impl NodeHandle {
         }
         self.lost = Some(ctx.run_later(within, |node, ctx| node.mark_lost(ctx)));
     }
+}
+
+/// Whether somebody else than the node has changed its pod: it may have been the status, which is the node's to say. It is
+/// sent the document, and tells the pod's status again.
+pub(super) fn is_others(pod: &Object, own: &HashMap<Uid, Revision>, in_flight: &BTreeSet<Uid>) -> bool {
+    own.get(pod.uid()).is_some_and(|own| pod.revision > *own)
+        && !in_flight.contains(pod.uid())
+        // Of static pods the node tells in another way.
+        && !pod.parse().is_ok_and(|pod| is_mirror(&pod))
+}
+
+fn is_over(pod: &Object) -> bool {
+    matches!(&pod.facet.of, KindFacet::Pod(pod) if pod.phase.is_final())
 }
 
 /// One event of one connection.

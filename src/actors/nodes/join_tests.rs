@@ -122,6 +122,57 @@ fn who_guesses_is_not_listened_to_for_a_while_and_others_are() {
 }
 
 #[test]
+fn the_actor_of_a_deleted_node_goes_with_its_last_pod() {
+    use crate::net::{Connector, LinkConfig};
+    // Links of nodes that joined are QUIC's own, over loopback, by the clock on the wall.
+    let work = async {
+        let authority = Arc::new(Authority::ephemeral().unwrap());
+        let (identity, ca) = (authority.issue_master().unwrap(), authority.certificate().clone());
+        let local = ([127, 0, 0, 1], 0).into();
+        let listener = Listener::bind(local, &identity, &ca, LinkConfig::default()).unwrap();
+        let address = listener.local_addr();
+        let (asks, asked) = mpsc::channel(4);
+        let admission = Arc::new(Admission::new(authority.clone(), asked, LIFE));
+        let master = Master::start_as(Bench::new(), |seed| RegistrySeed {
+            listener: Arc::new(Mutex::new(listener)),
+            admission: Some(admission),
+            ..seed
+        });
+        let master = master.await;
+        create_token(&master).await;
+        for pods in [0, 1] {
+            let key = NodeKey::generate().unwrap();
+            let admitted = ask(&asks, "n1", &key, &token().secret, 1).await;
+            assert!(matches!(admitted, JoinAnswer::Admitted(_)), "{admitted:?}");
+            let certificate = authority.certify_node(&"n1".into(), &key.request().unwrap(), LIFE).unwrap();
+            let identity = key.with(&certificate).unwrap();
+            let connector = Connector::new(&identity, &ca, LinkConfig::default()).unwrap();
+            let link = connector.connect::<ToMaster, ToNode>(address, MASTER).await.unwrap();
+            let (handle, mut events) = link.split();
+            handle.send(Class::Control, &hello()).unwrap();
+            master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(true)).await;
+            let bound = match pods {
+                0 => None,
+                _ => Some(master.bench.create(Kind::Pod, pod("p", "n1")).await),
+            };
+            master.bench.remove(&node_key("n1")).await;
+            while !matches!(events.next().await, LinkEvent::Closed(CloseReason::Unwelcome(_))) {}
+            if let Some(bound) = bound {
+                assert!(has_actor(&master, "n1").await, "it has a pod yet");
+                master.bench.remove(&bound.key).await;
+            }
+            while has_actor(&master, "n1").await {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+        master.stop().await;
+    };
+    actix::System::new().block_on(async {
+        tokio::time::timeout(Duration::from_secs(60), work).await.expect("its actor has gone");
+    });
+}
+
+#[test]
 fn a_node_that_was_deleted_and_comes_again_and_again_is_told_of_once_an_interval() {
     use crate::{
         actors::supervisor::Supervisor,

@@ -14,6 +14,7 @@ mod joins;
 mod mirrors;
 mod object;
 mod refusals;
+mod rivals;
 mod sightings;
 mod status;
 #[cfg(test)]
@@ -39,6 +40,7 @@ use self::{
     handle::{Begun, ConfigsMoved, Linked, NodeHandle, NodePods},
     health::Health,
     images::Shelves,
+    rivals::{Held, RIVALS_INTERVAL_MS},
 };
 use crate::{
     actors::{
@@ -51,6 +53,7 @@ use crate::{
         join::{Attempts, belongs_to, not_a_node},
         nodes::free_subnet,
         pulse,
+        rivals::Rivals,
         seldom::Seldom,
         supervision::Intensity,
         tokens::SigningKey,
@@ -148,6 +151,12 @@ pub struct NodeRegistry {
     attempts: Attempts,
     /// Says of nodes that come again and again that they were sent away.
     sent_away: Seldom<NodeName>,
+    /// Whose links come too often while they have one.
+    rivals: Rivals,
+    /// Links of those that are held while it is looked whether the other lives.
+    held: HashMap<NodeName, Held>,
+    /// Says of nodes that two machines are one.
+    rivals_told: Seldom<NodeName>,
     /// Joins under way for a name.
     joining: HashMap<NodeName, u32>,
     /// `None` until the store's first snapshot was seen: before that no node can be told what it is to run.
@@ -174,6 +183,9 @@ impl NodeRegistry {
             subnets: HashMap::new(),
             attempts: Attempts::default(),
             sent_away: Seldom::new(SENT_AWAY_INTERVAL_MS),
+            rivals: Rivals::default(),
+            held: HashMap::new(),
+            rivals_told: Seldom::new(RIVALS_INTERVAL_MS),
             joining: HashMap::new(),
             revision: None,
             supervisor,
@@ -207,7 +219,7 @@ impl NodeRegistry {
         self.nodes.iter().map(|(name, known)| (name.clone(), known.slot.address()))
     }
 
-    fn begin_anew(&mut self, snapshot: &crate::model::Snapshot) {
+    fn begin_anew(&mut self, snapshot: &crate::model::Snapshot, ctx: &mut Context<Self>) {
         for known in self.nodes.values_mut() {
             known.pods.clear();
         }
@@ -221,11 +233,20 @@ impl NodeRegistry {
             }
         }
         self.revision = Some(snapshot.revision);
+        self.rivals.retain(|name| snapshot.find(&Key::new(Kind::Node, "", name.0.clone())).is_some());
         self.send_strangers_away(snapshot);
+        // Actors of nodes that were deleted while nobody was told.
+        let before: Vec<NodeName> = self.handles.iter().map(|handle| handle.key().clone()).collect();
+        for name in before {
+            self.node(&name);
+        }
         let names: Vec<NodeName> = self.nodes.keys().cloned().collect();
         for name in names {
             self.tell_pods(&name);
-            self.hand_over(&name);
+            // One that was just given a link is not in `links` yet.
+            if !self.hand_over(&name) {
+                self.forget_if_gone(&name, ctx);
+            }
         }
     }
 
@@ -282,6 +303,7 @@ impl NodeRegistry {
         touched.dedup();
         for name in touched {
             self.tell_pods(&name);
+            self.forget_if_gone(&name, ctx);
         }
         if !configs.is_empty() {
             let moved = ConfigsMoved(Arc::new(configs));
@@ -296,10 +318,22 @@ impl NodeRegistry {
     fn node_deleted(&mut self, name: &NodeName, ctx: &mut Context<Self>) {
         self.subnets.remove(name);
         self.shelves.forget(name);
+        self.rivals.forget(name);
         match self.links.remove(name) {
             Some((_, link)) if link.joined_key().is_some() => link.expel(&not_a_node(name.as_str())),
-            Some((_, link)) => link.close("the node was deleted"),
-            None => self.forget(name, ctx),
+            Some((_, link)) => return link.close("the node was deleted"),
+            None => {}
+        }
+        self.forget_if_gone(name, ctx);
+    }
+
+    /// Of a node that is no more its actor goes, too, once its last pod has gone.
+    fn forget_if_gone(&mut self, name: &NodeName, ctx: &mut Context<Self>) {
+        let key = Key::new(Kind::Node, "", name.0.clone());
+        let is_linked = self.links.contains_key(name);
+        let comes = self.nodes.get(name).is_some_and(|known| known.waiting.is_some());
+        if !is_linked && !comes && self.seed.wiring.view.snapshot().find(&key).is_none() {
+            self.forget(name, ctx);
         }
     }
 
@@ -327,20 +361,28 @@ impl NodeRegistry {
         }
     }
 
-    fn linked(&mut self, link: Link<wire::ToNode, wire::ToMaster>) {
+    fn linked(&mut self, link: Link<wire::ToNode, wire::ToMaster>, ctx: &mut Context<Self>) {
         let name = link.peer().clone();
-        let (handle, events) = link.split();
+        let link = link.split();
+        if let Some(other) = self.living_link(&name)
+            && self.rivals.comes(&name, outside::now().as_millisecond())
+        {
+            return self.hold(name, link, other, ctx);
+        }
+        self.let_go(&name);
+        self.admit(&name, link);
+    }
+
+    fn admit(&mut self, name: &NodeName, link: ToNodeLink) {
         let snapshot = self.seed.wiring.view.snapshot();
         let object = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
-        if handle.joined_key().is_some_and(|key| !object.is_some_and(|node| belongs_to(node, key))) {
-            if let Some(unsaid) = self.sent_away.says(&name, outside::now().as_millisecond()) {
+        if link.0.joined_key().is_some_and(|key| !object.is_some_and(|node| belongs_to(node, key))) {
+            if let Some(unsaid) = self.sent_away.says(name, outside::now().as_millisecond()) {
                 tracing::warn!(node = %name, unsaid, "a node that was deleted, or never joined, was sent away");
             }
-            handle.expel(&not_a_node(name.as_str()));
-            return;
+            return link.0.expel(&not_a_node(name.as_str()));
         }
-        let link = (handle, events);
-        let subnet = match self.subnet_for(&name) {
+        let subnet = match self.subnet_for(name) {
             Ok(subnet) => subnet,
             Err(problem) => {
                 tracing::error!(node = %name, problem, "node refused");
@@ -348,21 +390,21 @@ impl NodeRegistry {
                 return;
             }
         };
-        let known = self.node(&name);
+        let known = self.node(name);
         if let Some((before, _)) = known.waiting.replace((link, subnet)) {
             before.0.close("the node has connected anew");
         }
-        self.hand_over(&name);
+        self.hand_over(name);
     }
 
     /// Gives a waiting link to its node's actor, once that is there. Nothing is lost in between: an incarnation is
-    /// published before it says that it has begun, and whatever waits is handed over then.
-    fn hand_over(&mut self, name: &NodeName) {
-        let (Some(revision), Some(known)) = (self.revision, self.nodes.get_mut(name)) else { return };
-        let Some(address) = known.slot.address().filter(|_| !known.ending) else { return };
-        if let Some((link, subnet)) = known.waiting.take() {
-            address.do_send(Linked { link, subnet, pods: known.picture(revision) });
-        }
+    /// published before it says that it has begun, and whatever waits is handed over then. Whether one was.
+    fn hand_over(&mut self, name: &NodeName) -> bool {
+        let (Some(revision), Some(known)) = (self.revision, self.nodes.get_mut(name)) else { return false };
+        let Some(address) = known.slot.address().filter(|_| !known.ending) else { return false };
+        let Some((link, subnet)) = known.waiting.take() else { return false };
+        address.do_send(Linked { link, subnet, pods: known.picture(revision) });
+        true
     }
 
     fn subnet_for(&mut self, name: &NodeName) -> Result<String, String> {
@@ -419,16 +461,16 @@ impl StreamHandler<Fed> for NodeRegistry {
     fn handle(&mut self, fed: Fed, ctx: &mut Self::Context) {
         self.life.beat();
         match fed {
-            Fed::Anew(snapshot) => self.begin_anew(&snapshot),
+            Fed::Anew(snapshot) => self.begin_anew(&snapshot, ctx),
             Fed::Changes(changes) => self.note(&changes, ctx),
         }
     }
 }
 
 impl StreamHandler<Accepted> for NodeRegistry {
-    fn handle(&mut self, accepted: Accepted, _: &mut Self::Context) {
+    fn handle(&mut self, accepted: Accepted, ctx: &mut Self::Context) {
         self.life.beat();
-        self.linked(accepted.0);
+        self.linked(accepted.0, ctx);
     }
 
     fn finished(&mut self, _: &mut Self::Context) {

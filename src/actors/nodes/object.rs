@@ -29,7 +29,7 @@ use crate::{
         taints::{Readiness, is_silent, readiness, taint_by_readiness},
     },
     messages::{Durability, RecordEvent, wire},
-    model::{Key, KindFacet, NodeName, Object, seal},
+    model::{Key, KindFacet, NodeName, Object, extended, seal},
     net::LinkHandle,
 };
 
@@ -79,6 +79,7 @@ impl NodeHandle {
             Some(object) => edit::<v1::Node>(object, |node| {
                 let mut status = status.clone();
                 stamp(&mut status, node.status.as_ref(), outside::now());
+                extended::keep(&mut status, node.status.as_ref());
                 complete_labels(node.metadata.labels.get_or_insert_default(), &status);
                 node.metadata.labels.get_or_insert_default().extend(labels.clone());
                 let spec = node.spec.get_or_insert_default();
@@ -223,6 +224,9 @@ impl NodeHandle {
             self.sparing.spend(silent);
         }
         self.supersede();
+        let snapshot = self.seed.wiring.view.snapshot();
+        // One that was deleted has its actor until its pods are gone, which are not ready either.
+        let exists = snapshot.find(&self.key()).is_some();
         if let Some(by) = &seen {
             tracing::warn!(node = %self.name, %by, "node is not ready: its link is down, but its machine is reached");
         } else if planned {
@@ -230,10 +234,9 @@ impl NodeHandle {
             self.silence.given = Duration::ZERO;
             self.lost = Some(ctx.run_later(GOODBYE, |node, ctx| node.mark_lost(ctx)));
             tracing::info!(node = %self.name, "node is not ready: it said goodbye");
-        } else {
+        } else if exists {
             tracing::warn!(node = %self.name, "node is not ready: its link is down");
         }
-        let snapshot = self.seed.wiring.view.snapshot();
         if let Some(object) = snapshot.find(&self.key()) {
             let message = format!("Node {} status is now: NodeNotReady", self.name);
             let event =

@@ -19,7 +19,7 @@ use crate::{
     },
     logic::nodes::{MachineFacts, node_status},
     messages::wire::{EventReport, Hello, NodeReport, PodReport, ToMaster, ToNode},
-    model::Key,
+    model::{Key, seal_json},
     net::{Class, CloseReason, LinkEvent, LinkEvents, identity::MASTER, memory::Network},
 };
 
@@ -404,6 +404,67 @@ fn a_deleted_node_may_come_back_at_once() {
     });
 }
 
+/// Whether there is an actor for a node.
+async fn has_actor(master: &Master, node: &str) -> bool {
+    let path = format!("nodes/node handles/{node}");
+    master.root.tree().await.iter().any(|child| child.name.ends_with(&path))
+}
+
+#[test]
+fn two_machines_that_are_one_node_do_not_take_the_link_from_each_other_for_ever() {
+    system(async {
+        let master = Master::start().await;
+        let mut links = Vec::new();
+        // At first each that comes is believed: it may have lost the link that is there.
+        for _ in 0..4 {
+            links.push(master.join("n1").await);
+        }
+        assert!(!master.bench.reasons().contains(&"NodeIdentityCopied".to_owned()));
+        let (_rival, mut heard) = master.link("n1").await;
+        let LinkEvent::Closed(CloseReason::Peer(why)) = heard.next().await else { panic!("it was taken") };
+        assert!(why.contains("another machine"), "{why}");
+        let told = master.bench.reasons().iter().filter(|reason| *reason == "NodeIdentityCopied").count();
+        assert_eq!(told, 1);
+        // The one that is linked stays.
+        let (handle, mut events) = links.pop().unwrap();
+        let bound = master.bench.create(Kind::Pod, pod("p", "n1")).await;
+        picture(&mut events, |picture| picture.pods.iter().any(|pod| pod.uid == *bound.uid())).await;
+        // A link that is held is taken as soon as the other one has gone.
+        let (rival, mut heard) = master.link("n1").await;
+        rival.send(Class::Control, &hello()).unwrap();
+        let early = tokio::time::timeout(Duration::from_secs(1), heard.next()).await;
+        assert!(early.is_err(), "it is held");
+        handle.close("it ends");
+        assert!(matches!(message(&mut heard).await, ToNode::Welcome(_)));
+        master.stop().await;
+    });
+}
+
+#[test]
+fn one_machine_whose_process_begins_anew_again_and_again_is_not_taken_for_two() {
+    system(async {
+        let master = Master::start().await;
+        let mut links = Vec::new();
+        for _ in 0..4 {
+            links.push(master.join("n1").await);
+        }
+        // Those that come while the last one is not known to be dead are held, the newest of them only.
+        let (_given_up, mut unheard) = master.link("n1").await;
+        let (newest, mut heard) = master.link("n1").await;
+        newest.send(Class::Control, &hello()).unwrap();
+        let LinkEvent::Closed(CloseReason::Peer(why)) = unheard.next().await else { panic!("it was taken") };
+        assert!(why.contains("anew"), "{why}");
+        links.last().unwrap().0.close("it is found to be dead");
+        assert!(matches!(message(&mut heard).await, ToNode::Welcome(_)));
+        // That proves that it is one: it counts from the beginning.
+        let (after, mut heard) = master.link("n1").await;
+        after.send(Class::Control, &hello()).unwrap();
+        assert!(matches!(message(&mut heard).await, ToNode::Welcome(_)));
+        assert!(!master.bench.reasons().contains(&"NodeIdentityCopied".to_owned()));
+        master.stop().await;
+    });
+}
+
 fn pod_report(pod: &Object, phase: &str) -> PodReport {
     PodReport {
         namespace: pod.key.namespace.to_string(),
@@ -508,4 +569,75 @@ fn reports_on_what_is_not_the_nodes_own_are_refused_counted_and_logged_once_an_i
     metrics::with_local_recorder(&recorder, || {
         tracing::subscriber::with_default(subscriber, || system(test));
     });
+}
+
+#[test]
+fn a_node_hears_of_what_others_make_of_its_pods_status_and_not_of_what_it_said_itself() {
+    system(async {
+        let master = Master::start().await;
+        let (handle, mut events) = master.join("n1").await;
+        let bound = master.bench.create(Kind::Pod, pod("p", "n1")).await;
+        picture(&mut events, |p| p.documents.iter().any(|p| p.uid == *bound.uid())).await;
+        let said = |picture: &wire::Assignments| -> Option<Value> {
+            let document = picture.documents.first()?;
+            Some(serde_json::from_slice::<Value>(&document.json).unwrap()["status"].clone())
+        };
+        for round in 0..3 {
+            let report = ToMaster::Pods(vec![pod_report(&bound, "Running")]);
+            handle.send(Class::State, &report).unwrap();
+            master.bench.until(&bound.key, |pod| phase(pod) == "Running").await;
+            let bogus = json!({"phase": "Bogus", "message": format!("{round}")});
+            master.bench.change(&bound.key, |pod| pod["status"] = bogus.clone()).await;
+            let told = picture(&mut events, |picture| said(picture).is_some()).await;
+            assert_eq!(said(&told), Some(bogus));
+        }
+        master.stop().await;
+    });
+}
+
+#[test]
+fn what_a_node_says_of_its_pods_never_comes_back_to_it() {
+    system(async {
+        let master = Master::start().await;
+        let (handle, mut events) = master.join("n1").await;
+        let bound = master.bench.create(Kind::Pod, pod("p", "n1")).await;
+        picture(&mut events, |p| p.documents.iter().any(|p| p.uid == *bound.uid())).await;
+        // One after the other, faster than the registry tells of what they led to; the last says that it is over.
+        for round in 0..5 {
+            for said in ["Pending", "Running"] {
+                let mut report = pod_report(&bound, said);
+                report.status = json!({"phase": said, "message": format!("{round}")}).to_string().into();
+                handle.send(Class::State, &ToMaster::Pods(vec![report])).unwrap();
+            }
+        }
+        handle.send(Class::State, &ToMaster::Pods(vec![pod_report(&bound, "Succeeded")])).unwrap();
+        master.bench.until(&bound.key, |pod| phase(pod) == "Succeeded").await;
+        master.bench.quiet().await;
+        // The next document is of what somebody else has changed then.
+        master.bench.change(&bound.key, |pod| pod["metadata"]["labels"] = json!({"a": "b"})).await;
+        let told = picture(&mut events, |picture| !picture.documents.is_empty()).await;
+        let document: Value = serde_json::from_slice(&told.documents[0].json).unwrap();
+        assert_eq!(document["metadata"]["labels"], json!({"a": "b"}));
+        master.stop().await;
+    });
+}
+
+#[test]
+fn only_newer_states_than_its_own_are_others_and_those_of_mirrors_are_not() {
+    let at = |revision, annotations: Value| {
+        let mut pod = pod("p", "n1");
+        pod["metadata"]["uid"] = json!("u");
+        pod["metadata"]["annotations"] = annotations;
+        seal_json(Kind::Pod, pod.to_string().as_bytes()).unwrap().at(Revision(revision))
+    };
+    let mirror = json!({"kubernetes.io/config.mirror": "hash"});
+    let own = HashMap::from([(Uid::from("u"), Revision(7))]);
+    // A picture of before its last report was written is behind.
+    for (revision, annotations, others) in
+        [(5, json!({}), false), (7, json!({}), false), (8, json!({}), true), (8, mirror, false)]
+    {
+        let pod = at(revision, annotations);
+        assert_eq!(handle::is_others(&pod, &own, &BTreeSet::new()), others, "{revision}");
+        assert!(!handle::is_others(&pod, &own, &BTreeSet::from([Uid::from("u")])));
+    }
 }

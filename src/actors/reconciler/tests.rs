@@ -103,3 +103,35 @@ fn endpoints_name_a_service_s_ready_pods_and_go_with_it() {
         root.shutdown().await.unwrap();
     });
 }
+
+#[test]
+fn a_pod_that_leaves_a_tainted_node_is_told_of_and_stays_as_long_as_it_says() {
+    // The clock on the wall counts, as in times that are stored.
+    actix::System::new().block_on(async {
+        let bench = Bench::new();
+        let root = start(evictions(&bench.wiring())).await;
+        let node = |name: &str| json!({"metadata": {"name": name}});
+        let a = bench.create(Kind::Node, node("a")).await;
+        bench.create(Kind::Node, node("b")).await;
+        let pod = json!({
+            "metadata": {"name": "p", "namespace": "default"},
+            "spec": {"containers": [{"name": "c"}], "nodeName": "a", "tolerations": [
+                {"key": "mine", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 1},
+            ]},
+            "status": {"phase": "Running"},
+        });
+        let pod = bench.create(Kind::Pod, pod).await;
+        let added = outside::now().to_string();
+        let taint = json!([{"key": "mine", "effect": "NoExecute", "timeAdded": added}]);
+        let begun = std::time::Instant::now();
+        bench.change(&a.key, |node| node["spec"]["taints"] = taint).await;
+        bench.until(&pod.key, |pod| pod.facet.meta.deleting.is_some()).await;
+        let after = begun.elapsed();
+        assert!(after >= Duration::from_secs(1), "{after:?}");
+        while bench.reasons().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(bench.reasons(), ["TaintManagerEviction"]);
+        root.shutdown().await.unwrap();
+    });
+}

@@ -25,7 +25,7 @@ use crate::{
             Controller, Expectation, Plan, decide, edits,
             roster::Roster,
             status::{self, Failure},
-            template::{self, Batch, Chance},
+            template::{self, Batch, Chance, TemplateError},
         },
         supervision::Backoff,
     },
@@ -131,7 +131,8 @@ impl ReplicationController {
         self.parsed.is_some()
     }
 
-    /// The edits that a plan means.
+    /// The edits that a plan means. When its pods cannot be made, the others come alone; once they are done, a plan has none but
+    /// the pods, and that tells why.
     fn pods(&self, plan: &Plan, roster: &Roster, now: Timestamp) -> Result<Vec<Edit>, Failure> {
         let failed = |reason, e: &dyn std::fmt::Display| Failure { reason, message: e.to_string() };
         let Some(parsed) = &self.parsed else { return Ok(Vec::new()) };
@@ -144,11 +145,17 @@ impl ReplicationController {
                 roster.pods.contains_key(&key)
             };
             let snapshot = self.wiring.view.snapshot();
-            let with_token = template::mounts_token(&parsed.typed, namespace, &snapshot);
-            let batch = Batch { count: plan.create, now, with_token, taken: &taken };
-            let pods = template::pods(&parsed.controller, &parsed.typed, &batch, &mut chance)
-                .map_err(|e| failed("FailedCreate", &format_args!("Error creating: {e}")))?;
-            all.extend(pods.into_iter().map(Edit::Create));
+            let cannot = |e: TemplateError| failed("FailedCreate", &format_args!("Error creating: {e}"));
+            let pods =
+                template::mounts_token(&parsed.controller, &parsed.typed, &snapshot).and_then(|with_token| {
+                    let batch = Batch { count: plan.create, now, with_token, taken: &taken };
+                    template::pods(&parsed.controller, &parsed.typed, &batch, &mut chance)
+                });
+            match pods {
+                Ok(pods) => all.extend(pods.into_iter().map(Edit::Create)),
+                Err(_) if !all.is_empty() => {}
+                Err(error) => return Err(cannot(error)),
+            }
         }
         Ok(all)
     }

@@ -108,3 +108,39 @@ fn a_panic_of_manager_or_controller_changes_nothing_in_the_end() {
         root.shutdown().await.unwrap();
     });
 }
+
+#[test]
+fn a_controller_whose_account_is_missing_still_lets_go_and_adopts() {
+    system(async {
+        let bench = Bench::new();
+        let root = start(&bench).await;
+        bench.create(Kind::ReplicationController, controller(1)).await;
+        bench.until_all(|s| pods(s) == 1).await;
+        bench.quiet().await;
+        let strange = |rc: &mut Value| {
+            rc["metadata"]["generation"] = 2.into();
+            rc["spec"]["replicas"] = 3.into();
+            rc["spec"]["template"]["spec"]["serviceAccountName"] = "missing".into();
+        };
+        bench.change(&key(), strange).await;
+        let own = bench.list(Kind::Pod)[0].key.clone();
+        bench.change(&own, |pod| pod["metadata"]["labels"] = json!({"app": "other"})).await;
+        bench.until(&own, |p| p.facet.meta.controller().is_none()).await;
+        let orphan = json!({
+            "metadata": {"name": "before", "namespace": "default", "labels": {"app": "web"}},
+            "spec": {"containers": [{"name": "c", "image": "i"}]},
+        });
+        let orphan = bench.create(Kind::Pod, orphan).await;
+        bench.until(&orphan.key, |p| p.facet.meta.controller().is_some()).await;
+        bench
+            .until(&key(), |rc| {
+                let rc = rc.parse::<Value>().unwrap();
+                rc["status"]["conditions"][0]["message"]
+                    .as_str()
+                    .is_some_and(|m| m.contains("\"missing\" not found"))
+            })
+            .await;
+        assert!(bench.reasons().iter().any(|r| r == "FailedCreate"));
+        root.shutdown().await.unwrap();
+    });
+}

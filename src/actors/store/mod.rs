@@ -39,6 +39,9 @@ const WRITE_BEHIND: Duration = Duration::from_millis(200);
 const WRITE_BEHIND_KEYS: usize = 1024;
 /// How soon to try again by ourselves after the disk failed. Commits try at once.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long a failure is told of although smaller batches have succeeded since: what little is free on a full disk takes them.
+/// Three of Kubernetes' probe periods.
+const REMEMBERED: Duration = Duration::from_secs(30);
 /// A batch takes no more commits once it has this many changes: some 30 ms at the disk.
 const BATCH_WRITES: usize = 4096;
 /// Changes that may wait for the disk, about ten seconds' worth; more are refused.
@@ -53,6 +56,13 @@ pub struct StoreActor {
     queued_writes: usize,
     flight: Option<Flight>,
     timer: Option<SpawnHandle>,
+    failed: Option<Failed>,
+}
+
+/// What the disk did not take.
+struct Failed {
+    bytes: usize,
+    at: tokio::time::Instant,
 }
 
 /// A commit that was not looked at yet.
@@ -76,6 +86,7 @@ struct Flight {
     keys: Vec<Key>,
     reserve: Option<Revision>,
     force: Force,
+    bytes: usize,
     /// What waits for its end. While this is empty, soft commits go on.
     held: Group,
 }
@@ -98,6 +109,7 @@ impl StoreActor {
             queued_writes: 0,
             flight: None,
             timer: None,
+            failed: None,
         })
     }
 
@@ -154,6 +166,11 @@ impl StoreActor {
         }
     }
 
+    /// Whether the disk does not take what it should, as far as is known.
+    fn is_failing(&self) -> bool {
+        self.head.is_doubtful() || self.failed.as_ref().is_some_and(|f| f.at.elapsed() < REMEMBERED)
+    }
+
     fn publish(&mut self, group: Group) {
         if !group.changes.is_empty() {
             self.publisher.publish(self.head.publish(), group.changes);
@@ -177,7 +194,8 @@ impl StoreActor {
         };
         metrics::batch_begins(batch.len(), behind);
         let keys = batch.puts.iter().map(|r| &r.key).chain(&batch.removes).cloned().collect();
-        self.flight = Some(Flight { keys, reserve: batch.reserve, force, held });
+        let bytes = batch.puts.iter().map(|record| record.document.len()).sum();
+        self.flight = Some(Flight { keys, reserve: batch.reserve, force, bytes, held });
         self.disk.append(batch, force, ctx.address().recipient());
     }
 }
@@ -237,7 +255,7 @@ impl Handler<ShowStore> for StoreActor {
         MessageResult(StoreState {
             queued_changes: self.queued_writes,
             behind: self.head.behind(),
-            failing: self.head.is_doubtful(),
+            failing: self.is_failing(),
         })
     }
 }
@@ -251,12 +269,17 @@ impl Handler<Written> for StoreActor {
         match written.outcome {
             Ok(()) => {
                 self.head.keep(flight.reserve);
+                // Less than what failed may fit where that does not.
+                self.failed =
+                    self.failed.take().filter(|f| flight.force != Force::Fsync || flight.bytes < f.bytes);
                 self.publish(flight.held);
             }
             Err(error) => {
                 let text = error.full_text();
                 tracing::error!(error = text, commits = flight.held.answers.len(), "the store cannot write");
                 self.head.roll_back(flight.keys);
+                let bytes = self.failed.take().map_or(0, |f| f.bytes).max(flight.bytes);
+                self.failed = Some(Failed { bytes, at: tokio::time::Instant::now() });
                 for (answer, _) in flight.held.answers {
                     reply(answer, Err(CommitError::Unavailable(text.clone())));
                 }

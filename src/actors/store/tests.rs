@@ -300,6 +300,23 @@ async fn a_failing_disk_refuses_commits_keeps_reads_and_is_tried_again_by_the_ne
 }
 
 #[actix::test]
+async fn a_failure_is_told_until_as_much_is_written() {
+    let f = start();
+    let failing = async || f.store.send(ShowStore).await.unwrap().failing;
+    f.hard(vec![create("a")]).await.unwrap();
+    assert!(!failing().await);
+    let much = || vec![replace("a", &"x".repeat(10_000))];
+    f.disk.fail(Some(io::ErrorKind::StorageFull));
+    f.hard(much()).await.unwrap_err();
+    assert!(failing().await);
+    f.disk.fail(None);
+    f.hard(vec![create("b")]).await.unwrap();
+    assert!(failing().await, "little fits on a full disk");
+    f.hard(much()).await.unwrap();
+    assert!(!failing().await);
+}
+
+#[actix::test]
 async fn soft_changes_stay_published_when_the_disk_fails_and_are_written_when_it_works_again() {
     let f = start();
     f.disk.fail(Some(io::ErrorKind::ReadOnlyFilesystem));

@@ -12,7 +12,7 @@ use std::{cell::RefCell, path::Path, sync::Arc, time::Duration};
 
 use awc::{
     Connector,
-    error::{ConnectError, SendRequestError},
+    error::{ConnectError, PayloadError, SendRequestError},
     http::{Method, header},
 };
 use bytes::Bytes;
@@ -219,9 +219,8 @@ impl Client {
         let answer = self.begun(request.send()).await?;
         let answer = self.accepted(path, answer).await?;
         let path = path.to_owned();
-        Ok(answer.map(move |chunk| {
-            chunk.map_err(|e| CliError::Answer { path: path.clone(), cause: e.to_string() })
-        }))
+        Ok(answer
+            .map(move |chunk| chunk.map_err(|e| CliError::Answer { path: path.clone(), cause: broken(&e) })))
     }
 
     /// POST of a body that is not held in memory; waits for the answer as long as it takes.
@@ -237,7 +236,7 @@ impl Client {
         let answer = request.send_stream(Box::pin(body)).await.map_err(|e| self.unreachable(&e))?;
         let mut answer = self.accepted(path, answer).await?;
         let bytes = answer.body().limit(ANSWER_BYTES).await;
-        decode(path, &bytes.map_err(|e| CliError::Answer { path: path.to_owned(), cause: e.to_string() })?)
+        decode(path, &bytes.map_err(|e| CliError::Answer { path: path.to_owned(), cause: broken(&e) })?)
     }
 
     async fn request(
@@ -257,7 +256,7 @@ impl Client {
             self.accepted(path, answer).await?
         };
         let bytes = answer.body().limit(ANSWER_BYTES).await;
-        bytes.map_err(|e| CliError::Answer { path: path.to_owned(), cause: e.to_string() })
+        bytes.map_err(|e| CliError::Answer { path: path.to_owned(), cause: broken(&e) })
     }
 
     fn prepare(&self, method: Method, path: &str, accept: &str) -> awc::ClientRequest {
@@ -289,7 +288,7 @@ impl Client {
         mut answer: awc::ClientResponse<S>,
     ) -> Outcome<awc::ClientResponse<S>>
     where
-        S: Stream<Item = Result<Bytes, awc::error::PayloadError>> + Unpin,
+        S: Stream<Item = Result<Bytes, PayloadError>> + Unpin,
     {
         for warning in answer.headers().get_all(header::WARNING) {
             self.warn(warning.to_str().unwrap_or_default());
@@ -336,4 +335,27 @@ impl Client {
 fn decode(path: &str, bytes: &[u8]) -> Outcome<Value> {
     serde_json::from_slice(bytes)
         .map_err(|e| CliError::Answer { path: path.to_owned(), cause: format!("not JSON: {e}") })
+}
+
+/// Why an answer broke off, without the library's own words for it.
+fn broken(error: &PayloadError) -> String {
+    match error {
+        PayloadError::Incomplete(_) | PayloadError::Io(_) => {
+            "the connection to the server broke off".to_owned()
+        }
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_breaks_off_is_told_in_a_persons_words() {
+        let eof = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+        for error in [PayloadError::Incomplete(Some(eof)), PayloadError::Incomplete(None)] {
+            assert_eq!(broken(&error), "the connection to the server broke off");
+        }
+    }
 }

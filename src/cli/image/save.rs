@@ -1,11 +1,11 @@
 //! `image save`: images of a node as one archive.
 //!
 //! Owns: which node writes them (the first that has them all) and the file. Invariant: a file of the name given is either
-//! what it was before or a whole archive: it is written beside and renamed, and what is cut off is removed.
+//! what it was before or a whole archive ([`crate::cli::sink`]), and what is cut off is removed.
 
 use std::{
     io::{IsTerminal as _, Write},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use bytes::Bytes;
@@ -15,7 +15,11 @@ use super::{Progress, path};
 use crate::cli::{
     error::{CliError, Outcome},
     session::Session,
+    sink::{Sink, fault, is_stdout},
 };
+
+/// What the umask leaves.
+const ANYBODY: u32 = 0o666;
 
 /// Saves images that one of the nodes has.
 ///
@@ -27,7 +31,7 @@ pub(super) async fn save(
     names: &[String],
     output: Option<&Path>,
 ) -> Outcome {
-    if output.is_none() && std::io::stdout().is_terminal() {
+    if output.is_none_or(is_stdout) && std::io::stdout().is_terminal() {
         return Err(CliError::usage(
             "an archive is not for a terminal; name a file with -o, or pipe it".to_owned(),
         ));
@@ -55,18 +59,20 @@ async fn receive(
     output: Option<&Path>,
 ) -> Outcome {
     let progress = Progress::unknown(node);
-    let Some(file) = output else {
-        let stdout = Path::new("standard output");
-        return copy(archive, &mut std::io::stdout().lock(), stdout, progress).await;
-    };
-    let beside = Beside::new(file)?;
-    let mut into = &beside.file;
-    tokio::select! {
-        copied = copy(archive, &mut into, file, progress) => copied?,
-        // What is beside the file goes when this returns.
-        _ = tokio::signal::ctrl_c() => return Err(CliError::failed("interrupted; nothing was saved")),
+    let name = output.unwrap_or(Path::new("-"));
+    let fault = |source| fault(name, source);
+    match Sink::open(name, ANYBODY).map_err(fault)? {
+        sink @ Sink::Beside(_) => {
+            let mut sink = sink;
+            tokio::select! {
+                copied = copy(archive, &mut sink, name, progress) => copied?,
+                // What is beside the file goes when this returns.
+                _ = tokio::signal::ctrl_c() => return Err(CliError::failed("interrupted; nothing was saved")),
+            }
+            sink.keep().map_err(fault)
+        }
+        mut sink => copy(archive, &mut sink, name, progress).await,
     }
-    beside.keep(file)
 }
 
 async fn copy(
@@ -75,47 +81,13 @@ async fn copy(
     name: &Path,
     mut progress: Progress,
 ) -> Outcome {
-    let fault = |source| CliError::File { path: name.to_owned(), source };
+    let fault = |source| fault(name, source);
     while let Some(chunk) = archive.next().await {
         let chunk = chunk?;
         into.write_all(&chunk).map_err(fault)?;
         progress.sent(chunk.len());
     }
     into.flush().map_err(fault)
-}
-
-/// A file beside the one that is to be; removed unless it is kept.
-struct Beside {
-    path: PathBuf,
-    file: std::fs::File,
-}
-
-impl Beside {
-    fn new(file: &Path) -> Outcome<Beside> {
-        let fault = |path: &Path, source| CliError::File { path: path.to_owned(), source };
-        let name = file.file_name().ok_or_else(|| {
-            fault(file, std::io::Error::new(std::io::ErrorKind::InvalidInput, "it is not the name of a file"))
-        })?;
-        if file.is_dir() {
-            return Err(fault(file, std::io::ErrorKind::IsADirectory.into()));
-        }
-        let path = file.with_file_name(format!(".{}.{}.part", name.to_string_lossy(), std::process::id()));
-        let made = std::fs::File::options().write(true).create_new(true).open(&path);
-        let made = made.map_err(|source| fault(&path, source))?;
-        Ok(Beside { path, file: made })
-    }
-
-    fn keep(self, file: &Path) -> Outcome {
-        let kept = self.file.sync_all().and_then(|()| std::fs::rename(&self.path, file));
-        kept.map_err(|source| CliError::File { path: file.to_owned(), source })
-    }
-}
-
-impl Drop for Beside {
-    fn drop(&mut self) {
-        // After a rename there is none.
-        let _ = std::fs::remove_file(&self.path);
-    }
 }
 
 #[cfg(test)]

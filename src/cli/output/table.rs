@@ -98,7 +98,7 @@ impl TablePrinter {
             cells.push(text);
         }
         for label in &self.show.label_columns {
-            cells.push(metadata["labels"][label].as_str().unwrap_or("<none>").to_owned());
+            cells.push(metadata["labels"][label].as_str().unwrap_or_default().to_owned());
         }
         cells.extend(self.show.labels.then(|| labels(&metadata["labels"])));
         cells
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(
             print(all, Some("ADDED")),
             "EVENT\tNAMESPACE\tNAME\tAGE\tNODE\tTIER\tNO\tLABELS\n\
-             ADDED\tdefault\tpod/web\t1s\tn1\tt\t<none>\tapp=w,x/tier=t\n"
+             ADDED\tdefault\tpod/web\t1s\tn1\tt\t\tapp=w,x/tier=t\n"
         );
         assert_eq!(print(Show { no_headers: true, ..Show::default() }, None), "web\t1s\n");
     }

@@ -33,6 +33,7 @@ pub(super) fn passes(pod: &PodFacet, node: &Node) -> bool {
         && chosen(pod, node.name.as_str(), &known.labels)
         && ports_free(pod, &node.ports)
         && insufficient(pod.requests, known.facet.allocatable.minus(node.used)).next().is_none()
+        && lacking(pod, node, &known.facet).next().is_none()
 }
 
 /// Why it may not; empty when it may.
@@ -50,7 +51,9 @@ pub(super) fn reasons(pod: &PodFacet, node: &Node) -> Vec<Reason> {
     if !ports_free(pod, &node.ports) {
         return vec!["node(s) didn't have free ports for the requested pod ports".into()];
     }
-    insufficient(pod.requests, known.facet.allocatable.minus(node.used)).map(Reason::Borrowed).collect()
+    let insufficient = insufficient(pod.requests, known.facet.allocatable.minus(node.used));
+    let lacking = lacking(pod, node, &known.facet).map(|name| format!("Insufficient {name}").into());
+    insufficient.map(Reason::Borrowed).chain(lacking).collect()
 }
 
 fn cordoned(pod: &PodFacet, node: &NodeFacet) -> bool {
@@ -146,6 +149,16 @@ fn insufficient(asked: Resources, free: Resources) -> impl Iterator<Item = &'sta
         .chain(huge)
         .filter(|(_, asked, free)| *asked > 0 && asked > free)
         .map(|(reason, ..)| reason)
+}
+
+/// The extended resources of which too little is free.
+fn lacking<'a>(pod: &'a PodFacet, node: &'a Node, facet: &'a NodeFacet) -> impl Iterator<Item = &'a String> {
+    let has = |name: &String| facet.extended.as_ref().and_then(|all| all.get(name)).copied().unwrap_or(0);
+    let used = |name: &String| node.extended.get(name).copied().unwrap_or(0);
+    let asked = pod.extended.iter().flat_map(|all| all.iter());
+    asked
+        .filter(move |(name, asked)| **asked > 0 && **asked > has(name).saturating_sub(used(name)))
+        .map(|(name, _)| name)
 }
 
 /// In the order of [`Resources::huge_bytes`].

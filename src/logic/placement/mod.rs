@@ -44,6 +44,8 @@ struct Node {
     known: Option<Known>,
     /// What its pods ask for.
     used: Resources,
+    /// What they ask for of extended resources.
+    extended: BTreeMap<String, i64>,
     /// What its pods count in scores.
     scored: Resources,
     ports: HashSet<filter::HostPort>,
@@ -62,6 +64,16 @@ impl Node {
         let fullness =
             share(self.scored.cpu_milli, has.cpu_milli) + share(self.scored.memory_bytes, has.memory_bytes);
         fullness * 10_000 + share(self.used.pods, has.pods).min(9_999)
+    }
+}
+
+impl Node {
+    fn take_extended(&mut self, pod: &PodFacet, change: fn(i64, i64) -> i64) {
+        for (name, amount) in pod.extended.iter().flat_map(|all| all.iter()) {
+            let used = self.extended.entry(name.clone()).or_default();
+            *used = change(*used, *amount);
+        }
+        self.extended.retain(|_, used| *used != 0);
     }
 }
 
@@ -126,7 +138,7 @@ impl Placer {
     /// A pod is on a node, or is about to be. Saying so again changes nothing.
     pub fn book(&mut self, uid: &Uid, node: &NodeName, facet: &Arc<PodFacet>, owner: Option<&Uid>) {
         let id = self.slot(node);
-        if self.bookings.get(uid).is_some_and(|b| b.node == id && b.facet.requests == facet.requests) {
+        if self.bookings.get(uid).is_some_and(|b| b.node == id && asks_the_same(&b.facet, facet)) {
             return;
         }
         self.release(uid);
@@ -141,6 +153,7 @@ impl Placer {
         let (id, facet) = (booking.node, booking.facet);
         let node = &mut self.nodes[id];
         node.used = node.used.minus(facet.requests);
+        node.take_extended(&facet, i64::saturating_sub);
         node.scored = node.scored.minus(scored(facet.requests));
         for port in facet.host_ports.iter() {
             node.ports.remove(port);
@@ -208,6 +221,7 @@ impl Placer {
     fn put(&mut self, id: usize, uid: &Uid, facet: &Arc<PodFacet>, owner: Option<&Uid>) {
         let node = &mut self.nodes[id];
         node.used = node.used.plus(facet.requests);
+        node.take_extended(facet, i64::saturating_add);
         node.scored = node.scored.plus(scored(facet.requests));
         node.ports.extend(facet.host_ports.iter().cloned());
         node.pods += 1;
@@ -286,6 +300,7 @@ impl Placer {
             name: name.clone(),
             known: None,
             used: Resources::default(),
+            extended: BTreeMap::new(),
             scored: Resources::default(),
             ports: HashSet::new(),
             pods: 0,
@@ -364,8 +379,12 @@ fn scored(requests: Resources) -> Resources {
     }
 }
 
+fn asks_the_same(a: &PodFacet, b: &PodFacet) -> bool {
+    a.requests == b.requests && a.extended == b.extended
+}
+
 fn same_class(a: &PodFacet, b: &PodFacet) -> bool {
-    a.requests == b.requests
+    asks_the_same(a, b)
         && a.node_selector == b.node_selector
         && a.tolerations == b.tolerations
         && a.affinity == b.affinity
@@ -376,7 +395,7 @@ fn same_class(a: &PodFacet, b: &PodFacet) -> bool {
 fn class_key(facet: &PodFacet) -> String {
     let affinity = facet.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
     format!(
-        "{:?}|{:?}|{:?}|{affinity:?}|{:?}",
-        facet.requests, facet.node_selector, facet.tolerations, facet.host_ports
+        "{:?}|{:?}|{:?}|{:?}|{affinity:?}|{:?}",
+        facet.requests, facet.extended, facet.node_selector, facet.tolerations, facet.host_ports
     )
 }

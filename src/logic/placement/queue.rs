@@ -202,7 +202,10 @@ fn owner(pod: &Object) -> Option<&Uid> {
 }
 
 fn same_node(a: &NodeFacet, b: &NodeFacet) -> bool {
-    a.allocatable == b.allocatable && a.cordoned == b.cordoned && a.ready == b.ready && a.taints == b.taints
+    (a.allocatable == b.allocatable && a.extended == b.extended)
+        && a.cordoned == b.cordoned
+        && a.ready == b.ready
+        && a.taints == b.taints
 }
 
 /// Whether a pod asks for something else than before.

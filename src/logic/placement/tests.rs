@@ -130,6 +130,11 @@ fn refusals_explain_themselves_in_kubernetes_words() {
             Err("0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient memory."),
         ),
         (
+            vec![plain()],
+            asking(json!({"nvidia.com/gpu": "1", "cpu": "3"})),
+            Err("0/1 nodes are available: 1 Insufficient cpu, 1 Insufficient nvidia.com/gpu."),
+        ),
+        (
             vec![node_with("a", json!({}), json!({}), json!({"pods": "0"}), true)],
             json!({}),
             Err("0/1 nodes are available: 1 Too many pods."),
@@ -360,4 +365,26 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn extended_resources_are_given_out_as_far_as_they_go_and_again_when_they_are_free() {
+    let has = json!({"cpu": "2", "memory": "1Gi", "pods": "10", "example.com/foo": "3"});
+    let asking = |name: &str| pod(name, None, asking(json!({"example.com/foo": "2"})));
+    let (first, second) = (asking("p"), asking("q"));
+    let mut queue = queue(&[node_with("a", json!({}), json!({}), has.clone(), true), first.clone()]);
+    assert_eq!(outcome(&mut queue), Ok("a".into()));
+    queue.apply(None, Some(&second));
+    let full = Err("0/1 nodes are available: 1 Insufficient example.com/foo.".to_owned());
+    assert_eq!(outcome(&mut queue), full);
+    // More of it, or the end of who has it, is a reason to look again.
+    queue.apply(Some(&first), None);
+    assert_eq!(outcome(&mut queue), Ok("a".into()));
+    queue.apply(None, Some(&first));
+    assert_eq!(outcome(&mut queue), full);
+    let mut more = has.clone();
+    more["example.com/foo"] = json!("4");
+    let before = node_with("a", json!({}), json!({}), has, true);
+    queue.apply(Some(&before), Some(&node_with("a", json!({}), json!({}), more, true)));
+    assert_eq!(outcome(&mut queue), Ok("a".into()));
 }

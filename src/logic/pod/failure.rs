@@ -12,6 +12,9 @@ use super::{
 /// What could not be configured or made is tried again at this pace: someone must mend it first.
 pub(super) const CREATE_RETRY_MS: i64 = 10_000;
 
+/// Why a life ended that never began.
+pub(super) const START_ERROR: &str = "StartError";
+
 impl Machine {
     /// Outcome of [`Action::Start`](super::Action::Start): it does not run.
     pub fn container_failed(&mut self, index: usize, failure: StartFailure, now_ms: i64) {
@@ -79,7 +82,7 @@ impl Machine {
                     id: Some(id),
                     code: 128,
                     signal: None,
-                    reason: "StartError".into(),
+                    reason: START_ERROR.into(),
                     message: Some(message.clone()),
                     started_ms: now_ms,
                     finished_ms: now_ms,

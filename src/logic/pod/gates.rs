@@ -34,7 +34,7 @@ pub fn keep_foreign(status: &mut v1::PodStatus, of: Option<&v1::PodStatus>) {
         return;
     }
     let conditions = status.conditions.get_or_insert_default();
-    conditions.retain(|c| !is_foreign(&c.type_));
+    conditions.retain(|c| kept.iter().all(|kept| kept.type_ != c.type_));
     conditions.extend(kept);
 }
 
@@ -95,6 +95,17 @@ mod tests {
             let seen: Vec<_> =
                 told.conditions.iter().flatten().map(|c| (c.type_.as_str(), c.status.as_str())).collect();
             assert_eq!(seen, [("Ready", "True"), ("a.b/c", "True")]);
+        }
+        // What a kubelet says now and then stays beside a gate's condition, unless others have said it.
+        let evicted =
+            json!({"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "Own"}]});
+        let others =
+            json!({"conditions": [{"type": "DisruptionTarget", "status": "True", "reason": "Theirs"}]});
+        for (stored, reasons) in [(stored, [Some("Own"), None]), (status(others), [Some("Theirs"), None])] {
+            let mut told = status(evicted.clone());
+            keep_foreign(&mut told, Some(&stored));
+            let all: Vec<_> = told.conditions.iter().flatten().map(|c| c.reason.as_deref()).collect();
+            assert!(reasons.starts_with(&all), "{all:?}");
         }
     }
 }

@@ -484,6 +484,23 @@ fn sysctls_that_are_not_safe_are_refused() {
     }
 }
 
+#[test]
+fn a_pod_for_another_system_is_refused() {
+    for (os, runs) in [("linux", true), ("windows", false)] {
+        let pod = with(&pod("Always", &[]), |pod| {
+            pod.spec.as_mut().unwrap().os = Some(v1::PodOS { name: os.into() });
+        });
+        let mut m = Machine::new(pod, Backoff::CRASH_LOOP, 0);
+        let step = m.step(0);
+        assert_eq!(step.actions == [Action::RunSandbox], runs);
+        let told = shown(&m);
+        assert_eq!(told.reason.as_deref(), (!runs).then_some("PodOSNotSupported"));
+        assert_eq!(step.notices.len(), usize::from(!runs));
+        let message = "Pod was rejected: Failed to admit pod as the OS field doesn't match node OS";
+        assert_eq!(told.message.as_deref(), (!runs).then_some(message));
+    }
+}
+
 /// What must hold whenever a pod steps.
 fn check(m: &mut Machine, now_ms: i64, starting: &mut BTreeSet<usize>) {
     for action in m.step(now_ms).actions {

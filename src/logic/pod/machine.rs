@@ -22,6 +22,7 @@ use super::{
     state::{Action, Container, ContainerPhase, Ended, Notice, Role, SandboxPhase, Step, WaitingReason},
 };
 use crate::logic::supervision::{Backoff, Decision, End, History, Intensity, Policy, Restart, Run, decide};
+use crate::model::Phase;
 
 /// A sandbox that failed is tried again after 1, 2, 4 … s, at most every minute.
 pub(super) const SANDBOX_BACKOFF: Backoff = Backoff {
@@ -50,6 +51,8 @@ pub struct Machine {
     pub(super) began_ms: i64,
     /// Why the pod failed as a whole, if it did.
     pub failed: Option<PodFailure>,
+    /// How it ended, once its status says so, whoever said it.
+    pub(super) told_end: Option<Phase>,
     /// How many of the containers are main ones.
     pub(super) mains: usize,
     /// How many are init containers or sidecars.
@@ -90,6 +93,7 @@ impl Machine {
             sandbox: SandboxPhase::Absent { not_before_ms: 0 },
             containers,
             failed: None,
+            told_end: None,
             mains,
             inits,
             init_next: mains,
@@ -106,6 +110,7 @@ impl Machine {
             pod,
         };
         machine.note_deletion();
+        machine.note_end();
         machine.note_refusal();
         machine
     }
@@ -127,6 +132,7 @@ impl Machine {
         self.pod = pod;
         self.add_ephemeral();
         self.note_deletion();
+        self.note_end();
     }
 
     fn note_deletion(&mut self) {
@@ -154,7 +160,7 @@ impl Machine {
     /// Whether nothing will be started again: the main containers have ended for good, or the pod has failed.
     pub fn is_over(&self) -> bool {
         let ended = |c: &Container| matches!(c.phase, ContainerPhase::Exited(_));
-        self.failed.is_some()
+        (self.failed.is_some() || self.told_end.is_some())
             || self.init_failed()
             || (!self.main().is_empty() && self.main().iter().all(ended))
     }

@@ -611,3 +611,236 @@ fn the_time_to_end_is_counted_from_now_when_the_clock_was_set_back() {
     assert_eq!(m.step(1_000).wake_at_ms, Some(4_000));
     assert_eq!(stops(&m.step(4_000)), 1, "its time is over");
 }
+
+fn made(id: &str, attempt: u32, ended: Option<Ended>) -> Adopted {
+    Adopted {
+        name: "c0".into(),
+        id: id.into(),
+        attempt,
+        image: "i".into(),
+        image_id: String::new(),
+        started_ms: 0,
+        ended,
+    }
+}
+
+/// A pod whose container did not start, as it was told.
+fn not_started(policy: &str) -> Machine {
+    let mut m = machine(policy, 1);
+    m.step(0);
+    m.sandbox_ready("10.0.0.2".parse().ok());
+    m.step(0);
+    m.container_failed(0, StartFailure::Run { id: "0-0".into(), message: "no such file".into() }, 5_000);
+    m
+}
+
+#[test]
+fn what_failed_to_start_is_not_started_again_because_the_kubelet_was() {
+    let before = not_started("Never");
+    // Runtimes have such a container as one that was never started, or as one that ended at once.
+    let ended = Ended { reason: "Error".into(), started_ms: 0, ..exit("0-0", 128, 6_000) };
+    for (ready, ended) in [(true, None), (false, None), (true, Some(ended.clone())), (false, Some(ended))] {
+        let mut m = Machine::new(told(&before), Backoff::CRASH_LOOP, 9_000);
+        m.adopt(ready, None, &[made("0-0", 0, ended.clone())]);
+        let expected: &[Action] = if ready { &[Action::StopSandbox] } else { &[] };
+        assert_eq!(m.step(9_000).actions, expected, "{ready} {ended:?}");
+        let shown = status::pod_status(&m, m.pod.status.as_ref(), "sim", None, 9_000);
+        let before = m.pod.status.as_ref().unwrap();
+        assert_eq!(shown.container_statuses, before.container_statuses, "{ready} {ended:?}");
+        assert_eq!((&shown.phase, &shown.pod_ip), (&before.phase, &before.pod_ip), "{ready} {ended:?}");
+    }
+    // With another policy the failure counts, as it did.
+    let mut m = Machine::new(told(&not_started("Always")), Backoff::CRASH_LOOP, 5_000);
+    m.adopt(true, None, &[made("0-0", 0, None)]);
+    assert_eq!(m.step(5_000).actions, [Action::Start(0)]);
+    assert_eq!((m.containers[0].attempt, m.containers[0].last.as_ref().map(|l| l.code)), (1, Some(128)));
+}
+
+#[test]
+fn a_start_that_failed_and_was_not_told_of_has_its_own_time_and_reason() {
+    let mut m = machine("Never", 1);
+    let ended = Ended { reason: "Error".into(), started_ms: 0, ..exit("0-0", 128, 6_000) };
+    m.adopt(true, None, &[made("0-0", 0, Some(ended))]);
+    let ContainerPhase::Exited(ended) = &m.containers[0].phase else { panic!("{:?}", m.containers) };
+    assert_eq!((ended.reason.as_str(), ended.started_ms), ("StartError", 6_000));
+    // One that ran, whenever that was.
+    for (code, reason) in [(0, "Completed"), (137, "OOMKilled")] {
+        let mut m = machine("Never", 1);
+        let ended = Ended { reason: reason.into(), started_ms: 0, ..exit("0-0", code, 6_000) };
+        m.adopt(true, None, &[made("0-0", 0, Some(ended))]);
+        let ContainerPhase::Exited(ended) = &m.containers[0].phase else { panic!("{:?}", m.containers) };
+        assert_eq!((ended.reason.as_str(), ended.started_ms), (reason, 6_000));
+    }
+    // What was made and of whose end nobody knows is yet to begin.
+    let mut m = machine("Never", 1);
+    m.adopt(true, None, &[made("0-0", 0, None)]);
+    assert_eq!(m.step(0).actions, [Action::Start(0), Action::Forget { id: "0-0".into() }]);
+}
+
+#[test]
+fn the_address_of_a_pod_that_is_over_is_kept_when_the_runtime_knows_it_no_more() {
+    let mut before = machine("Never", 1);
+    up(&mut before);
+    before.container_exited(exit("0-0", 1, 5_000));
+    let life = Adopted { started_ms: 1, ..made("0-0", 0, Some(exit("0-0", 1, 5_000))) };
+    for lives in [vec![life], vec![]] {
+        for found in [true, false] {
+            let mut m = Machine::new(told(&before), Backoff::CRASH_LOOP, 9_000);
+            if found {
+                m.adopt(false, None, &lives)
+            } else {
+                m.recall()
+            }
+            assert_eq!(m.step(9_000).actions, []);
+            assert_eq!(m.ip, "10.0.0.2".parse().ok(), "{found}");
+        }
+    }
+}
+
+#[test]
+fn what_ended_for_good_in_an_earlier_sandbox_is_not_run_again() {
+    let mut before = machine("OnFailure", 2);
+    up(&mut before);
+    before.container_exited(exit("0-0", 0, 5_000));
+    before.step(5_000);
+    before.sandbox_lost(6_000);
+    before.step(6_000);
+    before.sandbox_removed();
+    before.step(6_000);
+    before.sandbox_ready(None);
+    assert_eq!(before.step(6_000).actions, [Action::Start(1)]);
+    before.container_started(1, "1-1".into(), String::new(), 7_000);
+    let mut m = Machine::new(told(&before), Backoff::CRASH_LOOP, 9_000);
+    let second = Adopted { name: "c1".into(), started_ms: 7_000, ..made("1-1", 1, None) };
+    m.adopt(true, None, &[second]);
+    assert_eq!(m.step(9_000).actions, []);
+    assert!(matches!(&m.containers[0].phase, ContainerPhase::Exited(ended) if ended.code == 0));
+}
+
+#[test]
+fn a_container_that_waits_for_its_back_off_counts_on_when_its_sandbox_was_lost() {
+    let mut before = machine("Always", 2);
+    up(&mut before);
+    for (life, at) in [("0-0", 1_000), ("0-1", 2_000)] {
+        before.container_exited(exit(life, 1, at));
+        before.step(at);
+        if life == "0-0" {
+            before.container_started(0, "0-1".into(), String::new(), 1_500);
+        }
+    }
+    let waiting = told(&before);
+    let status = &waiting.status.as_ref().unwrap().container_statuses.as_ref().unwrap()[0];
+    assert!(status.state.as_ref().unwrap().waiting.is_some() && status.restart_count == 1, "{status:?}");
+    let mut m = Machine::new(waiting, Backoff::CRASH_LOOP, 2_500);
+    let second = Adopted { name: "c1".into(), started_ms: 2_400, ..made("1-1", 1, None) };
+    m.adopt(true, None, &[second]);
+    let step = m.step(2_500);
+    let ended = m.containers[0].last.as_ref().map(|ended| ended.code);
+    assert_eq!((m.containers[0].attempt, ended), (2, Some(1)), "{step:?}");
+}
+
+#[test]
+fn a_pod_whose_status_says_that_it_is_over_ends_and_stays_what_was_said() {
+    for phase in ["Failed", "Succeeded"] {
+        let mut m = machine("Always", 1);
+        up(&mut m);
+        m.step(0);
+        let mut pod = (*told(&m)).clone();
+        let told = pod.status.as_mut().unwrap();
+        (told.phase, told.reason) = (Some(phase.to_owned()), Some("Decided".to_owned()));
+        let pod = Arc::new(pod);
+        m.assign(pod.clone());
+        let grace = Duration::from_secs(7);
+        assert_eq!(m.step(10).actions, [Action::Stop { index: 0, id: "0-0".into(), grace }]);
+        let shown = status::pod_status(&m, None, "sim", None, 10);
+        assert_eq!((shown.phase.as_deref(), shown.reason.as_deref()), (Some(phase), Some("Decided")));
+        assert!(shown.conditions.iter().flatten().all(|c| c.type_ != "Ready" || c.status == "False"));
+        m.container_exited(exit("0-0", 143, 20));
+        assert_eq!(m.step(20).actions, [Action::StopSandbox], "nothing begins again");
+        let shown = status::pod_status(&m, None, "sim", None, 10);
+        assert_eq!((shown.phase.as_deref(), shown.reason.as_deref()), (Some(phase), Some("Decided")));
+        // One that never had anything on its node stays so.
+        let mut m = Machine::new(pod, Backoff::CRASH_LOOP, 0);
+        m.recall();
+        assert_eq!(m.step(0).actions, []);
+    }
+}
+
+#[test]
+fn a_container_that_is_about_to_start_again_is_told_to_be_what_it_was() {
+    let mut m = machine("Always", 1);
+    up(&mut m);
+    m.container_exited(exit("0-0", 137, 1_000));
+    let shown = |m: &Machine| {
+        let status = status::pod_status(m, None, "sim", None, 1_000);
+        status.container_statuses.unwrap().remove(0)
+    };
+    let state = |status: &v1::ContainerStatus| {
+        let ended = status.state.as_ref().unwrap().terminated.as_ref()?;
+        Some((ended.exit_code, ended.reason.clone().unwrap()))
+    };
+    assert_eq!(m.step(1_000).actions, [Action::Start(0)]);
+    let status = shown(&m);
+    assert_eq!(state(&status), Some((137, "Error".into())));
+    assert_eq!((status.restart_count, status.container_id.as_deref()), (0, Some("sim://0-0")));
+    assert_eq!(status.last_state, Some(v1::ContainerState::default()));
+    m.container_started(0, "0-1".into(), "sha256:1".into(), 2_000);
+    let status = shown(&m);
+    assert_eq!((state(&status), status.restart_count), (None, 1));
+    assert_eq!(status.last_state.unwrap().terminated.unwrap().exit_code, 137);
+    // What is to be said of the next life goes before.
+    m.container_exited(exit("0-1", 1, 3_000));
+    m.step(3_000);
+    assert_eq!(state(&shown(&m)), None);
+    // A kubelet that begins in between counts it once.
+    let mut m = machine("Always", 1);
+    up(&mut m);
+    m.container_exited(exit("0-0", 137, 1_000));
+    m.step(1_000);
+    let mut next = Machine::new(told(&m), Backoff::CRASH_LOOP, 9_000);
+    next.adopt(true, None, &[]);
+    assert_eq!(next.step(9_000).actions, [Action::Start(0)]);
+    assert_eq!(next.containers[0].attempt, 1);
+}
+
+#[test]
+fn a_pod_that_goes_for_its_nodes_sake_says_so_and_one_that_took_too_much_does_not() {
+    for disrupted in [true, false] {
+        let mut m = machine("Always", 1);
+        up(&mut m);
+        m.fail_evicted("too little".into(), disrupted);
+        let told = |m: &Machine| {
+            let status = status::pod_status(m, None, "sim", None, 0);
+            let all = status.conditions.into_iter().flatten();
+            all.filter(|c| c.type_ == "DisruptionTarget").map(|c| (c.status, c.reason, c.message)).next()
+        };
+        let said =
+            ("True".to_owned(), Some("TerminationByKubelet".to_owned()), Some("too little".to_owned()));
+        let expected = disrupted.then_some(said);
+        assert_eq!(told(&m), expected);
+        // So does the next kubelet.
+        let mut pod = (*m.pod).clone();
+        pod.status = Some(status::pod_status(&m, None, "sim", None, 0));
+        let next = Machine::new(Arc::new(pod), Backoff::CRASH_LOOP, 0);
+        assert_eq!(told(&next), expected);
+    }
+}
+
+#[test]
+fn an_ephemeral_container_runs_once_whatever_became_of_its_sandbox() {
+    let mut pod = (*pod("Always", 1)).clone();
+    let debug = serde_json::json!([{"name": "debug", "image": "i"}]);
+    pod.spec.as_mut().unwrap().ephemeral_containers = serde_json::from_value(debug).unwrap();
+    let mut before = Machine::new(Arc::new(pod), Backoff::CRASH_LOOP, 0);
+    up(&mut before);
+    let main = Adopted { started_ms: 7_000, ..made("0-1", 1, None) };
+    for lost in [false, true] {
+        if lost {
+            before.sandbox_lost(6_000);
+        }
+        let mut m = Machine::new(told(&before), Backoff::CRASH_LOOP, 9_000);
+        m.adopt(true, None, std::slice::from_ref(&main));
+        assert_eq!(m.step(9_000).actions, [], "{lost}");
+        assert!(matches!(m.containers[1].phase, ContainerPhase::Exited(_)), "{lost}");
+    }
+}

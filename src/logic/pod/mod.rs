@@ -19,7 +19,7 @@ pub mod init;
 mod machine;
 pub mod probe;
 pub mod qos;
-mod refusal;
+pub mod refusal;
 pub mod resize;
 pub mod sources;
 mod state;

@@ -65,6 +65,13 @@ pub struct WaitingReason {
     pub message: Option<String>,
 }
 
+impl WaitingReason {
+    /// Whether it only says that somebody is at it.
+    pub fn is_creating(&self) -> bool {
+        ["ContainerCreating", "PodInitializing"].contains(&self.reason) && self.message.is_none()
+    }
+}
+
 /// Where a container is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ContainerPhase {

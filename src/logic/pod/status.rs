@@ -9,7 +9,7 @@ use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::Time, jiff::
 
 use super::{
     Container, ContainerPhase, Ended, Machine, Role, SandboxPhase, gates, init::container_named,
-    machine::image_in, refusal::SYSCTL_FORBIDDEN,
+    machine::image_in, refusal::DISRUPTION,
 };
 use crate::model::Phase;
 
@@ -20,6 +20,9 @@ pub fn time(ms: i64) -> Time {
 
 /// The pod's phase.
 pub fn phase(machine: &Machine) -> Phase {
+    if let Some(end) = machine.told_end {
+        return end;
+    }
     let policy_always =
         machine.pod.spec.as_ref().and_then(|s| s.restart_policy.as_deref()).is_none_or(|p| p == "Always");
     let alive = machine.containers.iter().any(Container::is_alive);
@@ -95,15 +98,26 @@ pub fn pod_status(
         let moving = Verdict { reason, message: fault, ..Verdict::plain(true) };
         conditions.push(condition("PodResizeInProgress", moving, before, now_ms));
     }
+    if let Some(failed) = machine.failed.as_ref().filter(|failed| failed.disrupted) {
+        let (name, reason) = DISRUPTION;
+        let message = Some(failed.message.clone());
+        let disrupted = Verdict { reason: Some(reason), message, ..Verdict::plain(true) };
+        conditions.push(condition(name, disrupted, before, now_ms));
+    }
     // Nothing was ever made of a pod that the node refused, so there is nothing to tell of its containers.
-    let refused = machine.failed.as_ref().is_some_and(|f| f.reason == SYSCTL_FORBIDDEN);
+    let refused = machine.is_refused();
+    let said = machine.pod.status.as_ref().filter(|_| machine.told_end.is_some());
+    let why = match &machine.failed {
+        Some(failed) => (Some(failed.reason.to_owned()), Some(failed.message.clone())),
+        None => said.map(|said| (said.reason.clone(), said.message.clone())).unwrap_or_default(),
+    };
     let ip = machine.ip.map(|ip| ip.to_string());
     let host = host_ip.map(|ip| ip.to_string());
     v1::PodStatus {
         phase: Some(phase.as_str().to_owned()),
         conditions: Some(conditions),
-        reason: machine.failed.as_ref().map(|f| f.reason.to_owned()),
-        message: machine.failed.as_ref().map(|f| f.message.clone()),
+        reason: why.0,
+        message: why.1,
         container_statuses: Some(statuses).filter(|_| !refused),
         ephemeral_container_statuses: Some(ephemeral).filter(|all| !refused && !all.is_empty()),
         init_container_statuses: Some(init).filter(|init| !refused && !init.is_empty()),
@@ -117,6 +131,32 @@ pub fn pod_status(
             .or_else(|| machine.pod.status.as_ref().and_then(|s| s.qos_class.clone())),
         ..v1::PodStatus::default()
     }
+}
+
+/// Whether a pod's document tells of something else than its node last told. What others say beside it counts for nothing,
+/// nor does what the master itself makes of it: when the pod became ready, and that one of a silent node is not.
+pub fn says_otherwise(document: Option<&v1::PodStatus>, told: &v1::PodStatus) -> bool {
+    let Some(document) = document else { return true };
+    let is_ready = |c: &v1::PodCondition| c.type_ == "Ready";
+    let ready = document.conditions.iter().flatten().any(|c| is_ready(c) && c.status == "True");
+    let plain = |status: &v1::PodStatus| {
+        let mut status = status.clone();
+        let conditions = status.conditions.get_or_insert_default();
+        conditions.retain(|c| !gates::is_foreign(&c.type_) && (ready || !is_ready(c)));
+        conditions.iter_mut().filter(|c| is_ready(c)).for_each(|c| c.last_transition_time = None);
+        keep_unspoken(&mut status, None);
+        status
+    };
+    plain(document) != plain(told)
+}
+
+/// Keeps in a kubelet's report what it never speaks of.
+pub fn keep_unspoken(status: &mut v1::PodStatus, before: Option<&v1::PodStatus>) {
+    let before = before.cloned().unwrap_or_default();
+    status.nominated_node_name = before.nominated_node_name;
+    status.observed_generation = before.observed_generation;
+    status.resize = before.resize;
+    status.resource_claim_statuses = before.resource_claim_statuses;
 }
 
 /// A condition's status with its reason.
@@ -196,11 +236,20 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         waiting: Some(v1::ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
         ..v1::ContainerState::default()
     };
+    let mut last = container.last.as_ref();
     let checks = &container.checks;
     let running = matches!(container.phase, ContainerPhase::Running { .. }) && !checks.in_post_start();
     let done = matches!(&container.phase, ContainerPhase::Exited(ended) if ended.code == 0);
     let ready = if container.role == Role::Init { done } else { running && checks.ready() };
     let (state, id) = match &container.phase {
+        // As in Kubernetes: what it last was, until there is something to say of its next life.
+        ContainerPhase::Waiting { why, .. } | ContainerPhase::Starting { why }
+            if container.role != Role::Init && why.is_creating() && last.is_some() =>
+        {
+            let ended = last.take();
+            let id = ended.and_then(|ended| ended.id.clone());
+            (ended.map(|ended| terminated(ended, runtime)).unwrap_or_default(), id)
+        }
         ContainerPhase::Waiting { why, .. } | ContainerPhase::Starting { why } => {
             (waiting(why.reason, why.message.clone()), container.last.as_ref().and_then(|l| l.id.clone()))
         }
@@ -232,7 +281,7 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         started: Some(container.has_started()),
         restart_count: i32::try_from(restarts).unwrap_or(i32::MAX),
         state: Some(state),
-        last_state: Some(container.last.as_ref().map(|l| terminated(l, runtime)).unwrap_or_default()),
+        last_state: Some(last.map(|l| terminated(l, runtime)).unwrap_or_default()),
         ..v1::ContainerStatus::default()
     }
 }

@@ -10,7 +10,7 @@ use std::{
     path::{Component, Path, PathBuf},
 };
 
-use k8s_openapi::api::core::v1;
+use k8s_openapi::{api::core::v1, apimachinery::pkg::api::resource::Quantity};
 
 use super::{
     config::{Around, Places, expand_noting},
@@ -117,7 +117,7 @@ fn source(pod: &v1::Pod, volume: &v1::Volume, around: &Around) -> Result<Source,
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let mut files = Files::new();
     let memory = if let Some(empty) = &volume.empty_dir {
-        return empty_dir(pod, empty);
+        return empty_dir(pod, empty, around);
     } else if let Some(host) = &volume.host_path {
         let kind = host.type_.clone().unwrap_or_default();
         return Ok(Source::Host { path: PathBuf::from(&host.path), kind });
@@ -144,14 +144,38 @@ fn source(pod: &v1::Pod, volume: &v1::Volume, around: &Around) -> Result<Source,
     Ok(Source::Files { memory, files })
 }
 
-fn empty_dir(pod: &v1::Pod, empty: &v1::EmptyDirVolumeSource) -> Result<Source, String> {
-    let limit = empty.size_limit.as_ref().and_then(|q| quantity::parse_units(&q.0).ok());
-    let size = limit.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0);
+fn empty_dir(pod: &v1::Pod, empty: &v1::EmptyDirVolumeSource, around: &Around) -> Result<Source, String> {
+    // As in Kubernetes: no larger than what the pod may use, else what all pods of the node may.
+    let all = u64::try_from(around.allocatable.memory_bytes).ok();
+    let pods = pod.spec.as_ref().and_then(memory_limit);
+    let size = [bytes(empty.size_limit.as_ref()), pods, all].into_iter().flatten().filter(|bytes| *bytes > 0);
+    let size = size.min();
     match empty.medium.as_deref().unwrap_or_default() {
         "" => Ok(Source::Directory),
         "Memory" => Ok(Source::Memory { size }),
         medium => huge_pages::of_medium(pod, medium).map(|page_bytes| Source::HugePages { page_bytes }),
     }
+}
+
+fn bytes(quantity: Option<&Quantity>) -> Option<u64> {
+    let bytes = quantity.and_then(|quantity| quantity::parse_units(&quantity.0).ok());
+    bytes.and_then(|bytes| u64::try_from(bytes).ok()).filter(|bytes| *bytes > 0)
+}
+
+/// The memory that all containers of a pod may use together; `None` when one of them has no limit.
+fn memory_limit(spec: &v1::PodSpec) -> Option<u64> {
+    let of = |c: &v1::Container| bytes(c.resources.as_ref()?.limits.as_ref()?.get("memory"));
+    let main =
+        spec.containers.iter().map(of).try_fold(0_u64, |sum, limit| Some(sum.saturating_add(limit?)))?;
+    let (mut sidecars, mut peak) = (0_u64, 0);
+    for init in spec.init_containers.iter().flatten() {
+        let limit = of(init)?;
+        peak = peak.max(sidecars.saturating_add(limit));
+        if init.restart_policy.as_deref() == Some("Always") {
+            sidecars = sidecars.saturating_add(limit);
+        }
+    }
+    Some(main.saturating_add(sidecars).max(peak))
 }
 
 fn projection(
@@ -397,7 +421,8 @@ mod tests {
         known.push((Key::new(Kind::ServiceAccount, "ns", "gone"), None));
         let token = (Uid::from("u"), Want { audience: "vault".into(), life_s: 600 }, "t0ken".to_owned());
         let sources = Sources::default().after(known, news).0.with_tokens([token]);
-        Around { sources: Arc::new(sources), ..Around::default() }
+        let allocatable = downward::Allocatable { memory_bytes: 1 << 30, ..Default::default() };
+        Around { sources: Arc::new(sources), allocatable, ..Around::default() }
     }
 
     /// A pod with one volume that its one container mounts.
@@ -468,8 +493,30 @@ mod tests {
         }
         let memory = |limit: &str| made(json!({"emptyDir": {"medium": "Memory", "sizeLimit": limit}}));
         assert_eq!(memory("1Mi"), Ok(Source::Memory { size: Some(1 << 20) }));
-        assert_eq!(memory("0"), Ok(Source::Memory { size: None }));
+        // Unsaid, or more than that, it is what the node has for pods.
+        for all in ["0", "1Ti"] {
+            assert_eq!(memory(all), Ok(Source::Memory { size: Some(1 << 30) }), "{all}");
+        }
         assert_eq!(made(json!({"emptyDir": {}})), Ok(Source::Directory));
+    }
+
+    #[test]
+    fn a_volume_in_memory_is_no_larger_than_what_the_pods_containers_may_use() {
+        let limited = |amount: &str| json!({"limits": {"memory": amount}});
+        let container = |name: &str, amount: &str| json!({"name": name, "resources": limited(amount)});
+        let sidecar = json!({"name": "s", "restartPolicy": "Always", "resources": limited("1Mi")});
+        for (main, init, limit) in [
+            (json!([container("a", "40Mi"), container("b", "2Mi")]), json!([]), Some(42)),
+            (json!([container("a", "40Mi"), {"name": "b"}]), json!([]), None),
+            (json!([container("a", "40Mi")]), json!([{"name": "i"}]), None),
+            (json!([container("a", "4Mi")]), json!([container("i", "50Mi")]), Some(50)),
+            (json!([container("a", "4Mi")]), json!([sidecar, container("i", "50Mi")]), Some(51)),
+            (json!([container("a", "4Mi")]), json!([sidecar]), Some(5)),
+        ] {
+            let spec = json!({"containers": main, "initContainers": init});
+            let spec: v1::PodSpec = serde_json::from_value(spec.clone()).unwrap();
+            assert_eq!(memory_limit(&spec), limit.map(|mib| mib << 20), "{spec:?}");
+        }
     }
 
     #[test]

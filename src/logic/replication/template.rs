@@ -48,6 +48,14 @@ pub enum TemplateError {
         /// Why, in Kubernetes' words.
         message: String,
     },
+    /// The pod that the template means may not run.
+    #[error("pods \"{name}\" is forbidden: {message}")]
+    Forbidden {
+        /// The begin of the pod's name.
+        name: String,
+        /// Why, in Kubernetes' words.
+        message: String,
+    },
     /// It could not be written: a defect.
     #[error(transparent)]
     Seal(#[from] SealError),
@@ -69,12 +77,22 @@ pub struct Batch<'a> {
 }
 
 /// Whether the pods of a template get the volume with their account's token.
-pub fn mounts_token(typed: &ReplicationController, namespace: &str, snapshot: &Snapshot) -> bool {
+///
+/// # Errors
+/// When that account is not there.
+pub fn mounts_token(
+    controller: &Controller,
+    typed: &ReplicationController,
+    snapshot: &Snapshot,
+) -> Result<bool, TemplateError> {
     let spec = typed.spec.as_ref().and_then(|s| s.template.as_ref()).and_then(|t| t.spec.as_ref());
-    spec.is_some_and(|spec| {
-        let says = Says::of(spec.automount_service_account_token, spec.service_account_name.as_deref());
-        says.mounts(namespace, snapshot)
-    })
+    let Some(spec) = spec else { return Ok(false) };
+    let says = Says::of(spec.automount_service_account_token, spec.service_account_name.as_deref());
+    let namespace = &controller.key.namespace;
+    match says.forbids(namespace, snapshot) {
+        Some(message) => Err(TemplateError::Forbidden { name: base_name(&controller.key.name), message }),
+        None => Ok(says.mounts(namespace, snapshot)),
+    }
 }
 
 /// Makes pods of a template, with names that are free.

@@ -152,6 +152,7 @@ pub(crate) fn node(node: &Node, faults: &mut Faults) {
     ] {
         if let Some(list) = list {
             container::amounts(list, &status.field(field), faults);
+            container::integers(list, &status.field(field), faults);
         }
     }
 }

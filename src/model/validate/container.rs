@@ -16,6 +16,7 @@ use super::{
     probe, resize, stop_signal, volume,
 };
 use crate::model::{
+    extended,
     fault::{Faults, Path, Raw, one_of, one_of_if_set},
     names, quantity,
 };
@@ -339,6 +340,13 @@ pub(super) fn amounts(list: &BTreeMap<String, Quantity>, at: &Path<'_>, faults: 
     }
 }
 
+/// Of extended resources there are whole ones only.
+pub(super) fn integers(list: &BTreeMap<String, Quantity>, at: &Path<'_>, faults: &mut Faults) {
+    for (name, amount) in list.iter().filter(|(name, amount)| extended::is_fraction(name, amount)) {
+        faults.invalid(&at.key(name), &amount.0, "must be an integer");
+    }
+}
+
 /// The resources a container can ask for: Kubernetes' own, or such as have a domain (devices).
 fn is_container_resource(name: &str) -> bool {
     matches!(name, "cpu" | "memory" | "ephemeral-storage")
@@ -354,6 +362,7 @@ pub(super) fn requirements(resources: &ResourceRequirements, at: &Path<'_>, faul
     for (field, list) in [("limits", limits), ("requests", requests)] {
         let at = at.field(field);
         amounts(list, &at, faults);
+        integers(list, &at, faults);
         for name in list.keys() {
             if !is_container_resource(name) && names::qualified_name(name).is_empty() {
                 let detail = if name.contains('/') {

@@ -148,6 +148,13 @@ fn pods_are_validated_as_kubernetes_does() {
                 ],
             ),
             (
+                container(json!({"resources": {"limits": {"a.b/c": "1500m"}}})),
+                vec![
+                    "spec.containers[0].resources.limits[a.b/c]: Invalid value: \"1500m\": must be an integer",
+                    "spec.containers[0].resources.requests[a.b/c]: Invalid value: \"1500m\": must be an integer",
+                ],
+            ),
+            (
                 container(json!({"livenessProbe": {"successThreshold": 2}})),
                 vec![
                     "spec.containers[0].livenessProbe: Required value: must specify a handler type",
@@ -168,6 +175,17 @@ fn pods_are_validated_as_kubernetes_does() {
                     "spec.initContainers[0].name: Duplicate value: \"c\"",
                     "spec.initContainers[0].livenessProbe: Forbidden: may not be set for init containers without \
                      restartPolicy=Always",
+                ],
+            ),
+            (
+                pod(json!({"volumes": [{"name": "v", "projected": {"sources": [
+                    {"secret": {"name": "s", "items": [{"key": "k", "path": "p"}]}},
+                    {"configMap": {"name": "m", "items": [{"key": "k", "path": "p"}, {"key": "k", "path": "q"}]}},
+                    {"downwardAPI": {"items": [{"path": "q", "fieldRef": {"fieldPath": "metadata.name"}}]}},
+                ]}}]})),
+                vec![
+                    "spec.volumes[0].projected: Invalid value: \"m\": conflicting duplicate paths",
+                    "spec.volumes[0].projected: Invalid value: \"q\": conflicting duplicate paths",
                 ],
             ),
             (
@@ -509,6 +527,13 @@ fn the_rest_is_validated_as_kubernetes_does() {
         vec![
             (node(json!([{"key": "a", "effect": "NoExecute"}])), vec![]),
             (node(json!([{"key": "a", "effect": ""}])), vec!["spec.taints[0].effect: Required value"]),
+            (
+                json!({"metadata": {"name": "n"}, "status": {"capacity": {"cpu": "1500m", "a.b/c": "1500m"}}}),
+                vec![
+                    "status.capacity[a.b/c]: Invalid value: \"1500m\": must be an integer",
+                    "status.allocatable[a.b/c]: Invalid value: \"1500m\": must be an integer",
+                ],
+            ),
         ],
     );
     check(

@@ -1,5 +1,7 @@
 //! Volumes: one source each, and that source's fields.
 
+use std::collections::HashSet;
+
 use k8s_openapi::api::core::v1::{
     DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, ProjectedVolumeSource, Volume,
 };
@@ -145,8 +147,12 @@ fn host_path(host: &HostPathVolumeSource, at: &Path<'_>, faults: &mut Faults) {
     );
 }
 
+/// Kubernetes' words for two sources of one file.
+const CONFLICTING: &str = "conflicting duplicate paths";
+
 fn projected(source: &ProjectedVolumeSource, at: &Path<'_>, faults: &mut Faults) {
     mode(source.default_mode, &at.field("defaultMode"), faults);
+    distinct_paths(source, at, faults);
     let sources = at.field("sources");
     for (index, one) in source.sources.iter().flatten().enumerate() {
         let at = sources.index(index);
@@ -188,6 +194,29 @@ fn projected(source: &ProjectedVolumeSource, at: &Path<'_>, faults: &mut Faults)
                 faults.required(&at.field("path"), "");
             } else {
                 relative(&token.path, &at.field("path"), faults);
+            }
+        }
+    }
+}
+
+/// Two sources may not name one file.
+fn distinct_paths(source: &ProjectedVolumeSource, at: &Path<'_>, faults: &mut Faults) {
+    let mut seen = HashSet::new();
+    for one in source.sources.iter().flatten() {
+        let named = [
+            one.secret.as_ref().map(|secret| (secret.name.as_str(), &secret.items)),
+            one.config_map.as_ref().map(|map| (map.name.as_str(), &map.items)),
+        ];
+        for (name, items) in named.into_iter().flatten() {
+            for item in items.iter().flatten().filter(|item| !item.path.is_empty()) {
+                if !seen.insert(item.path.as_str()) {
+                    faults.invalid(at, name, CONFLICTING);
+                }
+            }
+        }
+        for file in one.downward_api.iter().filter_map(|api| api.items.as_ref()).flatten() {
+            if !file.path.is_empty() && !seen.insert(file.path.as_str()) {
+                faults.invalid(at, file.path.as_str(), CONFLICTING);
             }
         }
     }

@@ -199,7 +199,7 @@ fn call<'a>(path: &'a str, metadata: &'a [(&'static str, &'static str)]) -> Call
 }
 
 /// Says what is wrong with a socket and what to do.
-fn unreachable(socket: &Path, fault: &Fault) -> RuntimeError {
+pub(super) fn unreachable(socket: &Path, fault: &Fault) -> RuntimeError {
     let cause = fault.text();
     let advice = if !socket.exists() {
         "there is no such socket: install containerd and start it (systemctl start containerd), or name another with \

@@ -15,7 +15,7 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, broadcast};
 
 use super::{
     CriConfig, cgroup,
-    client::{Client, Fault, LONG, SHORT, ended, fault},
+    client::{self, Client, Fault, LONG, SHORT, ended, fault},
     cni, images, labels,
     labels::{Sandbox, SandboxRecord},
     network::Network,
@@ -88,6 +88,22 @@ impl Driver {
             addresses: Mutex::default(),
             config,
         })
+    }
+
+    /// Whether the runtime answers and is ready. Its network is made, or missed, with the node's subnet.
+    pub(super) async fn answers(&self) -> Result<(), RuntimeError> {
+        let request = proto::StatusRequest { verbose: false };
+        let asked: Result<proto::StatusResponse, Fault> =
+            self.client.runtime("Status", &request, SHORT).await;
+        let answer = asked.map_err(|fault| client::unreachable(&self.config.socket, &fault))?;
+        let conditions = answer.status.unwrap_or_default().conditions;
+        match conditions.iter().any(|of| of.kind == "RuntimeReady" && !of.status) {
+            true => Err(RuntimeError::System {
+                operation: "use the container runtime".to_owned(),
+                cause: "it says that it is not ready: look after it (systemctl status containerd)".to_owned(),
+            }),
+            false => Ok(()),
+        }
     }
 
     fn locks(&self) -> MutexGuard<'_, HashMap<Uid, Arc<AsyncMutex<()>>>> {

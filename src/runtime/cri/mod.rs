@@ -186,6 +186,10 @@ impl ContainerRuntime for CriRuntime {
         self.hand.driver().version.clone()
     }
 
+    async fn status(&self) -> Result<(), RuntimeError> {
+        self.hand.run_along(|driver| async move { driver.answers().await }).await
+    }
+
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
         let cidr = cidr.to_owned();
         self.hand.run(|driver| async move { driver.set_pod_cidr(&cidr).await }).await

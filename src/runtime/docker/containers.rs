@@ -25,6 +25,9 @@ use crate::{
     },
 };
 
+/// How long a container that has ended is kept for the rest of its output: some 64 MiB are to be copied at most.
+const COPIED_WITHIN: Duration = Duration::from_secs(30);
+
 impl Driver {
     /// The engine changes a running container's cgroup. What it refuses (less memory than is in use) it says.
     pub(super) async fn update_container(
@@ -165,6 +168,8 @@ impl Driver {
     pub(super) async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {
         self.stop_container(id, Duration::ZERO).await?;
         if self.inspect(&id.0).await?.is_some() {
+            // With it goes what the engine has of its output.
+            let _ = tokio::time::timeout(COPIED_WITHIN, self.ends.log_written(&id.0)).await;
             self.remove(&id.0).await?;
         }
         Ok(())

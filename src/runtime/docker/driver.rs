@@ -113,6 +113,12 @@ impl Driver {
         })
     }
 
+    /// Whether the engine answers.
+    pub(super) async fn answers(&self) -> Result<(), RuntimeError> {
+        let answer = self.docker.ping().await;
+        answer.map(drop).map_err(|error| engine::unreachable(&self.config.socket, &error))
+    }
+
     fn known(&self) -> MutexGuard<'_, HashMap<String, (Option<ContainerSummaryStateEnum>, ContainerStatus)>> {
         // Each change is one call on the map, so a panic elsewhere leaves nothing half done.
         self.known.lock().unwrap_or_else(PoisonError::into_inner)

@@ -1,7 +1,8 @@
 //! What runs and whose end is still to be told.
 //!
-//! Owns: the table of running containers. Invariants: an end is told once; a container is told as ended only after its
-//! log is written to the end, so that whoever hears of the end finds the last line.
+//! Owns: the table of running containers, and that of logs which are being copied. Invariants: an end is told once, and a
+//! moment late, if that completes its log: whoever hears of the end then finds the last line. Limit: one that left a long
+//! backlog is told to have ended while that is copied; who needs the whole log waits for [`Ends::log_written`].
 
 use std::{
     collections::HashMap,
@@ -9,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::sync::watch;
+use tokio::{sync::watch, time::timeout};
 
 use super::labels::Kind;
 use crate::model::Uid;
@@ -17,12 +18,14 @@ use crate::model::Uid;
 /// How long a listing, or an end, waits for the other: beyond it something is wrong with the engine, and an end without
 /// the last lines is better than none.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long an end waits for a log that goes on.
-const FLOOD_PATIENCE: Duration = Duration::from_secs(60);
+/// How long an end waits for a log that goes on: the tail is there in a moment, or much is to be copied yet.
+const TAIL_PATIENCE: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub(super) struct Ends {
     table: Mutex<HashMap<String, Running>>,
+    /// Logs that are being copied. Dropped: one is complete.
+    logs: Mutex<HashMap<String, watch::Sender<()>>>,
 }
 
 struct Running {
@@ -51,17 +54,16 @@ struct Log {
 }
 
 impl Telling {
-    /// Waits until the log is written to the end. A flood takes as long as it goes on, within bounds: a process that was
-    /// left behind may write for ever.
+    /// Waits until the log is written to the end, or goes on for a while.
     pub(super) async fn log_ended(&mut self) {
-        let written = async {
-            while !self.log.borrow_and_update().ended {
-                if !matches!(tokio::time::timeout(PATIENCE, self.log.changed()).await, Ok(Ok(()))) {
-                    break;
-                }
-            }
-        };
-        let _ = tokio::time::timeout(FLOOD_PATIENCE, written).await;
+        if self.log.borrow_and_update().ended
+            || !matches!(timeout(PATIENCE, self.log.changed()).await, Ok(Ok(())))
+        {
+            return;
+        }
+        let written =
+            async { while !self.log.borrow_and_update().ended && self.log.changed().await.is_ok() {} };
+        let _ = timeout(TAIL_PATIENCE, written).await;
     }
 }
 
@@ -107,6 +109,21 @@ impl Ends {
         self.table().get(id).is_some_and(|running| !running.telling)
     }
 
+    fn logs(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
+        self.logs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Its log is being copied from now on.
+    pub(super) fn log_begins(&self, id: &str) {
+        self.logs().insert(id.to_owned(), watch::Sender::new(()));
+    }
+
+    /// Waits until its log is complete, if that is being copied.
+    pub(super) async fn log_written(&self, id: &str) {
+        let Some(mut copied) = self.logs().get(id).map(watch::Sender::subscribe) else { return };
+        while copied.changed().await.is_ok() {}
+    }
+
     /// Something more is in its log.
     pub(super) fn log_goes_on(&self, id: &str) {
         if let Some(running) = self.table().get(id) {
@@ -116,6 +133,7 @@ impl Ends {
 
     /// Its log is complete.
     pub(super) fn log_ended(&self, id: &str) {
+        self.logs().remove(id);
         let mut table = self.table();
         if table.get(id).is_some_and(|running| running.past) {
             table.remove(id);
@@ -190,18 +208,30 @@ mod tests {
         let begun = tokio::time::Instant::now();
         ends.begin_telling("c").unwrap().log_ended().await;
         assert_eq!(begun.elapsed(), PATIENCE);
-        // One that goes on is waited for longer, but not for ever either.
+        // One that goes on is a backlog, which takes its time.
         ends.expect("flood", Kind::Container, &"pod".into());
+        ends.log_begins("flood");
         let (begun, mut telling) = (tokio::time::Instant::now(), ends.begin_telling("flood").unwrap());
         let flood = async {
-            loop {
-                tokio::time::sleep(PATIENCE / 2).await;
+            for _ in 0..100 {
+                tokio::time::sleep(Duration::from_millis(250)).await;
                 ends.log_goes_on("flood");
             }
         };
-        tokio::select! {
-            () = telling.log_ended() => assert_eq!(begun.elapsed(), FLOOD_PATIENCE),
-            () = flood => {}
-        }
+        let told = async {
+            telling.log_ended().await;
+            assert!(begun.elapsed() <= Duration::from_secs(2), "{:?}", begun.elapsed());
+            ends.forget("flood");
+            // Who reads it to its end waits for that all the same.
+            ends.log_written("flood").await;
+            assert_eq!(begun.elapsed(), Duration::from_secs(25));
+        };
+        let copied = async {
+            flood.await;
+            ends.log_ended("flood");
+        };
+        tokio::join!(copied, told);
+        ends.log_written("flood").await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(25), "it is complete");
     }
 }

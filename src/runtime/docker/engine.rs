@@ -45,7 +45,7 @@ pub(super) async fn connect(socket: &Path) -> Result<(Docker, String), RuntimeEr
 }
 
 /// Says what is wrong with a socket and what to do.
-fn unreachable(socket: &Path, error: &Error) -> RuntimeError {
+pub(super) fn unreachable(socket: &Path, error: &Error) -> RuntimeError {
     let cause = causes(error);
     let advice = if !socket.exists() {
         "there is no such socket: install docker and start it (systemctl start docker), or name its socket with \

@@ -14,13 +14,15 @@ use std::{
 };
 
 use bollard::{container::LogOutput, query_parameters::LogsOptions};
-use futures_util::StreamExt as _;
+use futures_util::{Stream, StreamExt as _};
 
 use super::{driver::Driver, engine, labels::Container};
-use crate::runtime::logs::{LogWriter, MAX_PART, Stream, encode, last_bytes};
+use crate::runtime::logs::{self, LogWriter, MAX_PART, encode, last_bytes};
 
 /// Records written at once, when so many are there.
-const BATCH: usize = 256;
+const BATCH: usize = 512;
+/// How long further records are waited for: nobody who follows a log sees that, and a flood fills a batch meanwhile.
+const MOMENT: Duration = Duration::from_millis(5);
 /// Before the engine is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
 /// What is read of a log's end to find the place: many records of the longest kind.
@@ -38,6 +40,7 @@ pub(super) fn resume(driver: &Arc<Driver>, id: String, container: Container) {
 
 fn spawn(driver: &Arc<Driver>, id: String, container: Container, resume: bool) {
     let driver = Arc::clone(driver);
+    driver.ends.log_begins(&id);
     tokio::spawn(async move {
         if let Err(error) = follow(&driver, &id, &container, resume).await {
             tracing::warn!(container = %id, log = %container.log.display(), %error, "its output is not logged any more");
@@ -68,9 +71,13 @@ async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) 
             ..LogsOptions::default()
         };
         let mut resumed = place.clone();
-        let mut batches = std::pin::pin!(driver.docker.logs(id, Some(options)).ready_chunks(BATCH));
+        let mut outputs = std::pin::pin!(driver.docker.logs(id, Some(options)).fuse());
         let mut broken = None;
-        while let Some(batch) = batches.next().await {
+        loop {
+            let batch = gather(&mut outputs).await;
+            if batch.is_empty() {
+                break;
+            }
             let mut out = Vec::new();
             for output in batch {
                 let output = match output {
@@ -107,6 +114,24 @@ async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) 
     }
 }
 
+/// What is written at once: the next that comes, and what follows it within a moment. The engine hands out each line by
+/// itself, and to have a thread write each would cost many times what reading them does. Nothing: the stream has ended.
+async fn gather<T>(outputs: &mut (impl Stream<Item = T> + Unpin)) -> Vec<T> {
+    let mut batch = Vec::from_iter(outputs.next().await);
+    let mut moment = std::pin::pin!(tokio::time::sleep(MOMENT));
+    while !batch.is_empty() && batch.len() < BATCH {
+        tokio::select! {
+            biased;
+            next = outputs.next() => match next {
+                Some(output) => batch.push(output),
+                None => break,
+            },
+            () = &mut moment => break,
+        }
+    }
+    batch
+}
+
 /// Files are written by the blocking threads: a slow disk must not hold up the driver.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
@@ -115,7 +140,7 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 /// A line, or a part of one, as the engine gives it out.
 struct Record<'a> {
     time: SystemTime,
-    stream: Stream,
+    stream: logs::Stream,
     full: bool,
     content: &'a [u8],
 }
@@ -123,9 +148,9 @@ struct Record<'a> {
 /// Takes `TIME CONTENT` apart; a part of a line has no line feed. `None` when it has not that form.
 fn record(output: &LogOutput) -> Option<Record<'_>> {
     let (stream, bytes) = match output {
-        LogOutput::StdErr { message } => (Stream::Stderr, message),
+        LogOutput::StdErr { message } => (logs::Stream::Stderr, message),
         // A terminal has one stream.
-        LogOutput::StdOut { message } | LogOutput::Console { message } => (Stream::Stdout, message),
+        LogOutput::StdOut { message } | LogOutput::Console { message } => (logs::Stream::Stdout, message),
         LogOutput::StdIn { .. } => return None,
     };
     let space = bytes.iter().position(|byte| *byte == b' ')?;
@@ -138,13 +163,13 @@ fn record(output: &LogOutput) -> Option<Record<'_>> {
 /// How far each stream is written.
 #[derive(Clone, Default, Debug, PartialEq, Eq)]
 struct Place {
-    /// For [`Stream::Stdout`], then [`Stream::Stderr`]: the last record's time, and how many records have it.
+    /// For [`logs::Stream::Stdout`], then [`logs::Stream::Stderr`]: the last record's time, and how many records have it.
     last: [Option<(SystemTime, u32)>; 2],
 }
 
 impl Place {
-    fn of(&mut self, stream: Stream) -> &mut Option<(SystemTime, u32)> {
-        &mut self.last[usize::from(stream == Stream::Stderr)]
+    fn of(&mut self, stream: logs::Stream) -> &mut Option<(SystemTime, u32)> {
+        &mut self.last[usize::from(stream == logs::Stream::Stderr)]
     }
 
     /// Notes a record as written.
@@ -201,8 +226,8 @@ impl Place {
             let time =
                 words.next().and_then(|word| humantime::parse_rfc3339(std::str::from_utf8(word).ok()?).ok());
             let stream = match words.next() {
-                Some(b"stdout") => Stream::Stdout,
-                Some(b"stderr") => Stream::Stderr,
+                Some(b"stdout") => logs::Stream::Stdout,
+                Some(b"stderr") => logs::Stream::Stderr,
                 _ => continue,
             };
             let Some(time) = time else { continue };
@@ -230,14 +255,37 @@ mod tests {
         LogOutput::StdErr { message: bytes::Bytes::copy_from_slice(text.as_bytes()) }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn lines_that_come_one_by_one_are_written_many_at_a_time() {
+        // Between two lines the stream has to be waited for, as that of an engine.
+        let lines = futures_util::stream::unfold(0, |line| async move {
+            tokio::task::yield_now().await;
+            (line < 2 * BATCH + 3).then_some((line, line + 1))
+        });
+        let mut lines = std::pin::pin!(lines.fuse());
+        let mut sizes = Vec::new();
+        loop {
+            match gather(&mut lines).await.len() {
+                0 => break,
+                size => sizes.push(size),
+            }
+        }
+        assert_eq!(sizes, [BATCH, BATCH, 3]);
+        // One that is followed by nothing waits for a moment only.
+        let begun = tokio::time::Instant::now();
+        let once = futures_util::stream::once(async { 1 }).chain(futures_util::stream::pending());
+        assert_eq!(gather(&mut std::pin::pin!(once)).await, [1]);
+        assert!(begun.elapsed() <= MOMENT * 2);
+    }
+
     #[test]
     fn lines_and_parts_are_told_apart() {
         let line = out("2024-05-06T07:08:09.000000001Z a b\n");
         let taken = record(&line).unwrap();
-        assert_eq!((taken.content, taken.full, taken.stream), (&b"a b"[..], true, Stream::Stdout));
+        assert_eq!((taken.content, taken.full, taken.stream), (&b"a b"[..], true, logs::Stream::Stdout));
         let part = err("2024-05-06T07:08:09.000000001Z part");
         let taken = record(&part).unwrap();
-        assert_eq!((taken.content, taken.full, taken.stream), (&b"part"[..], false, Stream::Stderr));
+        assert_eq!((taken.content, taken.full, taken.stream), (&b"part"[..], false, logs::Stream::Stderr));
         for bad in ["", "now x\n", "2024"] {
             assert!(record(&out(bad)).is_none(), "{bad}");
         }

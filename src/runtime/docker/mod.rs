@@ -157,6 +157,10 @@ impl ContainerRuntime for DockerRuntime {
         self.hand.driver().version.clone()
     }
 
+    async fn status(&self) -> Result<(), RuntimeError> {
+        self.hand.run_along(|driver| async move { driver.answers().await }).await
+    }
+
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
         let cidr = cidr.to_owned();
         self.hand.run(|driver| async move { driver.set_pod_cidr(&cidr).await }).await
@@ -225,6 +229,10 @@ impl ContainerRuntime for DockerRuntime {
 
     async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
         self.hand.run(|driver| async move { driver.stats().await }).await
+    }
+
+    async fn log_written(&self, id: &ContainerId) {
+        self.hand.driver().ends.log_written(&id.0).await;
     }
 
     fn rotates_logs(&self) -> bool {

@@ -259,14 +259,18 @@ fn mounts(dir: &SandboxDir, record: &ContainerRecord, facts: &Facts<'_>) -> Vec<
             mounts.push(bind(&dir.0.join(name), &destination, &[]));
         }
     }
-    // A mount below another one has to come after it.
-    let mut own: Vec<_> = config.mounts.iter().collect();
-    own.sort_by_key(|mount| Path::new(&mount.container_path).components().count());
-    mounts.extend(own.into_iter().map(volume));
+    mounts.extend(in_order(&config.mounts).into_iter().map(|(_, mount)| volume(mount)));
     if let Some((host, inside)) = &config.termination_message {
         mounts.push(bind(host, inside, &[]));
     }
     mounts
+}
+
+/// A container's volumes in the order in which they are mounted, with their numbers: one below another comes after it.
+pub(super) fn in_order(mounts: &[Mount]) -> Vec<(usize, &Mount)> {
+    let mut own: Vec<_> = mounts.iter().enumerate().collect();
+    own.sort_by_key(|(_, mount)| Path::new(&mount.container_path).components().count());
+    own
 }
 
 fn reaches_node(mount: &Mount) -> bool {

@@ -14,7 +14,10 @@ use std::{
     path::Path,
 };
 
-use nix::fcntl::{OFlag, OpenHow, ResolveFlag};
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, OpenHow, ResolveFlag},
+};
 use seccompiler::sock_filter;
 use tokio::io::unix::AsyncFd;
 
@@ -231,6 +234,17 @@ pub(super) fn open_in_root(
     open_as(root, path, flags, ResolveFlag::RESOLVE_IN_ROOT)
 }
 
+/// The same; makes the file if `flags` say so.
+pub(super) fn create_in_root(
+    root: &impl std::os::fd::AsRawFd,
+    path: &Path,
+    flags: OFlag,
+    mode: u32,
+) -> nix::Result<OwnedFd> {
+    let how = OpenHow::new().mode(nix::sys::stat::Mode::from_bits_truncate(mode));
+    open_how(root, path, how.flags(flags | OFlag::O_CLOEXEC).resolve(ResolveFlag::RESOLVE_IN_ROOT))
+}
+
 /// Opens `path` below `root`; refused when a symlink or `..` leads out of it (`EXDEV`).
 pub(super) fn open_beneath(
     root: &impl std::os::fd::AsRawFd,
@@ -246,8 +260,21 @@ fn open_as(
     flags: OFlag,
     resolve: ResolveFlag,
 ) -> nix::Result<OwnedFd> {
-    let how = OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve);
-    let fd = nix::fcntl::openat2(root.as_raw_fd(), path, how)?;
+    open_how(root, path, OpenHow::new().flags(flags | OFlag::O_CLOEXEC).resolve(resolve))
+}
+
+/// The kernel gives a walk through `..` up when anything was renamed or mounted meanwhile, wherever that was. It is begun
+/// again as often as libpathrs does, which has the same to do.
+const MOST_WALKS: usize = 128;
+
+fn open_how(root: &impl std::os::fd::AsRawFd, path: &Path, how: OpenHow) -> nix::Result<OwnedFd> {
+    let mut walks = 1;
+    let fd = loop {
+        match nix::fcntl::openat2(root.as_raw_fd(), path, how) {
+            Err(Errno::EAGAIN | Errno::EINTR) if walks < MOST_WALKS => walks += 1,
+            opened => break opened?,
+        }
+    };
     // SAFETY: `openat2` just made this descriptor and nobody else knows of it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -258,4 +285,36 @@ pub(super) fn cores() -> i64 {
     let Ok(set) = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)) else { return 1 };
     let cores = (0..nix::sched::CpuSet::count()).filter(|&core| set.is_set(core).unwrap_or(false)).count();
     cores.max(1) as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs,
+        sync::atomic::{AtomicBool, Ordering},
+    };
+
+    use super::*;
+
+    #[test]
+    fn paths_with_steps_up_are_opened_while_others_rename() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("root/a/b")).unwrap();
+        fs::create_dir_all(dir.path().join("one")).unwrap();
+        let root = fs::File::open(dir.path().join("root")).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (one, two) = (dir.path().join("one"), dir.path().join("two"));
+                while !done.load(Ordering::Relaxed) {
+                    fs::rename(&one, &two).unwrap();
+                    fs::rename(&two, &one).unwrap();
+                }
+            });
+            let path = Path::new("a/b/../b/../../a/b/../..");
+            let failed = (0..2_000).find_map(|_| open_in_root(&root, path, OFlag::O_PATH).err());
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(failed, None);
+        });
+    }
 }

@@ -174,6 +174,10 @@ impl ContainerRuntime for SimRuntime {
         true
     }
 
+    async fn status(&self) -> Result<(), RuntimeError> {
+        self.ready_for(Operation::Status).map(drop)
+    }
+
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
         self.ready_for(Operation::SetPodCidr)?.addresses.set(cidr)
     }

@@ -73,6 +73,7 @@ impl Default for SimConfig {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 #[allow(missing_docs)]
 pub enum Operation {
+    Status,
     SetPodCidr,
     RunPodSandbox,
     StopPodSandbox,

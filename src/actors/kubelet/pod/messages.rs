@@ -30,9 +30,14 @@ pub struct RuntimeSaw(pub RuntimeEvent);
 pub struct LookAgain;
 
 /// kubelet → pod: it has to go, for this reason.
-#[derive(Message, Clone)]
+#[derive(Message, Clone, Debug)]
 #[rtype(result = "()")]
-pub struct PodEvicted(pub String);
+pub struct PodEvicted {
+    /// Why.
+    pub message: String,
+    /// The node needs what it uses; else it uses more than it may.
+    pub disrupted: bool,
+}
 
 /// kubelet → pod: images were loaded.
 #[derive(Message, Clone, Copy)]

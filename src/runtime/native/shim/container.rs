@@ -41,6 +41,7 @@ use super::{
     attach::Attached,
     executor::ProgramStart,
     log::Pump,
+    mount_points,
     sandbox::{make_dir_in_root, read_in_root},
     users::Users,
     volumes,
@@ -82,15 +83,17 @@ impl Pod<'_> {
         let dir = self.dir.container(&record.id);
         program.restore(&mut record.config);
         mount_root(&dir, &record, self.dir.mount_points(), self.users)?;
+        let asked = record.clone();
         let prepared = match self.users {
             Some(users) => users.stage(&dir, &mut record),
             None => volumes::prepare(&dir, &mut record, self.node_mounts),
         };
-        let plan = prepared.and_then(|()| self.plan(&dir, &record));
-        if plan.is_err() {
-            self.remove(&record.id);
-        }
-        plan
+        let plan = prepared.and_then(|()| {
+            let held = self.users.map_or_else(|| dir.held(), |users| users.container(&dir).held());
+            let unmountable = mount_points::prepare(&dir.rootfs(), self.dir, &asked, &held).err();
+            self.plan(&dir, &record).map(|plan| Plan { unmountable, ..plan })
+        });
+        plan.inspect_err(|_| self.remove(&record.id))
     }
 
     /// Resolves everything that depends on the image's files and writes the OCI spec.
@@ -198,6 +201,7 @@ impl Pod<'_> {
             stdin: record.config.stdin,
             stdin_once: record.config.stdin_once,
             tty: record.config.tty,
+            unmountable: None,
         })
     }
 
@@ -212,6 +216,9 @@ impl Pod<'_> {
 
     /// Runs the program of a container as planned when it was created; returns when its first instruction is next.
     pub(super) fn start(&self, id: &ContainerId, plan: Plan) -> Result<(Running, Started), Fault> {
+        if let Some(cause) = plan.unmountable {
+            return Err(Fault::Start(cause));
+        }
         let dir = self.dir.container(id);
         let log = LogWriter::open(&plan.log_path, plan.log_limits)
             .map_err(Fault::system(format!("open log {}", plan.log_path.display())))?;
@@ -359,6 +366,8 @@ pub(super) struct Plan {
     stdin: bool,
     stdin_once: bool,
     tty: bool,
+    /// What cannot be mounted; as with other runtimes that is told by the start.
+    unmountable: Option<String>,
 }
 
 /// Our ends of a container's streams before its program runs.

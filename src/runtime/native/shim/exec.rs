@@ -434,7 +434,8 @@ impl Work<'_> {
         // It shares the shim's connections, and must not keep them open when the shim is killed.
         let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
         // libcontainer reports each failed start on standard error, and a probe may fail for ever: the shim's log is
-        // not for that. Standard input is /dev/null.
+        // not for that, and no more is the program's own, which follows. Standard input is /dev/null.
+        super::report_no_errors();
         let _ = nix::unistd::dup2(libc::STDIN_FILENO, libc::STDERR_FILENO);
         let text = match self.start(streams) {
             Ok(pid) => format!("{STARTED}{pid}"),

@@ -17,6 +17,7 @@ mod container;
 mod exec;
 mod executor;
 mod log;
+mod mount_points;
 mod pids;
 mod sandbox;
 mod users;
@@ -32,6 +33,7 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -97,9 +99,18 @@ fn report_errors() {
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::ERROR)
         .with_ansi(false)
-        .with_writer(io::stderr)
+        .with_writer(|| -> Box<dyn io::Write> {
+            if QUIET.load(Ordering::Relaxed) { Box::new(io::sink()) } else { Box::new(io::stderr()) }
+        })
         .init();
 }
+
+/// Reports no errors from here on in this process, whose standard error is to become a user's.
+fn report_no_errors() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+static QUIET: AtomicBool = AtomicBool::new(false);
 
 const EXIT_USAGE: i32 = 2;
 /// Its pod would be lost with it, so it is taken after everything else; as other runtimes' shims have it.

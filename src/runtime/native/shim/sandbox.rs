@@ -11,10 +11,11 @@ use std::{
 };
 
 use nix::{
-    fcntl::OFlag,
+    fcntl::{AtFlags, OFlag},
     mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::stat::Mode,
+    unistd::{Gid, Uid, fchownat},
 };
 
 use super::{
@@ -150,10 +151,19 @@ fn resolv_conf(dns: &Dns) -> String {
     text
 }
 
-/// Makes a directory and its parents below `root`, which may hold symlinks made by a stranger.
+/// Who is to own what is made in a root file system, if not this process' user: in a pod with users of its own, its root.
+pub(super) fn owner_of(root: &impl AsRawFd) -> nix::Result<Option<(Uid, Gid)>> {
+    let root = nix::sys::stat::fstat(root.as_raw_fd())?;
+    let owner = (Uid::from_raw(root.st_uid), Gid::from_raw(root.st_gid));
+    Ok(Some(owner).filter(|owner| *owner != (Uid::effective(), Gid::effective())))
+}
+
+/// Makes a directory and its parents below `root`, which may hold symlinks made by a stranger; they belong to whom it
+/// belongs.
 pub(super) fn make_dir_in_root(root: &Path, path: &Path) -> nix::Result<()> {
     let root =
         nix::dir::Dir::open(root, OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())?;
+    let owner = owner_of(&root)?;
     let dir = OFlag::O_PATH | OFlag::O_DIRECTORY;
     let mut reached = PathBuf::new();
     for component in path.components().filter(|part| matches!(part, std::path::Component::Normal(_))) {
@@ -161,7 +171,13 @@ pub(super) fn make_dir_in_root(root: &Path, path: &Path) -> nix::Result<()> {
         let parent = sys::open_in_root(&root, parent, dir)?;
         let name: &Path = component.as_ref();
         match nix::sys::stat::mkdirat(Some(parent.as_raw_fd()), name, Mode::from_bits_truncate(0o755)) {
-            Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+            Ok(()) => {
+                if let Some((user, group)) = owner {
+                    let at = Some(parent.as_raw_fd());
+                    fchownat(at, name, Some(user), Some(group), AtFlags::AT_SYMLINK_NOFOLLOW)?;
+                }
+            }
+            Err(nix::errno::Errno::EEXIST) => {}
             Err(errno) => return Err(errno),
         }
         reached.push(component);

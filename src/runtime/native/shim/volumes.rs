@@ -2,7 +2,7 @@
 //!
 //! Owns: holding volumes at places of the container's own. All mounts of the pod are slaves of the node's, so one under
 //! which mounts reach the node (`Bidirectional`) is copied in the node's mount namespace, where it is one of those that tell
-//! each other. Invariants: the shim comes back from there or ends; a held copy is taken out of their circle before it is
+//! each other; and so is one that the node began to share after the pod had begun. Invariants: the shim comes back from there or ends; a held copy is taken out of their circle before it is
 //! taken off, or the node's mounts would go with it.
 
 use std::{
@@ -36,23 +36,18 @@ pub(super) fn prepare(
     for (index, mount) in record.config.mounts.iter_mut().enumerate() {
         let held = dir.held().join(index.to_string());
         let fault = |mount: &Mount| format!("hold {} of container {}", mount.host_path.display(), record.id);
-        if mount.propagation == Propagation::Bidirectional {
+        let place = fs::canonicalize(&mount.host_path).unwrap_or_else(|_| mount.host_path.clone());
+        let receives = mounts::receives(&table, &place);
+        let listens = mount.propagation == Propagation::HostToContainer;
+        if mount.propagation == Propagation::Bidirectional || (listens && !receives) {
             let tree = copy(node_mounts, mount)?;
             let source = PathBuf::from(format!("/proc/self/fd/{}", tree.as_raw_fd()));
             make_place(&source, &held)
                 .and_then(|()| sys::mount_copy(&tree, &held))
+                .and_then(|()| if listens { only_listen(&held).map_err(io::Error::from) } else { Ok(()) })
                 .map_err(Fault::system(fault(mount)))?;
             mount.host_path = held;
             continue;
-        }
-        let place = fs::canonicalize(&mount.host_path).unwrap_or_else(|_| mount.host_path.clone());
-        let receives = mounts::receives(&table, &place);
-        if mount.propagation == Propagation::HostToContainer && !receives {
-            return Err(Fault::Config(format!(
-                "path {} is not on a shared mount of the node: mountPropagation HostToContainer cannot work; on the \
-                 node: mount --make-rshared /",
-                mount.host_path.display()
-            )));
         }
         let private = receives && mount.propagation == Propagation::Private;
         let part =
@@ -91,9 +86,14 @@ fn hold(source: &Path, held: &Path, private: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// A copy of a volume's mount that shares with the node what is mounted below it later; `node` is its mount namespace.
+/// A copy of a volume's mount that shares with the node what is mounted below it later, or is told of it if no more is
+/// asked for; `node` is its mount namespace.
 fn copy(node: &File, volume: &Mount) -> Result<OwnedFd, Fault> {
     let path = volume.host_path.display();
+    let (how, suits): (_, fn(&[u8], &Path) -> bool) = match volume.propagation {
+        Propagation::Bidirectional => ("Bidirectional", mounts::shared),
+        Propagation::HostToContainer | Propagation::Private => ("HostToContainer", mounts::receives),
+    };
     let copied = inside(node, || -> io::Result<Option<OwnedFd>> {
         let part = volume.within.as_ref().map(|root| beneath::open(root, &volume.host_path)).transpose()?;
         let place = match &part {
@@ -102,13 +102,13 @@ fn copy(node: &File, volume: &Mount) -> Result<OwnedFd, Fault> {
         };
         let real = fs::canonicalize(&place)?;
         let table = fs::read("/proc/self/mountinfo")?;
-        mounts::shared(&table, &real).then(|| sys::copy_mounts(&place)).transpose()
+        suits(&table, &real).then(|| sys::copy_mounts(&place)).transpose()
     });
     match copied.map_err(Fault::system("look at the node's mounts"))? {
         Ok(Some(tree)) => Ok(tree),
         Ok(None) => Err(Fault::Config(format!(
-            "path {path} is not on a shared mount of the node: mountPropagation Bidirectional cannot work; on the node: \
-             mount --make-rshared /"
+            "path {path} is not on a shared mount of the node: mountPropagation {how} cannot work; on the node: mount \
+             --make-rshared /"
         ))),
         Err(error) => Err(Fault::Config(format!("path {path}: {error}"))),
     }
@@ -126,6 +126,11 @@ fn inside<T>(namespace: &File, work: impl FnOnce() -> T) -> io::Result<T> {
     }
     std::env::set_current_dir("/")?;
     Ok(done)
+}
+
+/// Has what is mounted at a place, and below, be told what is mounted, and tell nobody.
+fn only_listen(place: &Path) -> nix::Result<()> {
+    mount(None::<&str>, place, None::<&str>, MsFlags::MS_SLAVE | MsFlags::MS_REC, None::<&str>)
 }
 
 /// Has what is mounted at a place, and below, tell nobody any more.
