@@ -161,6 +161,14 @@ async fn what_an_engine_ends_with_itself_is_told_when_it_is_back() {
     );
 }
 
+/// Starts what writes so many lines as fast as it can, and ends.
+async fn flood(bench: &mut Bench<OnDocker>, lines: u32) -> ContainerId {
+    bench.sandbox("a").await;
+    let mut flood = bench.hello("flood", &["--flood", &lines.to_string(), "--once"]);
+    flood.log_limits.max_bytes = 1 << 30;
+    bench.start("a", flood).await
+}
+
 #[tokio::test]
 async fn an_end_is_told_before_a_long_log_is_copied_and_the_log_is_whole_after_that() {
     // Far below what the engine keeps.
@@ -169,10 +177,7 @@ async fn an_end_is_told_before_a_long_log_is_copied_and_the_log_is_whole_after_t
         return;
     }
     let mut bench = Bench::<OnDocker>::new().await;
-    bench.sandbox("a").await;
-    let mut flood = bench.hello("flood", &["--flood", &LINES.to_string(), "--once"]);
-    flood.log_limits.max_bytes = 1 << 30;
-    let id = bench.start("a", flood).await;
+    let id = flood(&mut bench, LINES).await;
     let exit = bench.told_exit(&id).await;
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis();
     let late_ms = i64::try_from(now).unwrap() - exit.finished_ms;
@@ -193,10 +198,7 @@ async fn a_container_is_removed_when_its_log_is_whole() {
         return;
     }
     let mut bench = Bench::<OnDocker>::new().await;
-    bench.sandbox("a").await;
-    let mut flood = bench.hello("flood", &["--flood", &LINES.to_string(), "--once"]);
-    flood.log_limits.max_bytes = 1 << 30;
-    let id = bench.start("a", flood).await;
+    let id = flood(&mut bench, LINES).await;
     bench.told_exit(&id).await;
     bench.runtime().remove_container(&id).await.unwrap();
     assert_eq!(bench.raw_log("flood").len(), usize::try_from(LINES).unwrap());
