@@ -73,6 +73,9 @@ pub struct MasterConfig {
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
 
+/// A tenth of a second short of the two within which a node's end is to be told: that is for writing it down.
+const LOST_AFTER: Duration = Duration::from_millis(1_900);
+
 impl MasterConfig {
     /// A master on free loopback ports.
     pub fn new(persistence: Persistence) -> MasterConfig {
@@ -84,7 +87,7 @@ impl MasterConfig {
             cluster: "troupe".into(),
             pod_network: "10.244.0.0/16".into(),
             api_names: Vec::new(),
-            lost_after: Duration::from_secs(2),
+            lost_after: LOST_AFTER,
             node_certificates: CERTIFICATES,
             certificates: CERTIFICATES,
             no_image_sharing: false,

@@ -22,7 +22,7 @@ use troupe::{
 use super::trace::{Event, Trace};
 
 /// Silence before a node is given up, but for what a look every half second may be late.
-const GIVEN_UP_AFTER: Duration = Duration::from_millis(2_000 - LATE_MS);
+const GIVEN_UP_AFTER: Duration = Duration::from_millis(1_900 - LATE_MS);
 const LATE_MS: u64 = 600;
 /// And while others reach its machine.
 const SPARED_FOR: Duration = Duration::from_millis(15_000 - LATE_MS);
