@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use quinn::{Endpoint, IdleTimeout, Incoming, TransportConfig, VarInt};
+use quinn::{Endpoint, IdleTimeout, Incoming, Runtime as _, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
@@ -25,6 +25,7 @@ use tokio::{
 
 use super::{
     CaCertificate, CloseReason, Identity, Link, NetError,
+    batches::Batches,
     csr::joined_key,
     heartbeat::{self, Hearts},
     identity::{MASTER, Role, node_server_name, peer_role},
@@ -245,8 +246,9 @@ impl Drop for Listener {
 const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Result<Endpoint> {
-    let config = quinn::EndpointConfig::default();
-    Endpoint::new(config, server, socket, Arc::new(quinn::TokioRuntime))
+    let (config, runtime) = (quinn::EndpointConfig::default(), Arc::new(quinn::TokioRuntime));
+    let socket = Arc::new(Batches::new(runtime.wrap_udp_socket(socket)?));
+    Endpoint::new_with_abstract_socket(config, server, socket, runtime)
 }
 
 /// How a connector comes by its UDP sockets: bound to an address.

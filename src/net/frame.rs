@@ -17,7 +17,7 @@ const HEADER: usize = 4;
 /// Room made for one read while more comes than fits into less.
 const READ_CHUNK: usize = 16 << 10;
 /// Room of a reader that waits: most messages are no longer, and most links say nothing most of the time.
-const WAITING: usize = 1 << 10;
+const WAITING: usize = 512;
 
 /// A message as a whole frame.
 pub(crate) fn frame<T: Serialize>(message: &T, cap: usize) -> Result<Bytes, NetError> {

@@ -9,6 +9,7 @@
 //! Invariant: a [`Link`] exists only between peers that showed each other certificates of one cluster's authority.
 //! [`memory::Network`] makes the same links inside one process. What messages mean is left to the actors.
 
+mod batches;
 pub mod codec;
 pub mod csr;
 mod dial;
