@@ -190,6 +190,8 @@ suite! {
             cri exempt: "a CRI runtime writes its logs, and the kubelet rotates them every now and then";
         a_log_goes_on_within_its_limits_after_a_restart,
             cri exempt: "a CRI runtime writes its logs, and the kubelet rotates them every now and then";
+        a_last_line_without_an_end_is_whole_however_long,
+            sim exempt: "simulated programs write no files";
     }
     stats {
         what_a_running_container_uses_is_told_for_it_and_its_pod;

@@ -95,3 +95,23 @@ pub async fn a_log_goes_on_within_its_limits_after_a_restart<H: Harness>(bench: 
     let text = read(bench, "flood", LogOptions::default()).await;
     assert!(text.lines().eq((0..3000).map(flood_line)), "{} lines", text.lines().count());
 }
+
+pub async fn a_last_line_without_an_end_is_whole_however_long<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    // Beyond a page, a buffer, and what one record holds.
+    for length in [5, 5_000, 9_000, logs::MAX_PART, 40_000] {
+        let (name, line) = (format!("c{length}"), "x".repeat(length));
+        let write = format!("/proc/self/fd/1={line}");
+        // It lives long enough to be followed.
+        let args = ["--once", "--exit-after", "500ms", "--exit-code", "1", "--write", &write];
+        let mut config = bench.hello(&name, &args);
+        // Whose pipe it is.
+        config.security.user = Some(0);
+        let id = bench.start("a", config).await;
+        assert_eq!(bench.exit(&id).await.code, 1);
+        let text = read(bench, &name, LogOptions::default()).await;
+        assert!(text == line, "{length}: {} bytes, {:?}", text.len(), text.get(..80));
+        let tail = read(bench, &name, LogOptions { tail_lines: Some(1), ..LogOptions::default() }).await;
+        assert_eq!(tail.len(), length);
+    }
+}

@@ -25,6 +25,9 @@ const BATCH: usize = 512;
 const MOMENT: Duration = Duration::from_millis(5);
 /// Before the engine is asked again.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How much later than another a record may be in the engine's log although its time is before it: the streams are
+/// stamped and written by threads of their own.
+const STRAGGLE_SECONDS: u64 = 5;
 /// What is read of a log's end to find the place: many records of the longest kind.
 const TAIL: u64 = 64 * MAX_PART as u64;
 
@@ -61,13 +64,17 @@ async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) 
         Ok((LogWriter::open(&of, limits)?, place))
     })
     .await?;
+    // A stream that is followed may end before the last words: the engine writes a line without an end when its program
+    // is gone, and hangs up at that. So what an ended container left is asked for once more, by then being there.
+    let mut ended = false;
     loop {
+        let since = if ended { place.since_all() } else { place.since() };
         let options = LogsOptions {
-            follow: true,
+            follow: !ended,
             stdout: true,
             stderr: true,
             timestamps: true,
-            since: i32::try_from(place.since()).unwrap_or(0),
+            since: i32::try_from(since).unwrap_or(0),
             ..LogsOptions::default()
         };
         let mut resumed = place.clone();
@@ -101,10 +108,12 @@ async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) 
         match (broken, driver.inspect(id).await) {
             (Some(error), _) if engine::is_absent(&error) => return Ok(()),
             // Told to the end of a container that has ended.
+            (None, Ok(_)) if ended => return Ok(()),
             (None, Ok(found)) => {
                 let running = found.and_then(|found| found.state).and_then(|state| state.running);
                 if running != Some(true) {
-                    return Ok(());
+                    ended = true;
+                    continue;
                 }
             }
             (Some(_), Ok(None)) => return Ok(()),
@@ -199,6 +208,13 @@ impl Place {
             last.and_then(|(time, _)| time.duration_since(UNIX_EPOCH).ok()).map_or(0, |age| age.as_secs())
         };
         self.last.iter().map(seconds).min().unwrap_or(0)
+    }
+
+    /// The same where all before this place was read in the engine's own order, so that a silent stream has nothing there.
+    fn since_all(&self) -> u64 {
+        let last = self.last.iter().flatten().map(|(time, _)| *time).max();
+        let age = last.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+        age.map_or(0, |age| age.as_secs().saturating_sub(STRAGGLE_SECONDS))
     }
 
     /// The place that a log is written to; cuts off a record that a crash left incomplete.
@@ -319,6 +335,13 @@ mod tests {
         for written in 0..=stream.len() {
             assert_eq!(resumed(&stream[..written], &stream), all[written..], "after {written}");
         }
+    }
+
+    #[test]
+    fn what_an_ended_container_left_is_looked_for_at_the_end_alone() {
+        assert_eq!(Place::default().since_all(), 0);
+        let place = Place::read(b"1970-01-01T01:00:00.000000001Z stdout F a\n", false);
+        assert_eq!((place.since(), place.since_all()), (0, 3600 - STRAGGLE_SECONDS));
     }
 
     #[test]

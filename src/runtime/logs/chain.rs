@@ -84,9 +84,10 @@ impl Open {
     }
 
     /// Finds where its last lines begin, and reads on from there: how many those are, and whether all that are wanted.
-    async fn seek_tail(&mut self, lines: u64) -> io::Result<(u64, bool)> {
+    /// `last`: nothing comes after it.
+    async fn seek_tail(&mut self, lines: u64, last: bool) -> io::Result<(u64, bool)> {
         let (position, counted, found) = match &mut self.source {
-            Source::Plain(reader) => tail_start(reader.get_mut(), lines).await?,
+            Source::Plain(reader) => tail_start(reader.get_mut(), lines, last).await?,
             Source::Packed { file, .. } => {
                 let Some(packed) = file.take() else { return Ok((0, false)) };
                 let (packed, found) = blocking(move || packed.tail_start(lines)).await?;
@@ -158,7 +159,7 @@ impl Chain {
             let mut left = lines;
             let mut first = 0;
             for (at, open) in rest.iter_mut().enumerate().rev() {
-                let (counted, found) = open.seek_tail(left).await?;
+                let (counted, found) = open.seek_tail(left, left == lines).await?;
                 (first, left) = (at, left - counted);
                 if found {
                     break;
@@ -350,14 +351,21 @@ fn successor(path: &Path, after: Option<FileId>, stamp: Option<Stamp>) -> io::Re
     Ok(None)
 }
 
-/// Where the last lines begin in a file, counting only ends of whole lines (`F`); how many there are from there on, and
-/// whether that is where they begin: else some are in the file before.
-async fn tail_start(file: &mut File, lines: u64) -> io::Result<(u64, u64, bool)> {
+/// Where the last lines begin in a file, counting only ends of whole lines (`F`), and in the last file what is there of
+/// one without an end; how many there are from there on, and whether that is where they begin: else some are in the file
+/// before.
+async fn tail_start(file: &mut File, lines: u64, last: bool) -> io::Result<(u64, u64, bool)> {
     let mut end = file.seek(SeekFrom::End(0)).await?;
     let mut count = 0_u64;
     // The bytes after `end` up to the line feed that closes the line being looked at.
     let mut rest: Vec<u8> = Vec::new();
     let mut boundary = None;
+    let mut at_end = last;
+    let mut ends = |line: &[u8]| {
+        let counts = ends_line(line) || (at_end && !line.is_empty());
+        at_end &= line.is_empty();
+        counts
+    };
     while end > 0 {
         let start = end.saturating_sub(TAIL_BLOCK);
         file.seek(SeekFrom::Start(start)).await?;
@@ -367,7 +375,7 @@ async fn tail_start(file: &mut File, lines: u64) -> io::Result<(u64, u64, bool)>
         let mut to = block.len();
         while let Some(at) = block[..to].iter().rposition(|b| *b == b'\n') {
             // The line after this line feed.
-            if ends_line(&block[at + 1..to]) {
+            if ends(&block[at + 1..to]) {
                 if count == lines {
                     return Ok((boundary.unwrap_or(start + to as u64), count, true));
                 }
@@ -381,7 +389,7 @@ async fn tail_start(file: &mut File, lines: u64) -> io::Result<(u64, u64, bool)>
         block.truncate(MAX_FRAME);
         (rest, end) = (block, start);
     }
-    if ends_line(&rest) {
+    if ends(&rest) {
         if count == lines {
             return Ok((boundary.unwrap_or(0), count, true));
         }

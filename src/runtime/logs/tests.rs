@@ -73,6 +73,24 @@ async fn options_choose_what_is_given_out() {
 }
 
 #[tokio::test]
+async fn what_is_there_of_a_line_without_an_end_is_the_last_line() {
+    for content in ["end".to_owned(), "x".repeat(MAX_PART * 2 + 5)] {
+        let (_dir, path) = sample();
+        append(&path, Stream::Stdout, false, 6, &content);
+        for (lines, expected) in [(0, ""), (1, ""), (2, "\n"), (3, "three\n\n"), (9, "one\ntwo\nthree\n\n")] {
+            let text = read_all(&path, LogOptions { tail_lines: Some(lines), ..LogOptions::default() }).await;
+            let last = if lines == 0 { "" } else { &content };
+            assert!(text == format!("{expected}{last}"), "{lines}: {:?}", text.get(..40));
+        }
+        // It may be all that a new file has.
+        rotate(&path, LogLimits::default(), time(7)).unwrap();
+        append(&path, Stream::Stdout, true, 8, "");
+        let text = read_all(&path, LogOptions { tail_lines: Some(2), ..LogOptions::default() }).await;
+        assert!(text == format!("\n{content}\n"), "{:?}", text.get(..40));
+    }
+}
+
+#[tokio::test]
 async fn a_missing_file_is_an_empty_log() {
     let dir = TempDir::new().unwrap();
     assert_eq!(read_all(&dir.path().join("none"), LogOptions::default()).await, "");
