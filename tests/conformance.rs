@@ -233,6 +233,8 @@ suite! {
             sim exempt: "simulated programs are run by nobody";
         containers_with_users_of_their_own_share_a_pid_namespace,
             sim exempt: "simulated programs are run by nobody";
+        sysctls_of_a_pod_with_users_of_its_own_are_its_roots,
+            sim exempt: "simulated programs are run by nobody";
     }
     images {
         a_docker_archive_is_loaded_listed_and_removed;

@@ -140,3 +140,24 @@ pub async fn containers_with_users_of_their_own_share_a_pid_namespace<H: Harness
     }
     bench.runtime().remove_pod_sandbox(&"a".into()).await.unwrap();
 }
+
+pub async fn sysctls_of_a_pod_with_users_of_its_own_are_its_roots<H: Harness>(bench: &mut Bench<H>) {
+    if !can(bench).await {
+        return;
+    }
+    // Of the IPC and of the network namespace: who may change them is told in different ways.
+    let wanted = [
+        ("kernel.shm_rmid_forced", "1"),
+        ("kernel.msgmax", "9000"),
+        ("net.ipv4.ip_unprivileged_port_start", "77"),
+        ("net.core.somaxconn", "777"),
+    ];
+    let path = |name: &str| format!("/proc/sys/{}", name.replace('.', "/"));
+    let sysctls = wanted.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    bench.sandbox_with(SandboxConfig { sysctls, ..apart("a") }).await;
+    let id = bench.start("a", bench.hello("c", ANY_PORT)).await;
+    for (name, value) in wanted {
+        assert_eq!(run(bench, &id, &["--read", &path(name)]).await.trim(), value, "{name}");
+        assert_ne!(fs::read_to_string(path(name)).unwrap().trim(), value, "{name} of the node");
+    }
+}

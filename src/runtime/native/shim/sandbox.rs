@@ -72,7 +72,7 @@ pub(super) fn enter(
             .map_err(Fault::system("set up the pod's network"))?;
     }
     for (name, value) in &config.sysctls {
-        set_sysctl(name, value)?;
+        set_sysctl(name, value, users.as_ref())?;
     }
     share_memory(dir, config.host_ipc)?;
     write_files(dir, record).map_err(Fault::system("write the pod's files for /etc"))?;
@@ -83,15 +83,21 @@ pub(super) fn enter(
     Ok(users)
 }
 
-/// Sysctls of the pod's own namespaces only: others would change the node.
-fn set_sysctl(name: &str, value: &str) -> Result<(), Fault> {
+/// Sysctls of the pod's own namespaces only: others would change the node. Some may be changed by those namespaces' root
+/// alone, who in a pod with users of its own is not the node's.
+fn set_sysctl(name: &str, value: &str, users: Option<&Users>) -> Result<(), Fault> {
     let namespaced = ["net.", "kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."];
     let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "._-/".contains(c)) && !name.contains("..");
     if !plain || !namespaced.iter().any(|prefix| name.starts_with(prefix)) {
         return Err(Fault::Config(format!("sysctl {name:?} is not one of a pod's own")));
     }
     let path = Path::new("/proc/sys").join(name.replace('.', "/"));
-    fs::write(path, value).map_err(Fault::system(format!("set sysctl {name}")))
+    let write = || fs::write(&path, value);
+    match users {
+        Some(users) => users.as_root(write),
+        None => write(),
+    }
+    .map_err(Fault::system(format!("set sysctl {name}")))
 }
 
 fn share_memory(dir: &SandboxDir, host_ipc: bool) -> Result<(), Fault> {
@@ -229,7 +235,7 @@ mod tests {
     #[test]
     fn sysctls_of_the_node_are_refused() {
         for name in ["kernel.panic", "vm.swappiness", "net/../kernel/panic", "net.x y"] {
-            assert!(matches!(set_sysctl(name, "1"), Err(Fault::Config(_))), "{name}");
+            assert!(matches!(set_sysctl(name, "1", None), Err(Fault::Config(_))), "{name}");
         }
     }
 }

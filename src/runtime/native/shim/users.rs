@@ -24,9 +24,9 @@ use nix::{
     sched::{CloneFlags, setns, unshare},
     sys::{
         signal::{Signal, kill},
-        wait::waitpid,
+        wait::{WaitStatus, waitpid},
     },
-    unistd::Pid,
+    unistd::{Gid, Pid, Uid, setresgid, setresuid},
 };
 
 use super::{
@@ -116,6 +116,26 @@ impl Users {
     /// What the node calls a user or group of the pod.
     pub(super) fn on_node(&self, id: u32) -> u32 {
         self.range.first.saturating_add(id)
+    }
+
+    /// Has a child do something as the pod's root, to whom its namespaces belong. For a process of one thread.
+    pub(super) fn as_root(&self, work: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+        let child = sys::fork()?;
+        if child == 0 {
+            let root = || -> io::Result<()> {
+                setns(&self.namespace, CloneFlags::CLONE_NEWUSER)?;
+                setresgid(Gid::from_raw(0), Gid::from_raw(0), Gid::from_raw(0))?;
+                Ok(setresuid(Uid::from_raw(0), Uid::from_raw(0), Uid::from_raw(0))?)
+            };
+            // The status has room for the number of any error that a kernel names.
+            let number = |error: io::Error| error.raw_os_error().unwrap_or(libc::EIO);
+            std::process::exit(root().and_then(|()| work()).map_or_else(number, |()| 0));
+        }
+        match waitpid(Pid::from_raw(child), None)? {
+            WaitStatus::Exited(_, 0) => Ok(()),
+            WaitStatus::Exited(_, number) => Err(io::Error::from_raw_os_error(number)),
+            other => Err(io::Error::other(format!("who does it as the pod's root has ended: {other:?}"))),
+        }
     }
 
     /// Refuses who is not among the pod's users.
