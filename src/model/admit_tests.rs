@@ -288,9 +288,15 @@ fn warnings_tell_what_is_dropped_and_what_is_not_acted_on() {
     let mut json = pod();
     json["spec"]["foo"] = 1.into();
     json["spec"]["runtimeClassName"] = json!("fast");
+    json["spec"]["containers"][0]["resources"] =
+        json!({"limits": {"memory": "0.1"}, "requests": {"memory": "0"}});
     assert_eq!(
         create(Kind::Pod, &json).warnings,
-        ["unknown field \"spec.foo\"", "spec.runtimeClassName: stored but not yet acted on by troupe"]
+        [
+            "unknown field \"spec.foo\"",
+            "spec.containers[0].resources.limits[memory]: fractional byte value \"100m\" is invalid, must be an integer",
+            "spec.runtimeClassName: stored but not yet acted on by troupe",
+        ]
     );
 }
 

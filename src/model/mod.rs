@@ -10,6 +10,7 @@ pub mod extended;
 mod facet;
 mod fault;
 mod field_selector;
+mod fractions;
 pub mod huge_pages;
 mod key;
 mod kind;

@@ -7,7 +7,7 @@
 use k8s_openapi::{
     ByteString,
     api::core::v1::{
-        ConfigMap, Container, Endpoints, Event, Namespace, Node, Pod, PodCondition, PodStatus,
+        ConfigMap, Container, Endpoints, Event, Namespace, Node, Pod, PodCondition, PodSpec, PodStatus,
         ReplicationController, ReplicationControllerStatus, Secret, ServiceAccount,
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
@@ -19,7 +19,7 @@ use super::{
     defaults::{self, text},
     extended,
     fault::Faults,
-    unsupported, validate,
+    fractions, unsupported, validate,
 };
 
 /// The label that carries a namespace's own name.
@@ -133,8 +133,13 @@ impl Rules for Pod {
     }
 
     fn warnings(&self) -> Vec<String> {
-        unsupported::unsupported(self)
+        self.spec.as_ref().map(|spec| spec_warnings(spec, "spec")).unwrap_or_default()
     }
+}
+
+/// What is to be told of a pod's spec that lies at `root`.
+fn spec_warnings(spec: &PodSpec, root: &str) -> Vec<String> {
+    [fractions::fractions(spec, root), unsupported::unsupported_spec(spec, root)].concat()
 }
 
 /// Gives containers the resources that those of the same names are to have.
@@ -196,7 +201,7 @@ impl Rules for ReplicationController {
 
     fn warnings(&self) -> Vec<String> {
         let template = self.spec.as_ref().and_then(|s| s.template.as_ref()).and_then(|t| t.spec.as_ref());
-        template.map(|spec| unsupported::unsupported_spec(spec, "spec.template.spec")).unwrap_or_default()
+        template.map(|spec| spec_warnings(spec, "spec.template.spec")).unwrap_or_default()
     }
 }
 

@@ -100,7 +100,10 @@ pub fn sizes(resources: Option<&v1::ResourceRequirements>) -> Sizes {
     Sizes {
         cpu_request_milli: amount(requests, "cpu"),
         cpu_limit_milli: amount(limits, "cpu"),
-        memory_limit_bytes: amount(limits, "memory") / 1000,
+        // Up to a whole byte: the least limit is not to become none.
+        memory_limit_bytes: limits
+            .and_then(|limits| quantity::parse_units(&limits.get("memory")?.0).ok())
+            .unwrap_or(0),
     }
 }
 
@@ -180,6 +183,16 @@ pub(super) fn expand_noting(text: &str, vars: &BTreeMap<&str, &str>, unknown: &m
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_limit_of_less_than_a_byte_is_one() {
+        for (memory, bytes) in [("100m", 1), ("1", 1), ("1500m", 2), ("64Mi", 64 << 20), ("0", 0)] {
+            let resources =
+                serde_json::from_value(serde_json::json!({"limits": {"memory": memory}})).unwrap();
+            assert_eq!(sizes(Some(&resources)).memory_limit_bytes, bytes, "{memory}");
+        }
+        assert_eq!(sizes(None), Sizes::default());
+    }
 
     #[test]
     fn variables_expand_as_in_kubernetes() {
