@@ -13,7 +13,9 @@ use k8s_openapi::{
 use super::{
     huge_pages,
     pod::{Around, Volumes, ids, ip},
-    probe, resize, stop_signal, volume,
+    probe, resize,
+    resource_field::resource_field,
+    stop_signal, volume,
 };
 use crate::model::{
     extended,
@@ -32,14 +34,6 @@ const ENV_FIELDS: &[&str] = &[
     "status.hostIPs",
     "status.podIP",
     "status.podIPs",
-];
-const RESOURCE_FIELDS: &[&str] = &[
-    "limits.cpu",
-    "limits.ephemeral-storage",
-    "limits.memory",
-    "requests.cpu",
-    "requests.ephemeral-storage",
-    "requests.memory",
 ];
 
 /// Validates a pod's containers.
@@ -156,7 +150,7 @@ fn container(c: &Container, around: &Around<'_>, at: &Path<'_>, faults: &mut Fau
     let policies = c.resize_policy.as_deref().unwrap_or_default();
     resize::policies(policies, around.never_restarts, &at.field("resizePolicy"), faults);
     if let Some(context) = &c.security_context {
-        security_context(context, &at.field("securityContext"), faults);
+        security_context(context, around.host_users, &at.field("securityContext"), faults);
     }
 }
 
@@ -220,14 +214,7 @@ fn value_from(from: &EnvVarSource, has_value: bool, at: &Path<'_>, faults: &mut 
     }
     if let Some(resource) = &from.resource_field_ref {
         sources += 1;
-        let at = at.field("resourceFieldRef");
-        if resource.resource.is_empty() {
-            faults.required(&at.field("resource"), "");
-        } else if !RESOURCE_FIELDS.contains(&resource.resource.as_str())
-            && !resource.resource.contains("hugepages-")
-        {
-            faults.unsupported(&at.field("resource"), &resource.resource, RESOURCE_FIELDS);
-        }
+        resource_field(resource, false, &at.field("resourceFieldRef"), faults);
     }
     let keyed = [
         ("configMapKeyRef", from.config_map_key_ref.as_ref().map(|r| (&r.name, &r.key))),
@@ -420,9 +407,12 @@ pub(super) fn seccomp(profile: &SeccompProfile, at: &Path<'_>, faults: &mut Faul
     }
 }
 
-fn security_context(context: &SecurityContext, at: &Path<'_>, faults: &mut Faults) {
+fn security_context(context: &SecurityContext, host_users: bool, at: &Path<'_>, faults: &mut Faults) {
     ids(&[("runAsUser", context.run_as_user), ("runAsGroup", context.run_as_group)], at, faults);
     one_of_if_set(faults, &at.field("procMount"), context.proc_mount.as_deref(), &["Default", "Unmasked"]);
+    if host_users && context.proc_mount.as_deref() == Some("Unmasked") {
+        faults.invalid(&at.field("procMount"), "Unmasked", "`hostUsers` must be false to use `Unmasked`");
+    }
     if let Some(profile) = &context.seccomp_profile {
         seccomp(profile, &at.field("seccompProfile"), faults);
     }

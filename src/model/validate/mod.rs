@@ -13,6 +13,7 @@ mod meta;
 mod pod;
 mod probe;
 mod resize;
+mod resource_field;
 mod scheduling;
 mod service;
 mod stop_signal;

@@ -33,6 +33,8 @@ pub(super) struct Around<'a> {
     pub(super) never_restarts: bool,
     /// `spec.os.name`.
     pub(super) os: Option<&'a str>,
+    /// Its users are the node's.
+    pub(super) host_users: bool,
 }
 
 /// Validates a new pod (metadata excepted).
@@ -91,6 +93,7 @@ pub(crate) fn pod_spec(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
         grace_seconds: spec.termination_grace_period_seconds.unwrap_or(0).max(0),
         never_restarts: spec.restart_policy.as_deref() == Some("Never"),
         os: spec.os.as_ref().map(|os| os.name.as_str()),
+        host_users: spec.host_users != Some(false),
     };
     container::containers(&spec.containers, &around, &at.field("containers"), faults);
     container::init_containers(spec, &around, &at.field("initContainers"), faults);

@@ -240,6 +240,11 @@ fn what_pods_ask_of_their_node_is_validated_as_kubernetes_does() {
         pod["spec"]["volumes"] = volume.clone();
         pod
     };
+    let unmasked = |fields: Value| {
+        let mut pod = container(json!({"securityContext": {"procMount": "Unmasked"}}));
+        overlay(&mut pod["spec"], fields);
+        pod
+    };
     let asking = |list: Value| container(json!({"resources": {"limits": list}}));
     check(
         Kind::Pod,
@@ -273,6 +278,14 @@ fn what_pods_ask_of_their_node_is_validated_as_kubernetes_does() {
                     "spec.hostNetwork: Forbidden: when `pod.Spec.HostUsers` is false",
                     "spec.HostPID: Forbidden: when `pod.Spec.HostUsers` is false",
                     "spec.HostIPC: Forbidden: when `pod.Spec.HostUsers` is false",
+                ],
+            ),
+            (unmasked(json!({"hostUsers": false})), vec![]),
+            (
+                unmasked(json!({})),
+                vec![
+                    "spec.containers[0].securityContext.procMount: Invalid value: \"Unmasked\": `hostUsers` must be \
+                     false to use `Unmasked`",
                 ],
             ),
             (asking(json!({"hugepages-2Mi": "4Mi", "memory": "1Mi"})), vec![]),

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{
     DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, ProjectedVolumeSource, Volume,
 };
 
-use super::{pod::Volumes, volume_sources};
+use super::{pod::Volumes, resource_field::resource_field, volume_sources};
 use crate::model::{
     fault::{Faults, Path, one_of_if_set},
     names, quantity,
@@ -260,15 +260,7 @@ fn downward(files: Option<&[DownwardAPIVolumeFile]>, at: &Path<'_>, faults: &mut
                 &at.field("fieldRef"),
                 faults,
             ),
-            (None, Some(resource)) => {
-                let at = at.field("resourceFieldRef");
-                if resource.container_name.as_deref().is_none_or(str::is_empty) {
-                    faults.required(&at.field("containerName"), "");
-                }
-                if resource.resource.is_empty() {
-                    faults.required(&at.field("resource"), "");
-                }
-            }
+            (None, Some(resource)) => resource_field(resource, true, &at.field("resourceFieldRef"), faults),
             (None, None) => {
                 faults.required(at, "one of fieldRef and resourceFieldRef is required");
             }
