@@ -103,6 +103,8 @@ fn document(snapshot: &Snapshot, heard: &Heard, now: Timestamp) -> Value {
     if is_brake_on(snapshot) {
         problems.push(BRAKE);
     }
+    let copied: Vec<String> = heard.nodes.iter().flatten().filter_map(identity_copied).collect();
+    problems.extend(copied.iter().map(String::as_str));
     let states: HashMap<&NodeName, &NodeState> =
         heard.nodes.iter().flatten().map(|state| (&state.node, state)).collect();
     let mut pods: HashMap<&str, u64> = HashMap::new();
@@ -153,6 +155,25 @@ fn document(snapshot: &Snapshot, heard: &Heard, now: Timestamp) -> Value {
     })
 }
 
+/// That other machines have a node's key, too.
+fn identity_copied(state: &NodeState) -> Option<String> {
+    let others: Vec<String> = state.rivals.iter().map(ToString::to_string).collect();
+    let linked = state
+        .link
+        .as_ref()
+        .and_then(|link| link.peer)
+        .map(|peer| format!(" beside {}", peer.ip().to_canonical()));
+    (!others.is_empty()).then(|| {
+        format!(
+            "node {} is several machines: its key is that of {}, too{}; they are not linked: end all but one and join those \
+             anew with an empty data directory",
+            state.node,
+            others.join(", "),
+            linked.unwrap_or_default()
+        )
+    })
+}
+
 fn certificates(all: &[CertificateState], now: Timestamp) -> Value {
     let shown = all.iter().map(|certificate| {
         let end = Timestamp::from_second(certificate.end_s).unwrap_or(Timestamp::UNIX_EPOCH);
@@ -187,7 +208,8 @@ fn node(object: &Object, state: Option<&NodeState>, pods: u64, now: Timestamp) -
         "reason": ready.and_then(|ready| ready.reason.clone()),
         "version": status.node_info.map(|info| info.kubelet_version),
         "schedulable": !cordoned,
-        "saidGoodbye": link.is_none() && is_away(object),
+        "saidGoodbye": link.is_none() && (is_away(object) || state.is_some_and(|state| state.goodbye)),
+        "rivals": state.map(|state| state.rivals.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap_or_default(),
         "pods": pods,
         "silentSeconds": silent.filter(|_| link.is_none()),
         "link": link.map(|link| json!({
@@ -274,13 +296,22 @@ mod tests {
             queued_messages: 3,
             queued_bytes: 40,
         };
-        let nodes = vec![NodeState { node: "n1".into(), link: Some(link), silent: None }];
+        let nodes = vec![NodeState {
+            node: "n1".into(),
+            link: Some(link),
+            silent: None,
+            goodbye: false,
+            rivals: vec![[10, 0, 0, 3].into(), [10, 0, 0, 4].into()],
+        }];
         let store = StoreState { queued_changes: 4, behind: 5, failing: true };
         let heard =
             Heard { nodes: Ok(nodes), store: Ok(store), actors: Ok(OwnActors::default()), told: Vec::new() };
         let shown = document(&snapshot(), &heard, "2024-01-01T00:01:40Z".parse().unwrap());
         let (one, two) = (&shown["nodes"][0], &shown["nodes"][1]);
         assert_eq!(one["link"]["roundTripSeconds"], 0.002);
+        assert_eq!(one["rivals"], json!(["10.0.0.3", "10.0.0.4"]));
+        let problem = shown["problems"][0].as_str().unwrap();
+        assert!(problem.contains("its key is that of 10.0.0.3, 10.0.0.4, too beside 10.0.0.2"), "{problem}");
         assert_eq!((&one["link"]["streams"], &one["silentSeconds"]), (&json!(2), &Value::Null));
         assert_eq!((&two["link"], &two["silentSeconds"]), (&Value::Null, &json!(100.0)));
         assert_eq!(
@@ -293,16 +324,22 @@ mod tests {
 
     #[test]
     fn away_is_a_node_that_said_so_and_no_other_silent_one() {
-        let shown = |reason: &str| {
+        let shown = |reason: &str, goodbye| {
             let taint = json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}]);
             let ready = json!([{"type": "Ready", "status": "Unknown", "reason": reason}]);
             let document = json!({"metadata": {"name": "n", "uid": "1"}, "spec": {"taints": taint},
                 "status": {"conditions": ready}});
             let sealed = seal_json(Kind::Node, document.to_string().as_bytes()).unwrap();
-            node(&sealed.at(Revision(1)), None, 0, Timestamp::UNIX_EPOCH)["saidGoodbye"].clone()
+            let state = NodeState { node: "n".into(), link: None, silent: None, goodbye, rivals: Vec::new() };
+            node(&sealed.at(Revision(1)), Some(&state), 0, Timestamp::UNIX_EPOCH)["saidGoodbye"].clone()
         };
-        assert_eq!(shown("NodeGoodbye"), true);
-        assert_eq!(shown("NodeStatusUnknown"), false, "its pods are spared, or it is only just silent");
+        assert_eq!(shown("NodeGoodbye", false), true);
+        assert_eq!(
+            shown("NodeStatusUnknown", false),
+            false,
+            "its pods are spared, or it is only just silent"
+        );
+        assert_eq!(shown("KubeletReady", true), true, "its link has ended, and that is not written yet");
     }
 
     #[test]
@@ -345,6 +382,8 @@ mod tests {
             node: node.into(),
             link: link.cloned(),
             silent: None,
+            goodbye: false,
+            rivals: Vec::new(),
         };
         let nodes = vec![state("n1", Some(&link)), state("n2", Some(&link)), state("n3", None)];
         assert_eq!(elsewhere(&nodes, Some(&own)), ["n2".into()]);

@@ -2,7 +2,11 @@
 //!
 //! Owns: the questions and their answers. All of it is a moment's picture and decides nothing.
 
-use std::{borrow::Cow, net::SocketAddr, time::Duration};
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use actix::Message;
 use serde::{Deserialize, Serialize};
@@ -23,6 +27,10 @@ pub struct NodeState {
     pub link: Option<LinkState>,
     /// For how long nothing was heard of a node that has no link; `None` also when it was never heard by this master.
     pub silent: Option<Duration>,
+    /// It has said goodbye, and its link has ended; what that comes to may not be written yet.
+    pub goodbye: bool,
+    /// Where other machines with its key come from, which are not linked.
+    pub rivals: Vec<IpAddr>,
 }
 
 /// A link at this moment.

@@ -264,6 +264,11 @@ impl<Out> LinkHandle<Out> {
         self.close(reason);
     }
 
+    /// Whether it has ended, or is about to.
+    pub fn is_over(&self) -> bool {
+        self.shared().over().is_some()
+    }
+
     /// Waits for the link's end.
     pub async fn closed(&self) -> CloseReason {
         wait_closed(&mut self.shared().closed.subscribe()).await

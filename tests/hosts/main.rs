@@ -24,6 +24,7 @@ mod images;
 mod joining;
 mod peers;
 mod raw;
+mod rivals;
 mod status;
 mod survival;
 mod variants;

@@ -23,6 +23,7 @@ mod tokens;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::Arc,
     time::Duration,
 };
@@ -41,6 +42,7 @@ use self::{
     health::Health,
     images::Shelves,
     rivals::{Held, RIVALS_INTERVAL_MS},
+    sightings::origin,
 };
 use crate::{
     actors::{
@@ -154,9 +156,9 @@ pub struct NodeRegistry {
     /// Whose links come too often while they have one.
     rivals: Rivals,
     /// Links of those that are held while it is looked whether the other lives.
-    held: HashMap<NodeName, Held>,
-    /// Says of nodes that two machines are one.
-    rivals_told: Seldom<NodeName>,
+    held: HashMap<NodeName, Vec<Held>>,
+    /// Says of nodes that several machines are one, for each of those.
+    rivals_told: Seldom<(NodeName, Option<IpAddr>)>,
     /// Joins under way for a name.
     joining: HashMap<NodeName, u32>,
     /// `None` until the store's first snapshot was seen: before that no node can be told what it is to run.
@@ -364,12 +366,13 @@ impl NodeRegistry {
     fn linked(&mut self, link: Link<wire::ToNode, wire::ToMaster>, ctx: &mut Context<Self>) {
         let name = link.peer().clone();
         let link = link.split();
+        let (from, now_ms) = (origin(&link.0), outside::now().as_millisecond());
         if let Some(other) = self.living_link(&name)
-            && self.rivals.comes(&name, outside::now().as_millisecond())
+            && self.rivals.comes(&name, origin(&other), from, now_ms)
         {
-            return self.hold(name, link, other, ctx);
+            return self.hold(name, link, ctx);
         }
-        self.let_go(&name);
+        self.let_go(&name, from);
         self.admit(&name, link);
     }
 

@@ -1,10 +1,10 @@
-//! Two machines that are one node, by their key: as when a data directory was copied.
+//! Several machines that are one node, by their key: as when a data directory was copied, or a virtual machine cloned.
 //!
-//! Owns: what becomes of a link that [`crate::logic::rivals`] takes for a rival's. It is held, unheard, for some seconds: so
-//! the two do not take the link from each other again and again, and a node whose process merely begins anew again and again has
-//! its next link as soon as the last one is found to be dead.
+//! Owns: what becomes of links that [`crate::logic::rivals`] takes for rivals'. They are held, unheard, for some seconds: so
+//! that they do not take the link from each other again and again, and a node whose process merely begins anew again and again has
+//! its next link as soon as the last one is found to be dead. Invariant: who is held is told nothing, so it runs nothing.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use actix::{AsyncContext as _, Context};
 
@@ -16,101 +16,132 @@ use crate::{
     net::{LinkConfig, LinkHandle},
 };
 
-/// One log line and one event a node in this time.
+/// One log line and one event a rival in this time.
 pub(super) const RIVALS_INTERVAL_MS: i64 = 60_000;
 /// How often it is looked whether the link that there is still lives, and at what pace. Together longer than a link that is
 /// dead takes to be found out, and about what a rival waits between two attempts.
 const HELD_LOOKS: u32 = 20;
 const LOOK: Duration = Duration::from_millis(250);
+/// Links that are held of one node: one for each place they come from. More are turned away as they come.
+const MOST_HELD: usize = 8;
+/// What those are told that are turned away.
+const TURNED_AWAY: &str = "another machine is linked as this node: they have one key, which was copied; end one of them and join it \
+                           anew with an empty data directory";
 
 /// A link that is held.
 pub(super) struct Held {
     link: ToNodeLink,
-    /// The link that the node has.
-    other: LinkHandle<wire::ToNode>,
+    from: Option<IpAddr>,
+    /// How often it is still to be looked.
+    looks: u32,
 }
 
 /// Whether something may come of a link yet: a single lost heartbeat is no death.
 fn is_living(link: &LinkHandle<wire::ToNode>) -> bool {
-    link.silence() < LinkConfig::default().longest_silence()
+    !link.is_over() && link.silence() < LinkConfig::default().longest_silence()
 }
 
 impl NodeRegistry {
-    /// The link of a node that works, as far as is known.
+    /// The link of a node that works, as far as is known; also one that its actor has not got yet.
     pub(super) fn living_link(&self, name: &NodeName) -> Option<LinkHandle<wire::ToNode>> {
-        self.links.get(name).map(|link| link.value().clone()).filter(is_living)
+        let waiting = || self.nodes.get(name)?.waiting.as_ref().map(|((link, _), _)| link.clone());
+        self.links
+            .get(name)
+            .map(|link| link.value().clone())
+            .filter(is_living)
+            .or_else(|| waiting().filter(is_living))
     }
 
-    /// Keeps a link back while the node has that other one; then it is taken, or turned away. One is held of a node: the
+    /// Keeps a link back while the node has another one; then it is taken, or turned away. One is held of each place: the
     /// newest, for who comes anew has given up the one before.
-    pub(super) fn hold(
-        &mut self,
-        name: NodeName,
-        link: ToNodeLink,
-        other: LinkHandle<wire::ToNode>,
-        ctx: &mut Context<Self>,
-    ) {
-        let handle = link.0.clone();
-        self.let_go(&name);
-        self.held.insert(name.clone(), Held { link, other });
-        Self::look(name, handle, HELD_LOOKS, ctx);
-    }
-
-    /// Another link of that node is taken.
-    pub(super) fn let_go(&mut self, name: &NodeName) {
-        if let Some(before) = self.held.remove(name) {
-            before.link.0.close("the node has connected anew");
+    pub(super) fn hold(&mut self, name: NodeName, link: ToNodeLink, ctx: &mut Context<Self>) {
+        let from = origin(&link.0);
+        let before = self.let_go(&name, from);
+        let looks = before.unwrap_or(HELD_LOOKS);
+        let held = self.held.entry(name.clone()).or_insert_with(|| {
+            Self::look(name.clone(), ctx);
+            Vec::new()
+        });
+        let held_now = Held { link, from, looks };
+        if held.len() < MOST_HELD {
+            held.push(held_now);
+        } else {
+            self.turn_away(&name, &held_now);
         }
     }
 
-    fn look(name: NodeName, handle: LinkHandle<wire::ToNode>, looks: u32, ctx: &mut Context<Self>) {
+    /// Another link from there is taken, or held. For how long the one before was still to be held: several machines at one
+    /// address are told of in time, too.
+    pub(super) fn let_go(&mut self, name: &NodeName, from: Option<IpAddr>) -> Option<u32> {
+        let held = self.held.get_mut(name)?;
+        let before = held.iter().position(|held| held.from == from).map(|place| held.remove(place))?;
+        before.link.0.close("the node has connected anew");
+        Some(before.looks)
+    }
+
+    fn look(name: NodeName, ctx: &mut Context<Self>) {
         ctx.run_later(LOOK, move |registry, ctx| {
-            if !registry.held.get(&name).is_some_and(|held| held.link.0.is_same(&handle)) {
-                return;
-            }
             let Some(held) = registry.held.remove(&name) else { return };
-            let linked = registry.links.get(&name).map(|link| link.value().clone());
-            let lives = linked.is_some_and(|link| link.is_same(&held.other)) && is_living(&held.other);
-            match looks.checked_sub(1).filter(|_| lives) {
-                Some(looks) => {
-                    registry.held.insert(name.clone(), held);
-                    Self::look(name, handle, looks, ctx);
-                }
-                // The other one has lived all the time.
-                None if lives => {
-                    registry.tell_of_rivals(&name, &held.link.0);
-                    held.link
-                        .0
-                        .close("another machine is linked as this node: they have one key, which was copied");
-                }
-                // The other one has died: most likely both are one machine's.
-                None => {
-                    registry.rivals.forget(&name);
-                    registry.admit(&name, held.link);
-                }
+            let held = registry.judge(&name, held);
+            if !held.is_empty() {
+                registry.held.insert(name.clone(), held);
+                Self::look(name, ctx);
             }
         });
     }
 
+    /// Takes one, or turns away whose time is over; the others are held on.
+    fn judge(&mut self, name: &NodeName, mut held: Vec<Held>) -> Vec<Held> {
+        held.retain(|held| is_living(&held.link.0));
+        if self.living_link(name).is_none() {
+            // The other one has died: most likely it was the newest one's.
+            if let Some(newest) = held.pop() {
+                self.rivals.forget(name);
+                self.admit(name, newest.link);
+            }
+            return held;
+        }
+        // The other one has lived all the time.
+        held.iter_mut().for_each(|held| held.looks = held.looks.saturating_sub(1));
+        let (on, over): (Vec<Held>, Vec<Held>) = held.into_iter().partition(|held| held.looks > 0);
+        over.iter().for_each(|held| self.turn_away(name, held));
+        on
+    }
+
+    fn turn_away(&mut self, name: &NodeName, held: &Held) {
+        if let Some(from) = held.from {
+            self.rivals.turned_away(name, from, outside::now().as_millisecond());
+        }
+        self.tell_of_rivals(name, held.from);
+        held.link.0.close(TURNED_AWAY);
+    }
+
     /// Says which machines are one node, and what to do about it.
-    pub(super) fn tell_of_rivals(&mut self, name: &NodeName, rival: &LinkHandle<wire::ToNode>) {
+    fn tell_of_rivals(&mut self, name: &NodeName, rival: Option<IpAddr>) {
         let now = outside::now();
-        let Some(unsaid) = self.rivals_told.says(name, now.as_millisecond()) else { return };
-        let place = |link: &LinkHandle<wire::ToNode>| {
-            origin(link).map_or_else(|| "an unknown address".to_owned(), |from| from.to_string())
+        let Some(unsaid) = self.rivals_told.says(&(name.clone(), rival), now.as_millisecond()) else {
+            return;
         };
-        let linked = self.links.get(name).map_or_else(String::new, |link| place(&link));
-        let rival = place(rival);
+        let place = |from: Option<IpAddr>| {
+            from.map_or_else(|| "an unknown address".to_owned(), |from| from.to_string())
+        };
+        let linked = place(self.living_link(name).as_ref().and_then(origin));
         tracing::warn!(
-            node = %name, linked, rival, unsaid,
-            "two machines are linked as one node: their data directory was copied; end one of them and join it anew \
-             with an empty data directory"
+            node = %name, linked, rival = place(rival), unsaid,
+            "several machines are linked as one node: their data directory was copied; end all but one of them and join \
+             those anew with an empty data directory"
         );
+        let mut others = self.rivals.places(name, now.as_millisecond());
+        others.retain(|other| Some(*other) != rival);
+        let others: Vec<String> =
+            [place(rival)].into_iter().chain(others.iter().map(IpAddr::to_string)).collect();
         let snapshot = self.seed.wiring.view.snapshot();
         if let Some(object) = snapshot.find(&Key::new(Kind::Node, "", name.0.clone())) {
             let message = format!(
-                "Two machines have the key of node {name}: the one at {linked} is linked, that at {rival} is not. Their \
-                 data directory was copied: end one of them and join it anew with an empty data directory"
+                "{} machines have the key of node {name}: the one at {linked} is linked, not linked: {}. Their data \
+                 directory was copied: end all but one of them and join those anew with an empty data directory",
+                others.len() + 1,
+                others.join(", ")
             );
             let event = RecordEvent::about(object, "node-controller", "NodeIdentityCopied", message, now);
             self.seed.wiring.record(event.warning());

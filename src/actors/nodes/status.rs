@@ -10,6 +10,7 @@ use futures_util::future::join_all;
 
 use super::{NodeRegistry, handle::NodeHandle};
 use crate::{
+    actors::outside,
     messages::{LinkState, NodeState, ShowNodes},
     model::NodeName,
 };
@@ -26,7 +27,11 @@ impl Handler<ShowNodes> for NodeRegistry {
     type Result = ResponseFuture<Vec<NodeState>>;
 
     fn handle(&mut self, _: ShowNodes, _: &mut Self::Context) -> Self::Result {
-        let asked = self.addresses().map(|(name, address)| show(name, address));
+        let now_ms = outside::now().as_millisecond();
+        let asked = self.addresses().map(|(name, address)| {
+            let rivals = self.rivals.places(&name, now_ms);
+            async move { NodeState { rivals, ..show(name, address).await } }
+        });
         Box::pin(join_all(asked.collect::<Vec<_>>()))
     }
 }
@@ -34,7 +39,7 @@ impl Handler<ShowNodes> for NodeRegistry {
 async fn show(node: NodeName, address: Option<Addr<NodeHandle>>) -> NodeState {
     let asked = async { address?.send(ShowNode).await.ok() };
     let answer = tokio::time::timeout(WITHIN, asked).await.ok().flatten();
-    answer.unwrap_or(NodeState { node, link: None, silent: None })
+    answer.unwrap_or(NodeState { node, link: None, silent: None, goodbye: false, rivals: Vec::new() })
 }
 
 impl Handler<ShowNode> for NodeHandle {
@@ -56,6 +61,12 @@ impl Handler<ShowNode> for NodeHandle {
             }
         });
         let silent = since.filter(|_| link.is_none());
-        MessageResult(NodeState { node: self.name.clone(), link, silent })
+        MessageResult(NodeState {
+            node: self.name.clone(),
+            goodbye: self.goodbye && link.is_none(),
+            link,
+            silent,
+            rivals: Vec::new(),
+        })
     }
 }
