@@ -103,7 +103,10 @@ enum Form {
 /// # Errors
 /// As every verb; each node that fails, after all others were tried.
 pub async fn run(session: &Session, args: &ImageArgs) -> Outcome {
-    let (nodes, sharing) = nodes(session, args.node.as_deref()).await?;
+    let (nodes, sharing) = match &args.action {
+        Action::Ls { .. } => (every(session, args.node.as_deref()).await?, 0),
+        _ => nodes(session, args.node.as_deref()).await?,
+    };
     let whole = Targets { nodes: &nodes, sharing };
     match &args.action {
         Action::Load { file, name } => upload(session, &whole, "load", file, name.as_deref()).await,
@@ -193,6 +196,16 @@ async fn nodes(session: &Session, named: Option<&str>) -> Outcome<(Vec<String>, 
         true => Err(CliError::failed("no node is ready; see: get nodes")),
         false => Ok((names.into_iter().map(|n| name_of(n).to_owned()).collect(), sharing)),
     }
+}
+
+/// The node named, or all: what one that does not answer has is not known, which is not to be taken for nothing.
+async fn every(session: &Session, named: Option<&str>) -> Outcome<Vec<String>> {
+    if let Some(name) = named {
+        return Ok(vec![name.to_owned()]);
+    }
+    let nodes = session.kinds().await?.resolve("nodes")?;
+    let all = session.list(nodes, true, &SelectorArgs::default()).await?;
+    Ok(all.iter().map(|node| name_of(node).to_owned()).collect())
 }
 
 async fn path(session: &Session, node: &str, rest: &str, name: Option<&str>) -> Outcome<String> {
@@ -401,7 +414,11 @@ async fn list(session: &Session, nodes: &[String], form: Option<Form>) -> Outcom
                 }
                 all.extend(of_node(node, images));
             }
-            Err(error) => errors.push(error),
+            Err(error) => {
+                let error = error.while_("asking for the images of", node);
+                all.push(unknown(node, &error));
+                errors.push(error);
+            }
         }
     }
     let all = Value::from(all);
@@ -420,6 +437,11 @@ fn show(rows: std::collections::BTreeMap<String, Vec<&str>>) -> Outcome {
         text.push_str(&format!("{image}\t{}\n", nodes.join(",")));
     }
     raw(Tabs::table().align(&text))
+}
+
+/// In the place of the images of a node that does not tell them.
+fn unknown(node: &str, error: &CliError) -> Value {
+    json!({ "node": node, "names": [], "error": error.to_string() })
 }
 
 /// What a node says of its images, and which node it is.

@@ -5,9 +5,12 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
-use k8s_openapi::{api::core::v1, jiff::SignedDuration};
-use serde_json::Value;
+use clap::{Args, Subcommand, ValueEnum};
+use k8s_openapi::{
+    api::core::v1,
+    jiff::{SignedDuration, Timestamp},
+};
+use serde_json::{Value, json};
 
 use super::{
     discovery::escape,
@@ -17,7 +20,8 @@ use super::{
 };
 use crate::{
     logic::join::{
-        LINKS, LINKS_ADDRESS, LINKS_AUTHORITY, NAMESPACE, TOKEN_TYPE, token_info, token_name, token_object,
+        LINKS, LINKS_ADDRESS, LINKS_AUTHORITY, NAMESPACE, TOKEN_TYPE, TokenInfo, token_info, token_name,
+        token_object,
     },
     model::{
         table::human_duration,
@@ -37,7 +41,7 @@ enum Action {
     /// Print a new token and the command that uses it
     Create {
         /// How long it can be used
-        #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = humantime::parse_duration)]
+        #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = ttl, allow_hyphen_values = true)]
         ttl: Duration,
         /// What it is for, for the list
         #[arg(long, value_name = "TEXT")]
@@ -45,7 +49,11 @@ enum Action {
     },
     /// Show the tokens; their secrets are known to nobody any more
     #[command(visible_alias = "list")]
-    Ls,
+    Ls {
+        /// Another form; name: the ids alone, for token rm
+        #[arg(long, short, value_enum)]
+        output: Option<Form>,
+    },
     /// Revoke tokens. Nodes that joined with them stay
     #[command(visible_alias = "delete")]
     Rm {
@@ -55,6 +63,14 @@ enum Action {
     },
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Form {
+    Json,
+    Yaml,
+    Wide,
+    Name,
+}
+
 /// Runs `token`.
 ///
 /// # Errors
@@ -62,7 +78,7 @@ enum Action {
 pub async fn run(session: &Session, args: &TokenArgs) -> Outcome {
     match &args.action {
         Action::Create { ttl, description } => create(session, *ttl, description.as_deref()).await,
-        Action::Ls => list(session).await,
+        Action::Ls { output } => list(session, *output).await,
         Action::Rm { ids } => remove(session, ids).await,
     }
 }
@@ -74,13 +90,25 @@ fn secrets() -> String {
 /// The longest: longer ones are slips.
 const TTL_MAX: Duration = Duration::from_secs(365 * 86_400);
 
+/// How long a token lives: there is none that lives for ever, as there is with kubeadm.
+fn ttl(text: &str) -> Result<Duration, String> {
+    let range = "it must be between 1s and 365d, such as 30m or 24h";
+    let ttl = match humantime::parse_duration(text) {
+        Ok(ttl) => ttl,
+        Err(humantime::DurationError::NumberOverflow) => return Err(range.into()),
+        Err(_) if text.starts_with('-') => return Err(range.into()),
+        Err(error) => return Err(format!("{error}; {range}")),
+    };
+    match ttl {
+        _ if ttl < Duration::from_secs(1) || ttl > TTL_MAX => Err(range.into()),
+        ttl => Ok(ttl),
+    }
+}
+
 const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 async fn create(session: &Session, ttl: Duration, description: Option<&str>) -> Outcome {
-    if ttl < Duration::from_secs(1) || ttl > TTL_MAX {
-        return Err(CliError::usage("--ttl: must be between 1s and 365d"));
-    }
     let map = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{LINKS}");
     // A master that was started for the first time a moment ago may not have written it yet.
     let begun = tokio::time::Instant::now();
@@ -112,28 +140,54 @@ async fn create(session: &Session, ttl: Duration, description: Option<&str>) -> 
     line(format!("troupe node --join {address} --token {token}"))
 }
 
-async fn list(session: &Session) -> Outcome {
+async fn list(session: &Session, form: Option<Form>) -> Outcome {
     let path = format!("{}?fieldSelector={}", secrets(), escape(&format!("type={TOKEN_TYPE}")));
     let answer = session.client.get(&path).await?;
-    let now = now();
-    let mut text = "ID\tEXPIRES\tDESCRIPTION\n".to_owned();
-    let mut any = false;
-    for item in answer["items"].as_array().into_iter().flatten() {
-        let Ok(secret) = serde_json::from_value::<v1::Secret>(Value::clone(item)) else { continue };
-        let Some(info) = token_info(&secret) else { continue };
-        let expires = match info.expires {
+    let read = |item: &Value| token_info(&serde_json::from_value::<v1::Secret>(item.clone()).ok()?);
+    let tokens: Vec<TokenInfo> = answer["items"].as_array().into_iter().flatten().filter_map(read).collect();
+    match form {
+        Some(Form::Json) => {
+            raw(serde_json::to_string_pretty(&told(&tokens, now())).unwrap_or_default() + "\n")
+        }
+        Some(Form::Yaml) => raw(serde_yaml_ng::to_string(&told(&tokens, now())).unwrap_or_default()),
+        Some(Form::Name) => tokens.iter().try_for_each(|token| line(&token.id)),
+        None | Some(Form::Wide) if tokens.is_empty() => {
+            eprintln!("no tokens; troupe token create makes one");
+            Ok(())
+        }
+        None | Some(Form::Wide) => raw(Tabs::table().align(&table(&tokens, now(), form.is_some()))),
+    }
+}
+
+/// All that is known of tokens: what they are worth is known to who made them.
+fn told(tokens: &[TokenInfo], now: Timestamp) -> Value {
+    let tokens = tokens.iter().map(|token| {
+        json!({
+            "id": token.id,
+            "expires": token.expires.map(|at| at.to_string()),
+            "expired": token.expires.is_some_and(|at| at <= now),
+            "description": token.description,
+        })
+    });
+    tokens.collect()
+}
+
+fn table(tokens: &[TokenInfo], now: Timestamp, wide: bool) -> String {
+    let mut text = format!("ID\tEXPIRES\tDESCRIPTION{}\n", if wide { "\tAT\tSECRET" } else { "" });
+    for token in tokens {
+        let expires = match token.expires {
             None => "never".to_owned(),
             Some(at) if at <= now => "expired".to_owned(),
             Some(at) => format!("in {}", human_duration(at.duration_since(now).as_secs())),
         };
-        any = true;
-        text.push_str(&format!("{}\t{expires}\t{}\n", info.id, info.description));
+        text.push_str(&format!("{}\t{expires}\t{}", token.id, token.description));
+        if wide {
+            let at = token.expires.map_or_else(|| "-".to_owned(), |at| at.to_string());
+            text.push_str(&format!("\t{at}\t{}", token_name(&token.id)));
+        }
+        text.push('\n');
     }
-    if !any {
-        eprintln!("no tokens; troupe token create makes one");
-        return Ok(());
-    }
-    raw(Tabs::table().align(&text))
+    text
 }
 
 async fn remove(session: &Session, ids: &[String]) -> Outcome {
@@ -154,4 +208,47 @@ async fn remove(session: &Session, ids: &[String]) -> Outcome {
         }
     }
     CliError::all(errors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_lives_for_a_second_to_a_year_and_other_lives_are_refused_in_words() {
+        assert_eq!(ttl("90m"), Ok(Duration::from_secs(5400)));
+        assert_eq!(ttl("365d"), Ok(TTL_MAX));
+        for text in [
+            "-5m",
+            "0",
+            "0s",
+            "500ms",
+            "366d",
+            "99999999999y",
+            "999999999999999999999999999h",
+            "-",
+            "soon",
+            "",
+        ] {
+            let refused = ttl(text).unwrap_err();
+            assert!(refused.contains("between 1s and 365d"), "{text}: {refused}");
+        }
+    }
+
+    #[test]
+    fn tokens_are_shown_in_all_forms() {
+        let at = |second| Timestamp::from_second(second).unwrap();
+        let token = |id: &str, expires| TokenInfo { id: id.into(), expires, ..TokenInfo::default() };
+        let tokens = [token("aaaaaa", Some(at(160))), token("bbbbbb", Some(at(50)))];
+        let shown = told(&tokens, at(100));
+        assert_eq!(
+            (&shown[0]["expires"], &shown[0]["expired"]),
+            (&json!("1970-01-01T00:02:40Z"), &json!(false))
+        );
+        assert_eq!(shown[1]["expired"], true);
+        let plain = table(&tokens, at(100), false);
+        assert_eq!(plain, "ID\tEXPIRES\tDESCRIPTION\naaaaaa\tin 60s\t\nbbbbbb\texpired\t\n");
+        let wide = table(&tokens, at(100), true);
+        assert!(wide.contains("aaaaaa\tin 60s\t\t1970-01-01T00:02:40Z\tbootstrap-token-aaaaaa\n"), "{wide}");
+    }
 }

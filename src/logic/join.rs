@@ -61,7 +61,7 @@ pub fn token_object(token: &JoinToken, expires: Timestamp, description: Option<&
 }
 
 /// A token as it is listed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenInfo {
     /// Its id.
     pub id: String,
