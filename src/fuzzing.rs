@@ -104,7 +104,7 @@ pub fn join(input: &[u8]) {
     match (answer, request) {
         (JoinAnswer::Admitted(told), Some(request)) => {
             let pin = AUTHORITY.certificate().public_key_pin().expect("it is ours");
-            let taken = join::admitted(&reply, &request, pin, SOMEWHERE);
+            let taken = join::admitted(&reply, &request, pin, SOMEWHERE, rustls::pki_types::UnixTime::now());
             assert_eq!(taken.expect("what was asked for"), told);
         }
         (JoinAnswer::Admitted(_), None) => panic!("admitted unasked"),
@@ -135,7 +135,10 @@ pub fn join_answer(input: &[u8]) {
     assert_eq!(sent.len().checked_sub(4), codec::encode(&request, JOIN_CAP).ok().map(|bytes| bytes.len()));
     let Ok(Ok(answer)) = said else { return };
     assert!(answer.len() <= JOIN_CAP, "a frame beyond the cap");
-    let Ok(admitted) = join::admitted(&answer, &request, *pin, SOMEWHERE) else { return };
+    let Ok(admitted) = join::admitted(&answer, &request, *pin, SOMEWHERE, rustls::pki_types::UnixTime::now())
+    else {
+        return;
+    };
     // What is kept for good is of that cluster, and of use.
     let ca = CaCertificate::from_pem(&admitted.ca).expect("an authority");
     assert_eq!(ca.public_key_pin().expect("a key"), *pin, "another cluster's authority");

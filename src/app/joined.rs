@@ -129,12 +129,12 @@ async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
     let _lock = DataDir::open(&options.data_dir)?;
     // Left by a process that was killed.
     let _ = std::fs::remove_file(&ready_file);
-    let record = match (files.record()?, address, token) {
+    let (record, proven) = match (files.record()?, address, token) {
         (Some(record), address, token) => joined_before(options, &files, record, address, token).await?,
-        (None, Some(address), Some(token)) => first_join(options, &files, address, &token).await?,
+        (None, Some(address), Some(token)) => (first_join(options, &files, address, &token).await?, true),
         (None, ..) => return Err(Ended::Usage("the node's record vanished".into())),
     };
-    let record = remember(options, &files, record)?;
+    let record = remember(options, &files, record, proven)?;
     forget_token(&options.data_dir);
     serve(options, files, &record, &ready_file).await
 }
@@ -217,14 +217,14 @@ async fn first_join(
     }
 }
 
-/// A node that is one already: takes up a new address, and uses a token if that helps.
+/// A node that is one already: takes up a new address, and uses a token if that helps. Whether its master is known to be there.
 async fn joined_before(
     options: &NodeOptions,
     files: &Files,
     mut record: Record,
     address: Option<String>,
     token: Option<JoinToken>,
-) -> Result<Record, Ended> {
+) -> Result<(Record, bool), Ended> {
     let data = options.data_dir.display();
     if let Some(other) = options.name.as_ref().filter(|name| **name != record.name) {
         return Err(Ended::Failed(StartError::Refused(format!(
@@ -235,6 +235,7 @@ async fn joined_before(
     if let Some(address) = address {
         record.master = address;
     }
+    let mut proven = false;
     if let Some(token) = token {
         if token.pin != files.ca()?.public_key_pin()? {
             return Err(Ended::Failed(StartError::Refused(format!(
@@ -244,13 +245,13 @@ async fn joined_before(
             ))));
         }
         match ask(files, &record.master, &token, &record.name).await {
-            Ok(cluster) => record.cluster = cluster,
+            Ok(cluster) => (record.cluster, proven) = (cluster, true),
             Err(Asking::Failed(error)) => return Err(Ended::Failed(error)),
             // It needs none as long as the master knows it, which its link will show.
             Err(error) => tracing::info!(why = error.text(), "the token is not used; linking as before"),
         }
     }
-    Ok(record)
+    Ok((record, proven))
 }
 
 /// What went wrong in asking for admission.
@@ -296,18 +297,42 @@ async fn resolve(address: &str) -> Result<SocketAddr, String> {
     found.next().ok_or_else(|| problem("the name has no address".into()))
 }
 
-/// Keeps what the next start is to need no flags for.
-fn remember(options: &NodeOptions, files: &Files, mut record: Record) -> Result<Record, StartError> {
+/// Keeps what the next start is to need no flags for. Where the master is only when it is `proven` to be there: an address
+/// that was mistyped once is not to be in the way of all later starts.
+fn remember(
+    options: &NodeOptions,
+    files: &Files,
+    mut record: Record,
+    proven: bool,
+) -> Result<Record, StartError> {
     if !options.labels.is_empty() {
         record.labels = options.labels.iter().cloned().collect();
     }
     if let Some(runtime) = options.runtime {
         record.runtime = Some(runtime.name().into());
     }
-    if files.record()?.as_ref() != Some(&record) {
-        files.write_record(&record)?;
+    let before = files.record()?;
+    let mut kept = record.clone();
+    if let Some(before) = before.as_ref().filter(|_| !proven) {
+        kept.master.clone_from(&before.master);
+    }
+    if before.as_ref() != Some(&kept) {
+        files.write_record(&kept)?;
     }
     Ok(record)
+}
+
+/// There is a link: the master is where it was looked for.
+fn keep_master(data: &Path, record: &Record) {
+    let files = Files::of(data);
+    let kept = match files.record() {
+        Ok(Some(kept)) if kept.master == record.master => Ok(()),
+        Ok(_) => files.write_record(record),
+        Err(error) => Err(error),
+    };
+    if let Err(error) = kept {
+        tracing::warn!(%error, master = record.master, "the master's address cannot be kept: --join is needed again");
+    }
 }
 
 async fn serve(
@@ -352,6 +377,11 @@ async fn serve(
         }),
     };
     let (member, mut standing) = Membership::new(files);
+    // Which address that is may change while it runs.
+    let member = match options.address {
+        Some(_) => member,
+        None => member.looks_towards(resolve(&record.master).await.ok()),
+    };
     let mut asked = Asked::listen()?;
     let node = Node::start_as(config, Some(Arc::new(member))).await?;
     let code = tokio::select! {
@@ -360,7 +390,7 @@ async fn serve(
             eprintln!("troupe: {} gave up: {}", escalation.supervisor, escalation.reason);
             ExitCode::from(1)
         }
-        why = attend(&mut standing, record, ready_file) => {
+        why = attend(&mut standing, record, data, ready_file) => {
             eprintln!("{}", sent_away(&name, record, data, &why));
             ExitCode::from(SENT_AWAY)
         }
@@ -374,7 +404,12 @@ async fn serve(
 }
 
 /// Says that the node is ready when it has a link; ends when the master sends it away.
-async fn attend(standing: &mut watch::Receiver<Standing>, record: &Record, ready_file: &Path) -> String {
+async fn attend(
+    standing: &mut watch::Receiver<Standing>,
+    record: &Record,
+    data: &Path,
+    ready_file: &Path,
+) -> String {
     let mut said = false;
     loop {
         let now = standing.borrow_and_update().clone();
@@ -382,6 +417,7 @@ async fn attend(standing: &mut watch::Receiver<Standing>, record: &Record, ready
             Standing::TurnedAway(why) => return why,
             Standing::Linked if !said => {
                 said = true;
+                keep_master(data, record);
                 announce(record, ready_file);
             }
             Standing::Linked | Standing::Apart => {}

@@ -6,6 +6,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -14,7 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::{NodeLogin, StartError, kubeconfig::write_private};
+use super::{NodeLogin, StartError, address::towards, kubeconfig::write_private};
 use crate::{
     actors::uplink::Member,
     logic::renewal,
@@ -136,12 +137,28 @@ pub(super) struct Membership {
     standing: watch::Sender<Standing>,
     /// When the present certificate came, if it came to this process.
     renewed: Mutex<Option<Instant>>,
+    /// Where the master is, when this machine's address is that from which it is reached.
+    master: Option<SocketAddr>,
 }
 
 impl Membership {
     pub(super) fn new(files: Files) -> (Membership, watch::Receiver<Standing>) {
         let (standing, told) = watch::channel(Standing::Apart);
-        (Membership { files, connector: Mutex::new(None), standing, renewed: Mutex::new(None) }, told)
+        (
+            Membership {
+                files,
+                connector: Mutex::new(None),
+                standing,
+                renewed: Mutex::new(None),
+                master: None,
+            },
+            told,
+        )
+    }
+
+    /// This machine's address is the one from which it reaches that.
+    pub(super) fn looks_towards(self, master: Option<SocketAddr>) -> Membership {
+        Membership { master, ..self }
     }
 
     /// Begin and end of the present certificate's life, in seconds since the epoch.
@@ -202,6 +219,10 @@ pub(super) fn now_s() -> i64 {
 }
 
 impl Member for Membership {
+    fn address(&self) -> Option<IpAddr> {
+        towards(self.master?)
+    }
+
     fn linked(&self) {
         self.standing.send_replace(Standing::Linked);
     }

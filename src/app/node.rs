@@ -143,6 +143,7 @@ impl Node {
             SupervisorSpec::new("node root").on_escalate(move |escalation| on_escalate(escalation)),
         );
         let master = login.master;
+        let whereabouts = member.clone();
         let child = kubelet::child(
             move |slot, pods, uplink| KubeletSeed {
                 node: context.clone(),
@@ -153,6 +154,7 @@ impl Node {
                 pods: pods.clone(),
                 manifests: manifests.clone(),
                 probe: probe.clone(),
+                whereabouts: whereabouts.clone(),
             },
             move || Dialer::new(connector.clone(), master.clone(), MASTER, net::Backoff::default()),
             member,

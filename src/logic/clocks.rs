@@ -6,7 +6,7 @@
 //! clock that is wrong. What else a pod's status says is left as its machine told it: it goes with its logs. Pure.
 
 use k8s_openapi::{
-    api::core::v1::NodeStatus,
+    api::core::v1::{NodeCondition, NodeStatus},
     apimachinery::pkg::apis::meta::v1::Time,
     jiff::{SignedDuration, Timestamp},
 };
@@ -46,6 +46,21 @@ pub fn stamp(status: &mut NodeStatus, before: Option<&NodeStatus>, now: Timestam
         condition.last_transition_time =
             Some(same.and_then(|c| c.last_transition_time.clone()).unwrap_or(Time(now)));
     }
+}
+
+/// Whether others have written over what a node said of itself. What they have added stays, and times are ours.
+pub fn is_overwritten(told: &NodeStatus, stored: Option<&NodeStatus>) -> bool {
+    let Some(stored) = stored else { return true };
+    let stays = |condition: &NodeCondition| {
+        let mut all = stored.conditions.iter().flatten().filter(|stored| stored.type_ == condition.type_);
+        all.any(|stored| {
+            (&stored.status, &stored.reason, &stored.message)
+                == (&condition.status, &condition.reason, &condition.message)
+        })
+    };
+    !told.conditions.iter().flatten().all(stays)
+        || told.addresses != stored.addresses
+        || told.node_info != stored.node_info
 }
 
 /// Since when a pod has been ready, in seconds: not before it was made, and since now when that is yet to come, as it seems
@@ -98,6 +113,28 @@ mod tests {
         assert_eq!((cut.len(), cut[63].type_.as_str()), (MOST_CONDITIONS, "c63"));
         assert_eq!(told_status(b"{}").unwrap().conditions, None);
         assert!(told_status(b"[").is_err());
+    }
+
+    #[test]
+    fn what_others_write_over_a_nodes_word_is_noticed_and_what_they_add_is_not() {
+        let status = |ready: &str, more: &str, address: &str| -> NodeStatus {
+            let condition = |name: &str, status: &str| json!({"type": name, "status": status, "reason": "r"});
+            let mut all = vec![condition("Ready", ready)];
+            all.extend((!more.is_empty()).then(|| condition(more, "True")));
+            let addresses = json!([{"type": "InternalIP", "address": address}]);
+            serde_json::from_value(json!({"conditions": all, "addresses": addresses})).unwrap()
+        };
+        let told = status("True", "", "10.0.0.1");
+        for (stored, overwritten) in [
+            (status("True", "", "10.0.0.1"), false),
+            (status("True", "FrequentRestarts", "10.0.0.1"), false),
+            (status("False", "", "10.0.0.1"), true),
+            (status("True", "", "10.0.0.2"), true),
+            (NodeStatus::default(), true),
+        ] {
+            assert_eq!(is_overwritten(&told, Some(&stored)), overwritten, "{stored:?}");
+        }
+        assert!(is_overwritten(&told, None));
     }
 
     #[test]

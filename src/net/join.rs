@@ -21,6 +21,7 @@ use rustls::{
     },
     crypto::CryptoProvider,
     pki_types::{CertificateDer, ServerName, UnixTime, pem::PemObject as _},
+    server::WebPkiClientVerifier,
     time_provider::{DefaultTimeProvider, TimeProvider},
 };
 use tokio::{
@@ -33,7 +34,7 @@ use super::{
     csr::{joined_key, requested_key},
     endpoint::{LinkConfig, Sockets, client_endpoint},
     frame::{frame, read_frame},
-    identity::{MASTER, Role, peer_role, pin},
+    identity::{MASTER, Role, node_server_name, peer_role, pin},
     tls,
     transport::problem_of,
 };
@@ -166,6 +167,7 @@ pub(super) async fn join_at(
     sockets: Option<&Sockets>,
     clock: Arc<dyn TimeProvider>,
 ) -> Result<Admitted, JoinError> {
+    let reads = clock.clone();
     let unreachable = |problem: String| JoinError::Unreachable { address, problem };
     let verifier = Pinned { pin: token.pin, provider: tls::provider() };
     let crypto = tls::joining(Arc::new(verifier), clock)?;
@@ -192,7 +194,8 @@ pub(super) async fn join_at(
         let answer = say(&mut receive, &mut send, &request).await?.map_err(|e| unreachable(e.to_string()))?;
         connection.close(quinn::VarInt::from_u32(0), b"");
         endpoint.wait_idle().await;
-        admitted(&answer, &request, token.pin, address)
+        let now = reads.current_time().unwrap_or_else(UnixTime::now);
+        admitted(&answer, &request, token.pin, address, now)
     };
     match tokio::time::timeout(JOIN_WITHIN, ask).await {
         Ok(outcome) => outcome,
@@ -220,14 +223,15 @@ pub(crate) fn admitted(
     request: &JoinRequest,
     pin: [u8; 32],
     address: SocketAddr,
+    now: UnixTime,
 ) -> Result<Admitted, JoinError> {
     let useless = |problem: &str| JoinError::Useless { address, problem: problem.to_owned() };
     let admitted = match codec::decode(answer).map_err(|error| useless(&error.to_string()))? {
         JoinAnswer::Admitted(admitted) => admitted,
         JoinAnswer::Refused(refusal, text) => return Err(JoinError::Refused(refusal, text)),
     };
-    let ca = CaCertificate::from_pem(&admitted.ca).and_then(|ca| ca.public_key_pin());
-    if ca.map_err(|error| useless(&error.to_string()))? != pin {
+    let ca = CaCertificate::from_pem(&admitted.ca).map_err(|error| useless(&error.to_string()))?;
+    if ca.public_key_pin().map_err(|error| useless(&error.to_string()))? != pin {
         return Err(useless("its authority is not the token's"));
     }
     let certificate = CertificateDer::from_pem_slice(admitted.certificate.as_bytes())
@@ -239,7 +243,52 @@ pub(crate) fn admitted(
     if peer_role(&certificate) != Some(Role::Node(request.name.as_str().into())) {
         return Err(useless("the certificate is for another name"));
     }
+    verify(&certificate, &ca, now).map_err(|problem| useless(&problem))?;
     Ok(admitted)
+}
+
+/// Checks a node's certificate as the master will: signed by the authority, for a time that it is `now`, for links in both roles.
+/// Certificates begin a day before they are made, so that a clock which is behind by less is no matter.
+pub(crate) fn verify(
+    certificate: &CertificateDer<'_>,
+    ca: &CaCertificate,
+    now: UnixTime,
+) -> Result<(), String> {
+    let roots = Arc::new(tls::roots(ca).map_err(|error| error.to_string())?);
+    let as_client = WebPkiClientVerifier::builder_with_provider(roots.clone(), tls::provider())
+        .build()
+        .map_err(|error| format!("the authority's certificate: {error}"))?;
+    as_client.verify_client_cert(certificate, &[], now).map_err(|error| in_words(&error))?;
+    let as_server = WebPkiServerVerifier::builder_with_provider(roots, tls::provider())
+        .build()
+        .map_err(|error| format!("the authority's certificate: {error}"))?;
+    let Some(Role::Node(name)) = peer_role(certificate) else {
+        return Err("the certificate is no node's".into());
+    };
+    let name = ServerName::try_from(node_server_name(&name)).map_err(|error| error.to_string())?;
+    as_server
+        .verify_server_cert(certificate, &[], &name, &[], now)
+        .map(drop)
+        .map_err(|error| in_words(&error))
+}
+
+fn in_words(error: &TlsError) -> String {
+    use CertificateError::{
+        BadSignature, Expired, ExpiredContext, NotValidYet, NotValidYetContext, UnknownIssuer,
+    };
+    let clocks = "by this machine's clock: compare the clocks of both machines (NTP)";
+    match error {
+        TlsError::InvalidCertificate(Expired | ExpiredContext { .. }) => {
+            format!("the certificate has ended already {clocks}, or have the master give longer ones")
+        }
+        TlsError::InvalidCertificate(NotValidYet | NotValidYetContext { .. }) => {
+            format!("the certificate is not valid yet {clocks}")
+        }
+        TlsError::InvalidCertificate(BadSignature | UnknownIssuer) => {
+            "the certificate is not signed by the authority".to_owned()
+        }
+        other => format!("the certificate: {other}"),
+    }
 }
 
 /// Our own verifier's refusal comes back as TLS' alert for it.

@@ -117,7 +117,7 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-fn roots(ca: &CaCertificate) -> Result<RootCertStore, NetError> {
+pub(super) fn roots(ca: &CaCertificate) -> Result<RootCertStore, NetError> {
     let mut roots = RootCertStore::empty();
     roots.add(ca.der().clone()).map_err(|e| unusable(&e))?;
     Ok(roots)

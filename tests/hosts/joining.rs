@@ -100,9 +100,25 @@ fn who_may_not_join_is_told_why_and_what_to_do() {
         if list.contains("expired") { Ok(()) } else { Err(list) }
     });
     refused(&two, &["--join", &address, "--token", &expired], 1, &["expired", "troupe token create"]);
+    for ttl in ["-5m", "0", "999999999999y", "400d"] {
+        for words in [
+            ["token", "create", "--ttl", ttl],
+            ["token", "create", &format!("--ttl={ttl}"), "--description="],
+        ] {
+            let ran = master.run(&words);
+            assert_eq!(ran.code(), Some(2), "{words:?}: {}", ran.err());
+            assert!(ran.err().contains("between 1s and 365d"), "{words:?}: {}", ran.err());
+        }
+    }
     let revoked = master.token(&[]);
     let id = &revoked[..6];
     assert!(master.run(&["token", "ls"]).ok().contains(id));
+    assert!(master.run(&["token", "ls", "-o", "name"]).ok().lines().any(|line| line == id));
+    let shown: Value = serde_json::from_str(&master.run(&["token", "ls", "-o", "json"]).ok()).unwrap();
+    let listed = shown.as_array().unwrap().iter().find(|token| token["id"] == id).unwrap();
+    assert_eq!(listed["expired"], false, "{listed}");
+    assert!(master.run(&["token", "ls", "-o", "wide"]).ok().contains(&format!("bootstrap-token-{id}")));
+    assert!(master.run(&["token", "ls", "-o", "yaml"]).ok().contains(id));
     master.run(&["token", "rm", id]).ok();
     refused(&two, &["--join", &address, "--token", &revoked], 1, &["no such token"]);
     let token = master.token(&["--description", "for the test"]);
@@ -167,6 +183,13 @@ fn a_node_joins_again_with_its_directory_alone_and_finds_a_master_that_moved() {
         ["--runtime", "sim", "--join", &address, "--token", &token, "--name", "one", "--label", "a=b"];
     one.node(&first);
     master.until_node("one", "True");
+    // What others write over its status it says again within seconds, once.
+    const AGAIN: &str = "others wrote over the node's status";
+    assert!(!master.said().contains(AGAIN), "nobody has written over it");
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "ByHand"}]}});
+    master.kubectl(&["patch", "node", "one", "--subresource=status", "-p", &ready.to_string()]).ok();
+    until("the node says how it is again", || check(master.said().contains(AGAIN), || "not yet".into()));
+    master.until_node("one", "True");
     assert_eq!(one.stop(), Some(0));
     master.until_node("one", "Unknown");
     one.node(&[]);
@@ -188,6 +211,14 @@ fn a_node_joins_again_with_its_directory_alone_and_finds_a_master_that_moved() {
         if address == "10.77.0.201" { Ok(()) } else { Err(address) }
     });
 
+    // An address where no master is was given by mistake: it is not kept.
+    one.kill();
+    let _lines = one.launch(&["node", "--join", "10.77.0.99"]);
+    until("the node finds no master there", || check(one.said().contains("10.77.0.99"), || one.said()));
+    one.kill();
+    one.node(&[]);
+    master.until_node("one", "True");
+
     // So does the master's: the node is told once.
     one.kill();
     master.kill();
@@ -199,6 +230,7 @@ fn a_node_joins_again_with_its_directory_alone_and_finds_a_master_that_moved() {
     one.node(&[]);
     let node = master.get(&["node", "one"]).unwrap();
     assert_eq!(node["metadata"]["labels"]["a"], "b");
+    assert_eq!(master.said().matches(AGAIN).count(), 1);
 }
 
 #[test]
@@ -233,6 +265,12 @@ fn a_machine_whose_address_changes_keeps_its_pods_whether_its_process_ran_on_or_
     };
     one.readdress("10.77.0.201");
     until_linked_from(&master, "10.77.0.201");
+    until("the node tells its new address, with no hand on it", || {
+        let node = master.get(&["node", "one"])?;
+        check(node["status"]["addresses"][0]["address"] == "10.77.0.201", || {
+            node["status"]["addresses"].to_string()
+        })
+    });
     kept(&master, &one);
     one.kill();
     one.readdress("10.77.0.202");

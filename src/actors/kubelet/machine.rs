@@ -46,6 +46,20 @@ impl Looks {
 }
 
 impl Kubelet {
+    /// Tells the master when the machine's address has changed.
+    pub(super) fn look_where(&mut self, ctx: &mut Context<Self>) {
+        // While it has no way to the master it has no other address.
+        let Some(address) = self.seed.whereabouts.as_ref().and_then(|member| member.address()) else {
+            return;
+        };
+        let address = address.to_string();
+        if address != self.seed.facts.address {
+            tracing::info!(before = self.seed.facts.address, address, "the machine's address has changed");
+            self.seed.facts.address = address;
+            self.report_node(false, ctx);
+        }
+    }
+
     /// Looks at the machine and tells the master if its status changed, or `always`.
     pub(super) fn report_node(&mut self, always: bool, ctx: &mut Context<Self>) {
         let (node, facts) = (self.seed.node.clone(), self.seed.facts.clone());

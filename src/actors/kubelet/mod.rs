@@ -83,6 +83,8 @@ use crate::{
 
 /// How often the node's own status is looked at again.
 const STATUS_PERIOD: Duration = Duration::from_secs(10);
+/// How often the machine looks whether its address is another: three calls of the kernel.
+const ADDRESS_PERIOD: Duration = Duration::from_secs(2);
 /// How often it is read what the node and its pods use.
 const READING_PERIOD: Duration = Duration::from_millis(PERIOD_MS.unsigned_abs());
 /// How soon the runtime is asked again after it refused what a kubelet cannot do without.
@@ -109,6 +111,8 @@ pub struct KubeletSeed {
     pub manifests: Option<std::path::PathBuf>,
     /// Whether it reaches another machine.
     pub probe: Probe,
+    /// Knows where the machine is at present.
+    pub whereabouts: Option<Arc<dyn Member>>,
 }
 
 /// What a node consists of, in the order of dependence: its kubelet, the pods' supervisor, the link to the master. When
@@ -436,6 +440,7 @@ impl Actor for Kubelet {
         let events = stream_of(self.seed.node.runtime.events());
         ctx.add_stream(events);
         ctx.run_interval(STATUS_PERIOD, |kubelet, ctx| kubelet.report_node(false, ctx));
+        ctx.run_interval(ADDRESS_PERIOD, |kubelet, ctx| kubelet.look_where(ctx));
         ctx.run_interval(PERIOD, |kubelet, ctx| kubelet.collect_images(ctx));
         ctx.run_interval(log_rotation::PERIOD, |kubelet, ctx| kubelet.rotate_logs(ctx));
         ctx.run_interval(eviction::PERIOD, |kubelet, ctx| kubelet.evict_pods(ctx));

@@ -76,6 +76,7 @@ impl Bench {
             pods: pods.clone(),
             manifests: None,
             probe: by_tcp(),
+            whereabouts: None,
         };
         root.start_child(ChildSpec::new("kubelet", &slot, move |life| Ok(Kubelet::new(life, seed.clone()))))
             .detach();

@@ -21,7 +21,7 @@ use super::{
     Links, RegistrySeed, bound_to, configs,
     health::Health,
     images::{Images, Shelves},
-    object::{GOODBYE, LabelsRefused},
+    object::{GOODBYE, LabelsRefused, Word},
     refusals::{Refusals, Refused},
     sightings::{Silence, origin, silence_of},
     tokens,
@@ -132,6 +132,8 @@ pub(super) struct NodeHandle {
     pub(super) turn: Arc<AtomicU64>,
     pub(super) refusals: Refusals,
     pub(super) labels_refused: LabelsRefused,
+    /// What the node said of itself last on this connection.
+    pub(super) word: Word,
     pub(super) images: Images,
     /// Since when there is the present link, or since when the node is silent.
     pub(super) since: Option<Instant>,
@@ -181,6 +183,7 @@ impl NodeHandle {
             turn: Arc::default(),
             refusals: Refusals::default(),
             labels_refused: LabelsRefused::default(),
+            word: Word::default(),
             images: Images::default(),
             since: None,
         }
@@ -560,6 +563,7 @@ impl Handler<Linked> for NodeHandle {
         self.supersede();
         self.goodbye = false;
         self.greeted = false;
+        self.word.forget();
         self.sent.clear();
         self.subnet = linked.subnet;
         ctx.add_stream(events_of(self.connection, events));
@@ -583,6 +587,7 @@ impl StreamHandler<Heard> for NodeHandle {
                 let unheard = link.as_ref().map(LinkHandle::silence).unwrap_or_default();
                 let silent = silence_of(&reason, unheard);
                 self.greeted = false;
+                self.word.forget();
                 self.note_link_end();
                 // A link's end is noticed some time after the last sign of life.
                 self.since = Instant::now().checked_sub(silent);

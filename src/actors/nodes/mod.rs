@@ -41,6 +41,7 @@ use self::{
     handle::{Begun, ConfigsMoved, Linked, NodeHandle, NodePods},
     health::Health,
     images::Shelves,
+    object::ObjectMoved,
     rivals::{Held, RIVALS_INTERVAL_MS},
     sightings::origin,
 };
@@ -281,7 +282,13 @@ impl NodeRegistry {
             let (before, after) = sides(change);
             match change.object.key.kind {
                 Kind::Node => match after {
-                    Some(object) => self.note_node(object),
+                    Some(object) => {
+                        self.note_node(object);
+                        let known = self.nodes.get(&NodeName(object.key.name.clone()));
+                        if let Some(address) = known.and_then(|known| known.slot.address()) {
+                            address.do_send(ObjectMoved);
+                        }
+                    }
                     None => self.node_deleted(&NodeName(change.object.key.name.clone()), ctx),
                 },
                 Kind::Pod => {

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
+use actix::{ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, WrapFuture as _};
 use k8s_openapi::api::core::v1;
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ use super::handle::{NodeHandle, RETRY};
 use crate::{
     actors::{commit::commit, outside},
     logic::{
-        clocks::{stamp, told_status},
+        clocks::{is_overwritten, stamp, told_status},
         edit::{Edit, edit},
         join::{belongs_to, not_a_node},
         node_labels::may_set,
@@ -37,6 +37,10 @@ use crate::{
 /// small machine.
 pub(super) const GOODBYE: Duration = Duration::from_secs(60);
 
+/// A node's word that others wrote over is said again after this: often enough that nobody is misled for long, and seldom enough
+/// that two who write over each other do no harm. Kubernetes' kubelet takes up to ten seconds.
+const SAID_AGAIN: Duration = Duration::from_secs(2);
+
 /// Labels named in one complaint.
 const MOST_SHOWN: usize = 10;
 
@@ -52,7 +56,55 @@ pub(super) enum LabelsRefused {
     Told,
 }
 
+/// A node's own word, and whether it is to be said again soon.
+#[derive(Default)]
+pub(super) struct Word {
+    said: Option<(wire::NodeReport, v1::NodeStatus)>,
+    again: bool,
+}
+
+impl Word {
+    /// It is not to be said again.
+    pub(super) fn forget(&mut self) {
+        self.said = None;
+    }
+}
+
+/// registry → node: its object has changed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct ObjectMoved;
+
+impl Handler<ObjectMoved> for NodeHandle {
+    type Result = ();
+
+    fn handle(&mut self, _: ObjectMoved, ctx: &mut Self::Context) {
+        if self.word.said.is_none() || self.word.again {
+            return;
+        }
+        self.word.again = true;
+        ctx.run_later(SAID_AGAIN, |node, ctx| {
+            node.word.again = false;
+            node.say_again(ctx);
+        });
+    }
+}
+
 impl NodeHandle {
+    /// Writes what the node said once more when others have written over it.
+    fn say_again(&mut self, ctx: &mut Context<Self>) {
+        let Some((report, status)) = &self.word.said else { return };
+        let snapshot = self.seed.wiring.view.snapshot();
+        let Some(stored) = snapshot.find(&self.key()).and_then(|node| node.parse::<v1::Node>().ok()) else {
+            return;
+        };
+        if is_overwritten(status, stored.status.as_ref()) {
+            tracing::info!(node = %self.name, "others wrote over the node's status; it is said again");
+            let report = report.clone();
+            self.write_node(report, BTreeMap::new(), ctx);
+        }
+    }
+
     /// Writes the node's own status; makes the node object when it is new.
     pub(super) fn write_node(
         &mut self,
@@ -72,6 +124,7 @@ impl NodeHandle {
             _ => None,
         };
         let status = self.with_own_conditions(status);
+        self.word.said = Some((report, status.clone()));
         let (name, subnet) = (self.name.clone(), self.subnet.clone());
         let joined = self.joined_link();
         self.change_node(ctx, move |current| match current {

@@ -7,7 +7,7 @@
 
 mod actors;
 
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, ResponseFuture, StreamHandler,
@@ -35,6 +35,10 @@ pub trait Member: Send + Sync {
     fn linked(&self);
     /// The master does not want this node any more, and why.
     fn turned_away(&self, why: &str);
+    /// At which address the machine is at present; `None`: nothing else is known than what it began with.
+    fn address(&self) -> Option<IpAddr> {
+        None
+    }
     /// How often [`Member::renewal`] is to be asked.
     fn look_every(&self) -> Duration;
     /// A request for a new certificate, when it is time for one.

@@ -92,6 +92,73 @@ async fn a_joiner_takes_nothing_but_what_it_asked_for() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_is_forged_in_any_way_is_not_taken() {
+    use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose as Usage, IsCa, KeyPair, SanType};
+
+    /// As the authority would make it, but for one thing.
+    fn forged(
+        of: &Authority,
+        key: &KeyPair,
+        days: (i64, i64),
+        usages: &[Usage],
+        dns: &str,
+        ca: IsCa,
+    ) -> String {
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "system:node:n1");
+        params.distinguished_name.push(DnType::OrganizationName, "system:nodes");
+        params.distinguished_name.push(DnType::OrganizationalUnitName, "joined");
+        params.subject_alt_names = vec![SanType::DnsName(dns.try_into().unwrap())];
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+        let at = |days: i64| {
+            let second = now.checked_add_signed(days * 86_400).unwrap();
+            rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(second)
+        };
+        (params.not_before, params.not_after) = (at(days.0), at(days.1));
+        params.extended_key_usages = usages.to_vec();
+        params.is_ca = ca;
+        params.signed_by(key, &of.issuer).unwrap().pem()
+    }
+
+    let mut cluster = Cluster::new();
+    let mut asks = cluster.listener.joins().unwrap();
+    let (address, token) = (cluster.listener.local_addr(), token(&cluster));
+    let (own, other) = (&cluster.authority, Authority::ephemeral().unwrap());
+    let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+    let key = NodeKey::from_pem(&pair.serialize_pem()).unwrap();
+    let both = [Usage::ClientAuth, Usage::ServerAuth];
+    let dns = "n1.node.troupe.internal";
+    let leaf = || IsCa::ExplicitNoCa;
+    for (certificate, says) in [
+        (forged(&other, &pair, (-1, 1), &both, dns, leaf()), "not signed by the authority"),
+        (forged(own, &pair, (-2, -1), &both, dns, leaf()), "has ended already by this machine's clock"),
+        (forged(own, &pair, (1, 2), &both, dns, leaf()), "is not valid yet by this machine's clock"),
+        (forged(own, &pair, (-1, 1), &[Usage::ServerAuth], dns, leaf()), "the certificate"),
+        (forged(own, &pair, (-1, 1), &[Usage::ClientAuth], dns, leaf()), "the certificate"),
+        (forged(own, &pair, (-1, 1), &both, "n2.node.troupe.internal", leaf()), "the certificate"),
+        (
+            forged(own, &pair, (-1, 1), &both, dns, IsCa::Ca(rcgen::BasicConstraints::Unconstrained)),
+            "the certificate",
+        ),
+        (forged(own, &pair, (-1, 1), &both, dns, leaf()), ""),
+    ] {
+        let (token, csr) = (token.clone(), key.request().unwrap());
+        let joining = tokio::spawn(async move { join::join(address, &token, "n1", csr, None).await });
+        let ask = timeout(PATIENCE, asks.recv()).await.unwrap().unwrap();
+        let ca = own.certificate().pem().to_owned();
+        let admitted = Admitted { certificate, ca, cluster: "test".into() };
+        ask.answer.send(JoinAnswer::Admitted(admitted)).unwrap();
+        match joining.await.unwrap() {
+            Ok(_) => assert_eq!(says, "", "it is taken"),
+            Err(error) => {
+                assert!(matches!(error, JoinError::Useless { .. }), "{error}");
+                assert!(!says.is_empty() && error.to_string().contains(says), "{says}: {error}");
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_refusal_comes_with_its_reason_and_a_busy_master_says_so() {
     let mut cluster = Cluster::new();
     let mut asks = cluster.listener.joins().unwrap();
