@@ -47,7 +47,7 @@ fn a_node_that_is_cut_off_is_shown_as_silent_and_since_when() {
     assert!(text.contains("Nodes: 1 of 2 ready"), "{text}");
     assert!(text.lines().any(|line| line.starts_with("two") && line.contains("silent ")), "{text}");
     // What such a node has of images is not known, which is said.
-    for (words, shown) in [(&["image", "ls"][..], ""), (&["image", "ls", "-o", "json"], "\"error\"")] {
+    for (words, shown) in [(&["image", "ls"][..], ""), (&["image", "ls", "-o", "json"][..], "\"error\"")] {
         let ran = master.run(words);
         assert_eq!(ran.code(), Some(1), "{}", ran.err());
         assert!(ran.err().contains("asking for the images of \"two\""), "{}", ran.err());
