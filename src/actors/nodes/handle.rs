@@ -318,11 +318,7 @@ impl NodeHandle {
                 }
                 self.write_pods(ctx);
             }
-            wire::ToMaster::Events(events) => {
-                for event in events {
-                    self.record(event);
-                }
-            }
+            wire::ToMaster::Events(events) => events.into_iter().for_each(|event| self.record(event)),
             wire::ToMaster::Mirrors(told) => self.mirror(told, ctx),
             wire::ToMaster::Renew(csr) => self.renew(&csr),
             wire::ToMaster::Goodbye => self.goodbye = true,
@@ -563,7 +559,6 @@ impl Handler<Linked> for NodeHandle {
         self.supersede();
         self.goodbye = false;
         self.greeted = false;
-        self.word.forget();
         self.sent.clear();
         self.subnet = linked.subnet;
         ctx.add_stream(events_of(self.connection, events));
@@ -587,7 +582,6 @@ impl StreamHandler<Heard> for NodeHandle {
                 let unheard = link.as_ref().map(LinkHandle::silence).unwrap_or_default();
                 let silent = silence_of(&reason, unheard);
                 self.greeted = false;
-                self.word.forget();
                 self.note_link_end();
                 // A link's end is noticed some time after the last sign of life.
                 self.since = Instant::now().checked_sub(silent);

@@ -193,6 +193,7 @@ impl NodeHandle {
 
     /// A link has ended, if there was one.
     pub(super) fn note_link_end(&mut self) {
+        self.word.forget();
         let ready = self.ready_since.take().map_or(Duration::ZERO, |since| since.elapsed());
         self.sparing.link_ended(ready);
     }
