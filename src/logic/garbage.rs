@@ -15,10 +15,13 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use super::{
     edit::{self, Edit, EditError, FOREGROUND, ORPHAN},
     reconcile::{Means, Reconcile},
+    silence::is_away,
+    taints::is_silent,
 };
 use crate::model::{Key, Kind, KindFacet, NodeName, Object, Owner, Snapshot, Uid};
 
-/// How long a pod outlives its node's object: a node that is removed and joins again at once keeps its pods.
+/// How long a pod outlives its node's object: a node that is removed and joins again at once keeps its pods. One that was silent,
+/// or said goodbye, does not: it was removed because it is gone.
 const NODE_GRACE: SignedDuration = SignedDuration::from_secs(10);
 
 /// What is decided on.
@@ -39,6 +42,8 @@ pub struct Garbage {
     due: BTreeSet<Item>,
     /// Nodes that pods name and that do not exist, and until when they may come back.
     missing: BTreeMap<NodeName, Timestamp>,
+    /// Those that did not: all their pods go, however many are removed at once.
+    given_up: HashSet<NodeName>,
 }
 
 impl Reconcile for Garbage {
@@ -88,6 +93,7 @@ impl Reconcile for Garbage {
         }
         let node = self.missing.iter().find(|(_, until)| **until <= now).map(|(node, _)| node.clone())?;
         self.missing.remove(&node);
+        self.given_up.insert(node.clone());
         Some(Item::Node(node))
     }
 
@@ -147,11 +153,13 @@ impl Garbage {
                 let node = NodeName(object.key.name.clone());
                 if after.is_some() {
                     self.missing.remove(&node);
+                    self.given_up.remove(&node);
                     self.nodes.insert(node);
                 } else {
                     self.nodes.remove(&node);
                     if self.pods.contains_key(&node) {
-                        self.missing.insert(node, until);
+                        let gone = before.is_some_and(|node| is_silent(node) || is_away(node));
+                        self.missing.insert(node, if gone { now } else { until });
                     }
                 }
             }
@@ -167,6 +175,9 @@ impl Garbage {
                     if pods.is_empty() {
                         self.pods.remove(node);
                         self.missing.remove(node);
+                        self.given_up.remove(node);
+                    } else if self.given_up.contains(node) {
+                        self.due.insert(Item::Node(node.clone()));
                     }
                 }
                 if let Some(node) = new {
@@ -393,5 +404,38 @@ mod tests {
         assert_eq!(names(&world), ["p"]);
         world.advance(6);
         assert!(names(&world).is_empty());
+    }
+
+    #[test]
+    fn pods_of_a_node_that_was_silent_or_away_when_it_was_deleted_are_removed_at_once() {
+        for (reason, taints) in [
+            (
+                "NodeStatusUnknown",
+                json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute",
+                "timeAdded": "2026-01-01T00:00:00Z"}]),
+            ),
+            ("NodeGoodbye", json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}])),
+        ] {
+            let mut world = World::new(Garbage::default());
+            world.put(
+                Kind::Node,
+                &json!({"metadata": {"name": "n", "uid": "uid-n"}, "spec": {"taints": taints},
+                    "status": {"conditions": [{"type": "Ready", "status": "Unknown", "reason": reason}]}}),
+            );
+            // They were to end, and their node did not say that they have; more than are removed at once.
+            for name in ["a", "b", "c", "d", "e"] {
+                world.put(
+                    Kind::Pod,
+                    &json!({"metadata": {"name": name, "namespace": "default", "uid": name,
+                        "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 30},
+                        "spec": {"containers": [], "nodeName": "n"}}),
+                );
+            }
+            world.advance(5);
+            assert_eq!(names(&world), ["n", "a", "b", "c", "d", "e"], "{reason}");
+            world.remove(&Key::new(Kind::Node, "", "n"));
+            world.advance(0);
+            assert!(names(&world).is_empty(), "{reason}");
+        }
     }
 }

@@ -41,7 +41,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(3);
 const SETTLED: Duration = Duration::from_secs(8);
 /// A fresh master evicts nobody for a taint that it found: 15 s, of which one is lost by cut timestamps.
 const DOUBT: Duration = Duration::from_secs(14);
-/// Pods outlive the object of their node by ten seconds.
+/// Pods outlive the object of their node by ten seconds at most.
 const GONE: Duration = Duration::from_secs(15);
 /// A link that is so old is known to the master.
 const KNOWN: Duration = Duration::from_secs(1);
