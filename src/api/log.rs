@@ -17,8 +17,9 @@ use super::{
     write::{Call, document},
 };
 use crate::{
+    logic::taints::is_out_of_reach,
     messages::{ByteStream, OpenError, OpenStream, wire},
-    model::{KindFacet, NodeName, Object},
+    model::{Key, Kind, KindFacet, NodeName, Object},
 };
 
 /// How long a node may take to open a stream.
@@ -44,10 +45,22 @@ pub async fn open(call: &Call, node: &NodeName, open: wire::Open) -> Result<Byte
 /// As [`open`].
 pub async fn open_on(shared: &Shared, node: &NodeName, open: wire::Open) -> Result<ByteStream, ApiError> {
     let request = OpenStream { node: node.clone(), open };
-    shared.state.streams.ask(request, OPEN_TIMEOUT).await?.map_err(|error| match error {
-        OpenError::Refused(code, text) => ApiError::Node(code, text),
-        OpenError::NotConnected(_) | OpenError::Failed(..) => ApiError::Unavailable(error.to_string()),
+    shared.state.streams.ask(request, OPEN_TIMEOUT).await?.map_err(|error| {
+        let snapshot = shared.state.view.snapshot();
+        not_opened(error, snapshot.find(&Key::new(Kind::Node, "", node.0.clone())).map(|node| &**node))
     })
+}
+
+/// What a client is told. Whoever is told to wait asks again for ten seconds: that is of use only while the node is
+/// believed to be there and linked again in a moment.
+fn not_opened(error: OpenError, node: Option<&Object>) -> ApiError {
+    match error {
+        OpenError::Refused(code, text) => ApiError::Node(code, text),
+        OpenError::NotConnected(_) if node.is_none_or(is_out_of_reach) => {
+            ApiError::Node(503, error.to_string())
+        }
+        OpenError::NotConnected(_) | OpenError::Failed(..) => ApiError::Unavailable(error.to_string()),
+    }
 }
 
 /// GET of a log.
@@ -205,6 +218,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::model::{Revision, seal_json};
 
     #[test]
     fn an_older_node_is_asked_for_the_last_seconds_by_our_clock() {
@@ -236,6 +250,29 @@ mod tests {
         assert_eq!(older, (Ok(()), vec![of_last, by_our_clock]));
         let (_, asked) = ask(Some(i64::MAX), &[refused(501), refused(501)]);
         assert!(asked.len() == 2, "longer than there is time");
+    }
+
+    #[test]
+    fn a_client_is_told_to_wait_for_a_node_that_is_believed_to_be_there_alone() {
+        let node = |taints: Value| {
+            let document = json!({"metadata": {"name": "n", "uid": "1"}, "spec": {"taints": taints}});
+            seal_json(Kind::Node, document.to_string().as_bytes()).unwrap().at(Revision(1))
+        };
+        let taint = |key: &str, effect: &str| json!([{"key": key, "effect": effect}]);
+        let unreachable = "node.kubernetes.io/unreachable";
+        for (node, waits) in [
+            (None, false),
+            (Some(node(taint(unreachable, "NoSchedule"))), false),
+            (Some(node(taint(unreachable, "NoExecute"))), false),
+            (Some(node(taint("node.kubernetes.io/not-ready", "NoExecute"))), true),
+            (Some(node(json!([]))), true),
+        ] {
+            let error = not_opened(OpenError::NotConnected("n".into()), node.as_ref());
+            assert!(error.code() == 503 && error.to_string().contains("node n is not connected"), "{error}");
+            assert_eq!(error.response().headers().contains_key("retry-after"), waits, "{error}");
+        }
+        let failed = not_opened(OpenError::Failed("n".into(), "the link is closed".into()), None);
+        assert!(failed.response().headers().contains_key("retry-after"), "it was linked just now");
     }
 
     #[test]

@@ -66,7 +66,7 @@ pub async fn status(shared: &Shared) -> Option<HttpResponse> {
     let (nodes, store) = (nodes.map_err(|error| error.to_string()), store.map_err(|error| error.to_string()));
     let heard = Heard { nodes, store, actors, told };
     let snapshot = shared.state.view.snapshot();
-    let mut document = document(&snapshot, &heard, clock::now());
+    let mut document = document(&snapshot, &heard);
     document["cluster"] = inspect.cluster.clone().into();
     document["certificates"] = certificates(&(inspect.certificates)(), clock::now());
     document["store"]["watchableSince"] = shared.state.view.oldest().0.into();
@@ -90,7 +90,7 @@ fn by_node(heard: &Heard) -> HashMap<&NodeName, Result<&[ActorState], &Untold>> 
     told.chain(own.map(|(node, actors)| (node, Ok(actors.as_slice())))).collect()
 }
 
-fn document(snapshot: &Snapshot, heard: &Heard, now: Timestamp) -> Value {
+fn document(snapshot: &Snapshot, heard: &Heard) -> Value {
     let mut problems: Vec<&str> = Vec::new();
     problems.extend(heard.nodes.as_ref().err().map(String::as_str));
     problems.extend(heard.store.as_ref().err().map(String::as_str));
@@ -121,7 +121,7 @@ fn document(snapshot: &Snapshot, heard: &Heard, now: Timestamp) -> Value {
         .map(|object| {
             let name = NodeName(object.key.name.clone());
             let pods = pods.get(&*object.key.name).copied().unwrap_or(0);
-            let mut shown = node(object, states.get(&name).copied(), pods, now);
+            let mut shown = node(object, states.get(&name).copied(), pods);
             match actors.remove(&name) {
                 Some(Ok(actors)) => shown["actors"] = json!(actors),
                 Some(Err(Untold::Older)) => shown["actorsUnknown"] = "its version does not tell them".into(),
@@ -192,16 +192,14 @@ fn sizes(snapshot: &Snapshot) -> (usize, usize) {
     all.fold((0, 0), |(objects, bytes), object| (objects + 1, bytes + object.json.len()))
 }
 
-fn node(object: &Object, state: Option<&NodeState>, pods: u64, now: Timestamp) -> Value {
+fn node(object: &Object, state: Option<&NodeState>, pods: u64) -> Value {
     let read: Option<v1::Node> = serde_json::from_slice(&object.json).ok();
     let status = read.and_then(|node| node.status).unwrap_or_default();
     let ready = status.conditions.iter().flatten().find(|condition| condition.type_ == "Ready");
-    let heartbeat = ready.and_then(|ready| ready.last_heartbeat_time.as_ref()).map(|time| time.0);
     let cordoned = matches!(&object.facet.of, KindFacet::Node(facet) if facet.cordoned);
     let link = state.and_then(|state| state.link.as_ref());
-    // A master that has just begun knows only what it reads.
+    // Not known of one that this master has not heard yet: a condition's times are those of changes.
     let silent = state.and_then(|state| state.silent).map(|silent| silent.as_secs_f64());
-    let silent = silent.or_else(|| heartbeat.map(|at| now.duration_since(at).as_secs_f64().max(0.0)));
     json!({
         "name": object.key.name,
         "ready": ready.map_or("Unknown", |ready| ready.status.as_str()),
@@ -279,13 +277,13 @@ mod tests {
                 actors: Ok(OwnActors::default()),
                 told: Vec::new(),
             };
-            let shown = document(&snapshot, &heard, Timestamp::UNIX_EPOCH);
+            let shown = document(&snapshot, &heard);
             assert_eq!(shown["problems"].as_array().unwrap().len(), problems, "{silent}: {shown}");
         }
     }
 
     #[test]
-    fn a_silent_node_has_an_age_and_a_linked_one_its_link() {
+    fn a_silent_node_has_an_age_once_it_was_heard_and_a_linked_one_its_link() {
         let link = LinkState {
             age: Duration::from_secs(3),
             peer: Some("10.0.0.2:7".parse().unwrap()),
@@ -296,17 +294,26 @@ mod tests {
             queued_messages: 3,
             queued_bytes: 40,
         };
-        let nodes = vec![NodeState {
+        let linked = NodeState {
             node: "n1".into(),
             link: Some(link),
             silent: None,
             goodbye: false,
             rivals: vec![[10, 0, 0, 3].into(), [10, 0, 0, 4].into()],
-        }];
+        };
+        let silent =
+            |silent| NodeState { node: "n2".into(), link: None, silent, goodbye: false, rivals: Vec::new() };
         let store = StoreState { queued_changes: 4, behind: 5, failing: true };
-        let heard =
-            Heard { nodes: Ok(nodes), store: Ok(store), actors: Ok(OwnActors::default()), told: Vec::new() };
-        let shown = document(&snapshot(), &heard, "2024-01-01T00:01:40Z".parse().unwrap());
+        let heard = |of| Heard {
+            nodes: Ok(vec![linked.clone(), silent(of)]),
+            store: Ok(store),
+            actors: Ok(OwnActors::default()),
+            told: Vec::new(),
+        };
+        // This master has not heard it: when the condition changed says nothing of that.
+        assert_eq!(document(&snapshot(), &heard(None))["nodes"][1]["silentSeconds"], Value::Null);
+        let heard = heard(Some(Duration::from_secs(100)));
+        let shown = document(&snapshot(), &heard);
         let (one, two) = (&shown["nodes"][0], &shown["nodes"][1]);
         assert_eq!(one["link"]["roundTripSeconds"], 0.002);
         assert_eq!(one["rivals"], json!(["10.0.0.3", "10.0.0.4"]));
@@ -331,7 +338,7 @@ mod tests {
                 "status": {"conditions": ready}});
             let sealed = seal_json(Kind::Node, document.to_string().as_bytes()).unwrap();
             let state = NodeState { node: "n".into(), link: None, silent: None, goodbye, rivals: Vec::new() };
-            node(&sealed.at(Revision(1)), Some(&state), 0, Timestamp::UNIX_EPOCH)["saidGoodbye"].clone()
+            node(&sealed.at(Revision(1)), Some(&state), 0)["saidGoodbye"].clone()
         };
         assert_eq!(shown("NodeGoodbye", false), true);
         assert_eq!(
@@ -350,7 +357,7 @@ mod tests {
             actors: Err("c".into()),
             told: vec![("n1".into(), Err(Untold::Silent("d".into())))],
         };
-        let shown = document(&snapshot(), &heard, Timestamp::UNIX_EPOCH);
+        let shown = document(&snapshot(), &heard);
         assert_eq!(shown["problems"], json!(["a", "b", "c", "d"]));
         assert_eq!(shown["nodes"].as_array().unwrap().len(), 2);
         assert_eq!(shown["store"]["objects"], 3);
@@ -395,7 +402,7 @@ mod tests {
         ] {
             let told = vec![("n2".into(), answer)];
             let heard = Heard { nodes: Ok(nodes.clone()), store: Ok(store), actors: Ok(own.clone()), told };
-            let shown = document(&snapshot(), &heard, Timestamp::UNIX_EPOCH);
+            let shown = document(&snapshot(), &heard);
             assert_eq!(shown["nodes"][0]["actors"][0]["name"], "kubelet");
             let other = &shown["nodes"][1];
             assert_eq!(other["actors"].as_array().map_or(0, Vec::len), actors, "{other}");

@@ -109,6 +109,11 @@ pub fn is_silent(node: &Object) -> bool {
     facet(node).is_some_and(|node| silent_since(node).is_some())
 }
 
+/// Whether a node's taints say that there is no way to it, whatever the reason.
+pub fn is_out_of_reach(node: &Object) -> bool {
+    facet(node).is_some_and(|node| node.taints.iter().any(|taint| taint.key == UNREACHABLE))
+}
+
 /// Whether a node's taints say that it said goodbye and is not back.
 pub fn has_said_goodbye(node: &Object) -> bool {
     let Some(node) = facet(node) else { return false };
