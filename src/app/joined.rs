@@ -23,7 +23,7 @@ use super::{
     address::{towards, with_port},
     cluster::this_machine,
     install::{TOKEN_FILE, not_used},
-    membership::{Files, Membership, Record, Standing},
+    membership::{Files, Membership, Record, Standing, Whereabouts, locked},
     node::MAX_PODS,
     notify,
     runtime::{choose, open_runtime},
@@ -144,13 +144,30 @@ fn token(word: Option<&str>, file: Option<&Path>, joined: bool) -> Result<Option
     match (word, file) {
         (Some(text), _) => parsed_token("--token", text).map(Some),
         (None, Some(path)) if !joined => match std::fs::read_to_string(path) {
-            Ok(text) => parsed_token("--token-file", text.trim()).map(Some),
+            Ok(text) => {
+                if let Some(warning) = readable_by_others(path) {
+                    eprintln!("troupe: {warning}");
+                }
+                parsed_token("--token-file", text.trim()).map(Some)
+            }
             Err(error) => {
                 Err(Ended::Usage(format!("--token-file: {} cannot be read: {error}", path.display())))
             }
         },
         (None, _) => Ok(None),
     }
+}
+
+/// That others on this machine can read a token's file, and join machines with what is in it.
+fn readable_by_others(path: &Path) -> Option<String> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(path).ok()?.permissions().mode();
+    (mode & 0o044 != 0).then(|| {
+        format!(
+            "--token-file: others on this machine can read {path}, and join machines until the token expires: chmod 600 {path}",
+            path = path.display()
+        )
+    })
 }
 
 /// Removes the token that `troupe node install` wrote: the node has joined.
@@ -349,10 +366,12 @@ async fn serve(
     let socket = options.cri_socket.as_deref();
     let runtime = choose(runtime, data, std::slice::from_ref(&name), socket)?;
     let runtime = open_runtime(runtime, data, &name, 0, options.registries.read()?, socket).await?;
-    let address = match options.address {
-        Some(address) => address,
-        None => resolve(&record.master).await.ok().and_then(towards).unwrap_or(Ipv4Addr::LOCALHOST.into()),
+    // Looked up once: while names cannot be, each time takes long.
+    let master = match options.address {
+        Some(_) => None,
+        None => resolve(&record.master).await.ok(),
     };
+    let address = options.address.or_else(|| towards(master?)).unwrap_or(Ipv4Addr::LOCALHOST.into());
     let (escalated, mut escalation) = tokio::sync::mpsc::unbounded_channel::<Escalation>();
     let mut crash_loop = Backoff::CRASH_LOOP;
     if let Some(initial) = options.crash_loop_initial {
@@ -377,11 +396,11 @@ async fn serve(
         }),
     };
     let (member, mut standing) = Membership::new(files);
-    // Which address that is may change while it runs.
-    let member = match options.address {
-        Some(_) => member,
-        None => member.looks_towards(resolve(&record.master).await.ok()),
-    };
+    // Which address that is may change while it runs, and so may the master's.
+    let whereabouts = options.address.is_none().then(|| member.whereabouts());
+    if let Some(of_master) = &whereabouts {
+        *locked(of_master) = master;
+    }
     let mut asked = Asked::listen()?;
     let node = Node::start_as(config, Some(Arc::new(member))).await?;
     let code = tokio::select! {
@@ -390,7 +409,7 @@ async fn serve(
             eprintln!("troupe: {} gave up: {}", escalation.supervisor, escalation.reason);
             ExitCode::from(1)
         }
-        why = attend(&mut standing, record, data, ready_file) => {
+        why = attend(&mut standing, record, data, ready_file, whereabouts.as_ref()) => {
             eprintln!("{}", sent_away(&name, record, data, &why));
             ExitCode::from(SENT_AWAY)
         }
@@ -403,24 +422,32 @@ async fn serve(
     Ok(code)
 }
 
-/// Says that the node is ready when it has a link; ends when the master sends it away.
+/// Says that the node is ready when it has a link, and looks then where the master is; ends when that sends it away.
 async fn attend(
     standing: &mut watch::Receiver<Standing>,
     record: &Record,
     data: &Path,
     ready_file: &Path,
+    whereabouts: Option<&Whereabouts>,
 ) -> String {
     let mut said = false;
     loop {
         let now = standing.borrow_and_update().clone();
         match now {
             Standing::TurnedAway(why) => return why,
-            Standing::Linked if !said => {
-                said = true;
-                keep_master(data, record);
-                announce(record, ready_file);
+            Standing::Linked => {
+                if !said {
+                    said = true;
+                    keep_master(data, record);
+                    announce(record, ready_file);
+                }
+                if let Some(of_master) = whereabouts
+                    && let Ok(found) = resolve(&record.master).await
+                {
+                    *locked(of_master) = Some(found);
+                }
             }
-            Standing::Linked | Standing::Apart => {}
+            Standing::Apart => {}
         }
         if standing.changed().await.is_err() {
             // The node's actors are gone without it: they were stopped.
@@ -457,6 +484,8 @@ fn sent_away(name: &NodeName, record: &Record, data: &Path, why: &str) -> String
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     const TOKEN: &str =
@@ -469,6 +498,10 @@ mod tests {
         std::fs::write(&file, format!("{TOKEN}\n")).unwrap();
         let used = |word, joined| token(word, Some(&file), joined).ok().unwrap().is_some();
         assert!(used(None, false));
+        for (mode, warns) in [(0o644, true), (0o640, true), (0o600, false), (0o400, false)] {
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(readable_by_others(&file).is_some(), warns, "{mode:o}");
+        }
         assert!(!used(None, true), "a node that was deleted would come back by itself");
         assert!(used(Some(TOKEN), true), "a person says so");
         // It is gone as soon as it was used.

@@ -6,22 +6,21 @@
 //! ([`super::membership`]).
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, Weak},
-    time::{Duration, Instant},
+    sync::{Arc, Mutex, Weak},
+    time::Duration,
 };
 
 use super::{
     certificates::Certificates,
-    membership::{Fresh, asks},
+    membership::{Fresh, Showing, life, locked},
 };
 use crate::{
     actors::uplink::Member,
     logic::renewal,
     model::NodeName,
     net::{
-        CaCertificate, Connector, Identity, LinkConfig, NetError,
-        csr::{NodeKey, joined_key, validity},
-        identity::BACKDATE,
+        CaCertificate, Connector, Identity, NetError,
+        csr::{NodeKey, joined_key},
     },
 };
 
@@ -79,10 +78,13 @@ impl NodeLogin {
         if !joined {
             return Ok(None);
         }
-        let held =
-            Held { certificate: self.identity.certificate_pem().to_owned(), connector: None, renewed: None };
-        let key = NodeKey::from_pem(self.identity.key_pem())?;
-        Ok(Some(Keeping { key, ca: self.ca.clone(), held: Mutex::new(held), keep: self.keep.clone() }))
+        Ok(Some(Keeping {
+            key: NodeKey::from_pem(self.identity.key_pem())?,
+            ca: self.ca.clone(),
+            certificate: Mutex::new(self.identity.certificate_pem().to_owned()),
+            showing: Showing::default(),
+            keep: self.keep.clone(),
+        }))
     }
 }
 
@@ -90,41 +92,20 @@ impl NodeLogin {
 pub(super) struct Keeping {
     key: NodeKey,
     ca: CaCertificate,
-    held: Mutex<Held>,
+    certificate: Mutex<String>,
+    showing: Showing,
     keep: Keep,
 }
 
-struct Held {
-    certificate: String,
-    connector: Option<Connector>,
-    /// When the certificate came, if it came over the link.
-    renewed: Option<Instant>,
-}
-
 impl Keeping {
-    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn life(&self) -> Option<(i64, i64)> {
-        validity(&self.held().certificate).ok().map(|span| renewal::life(span, BACKDATE))
-    }
-
-    fn take(&self, certificate: &str) -> Result<(), NetError> {
-        let identity = self.key.with(certificate)?;
-        let mut held = self.held();
-        if let Some(connector) = &held.connector {
-            connector.show(&identity, &self.ca, LinkConfig::default())?;
-        }
-        held.certificate = certificate.to_owned();
-        held.renewed = Some(Instant::now());
-        Ok(())
+        life(&locked(&self.certificate))
     }
 }
 
 impl Fresh for Keeping {
     fn dials_by(&self, connector: Connector) {
-        self.held().connector = Some(connector);
+        self.showing.dials_by(connector);
     }
 }
 
@@ -140,22 +121,20 @@ impl Member for Keeping {
     }
 
     fn renewal(&self) -> Option<Vec<u8>> {
-        let renewed = self.held().renewed;
-        asks(self.life()?, renewed, || Ok(self.key.request()?))
+        self.showing.asks(self.life()?, || Ok(self.key.request()?))
     }
 
     fn renewed(&self, certificate: &str) -> bool {
-        match self.take(certificate) {
-            Ok(()) => {
-                tracing::info!("the node has a new certificate");
+        let before = locked(&self.certificate).clone();
+        self.showing.take(
+            certificate,
+            || Ok((self.key.with(certificate)?, before, self.ca.clone())),
+            || {
+                *locked(&self.certificate) = certificate.to_owned();
                 (self.keep)(certificate);
-                true
-            }
-            Err(error) => {
-                tracing::error!(%error, "a new certificate cannot be used");
-                false
-            }
-        }
+                Ok(())
+            },
+        )
     }
 }
 
@@ -181,7 +160,12 @@ mod tests {
         let old = old.on_renewed(move |certificate| told.lock().unwrap().push(certificate.to_owned()));
         let keeping = old.keeping().unwrap().unwrap();
         assert!(keeping.renewal().is_some(), "it is over");
-        assert!(!keeping.renewed("no certificate") && kept.lock().unwrap().is_empty());
+        let other = Authority::ephemeral().unwrap();
+        let csr = key.request().unwrap();
+        let foreign = other.certify_node(&"n1".into(), &csr, Duration::from_secs(1000)).unwrap();
+        for bad in ["no certificate", &foreign] {
+            assert!(!keeping.renewed(bad) && kept.lock().unwrap().is_empty(), "{bad}");
+        }
         let next = certify(&key, 1000);
         assert!(keeping.renewed(&next));
         assert_eq!(*kept.lock().unwrap(), [next]);

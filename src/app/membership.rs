@@ -8,7 +8,7 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -21,9 +21,10 @@ use crate::{
     logic::renewal,
     messages::wire::Admitted,
     net::{
-        CaCertificate, Connector, LinkConfig,
+        CaCertificate, Connector, Identity, LinkConfig,
         csr::{NodeKey, validity},
         identity::BACKDATE,
+        join::check_renewed,
     },
 };
 
@@ -130,49 +131,30 @@ pub(super) enum Standing {
     TurnedAway(String),
 }
 
+/// Where the master is, once that is known, when this machine's address is the one from which it is reached.
+pub(super) type Whereabouts = Arc<Mutex<Option<SocketAddr>>>;
+
 /// Keeps a node's certificate fresh and says how its link fares.
 pub(super) struct Membership {
     files: Files,
-    connector: Mutex<Option<Connector>>,
+    showing: Showing,
     standing: watch::Sender<Standing>,
-    /// When the present certificate came, if it came to this process.
-    renewed: Mutex<Option<Instant>>,
-    /// Where the master is, when this machine's address is that from which it is reached.
-    master: Option<SocketAddr>,
+    master: Whereabouts,
 }
 
 impl Membership {
     pub(super) fn new(files: Files) -> (Membership, watch::Receiver<Standing>) {
         let (standing, told) = watch::channel(Standing::Apart);
-        (
-            Membership {
-                files,
-                connector: Mutex::new(None),
-                standing,
-                renewed: Mutex::new(None),
-                master: None,
-            },
-            told,
-        )
+        (Membership { files, showing: Showing::default(), standing, master: Whereabouts::default() }, told)
     }
 
-    /// This machine's address is the one from which it reaches that.
-    pub(super) fn looks_towards(self, master: Option<SocketAddr>) -> Membership {
-        Membership { master, ..self }
+    /// Where it is told where the master is.
+    pub(super) fn whereabouts(&self) -> Whereabouts {
+        self.master.clone()
     }
 
-    /// Begin and end of the present certificate's life, in seconds since the epoch.
     fn life(&self) -> Option<(i64, i64)> {
-        validity(&self.files.read("node.crt").ok()?).ok().map(|span| renewal::life(span, BACKDATE))
-    }
-
-    fn take(&self, certificate: &str) -> Result<(), StartError> {
-        let identity = self.files.key()?.with(certificate)?;
-        let ca = self.files.ca()?;
-        if let Some(connector) = &*self.connector.lock().unwrap_or_else(PoisonError::into_inner) {
-            connector.show(&identity, &ca, LinkConfig::default())?;
-        }
-        write_private(&self.files.pki("node.crt"), certificate)
+        life(&self.files.read("node.crt").ok()?)
     }
 }
 
@@ -184,33 +166,83 @@ pub(super) trait Fresh: Member {
 
 impl Fresh for Membership {
     fn dials_by(&self, connector: Connector) {
-        *self.connector.lock().unwrap_or_else(PoisonError::into_inner) = Some(connector);
+        self.showing.dials_by(connector);
     }
 }
 
-/// What to ask for a new certificate with, when it is time: the present one has such a life, and came at that moment if it
-/// came to this process.
-pub(super) fn asks(
-    life: (i64, i64),
-    renewed: Option<Instant>,
-    request: impl FnOnce() -> Result<Vec<u8>, StartError>,
-) -> Option<Vec<u8>> {
-    // A clock that is far ahead takes the new one for an old one as well.
-    let fresh = renewed.is_some_and(|at| at.elapsed() < renewal::pause(life));
-    if fresh || !renewal::due(life, now_s()) {
-        return None;
+/// Begin and end of a certificate's life, in seconds since the epoch.
+pub(super) fn life(certificate: &str) -> Option<(i64, i64)> {
+    validity(certificate).ok().map(|span| renewal::life(span, BACKDATE))
+}
+
+/// What is the same wherever a node's certificate is kept: which connector shows it, and when it came.
+#[derive(Default)]
+pub(super) struct Showing {
+    connector: Mutex<Option<Connector>>,
+    /// `None` if it did not come to this process.
+    came: Mutex<Option<Instant>>,
+}
+
+impl Showing {
+    pub(super) fn dials_by(&self, connector: Connector) {
+        *locked(&self.connector) = Some(connector);
     }
-    if renewal::ends_soon(life, now_s()) {
-        let days_left = (life.1 - now_s()).div_euclid(86_400);
-        tracing::warn!(days_left, "the node's certificate ends soon, and no master has renewed it yet");
-    }
-    match request() {
-        Ok(request) => Some(request),
-        Err(error) => {
-            tracing::error!(%error, "the node's certificate cannot be renewed");
-            None
+
+    /// What to ask for a new certificate with, when it is time: the present one has such a life.
+    pub(super) fn asks(
+        &self,
+        life: (i64, i64),
+        request: impl FnOnce() -> Result<Vec<u8>, StartError>,
+    ) -> Option<Vec<u8>> {
+        // A clock that is far ahead takes the new one for an old one as well.
+        let fresh = locked(&self.came).is_some_and(|at| at.elapsed() < renewal::pause(life));
+        if fresh || !renewal::due(life, now_s()) {
+            return None;
+        }
+        if renewal::ends_soon(life, now_s()) {
+            let days_left = (life.1 - now_s()).div_euclid(86_400);
+            tracing::warn!(days_left, "the node's certificate ends soon, and no master has renewed it yet");
+        }
+        match request() {
+            Ok(request) => Some(request),
+            Err(error) => {
+                tracing::error!(%error, "the node's certificate cannot be renewed");
+                None
+            }
         }
     }
+
+    /// Whether a new certificate, with its key, can take the place of the one before, by the authority; then it is shown from
+    /// now on, and kept.
+    pub(super) fn take(
+        &self,
+        certificate: &str,
+        held: impl FnOnce() -> Result<(Identity, String, CaCertificate), StartError>,
+        keep: impl FnOnce() -> Result<(), StartError>,
+    ) -> bool {
+        let shown = held().and_then(|(identity, before, ca)| {
+            check_renewed(&before, certificate, &ca)?;
+            if let Some(connector) = &*locked(&self.connector) {
+                connector.show(&identity, &ca, LinkConfig::default())?;
+            }
+            keep()
+        });
+        match shown {
+            Ok(()) => {
+                *locked(&self.came) = Some(Instant::now());
+                tracing::info!("the node has a new certificate");
+                true
+            }
+            Err(error) => {
+                tracing::error!(%error, "a new certificate cannot be used");
+                false
+            }
+        }
+    }
+}
+
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 pub(super) fn now_s() -> i64 {
@@ -220,7 +252,8 @@ pub(super) fn now_s() -> i64 {
 
 impl Member for Membership {
     fn address(&self) -> Option<IpAddr> {
-        towards(self.master?)
+        let master = *locked(&self.master);
+        towards(master?)
     }
 
     fn linked(&self) {
@@ -236,22 +269,15 @@ impl Member for Membership {
     }
 
     fn renewal(&self) -> Option<Vec<u8>> {
-        let renewed = *self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
-        asks(self.life()?, renewed, || Ok(self.files.key()?.request()?))
+        self.showing.asks(self.life()?, || Ok(self.files.key()?.request()?))
     }
 
     fn renewed(&self, certificate: &str) -> bool {
-        match self.take(certificate) {
-            Ok(()) => {
-                *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-                tracing::info!("the node has a new certificate");
-                true
-            }
-            Err(error) => {
-                tracing::error!(%error, "a new certificate cannot be used");
-                false
-            }
-        }
+        self.showing.take(
+            certificate,
+            || Ok((self.files.key()?.with(certificate)?, self.files.read("node.crt")?, self.files.ca()?)),
+            || write_private(&self.files.pki("node.crt"), certificate),
+        )
     }
 }
 
@@ -306,7 +332,15 @@ mod tests {
         assert!(member.renewed(&next));
         assert_eq!(files.read("node.crt").unwrap(), next);
         assert!(member.renewal().is_none(), "not due");
-        assert!(!member.renewed("no certificate"));
+        // Nor what the master would not let link.
+        let other = Authority::ephemeral().unwrap();
+        let life = Duration::from_secs(1000);
+        let foreign = other.certify_node(&"n1".into(), &key.request().unwrap(), life).unwrap();
+        let misnamed = authority.certify_node(&"n2".into(), &key.request().unwrap(), life).unwrap();
+        let rekeyed = certify(&NodeKey::generate().unwrap(), 1000);
+        for bad in ["no certificate", &foreign, &misnamed, &rekeyed] {
+            assert!(!member.renewed(bad), "{bad}");
+        }
         assert_eq!(files.read("node.crt").unwrap(), next);
     }
 }

@@ -31,10 +31,10 @@ use tokio::{
 
 use super::{
     CaCertificate, NetError, codec,
-    csr::{joined_key, requested_key},
+    csr::{joined_key, requested_key, validity},
     endpoint::{LinkConfig, Sockets, client_endpoint},
     frame::{frame, read_frame},
-    identity::{MASTER, Role, node_server_name, peer_role, pin},
+    identity::{MASTER, Role, node_server_name, peer_role, pin, unusable},
     tls,
     transport::problem_of,
 };
@@ -270,6 +270,24 @@ pub(crate) fn verify(
         .verify_server_cert(certificate, &[], &name, &[], now)
         .map(drop)
         .map_err(|error| in_words(&error))
+}
+
+/// Checks what is to take the place of a node's certificate (both PEM): of the same node and key, of the authority, for links; at
+/// a moment of its life, for a machine whose clock is wrong by more than that keeps its link.
+///
+/// # Errors
+/// [`NetError::Certificate`], which says what is wrong.
+pub fn check_renewed(before: &str, after: &str, ca: &CaCertificate) -> Result<(), NetError> {
+    const WHAT: &str = "the new certificate";
+    let read = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(unusable(WHAT));
+    let (old, new) = (read(before)?, read(after)?);
+    if peer_role(&old) != peer_role(&new) || joined_key(&old) != joined_key(&new) {
+        return Err(unusable(WHAT)("it is another node's"));
+    }
+    let (begin_s, end_s) = validity(after)?;
+    let now_s = i64::try_from(UnixTime::now().as_secs()).unwrap_or(i64::MAX).min(end_s).max(begin_s);
+    let now = UnixTime::since_unix_epoch(Duration::from_secs(u64::try_from(now_s).unwrap_or_default()));
+    verify(&new, ca, now).map_err(unusable(WHAT))
 }
 
 fn in_words(error: &TlsError) -> String {
