@@ -205,6 +205,9 @@ async fn every(session: &Session, named: Option<&str>) -> Outcome<Vec<String>> {
     }
     let nodes = session.kinds().await?.resolve("nodes")?;
     let all = session.list(nodes, true, &SelectorArgs::default()).await?;
+    if all.is_empty() {
+        return Err(CliError::failed("there is no node; see: get nodes"));
+    }
     Ok(all.iter().map(|node| name_of(node).to_owned()).collect())
 }
 

@@ -11,6 +11,8 @@ use k8s_openapi::{
     jiff::{SignedDuration, Timestamp},
 };
 
+use super::nodes::is_own_condition;
+
 /// What a node tells of happened just now: while its link is down nothing is kept, and a link that is slower than this is
 /// ended. Whatever seems older was stamped by another clock.
 const UNDER_WAY: SignedDuration = SignedDuration::from_secs(60);
@@ -45,6 +47,19 @@ pub fn stamp(status: &mut NodeStatus, before: Option<&NodeStatus>, now: Timestam
         condition.last_heartbeat_time = Some(Time(now));
         condition.last_transition_time =
             Some(same.and_then(|c| c.last_transition_time.clone()).unwrap_or(Time(now)));
+    }
+}
+
+/// Leaves in a node's status what others have added to its conditions.
+pub fn keep_added(told: &mut NodeStatus, stored: Option<&NodeStatus>) {
+    let stored = stored.and_then(|stored| stored.conditions.as_deref()).unwrap_or_default();
+    let is_told = |name: &str| told.conditions.iter().flatten().any(|c| c.type_ == name);
+    let added = stored.iter().filter(|c| !is_own_condition(&c.type_) && !is_told(&c.type_));
+    let added: Vec<NodeCondition> = added.cloned().collect();
+    if !added.is_empty() {
+        let all = told.conditions.get_or_insert_default();
+        all.extend(added);
+        all.truncate(MOST_CONDITIONS);
     }
 }
 
@@ -135,6 +150,18 @@ mod tests {
             assert_eq!(is_overwritten(&told, Some(&stored)), overwritten, "{stored:?}");
         }
         assert!(is_overwritten(&told, None));
+        // When it is said again, what they have added stays as it is; what the node tells no more does not.
+        for (stored, kept) in [
+            (status("False", "FrequentRestarts", "10.0.0.1"), vec!["Ready", "FrequentRestarts"]),
+            (status("False", "Rootless", "10.0.0.1"), vec!["Ready"]),
+            (NodeStatus::default(), vec!["Ready"]),
+        ] {
+            let mut again = told.clone();
+            keep_added(&mut again, Some(&stored));
+            let all: Vec<String> = again.conditions.iter().flatten().map(|c| c.type_.clone()).collect();
+            assert_eq!(all, kept);
+            assert!(!is_overwritten(&told, Some(&again)));
+        }
     }
 
     #[test]

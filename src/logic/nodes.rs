@@ -107,7 +107,7 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
         condition(name, holds, reason, message.into())
     };
     // One of our own, and only where there is something to say.
-    let lacking = facts.lacks.clone().map(|lacks| condition("Rootless", true, "OrdinaryUser", lacks));
+    let lacking = facts.lacks.clone().map(|lacks| condition(ROOTLESS, true, "OrdinaryUser", lacks));
     let apart = facts.no_image_sharing.then(|| no_image_sharing(KEEPS_IMAGES, before, now_ms));
     v1::NodeStatus {
         capacity: Some(capacity),
@@ -173,6 +173,16 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
 
 /// Its condition is "False" on a node that gives no images to others and takes none; others do not have it.
 pub const IMAGE_SHARING: &str = "ImageSharing";
+const ROOTLESS: &str = "Rootless";
+/// What a node and its master tell of it. Other conditions are others' word: the problem detector's, the network's.
+const OWN_CONDITIONS: [&str; 6] =
+    ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure", IMAGE_SHARING, ROOTLESS];
+
+/// Whether a node's condition is told by the node itself, or by its master.
+pub fn is_own_condition(name: &str) -> bool {
+    OWN_CONDITIONS.contains(&name)
+}
+
 const KEEPS_IMAGES: &str = "the node was started with --no-image-sharing";
 const CLUSTER_KEEPS_IMAGES: &str = "the master was started with --no-image-sharing";
 
@@ -306,7 +316,7 @@ pub fn new_node(
 /// A node's status after its link has been silent for too long: what it said of itself is unknown now.
 pub fn lost_status(before: &v1::NodeStatus, now_ms: i64) -> v1::NodeStatus {
     let mut status = before.clone();
-    for condition in status.conditions.iter_mut().flatten() {
+    for condition in status.conditions.iter_mut().flatten().filter(|c| is_own_condition(&c.type_)) {
         if condition.status != "Unknown" {
             condition.status = "Unknown".into();
             condition.reason = Some("NodeStatusUnknown".into());
@@ -766,5 +776,14 @@ mod tests {
         let lost = lost_status(&first, 5_000_000);
         assert!(lost.conditions.as_ref().unwrap().iter().all(|c| c.status == "Unknown"));
         assert_eq!(lost_status(&lost, 9_000_000), lost);
+        // What others have added they say on.
+        let mut added = first;
+        let problem = v1::NodeCondition {
+            type_: "FrequentRestarts".into(),
+            status: "True".into(),
+            ..v1::NodeCondition::default()
+        };
+        added.conditions.get_or_insert_default().push(problem.clone());
+        assert_eq!(lost_status(&added, 5_000_000).conditions.unwrap().last(), Some(&problem));
     }
 }

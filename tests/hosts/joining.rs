@@ -186,10 +186,14 @@ fn a_node_joins_again_with_its_directory_alone_and_finds_a_master_that_moved() {
     // What others write over its status it says again within seconds, once.
     const AGAIN: &str = "others wrote over the node's status";
     assert!(!master.said().contains(AGAIN), "nobody has written over it");
-    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "False", "reason": "ByHand"}]}});
+    let condition = |name: &str| json!({"type": name, "status": "False", "reason": "ByHand"});
+    let ready = json!({"status": {"conditions": [condition("Ready"), condition("FrequentRestarts")]}});
     master.kubectl(&["patch", "node", "one", "--subresource=status", "-p", &ready.to_string()]).ok();
     until("the node says how it is again", || check(master.said().contains(AGAIN), || "not yet".into()));
     master.until_node("one", "True");
+    let node = master.get(&["node", "one"]).unwrap();
+    let mut conditions = node["status"]["conditions"].as_array().unwrap().iter();
+    assert!(conditions.any(|c| c["type"] == "FrequentRestarts" && c["status"] == "False"), "{node}");
     assert_eq!(one.stop(), Some(0));
     master.until_node("one", "Unknown");
     one.node(&[]);
@@ -279,4 +283,5 @@ fn a_machine_whose_address_changes_keeps_its_pods_whether_its_process_ran_on_or_
     kept(&master, &one);
     let node = master.get(&["node", "one"]).unwrap();
     assert_eq!(node["status"]["addresses"][0]["address"], "10.77.0.202");
+    assert!(!master.said().contains("several machines are linked as one node"), "it is one");
 }

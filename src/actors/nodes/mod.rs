@@ -374,19 +374,31 @@ impl NodeRegistry {
         let name = link.peer().clone();
         let link = link.split();
         let (from, now_ms) = (origin(&link.0), outside::now().as_millisecond());
-        if let Some(other) = self.living_link(&name)
-            && self.rivals.comes(&name, origin(&other), from, now_ms)
-        {
-            return self.hold(name, link, ctx);
+        // One with another key is no copy of the node's machine.
+        if self.is_stranger(&name, &link.0) {
+            return self.admit(&name, link);
+        }
+        match self.living_link(&name) {
+            Some(other) if self.rivals.comes(&name, origin(&other), from, now_ms) => {
+                return self.hold(name, link, ctx);
+            }
+            Some(_) => {}
+            // Whoever comes is the node now.
+            None => self.rivals.forget(&name),
         }
         self.let_go(&name, from);
         self.admit(&name, link);
     }
 
-    fn admit(&mut self, name: &NodeName, link: ToNodeLink) {
+    /// Whether a machine that joined once is not that node, or is it no more.
+    fn is_stranger(&self, name: &NodeName, link: &LinkHandle<wire::ToNode>) -> bool {
         let snapshot = self.seed.wiring.view.snapshot();
         let object = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
-        if link.0.joined_key().is_some_and(|key| !object.is_some_and(|node| belongs_to(node, key))) {
+        link.joined_key().is_some_and(|key| !object.is_some_and(|node| belongs_to(node, key)))
+    }
+
+    fn admit(&mut self, name: &NodeName, link: ToNodeLink) {
+        if self.is_stranger(name, &link.0) {
             if let Some(unsaid) = self.sent_away.says(name, outside::now().as_millisecond()) {
                 tracing::warn!(node = %name, unsaid, "a node that was deleted, or never joined, was sent away");
             }

@@ -19,7 +19,7 @@ use super::handle::{NodeHandle, RETRY};
 use crate::{
     actors::{commit::commit, outside},
     logic::{
-        clocks::{is_overwritten, stamp, told_status},
+        clocks::{is_overwritten, keep_added, stamp, told_status},
         edit::{Edit, edit},
         join::{belongs_to, not_a_node},
         node_labels::may_set,
@@ -41,6 +41,9 @@ pub(super) const GOODBYE: Duration = Duration::from_secs(60);
 /// that two who write over each other do no harm. Kubernetes' kubelet takes up to ten seconds.
 const SAID_AGAIN: Duration = Duration::from_secs(2);
 
+/// One log line of that in so long, however often they do.
+const LOGGED_AGAIN: Duration = Duration::from_secs(60);
+
 /// Labels named in one complaint.
 const MOST_SHOWN: usize = 10;
 
@@ -59,8 +62,13 @@ pub(super) enum LabelsRefused {
 /// A node's own word, and whether it is to be said again soon.
 #[derive(Default)]
 pub(super) struct Word {
-    said: Option<(wire::NodeReport, v1::NodeStatus)>,
+    said: Option<wire::NodeReport>,
+    /// When it was written last.
+    at: Option<Instant>,
+    /// It is looked at soon whether others have written over it.
     again: bool,
+    /// When it was logged last that they have.
+    logged: Option<Instant>,
 }
 
 impl Word {
@@ -79,6 +87,12 @@ impl Handler<ObjectMoved> for NodeHandle {
     type Result = ();
 
     fn handle(&mut self, _: ObjectMoved, ctx: &mut Self::Context) {
+        self.look_again(ctx);
+    }
+}
+
+impl NodeHandle {
+    fn look_again(&mut self, ctx: &mut Context<Self>) {
         if self.word.said.is_none() || self.word.again {
             return;
         }
@@ -88,19 +102,25 @@ impl Handler<ObjectMoved> for NodeHandle {
             node.say_again(ctx);
         });
     }
-}
 
-impl NodeHandle {
     /// Writes what the node said once more when others have written over it.
     fn say_again(&mut self, ctx: &mut Context<Self>) {
-        let Some((report, status)) = &self.word.said else { return };
+        let Some(report) = self.word.said.clone() else { return };
+        // What was written just now may not be stored yet.
+        if self.word.at.is_some_and(|at| at.elapsed() < SAID_AGAIN) {
+            return self.look_again(ctx);
+        }
+        let Ok(status) = told_status(&report.status) else { return };
+        let status = self.with_own_conditions(status);
         let snapshot = self.seed.wiring.view.snapshot();
         let Some(stored) = snapshot.find(&self.key()).and_then(|node| node.parse::<v1::Node>().ok()) else {
             return;
         };
-        if is_overwritten(status, stored.status.as_ref()) {
-            tracing::info!(node = %self.name, "others wrote over the node's status; it is said again");
-            let report = report.clone();
+        if is_overwritten(&status, stored.status.as_ref()) {
+            if self.word.logged.is_none_or(|at| at.elapsed() >= LOGGED_AGAIN) {
+                self.word.logged = Some(Instant::now());
+                tracing::info!(node = %self.name, "others wrote over the node's status; it is said again");
+            }
             self.write_node(report, BTreeMap::new(), ctx);
         }
     }
@@ -124,7 +144,7 @@ impl NodeHandle {
             _ => None,
         };
         let status = self.with_own_conditions(status);
-        self.word.said = Some((report, status.clone()));
+        (self.word.said, self.word.at) = (Some(report), Some(Instant::now()));
         let (name, subnet) = (self.name.clone(), self.subnet.clone());
         let joined = self.joined_link();
         self.change_node(ctx, move |current| match current {
@@ -132,6 +152,7 @@ impl NodeHandle {
             Some(object) => edit::<v1::Node>(object, |node| {
                 let mut status = status.clone();
                 stamp(&mut status, node.status.as_ref(), outside::now());
+                keep_added(&mut status, node.status.as_ref());
                 extended::keep(&mut status, node.status.as_ref());
                 complete_labels(node.metadata.labels.get_or_insert_default(), &status);
                 node.metadata.labels.get_or_insert_default().extend(labels.clone());

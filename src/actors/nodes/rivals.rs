@@ -20,8 +20,8 @@ use crate::{
 pub(super) const RIVALS_INTERVAL_MS: i64 = 60_000;
 /// How often it is looked whether the link that there is still lives, and at what pace. Together longer than a link that is
 /// dead takes to be found out, and about what a rival waits between two attempts.
-const HELD_LOOKS: u32 = 20;
-const LOOK: Duration = Duration::from_millis(250);
+const HELD_LOOKS: u32 = 50;
+const LOOK: Duration = Duration::from_millis(100);
 /// Links that are held of one node: one for each place they come from. More are turned away as they come.
 const MOST_HELD: usize = 8;
 /// What those are told that are turned away.
@@ -132,9 +132,11 @@ impl NodeRegistry {
              those anew with an empty data directory"
         );
         let mut others = self.rivals.places(name, now.as_millisecond());
-        others.retain(|other| Some(*other) != rival);
-        let others: Vec<String> =
-            [place(rival)].into_iter().chain(others.iter().map(IpAddr::to_string)).collect();
+        others.extend(rival);
+        others.sort_unstable();
+        others.dedup();
+        let mut others: Vec<String> = others.iter().map(IpAddr::to_string).collect();
+        others.extend(rival.is_none().then(|| place(rival)));
         let snapshot = self.seed.wiring.view.snapshot();
         if let Some(object) = snapshot.find(&Key::new(Kind::Node, "", name.0.clone())) {
             let message = format!(

@@ -441,6 +441,28 @@ fn two_machines_that_are_one_node_do_not_take_the_link_from_each_other_for_ever(
 }
 
 #[test]
+fn whoever_is_the_node_after_the_linked_one_has_ended_is_believed_like_any() {
+    system(async {
+        let master = Master::start().await;
+        let mut links = Vec::new();
+        for _ in 0..4 {
+            links.push(master.join("n1").await);
+        }
+        let (_rival, mut heard) = master.link("n1").await;
+        assert!(matches!(heard.next().await, LinkEvent::Closed(_)), "it is turned away");
+        // The other one ends while nobody is at the door.
+        links.clear();
+        master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(false)).await;
+        let _link = master.join("n1").await;
+        // It may lose that link and not know it.
+        let (again, mut heard) = master.link("n1").await;
+        again.send(Class::Control, &hello()).unwrap();
+        assert!(matches!(message(&mut heard).await, ToNode::Welcome(_)));
+        master.stop().await;
+    });
+}
+
+#[test]
 fn one_machine_whose_process_begins_anew_again_and_again_is_not_taken_for_two() {
     system(async {
         let master = Master::start().await;
