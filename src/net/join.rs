@@ -34,7 +34,7 @@ use super::{
     csr::{joined_key, requested_key, validity},
     endpoint::{LinkConfig, Sockets, client_endpoint},
     frame::{frame, read_frame},
-    identity::{MASTER, Role, node_server_name, peer_role, pin, unusable},
+    identity::{BACKDATE, MASTER, Role, node_server_name, peer_role, pin, unusable},
     tls,
     transport::problem_of,
 };
@@ -243,8 +243,18 @@ pub(crate) fn admitted(
     if peer_role(&certificate) != Some(Role::Node(request.name.as_str().into())) {
         return Err(useless("the certificate is for another name"));
     }
-    verify(&certificate, &ca, now).map_err(|problem| useless(&problem))?;
+    let (_, end_s) = validity(&admitted.certificate).map_err(|error| useless(&error.to_string()))?;
+    verify(&certificate, &ca, forgiving(now, end_s)).map_err(|problem| useless(&problem))?;
     Ok(admitted)
+}
+
+/// The time at which to look at a certificate that ends then and was made just now: a clock that is ahead is forgiven as
+/// much as one that is behind, by [`BACKDATE`].
+fn forgiving(now: UnixTime, end_s: i64) -> UnixTime {
+    let end = Duration::from_secs(u64::try_from(end_s).unwrap_or_default());
+    let read = Duration::from_secs(now.as_secs());
+    let is_forgiven = read > end && read <= end.saturating_add(BACKDATE);
+    if is_forgiven { UnixTime::since_unix_epoch(end) } else { now }
 }
 
 /// Checks a node's certificate as the master will: signed by the authority, for a time that it is `now`, for links in both roles.

@@ -131,7 +131,7 @@ async fn a_certificate_that_is_forged_in_any_way_is_not_taken() {
     let leaf = || IsCa::ExplicitNoCa;
     for (certificate, says) in [
         (forged(&other, &pair, (-1, 1), &both, dns, leaf()), "not signed by the authority"),
-        (forged(own, &pair, (-2, -1), &both, dns, leaf()), "has ended already by this machine's clock"),
+        (forged(own, &pair, (-3, -2), &both, dns, leaf()), "has ended already by this machine's clock"),
         (forged(own, &pair, (1, 2), &both, dns, leaf()), "is not valid yet by this machine's clock"),
         (forged(own, &pair, (-1, 1), &[Usage::ServerAuth], dns, leaf()), "the certificate"),
         (forged(own, &pair, (-1, 1), &[Usage::ClientAuth], dns, leaf()), "the certificate"),
