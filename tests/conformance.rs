@@ -18,6 +18,7 @@ mod conformance {
     pub mod engine;
     pub mod exec;
     pub mod harness;
+    pub mod host_ports;
     pub mod images;
     pub mod logs;
     pub mod native;
@@ -33,8 +34,8 @@ mod conformance {
 }
 
 use conformance::{
-    containers, exec, harness::Bench, images, logs, propagation, restarts, sandboxes, sharing, stats,
-    stopping, streams, users,
+    containers, exec, harness::Bench, host_ports, images, logs, propagation, restarts, sandboxes, sharing,
+    stats, stopping, streams, users,
 };
 
 /// Makes each case a test of each runtime: `native::containers::…`, `sim::containers::…`.
@@ -173,6 +174,10 @@ suite! {
             cri exempt: "a CRI runtime copies to those who attach by itself, and waits for the slowest";
         a_port_of_a_pod_is_reached_from_inside,
             sim exempt: "simulated containers have no sockets";
+    }
+    host_ports {
+        a_port_of_the_machine_leads_to_a_pod_also_after_a_restart,
+            sim exempt: "simulated pods have addresses that nothing reaches";
     }
     restarts {
         running_containers_are_found_with_the_same_process;

@@ -222,6 +222,7 @@ impl Cluster {
                     registry_config: registry_config.clone(),
                     settings: kubelet.clone(),
                     sockets: outside.as_ref().map(Outside::sockets),
+                    host_ports: outside.as_ref().map(Outside::host_ports),
                     on_escalate: on_escalate.clone(),
                 };
                 Node::start(node).await

@@ -390,6 +390,7 @@ async fn serve(
         registry_config: options.registries.credentials.clone(),
         settings: options.kubelet.clone(),
         sockets: None,
+        host_ports: None,
         on_escalate: Arc::new(move |escalation| {
             // The process is about to end anyway when nobody listens.
             let _ = escalated.send(escalation);

@@ -47,6 +47,8 @@ pub struct NodeConfig {
     pub settings: KubeletSettings,
     /// How it comes by sockets for its link, when not by binding one where it is.
     pub sockets: Option<net::Sockets>,
+    /// How ports of the machine are opened for its pods, when not by binding them where it is.
+    pub host_ports: Option<net::relay::Opener>,
     /// Called when the node's supervisor gives up.
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
@@ -127,6 +129,7 @@ impl Node {
                 true => Peers::default(),
                 false => Peers::by(uplink.port()),
             },
+            host: net::relay::Host::by(config.host_ports),
             settings: config.settings,
             packing: Default::default(),
         });

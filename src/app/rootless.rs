@@ -31,7 +31,7 @@ pub use crate::runtime::native::userns::lacks;
 use super::{RuntimeChoice, StartError, docker};
 use crate::{
     api::ServeError,
-    net::{NetError, Sockets},
+    net::{NetError, Sockets, relay},
     runtime::{images::Threads, native::userns},
     store::DataDir,
 };
@@ -267,6 +267,12 @@ impl Outside {
     pub(super) fn sockets(&self) -> Sockets {
         let outside = self.clone();
         Arc::new(move |address| outside.run(move || UdpSocket::bind(address)))
+    }
+
+    /// Ports of the machine for pods, opened out there.
+    pub(super) fn host_ports(&self) -> relay::Opener {
+        let outside = self.clone();
+        Arc::new(move |port| outside.run(move || relay::open(port)))
     }
 
     /// Threads that are out there, as is whatever they start.

@@ -205,6 +205,7 @@ pub fn start_node(
         registry_config: None,
         settings,
         sockets: None,
+        host_ports: None,
         on_escalate: world.on_escalate.clone(),
     };
     let connector = match key {

@@ -395,7 +395,11 @@ fn pod_facet(pod: &v1::Pod) -> PodFacet {
     facet.node_selector = spec.node_selector.clone().unwrap_or_default();
     facet.tolerations = spec.tolerations.iter().flatten().cloned().collect();
     facet.affinity = spec.affinity.clone().map(Arc::new);
+    // A sidecar's are taken as long as the pod lives, an init container's for a while only.
+    let sidecars = spec.init_containers.iter().flatten();
+    let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
     facet.host_ports = ports()
+        .chain(sidecars.flat_map(|c| c.ports.iter().flatten()))
         .filter_map(|p| {
             p.host_port.filter(|p| *p > 0).map(|n| (p.host_ip.clone().unwrap_or_default(), protocol(p), n))
         })

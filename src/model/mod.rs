@@ -11,6 +11,7 @@ mod facet;
 mod fault;
 mod field_selector;
 mod fractions;
+pub mod host_port;
 pub mod huge_pages;
 mod key;
 mod kind;

@@ -51,16 +51,17 @@ pub fn unsupported(pod: &Pod) -> Vec<String> {
 
 /// As [`unsupported`], for a pod's spec that lies at `root`.
 pub(crate) fn unsupported_spec(spec: &PodSpec, root: &str) -> Vec<String> {
-    // On the node's own network a port of the container is one of the node's.
-    let forwards = spec.host_network != Some(true);
+    // On the node's own network a port of the container is one of the node's. Others are relayed, but not every protocol.
+    let relays = spec.host_network != Some(true);
     let text = |path: String| format!("{root}.{path}: stored but not yet acted on by troupe");
     let in_spec = IN_SPEC.iter().filter(|(_, set)| set(spec)).map(|(name, _)| text((*name).to_owned()));
     let main = spec.containers.iter().enumerate().map(|c| ("containers", c));
     let init = spec.init_containers.iter().flatten().enumerate().map(|c| ("initContainers", c));
     let in_containers = main.chain(init).flat_map(|(list, (index, container))| {
         let known = IN_CONTAINER.iter().filter(|(_, set)| set(container)).map(|(name, _)| (*name).to_owned());
-        let ports = container.ports.iter().flatten().enumerate().filter(|_| forwards);
+        let ports = container.ports.iter().flatten().enumerate().filter(|_| relays);
         let ports = ports.filter(|(_, port)| port.host_port.is_some_and(|port| port != 0));
+        let ports = ports.filter(|(_, port)| port.protocol.as_deref() == Some("SCTP"));
         let ports = ports.map(|(port, _)| format!("ports[{port}].hostPort"));
         known.chain(ports).map(|name| text(format!("{list}[{index}].{name}"))).collect::<Vec<_>>()
     });
@@ -122,7 +123,7 @@ mod tests {
     #[test]
     fn ports_of_the_node_that_lead_nowhere_are_named() {
         for (shares, expected) in [(false, Some("spec.containers[0].ports[1].hostPort")), (true, None)] {
-            let ports = json!([{"containerPort": 80}, {"containerPort": 81, "hostPort": 81}]);
+            let ports = json!([{"containerPort": 80}, {"containerPort": 81, "hostPort": 81, "protocol": "SCTP"}, {"containerPort": 82, "hostPort": 82}]);
             let pod: Pod = serde_json::from_value(json!({"spec": {
                 "hostNetwork": shares, "containers": [{"name": "a", "ports": ports}]}}))
             .unwrap();

@@ -23,6 +23,7 @@ mod link;
 pub mod memory;
 pub mod metrics;
 mod outbox;
+pub mod relay;
 mod stream;
 mod tls;
 mod token_key;

@@ -18,6 +18,7 @@ mod docker;
 mod engine;
 mod exec;
 mod harness;
+mod host_ports;
 mod life;
 mod manifests;
 mod node;

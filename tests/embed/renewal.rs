@@ -75,6 +75,7 @@ fn own(login: NodeLogin, dir: &Path) -> NodeConfig {
         registry_config: None,
         settings: KubeletSettings { eviction_hard: Thresholds::default(), ..KubeletSettings::default() },
         sockets: None,
+        host_ports: None,
         on_escalate: Arc::new(|_| {}),
     }
 }

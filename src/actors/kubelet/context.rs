@@ -17,6 +17,7 @@ use crate::{
         pod::config::{Around, Places},
         supervision::Backoff,
     },
+    net::relay,
     runtime::{ContainerRuntime, logs::LogLimits},
 };
 
@@ -42,6 +43,8 @@ pub struct NodeContext {
     pub registry_config: Option<PathBuf>,
     /// Its way to the images of other nodes.
     pub peers: Peers,
+    /// The machine, where its pods' ports are.
+    pub host: relay::Host,
     /// Its limits.
     pub settings: KubeletSettings,
     /// Held while its rotated logs are packed: once at a time, also over the lives of its kubelet.

@@ -299,6 +299,7 @@ mod tests {
             ledger: Default::default(),
             registry_config: None,
             peers: Default::default(),
+            host: Default::default(),
             settings: Default::default(),
             packing: Default::default(),
         }

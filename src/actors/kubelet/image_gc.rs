@@ -140,6 +140,7 @@ mod tests {
             ledger: crate::actors::kubelet::Ledger::default(),
             registry_config: None,
             peers: Default::default(),
+            host: Default::default(),
             settings: Default::default(),
             packing: Default::default(),
         };

@@ -162,6 +162,7 @@ mod tests {
             ledger: Default::default(),
             registry_config: None,
             peers: Default::default(),
+            host: Default::default(),
             settings: super::super::KubeletSettings { container_log: limits, ..Default::default() },
             packing: Default::default(),
         })

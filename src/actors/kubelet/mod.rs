@@ -12,6 +12,7 @@ mod eviction;
 mod exec;
 mod found;
 mod hooks;
+mod host_ports;
 mod image_gc;
 mod images;
 mod last_words;

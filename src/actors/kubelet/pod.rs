@@ -6,6 +6,7 @@
 
 mod ended;
 mod messages;
+mod ports;
 mod supply;
 
 use std::{
@@ -34,15 +35,15 @@ pub use self::{
     supply::SourcesMoved,
 };
 
-use self::ended::{ended, logs_written, spoken};
+use self::ended::{adopted, logs_written, spoken};
 use super::{
     context::{NodeContext, now_ms},
     found::Found,
     hooks::Hooked,
+    host_ports::PodPorts,
     images::Teller,
-    last_words::last_words,
     probes, resize,
-    start::{Started, run_sandbox, start_container},
+    start::{Started, start_container},
     volumes,
 };
 use crate::{
@@ -57,7 +58,7 @@ use crate::{
     },
     messages::Port,
     model::Uid,
-    runtime::{ContainerId, ContainerState, ContainerStatus, RuntimeError, RuntimeEvent},
+    runtime::{ContainerId, ContainerState, RuntimeError, RuntimeEvent},
 };
 
 /// What a pod actor is made of, again after each death.
@@ -99,6 +100,7 @@ pub struct PodActor {
     pub(super) sizing: resize::Sizing,
     /// Its volumes are written by one at a time.
     volumes: Arc<tokio::sync::Mutex<()>>,
+    ports: PodPorts,
 }
 
 impl PodActor {
@@ -134,6 +136,7 @@ impl PodActor {
             wake: None,
             sizing: resize::Sizing::default(),
             volumes: Arc::default(),
+            ports: PodPorts::default(),
             seed,
         }
     }
@@ -243,19 +246,21 @@ impl PodActor {
             Action::RunSandbox => {
                 let (node, spec, places) = (self.seed.node.clone(), self.machine.pod.clone(), self.places());
                 let (volumes, known, wanted) = (self.volumes.clone(), node.configs.now(), spec.clone());
-                let dirs = self.log_dirs();
+                let (dirs, ports) = (self.log_dirs(), self.ports.clone());
                 // Meanwhile, so that the containers' starts find them. Those say so if it failed.
                 drop(outside::blocking(move || dirs.iter().try_for_each(fs::create_dir_all)));
                 let work = async move {
                     let _alone = volumes.lock().await;
                     volumes::set_up(&node, &spec, places).await?;
-                    Ok(run_sandbox(node, spec).await)
+                    Ok(ports.run_sandbox(node, spec).await)
                 };
                 ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
                     match outcome {
                         Ok(Ok(status)) => {
                             pod.sizing.made(&wanted);
                             pod.machine.sandbox_ready(pod.address(status.ip));
+                            pod.tell_refused_ports();
+                            pod.watch_ports(ctx);
                         }
                         Ok(Err(error)) => pod.machine.sandbox_failed(&error, now_ms()),
                         Err(messages) => pod.machine.volumes_failed(messages, now_ms()),
@@ -301,7 +306,9 @@ impl PodActor {
             }
             Action::StopSandbox => {
                 let (places, evicted) = (self.places(), self.machine.is_evicted());
+                let ports = self.ports.clone();
                 let work = async move {
+                    ports.end().await;
                     runtime.stop_pod_sandbox(&uid).await?;
                     if volumes::release(places.clone()).await && evicted {
                         volumes::empty(places).await;
@@ -314,7 +321,9 @@ impl PodActor {
             }
             Action::RemoveSandbox => {
                 let stays = matches!(self.machine.sandbox, SandboxPhase::Removing { again: true });
+                let ports = self.ports.clone();
                 let work = async move {
+                    ports.end().await;
                     if stays {
                         // The logs of its containers stay: they are to be whole.
                         runtime.stop_pod_sandbox(&uid).await?;
@@ -442,25 +451,6 @@ const TELL_AGAIN: Duration = Duration::from_secs(1);
 /// What the runtime could not end is tried again at this pace.
 pub(super) const RETRY: Duration = Duration::from_secs(2);
 
-fn adopted(status: ContainerStatus, pod: &v1::Pod, places: &Places) -> Adopted {
-    let ended = match &status.state {
-        ContainerState::Exited(exit) => {
-            let message = last_words(pod, places, &status.name, status.attempt, exit.code);
-            Some(ended(status.id.0.clone(), exit, status.started_ms, message))
-        }
-        ContainerState::Created | ContainerState::Running => None,
-    };
-    Adopted {
-        name: status.name,
-        id: status.id.0,
-        attempt: status.attempt,
-        image: status.image,
-        image_id: status.image_id,
-        started_ms: status.started_ms,
-        ended,
-    }
-}
-
 /// What the runtime has of one pod.
 async fn find(node: &NodeContext, uid: &Uid) -> Result<Option<Found>, RuntimeError> {
     let sandboxes = node.runtime.list_pod_sandboxes().await?;
@@ -489,6 +479,7 @@ impl Actor for PodActor {
         ctx.wait(look.into_actor(self).map(|found, pod, ctx| match found {
             Ok(found) => {
                 pod.adopt(found);
+                pod.resume_ports(0, ctx);
                 pod.refresh_volumes(ctx);
                 pod.ask_again(ctx);
             }

@@ -64,6 +64,7 @@ impl Bench {
             configs: Configs::default(),
             registry_config: None,
             peers: Default::default(),
+            host: Default::default(),
             settings: Default::default(),
             packing: Default::default(),
         };

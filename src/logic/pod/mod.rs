@@ -13,6 +13,7 @@ pub mod env;
 pub mod ephemeral;
 mod failure;
 pub mod gates;
+pub mod host_ports;
 pub mod huge_pages;
 pub mod images;
 pub mod init;

@@ -12,7 +12,7 @@ use crate::{
         last_words::{last_words, speaks_by_log},
         streams::COPIED_WITHIN,
     },
-    logic::pod::{Ended, config::Places},
+    logic::pod::{Adopted, Ended, config::Places},
     runtime::{ContainerId, ContainerRuntime, ContainerState, ContainerStatus, Exit},
 };
 
@@ -55,7 +55,7 @@ impl PodActor {
     }
 }
 
-pub(super) fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> Ended {
+fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> Ended {
     let reason = match exit {
         Exit { oom_killed: true, .. } => "OOMKilled",
         Exit { code: 0, .. } => "Completed",
@@ -69,6 +69,26 @@ pub(super) fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<St
         message,
         started_ms,
         finished_ms: exit.finished_ms,
+    }
+}
+
+/// A container's life as it was found.
+pub(super) fn adopted(status: ContainerStatus, pod: &v1::Pod, places: &Places) -> Adopted {
+    let ended = match &status.state {
+        ContainerState::Exited(exit) => {
+            let message = last_words(pod, places, &status.name, status.attempt, exit.code);
+            Some(ended(status.id.0.clone(), exit, status.started_ms, message))
+        }
+        ContainerState::Created | ContainerState::Running => None,
+    };
+    Adopted {
+        name: status.name,
+        id: status.id.0,
+        attempt: status.attempt,
+        image: status.image,
+        image_id: status.image_id,
+        started_ms: status.started_ms,
+        ended,
     }
 }
 

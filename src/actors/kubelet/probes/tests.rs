@@ -269,6 +269,7 @@ async fn a_program_is_well_when_it_ends_with_zero() {
         configs: Default::default(),
         registry_config: None,
         peers: Default::default(),
+        host: Default::default(),
         settings: Default::default(),
         packing: Default::default(),
         starts: Default::default(),
