@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::Read as _,
+    io::{Read as _, Write as _},
     net::TcpListener,
     os::unix::{
         fs::{MetadataExt as _, PermissionsExt as _, chown},
@@ -334,6 +334,31 @@ fn an_ordinary_users_containers_outlive_troupe_and_are_taken_over() {
     let page = user.hello("a", &["--fetch", &format!("http://{}:8080/", before[1].0.as_str().unwrap())]);
     assert!(page.contains("Hello from b"), "{page}");
     user.ok(&["delete", "pod", "a", "--wait"]);
+}
+
+#[test]
+fn an_ordinary_users_host_ports_are_the_machines() {
+    let Some(mut user) = User::new() else { return };
+    user.start();
+    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let ports = json!({"ports": [{"containerPort": 8080, "hostPort": listen.port()}]});
+    user.create(&pod("web", json!({}), ports));
+    user.until_ready("web");
+    let page = || {
+        let mut client = std::net::TcpStream::connect(listen).ok()?;
+        client.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).ok()?;
+        Some(answer)
+    };
+    let answers = || page().is_some_and(|page| page.contains("Hello from web"));
+    until("the pod answers at the machine's port", answers);
+    user.end(Signal::SIGKILL);
+    assert!(page().is_none());
+    user.start();
+    until("it answers again", answers);
+    user.ok(&["delete", "pod", "web", "--wait"]);
+    assert!(TcpListener::bind(listen).is_ok());
 }
 
 #[test]

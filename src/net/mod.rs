@@ -7,7 +7,8 @@
 //! ```
 //!
 //! Invariant: a [`Link`] exists only between peers that showed each other certificates of one cluster's authority.
-//! [`memory::Network`] makes the same links inside one process. What messages mean is left to the actors.
+//! [`memory::Network`] makes the same links inside one process; [`relay`] leads ports of the
+//! machine to pods. What messages mean is left to the actors.
 
 mod batches;
 pub mod codec;

@@ -151,14 +151,21 @@ fn refusals_explain_themselves_in_kubernetes_words() {
 #[test]
 fn a_taken_host_port_is_not_given_twice() {
     let port = |ip: &str| json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80, "hostIP": ip}]}]});
+    let in_init = |policy: &str| {
+        let container =
+            json!({"name": "i", "restartPolicy": policy, "ports": [{"containerPort": 80, "hostPort": 80}]});
+        json!({"containers": [{"name": "c"}], "initContainers": [container]})
+    };
     let mut queue = queue(&[
         node("a", json!({}), json!({})),
         pod("p", None, port("")),
         pod("q", None, port("127.0.0.1")),
+        pod("sidecar", None, in_init("Always")),
     ]);
     assert_eq!(outcome(&mut queue).as_deref(), Ok("a"));
     let why = "0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports.";
     assert_eq!(outcome(&mut queue), Err(why.to_owned()));
+    assert_eq!(outcome(&mut queue), Err(why.to_owned()), "it has its port as long as the pod lives");
 }
 
 #[test]
