@@ -340,12 +340,16 @@ fn an_ordinary_users_containers_outlive_troupe_and_are_taken_over() {
 fn an_ordinary_users_host_ports_are_the_machines() {
     let Some(mut user) = User::new() else { return };
     user.start();
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let ports = json!({"ports": [{"containerPort": 8080, "hostPort": listen.port()}]});
+    // Nobody else is at that address, so that the port stays free.
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let address = std::net::Ipv4Addr::new(127, 98, high, low);
+    let listen = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap();
+    let ports = json!({"ports": [{"containerPort": 8080, "hostPort": listen.port(), "hostIP": address}]});
     user.create(&pod("web", json!({}), ports));
     user.until_ready("web");
     let page = || {
         let mut client = std::net::TcpStream::connect(listen).ok()?;
+        client.set_read_timeout(Some(Duration::from_secs(10))).ok()?;
         client.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
         let mut answer = String::new();
         client.read_to_string(&mut answer).ok()?;

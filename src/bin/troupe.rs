@@ -95,6 +95,7 @@ fn up(args: UpArgs) -> ExitCode {
         },
         Err(error) => return failed(&error),
     };
+    app::raise_open_files();
     let (registries, kubelet) = (registries(&args), kubelet(&args));
     let options = UpOptions {
         api,
@@ -128,6 +129,7 @@ fn master(args: MasterArgs) -> ExitCode {
     if let Some(how) = to_install {
         return install(Role::Master, args.data_dir(), None, how);
     }
+    app::raise_open_files();
     let usual = UpOptions::master(args.data_dir());
     let options = UpOptions {
         api: args.api.unwrap_or(usual.api),
@@ -159,6 +161,7 @@ fn node(args: NodeArgs) -> ExitCode {
     if let Some(how) = to_install {
         return install(Role::Node, shared.data_dir(), args.token, how);
     }
+    app::raise_open_files();
     app::node(&NodeOptions {
         data_dir: shared.data_dir(),
         join: args.join,

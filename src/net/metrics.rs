@@ -14,6 +14,8 @@ pub(crate) const OUTBOX_REFUSED: &str = "troupe_link_outbox_refused_total";
 pub(crate) const LINKS_OPENED: &str = "troupe_links_opened_total";
 /// Handshakes that failed or were refused: no, foreign or wrong certificate, no time, too many at once.
 pub(crate) const HANDSHAKES_FAILED: &str = "troupe_link_handshakes_failed_total";
+/// Relays of host ports that had no room.
+pub(crate) const HOST_PORTS_FULL: &str = "troupe_host_ports_full_total";
 
 /// Tells the installed recorder what the metrics mean, once a process: when the first listener is bound.
 pub(crate) fn describe() {
@@ -28,6 +30,10 @@ fn describe_all() {
         (OUTBOX_REFUSED, "messages refused because a link's outbox was full"),
         (LINKS_OPENED, "links established"),
         (HANDSHAKES_FAILED, "incoming handshakes that failed or were refused"),
+        (
+            HOST_PORTS_FULL,
+            "times host ports had no room: a connection waited, a UDP client was given up, a datagram was dropped",
+        ),
     ] {
         describe_counter!(name, Unit::Count, help);
     }

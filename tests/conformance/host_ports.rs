@@ -37,7 +37,10 @@ async fn ask(listen: SocketAddr) -> String {
 }
 
 pub async fn a_port_of_the_machine_leads_to_a_pod_also_after_a_restart<H: Harness>(bench: &mut Bench<H>) {
-    let listen = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // Nobody else is at that address, so that the port stays free.
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let address = std::net::Ipv4Addr::new(127, 99, high, low);
+    let listen = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap();
     let port = HostPort { protocol: Protocol::Tcp, listen, optional: false, port: 8123 };
     let (host, uid) = (Host::default(), Uid::from("a"));
     let relayed = host.open(&uid, vec![port]).await.unwrap();

@@ -12,11 +12,17 @@ use serde_json::{Value, json};
 
 use crate::harness::{Cluster, Options, bare_pod, check, hello, is_ready, ready, text, until};
 
-/// A port that is free on all addresses of the machine.
+/// A port that is free on all addresses of the machine, and not of those that are given to whoever asks for any.
 fn free() -> (TcpListener, u16) {
-    let listener = TcpListener::bind("0.0.0.0:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    (listener, port)
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
+    let below: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
+    let first = 10_000 + u16::try_from(std::process::id() % 10_000).unwrap();
+    let free = |port: &u16| {
+        let listener = TcpListener::bind(("0.0.0.0", *port)).ok()?;
+        UdpSocket::bind(("127.0.0.1", *port)).ok()?;
+        Some((listener, *port))
+    };
+    (first..below).find_map(|port| free(&port)).expect("a port is free")
 }
 
 fn pod(name: &str, ports: Value) -> Value {
@@ -89,6 +95,11 @@ fn a_host_port_leads_to_its_pod_through_restarts_and_is_free_after_it() {
     if TcpListener::bind("[::1]:0").is_ok() {
         assert!(answer(v6).contains("web"), "the other family");
     }
+
+    // However many files troupe itself may open.
+    let limits = std::fs::read_to_string(format!("/proc/{}/limits", cluster.pid(&web))).unwrap();
+    let files = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    assert_eq!(files.split_whitespace().nth(3), Some("1024"), "{files}");
 
     echo_in(cluster.pid(&web), 5353);
     let client = UdpSocket::bind("127.0.0.1:0").unwrap();

@@ -25,7 +25,7 @@ impl PodPorts {
     /// Makes a pod's sandbox with its ports.
     ///
     /// # Errors
-    /// A sentence: then neither is there.
+    /// A sentence: then none of the ports is there. A sandbox may be, which the next try takes over.
     pub async fn run_sandbox(
         &self,
         node: Arc<NodeContext>,
@@ -35,18 +35,23 @@ impl PodPorts {
         let told = |error: RelayError| error.to_string();
         let held = open(&mut own, &node, &pod).await.map_err(told)?;
         let status = run_sandbox(node, pod).await?;
-        if let (Some(held), Some(ip)) = (held, status.ip) {
+        if let Some(held) = held {
+            let ip =
+                status.ip.ok_or("its host ports lead nowhere: the runtime names no address of the pod")?;
             *own = Some(held.lead(ip).map_err(told)?);
         }
         Ok(status)
     }
 
-    /// Opens the ports of a pod whose sandbox is there.
+    /// Opens the ports of a pod whose sandbox is there, if they are not: a later sandbox came with its own.
     ///
     /// # Errors
     /// When one cannot be had.
     pub async fn resume(&self, node: &NodeContext, pod: &v1::Pod, ip: IpAddr) -> Result<(), RelayError> {
         let mut own = self.0.lock().await;
+        if own.is_some() {
+            return Ok(());
+        }
         if let Some(held) = open(&mut own, node, pod).await? {
             *own = Some(held.lead(ip)?);
         }

@@ -1,13 +1,17 @@
 //! Which ports of the machine lead to a pod.
 //!
-//! Owns: what `hostPort`, `hostIP` and `protocol` of all containers come to. Invariant: no address is asked for twice; where
-//! an init container and a main one name the same, it is the main one's. Limits: no SCTP, which is named to be told.
+//! Owns: what `hostPort`, `hostIP` and `protocol` of main containers and sidecars come to: those that run as long as the pod
+//! does, as the scheduler counts them. Invariant: no address is asked for twice, nor one that another covers (`0.0.0.0`,
+//! `::`), since the pod would be in its own way. Limits: no SCTP, which is named to be told.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    collections::{HashMap, HashSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
 
 use k8s_openapi::api::core::v1;
 
-use super::init;
+use super::{Role, init};
 use crate::model::host_port::{HostPort, Protocol};
 
 /// What a pod asks for.
@@ -25,16 +29,21 @@ pub fn asked(pod: &v1::Pod) -> Asked {
     if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
         return asked;
     }
-    for (_, container) in init::containers(pod) {
+    let mut wanted = Vec::new();
+    for (role, container) in init::containers(pod) {
+        if role == Role::Init {
+            continue;
+        }
         for port in container.ports.iter().flatten() {
-            asked.add(&container.name, port);
+            asked.add(&container.name, port, &mut wanted);
         }
     }
+    asked.settle(wanted);
     asked
 }
 
 impl Asked {
-    fn add(&mut self, container: &str, port: &v1::ContainerPort) {
+    fn add(&mut self, container: &str, port: &v1::ContainerPort, wanted: &mut Vec<HostPort>) {
         let Some(number) = port.host_port.filter(|number| *number != 0) else { return };
         let protocol = match port.protocol.as_deref() {
             None | Some("" | "TCP") => Protocol::Tcp,
@@ -58,9 +67,34 @@ impl Asked {
             },
         };
         for (address, optional) in addresses {
-            let (listen, optional) = (SocketAddr::new(*address, number), *optional);
-            if !self.ports.iter().any(|other| other.listen == listen && other.protocol == protocol) {
-                self.ports.push(HostPort { protocol, listen, optional, port: inside });
+            let listen = SocketAddr::new(*address, number);
+            wanted.push(HostPort { protocol, listen, optional: *optional, port: inside });
+        }
+    }
+
+    /// Takes the first of each address, and none that the pod listens at already by listening at all of its family.
+    fn settle(&mut self, wanted: Vec<HostPort>) {
+        let (mut leads, mut taken) = (HashMap::new(), HashSet::new());
+        for port in &wanted {
+            leads.entry((port.protocol, port.listen)).or_insert(port.port);
+        }
+        for port in wanted {
+            let all: IpAddr = match port.listen {
+                SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let covering = SocketAddr::new(all, port.listen.port());
+            if covering != port.listen
+                && let Some(inside) = leads.get(&(port.protocol, covering))
+            {
+                if *inside != port.port {
+                    self.refused.push(format!(
+                        "host port {port} leads to {inside}, not to {}: the pod asks for all addresses with that port, too",
+                        port.port
+                    ));
+                }
+            } else if taken.insert((port.protocol, port.listen)) {
+                self.ports.push(port);
             }
         }
     }
@@ -108,17 +142,42 @@ mod tests {
                 "0.0.0.0:55/TCP to 55",
             ],
         );
-        // An init container's only where no main one has it; a sidecar's, too.
-        let mut init = json!([
+        // A sidecar's, too, but not an init container's, which the scheduler does not count.
+        let init = json!([
             {"name": "i", "ports": [{"containerPort": 9, "hostPort": 8080}]},
             {"name": "s", "restartPolicy": "Always", "ports": [{"containerPort": 7, "hostPort": 7, "hostIP": "::1"}]},
         ]);
         let all = [both[0], both[1], "[::1]:7/TCP to 7"];
         check(json!({"containers": container(one), "initContainers": init}), &all);
-        init[1]["ports"] = json!([]);
+        check(json!({"containers": container(json!([])), "initContainers": init}), &all[2..]);
+    }
+
+    #[test]
+    fn an_address_is_left_out_that_the_pod_has_by_asking_for_all_of_them() {
+        let ports = json!([
+            {"containerPort": 53, "hostPort": 53, "hostIP": "127.0.0.1", "protocol": "UDP"},
+            {"containerPort": 53, "hostPort": 53, "protocol": "UDP"},
+            {"containerPort": 53, "hostPort": 53, "hostIP": "::1", "protocol": "UDP"},
+            {"containerPort": 54, "hostPort": 54, "hostIP": "::"},
+            {"containerPort": 54, "hostPort": 54, "hostIP": "127.0.0.1"},
+            {"containerPort": 55, "hostPort": 54, "hostIP": "::1"},
+        ]);
+        let spec = json!({"containers": [{"name": "c", "ports": ports}]});
         check(
-            json!({"containers": container(json!([])), "initContainers": init}),
-            &["0.0.0.0:8080/TCP to 9", "[::]:8080/TCP to 9 if it can be"],
+            spec.clone(),
+            &[
+                "0.0.0.0:53/UDP to 53",
+                "[::]:53/UDP to 53 if it can be",
+                "[::]:54/TCP to 54",
+                "127.0.0.1:54/TCP to 54",
+            ],
+        );
+        let pod: v1::Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
+        assert_eq!(
+            asked(&pod).refused,
+            [
+                "host port [::1]:54/TCP leads to 54, not to 55: the pod asks for all addresses with that port, too"
+            ]
         );
     }
 

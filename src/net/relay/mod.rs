@@ -1,10 +1,11 @@
 //! Ports of the machine that lead to pods: listeners, and what carries bytes between them and the pods' addresses.
 //!
 //! Owns: [`Host`], the thread that all of a node's relays live on, and [`Relays`], those of one pod. Invariants: no relay
-//! outlives its [`Relays`]; an owner's next sockets are opened only when its last ones are closed; what is carried at once is
-//! bounded for the whole process, and by half of that for one port. Leaves out: which ports, and when.
+//! outlives its [`Relays`] by more than a moment; an owner's next sockets are opened only when its last ones are closed; what is
+//! open and carried at once is bounded for the whole process (`room.rs`). Leaves out: which ports, and when.
 //! Limit: what listens in the pod sees the node's address instead of the client's.
 
+mod room;
 mod tcp;
 #[cfg(test)]
 mod tests;
@@ -17,46 +18,31 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener, UdpSocket},
     os::fd::{AsRawFd as _, OwnedFd},
     panic::AssertUnwindSafe,
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, mpsc},
     thread,
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
-use nix::sys::{
-    resource::{Resource, getrlimit},
-    socket::{
-        AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
-        sockopt,
-    },
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
 };
 use tokio::{
     runtime::{Builder, Handle},
-    sync::{Semaphore, oneshot, watch},
+    sync::{OwnedSemaphorePermit, oneshot, watch},
 };
 use tokio_util::sync::CancellationToken;
 
+use self::room::Room;
 use crate::model::{
     Uid,
     host_port::{HostPort, Protocol},
 };
 
-/// Connections, and clients that send datagrams, which this process carries at most: each takes up to 64 KiB.
-const MAX_CARRIED: usize = 4096;
-/// Each takes two files: half of those that the process may have open are left for everything else.
-const FILES_EACH: u64 = 4;
-/// What waits to be accepted; the kernel allows no more by default.
-const BACKLOG: i32 = 1024;
 /// Closing a socket is a matter of a moment, unless its thread is busy.
 const CLOSED_WITHIN: Duration = Duration::from_secs(2);
 /// What the machine refuses (too many open files) it will refuse the next moment, too.
 const RETRY: Duration = Duration::from_millis(100);
-
-static TURNS: LazyLock<(usize, Arc<Semaphore>)> = LazyLock::new(|| {
-    let files = getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft);
-    let most = usize::try_from(files / FILES_EACH).unwrap_or(MAX_CARRIED).clamp(1, MAX_CARRIED);
-    (most, Arc::new(Semaphore::new(most)))
-});
 
 /// A socket of the machine.
 pub enum Opened {
@@ -71,10 +57,28 @@ pub type Opener = Arc<dyn Fn(HostPort) -> io::Result<Opened> + Send + Sync>;
 
 /// A port of the machine cannot be had.
 #[derive(Debug, thiserror::Error)]
-#[error("host port {port}: {}", why(source))]
-pub struct RelayError {
-    port: HostPort,
-    source: io::Error,
+pub enum RelayError {
+    /// The machine refuses it.
+    #[error("host port {port}: {}", why(source))]
+    Refused {
+        /// Which.
+        port: HostPort,
+        /// What the machine says.
+        source: io::Error,
+    },
+    /// All of them are more than the process can have.
+    #[error(
+        "the pod's host ports take {asked} sockets (two each without hostIP), and {left} of {most} are left: name fewer, or raise \
+         troupe's limit of open files (ulimit -n)"
+    )]
+    Full {
+        /// By the pod.
+        asked: usize,
+        /// Now.
+        left: usize,
+        /// In this process.
+        most: usize,
+    },
 }
 
 fn why(error: &io::Error) -> String {
@@ -112,7 +116,7 @@ pub fn open(port: HostPort) -> io::Result<Opened> {
     bind(made.as_raw_fd(), &SockaddrStorage::from(port.listen))?;
     Ok(match port.protocol {
         Protocol::Tcp => {
-            listen(&made, Backlog::new(BACKLOG)?)?;
+            listen(&made, Backlog::MAXALLOWABLE)?;
             Opened::Tcp(made.into())
         }
         Protocol::Udp => Opened::Udp(made.into()),
@@ -122,6 +126,7 @@ pub fn open(port: HostPort) -> io::Result<Opened> {
 /// The machine, as a node's pods see it: where their ports are opened and relayed.
 pub struct Host {
     opener: Opener,
+    room: Arc<Room>,
     /// Started with the first port.
     thread: Mutex<Option<Thread>>,
     /// Closed when an owner's last sockets are.
@@ -144,22 +149,28 @@ impl Host {
     /// A machine whose sockets are made in this way, or by binding them here.
     pub fn by(opener: Option<Opener>) -> Host {
         let opener = opener.unwrap_or_else(|| Arc::new(open));
-        Host { opener, thread: Mutex::default(), owners: Mutex::default() }
+        Host { opener, room: Room::own(), thread: Mutex::default(), owners: Mutex::default() }
     }
 
     /// Opens ports for a pod, all or none; whoever comes waits until [`Held::lead`] says where to. What the pod had before
     /// must be ending.
     ///
     /// # Errors
-    /// The first that cannot be had.
+    /// The first that cannot be had, or that they are too many.
     pub async fn open(&self, owner: &Uid, ports: Vec<HostPort>) -> Result<Held, RelayError> {
         let (alive, ended) = watch::channel(());
         if let Some(before) = self.succeed(owner, ended.clone()) {
             let _ = tokio::time::timeout(CLOSED_WITHIN, closed(before)).await;
         }
-        let mut held = Held { opened: Vec::new(), handle: None, alive, ended };
+        let asked = ports.len();
+        let listeners = &self.room.listeners;
+        let Some(places) = listeners.try_take(asked) else {
+            return Err(RelayError::Full { asked, left: listeners.left(), most: listeners.most() });
+        };
+        let room = self.room.clone();
+        let mut held = Held { opened: Vec::new(), handle: None, room, alive: (alive, places), ended };
         for port in ports {
-            let fault = |source| RelayError { port, source };
+            let fault = |source| RelayError::Refused { port, source };
             let handle = self.handle().map_err(fault)?;
             held.handle = Some(handle.clone());
             let opener = self.opener.clone();
@@ -167,7 +178,7 @@ impl Host {
             match opened.unwrap_or_else(|error| Err(io::Error::other(error))) {
                 Ok(socket) => held.opened.push((port, socket)),
                 Err(error) if port.optional && has_no_family(&error) => {}
-                Err(source) => return Err(RelayError { port, source }),
+                Err(source) => return Err(RelayError::Refused { port, source }),
             }
         }
         Ok(held)
@@ -185,18 +196,22 @@ impl Host {
         if let Some(thread) = thread.as_ref() {
             return Ok(thread.handle.clone());
         }
-        let runtime = Builder::new_current_thread()
-            .enable_all()
-            .thread_name("host-ports")
-            .max_blocking_threads(1)
-            .build()?;
-        let handle = runtime.handle().clone();
         let (stop, stopped) = oneshot::channel::<()>();
+        let (started, handle) = mpsc::channel();
+        // Where it is built it may be dropped, too.
         thread::Builder::new().name("host-ports".to_owned()).spawn(move || {
+            let mut builder = Builder::new_current_thread();
+            let runtime = match builder.enable_all().thread_name("host-ports").max_blocking_threads(1).build()
+            {
+                Ok(runtime) => runtime,
+                Err(error) => return drop(started.send(Err(error))),
+            };
+            let _ = started.send(Ok(runtime.handle().clone()));
             // The other end is never used but dropped.
             let _ = runtime.block_on(stopped);
             runtime.shutdown_background();
         })?;
+        let handle = handle.recv().unwrap_or_else(|error| Err(io::Error::other(error)))?;
         *thread = Some(Thread { handle: handle.clone(), _stop: stop });
         Ok(handle)
     }
@@ -211,11 +226,15 @@ async fn closed(mut ended: watch::Receiver<()>) {
     while ended.changed().await.is_ok() {}
 }
 
+/// What tells when it is dropped that an owner's sockets are closed, with their places.
+type Alive = (watch::Sender<()>, OwnedSemaphorePermit);
+
 /// Ports that are open and lead nowhere yet.
 pub struct Held {
     opened: Vec<(HostPort, Opened)>,
     handle: Option<Handle>,
-    alive: watch::Sender<()>,
+    room: Arc<Room>,
+    alive: Alive,
     ended: watch::Receiver<()>,
 }
 
@@ -225,7 +244,7 @@ impl Held {
     /// # Errors
     /// When the process can take no more sockets in.
     pub fn lead(self, pod: IpAddr) -> Result<Relays, RelayError> {
-        let Held { opened, handle, alive, ended } = self;
+        let Held { opened, handle, room, alive, ended } = self;
         let (stop, broken) = (CancellationToken::new(), CancellationToken::new());
         // From here on a failure ends those before.
         let relays = Relays { stop: stop.clone(), broken: broken.clone(), ended };
@@ -233,8 +252,9 @@ impl Held {
         let Some(handle) = handle else { return Ok(relays) };
         let _here = handle.enter();
         for (port, socket) in opened {
-            let fault = |source| RelayError { port, source };
-            let carrier = Carrier::new(SocketAddr::new(pod, port.port), tasks.clone());
+            let fault = |source| RelayError::Refused { port, source };
+            let target = SocketAddr::new(pod, port.port);
+            let carrier = Carrier { target, tasks: tasks.clone(), room: room.clone() };
             match socket {
                 Opened::Tcp(socket) => {
                     let socket = tokio::net::TcpListener::from_std(socket).map_err(fault)?;
@@ -258,7 +278,7 @@ pub struct Relays {
 }
 
 impl Relays {
-    /// Ends them and waits until their sockets are closed.
+    /// Ends them and waits until their sockets are closed. Connections may end by themselves, for a moment.
     pub async fn end(self) {
         self.stop.cancel();
         let _ = tokio::time::timeout(CLOSED_WITHIN, closed(self.ended.clone())).await;
@@ -287,7 +307,7 @@ impl Drop for Relays {
 struct Tasks {
     stop: CancellationToken,
     broken: CancellationToken,
-    _alive: Arc<watch::Sender<()>>,
+    _alive: Arc<Alive>,
 }
 
 impl Tasks {
@@ -297,6 +317,15 @@ impl Tasks {
         tokio::spawn(async move {
             let all = whole(all);
             all.stop.run_until_cancelled(work).await
+        });
+    }
+
+    /// One that is told of the end by `stop`, and ends soon after.
+    fn spawn_lasting(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let all = self.clone();
+        tokio::spawn(async move {
+            let _all = whole(all);
+            work.await;
         });
     }
 
@@ -322,13 +351,5 @@ fn whole(tasks: Tasks) -> Tasks {
 struct Carrier {
     target: SocketAddr,
     tasks: Tasks,
-    /// This port's part of all that may be carried.
-    own: Arc<Semaphore>,
-}
-
-impl Carrier {
-    fn new(target: SocketAddr, tasks: Tasks) -> Carrier {
-        let own = Arc::new(Semaphore::new(TURNS.0.div_ceil(2)));
-        Carrier { target, tasks, own }
-    }
+    room: Arc<Room>,
 }

@@ -3,6 +3,7 @@
 use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, Shutdown, TcpStream},
+    sync::atomic::{AtomicU8, Ordering},
 };
 
 use tokio::task::spawn_blocking;
@@ -15,9 +16,12 @@ fn port(protocol: Protocol, listen: SocketAddr, port: u16) -> HostPort {
     HostPort { protocol, listen, optional: false, port }
 }
 
-/// A port of loopback that is free.
+/// A port of loopback that is free, and stays so: nobody else is at that address.
 fn free(protocol: Protocol) -> SocketAddr {
-    let any = SocketAddr::new(POD, 0);
+    static LAST: AtomicU8 = AtomicU8::new(0);
+    let [_, _, high, low] = std::process::id().to_be_bytes();
+    let address = Ipv4Addr::new(127, 128 + LAST.fetch_add(1, Ordering::Relaxed), high, low);
+    let any = SocketAddr::new(address.into(), 0);
     match protocol {
         Protocol::Tcp => TcpListener::bind(any).unwrap().local_addr().unwrap(),
         Protocol::Udp => UdpSocket::bind(any).unwrap().local_addr().unwrap(),
@@ -110,7 +114,7 @@ const DATAGRAM: usize = 64 * 1024;
 #[tokio::test]
 async fn a_port_that_is_taken_says_so_and_none_of_the_others_stays_open() {
     let host = Host::default();
-    let taken = TcpListener::bind((POD, 0)).unwrap();
+    let taken = TcpListener::bind(free(Protocol::Tcp)).unwrap();
     let (listen, other) = (taken.local_addr().unwrap(), free(Protocol::Tcp));
     let ports = vec![port(Protocol::Tcp, other, 1), port(Protocol::Tcp, listen, 1)];
     let error = relay(&host, "a", ports.clone()).await.err().unwrap().to_string();
@@ -138,7 +142,8 @@ async fn what_breaks_is_told_and_what_is_ended_is_not() {
     let (stop, broken) = (CancellationToken::new(), CancellationToken::new());
     let (alive, ended) = watch::channel(());
     let relays = Relays { stop: stop.clone(), broken: broken.clone(), ended };
-    let tasks = Tasks { stop, broken, _alive: Arc::new(alive) };
+    let place = Room::of(8).listeners.try_take(1).unwrap();
+    let tasks = Tasks { stop, broken, _alive: Arc::new((alive, place)) };
     tasks.spawn_watched(&Handle::current(), async { panic!("a listener fails") });
     assert!(relays.failed().await);
 }
@@ -154,4 +159,145 @@ async fn a_family_that_the_machine_lacks_is_left_out_where_it_may_be() {
     let v6 = HostPort { listen: "[::]:1".parse().unwrap(), ..v4 };
     relay(&host, "a", vec![v4, HostPort { optional: true, ..v6 }]).await.unwrap().end().await;
     assert!(relay(&host, "a", vec![v4, v6]).await.is_err());
+}
+
+/// A machine whose process may have so many open files.
+fn small(files: u64) -> Host {
+    Host { room: Arc::new(Room::of(files)), ..Host::default() }
+}
+
+const STEP: Duration = Duration::from_secs(20);
+
+#[tokio::test]
+async fn more_listeners_than_the_process_has_room_for_are_refused_with_the_numbers() {
+    let host = small(16);
+    let ports: Vec<_> = (0..3).map(|_| port(Protocol::Tcp, free(Protocol::Tcp), 1)).collect();
+    let error = relay(&host, "a", ports.clone()).await.err().unwrap().to_string();
+    assert!(error.contains("take 3 sockets") && error.contains("2 of 2 are left"), "{error}");
+    let relays = relay(&host, "a", ports[..2].to_vec()).await.unwrap();
+    let error = relay(&host, "b", ports[2..].to_vec()).await.err().unwrap().to_string();
+    assert!(error.contains("0 of 2 are left"), "{error}");
+    relays.end().await;
+    relay(&host, "b", ports[1..].to_vec()).await.unwrap().end().await;
+}
+
+#[tokio::test]
+async fn an_address_that_is_not_the_machines_is_told() {
+    let elsewhere = port(Protocol::Tcp, "192.0.2.1:80".parse().unwrap(), 1);
+    let error = relay(&Host::default(), "a", vec![elsewhere]).await.err().unwrap().to_string();
+    assert!(error.contains("hostIP is no address of this machine"), "{error}");
+}
+
+#[tokio::test]
+async fn a_connection_beyond_those_that_are_carried_waits_for_one_to_end() {
+    let (host, listen) = (small(16), free(Protocol::Tcp));
+    let pod = tokio::net::TcpListener::bind((POD, 0)).await.unwrap();
+    let inside = pod.local_addr().unwrap().port();
+    let relays = relay(&host, "a", vec![port(Protocol::Tcp, listen, inside)]).await.unwrap();
+    let first = tokio::net::TcpStream::connect(listen).await.unwrap();
+    let (served, _) = pod.accept().await.unwrap();
+    let _second = tokio::net::TcpStream::connect(listen).await.unwrap();
+    let waits = tokio::time::timeout(Duration::from_millis(100), pod.accept()).await;
+    assert!(waits.is_err(), "one port has half of two places");
+    drop((first, served));
+    tokio::time::timeout(STEP, pod.accept()).await.unwrap().unwrap();
+    relays.end().await;
+}
+
+/// A pod that says all of `bytes` and closes, to a client that has read the first one only.
+async fn says(bytes: usize) -> (Host, Relays, TcpStream) {
+    let (host, listen) = (Host::default(), free(Protocol::Tcp));
+    let pod = TcpListener::bind((POD, 0)).unwrap();
+    let inside = pod.local_addr().unwrap().port();
+    let relays = relay(&host, "a", vec![port(Protocol::Tcp, listen, inside)]).await.unwrap();
+    let client = spawn_blocking(move || {
+        let mut client = TcpStream::connect(listen).unwrap();
+        client.set_read_timeout(Some(STEP)).unwrap();
+        let (mut served, _) = pod.accept().unwrap();
+        // It goes on alone: what nobody takes blocks it until the relay goes.
+        thread::spawn(move || served.write_all(&vec![7; bytes]));
+        client.read_exact(&mut [0]).unwrap();
+        client
+    });
+    (host, relays, client.await.unwrap())
+}
+
+const LARGE: usize = 16 * 1024 * 1024;
+
+#[tokio::test]
+async fn what_a_pod_said_before_its_end_is_passed_on_to_who_reads_it() {
+    let (_host, relays, mut client) = says(LARGE).await;
+    let read = spawn_blocking(move || client.read_to_end(&mut Vec::new()));
+    relays.end().await;
+    // All of it, or an error where the machine is slow; never a part that looks whole.
+    if let Ok(length) = read.await.unwrap() {
+        assert_eq!(length, LARGE - 1);
+    }
+}
+
+#[tokio::test]
+async fn what_a_client_does_not_read_in_time_ends_in_a_reset_not_in_a_clean_end() {
+    let (_host, relays, mut client) = says(LARGE).await;
+    relays.end().await;
+    let read = spawn_blocking(move || client.read_to_end(&mut Vec::new())).await.unwrap();
+    assert_eq!(read.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test]
+async fn a_client_that_vanishes_after_closing_its_half_ends_the_connection() {
+    let (host, listen) = (Host::default(), free(Protocol::Tcp));
+    let pod = TcpListener::bind((POD, 0)).unwrap();
+    let inside = pod.local_addr().unwrap().port();
+    let _relays = relay(&host, "a", vec![port(Protocol::Tcp, listen, inside)]).await.unwrap();
+    let served = spawn_blocking(move || {
+        let client = TcpStream::connect(listen).unwrap();
+        let (mut served, _) = pod.accept().unwrap();
+        served.set_read_timeout(Some(STEP)).unwrap();
+        client.shutdown(Shutdown::Write).unwrap();
+        assert_eq!(served.read(&mut [0]).unwrap(), 0);
+        // Unread bytes make its end a reset, as a keepalive's failure is.
+        served.write_all(b"unread").unwrap();
+        client.peek(&mut [0]).unwrap();
+        served
+    });
+    let served = served.await.unwrap();
+    served.set_nonblocking(true).unwrap();
+    let served = tokio::net::TcpStream::from_std(served).unwrap();
+    // The pod says nothing more, and hears of it all the same.
+    tokio::time::timeout(STEP, served.ready(tokio::io::Interest::ERROR)).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_new_client_has_the_place_of_the_longest_silent() {
+    let (host, listen) = (small(16), free(Protocol::Udp));
+    let pod = tokio::net::UdpSocket::bind((POD, 0)).await.unwrap();
+    let inside = pod.local_addr().unwrap().port();
+    let relays = relay(&host, "a", vec![port(Protocol::Udp, listen, inside)]).await.unwrap();
+    // Of two places one port has one.
+    for name in 0..3_u8 {
+        let client = tokio::net::UdpSocket::bind((POD, 0)).await.unwrap();
+        client.connect(listen).await.unwrap();
+        client.send(&[name]).await.unwrap();
+        let mut buffer = [0; 8];
+        let asked = tokio::time::timeout(STEP, pod.recv_from(&mut buffer)).await;
+        let (_, from) = asked.expect("a new client has a place").unwrap();
+        pod.send_to(&buffer[..1], from).await.unwrap();
+        assert_eq!(tokio::time::timeout(STEP, client.recv(&mut buffer)).await.unwrap().unwrap(), 1);
+        assert_eq!(buffer[0], name);
+    }
+    relays.end().await;
+}
+
+#[test]
+fn the_first_datagram_after_what_listens_came_back_arrives() {
+    let inside = free(Protocol::Udp);
+    let client = UdpSocket::bind((POD, 0)).unwrap();
+    client.connect(inside).unwrap();
+    // Refused, which the next one would be told.
+    udp::send(&client, b"lost").unwrap();
+    let pod = UdpSocket::bind(inside).unwrap();
+    pod.set_read_timeout(Some(STEP)).unwrap();
+    udp::send(&client, b"heard").unwrap();
+    let mut buffer = [0; 8];
+    assert_eq!(pod.recv(&mut buffer).unwrap(), 5);
 }

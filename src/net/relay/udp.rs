@@ -1,24 +1,33 @@
 //! Datagrams from a port of the machine to a pod and back.
 //!
 //! Owns: a port's clients: each has a socket of its own towards the pod, so that answers find their way. Invariants: a client
-//! is forgotten when nothing came or went for [`IDLE`]; as many as there may be are kept, others' datagrams are dropped, as
-//! datagrams may be. Limit: on a machine of several addresses an answer comes from the one that the routes choose.
+//! is forgotten when nothing came or went for [`IDLE`], or when another needs its place: those first that never had an answer,
+//! then the longest silent; nothing waits for room to send: such datagrams are dropped, as datagrams may be, so that no
+//! client holds up others. Limit: on a machine of several addresses an answer comes from the one that the routes choose.
 
 use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use nix::{
+    errno::Errno,
+    sys::socket::{self, MsgFlags, SockaddrStorage},
+};
 use tokio::{
     net::UdpSocket,
-    sync::OwnedSemaphorePermit,
+    sync::{OwnedSemaphorePermit, oneshot},
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{Carrier, RETRY, TURNS};
+use super::{
+    Carrier, RETRY,
+    room::{self, Part},
+};
 
 /// Longer than most protocols are silent, shorter than would let those who went on fill the room.
 const IDLE: Duration = Duration::from_secs(60);
@@ -28,14 +37,19 @@ const DATAGRAM_BYTES: usize = 64 * 1024;
 struct Port {
     socket: UdpSocket,
     clients: Mutex<HashMap<SocketAddr, Client>>,
+    /// This port's part of all clients.
+    own: Part,
     /// One for all answers, which are passed on one after the other.
-    answer: tokio::sync::Mutex<Vec<u8>>,
+    answer: Mutex<Vec<u8>>,
 }
 
 struct Client {
     pod: Arc<UdpSocket>,
     last: Instant,
-    _turns: [OwnedSemaphorePermit; 2],
+    answered: bool,
+    turns: [OwnedSemaphorePermit; 2],
+    /// Ends what passes answers on.
+    _known: oneshot::Sender<()>,
 }
 
 impl Port {
@@ -44,10 +58,11 @@ impl Port {
     }
 
     /// A client's way to the pod, if it has one.
-    fn known(&self, from: SocketAddr) -> Option<Arc<UdpSocket>> {
+    fn known(&self, from: SocketAddr, answered: bool) -> Option<Arc<UdpSocket>> {
         let mut clients = self.clients();
         let client = clients.get_mut(&from)?;
         client.last = Instant::now();
+        client.answered |= answered;
         Some(client.pod.clone())
     }
 
@@ -61,12 +76,30 @@ impl Port {
         clients.remove(&from);
         None
     }
+
+    /// A place for one more, if need be another's.
+    fn place(&self, all: &Part) -> io::Result<[OwnedSemaphorePermit; 2]> {
+        if let Some(own) = self.own.try_take(1)
+            && let Some(turn) = all.try_take(1)
+        {
+            return Ok([own, turn]);
+        }
+        room::full("client");
+        let mut clients = self.clients();
+        let silent = clients.iter().min_by_key(|(_, client)| (client.answered, client.last));
+        let silent = silent.map(|(from, _)| *from);
+        silent
+            .and_then(|from| clients.remove(&from))
+            .map(|client| client.turns)
+            .ok_or_else(|| io::Error::other("other ports have too many clients"))
+    }
 }
 
 /// Takes datagrams for ever.
 pub(super) async fn serve(socket: UdpSocket, carrier: Carrier) {
-    let answer = tokio::sync::Mutex::new(vec![0; DATAGRAM_BYTES]);
-    let port = Arc::new(Port { socket, clients: Mutex::default(), answer });
+    let answer = Mutex::new(vec![0; DATAGRAM_BYTES]);
+    let own = carrier.room.clients.of_one_port();
+    let port = Arc::new(Port { socket, clients: Mutex::default(), own, answer });
     let mut buffer = vec![0; DATAGRAM_BYTES];
     loop {
         let (length, from) = match port.socket.recv_from(&mut buffer).await {
@@ -77,14 +110,11 @@ pub(super) async fn serve(socket: UdpSocket, carrier: Carrier) {
                 continue;
             }
         };
-        let pod = match port.known(from) {
+        let pod = match port.known(from, false) {
             Some(pod) => Ok(pod),
             None => admit(&port, from, &carrier).await,
         };
-        let sent = match pod {
-            Ok(pod) => pod.send(buffer.get(..length).unwrap_or_default()).await.map(drop),
-            Err(error) => Err(error),
-        };
+        let sent = pod.and_then(|pod| send(&*pod, buffer.get(..length).unwrap_or_default()));
         if let Err(error) = sent {
             tracing::trace!(%error, %from, target = %carrier.target, "a datagram was dropped");
         }
@@ -92,36 +122,54 @@ pub(super) async fn serve(socket: UdpSocket, carrier: Carrier) {
 }
 
 async fn admit(port: &Arc<Port>, from: SocketAddr, carrier: &Carrier) -> io::Result<Arc<UdpSocket>> {
-    let full = |_| io::Error::other("too many clients");
-    let own = carrier.own.clone().try_acquire_owned().map_err(full)?;
-    let turn = Arc::clone(&TURNS.1).try_acquire_owned().map_err(full)?;
+    let turns = port.place(&carrier.room.clients)?;
     let any: IpAddr = match carrier.target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
     let pod = Arc::new(UdpSocket::bind((any, 0)).await?);
     pod.connect(carrier.target).await?;
-    port.clients().insert(from, Client { pod: pod.clone(), last: Instant::now(), _turns: [own, turn] });
-    carrier.tasks.spawn(answer(port.clone(), pod.clone(), from));
+    let (known, forgotten) = oneshot::channel();
+    let client = Client { pod: pod.clone(), last: Instant::now(), answered: false, turns, _known: known };
+    port.clients().insert(from, client);
+    carrier.tasks.spawn(answer(port.clone(), pod.clone(), from, forgotten));
     Ok(pod)
 }
 
-/// Passes on what the pod says to one client, until neither has said anything for long.
-async fn answer(port: Arc<Port>, pod: Arc<UdpSocket>, client: SocketAddr) {
+/// Sends to what a socket is connected to, without waiting for room.
+pub(super) fn send(socket: &impl AsRawFd, datagram: &[u8]) -> io::Result<()> {
+    let send = || socket::send(socket.as_raw_fd(), datagram, MsgFlags::MSG_DONTWAIT);
+    match send() {
+        // That is said of an earlier one, and this was not sent: what listens may have come meanwhile.
+        Err(Errno::ECONNREFUSED) => sent(send()),
+        other => sent(other),
+    }
+}
+
+fn sent(outcome: nix::Result<usize>) -> io::Result<()> {
+    if let Err(Errno::EAGAIN | Errno::ENOBUFS) = outcome {
+        room::full("datagram");
+    }
+    Ok(outcome.map(drop)?)
+}
+
+/// Passes on what the pod says to one client, until neither has said anything for long or another has its place.
+async fn answer(
+    port: Arc<Port>,
+    pod: Arc<UdpSocket>,
+    client: SocketAddr,
+    mut forgotten: oneshot::Receiver<()>,
+) {
     let mut until = Instant::now() + IDLE;
     loop {
         tokio::select! {
+            biased;
+            _ = &mut forgotten => return,
             readable = pod.readable() => {
                 if readable.is_err() {
                     sleep(RETRY).await;
                 }
-                let mut buffer = port.answer.lock().await;
-                // That nothing listens in the pod is told here, too: it may come.
-                if let Ok(length) = pod.try_recv(&mut buffer) {
-                    // A client that has gone is forgotten in time.
-                    let _ = port.socket.send_to(buffer.get(..length).unwrap_or_default(), client).await;
-                    port.known(client);
-                }
+                pass_on(&port, &pod, client);
             }
             () = sleep_until(until) => match port.forget(client) {
                 Some(later) => until = later,
@@ -129,4 +177,14 @@ async fn answer(port: Arc<Port>, pod: Arc<UdpSocket>, client: SocketAddr) {
             },
         }
     }
+}
+
+fn pass_on(port: &Port, pod: &UdpSocket, client: SocketAddr) {
+    let mut buffer = port.answer.lock().unwrap_or_else(PoisonError::into_inner);
+    // An error is an earlier datagram's that nothing took in the pod.
+    let Ok(length) = pod.try_recv(&mut buffer) else { return };
+    let (answer, to) = (buffer.get(..length).unwrap_or_default(), SockaddrStorage::from(client));
+    // A client that has gone is forgotten in time.
+    let _ = sent(socket::sendto(port.socket.as_raw_fd(), answer, &to, MsgFlags::MSG_DONTWAIT));
+    port.known(client, true);
 }

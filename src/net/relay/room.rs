@@ -1,0 +1,100 @@
+//! How much the relays of one process take at once.
+//!
+//! Owns: [`Room`]'s parts, of which each socket of the machine, connection and UDP client holds a permit, and what is told
+//! when one is full. Invariant: all three together take half of the files that the process may have open, so that API, store
+//! and kubelet have the other half. Limit: a connection on which nothing is said keeps its place.
+
+use std::{
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use metrics::counter;
+use nix::sys::resource::{Resource, getrlimit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::net::metrics::HOST_PORTS_FULL;
+
+/// Of each kind at most, however many files there are: a connection takes up to 64 KiB.
+const MOST: usize = 4096;
+/// The files for each place of a part: an eighth is listeners', an eighth UDP clients', a quarter connections', of two each.
+const FILES_A_PLACE: u64 = 8;
+/// Between two lines of the log on full parts.
+const LOG_INTERVAL: Duration = Duration::from_secs(60);
+
+/// The process' own: nodes of one process share its files.
+static OWN: LazyLock<Arc<Room>> =
+    LazyLock::new(|| Arc::new(Room::of(getrlimit(Resource::RLIMIT_NOFILE).map_or(1024, |(soft, _)| soft))));
+
+/// What may be open and carried.
+pub(super) struct Room {
+    pub(super) listeners: Part,
+    pub(super) connections: Part,
+    pub(super) clients: Part,
+}
+
+impl Room {
+    pub(super) fn own() -> Arc<Room> {
+        OWN.clone()
+    }
+
+    /// That of a process that may have so many open files.
+    pub(super) fn of(files: u64) -> Room {
+        let most = usize::try_from(files / FILES_A_PLACE).unwrap_or(MOST).clamp(1, MOST);
+        Room { listeners: Part::of(most), connections: Part::of(most), clients: Part::of(most) }
+    }
+}
+
+/// One kind of places.
+#[derive(Clone)]
+pub(super) struct Part {
+    most: usize,
+    turns: Arc<Semaphore>,
+}
+
+impl Part {
+    fn of(most: usize) -> Part {
+        Part { most, turns: Arc::new(Semaphore::new(most)) }
+    }
+
+    /// What one port may take of as many: half of them, so that no port alone shuts out all others.
+    pub(super) fn of_one_port(&self) -> Part {
+        Part::of(self.most.div_ceil(2))
+    }
+
+    pub(super) fn most(&self) -> usize {
+        self.most
+    }
+
+    pub(super) fn left(&self) -> usize {
+        self.turns.available_permits()
+    }
+
+    pub(super) fn try_take(&self, places: usize) -> Option<OwnedSemaphorePermit> {
+        let places = u32::try_from(places).ok()?;
+        self.turns.clone().try_acquire_many_owned(places).ok()
+    }
+
+    /// Waits for a place; a wait is told. None never: it is not closed.
+    pub(super) async fn take(&self, what: &'static str) -> Option<OwnedSemaphorePermit> {
+        if let Some(permit) = self.try_take(1) {
+            return Some(permit);
+        }
+        full(what);
+        self.turns.clone().acquire_owned().await.ok()
+    }
+}
+
+/// Counts that there was no room, and says so now and then.
+pub(super) fn full(what: &'static str) {
+    static LOGGED: Mutex<Option<Instant>> = Mutex::new(None);
+    counter!(HOST_PORTS_FULL, "what" => what).increment(1);
+    let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
+    if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+        *logged = Some(Instant::now());
+        tracing::warn!(
+            what,
+            "host ports have no more room: connections wait, the longest silent UDP clients are given up, datagrams dropped"
+        );
+    }
+}
