@@ -5,7 +5,7 @@ use std::{
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::mpsc,
+    sync::{Arc, mpsc},
     thread,
     time::{Duration, Instant},
 };
@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 use crate::{
     Options,
+    calls::Calls,
     client::{Client, Login},
     machine::{Marks, Process, entries, processes, until},
 };
@@ -33,12 +34,12 @@ pub const NODE: &str = "n1";
 /// A data directory, and the program that runs on it.
 pub struct Cluster {
     program: PathBuf,
-    /// The socket of the engine that its pods run on; `None` for the native runtime.
-    engine: Option<PathBuf>,
+    /// The socket of the engine that its pods run on, and a way to it; `None` for the native runtime.
+    engine: Option<(PathBuf, Calls)>,
     dir: TempDir,
     child: Option<Child>,
     /// Where its containers write their marks.
-    pub marks: Marks,
+    pub marks: Arc<Marks>,
     /// How long the last start took until the ready line.
     pub ready_line: Duration,
     /// When the last start began.
@@ -46,22 +47,13 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts on a new directory.
-    pub fn start(options: &Options) -> Cluster {
-        Cluster::begin(options, None)
-    }
-
-    /// Starts on a new directory, with pods on the docker engine that listens on this socket.
-    pub fn on_docker(options: &Options, socket: &Path) -> Cluster {
-        Cluster::begin(options, Some(socket.to_owned()))
-    }
-
-    fn begin(options: &Options, engine: Option<PathBuf>) -> Cluster {
+    /// Starts on a new directory, with pods on the docker engine that listens on this socket, or native ones.
+    pub fn start(options: &Options, socket: Option<&Path>) -> Cluster {
         let dir = tempfile::Builder::new().prefix("troupe-bench-").tempdir().expect("a new directory");
         let mut cluster = Cluster {
             program: options.program.clone(),
-            engine,
-            marks: Marks::new(&dir.path().join("marks")),
+            engine: socket.map(|socket| (socket.to_owned(), Calls::new(socket))),
+            marks: Arc::new(Marks::new(&dir.path().join("marks"))),
             dir,
             child: None,
             ready_line: Duration::ZERO,
@@ -69,6 +61,11 @@ impl Cluster {
         };
         cluster.resume();
         cluster
+    }
+
+    /// The socket of the engine that its pods run on.
+    pub fn engine(&self) -> Option<&Path> {
+        self.engine.as_ref().map(|(socket, _)| socket.as_path())
     }
 
     /// Where everything is kept.
@@ -83,7 +80,7 @@ impl Cluster {
         command.arg("up").arg("--data-dir").arg(self.data()).args(["--api", "127.0.0.1:0"]);
         match &self.engine {
             None => command.args(["--runtime", "native"]),
-            Some(socket) => {
+            Some((socket, _)) => {
                 command.env("DOCKER_HOST", format!("unix://{}", socket.display()));
                 command.args(["--runtime", "docker"])
             }
@@ -179,12 +176,15 @@ impl Cluster {
         self.processes().into_iter().filter(|p| !is_main(p.pid) && !is_seed(p)).collect()
     }
 
-    /// The process of a pod's container: the kernel knows it by its cgroup.
-    pub fn container_of(&self, uid: &str) -> Process {
+    /// The process of a pod's container: the engine tells, or the kernel knows it by its cgroup.
+    pub fn container_of(&self, uid: &str) -> i32 {
+        if let Some((_, calls)) = &self.engine {
+            return calls.container_of(uid);
+        }
         let of_pod = |p: &Process| {
             fs::read_to_string(format!("/proc/{}/cgroup", p.pid)).is_ok_and(|groups| groups.contains(uid))
         };
-        self.containers().into_iter().find(of_pod).expect("the pod has a container")
+        self.containers().into_iter().find(of_pod).expect("the pod has a container").pid
     }
 
     /// The containers' own processes.
@@ -194,6 +194,7 @@ impl Cluster {
     }
 
     /// What is still there of pods, apart from the API: shims, containers, cgroups, network interfaces, directories.
+    /// Of an engine's, containers and directories.
     pub fn remains(&self) -> Vec<String> {
         let (bridge, cgroup) = troupe::app::network_names(&self.data(), 0);
         let mut all = Vec::new();
@@ -202,9 +203,13 @@ impl Cluster {
         add("interface", entries(&Path::new("/sys/class/net").join(bridge).join("brif")));
         let node = self.data().join("nodes").join(NODE);
         add("sandbox", entries(&node.join("runtime/sandboxes")));
+        add("directory", entries(&node.join("pods")));
         if !all.is_empty() {
             // Cheap signs first: this is polled beside what is measured.
             return all;
+        }
+        if let Some((_, calls)) = &self.engine {
+            return vec!["a container of the engine".to_owned(); calls.count()];
         }
         let mut add =
             |what: &str, names: Vec<String>| all.extend(names.iter().map(|n| format!("{what} {n}")));
@@ -213,7 +218,6 @@ impl Cluster {
             let groups = entries(&group).into_iter().filter(|name| group.join(name).is_dir());
             add("cgroup", groups.collect());
         }
-        add("directory", entries(&node.join("pods")));
         add("process", self.shims().into_iter().map(|p| p.command).collect());
         all
     }
@@ -259,6 +263,10 @@ impl Drop for Cluster {
             remove_group(&Path::new("/sys/fs/cgroup").join(hierarchy).join(&cgroup));
         }
         remove_group(&Path::new("/sys/fs/cgroup").join(&cgroup));
+        // With it goes the bridge; another cluster may want the subnet.
+        if let Some((_, calls)) = &self.engine {
+            calls.remove_networks();
+        }
     }
 }
 
@@ -308,6 +316,16 @@ impl PodWatch {
                 && pod["status"]["containerStatuses"][0]["state"]["running"].is_object();
             if runs && passes(&pod) {
                 return (at, pod["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+            }
+        }
+    }
+
+    /// When the next one is gone.
+    pub fn any_deleted(&self) -> Instant {
+        loop {
+            let (at, kind, _) = self.next();
+            if kind == "DELETED" {
+                return at;
             }
         }
     }

@@ -78,6 +78,12 @@ impl Times {
     }
 }
 
+impl Extend<Duration> for Times {
+    fn extend<I: IntoIterator<Item = Duration>>(&mut self, times: I) {
+        self.0.extend(times);
+    }
+}
+
 impl FromIterator<Duration> for Times {
     fn from_iter<I: IntoIterator<Item = Duration>>(times: I) -> Times {
         Times(times.into_iter().collect())
