@@ -106,9 +106,13 @@ impl Calls {
         pids.filter_map(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 0).collect()
     }
 
-    /// Removes the networks that rows made.
-    pub fn remove_networks(&self) {
+    /// Removes every container and every network that rows made: a bridge would outlive the engine.
+    pub fn remove_all(&self) {
         self.runtime.block_on(async {
+            for id in self.ids().await {
+                let options = RemoveContainerOptions { force: true, ..RemoveContainerOptions::default() };
+                let _ = self.docker.remove_container(&id, Some(options)).await;
+            }
             let all = self.docker.list_networks(None::<ListNetworksOptions>).await.unwrap_or_default();
             for name in all.into_iter().filter_map(|found| found.name) {
                 // Those that every engine has it refuses to remove.
@@ -138,7 +142,7 @@ impl Calls {
             calls.docker.create_network(request).await.expect("a network");
             begun.elapsed()
         });
-        calls.remove_networks();
+        calls.remove_all();
         time
     }
 

@@ -263,9 +263,9 @@ impl Drop for Cluster {
             remove_group(&Path::new("/sys/fs/cgroup").join(hierarchy).join(&cgroup));
         }
         remove_group(&Path::new("/sys/fs/cgroup").join(&cgroup));
-        // With it goes the bridge; another cluster may want the subnet.
+        // Another cluster may want the subnet.
         if let Some((_, calls)) = &self.engine {
-            calls.remove_networks();
+            calls.remove_all();
         }
     }
 }

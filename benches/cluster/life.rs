@@ -37,7 +37,7 @@ pub fn pod_start(options: &Options, on: On) -> Vec<Row> {
     let (mut client, watch) = (cluster.login().connect(), PodWatch::new(&cluster.login()));
     let (mut first, mut running, mut limit) = (Times::default(), Times::default(), Times::default());
     let mut of_peers: Vec<(&str, Times)> = peers.iter().map(|(name, _)| (*name, Times::default())).collect();
-    for round in 0..options.rounds(on.pick(200, 20), on.pick(30, 5)) {
+    for round in 0..options.rounds(on.pick(200, 15), on.pick(30, 5)) {
         let name = format!("pod-{round}");
         let pod = cluster.pod(&name);
         client.warm();
@@ -92,7 +92,7 @@ pub fn container_restart(options: &Options, on: On) -> Vec<Row> {
     let (mut limit, mut alone) = (Times::default(), Times::default());
     let mut restarts: [Times; 3] = Default::default();
     let mut names = Vec::new();
-    for round in 0..options.rounds(on.pick(40, 10), on.pick(10, 3)) {
+    for round in 0..options.rounds(on.pick(40, 8), on.pick(10, 3)) {
         let name = format!("pod-{round}");
         client.create(PODS, &cluster.pod(&name));
         watch.running(|pod| pod["metadata"]["name"] == name.as_str());
@@ -194,7 +194,7 @@ pub fn replacement(options: &Options, on: On) -> Vec<Row> {
     cluster.marks.forget();
     let (mut first, mut running, mut limit) = (Times::default(), Times::default(), Times::default());
     let mut alone = Times::default();
-    for _ in 0..options.rounds(on.pick(100, 15), on.pick(20, 4)) {
+    for _ in 0..options.rounds(on.pick(100, 12), on.pick(20, 4)) {
         client.warm();
         let begun = Instant::now();
         client.delete(&format!("{PODS}/{current}"));

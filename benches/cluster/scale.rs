@@ -1,7 +1,7 @@
 //! S2, S7 (S7d): many pods. A controller from none to many, and back until nothing is left.
 //!
 //! On docker the bare limit of the end is the forced removal of as many pods' two containers, at the engine's best
-//! concurrency: Troupe asks each to end first, waits for the end of its log, and removes the pod's directory.
+//! concurrency: Troupe asks each to end first, waits for the end of its log, and ends the sandbox after its containers.
 
 use std::{
     collections::BTreeSet,
@@ -21,7 +21,7 @@ use crate::{
 
 /// The controller that is scaled.
 const NAME: &str = "web";
-/// How many pods bare calls make or end at once: the best for an engine is somewhere here on a few cores.
+/// How many pods bare calls make at once: the best for an engine is somewhere here on a few cores.
 pub const AT_ONCE: [usize; 2] = [4, 8];
 
 /// S2: a controller 0 → 10, 50, 100 pods, all told to be Running.
@@ -87,19 +87,20 @@ pub fn down(options: &Options, on: On) -> Vec<Row> {
     let bare = ground.beside(options, &cluster);
     let (mut client, _) = prepare(&cluster);
     let (mut gone, mut traceless) = (Times::default(), Times::default());
-    // What the kernel ends needs nobody to ask several times at once.
-    let at_once: &[usize] = on.pick(&AT_ONCE[..1], &AT_ONCE);
-    let mut limits: Vec<_> = at_once.iter().map(|at_once| (*at_once, Times::default())).collect();
-    for _ in 0..options.rounds(on.pick(5, 2), 1) {
+    // What the kernel ends needs nobody to ask several times at once. An engine is asked for all containers together, as
+    // Troupe does, or for a few at a time, in turns.
+    let at_once = on.pick(vec![1], vec![2 * count, AT_ONCE[1]]);
+    let mut limits: Vec<_> = at_once.into_iter().map(|at_once| (at_once, Times::default())).collect();
+    for round in 0..options.rounds(on.pick(5, 2), on.pick(1, 2)) {
         // A watch of its own: one that hears nothing while the bare ones end would be given up.
         let watch = PodWatch::new(&cluster.login());
         scale_up(&cluster, &mut client, &watch, count);
         let (api, all) = scale_down(&cluster, &mut client, &watch, count);
         gone.push(api);
         traceless.push(all);
-        for (at_once, times) in &mut limits {
-            times.push(bare.end(count, *at_once));
-        }
+        let turn = round % limits.len();
+        let (at_once, times) = &mut limits[turn];
+        times.push(bare.end(count, *at_once));
     }
     // Of few: the mean.
     let of = |times: &Times| on.pick(times.median(), times.mean());
