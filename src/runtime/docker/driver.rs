@@ -274,33 +274,44 @@ impl Driver {
         Ok(())
     }
 
-    /// Kills all containers of a pod and waits until their ends are told.
-    pub(super) async fn end_containers(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
+    /// Kills all containers of a pod and waits until their ends are told; the ids of all that it has.
+    pub(super) async fn end_containers(self: &Arc<Self>, uid: &Uid) -> Result<Vec<String>, RuntimeError> {
         let all = self.summaries(Kind::Container, Some(uid)).await?;
-        let running: Vec<String> = all.into_iter().filter(is_running).filter_map(|found| found.id).collect();
+        let running: Vec<String> =
+            all.iter().filter(|found| is_running(found)).filter_map(|found| found.id.clone()).collect();
         stream::iter(running.into_iter().map(|id| {
             let driver = Arc::clone(self);
             async move {
                 driver.kill_and_wait(&id).await?;
                 driver.ends.told(&id).await;
-                Ok(())
+                Ok::<_, RuntimeError>(())
             }
+        }))
+        .buffer_unordered(AT_ONCE)
+        .try_collect::<()>()
+        .await?;
+        Ok(all.into_iter().filter_map(|found| found.id).collect())
+    }
+
+    /// A sandbox that runs still is killed by its removal: nobody waits for its end, since containers have ended before.
+    pub(super) async fn remove_sandbox(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
+        let _turn = self.lock(uid).await;
+        self.fresh().remove(uid);
+        let mut ids = self.end_containers(uid).await?;
+        let sandboxes = self.summaries(Kind::Sandbox, Some(uid)).await?;
+        self.sandbox_ids().remove(uid);
+        for id in sandboxes.into_iter().filter_map(|found| found.id) {
+            // From here on its end is no loss.
+            self.ends.forget(&id);
+            ids.push(id);
+        }
+        stream::iter(ids.into_iter().map(|id| {
+            let driver = Arc::clone(self);
+            async move { driver.remove(&id).await }
         }))
         .buffer_unordered(AT_ONCE)
         .try_collect()
         .await
-    }
-
-    pub(super) async fn remove_sandbox(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
-        let _turn = self.lock(uid).await;
-        self.stop_locked(uid).await?;
-        self.sandbox_ids().remove(uid);
-        for kind in [Kind::Container, Kind::Sandbox] {
-            for id in self.summaries(kind, Some(uid)).await?.into_iter().filter_map(|found| found.id) {
-                self.remove(&id).await?;
-            }
-        }
-        Ok(())
     }
 
     /// Sandboxes, of one pod or all.
