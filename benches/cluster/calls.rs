@@ -62,7 +62,8 @@ impl Calls {
     fn all(&self) -> Vec<ContainerInspectResponse> {
         self.runtime.block_on(async {
             let mut all = Vec::new();
-            for id in self.ids().await {
+            // None when the engine is gone, too: nothing is to be done then.
+            for id in self.ids().await.unwrap_or_default() {
                 // One that ends meanwhile is none.
                 all.extend(self.docker.inspect_container(&id, None::<InspectContainerOptions>).await);
             }
@@ -70,15 +71,15 @@ impl Calls {
         })
     }
 
-    async fn ids(&self) -> Vec<String> {
+    async fn ids(&self) -> Option<Vec<String>> {
         let options = ListContainersOptions { all: true, ..ListContainersOptions::default() };
-        let all = self.docker.list_containers(Some(options)).await.expect("a list");
-        all.into_iter().filter_map(|found| found.id).collect()
+        let all = self.docker.list_containers(Some(options)).await.ok()?;
+        Some(all.into_iter().filter_map(|found| found.id).collect())
     }
 
     /// How many containers it has.
     pub fn count(&self) -> usize {
-        self.runtime.block_on(self.ids()).len()
+        self.runtime.block_on(self.ids()).expect("a list").len()
     }
 
     /// Waits until the engine has no container.
@@ -109,7 +110,8 @@ impl Calls {
     /// Removes every container and every network that rows made: a bridge would outlive the engine.
     pub fn remove_all(&self) {
         self.runtime.block_on(async {
-            for id in self.ids().await {
+            // None when the engine is gone, too: nothing is to be done then.
+            for id in self.ids().await.unwrap_or_default() {
                 let options = RemoveContainerOptions { force: true, ..RemoveContainerOptions::default() };
                 let _ = self.docker.remove_container(&id, Some(options)).await;
             }

@@ -88,19 +88,19 @@ pub fn down(options: &Options, on: On) -> Vec<Row> {
     let (mut client, _) = prepare(&cluster);
     let (mut gone, mut traceless) = (Times::default(), Times::default());
     // What the kernel ends needs nobody to ask several times at once. An engine is asked for all containers together, as
-    // Troupe does, or for a few at a time, in turns.
+    // Troupe does, or for a few at a time.
     let at_once = on.pick(vec![1], vec![2 * count, AT_ONCE[1]]);
     let mut limits: Vec<_> = at_once.into_iter().map(|at_once| (at_once, Times::default())).collect();
-    for round in 0..options.rounds(on.pick(5, 2), on.pick(1, 2)) {
+    for _ in 0..options.rounds(on.pick(5, 3), 1) {
         // A watch of its own: one that hears nothing while the bare ones end would be given up.
         let watch = PodWatch::new(&cluster.login());
         scale_up(&cluster, &mut client, &watch, count);
         let (api, all) = scale_down(&cluster, &mut client, &watch, count);
         gone.push(api);
         traceless.push(all);
-        let turn = round % limits.len();
-        let (at_once, times) = &mut limits[turn];
-        times.push(bare.end(count, *at_once));
+        for (at_once, times) in &mut limits {
+            times.push(bare.end(count, *at_once));
+        }
     }
     // Of few: the mean.
     let of = |times: &Times| on.pick(times.median(), times.mean());

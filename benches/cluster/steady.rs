@@ -29,7 +29,7 @@ const SETTLED: Duration = Duration::from_secs(5);
 pub fn idle(options: &Options, on: On) -> Vec<Row> {
     let Some(ground) = Ground::open(on) else { return Vec::new() };
     let pods = on.pick(50, 20);
-    let window = Duration::from_secs(if options.quick { 15 } else { on.pick(60, 20) });
+    let window = Duration::from_secs(if options.quick { 15 } else { on.pick(60, 30) });
     // The engine's own, before anybody asks it for something.
     let alone = ground.socket().map(|_| {
         thread::sleep(SETTLED);
