@@ -2,7 +2,7 @@
 //!
 //! Owns: the six requests (load an archive, import a root file system, pull, save, list, remove) and their passage through a
 //! byte stream to the node. A body is passed on as it comes, never held, and the node's answer is passed back; that to a
-//! pull as it comes, since it tells how far the pull is. Leaves `stats/summary` beside it to [`super::usage`].
+//! pull as it comes, since it tells how far the pull is. Leaves what a kubelet tells of itself beside it to [`super::usage`].
 
 use std::{io, time::Duration};
 
@@ -39,7 +39,7 @@ const STOPPED: [io::ErrorKind; 2] = [io::ErrorKind::BrokenPipe, io::ErrorKind::C
 /// Serves a request below `nodes/NODE/proxy`.
 ///
 /// # Errors
-/// 404 for paths other than images and `stats/summary`, 413 beyond the configured cap, and the node's.
+/// 404 for paths other than images and the kubelet's own pages, 413 beyond the configured cap, and the node's.
 pub async fn proxy(
     call: &Call,
     method: &Method,
@@ -51,9 +51,9 @@ pub async fn proxy(
     let named = || {
         name.clone().ok_or_else(|| ApiError::BadRequest("the query must say which image: ?name=NAME".into()))
     };
-    if rest.as_slice() == ["stats", "summary"] {
+    if let Some(page) = usage::Page::of(&rest) {
         let reads = matches!(*method, Method::GET | Method::HEAD);
-        return if reads { usage::summary(call).await } else { Err(ApiError::MethodNotAllowed) };
+        return if reads { page.answer(call).await } else { Err(ApiError::MethodNotAllowed) };
     }
     let request = match (method, rest.as_slice()) {
         (&Method::POST, ["images", "load"]) => wire::Open::ImageLoad(wire::ImageLoad::Archive(name)),

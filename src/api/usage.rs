@@ -1,4 +1,5 @@
-//! `metrics.k8s.io/v1beta1`: what nodes and pods use, as `kubectl top` asks for it, and the kubelet's own `stats/summary`.
+//! `metrics.k8s.io/v1beta1`: what nodes and pods use, as `kubectl top` asks for it, and the kubelet's own pages:
+//! `stats/summary`, `metrics/resource` and `metrics/cadvisor`.
 //!
 //! Owns: the two read-only resources of the metrics server, made whenever they are asked for out of what the nodes say. A
 //! node that does not answer is left out, as are pods and nodes that were not read often enough yet.
@@ -21,7 +22,10 @@ use super::{
     write::Call,
 };
 use crate::{
-    logic::usage::{NodeUsage, PodUsage, Rate},
+    logic::{
+        exposition,
+        usage::{NodeUsage, PodUsage, Rate},
+    },
     messages::{OpenStream, wire},
     model::{Kind, KindFacet, NodeName, Object},
 };
@@ -32,7 +36,7 @@ pub const GROUP: &str = "metrics.k8s.io";
 pub const VERSION: &str = "v1beta1";
 /// How long a node may take to say what it uses; the others are shown without it.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest answer of a node: some 200 bytes a container, for thousands of them.
+/// The longest answer of a node: at most 5 KiB a container (cAdvisor's page), for a thousand of them.
 const ANSWER_BYTES: u64 = 8 << 20;
 
 /// What a path names.
@@ -153,22 +157,43 @@ fn node_of(object: &Object) -> Option<NodeName> {
     }
 }
 
-/// GET of `nodes/NAME/proxy/stats/summary`: the node's answer as it is.
-///
-/// # Errors
-/// 404 for the node, 504 when it does not answer, and the node's.
-pub async fn summary(call: &Call) -> Result<HttpResponse, ApiError> {
-    let key = call.key()?;
-    if call.shared.state.view.snapshot().find(&key).is_none() {
-        return Err(ApiError::not_found(&key));
+/// A page of a kubelet, below `nodes/NAME/proxy`.
+#[derive(Debug, PartialEq)]
+pub struct Page {
+    open: wire::Open,
+    content_type: &'static str,
+}
+
+impl Page {
+    /// The page that a path names.
+    pub fn of(path: &[&str]) -> Option<Page> {
+        let (open, content_type) = match path {
+            ["stats", "summary"] => (wire::Open::Summary, "application/json"),
+            ["metrics", "resource"] => (wire::Open::ResourceMetrics, exposition::CONTENT_TYPE),
+            ["metrics", "cadvisor"] => (wire::Open::CadvisorMetrics, exposition::CONTENT_TYPE),
+            _ => return None,
+        };
+        Some(Page { open, content_type })
     }
-    let stream = open(call, &NodeName(key.name.clone()), wire::Open::Summary).await?;
-    let mut answer = Vec::new();
-    tokio::time::timeout(ASK_TIMEOUT, stream.read.take(ANSWER_BYTES).read_to_end(&mut answer))
-        .await
-        .map_err(|_| ApiError::Timeout(format!("node {} did not answer", key.name)))?
-        .map_err(|e| ApiError::Unavailable(format!("node {}: {e}", key.name)))?;
-    Ok(json_response(200, answer))
+
+    /// GET: the node's answer as it is.
+    ///
+    /// # Errors
+    /// 404 for the node, 504 when it does not answer, and the node's.
+    pub async fn answer(self, call: &Call) -> Result<HttpResponse, ApiError> {
+        let key = call.key()?;
+        if call.shared.state.view.snapshot().find(&key).is_none() {
+            return Err(ApiError::not_found(&key));
+        }
+        let stream = open(call, &NodeName(key.name.clone()), self.open).await?;
+        let mut answer = Vec::new();
+        tokio::time::timeout(ASK_TIMEOUT, stream.read.take(ANSWER_BYTES).read_to_end(&mut answer))
+            .await
+            .map_err(|_| ApiError::Timeout(format!("node {} did not answer", key.name)))?
+            .map_err(|e| ApiError::Unavailable(format!("node {}: {e}", key.name)))?;
+        let no_cache = ("Cache-Control", "no-cache, private");
+        Ok(HttpResponse::Ok().content_type(self.content_type).insert_header(no_cache).body(answer))
+    }
 }
 
 async fn ask(shared: &Shared, node: NodeName) -> Option<(NodeName, NodeUsage)> {
@@ -207,6 +232,18 @@ mod tests {
         assert_eq!(of("apis/metrics.k8s.io/v1beta1/nodes/n").unwrap().kind, Kind::Node);
         for other in ["apis/metrics.k8s.io/v1/pods", "apis/metrics.k8s.io/v1beta1", "apis/apps/v1/pods"] {
             assert_eq!(of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_kubelets_pages_are_found_by_their_paths() {
+        let kinds = ["stats/summary", "metrics/resource", "metrics/cadvisor"].map(|path| {
+            let page = Page::of(&path.split('/').collect::<Vec<_>>()).unwrap();
+            page.content_type.split_once(';').map_or(page.content_type, |(kind, _)| kind)
+        });
+        assert_eq!(kinds, ["application/json", "text/plain", "text/plain"]);
+        for other in ["metrics", "metrics/probes", "stats", "stats/summary/x"] {
+            assert_eq!(Page::of(&other.split('/').collect::<Vec<_>>()), None, "{other}");
         }
     }
 

@@ -7,6 +7,7 @@ pub mod edit;
 pub mod endpoints;
 pub mod events;
 pub mod eviction;
+pub mod exposition;
 pub mod garbage;
 pub mod image_gc;
 pub mod image_peers;

@@ -23,6 +23,10 @@ pub struct Amounts {
     pub rss_bytes: Option<u64>,
     /// Bytes that there may be.
     pub limit_bytes: Option<u64>,
+    /// Bytes read from and written to disks.
+    pub io_bytes: Option<(u64, u64)>,
+    /// How often that was done.
+    pub io_operations: Option<(u64, u64)>,
 }
 
 /// A container, as read.
@@ -30,6 +34,10 @@ pub struct Amounts {
 pub struct OfContainer {
     /// Its name.
     pub name: String,
+    /// Its id.
+    pub id: String,
+    /// Its image's name.
+    pub image: String,
     /// Milliseconds since the epoch.
     pub started_ms: i64,
     /// What it uses.
@@ -38,6 +46,8 @@ pub struct OfContainer {
     pub writable_bytes: Option<u64>,
     /// Bytes of its logs.
     pub log_bytes: Option<u64>,
+    /// Processes and threads.
+    pub pids: Option<u64>,
 }
 
 /// A pod, as read.
@@ -91,6 +101,8 @@ pub struct OfNode {
     pub disk: Disk,
     /// Most processes and threads, and those that there are.
     pub pids: (u64, u64),
+    /// Cores.
+    pub cpus: u64,
 }
 
 /// The answer.
@@ -107,6 +119,8 @@ struct NodeStats {
     start_time: Time,
     cpu: CpuStats,
     memory: MemoryStats,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    io: Option<IoStats>,
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<NetworkStats>,
     fs: FsStats,
@@ -135,6 +149,8 @@ struct PodStats {
     containers: Vec<ContainerStats>,
     cpu: CpuStats,
     memory: MemoryStats,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    io: Option<IoStats>,
     #[serde(skip_serializing_if = "Option::is_none")]
     network: Option<NetworkStats>,
     #[serde(rename = "volume", skip_serializing_if = "Vec::is_empty")]
@@ -165,6 +181,8 @@ struct ContainerStats {
     cpu: CpuStats,
     memory: MemoryStats,
     #[serde(skip_serializing_if = "Option::is_none")]
+    io: Option<IoStats>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     rootfs: Option<FsStats>,
     #[serde(skip_serializing_if = "Option::is_none")]
     logs: Option<FsStats>,
@@ -192,6 +210,21 @@ struct MemoryStats {
     working_set_bytes: Option<u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rss_bytes: Option<u64>,
+}
+
+/// Kubernetes' has the pressure of it alone: the counters are Troupe's own.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct IoStats {
+    time: Time,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    read_operations: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    write_operations: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -231,7 +264,7 @@ struct FsStats {
 }
 
 /// The name of a pod's device, as all network plugins call it.
-const POD_DEVICE: &str = "eth0";
+pub(super) const POD_DEVICE: &str = "eth0";
 
 /// The summary of what was read at this time.
 pub fn summary(at_ms: i64, node: OfNode, pods: Vec<OfPod>) -> Summary {
@@ -256,6 +289,7 @@ pub fn summary(at_ms: i64, node: OfNode, pods: Vec<OfPod>) -> Summary {
         start_time: time(node.started_ms),
         cpu,
         memory,
+        io: io(at_ms, &node.amounts),
         network: node.network.map(|(name, received, sent)| network(at_ms, name, (received, sent))),
         // Images are on the same disk.
         runtime: RuntimeStats { image_fs: of_node.clone() },
@@ -278,6 +312,7 @@ fn of_pod(at_ms: i64, pod: OfPod, fs: &dyn Fn(u64) -> FsStats) -> PodStats {
         containers: pod.containers.into_iter().map(|container| of_container(at_ms, container, fs)).collect(),
         cpu,
         memory,
+        io: io(at_ms, &pod.amounts),
         network: pod.network.map(|bytes| network(at_ms, POD_DEVICE.into(), bytes)),
         volumes: volumes.into_iter().map(|(name, bytes)| VolumeStats { fs: fs(bytes), name }).collect(),
         ephemeral_storage: whole.map(fs),
@@ -292,6 +327,7 @@ fn of_container(at_ms: i64, container: OfContainer, fs: &dyn Fn(u64) -> FsStats)
         start_time: time(container.started_ms),
         cpu,
         memory,
+        io: io(at_ms, &container.amounts),
         rootfs: container.writable_bytes.map(fs),
         logs: container.log_bytes.map(fs),
     }
@@ -311,6 +347,16 @@ fn both(at_ms: i64, of: &Amounts) -> (CpuStats, MemoryStats) {
         rss_bytes: of.rss_bytes,
     };
     (cpu, memory)
+}
+
+fn io(at_ms: i64, of: &Amounts) -> Option<IoStats> {
+    (of.io_bytes.is_some() || of.io_operations.is_some()).then(|| IoStats {
+        time: time(at_ms),
+        read_bytes: of.io_bytes.map(|(read, _)| read),
+        write_bytes: of.io_bytes.map(|(_, written)| written),
+        read_operations: of.io_operations.map(|(reads, _)| reads),
+        write_operations: of.io_operations.map(|(_, writes)| writes),
+    })
 }
 
 fn network(at_ms: i64, name: String, (rx_bytes, tx_bytes): (u64, u64)) -> NetworkStats {
@@ -333,6 +379,8 @@ mod tests {
             working_set_bytes: Some(30),
             rss_bytes: Some(20),
             limit_bytes: Some(100),
+            io_bytes: Some((11, 12)),
+            io_operations: None,
         };
         let container = OfContainer {
             name: "c".into(),
@@ -380,6 +428,7 @@ mod tests {
                 {"name": "c", "startTime": start,
                  "cpu": {"time": at, "usageNanoCores": 5, "usageCoreNanoSeconds": 9},
                  "memory": {"time": at, "availableBytes": 70, "usageBytes": 40, "workingSetBytes": 30, "rssBytes": 20},
+                 "io": {"time": at, "readBytes": 11, "writeBytes": 12},
                  "rootfs": fs(1), "logs": fs(2)},
                 {"name": "d", "startTime": start, "cpu": {"time": at}, "memory": {"time": at}},
             ])

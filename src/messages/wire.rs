@@ -276,6 +276,10 @@ pub enum Open {
     Actors,
     /// master → node: as [`Open::Logs`], but only lines of the last so many seconds, by the node's clock: it stamped them.
     LogsOfLast(LogRequest, u64),
+    /// master → node: the kubelet's `metrics/resource` comes back, as [`crate::logic::exposition`] has it.
+    ResourceMetrics,
+    /// master → node: the kubelet's `metrics/cadvisor` comes back, likewise.
+    CadvisorMetrics,
 }
 
 /// Answer to [`Open`].

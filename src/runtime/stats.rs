@@ -34,10 +34,36 @@ pub struct Usage {
     pub rss_bytes: Option<u64>,
     /// Bytes read from and written to disks since it started.
     pub io_bytes: Option<(u64, u64)>,
+    /// How often it read from and wrote to them.
+    pub io_operations: Option<(u64, u64)>,
     /// Bytes of its writable layer.
     pub writable_bytes: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
+}
+
+impl Usage {
+    /// What both have used; what only one is known to have is that.
+    pub fn plus(&self, other: &Usage) -> Usage {
+        let sum = |a: Option<u64>, b: Option<u64>| match (a, b) {
+            (Some(a), Some(b)) => Some(a.saturating_add(b)),
+            (a, b) => a.or(b),
+        };
+        let both = |a: Option<(u64, u64)>, b: Option<(u64, u64)>| match (a, b) {
+            (Some(a), Some(b)) => Some((a.0.saturating_add(b.0), a.1.saturating_add(b.1))),
+            (a, b) => a.or(b),
+        };
+        Usage {
+            cpu_ns: sum(self.cpu_ns, other.cpu_ns),
+            working_set_bytes: sum(self.working_set_bytes, other.working_set_bytes),
+            memory_bytes: sum(self.memory_bytes, other.memory_bytes),
+            rss_bytes: sum(self.rss_bytes, other.rss_bytes),
+            io_bytes: both(self.io_bytes, other.io_bytes),
+            io_operations: both(self.io_operations, other.io_operations),
+            writable_bytes: sum(self.writable_bytes, other.writable_bytes),
+            pids: sum(self.pids, other.pids),
+        }
+    }
 }
 
 /// Network devices and the bytes that each received and sent, as `/proc/net/dev` has them: lines

@@ -1,6 +1,9 @@
 //! Cases: what pods and containers use is told.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use troupe::{
     model::Uid,
@@ -80,4 +83,23 @@ pub async fn a_writable_layer_is_measured<H: Harness>(bench: &mut Bench<H>) {
     let usage =
         until_used(bench, &id, |usage| usage.writable_bytes.is_some_and(|bytes| bytes >= 100_000)).await;
     assert!(usage.writable_bytes.unwrap() < 1_000_000, "{usage:?}");
+}
+
+pub async fn what_a_container_writes_to_the_disk_is_counted<H: Harness>(bench: &mut Bench<H>) {
+    bench.sandbox("a").await;
+    let text = format!("/big={}", "x".repeat(100_000));
+    let mut config = bench.hello("c", &["--write", &text, "--print", "written"]);
+    // The image's own user may not write there.
+    config.security.user = Some(0);
+    let id = bench.start("a", config).await;
+    bench.line("c", "written").await;
+    // The engine reads cgroups, and those of version 1 count nothing of late: what it does not know it does not tell.
+    if bench.runtime().name() == "docker" && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        assert_eq!(of(bench, "a", &id).await.unwrap().io_bytes.filter(|io| *io == (0, 0)), None);
+        return;
+    }
+    let written = |usage: &Usage| usage.io_bytes.is_some_and(|(_, written)| written >= 100_000);
+    until_used(bench, &id, written).await;
+    let pod = of_pod(bench, "a").await.unwrap();
+    assert!(written(&pod.total), "{pod:?}");
 }

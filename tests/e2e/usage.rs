@@ -123,6 +123,62 @@ fn the_summary_of_a_node_tells_what_it_its_pods_and_their_containers_use() {
 }
 
 #[test]
+fn prometheus_finds_what_a_node_and_its_pods_use_under_the_names_it_knows() {
+    if !ready() {
+        return;
+    }
+    let cluster = shared();
+    let ns = "scraped";
+    cluster.namespace(ns);
+    let much = format!("/v/much={}", "x".repeat(100_000));
+    let mut busy = hello("busy", &["--burn-cpu", "1h", "--allocate", "40Mi", "--write", &much]);
+    busy["volumeMounts"] = json!([{"name": "v", "mountPath": "/v"}]);
+    let mut pod = bare_pod("one", "Always", &[busy]);
+    pod["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+    cluster.apply(ns, &pod);
+    let pod = cluster.until_pod(ns, "one", "ready", is_ready);
+    let node = text(&pod["spec"]["nodeName"]);
+    let page = |name: &str| {
+        cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/metrics/{name}")])
+    };
+    let own = ["container=\"busy\"".to_owned(), format!("namespace=\"{ns}\""), "pod=\"one\"".to_owned()];
+    let value = |page: &str, metric: &str, labels: &[String]| -> Option<f64> {
+        let lines = page
+            .lines()
+            .filter(|line| line.strip_prefix(metric).is_some_and(|rest| rest.starts_with(['{', ' '])));
+        let mut found = lines.filter(|line| labels.iter().all(|label| line.contains(label.as_str())));
+        found.next()?.rsplit(' ').nth(1)?.parse().ok()
+    };
+    until("its use is told", || {
+        let resource = page("resource").result()?;
+        let cadvisor = page("cadvisor").result()?;
+        let of = |page: &str, metric: &str| value(page, metric, &own).unwrap_or(0.0);
+        let held = f64::from(40 << 20);
+        let told = of(&resource, "container_cpu_usage_seconds_total") > 0.1
+            && of(&resource, "container_memory_working_set_bytes") >= held
+            && of(&resource, "container_start_time_seconds") > 1e9
+            && value(&resource, "pod_cpu_usage_seconds_total", &own[1..]).is_some_and(|used| used > 0.1)
+            && value(&resource, "node_memory_working_set_bytes", &[]).is_some_and(|used| used > held)
+            && of(&cadvisor, "container_cpu_usage_seconds_total") > 0.1
+            && of(&cadvisor, "container_memory_working_set_bytes") >= held
+            && of(&cadvisor, "container_fs_writes_bytes_total") >= 100_000.0
+            && value(&cadvisor, "container_fs_reads_bytes_total", &own).is_some()
+            && value(&cadvisor, "container_network_receive_bytes_total", &own[1..]).is_some()
+            && value(&cadvisor, "container_network_transmit_bytes_total", &own[1..]).is_some()
+            && value(&cadvisor, "machine_cpu_cores", &[]).is_some_and(|cores| cores >= 1.0);
+        check(told, || format!("{resource}\n{cadvisor}"))
+    });
+    let path = format!("/api/v1/nodes/{node}/proxy/stats/summary");
+    let summary: Value = serde_json::from_str(&cluster.kubectl(&["get", "--raw", &path]).ok()).unwrap();
+    let mine = |of: &&Value| of["podRef"]["uid"] == pod["metadata"]["uid"];
+    let found = summary["pods"].as_array().unwrap().iter().find(mine).unwrap();
+    for io in [&found["io"], &found["containers"][0]["io"]] {
+        assert!(io["writeBytes"].as_u64() >= Some(100_000) && io["readBytes"].is_u64(), "{found}");
+    }
+    assert!(page("none").fails().contains("could not find the requested resource"));
+}
+
+#[test]
 fn a_pod_that_uses_more_of_the_disk_than_it_may_is_evicted() {
     if !ready() {
         return;

@@ -148,6 +148,8 @@ pub fn open() -> Vec<Open> {
         Open::ImagePart(ImagePart { node: "n".into(), image: "i".into(), digest: "d".into() }),
         Open::Actors,
         Open::LogsOfLast(log_request(), 60),
+        Open::ResourceMetrics,
+        Open::CadvisorMetrics,
     ]
 }
 
@@ -221,9 +223,11 @@ fn every_variant_has_its_golden_bytes() {
             Open::ImagePart(_) => 15,
             Open::Actors => 16,
             Open::LogsOfLast(..) => 17,
+            Open::ResourceMetrics => 18,
+            Open::CadvisorMetrics => 19,
         })
         .collect::<Vec<_>>();
-    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17]);
+    assert_eq!(open, [0, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 14, 15, 16, 17, 18, 19]);
     let opened = opened()
         .iter()
         .map(|m| match m {
@@ -294,6 +298,8 @@ fn openings_of_byte_streams_have_their_bytes_for_ever() {
         0d016e01690164
         0e
         0f026e7301700275310163010001010a01fce0220200003c
+        10
+        11
         ",
     );
     golden(

@@ -59,11 +59,15 @@ impl Kubelet {
 
 /// Sends an answer as JSON.
 pub(super) fn answer(responder: Responder, answer: &impl serde::Serialize) {
-    let json = serde_json::to_vec(answer).unwrap_or_default();
+    send(responder, serde_json::to_vec(answer).unwrap_or_default());
+}
+
+/// Sends an answer as it is.
+pub(super) fn send(responder: Responder, answer: Vec<u8>) {
     tokio::spawn(async move {
         let Ok(mut stream) = responder.accept().await else { return };
         let sent = async {
-            stream.write.write_all(&json).await?;
+            stream.write.write_all(&answer).await?;
             stream.write.shutdown().await
         };
         if let Err(error) = sent.await {

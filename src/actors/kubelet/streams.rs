@@ -22,6 +22,7 @@ use super::{
     context::{NodeContext, now_ms},
     images,
     pod::ImagesChanged,
+    summary::Page,
 };
 use crate::{
     messages::wire::{self, ByteStream, ImageAnswer, ImageLoad, LogRequest, Open, PullLine},
@@ -115,7 +116,9 @@ impl Handler<StreamAsked> for Kubelet {
                 tokio::spawn(remove_image(self.seed.node.clone(), name, responder, ctx.address()));
             }
             Open::Stats => self.tell_usage(responder, ctx),
-            Open::Summary => self.tell_summary(responder, ctx),
+            Open::Summary => self.tell_summary(Page::Summary, responder, ctx),
+            Open::ResourceMetrics => self.tell_summary(Page::Resource, responder, ctx),
+            Open::CadvisorMetrics => self.tell_summary(Page::Cadvisor, responder, ctx),
             Open::Reach(address) => {
                 tokio::spawn(super::reach::answer(address, self.seed.probe.clone(), responder));
             }

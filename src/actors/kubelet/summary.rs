@@ -1,11 +1,13 @@
-//! Answers the kubelet's Summary API: what the node and its pods use, as it is right now.
+//! Answers the kubelet's Summary API and its pages for Prometheus: what the node and its pods use, as it is right now.
 //!
-//! Owns: gathering, and how large pods' files are. The form is [`crate::logic::summary`]. Limits: logs and volumes are measured
+//! Owns: gathering, and how large pods' files are. The forms are [`crate::logic::summary`] and
+//! [`crate::logic::exposition`]. Limits: logs and volumes are measured
 //! by walking through them, so what was measured last is told again for a while: a hundred times as long as it took.
 
 use std::{
     collections::HashMap,
     fs,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -24,6 +26,7 @@ use super::{
 use crate::{
     actors::outside,
     logic::{
+        exposition,
         pod::config::{Places, sizes},
         summary::{Amounts, Disk, OfContainer, OfNode, OfPod, summary},
         usage::{NodeUsage, Reading},
@@ -45,6 +48,17 @@ pub(super) struct Measured {
     files: Arc<HashMap<Uid, Files>>,
 }
 
+/// What is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Page {
+    /// `stats/summary`.
+    Summary,
+    /// `metrics/resource`.
+    Resource,
+    /// `metrics/cadvisor`.
+    Cadvisor,
+}
+
 /// A pod to be told of.
 struct Subject {
     pod: Arc<v1::Pod>,
@@ -54,8 +68,8 @@ struct Subject {
 }
 
 impl Kubelet {
-    /// Answers with the summary.
-    pub(super) fn tell_summary(&mut self, responder: Responder, ctx: &mut Context<Self>) {
+    /// Answers with the summary, or with a page for Prometheus.
+    pub(super) fn tell_summary(&mut self, page: Page, responder: Responder, ctx: &mut Context<Self>) {
         let (node, known, measured) = (self.seed.node.clone(), self.known(), self.measured.clone());
         let subjects = self.pods.iter().map(|(uid, entry)| {
             let (pod, text) = (entry.pod(), |text: &Option<String>| text.clone().unwrap_or_default());
@@ -66,10 +80,14 @@ impl Kubelet {
         let subjects: HashMap<Uid, Subject> = subjects.collect();
         let work = async move {
             let read = stats::read(&node, &known).await?;
-            let files = measure(&measured, &subjects).await;
+            let files = match page {
+                Page::Summary => measure(&measured, &subjects).await,
+                // Nothing there is about logs and volumes.
+                Page::Resource | Page::Cadvisor => Arc::default(),
+            };
             Ok::<_, RuntimeError>((node, known, subjects, read, files))
         };
-        ctx.spawn(work.into_actor(self).map(|outcome, kubelet, _| {
+        ctx.spawn(work.into_actor(self).map(move |outcome, kubelet, _| {
             let (node, known, subjects, (reading, all), files) = match outcome {
                 Ok(gathered) => gathered,
                 Err(error) => return refuse(responder, 503, error.to_string()),
@@ -82,7 +100,16 @@ impl Kubelet {
                 Some(of_pod(pod, subject, &known, files.get(&pod.uid), &rates))
             });
             of_machine.amounts.cpu_nano = rates.machine.map(|rate| rate.cpu_nano);
-            stats::answer(responder, &summary(at_ms, of_machine, pods.collect()));
+            let pods: Vec<OfPod> = pods.collect();
+            match page {
+                Page::Summary => stats::answer(responder, &summary(at_ms, of_machine, pods)),
+                Page::Resource => {
+                    stats::send(responder, exposition::resource(at_ms, &of_machine, &pods).into_bytes());
+                }
+                Page::Cadvisor => {
+                    stats::send(responder, exposition::cadvisor(at_ms, &of_machine, &pods).into_bytes());
+                }
+            }
         }));
     }
 }
@@ -114,6 +141,8 @@ fn amounts(usage: &Usage) -> Amounts {
         working_set_bytes: usage.working_set_bytes,
         rss_bytes: usage.rss_bytes,
         limit_bytes: None,
+        io_bytes: usage.io_bytes,
+        io_operations: usage.io_operations,
     }
 }
 
@@ -129,8 +158,14 @@ fn of_pod(
     let rates = rates.map(|of| of.containers.as_slice()).unwrap_or_default();
     let rate = |name: &str| rates.iter().find(|(of, _)| of == name).map(|(_, rate)| rate.cpu_nano);
     let spec = subject.pod.spec.as_ref();
+    let lasting = |name: &str| spec?.containers.iter().find(|container| container.name == name);
+    let image = |name: &str| {
+        let others = spec.and_then(|spec| spec.init_containers.as_ref()).into_iter().flatten();
+        let container = lasting(name).or_else(|| others.into_iter().find(|container| container.name == name));
+        container.and_then(|container| container.image.clone()).unwrap_or_default()
+    };
     let limit = |name: &str| {
-        let container = spec?.containers.iter().find(|container| container.name == name)?;
+        let container = lasting(name)?;
         let limit = sizes(container.resources.as_ref()).memory_limit_bytes;
         u64::try_from(limit).ok().filter(|bytes| *bytes > 0)
     };
@@ -142,6 +177,9 @@ fn of_pod(
             let (cpu_nano, limit_bytes) = (rate(&name), limit(&name));
             Some(OfContainer {
                 amounts: Amounts { cpu_nano, limit_bytes, ..amounts(usage) },
+                id: id.0.clone(),
+                image: image(&name),
+                pids: usage.pids,
                 writable_bytes: usage.writable_bytes,
                 log_bytes: files.map(|files| files.logs.get(&name).copied().unwrap_or(0)),
                 name,
@@ -175,6 +213,7 @@ fn of_node(node: &NodeContext, reading: &Reading) -> OfNode {
     let (pids_left, pids) = left.pids;
     let memory = read("/proc/meminfo");
     let line = |name: &str| Some(machine::meminfo(&memory, name)).filter(|bytes| *bytes > 0);
+    let io = disks_io(&read("/proc/diskstats"), is_disk);
     let inodes = nix::sys::statvfs::statvfs(&node.dir).map_or((0, 0), |s| (s.files(), s.files_available()));
     OfNode {
         name: node.name.clone(),
@@ -186,11 +225,39 @@ fn of_node(node: &NodeContext, reading: &Reading) -> OfNode {
             working_set_bytes: reading.machine.memory_bytes,
             rss_bytes: line("AnonPages:"),
             limit_bytes: line("MemTotal:"),
+            io_bytes: io.map(|(bytes, _)| bytes),
+            io_operations: io.map(|(_, operations)| operations),
         },
         network: default_device(&read("/proc/net/route"), &read("/proc/net/dev")),
         disk: Disk { bytes: left.disk.1, free_bytes: left.disk.0, inodes: inodes.0, free_inodes: inodes.1 },
         pids: (pids, pids.saturating_sub(pids_left)),
+        cpus: std::thread::available_parallelism().map_or(0, |n| u64::try_from(n.get()).unwrap_or(0)),
     }
+}
+
+/// Whether a device is a disk of its own: partitions and what is made of other devices would be counted twice.
+fn is_disk(name: &str) -> bool {
+    let device = Path::new("/sys/block").join(name.replace('/', "!"));
+    let made_of = fs::read_dir(device.join("slaves")).map_or(0, Iterator::count);
+    let virtual_ones = ["loop", "ram", "zram"];
+    device.exists() && made_of == 0 && !virtual_ones.iter().any(|kind| name.starts_with(kind))
+}
+
+/// Two numbers of what was read and what was written.
+type Moved = (u64, u64);
+
+/// Bytes read from and written to all disks, and how often, from `/proc/diskstats`: lines
+/// `8 0 sda READS merged SECTORS ms WRITES merged SECTORS …`, a sector being 512 bytes whatever the disk's are.
+fn disks_io(stats: &str, is_disk: impl Fn(&str) -> bool) -> Option<(Moved, Moved)> {
+    let of_disk = |line: &str| {
+        let mut words = line.split_whitespace().skip(2);
+        words.next().filter(|name| is_disk(name))?;
+        let numbers: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
+        let at = |index: usize| numbers.get(index).copied();
+        Some(((at(2)?.saturating_mul(512), at(6)?.saturating_mul(512)), (at(0)?, at(4)?)))
+    };
+    let plus = |a: Moved, b: Moved| (a.0.saturating_add(b.0), a.1.saturating_add(b.1));
+    stats.lines().filter_map(of_disk).reduce(|a, b| (plus(a.0, b.0), plus(a.1, b.1)))
 }
 
 /// When the machine was started, from `/proc/stat`: a line `btime 1700000000`.
@@ -214,6 +281,16 @@ fn default_device(routes: &str, all: &str) -> Option<(String, u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_disks_have_read_and_written_is_that_of_whole_ones() {
+        let stats = "   8       0 sda 10 1 4 9 20 2 6 9 0 9 9 0 0 0 0\n   8       1 sda1 9 1 4 9 9 2 6 9 0 9 9\n\
+                     253 0 vda 1 0 1 0 1 0 1 0 0 0 0\n 7 0 loop0 5\n";
+        let whole = |name: &str| ["sda", "vda", "loop0"].contains(&name);
+        assert_eq!(disks_io(stats, whole), Some(((5 * 512, 7 * 512), (11, 21))));
+        assert_eq!(disks_io(stats, |_| false), None);
+        assert!(!is_disk("none") && !is_disk("loop0"));
+    }
 
     #[test]
     fn the_nodes_network_is_the_device_that_leads_everywhere() {

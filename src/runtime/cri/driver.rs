@@ -26,8 +26,10 @@ use super::{
 use crate::{
     model::Uid,
     runtime::{
-        RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus, exchange::Exchange, hosts,
-        native::cgroup::Hierarchies,
+        RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+        exchange::Exchange,
+        hosts,
+        native::{cgroup::Hierarchies, processes::Steady},
     },
 };
 
@@ -49,7 +51,9 @@ pub(super) struct Driver {
     pub exchange: Exchange,
     pub network: AsyncMutex<Network>,
     /// Pods' cgroups are made here; systemd's are not.
-    cgroups: Option<Hierarchies>,
+    pub(super) cgroups: Option<Hierarchies>,
+    /// Counters that were summed up over processes.
+    pub(super) steady: Steady,
     /// Cgroups are of version 2.
     unified: bool,
     /// Held while a sandbox changes.
@@ -83,6 +87,7 @@ impl Driver {
             network: AsyncMutex::new(Network::new(found)),
             unified: hierarchies.unified(),
             cgroups: own.then_some(hierarchies),
+            steady: Steady::default(),
             locks: Mutex::default(),
             programs: Programs::default(),
             addresses: Mutex::default(),

@@ -62,7 +62,7 @@ impl Driver {
         for (pod, stats, id, kind) in told {
             let (Some(stats), Some(of)) = (stats, all.iter_mut().find(|of| of.uid == pod)) else { continue };
             let usage = Usage { writable_bytes: sizes.get(&id).copied(), ..usage(&stats) };
-            add(&mut of.total, &usage);
+            of.total = of.total.plus(&usage);
             match kind {
                 Kind::Sandbox => of.network = traffic(&stats),
                 Kind::Container => of.containers.push((ContainerId(id), usage)),
@@ -99,41 +99,38 @@ impl Driver {
     }
 }
 
-fn add(total: &mut Usage, usage: &Usage) {
-    let sum = |a: Option<u64>, b: Option<u64>| if a.is_none() { b } else { Some(a? + b.unwrap_or(0)) };
-    total.cpu_ns = sum(total.cpu_ns, usage.cpu_ns);
-    total.working_set_bytes = sum(total.working_set_bytes, usage.working_set_bytes);
-    total.memory_bytes = sum(total.memory_bytes, usage.memory_bytes);
-    total.rss_bytes = sum(total.rss_bytes, usage.rss_bytes);
-    total.writable_bytes = sum(total.writable_bytes, usage.writable_bytes);
-    total.pids = sum(total.pids, usage.pids);
-    total.io_bytes = match (total.io_bytes, usage.io_bytes) {
-        (Some((read, written)), Some((more, too))) => Some((read + more, written + too)),
-        (one, other) => one.or(other),
-    };
-}
-
 fn usage(stats: &ContainerStatsResponse) -> Usage {
     let memory = stats.memory_stats.as_ref();
     let memory_bytes = memory.and_then(|memory| memory.usage);
     let of = |name: &str| memory?.stats.as_ref()?.get(name).copied();
     // The first is of the cgroups of version 1, the other of version 2.
     let inactive = of("total_inactive_file").or_else(|| of("inactive_file"));
-    let blocks = stats.blkio_stats.as_ref().and_then(|io| io.io_service_bytes_recursive.as_ref());
-    let moved = |op: &str| {
-        let entries = blocks.into_iter().flatten();
-        let of_op = entries.filter(|e| e.op.as_deref().is_some_and(|other| other.eq_ignore_ascii_case(op)));
-        of_op.filter_map(|entry| entry.value).sum::<u64>()
-    };
+    let blocks = stats.blkio_stats.as_ref();
     Usage {
         cpu_ns: stats.cpu_stats.as_ref().and_then(|cpu| cpu.cpu_usage.as_ref()?.total_usage),
         working_set_bytes: memory_bytes.map(|bytes| bytes.saturating_sub(inactive.unwrap_or(0))),
         memory_bytes,
         rss_bytes: of("total_rss").or_else(|| of("anon")),
-        io_bytes: blocks.map(|_| (moved("read"), moved("write"))),
+        io_bytes: blocks.and_then(|io| moved(io.io_service_bytes_recursive.as_ref()?)),
+        // Cgroups of version 2 count operations as well, but the engine tells of them with version 1 alone.
+        io_operations: blocks.and_then(|io| moved(io.io_serviced_recursive.as_ref()?)),
         writable_bytes: None,
         pids: stats.pids_stats.as_ref().and_then(|pids| pids.current),
     }
+}
+
+/// What was read and written, of all devices; `None` where the engine lists none: kernels of late count nothing in cgroups of
+/// version 1 while nobody is throttled.
+fn moved(entries: &[bollard::models::ContainerBlkioStatEntry]) -> Option<(u64, u64)> {
+    if entries.is_empty() {
+        return None;
+    }
+    let of = |name: &str| {
+        let of_op =
+            entries.iter().filter(|e| e.op.as_deref().is_some_and(|op| op.eq_ignore_ascii_case(name)));
+        of_op.filter_map(|entry| entry.value).sum::<u64>()
+    };
+    Some((of("read"), of("write")))
 }
 
 fn traffic(stats: &ContainerStatsResponse) -> Option<(u64, u64)> {

@@ -1,4 +1,4 @@
-//! What pods and containers use: read from their cgroups, their network devices and their writable layers.
+//! What pods and containers use: read from their cgroups (else from their processes), network devices and writable layers.
 //!
 //! Owns: which file of which cgroup version says what. Invariant: what cannot be read is `None`, never a guess. Reading
 //! costs a few small files a container; how large a writable layer is takes a walk through it, so that is remembered, and
@@ -12,7 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{cgroup::Hierarchies, pod::Pod};
+use super::{
+    cgroup::Hierarchies,
+    pod::Pod,
+    processes::{self, Steady, Table},
+};
 use crate::runtime::{ContainerId, ContainerState, SandboxStats, Usage, devices, disk::tree_bytes};
 
 /// How old a writable layer's size may be: the kubelet's own housekeeping looks once a minute.
@@ -20,9 +24,12 @@ const LEAST_AGE: Duration = Duration::from_secs(30);
 /// A walk takes at most this share of a core: one hundredth.
 const SHARE: u32 = 100;
 
-/// Sizes of writable layers as last seen.
+/// Sizes of writable layers as last seen, and counters that were summed up.
 #[derive(Debug, Default)]
-pub(super) struct Layers(Mutex<HashMap<ContainerId, Seen>>);
+pub(super) struct Layers {
+    sizes: Mutex<HashMap<ContainerId, Seen>>,
+    steady: Steady,
+}
 
 #[derive(Clone, Copy, Debug)]
 struct Seen {
@@ -33,7 +40,7 @@ struct Seen {
 impl Layers {
     fn bytes(&self, id: &ContainerId, dir: &Path) -> u64 {
         // Each change is one call on the map.
-        let lock = || self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lock = || self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = Instant::now();
         if let Some(seen) = lock().get(id).filter(|seen| seen.again > begun) {
             return seen.bytes;
@@ -45,7 +52,8 @@ impl Layers {
     }
 
     fn keep(&self, known: &HashSet<ContainerId>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| known.contains(id));
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| known.contains(id));
+        self.steady.keep(known);
     }
 }
 
@@ -57,13 +65,20 @@ pub(super) fn of_pods(
 ) -> Vec<SandboxStats> {
     let mut known = HashSet::new();
     let mut all = Vec::new();
+    let table = matches!(hierarchies, Hierarchies::Missing).then(Table::read);
     for pod in pods.iter().filter(|pod| pod.ready()) {
         let group = &pod.record.cgroup;
         let mut containers = Vec::new();
         for status in pod.container_statuses() {
             known.insert(status.id.clone());
             if status.state == ContainerState::Running {
-                let mut usage = read(hierarchies, &group.join(&status.id.0));
+                let mut usage = match (&table, status.pid) {
+                    // Without cgroups, the processes themselves.
+                    (Some(table), Some(pid)) => {
+                        layers.steady.read(&status.id, || processes::sum(&table.of_container(pid)))
+                    }
+                    _ => with_io(hierarchies, &group.join(&status.id.0), &layers.steady, &status.id),
+                };
                 let layer = pod.dir.container(&status.id).writable().join("upper");
                 usage.writable_bytes = Some(layers.bytes(&status.id, &layer));
                 containers.push((status.id, usage));
@@ -78,6 +93,9 @@ pub(super) fn of_pods(
         total.rss_bytes = total.rss_bytes.or_else(|| sum(|usage| usage.rss_bytes));
         total.pids = total.pids.or_else(|| sum(|usage| usage.pids));
         total.writable_bytes = sum(|usage| usage.writable_bytes);
+        let io = containers.iter().fold(Usage::default(), |io, (_, usage)| io.plus(usage));
+        total.io_bytes = total.io_bytes.or(io.io_bytes);
+        total.io_operations = total.io_operations.or(io.io_operations);
         let network = pod.network_namespace().ok().flatten().and_then(|namespace| traffic(&namespace));
         all.push(SandboxStats { uid: pod.uid.clone(), total, network, containers });
     }
@@ -98,10 +116,9 @@ fn read(hierarchies: &Hierarchies, group: &Path) -> Usage {
                 working_set_bytes: working_set(memory.as_ref(), memory_bytes, "total_inactive_file"),
                 memory_bytes,
                 rss_bytes: text(memory.as_ref(), "memory.stat").and_then(|text| value(&text, "total_rss")),
-                io_bytes: text(dir("blkio").as_ref(), "blkio.throttle.io_service_bytes_recursive")
-                    .map(|text| v1_io(&text)),
                 writable_bytes: None,
                 pids: number(dir("pids").as_ref(), "pids.current"),
+                ..io(hierarchies, group)
             }
         }
         Hierarchies::V2(root) => {
@@ -114,13 +131,71 @@ fn read(hierarchies: &Hierarchies, group: &Path) -> Usage {
                 working_set_bytes: working_set(dir.as_ref(), memory_bytes, "inactive_file"),
                 memory_bytes,
                 rss_bytes: text(dir.as_ref(), "memory.stat").and_then(|text| value(&text, "anon")),
-                io_bytes: text(dir.as_ref(), "io.stat").map(|text| v2_io(&text)),
                 writable_bytes: None,
                 pids: number(dir.as_ref(), "pids.current"),
+                ..io(hierarchies, group)
             }
         }
         Hierarchies::Missing => Usage::default(),
     }
+}
+
+/// What a container's group uses. Where the kernel does not count there what is read and written, its processes' counters.
+fn with_io(hierarchies: &Hierarchies, group: &Path, steady: &Steady, id: &ContainerId) -> Usage {
+    let usage = read(hierarchies, group);
+    let io = container_io(hierarchies, group, steady, id);
+    Usage { io_bytes: io.io_bytes, io_operations: io.io_operations, ..usage }
+}
+
+/// What a container's processes have read from and written to disks, and nothing else.
+pub(in crate::runtime) fn container_io(
+    hierarchies: &Hierarchies,
+    group: &Path,
+    steady: &Steady,
+    id: &ContainerId,
+) -> Usage {
+    let told = io(hierarchies, group);
+    if told.io_bytes.is_some() {
+        return told;
+    }
+    let inside = group.strip_prefix("/").unwrap_or(group);
+    let root = match hierarchies {
+        Hierarchies::V1(mounts) => mounts.get("pids").or_else(|| mounts.values().next()),
+        Hierarchies::V2(root) => Some(root),
+        Hierarchies::Missing => None,
+    };
+    steady.read(id, || processes::sum_io(&root.map(|root| pids(&root.join(inside))).unwrap_or_default()))
+}
+
+/// The processes in a group and in those below it.
+fn pids(group: &Path) -> Vec<i32> {
+    let own = text(Some(&group.to_path_buf()), "cgroup.procs").unwrap_or_default();
+    let mut all: Vec<i32> = own.lines().filter_map(|line| line.parse().ok()).collect();
+    for entry in fs::read_dir(group).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            all.extend(pids(&entry.path()));
+        }
+    }
+    all
+}
+
+/// What the processes in a group have read from and written to disks, and nothing else.
+pub(in crate::runtime) fn io(hierarchies: &Hierarchies, group: &Path) -> Usage {
+    let inside = group.strip_prefix("/").unwrap_or(group);
+    let (io_bytes, io_operations) = match hierarchies {
+        Hierarchies::V1(mounts) => {
+            let dir = mounts.get("blkio").map(|root| root.join(inside));
+            let of = |file: &str| text(dir.as_ref(), file).and_then(|text| v1_io(&text));
+            (of("blkio.throttle.io_service_bytes_recursive"), of("blkio.throttle.io_serviced_recursive"))
+        }
+        Hierarchies::V2(root) => {
+            let stat = text(Some(&root.join(inside)), "io.stat");
+            let of = |read: &str, written: &str| stat.as_ref().map(|text| v2_io(text, read, written));
+            (of("rbytes=", "wbytes="), of("rios=", "wios="))
+        }
+        Hierarchies::Missing => (None, None),
+    };
+    Usage { io_bytes, io_operations, ..Usage::default() }
 }
 
 fn text(dir: Option<&PathBuf>, file: &str) -> Option<String> {
@@ -142,29 +217,31 @@ fn working_set(dir: Option<&PathBuf>, usage: Option<u64>, inactive: &str) -> Opt
     Some(usage?.saturating_sub(inactive))
 }
 
-/// Lines `8:0 Read 4096`.
-fn v1_io(text: &str) -> (u64, u64) {
+/// Lines `8:0 Read 4096`. Kernels of late count nothing at all there while nobody is throttled: then there is no device.
+fn v1_io(text: &str) -> Option<(u64, u64)> {
     let mut sums = (0_u64, 0_u64);
+    let mut known = false;
     for line in text.lines() {
         let mut words = line.split(' ').skip(1);
         let (Some(name), Some(Ok(bytes))) = (words.next(), words.next().map(str::parse::<u64>)) else {
             continue;
         };
         match name {
-            "Read" => sums.0 += bytes,
-            "Write" => sums.1 += bytes,
-            _ => {}
+            "Read" => sums.0 = sums.0.saturating_add(bytes),
+            "Write" => sums.1 = sums.1.saturating_add(bytes),
+            _ => continue,
         }
+        known = true;
     }
-    sums
+    known.then_some(sums)
 }
 
 /// Lines `8:0 rbytes=4096 wbytes=0 rios=1 …`.
-fn v2_io(text: &str) -> (u64, u64) {
+fn v2_io(text: &str, read: &str, written: &str) -> (u64, u64) {
     let sum = |name: &str| {
         text.split_whitespace().filter_map(|word| word.strip_prefix(name)?.parse::<u64>().ok()).sum()
     };
-    (sum("rbytes="), sum("wbytes="))
+    (sum(read), sum(written))
 }
 
 /// Bytes that came into and left a network namespace, given as `/proc/PID/ns/net`. The node's end of a pod's pair would
@@ -212,6 +289,7 @@ mod tests {
             memory_bytes: Some(1000),
             rss_bytes: Some(1),
             io_bytes: Some((10, 3)),
+            io_operations: Some((3, 2)),
             writable_bytes: None,
             pids: Some(4),
         };
@@ -222,7 +300,7 @@ mod tests {
                 ("cpu.stat", "usage_usec 7\nuser_usec 5\n"),
                 ("memory.current", "1000\n"),
                 ("memory.stat", "anon 1\ninactive_file_x 5\ninactive_file 100\n"),
-                ("io.stat", "8:0 rbytes=6 wbytes=3 rios=1\n8:16 rbytes=4 wbytes=0\n"),
+                ("io.stat", "8:0 rbytes=6 wbytes=3 rios=1 wios=2\n8:16 rbytes=4 wbytes=0 rios=2 wios=0\n"),
                 ("pids.current", "4\n"),
             ],
         );
@@ -235,7 +313,10 @@ mod tests {
         let stat = "rss 5\ntotal_rss 1\ninactive_file 1\ntotal_inactive_file 100\n";
         write(&group("memory"), &[("memory.usage_in_bytes", "1000\n"), ("memory.stat", stat)]);
         let io = "8:0 Read 10\n8:0 Write 3\n8:0 Total 13\nTotal 13\n";
-        write(&group("blkio"), &[("blkio.throttle.io_service_bytes_recursive", io)]);
+        let served = "8:0 Read 3\n8:0 Write 2\n8:0 Total 5\nTotal 5\n";
+        let throttle = |name: &str| format!("blkio.throttle.{name}_recursive");
+        let (bytes, operations) = (throttle("io_service_bytes"), throttle("io_serviced"));
+        write(&group("blkio"), &[(&bytes, io), (&operations, served)]);
         write(&group("pids"), &[("pids.current", "4\n")]);
         assert_eq!(read(&Hierarchies::V1(mounts), Path::new("/troupe/u")), expected);
         assert_eq!(read(&Hierarchies::Missing, Path::new("/troupe/u")), Usage::default());

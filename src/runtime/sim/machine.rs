@@ -330,6 +330,7 @@ impl State {
                 memory_bytes: Some(memory),
                 rss_bytes: Some(memory),
                 io_bytes: Some((0, 0)),
+                io_operations: Some((0, 0)),
                 writable_bytes: Some(0),
                 pids: Some(1),
             }
@@ -349,6 +350,7 @@ impl State {
                     memory_bytes: sum(|usage| usage.memory_bytes),
                     rss_bytes: sum(|usage| usage.rss_bytes),
                     io_bytes: Some((0, 0)),
+                    io_operations: Some((0, 0)),
                     writable_bytes: Some(0),
                     pids: sum(|usage| usage.pids),
                 };
