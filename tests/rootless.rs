@@ -284,6 +284,25 @@ fn an_ordinary_user_runs_pods_that_reach_each_other() {
         let counted = |name: &str| network[name].as_u64().is_some_and(|bytes| bytes > 0);
         assert_eq!(counted("rxBytes") && counted("txBytes"), own, "{pod}");
     }
+    // Without cgroups its processes are looked at one by one.
+    let of_a = summary["pods"].as_array().unwrap().iter().find(|pod| pod["podRef"]["name"] == "a").unwrap();
+    for memory in [&of_a["memory"], &of_a["containers"][0]["memory"]] {
+        assert!(memory["workingSetBytes"].as_u64() > Some(100_000), "{of_a}");
+    }
+    // What it holds is what the program of its image was told to, and somebody else's is not among it.
+    user.create(&pod("busy", json!({}), json!({"args": ["--burn-cpu", "1h", "--allocate", "40Mi"]})));
+    let top = |name: &str| -> Option<(u64, u64)> {
+        let out = said(&user.kubectl(&["top", "pod", name, "--no-headers"]));
+        let mut words = out.strip_prefix(name)?.split_whitespace();
+        let mut number = |unit: &str| words.next()?.strip_suffix(unit)?.parse().ok();
+        Some((number("m")?, number("Mi")?))
+    };
+    until("top shows what they use", || {
+        let (busy, idle) = (top("busy"), top("a"));
+        busy.is_some_and(|(cpu, memory)| cpu >= 50 && (40..200).contains(&memory))
+            && idle.is_some_and(|(cpu, memory)| cpu < 50 && memory < 40)
+    });
+    user.ok(&["delete", "pod", "busy", "--now"]);
     // Each sees the user that it asked for, its programs and those that are run beside them.
     for (name, uid, gid) in [("a", 65_532, 65_532), ("b", 1234, 4321), ("host", 0, 0)] {
         let seen: Value = serde_json::from_str(&user.hello(name, &["--describe"])).unwrap();
