@@ -49,9 +49,10 @@ pub(super) fn resolve(
     if !entry.name.is_empty() && !security.strict_groups {
         groups.extend(groups_of(group, entry.name));
     }
+    // As other runtimes have it: whoever drops the one further on still has what was given to it.
+    groups.push(gid);
     groups.sort_unstable();
     groups.dedup();
-    groups.retain(|&other| other != gid);
     let home = if entry.home.is_empty() { "/" } else { entry.home };
     Ok(Identity { uid: entry.uid, gid, groups, home: home.to_owned() })
 }
@@ -159,20 +160,20 @@ mod tests {
 
     #[test]
     fn names_numbers_and_security_settings_resolve_to_credentials() {
-        check("", None, None, (0, 0, &[7, 10], "/root"));
-        check("www", None, None, (33, 34, &[7, 10, 29], "/var/www"));
-        check("33", None, None, (33, 34, &[7, 10, 29], "/var/www"));
-        check("www:wheel", None, None, (33, 10, &[7, 29], "/var/www"));
-        check("1234", None, None, (1234, 0, &[7], "/"));
-        check("1234:99", None, None, (1234, 99, &[7], "/"));
-        check("www:wheel", Some(1000), None, (1000, 0, &[7], "/"));
-        check("www", Some(33), Some(5), (33, 5, &[7, 10, 29], "/var/www"));
+        check("", None, None, (0, 0, &[0, 7, 10], "/root"));
+        check("www", None, None, (33, 34, &[7, 10, 29, 34], "/var/www"));
+        check("33", None, None, (33, 34, &[7, 10, 29, 34], "/var/www"));
+        check("www:wheel", None, None, (33, 10, &[7, 10, 29], "/var/www"));
+        check("1234", None, None, (1234, 0, &[0, 7], "/"));
+        check("1234:99", None, None, (1234, 99, &[7, 99], "/"));
+        check("www:wheel", Some(1000), None, (1000, 0, &[0, 7], "/"));
+        check("www", Some(33), Some(5), (33, 5, &[5, 7, 10, 29], "/var/www"));
     }
 
     #[test]
     fn strict_groups_are_those_that_were_said() {
         let security = Security { supplemental_groups: vec![7], strict_groups: true, ..Security::default() };
-        assert_eq!(resolve(&security, "www", PASSWD, GROUP).unwrap().groups, [7]);
+        assert_eq!(resolve(&security, "www", PASSWD, GROUP).unwrap().groups, [7, 34]);
     }
 
     #[test]
