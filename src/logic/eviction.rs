@@ -46,17 +46,20 @@ pub enum Signal {
     Memory,
     /// `nodefs.available`: the disk with pods, logs and images.
     Disk,
+    /// `nodefs.inodesFree`: files that can still be made there.
+    Inodes,
     /// `pid.available`.
     Pids,
 }
 
 impl Signal {
-    const ALL: [Signal; 3] = [Signal::Memory, Signal::Disk, Signal::Pids];
+    const ALL: [Signal; 4] = [Signal::Memory, Signal::Disk, Signal::Inodes, Signal::Pids];
 
     fn name(self) -> &'static str {
         match self {
             Signal::Memory => "memory.available",
             Signal::Disk => "nodefs.available",
+            Signal::Inodes => "nodefs.inodesFree",
             Signal::Pids => "pid.available",
         }
     }
@@ -66,12 +69,16 @@ impl Signal {
         match self {
             Signal::Memory => "memory",
             Signal::Disk => EPHEMERAL,
+            Signal::Inodes => "inodes",
             Signal::Pids => "pids",
         }
     }
 
     fn amount(self, amount: u64) -> String {
-        if self == Signal::Pids { amount.to_string() } else { format!("{}Ki", amount / 1024) }
+        match self {
+            Signal::Memory | Signal::Disk => format!("{}Ki", amount / 1024),
+            Signal::Inodes | Signal::Pids => amount.to_string(),
+        }
     }
 }
 
@@ -82,7 +89,8 @@ pub struct Thresholds(BTreeMap<Signal, Least>);
 impl Default for Thresholds {
     /// Kubernetes'.
     fn default() -> Thresholds {
-        Thresholds([(Signal::Memory, Least::Amount(100 << 20)), (Signal::Disk, Least::Percent(10))].into())
+        let memory = (Signal::Memory, Least::Amount(100 << 20));
+        Thresholds([memory, (Signal::Disk, Least::Percent(10)), (Signal::Inodes, Least::Percent(5))].into())
     }
 }
 
@@ -97,7 +105,8 @@ impl Thresholds {
             let (name, least) =
                 part.split_once('<').ok_or_else(|| format!("{part:?}: must be SIGNAL<AMOUNT"))?;
             let signal = Signal::ALL.into_iter().find(|signal| signal.name() == name).ok_or_else(|| {
-                format!("{name:?}: must be memory.available, nodefs.available or pid.available")
+                let names = Signal::ALL.map(Signal::name).join(", ");
+                format!("{name:?}: must be one of {names}")
             })?;
             let bad =
                 || format!("{part:?}: {least:?} must be an amount such as 100Mi or a share such as 10%");
@@ -115,9 +124,11 @@ impl Thresholds {
         Ok(Thresholds(all))
     }
 
-    /// What is to be left of the disk.
-    pub fn disk(&self, all: u64) -> u64 {
-        self.0.get(&Signal::Disk).map_or(0, |least| least.of(all))
+    /// Whether less is left than is to be. What is not known, or not counted (a file system without a table of inodes says
+    /// that there are none at all), is not low.
+    pub fn is_low(&self, signal: Signal, left: &Left) -> bool {
+        let (available, all) = left.of(signal);
+        all > 0 && self.0.get(&signal).is_some_and(|least| available < least.of(all))
     }
 }
 
@@ -128,6 +139,8 @@ pub struct Left {
     pub memory: (u64, u64),
     /// Bytes of disk.
     pub disk: (u64, u64),
+    /// Files that can be made on it.
+    pub inodes: (u64, u64),
     /// Processes and threads that could be started.
     pub pids: (u64, u64),
 }
@@ -137,6 +150,7 @@ impl Left {
         match signal {
             Signal::Memory => self.memory,
             Signal::Disk => self.disk,
+            Signal::Inodes => self.inodes,
             Signal::Pids => self.pids,
         }
     }
@@ -161,9 +175,8 @@ impl Watch {
     /// Notes what is left now; tells what the node is low on, worst first: memory, since that goes fastest.
     pub fn look(&mut self, thresholds: &Thresholds, left: &Left, now_ms: i64) -> Vec<Signal> {
         let mut low = Vec::new();
-        for (signal, least) in &thresholds.0 {
-            let (available, all) = left.of(*signal);
-            if all > 0 && available < least.of(all) {
+        for signal in thresholds.0.keys() {
+            if thresholds.is_low(*signal, left) {
                 self.0.insert(*signal, now_ms);
                 low.push(*signal);
             }
@@ -184,7 +197,8 @@ impl Watch {
     pub fn pressure(&self, hold: Duration, now_ms: i64) -> Pressure {
         let hold_ms = i64::try_from(hold.as_millis()).unwrap_or(i64::MAX);
         let holds = |signal| self.0.get(&signal).is_some_and(|seen| (0..hold_ms).contains(&(now_ms - seen)));
-        Pressure { memory: holds(Signal::Memory), disk: holds(Signal::Disk), pids: holds(Signal::Pids) }
+        let disk = holds(Signal::Disk) || holds(Signal::Inodes);
+        Pressure { memory: holds(Signal::Memory), disk, pids: holds(Signal::Pids) }
     }
 }
 
@@ -195,6 +209,8 @@ pub struct Used {
     pub containers: BTreeMap<String, u64>,
     /// Bytes of each `emptyDir` on disk.
     pub volumes: BTreeMap<String, u64>,
+    /// Files and directories of all these, as far as they are known.
+    pub inodes: u64,
     /// Bytes of memory of each container of which it is known.
     pub container_memory: BTreeMap<String, u64>,
     /// Bytes of memory; `None`: not known.
@@ -212,6 +228,7 @@ impl Used {
         match signal {
             Signal::Memory => self.memory,
             Signal::Disk => Some(self.disk()),
+            Signal::Inodes => Some(self.inodes),
             Signal::Pids => self.pids,
         }
     }
@@ -346,7 +363,7 @@ fn low_message(signal: Signal, left: &Left, thresholds: &Thresholds, of: &Candid
     let each = match signal {
         Signal::Memory => Some(&of.used.container_memory),
         Signal::Disk => Some(&of.used.containers),
-        Signal::Pids => None,
+        Signal::Inodes | Signal::Pids => None,
     };
     if let Some(each) = each {
         for container in containers(of.pod) {
@@ -378,9 +395,12 @@ mod tests {
 
     #[test]
     fn thresholds_are_read_as_kubernetes_writes_them() {
-        let read = Thresholds::parse("memory.available<100Mi, nodefs.available<10%").unwrap();
+        let read = "memory.available<100Mi, nodefs.available<10%,nodefs.inodesFree<5%";
+        let read = Thresholds::parse(read).unwrap();
         assert_eq!(read, Thresholds::default());
-        assert_eq!((read.disk(1000), Thresholds::parse("").unwrap().disk(1000)), (100, 0));
+        let left = |disk| Left { disk: (disk, 1000), ..Left::default() };
+        let is_low = |of: &Thresholds, disk| of.is_low(Signal::Disk, &left(disk));
+        assert!(is_low(&read, 99) && !is_low(&read, 100) && !is_low(&Thresholds::parse("").unwrap(), 0));
         for bad in ["memory<1", "memory.available", "memory.available<x", "nodefs.available<101%", "a<1"] {
             assert!(Thresholds::parse(bad).is_err(), "{bad}");
         }
@@ -390,7 +410,7 @@ mod tests {
     fn a_condition_holds_for_a_while_after_it_was_last_seen() {
         let thresholds = Thresholds::parse("memory.available<1Gi,pid.available<10%").unwrap();
         let mut watch = Watch::default();
-        let left = |memory, pids| Left { memory: (memory, 8 * GIB), disk: (0, 0), pids: (pids, 100) };
+        let left = |memory, pids| Left { memory: (memory, 8 * GIB), pids: (pids, 100), ..Left::default() };
         assert_eq!(watch.look(&thresholds, &left(GIB, 10), 0), []);
         assert_eq!(watch.pressure(TRANSITION, 0), Pressure::default());
         assert_eq!(watch.look(&thresholds, &left(GIB - 1, 9), 1_000), [Signal::Memory, Signal::Pids]);
@@ -406,6 +426,23 @@ mod tests {
         assert_eq!(watch.pressure(TRANSITION, 500_000), Pressure::default());
         assert_eq!(watch.pressure(TRANSITION, -500_000), Pressure::default(), "the clock was set back");
         assert_eq!(watch.look(&thresholds, &Left::default(), 0), [], "what is not known is not low");
+    }
+
+    #[test]
+    fn a_disk_with_room_but_no_more_inodes_is_under_pressure_and_the_pod_with_most_files_goes() {
+        let thresholds = Thresholds::default();
+        let mut watch = Watch::default();
+        let of = |inodes| Left { disk: (90, 100), inodes, ..Left::default() };
+        assert_eq!(watch.look(&thresholds, &of((50, 1000)), 0), []);
+        assert_eq!(watch.look(&thresholds, &of((0, 0)), 0), [], "a file system that counts none");
+        assert_eq!(watch.look(&thresholds, &of((49, 1000)), 0), [Signal::Inodes]);
+        assert_eq!(watch.pressure(TRANSITION, 0), Pressure { disk: true, ..Pressure::default() });
+        let one = pod(json!({"containers": [{"name": "c"}]}));
+        let used = [3, 900].map(|inodes| Used { inodes, ..Used::default() });
+        let all = used.each_ref().map(|used| Candidate { pod: &one, is_static: false, used });
+        let (index, told) = choose(&[Signal::Inodes], &of((49, 1000)), &thresholds, &all).unwrap();
+        let words = "The node was low on resource: inodes. Threshold quantity: 50, available: 49. ";
+        assert_eq!((index, told.as_str()), (1, words));
     }
 
     #[test]

@@ -19,11 +19,12 @@ pub fn make_apart(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes on disk of everything below a directory, other file systems left out.
-pub fn tree_bytes(dir: &Path) -> u64 {
-    let Ok(root) = fs::symlink_metadata(dir) else { return 0 };
+/// Bytes on disk of everything below a directory, other file systems left out, and how many files and directories that is,
+/// itself included.
+pub fn tree(dir: &Path) -> (u64, u64) {
+    let Ok(root) = fs::symlink_metadata(dir) else { return (0, 0) };
     let mut seen = HashSet::new();
-    let mut bytes = 0;
+    let (mut bytes, mut inodes) = (0, 1);
     let mut left = vec![dir.to_owned()];
     while let Some(dir) = left.pop() {
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
@@ -33,12 +34,13 @@ pub fn tree_bytes(dir: &Path) -> u64 {
                 continue;
             }
             bytes += meta.blocks() * BLOCK;
+            inodes += 1;
             if meta.is_dir() {
                 left.push(entry.path());
             }
         }
     }
-    bytes
+    (bytes, inodes)
 }
 
 /// The unit of `st_blocks`, whatever the file system's own is.
@@ -73,10 +75,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("d")).unwrap();
         fs::write(dir.path().join("d/a"), vec![1; 100_000]).unwrap();
-        let one = tree_bytes(dir.path());
-        assert!((100_000..120_000).contains(&one), "{one}");
+        let (one, files) = tree(dir.path());
+        assert!((100_000..120_000).contains(&one) && files == 3, "{one} {files}");
         fs::hard_link(dir.path().join("d/a"), dir.path().join("b")).unwrap();
-        assert_eq!(tree_bytes(dir.path()), one);
-        assert_eq!(tree_bytes(&dir.path().join("none")), 0);
+        assert_eq!(tree(dir.path()), (one, files));
+        assert_eq!(tree(&dir.path().join("none")), (0, 0));
     }
 }

@@ -38,6 +38,8 @@ pub struct Usage {
     pub io_operations: Option<(u64, u64)>,
     /// Bytes of its writable layer.
     pub writable_bytes: Option<u64>,
+    /// Files and directories in it.
+    pub writable_inodes: Option<u64>,
     /// Processes and threads.
     pub pids: Option<u64>,
 }
@@ -61,6 +63,7 @@ impl Usage {
             io_bytes: both(self.io_bytes, other.io_bytes),
             io_operations: both(self.io_operations, other.io_operations),
             writable_bytes: sum(self.writable_bytes, other.writable_bytes),
+            writable_inodes: sum(self.writable_inodes, other.writable_inodes),
             pids: sum(self.pids, other.pids),
         }
     }

@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1;
 use super::{
     Kubelet,
     context::{NodeContext, now_ms},
-    machine::{self, disk},
+    machine,
     pod::PodEvicted,
 };
 use crate::{
@@ -32,7 +32,7 @@ use crate::{
         pod::config::Places,
     },
     model::Uid,
-    runtime::{RuntimeError, disk::tree_bytes},
+    runtime::{RuntimeError, disk::tree},
 };
 
 /// How often limits and thresholds are looked at: the kubelet's own period.
@@ -163,13 +163,10 @@ async fn decide(
 ) -> Result<Decided, RuntimeError> {
     let thresholds = &node.settings.eviction_hard;
     let mut decided = Decided::default();
-    if low.contains(&Signal::Disk) {
+    if low.iter().any(|signal| OF_IMAGES.contains(signal)) {
         decided.images = remove_idle_images(node).await?;
-        let (all, free) = disk(&node.dir);
-        left.disk = (free, all);
-        if free >= thresholds.disk(all) {
-            low.retain(|signal| *signal != Signal::Disk);
-        }
+        left = Left { memory: left.memory, pids: left.pids, ..machine::left(&node.dir) };
+        low.retain(|signal| !OF_IMAGES.contains(signal) || thresholds.is_low(*signal, &left));
     }
     let used = measure(node, &subjects).await?;
     let all: Vec<Candidate<'_>> = subjects
@@ -191,14 +188,17 @@ async fn decide(
     Ok(decided)
 }
 
+/// What images take.
+const OF_IMAGES: [Signal; 2] = [Signal::Disk, Signal::Inodes];
+
 /// Removes images that nothing needs until enough of the disk is free.
 async fn remove_idle_images(node: &NodeContext) -> Result<usize, RuntimeError> {
     let idle = node.runtime.idle_images().await?;
     let idle = idle.into_iter().map(|image| Idle { names: image.names, used_ms: image.used_ms }).collect();
     let mut removed = 0;
     for image in order(idle, now_ms()) {
-        let (all, free) = disk(&node.dir);
-        if free >= node.settings.eviction_hard.disk(all) {
+        let left = machine::left(&node.dir);
+        if !OF_IMAGES.iter().any(|signal| node.settings.eviction_hard.is_low(*signal, &left)) {
             break;
         }
         for name in image.names {
@@ -216,6 +216,8 @@ pub(super) struct Files {
     pub logs: BTreeMap<String, u64>,
     /// Each `emptyDir` on disk.
     pub volumes: BTreeMap<String, u64>,
+    /// How many files and directories that is.
+    pub inodes: u64,
 }
 
 impl Files {
@@ -223,10 +225,14 @@ impl Files {
     pub(super) fn of(pod: &v1::Pod, places: &Places) -> Files {
         let mut files = Files::default();
         for log in fs::read_dir(&places.log_dir).into_iter().flatten().flatten() {
-            files.logs.insert(log.file_name().to_string_lossy().into_owned(), tree_bytes(&log.path()));
+            let (bytes, inodes) = tree(&log.path());
+            files.logs.insert(log.file_name().to_string_lossy().into_owned(), bytes);
+            files.inodes += inodes;
         }
         for (volume, _) in empty_dirs(pod) {
-            files.volumes.insert(volume.to_owned(), tree_bytes(&places.volume(volume)));
+            let (bytes, inodes) = tree(&places.volume(volume));
+            files.volumes.insert(volume.to_owned(), bytes);
+            files.inodes += inodes;
         }
         files
     }
@@ -256,6 +262,7 @@ async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, 
                 let Some(name) = names.get(id) else { continue };
                 used.container_memory.extend(usage.working_set_bytes.map(|bytes| (name.clone(), bytes)));
                 *used.containers.entry(name.clone()).or_default() += usage.writable_bytes.unwrap_or(0);
+                used.inodes += usage.writable_inodes.unwrap_or(0);
             }
         }
         all.push(used);
@@ -268,6 +275,7 @@ async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, 
                 *used.containers.entry(container).or_default() += bytes;
             }
             used.volumes = files.volumes;
+            used.inodes += files.inodes;
         }
         all
     });

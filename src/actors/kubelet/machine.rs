@@ -150,6 +150,7 @@ pub fn left(dir: &std::path::Path) -> Left {
     Left {
         memory: (self::meminfo(&meminfo, "MemAvailable:"), memory_bytes(&meminfo)),
         disk: (disk_free_bytes, disk_bytes),
+        inodes: inodes(dir),
         pids: (pids.saturating_sub(threads(&read("/proc/loadavg"))), pids),
     }
 }
@@ -198,6 +199,11 @@ pub fn disk(dir: &Path) -> (u64, u64) {
         let block = s.fragment_size();
         (s.blocks().saturating_mul(block), s.blocks_available().saturating_mul(block))
     })
+}
+
+/// Files that can still be made where a directory is, and all that there can be: none on file systems that do not count them.
+fn inodes(dir: &Path) -> (u64, u64) {
+    nix::sys::statvfs::statvfs(dir).map_or((0, 0), |s| (s.files_available(), s.files()))
 }
 
 fn memory_bytes(text: &str) -> u64 {

@@ -214,7 +214,6 @@ fn of_node(node: &NodeContext, reading: &Reading) -> OfNode {
     let memory = read("/proc/meminfo");
     let line = |name: &str| Some(machine::meminfo(&memory, name)).filter(|bytes| *bytes > 0);
     let io = disks_io(&read("/proc/diskstats"), is_disk);
-    let inodes = nix::sys::statvfs::statvfs(&node.dir).map_or((0, 0), |s| (s.files(), s.files_available()));
     OfNode {
         name: node.name.clone(),
         started_ms: booted_ms(&read("/proc/stat")),
@@ -229,7 +228,12 @@ fn of_node(node: &NodeContext, reading: &Reading) -> OfNode {
             io_operations: io.map(|(_, operations)| operations),
         },
         network: default_device(&read("/proc/net/route"), &read("/proc/net/dev")),
-        disk: Disk { bytes: left.disk.1, free_bytes: left.disk.0, inodes: inodes.0, free_inodes: inodes.1 },
+        disk: Disk {
+            bytes: left.disk.1,
+            free_bytes: left.disk.0,
+            inodes: left.inodes.1,
+            free_inodes: left.inodes.0,
+        },
         pids: (pids, pids.saturating_sub(pids_left)),
         cpus: std::thread::available_parallelism().map_or(0, |n| u64::try_from(n.get()).unwrap_or(0)),
     }

@@ -115,6 +115,7 @@ fn usage(stats: &ContainerStatsResponse) -> Usage {
         // Cgroups of version 2 count operations as well, but the engine tells of them with version 1 alone.
         io_operations: blocks.and_then(|io| moved(io.io_serviced_recursive.as_ref()?)),
         writable_bytes: None,
+        writable_inodes: None,
         pids: stats.pids_stats.as_ref().and_then(|pids| pids.current),
     }
 }

@@ -17,7 +17,7 @@ use super::{
     pod::Pod,
     processes::{self, Steady, Table},
 };
-use crate::runtime::{ContainerId, ContainerState, SandboxStats, Usage, devices, disk::tree_bytes};
+use crate::runtime::{ContainerId, ContainerState, SandboxStats, Usage, devices, disk::tree};
 
 /// How old a writable layer's size may be: the kubelet's own housekeeping looks once a minute.
 const LEAST_AGE: Duration = Duration::from_secs(30);
@@ -33,22 +33,23 @@ pub(super) struct Layers {
 
 #[derive(Clone, Copy, Debug)]
 struct Seen {
-    bytes: u64,
+    size: (u64, u64),
     again: Instant,
 }
 
 impl Layers {
-    fn bytes(&self, id: &ContainerId, dir: &Path) -> u64 {
+    /// Its bytes, and how many files.
+    fn size(&self, id: &ContainerId, dir: &Path) -> (u64, u64) {
         // Each change is one call on the map.
         let lock = || self.sizes.lock().unwrap_or_else(PoisonError::into_inner);
         let begun = Instant::now();
         if let Some(seen) = lock().get(id).filter(|seen| seen.again > begun) {
-            return seen.bytes;
+            return seen.size;
         }
-        let bytes = tree_bytes(dir);
+        let size = tree(dir);
         let again = Instant::now() + LEAST_AGE.max(begun.elapsed() * SHARE);
-        lock().insert(id.clone(), Seen { bytes, again });
-        bytes
+        lock().insert(id.clone(), Seen { size, again });
+        size
     }
 
     fn keep(&self, known: &HashSet<ContainerId>) {
@@ -80,7 +81,8 @@ pub(super) fn of_pods(
                     _ => with_io(hierarchies, &group.join(&status.id.0), &layers.steady, &status.id),
                 };
                 let layer = pod.dir.container(&status.id).writable().join("upper");
-                usage.writable_bytes = Some(layers.bytes(&status.id, &layer));
+                let (bytes, inodes) = layers.size(&status.id, &layer);
+                (usage.writable_bytes, usage.writable_inodes) = (Some(bytes), Some(inodes));
                 containers.push((status.id, usage));
             }
         }
@@ -116,7 +118,6 @@ fn read(hierarchies: &Hierarchies, group: &Path) -> Usage {
                 working_set_bytes: working_set(memory.as_ref(), memory_bytes, "total_inactive_file"),
                 memory_bytes,
                 rss_bytes: text(memory.as_ref(), "memory.stat").and_then(|text| value(&text, "total_rss")),
-                writable_bytes: None,
                 pids: number(dir("pids").as_ref(), "pids.current"),
                 ..io(hierarchies, group)
             }
@@ -131,7 +132,6 @@ fn read(hierarchies: &Hierarchies, group: &Path) -> Usage {
                 working_set_bytes: working_set(dir.as_ref(), memory_bytes, "inactive_file"),
                 memory_bytes,
                 rss_bytes: text(dir.as_ref(), "memory.stat").and_then(|text| value(&text, "anon")),
-                writable_bytes: None,
                 pids: number(dir.as_ref(), "pids.current"),
                 ..io(hierarchies, group)
             }
@@ -291,6 +291,7 @@ mod tests {
             io_bytes: Some((10, 3)),
             io_operations: Some((3, 2)),
             writable_bytes: None,
+            writable_inodes: None,
             pids: Some(4),
         };
         let unified = dir.path().join("v2");

@@ -332,6 +332,7 @@ impl State {
                 io_bytes: Some((0, 0)),
                 io_operations: Some((0, 0)),
                 writable_bytes: Some(0),
+                writable_inodes: Some(0),
                 pids: Some(1),
             }
         };
@@ -352,6 +353,7 @@ impl State {
                     io_bytes: Some((0, 0)),
                     io_operations: Some((0, 0)),
                     writable_bytes: Some(0),
+                    writable_inodes: Some(0),
                     pids: sum(|usage| usage.pids),
                 };
                 SandboxStats { uid: uid.clone(), total, network: Some((0, 0)), containers }
