@@ -23,6 +23,7 @@ mod conformance {
     pub mod logs;
     pub mod native;
     pub mod propagation;
+    pub mod registry;
     pub mod restarts;
     pub mod sandboxes;
     pub mod sharing;
@@ -267,6 +268,8 @@ suite! {
             sim exempt: "simulated images have names only, no content";
         names_that_are_none_are_refused;
         what_no_registry_has_is_not_pulled;
+        a_pulled_image_goes_by_its_registrys_digest,
+            sim exempt: "nothing is fetched for simulated images";
         a_running_container_keeps_its_image;
     }
 }

@@ -78,6 +78,9 @@ pub struct ContainerConfig {
     pub attempt: u32,
     /// The image's name.
     pub image: String,
+    /// What its status is to say that it runs, see [`Image::reference`](super::Image::reference); empty: the image's id.
+    #[serde(default)]
+    pub image_ref: String,
     /// Replaces the image's entrypoint when not empty.
     pub command: Vec<String>,
     /// Replaces the image's cmd when not empty; when only `command` is given, the image's cmd is dropped.

@@ -359,7 +359,7 @@ pub struct ContainerStatus {
     pub attempt: u32,
     /// The image's name as asked for.
     pub image: String,
-    /// The image's digest, `sha256:…`.
+    /// What the image goes by, see [`ContainerConfig::image_ref`].
     pub image_id: String,
     /// Where it is.
     pub state: ContainerState,

@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::io::AsyncReadExt as _;
 use troupe::runtime::{
-    ContainerState, Reader, RuntimeError,
+    ContainerConfig, ContainerState, Reader, RuntimeError,
     images::BUILTIN_IMAGE,
     share::{Came, PartSource, SharedImage},
 };
@@ -16,6 +16,7 @@ use troupe::runtime::{
 use super::{
     archives::{config, digest, docker, gzip, id, layer, oci, reader, tar},
     harness::{Bench, Harness},
+    registry::Registry,
 };
 
 /// The names of all images but the built-in one.
@@ -196,6 +197,35 @@ pub async fn what_no_registry_has_is_not_pulled<H: Harness>(bench: &mut Bench<H>
     assert!(matches!(error, RuntimeError::InvalidImageName(..)), "{error}");
     assert!(bench.runtime().image("127.0.0.1:1/none:1").await.unwrap().is_none());
     assert!(names(bench).await.is_empty());
+}
+
+pub async fn a_pulled_image_goes_by_its_registrys_digest<H: Harness>(bench: &mut Bench<H>) {
+    let registry = Registry::start(&layer("bin", "pulled"));
+    let (name, wanted) = (registry.name("team/app:1"), registry.name(&format!("team/app@{}", registry.digest)));
+    let pulled = bench.runtime().pull_image(&name, None).await.unwrap();
+    assert_eq!(pulled.digests, std::slice::from_ref(&wanted), "of the index that the tag stands for");
+    assert_eq!(pulled.reference(&name), wanted);
+    assert!(pulled.id.starts_with("sha256:"), "{pulled:?}");
+    let listed = bench.runtime().list_images().await.unwrap();
+    let listed = listed.into_iter().find(|image| image.names.contains(&name)).expect("it is listed");
+    assert_eq!(listed.digests, std::slice::from_ref(&wanted));
+
+    bench.runtime().load_image(reader(docker(&["app:1"], &[layer("bin", "brought")])), None).await.unwrap();
+    let brought = bench.runtime().image("app:1").await.unwrap().unwrap();
+    assert!(brought.digests.is_empty(), "no registry has it: {brought:?}");
+    assert_eq!(brought.reference("app:1"), brought.id);
+
+    bench.sandbox("p").await;
+    let config = ContainerConfig { image_ref: wanted.clone(), ..bench.hello("c", &[]) };
+    let told = bench.start("p", config).await;
+    let untold = bench.start("p", bench.hello("d", &[])).await;
+    bench.restart(async {}).await;
+    assert_eq!(bench.find(&told).await.unwrap().image_id, wanted, "also to the next process");
+    let builtin = bench.runtime().image(BUILTIN_IMAGE).await.unwrap().unwrap();
+    assert_eq!(bench.find(&untold).await.unwrap().image_id, builtin.id);
+    for name in [name.as_str(), "app:1"] {
+        bench.runtime().remove_image(name).await.unwrap();
+    }
 }
 
 pub async fn a_running_container_keeps_its_image<H: Harness>(bench: &mut Bench<H>) {

@@ -152,6 +152,15 @@ fn pods_run_images_of_a_registry_and_what_it_does_not_have_backs_off() {
     let pulled = cluster.until_event("default", "web", "Pulled");
     assert!(pulled.starts_with(&format!("Successfully pulled image \"{image}\" in ")), "{pulled}");
     assert!(pulled.contains(" including waiting). Image size: "), "{pulled}");
+    // As in Kubernetes: by the digest of what the tag stood for, the index.
+    let shown = cluster.pod("default", "web").unwrap();
+    assert_eq!(shown["status"]["containerStatuses"][0]["imageID"], by_digest);
+    let told = json!([by_digest, image]);
+    until("the node tells the image's digest and tag", || {
+        let node = cluster.try_get(&["node", "n1"])?;
+        let images = &node["status"]["images"];
+        check(images.as_array().is_some_and(|all| all.iter().any(|i| i["names"] == told)), || images.to_string())
+    });
     cluster.kubectl(&["run", "exact", "--image", &by_digest]).ok();
     cluster.kubectl(&["run", "again", "--image", &image]).ok();
     until_says(&cluster, "exact", "one\none\ndone\n");

@@ -18,6 +18,7 @@ use crate::{
         pod::downward::Allocatable,
     },
     messages::wire,
+    runtime::Image,
 };
 
 /// How long the images are waited for: a runtime that hangs must not keep the node from saying so.
@@ -103,10 +104,19 @@ impl Kubelet {
     }
 }
 
-/// The names and sizes of the runtime's images; `None` when it does not say.
+/// The digests and names, and the sizes, of the runtime's images; `None` when it does not say.
 pub async fn images(node: &NodeContext) -> Option<Vec<(Vec<String>, u64)>> {
     let listed = timeout(LISTED_WITHIN, node.runtime.list_images()).await;
-    Some(listed.ok()?.ok()?.into_iter().map(|i| (i.names, i.size_bytes)).collect())
+    Some(listed.ok()?.ok()?.into_iter().map(|image| (told_names(&image), image.size_bytes)).collect())
+}
+
+/// Names of one image in a node's status: Kubernetes' number.
+const TOLD_NAMES: usize = 5;
+
+/// As Kubernetes tells them: the digests, then the tags.
+fn told_names(image: &Image) -> Vec<String> {
+    let more = image.names.iter().filter(|name| !image.digests.contains(name));
+    image.digests.iter().chain(more).take(TOLD_NAMES).cloned().collect()
 }
 
 /// Fills what the machine and the runtime know at once into `base` (address, limits, version come from the configuration).
@@ -242,6 +252,20 @@ mod tests {
         let mut looks = Looks::default();
         let (slow, quick, next) = (looks.begins(), looks.begins(), looks.begins());
         assert!(looks.ends(quick) && !looks.ends(slow) && looks.ends(next));
+    }
+
+    #[test]
+    fn images_are_told_by_their_digests_then_by_their_tags_and_not_by_all_of_many() {
+        let mut image = Image {
+            id: "sha256:1".into(),
+            names: vec!["r.io/a:1".into(), "r.io/a@sha256:2".into()],
+            size_bytes: 0,
+            user: String::new(),
+            digests: vec!["r.io/a@sha256:2".into()],
+        };
+        assert_eq!(told_names(&image), ["r.io/a@sha256:2", "r.io/a:1"]);
+        image.names = (0..9).map(|tag| format!("r.io/a:{tag}")).collect();
+        assert_eq!(told_names(&image).len(), TOLD_NAMES);
     }
 
     #[test]

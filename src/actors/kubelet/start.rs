@@ -132,6 +132,8 @@ pub async fn start_container(
     let skipped_env = plan.skipped_env.clone();
     let mut config = container_config(&pod, container, attempt, &places, plan);
     config.log_limits = node.settings.container_log;
+    config.image_ref = found.reference(&image);
+    let image_id = config.image_ref.clone();
     config.join_pids = target.map_err(StartFailure::Create)?;
     config.security.seccomp_profile = seccomp(&pod, container)
         .and_then(|profile| profile.localhost_profile.as_deref())
@@ -152,7 +154,7 @@ pub async fn start_container(
     let all = node.runtime.pod_containers(&uid).await.unwrap_or_default();
     let started_ms = all.iter().find(|c| c.id == id).map(|c| c.started_ms).filter(|ms| *ms > 0);
     let started_ms = started_ms.unwrap_or_else(now_ms);
-    Ok(Started { id: id.0, image_id: found.id, started_ms, skipped_env })
+    Ok(Started { id: id.0, image_id, started_ms, skipped_env })
 }
 
 fn failure(error: RuntimeError, image: &str) -> StartFailure {
@@ -220,6 +222,8 @@ fn container_config(
         name: container.name.clone(),
         attempt,
         image: container.image.clone().unwrap_or_default(),
+        // Known to whoever has found the image.
+        image_ref: String::new(),
         command: plan.command,
         args: plan.args,
         working_dir: container.working_dir.clone().filter(|d| !d.is_empty()),

@@ -367,15 +367,18 @@ fn served(image: &proto::Image) -> impl Iterator<Item = String> {
 fn image(found: proto::Image) -> Image {
     let tags = found.repo_tags.iter().map(|tag| original(tag).unwrap_or_else(|| tag.clone()));
     let mut names: Vec<String> = tags.filter_map(|name| normalize(&name).ok()).collect();
+    let digests = found.repo_digests.iter().filter(|name| original(name).is_none());
+    let mut digests: Vec<String> = digests.filter_map(|name| normalize(name).ok()).collect();
     if names.is_empty() {
-        names = found.repo_digests.iter().filter_map(|name| normalize(name).ok()).collect();
+        names.clone_from(&digests);
     }
+    digests.sort();
     names.sort();
     names.dedup();
     // 0 is also what an image without a user has.
     let uid = found.uid.map(|uid| uid.value.to_string());
     let user = if found.username.is_empty() { uid.unwrap_or_default() } else { found.username };
-    Image { id: found.id, names, size_bytes: found.size, user }
+    Image { id: found.id, names, size_bytes: found.size, user, digests }
 }
 
 /// Why an image was not pulled, and what may help.

@@ -113,7 +113,7 @@ pub(super) fn container(
     let record = ContainerRecord {
         attempt: config.attempt,
         image: config.image.clone(),
-        image_id: image_id.to_owned(),
+        image_id: if config.image_ref.is_empty() { image_id.to_owned() } else { config.image_ref.clone() },
         tty: config.tty,
         stop_signal: config.stop_signal.clone(),
     };

@@ -87,6 +87,7 @@ impl Driver {
                 names,
                 size_bytes: u64::try_from(found.size).unwrap_or(0),
                 user: String::new(),
+                digests: full_names(&found.repo_digests),
             })
         });
         let with_users = stream::iter(all.map(|image| {
@@ -282,23 +283,26 @@ fn is_id(name: &str) -> bool {
 }
 
 fn image(found: ImageInspect) -> Image {
+    let digests = found.repo_digests.unwrap_or_default();
     Image {
         id: found.id.unwrap_or_default(),
-        names: names_of(&found.repo_tags.unwrap_or_default(), &found.repo_digests.unwrap_or_default()),
+        names: names_of(&found.repo_tags.unwrap_or_default(), &digests),
         size_bytes: found.size.and_then(|bytes| u64::try_from(bytes).ok()).unwrap_or(0),
         user: found.config.and_then(|config| config.user).unwrap_or_default(),
+        digests: full_names(&digests),
     }
 }
 
 /// Full names, sorted; what has no tag goes by its digests.
 pub(super) fn names_of(tags: &[String], digests: &[String]) -> Vec<String> {
-    let full = |names: &[String]| {
-        let mut names: Vec<String> = names.iter().filter_map(|name| normalize(name).ok()).collect();
-        names.sort();
-        names
-    };
-    let tags = full(tags);
-    if tags.is_empty() { full(digests) } else { tags }
+    let tags = full_names(tags);
+    if tags.is_empty() { full_names(digests) } else { tags }
+}
+
+fn full_names(names: &[String]) -> Vec<String> {
+    let mut names: Vec<String> = names.iter().filter_map(|name| normalize(name).ok()).collect();
+    names.sort();
+    names
 }
 
 fn credentials(full: &str, auth: &RegistryAuth) -> Option<DockerCredentials> {

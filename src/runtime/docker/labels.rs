@@ -28,6 +28,7 @@ const CREATED_MS: &str = "local.troupe.created-ms";
 const CONTAINER: &str = "local.troupe.container.name";
 const ATTEMPT: &str = "local.troupe.container.attempt";
 const IMAGE: &str = "local.troupe.container.image";
+const IMAGE_REF: &str = "local.troupe.container.image-ref";
 const LOG: &str = "local.troupe.container.log";
 const LOG_LIMITS: &str = "local.troupe.container.log-limits";
 const TTY: &str = "local.troupe.container.tty";
@@ -93,6 +94,7 @@ pub(super) fn of_container(root: &str, sandbox: &Sandbox, config: &ContainerConf
         (CONTAINER, config.name.clone()),
         (ATTEMPT, config.attempt.to_string()),
         (IMAGE, config.image.clone()),
+        (IMAGE_REF, config.image_ref.clone()),
         (LOG, config.log_path.to_string_lossy().into_owned()),
         (LOG_LIMITS, format!("{}x{}", config.log_limits.max_files, config.log_limits.max_bytes)),
         (TTY, config.tty.to_string()),
@@ -153,6 +155,7 @@ pub(super) struct Container {
     pub name: String,
     pub attempt: u32,
     pub image: String,
+    pub image_ref: String,
     pub log: PathBuf,
     pub log_limits: LogLimits,
     pub tty: bool,
@@ -167,6 +170,7 @@ impl Container {
             name: text(CONTAINER),
             attempt: text(ATTEMPT).parse().unwrap_or(0),
             image: text(IMAGE),
+            image_ref: text(IMAGE_REF),
             log: PathBuf::from(text(LOG)),
             log_limits: log_limits(&text(LOG_LIMITS)).unwrap_or_default(),
             tty: text(TTY) == "true",

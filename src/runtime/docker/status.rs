@@ -52,7 +52,10 @@ pub(super) fn container(found: &ContainerInspectResponse) -> Option<ContainerSta
         name: labels.name,
         attempt: labels.attempt,
         image: labels.image,
-        image_id: found.image.clone().unwrap_or_default(),
+        image_id: match labels.image_ref.is_empty() {
+            true => found.image.clone().unwrap_or_default(),
+            false => labels.image_ref,
+        },
         started_ms: match state {
             ContainerState::Created => 0,
             _ => ms(engine.started_at.as_deref()),

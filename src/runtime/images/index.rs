@@ -18,7 +18,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::stream::system;
+use super::{name::repository, stream::system};
 use crate::runtime::{Image, RuntimeError};
 
 /// The index's format; another number is another program's.
@@ -57,7 +57,7 @@ impl Default for Index {
 }
 
 /// How an image came by its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
     /// Somebody brought it.
     Hand,
@@ -70,11 +70,13 @@ pub(super) enum Origin {
     Registry {
         /// See there.
         open: bool,
+        /// Of the manifest or index that the name stood for, if it was seen.
+        digest: Option<String>,
     },
 }
 
 /// What is remembered of a name beside [`Index::pulled`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub(super) struct Note {
     /// It was brought by hand elsewhere.
@@ -83,6 +85,9 @@ pub(super) struct Note {
     pub(super) open: bool,
     /// When it was brought by hand, here or elsewhere; milliseconds since the epoch.
     pub(super) since_ms: i64,
+    /// Of the manifest or index that its registry gave.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) digest: Option<String>,
 }
 
 /// What somebody brought under a name and then removed: copies elsewhere are to be taken back with it.
@@ -127,16 +132,16 @@ impl Index {
         if origin == Origin::Hand {
             self.removed.remove(name);
         }
-        let note = match origin {
-            Origin::Hand => Note { since_ms: now_ms(), ..Note::default() },
-            Origin::Copy { since_ms } => Note { copy: true, since_ms, ..Note::default() },
-            Origin::Registry { open } => Note { open, ..Note::default() },
-        };
-        self.notes.insert(name.to_owned(), note);
         match origin {
             Origin::Registry { .. } => self.pulled.insert(name.to_owned()),
             Origin::Hand | Origin::Copy { .. } => self.pulled.remove(name),
         };
+        let note = match origin {
+            Origin::Hand => Note { since_ms: now_ms(), ..Note::default() },
+            Origin::Copy { since_ms } => Note { copy: true, since_ms, ..Note::default() },
+            Origin::Registry { open, digest } => Note { open, digest, ..Note::default() },
+        };
+        self.notes.insert(name.to_owned(), note);
     }
 
     /// Takes a name away; whether it was there.
@@ -159,11 +164,19 @@ impl Index {
     /// The image of an id with its names.
     pub(super) fn image(&self, id: &str) -> Option<Image> {
         let record = self.images.get(id)?;
+        let names: Vec<String> =
+            self.names.iter().filter(|(_, of)| *of == id).map(|(name, _)| name.clone()).collect();
+        let digest = |name: &String| {
+            let digest = self.notes.get(name)?.digest.as_deref()?;
+            Some(format!("{}@{digest}", repository(name)))
+        };
+        let digests: BTreeSet<String> = names.iter().filter_map(digest).collect();
         Some(Image {
             id: id.to_owned(),
-            names: self.names.iter().filter(|(_, of)| *of == id).map(|(name, _)| name.clone()).collect(),
+            names,
             size_bytes: record.layers.iter().map(|layer| layer.bytes).sum(),
             user: record.user.clone(),
+            digests: digests.into_iter().collect(),
         })
     }
 }
@@ -487,14 +500,14 @@ mod tests {
         for (name, origin) in [
             ("hand", Origin::Hand),
             ("copy", Origin::Copy { since_ms: 5 }),
-            ("pulled", Origin::Registry { open: true }),
+            ("pulled", Origin::Registry { open: true, digest: None }),
         ] {
             index.name(name, "sha256:1", origin);
             assert!(index.unname(name) && !index.unname(name));
         }
         assert_eq!(index.removed.keys().collect::<Vec<_>>(), ["hand"]);
         assert_eq!(index.removed["hand"].id, "sha256:1");
-        for origin in [Origin::Registry { open: true }, Origin::Copy { since_ms: 5 }] {
+        for origin in [Origin::Registry { open: true, digest: None }, Origin::Copy { since_ms: 5 }] {
             index.name("hand", "sha256:2", origin);
             assert_eq!(index.removed["hand"].id, "sha256:1", "else copies elsewhere outdo what is here");
             assert!(index.unname("hand"));
@@ -518,5 +531,35 @@ mod tests {
         index.notes.get_mut("a").unwrap().since_ms = ahead;
         index.unname("a");
         assert_eq!(index.removed["a"].at_ms, ahead);
+    }
+
+    #[test]
+    fn the_digest_that_a_name_was_pulled_with_stays_until_the_name_stands_for_something_else() {
+        let (first, second) = (format!("sha256:{}", "1".repeat(64)), format!("sha256:{}", "2".repeat(64)));
+        let mut index = Index::default();
+        index.images.insert("sha256:a".into(), Record::default());
+        let pulled = |digest: &str| Origin::Registry { open: true, digest: Some(digest.to_owned()) };
+        index.name("r.io/a:1", "sha256:a", pulled(&first));
+        index.name("r.io/a:2", "sha256:a", pulled(&first));
+        index.name(&format!("r.io/b@{second}"), "sha256:a", pulled(&second));
+        let text = serde_json::to_vec(&index).unwrap();
+        let mut index: Index = serde_json::from_slice(&text).unwrap();
+        let digests = index.image("sha256:a").unwrap().digests;
+        assert_eq!(digests, [format!("r.io/a@{first}"), format!("r.io/b@{second}")]);
+        index.unname(&format!("r.io/b@{second}"));
+        index.unname("r.io/a:2");
+        index.name("r.io/a:1", "sha256:a", Origin::Hand);
+        assert!(index.image("sha256:a").unwrap().digests.is_empty());
+    }
+
+    #[test]
+    fn an_index_without_digests_is_read() {
+        let text = r#"{"version": 1, "names": {"r.io/a:1": "sha256:a"}, "pulled": ["r.io/a:1"],
+            "notes": {"r.io/a:1": {"copy": false, "open": true, "since_ms": 0}}, "removed": {},
+            "images": {"sha256:a": {"layers": [], "entrypoint": [], "cmd": [], "env": [], "working_dir": "",
+                "user": "", "stop_signal": null}}}"#;
+        let index: Index = serde_json::from_str(text).unwrap();
+        let image = index.image("sha256:a").unwrap();
+        assert_eq!(image.reference("r.io/a:1"), "sha256:a");
     }
 }

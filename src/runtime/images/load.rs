@@ -134,7 +134,7 @@ fn commit<'a>(
     disk.update(|index| {
         for (names, (id, record)) in images {
             for name in names {
-                index.name(name, &id, origin);
+                index.name(name, &id, origin.clone());
             }
             index.images.insert(id, record);
         }

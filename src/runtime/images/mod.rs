@@ -37,7 +37,7 @@ use self::{
     stream::Blocking,
 };
 pub use self::{
-    name::{engine_name, normalize},
+    name::{engine_name, normalize, repository},
     registry::{Pulls, RegistryConfig, Threads},
 };
 use super::{IdleImage, Image, Reader, RuntimeError, share::SharedImage};

@@ -128,9 +128,14 @@ pub(super) fn is_hex(text: &str, len: usize) -> bool {
 /// A full name as engines take it: with a digest there is no tag.
 pub fn engine_name(full: &str) -> String {
     let Some((named, digest)) = full.split_once('@') else { return full.to_owned() };
+    format!("{}@{digest}", repository(named))
+}
+
+/// A full name without tag and digest.
+pub fn repository(full: &str) -> &str {
+    let named = full.split_once('@').map_or(full, |(named, _)| named);
     let slash = named.rfind('/').map_or(0, |at| at + 1);
-    let repository = named[slash..].find(':').map_or(named, |colon| &named[..slash + colon]);
-    format!("{repository}@{digest}")
+    named[slash..].find(':').map_or(named, |colon| &named[..slash + colon])
 }
 
 #[cfg(test)]

@@ -70,8 +70,8 @@ fn may_go(index: &Index, name: &str) -> Option<Came> {
     if !is_shared_name(name) {
         return None;
     }
-    let note = index.notes.get(name).copied();
-    let Note { copy, open, since_ms } = note.unwrap_or_default();
+    let note = index.notes.get(name).cloned();
+    let Note { copy, open, since_ms, .. } = note.unwrap_or_default();
     match index.pulled.contains(name) {
         true => open.then_some(Came::Pulled),
         false if copy => Some(Came::Copied { since_ms }),
@@ -142,7 +142,8 @@ pub(super) async fn take(
     let found = described.found(&full, &staging.path);
     let origin = match offer.came {
         Came::ByHand { since_ms } | Came::Copied { since_ms } => Origin::Copy { since_ms },
-        Came::Pulled => Origin::Registry { open: true },
+        // Under which digest the registry has it is not told.
+        Came::Pulled => Origin::Registry { open: true, digest: None },
         // Refused above.
         Came::Removed { at_ms } => Origin::Copy { since_ms: at_ms },
     };

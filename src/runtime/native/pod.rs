@@ -296,7 +296,10 @@ impl Pod {
                     name: record.config.name.clone(),
                     attempt: record.config.attempt,
                     image: record.config.image.clone(),
-                    image_id: record.image.id.clone(),
+                    image_id: match record.config.image_ref.as_str() {
+                        "" => record.image.id.clone(),
+                        told => told.to_owned(),
+                    },
                     started_ms: container.started.as_ref().map_or(0, |started| started.started_ms),
                     pid: container
                         .started

@@ -425,6 +425,7 @@ pub(super) fn image_of(name: &str) -> Image {
         names: vec![name.to_owned()],
         size_bytes: 0,
         user: String::new(),
+        digests: Vec::new(),
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) async fn pull(
     let reference = Reference::parse(full)
         .ok_or_else(|| RuntimeError::InvalidImageName(full.to_owned(), "not a full name".into()))?;
     let session = Session::open(http, &reference, auth).await?;
-    let manifest = session.manifest().await?;
+    let (manifest, digest) = session.manifest().await?;
     let (config, layers) = parts(manifest)?;
     let document = session.document(&config).await?;
     let diff_ids = layers_of(&document, layers.len())?;
@@ -70,7 +70,8 @@ pub(super) async fn pull(
     let found = Found { names: vec![full.to_owned()], config: document, layers: blobs.collect() };
     let (store, full, open) = (store.clone(), full.to_owned(), auth.is_none());
     blocking(move || {
-        load::gathered(&store.disk, &store.limits, &staging, &found, Origin::Registry { open })?;
+        let origin = Origin::Registry { open, digest: Some(digest) };
+        load::gathered(&store.disk, &store.limits, &staging, &found, origin)?;
         drop((staging, loading));
         store.disk.sweep()?;
         let image = store.find(&full)?.map(|found| found.image);

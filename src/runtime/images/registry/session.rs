@@ -69,15 +69,17 @@ impl<'a> Session<'a> {
         Ok(Session { http, reference, auth, base, authorization: Mutex::new(None) })
     }
 
-    /// The manifest for this machine's platform.
-    pub(super) async fn manifest(&self) -> Result<OciManifest, Fault> {
+    /// The manifest for this machine's platform, and the digest of what the name stands for: that manifest or an index.
+    pub(super) async fn manifest(&self) -> Result<(OciManifest, String), Fault> {
         let mut wanted = self.reference.wanted.clone();
         let mut digest = self.reference.by_digest.then(|| wanted.clone());
+        let mut named = None;
         for _ in 0..=MAX_DEPTH {
             let path = format!("manifests/{wanted}");
             let document = self.retried(&path, MANIFESTS, digest.as_deref()).await?;
             let manifest: OciManifest = parse("manifest", &document).map_err(refused)?;
-            let Some(choices) = manifest.manifests else { return Ok(manifest) };
+            let named = named.get_or_insert_with(|| digest_of(&document));
+            let Some(choices) = manifest.manifests else { return Ok((manifest, named.clone())) };
             choose(&choices).map_err(refused)?.digest.clone_into(&mut wanted);
             digest = Some(wanted.clone());
         }
