@@ -135,7 +135,7 @@ pub fn patch_scale(patch: &Patch) -> impl Fn(Value) -> Result<Value, ApiError> {
 /// POST of a binding: gives a pod its node, once.
 ///
 /// # Errors
-/// 404, 409 when the pod has a node or is being deleted, 400 for a target that is no node.
+/// 404, 409 when the pod has a node or gates or is being deleted, 400 for a target that is no node.
 pub async fn bind(call: &Call, body: &Bytes) -> Result<HttpResponse, ApiError> {
     let key = call.key()?;
     let binding: Value = serde_json::from_slice(body).map_err(|e| ApiError::BadRequest(e.to_string()))?;
@@ -155,6 +155,9 @@ pub async fn bind(call: &Call, body: &Bytes) -> Result<HttpResponse, ApiError> {
         }
         if current.facet.meta.deleting.is_some() {
             return Err(refuse(format!("pod {} is being deleted, cannot be assigned to a host", key.name)));
+        }
+        if pod.gated {
+            return Err(refuse(format!("pod {} has non-empty .spec.schedulingGates", key.name)));
         }
         let mut document = document(current)?;
         document["spec"]["nodeName"] = node.into();

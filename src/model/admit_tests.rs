@@ -272,6 +272,68 @@ fn a_deletion_mark_is_only_brought_forward_and_finalizers_go_one_by_one() {
 }
 
 #[test]
+fn gates_are_taken_away_one_by_one_and_a_gated_pod_is_only_narrowed_down() {
+    let gate = |name: &str| json!({"name": name});
+    let expression = |key: &str| json!({"key": key, "operator": "Exists"});
+    let affinity = |keys: &[&str]| {
+        let term = json!({"matchExpressions": keys.iter().map(|key| expression(key)).collect::<Vec<_>>()});
+        json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}})
+    };
+    let mut pod = pod();
+    pod["spec"]["schedulingGates"] = json!([gate("a.example/one"), gate("a.example/two")]);
+    pod["spec"]["nodeSelector"] = json!({"disk": "ssd"});
+    let admitted = create(Kind::Pod, &pod);
+    let warned = admitted.warnings.iter().any(|warning| warning.contains("schedulingGates"));
+    assert!(!warned, "{:?}", admitted.warnings);
+    let condition = &document(&admitted)["status"]["conditions"][0];
+    let said = (&condition["type"], &condition["status"], &condition["reason"], &condition["message"]);
+    let message = json!("Scheduling is blocked due to non-empty scheduling gates");
+    assert_eq!(said, (&json!("PodScheduled"), &json!("False"), &json!("SchedulingGated"), &message));
+    let gated = admitted.sealed.at(Revision(7));
+
+    pod["spec"]["nodeName"] = json!("n");
+    let refused = admit_create(Kind::Pod, pod.to_string().as_bytes(), &how()).unwrap_err();
+    assert!(format!("{refused:?}").contains("cannot be set until all schedulingGates have been cleared"));
+
+    let refusal = |current: &Object, change: &dyn Fn(&mut Value)| match update(current, Part::Main, change) {
+        Ok(_) => String::new(),
+        Err(refused) => format!("{refused:?}"),
+    };
+    let set = |field: &'static str, value: Value| move |pod: &mut Value| pod["spec"][field] = value.clone();
+    let more = json!([gate("a.example/one"), gate("a.example/two"), gate("a.example/three")]);
+    let fewer = json!([gate("a.example/two")]);
+    let told = refusal(&gated, &set("schedulingGates", more));
+    assert!(
+        told.contains("only deletion is allowed, but found new scheduling gate 'a.example/three'"),
+        "{told}"
+    );
+    assert_eq!(refusal(&gated, &set("schedulingGates", fewer)), "");
+    // Narrowed down, or not at all.
+    assert_eq!(refusal(&gated, &set("nodeSelector", json!({"disk": "ssd", "zone": "a"}))), "");
+    for other in [json!({"disk": "hdd"}), json!({"zone": "a"}), Value::Null] {
+        let told = refusal(&gated, &set("nodeSelector", other));
+        assert!(told.contains("only additions to spec.nodeSelector are allowed"), "{told}");
+    }
+    let tied = update(&gated, Part::Main, set("affinity", affinity(&["a"]))).unwrap().sealed.at(Revision(8));
+    assert_eq!(refusal(&tied, &set("affinity", affinity(&["a", "b"]))), "");
+    for (other, why) in [
+        (affinity(&["b", "a"]), "only additions are allowed (no mutations or deletions)"),
+        (Value::Null, "no additions/deletions to non-empty NodeSelectorTerms list are allowed"),
+    ] {
+        let told = refusal(&tied, &set("affinity", other));
+        assert!(told.contains(why), "{told}");
+    }
+    let term = json!({"topologyKey": "zone", "labelSelector": {"matchLabels": {"a": "b"}}});
+    let term = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}});
+    let told = refusal(&gated, &set("affinity", term));
+    assert!(told.contains("pod updates may not change fields other than"), "{told}");
+
+    let free = update(&gated, Part::Main, set("schedulingGates", json!([]))).unwrap().sealed.at(Revision(8));
+    let told = refusal(&free, &set("nodeSelector", json!({"disk": "ssd", "zone": "a"})));
+    assert!(told.contains("pod updates may not change fields other than"), "{told}");
+}
+
+#[test]
 fn a_namespace_on_its_way_out_loses_its_own_finalizer() {
     let object = stored(Kind::Namespace, &json!({"metadata": {"name": "a"}}));
     let marked = mark_deleting(&object, how().now, 0, &[]).unwrap().at(Revision(8));

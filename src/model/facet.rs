@@ -128,6 +128,8 @@ pub struct PodFacet {
     pub ip: Option<String>,
     /// Named container ports: (name, protocol, port), for services that target a name.
     pub ports: Arc<[(String, String, i32)]>,
+    /// It has scheduling gates: nobody is to place it yet.
+    pub gated: bool,
     /// `spec.schedulerName`, when not the default.
     pub scheduler: Option<String>,
     /// `spec.priority`.
@@ -407,6 +409,7 @@ fn pod_facet(pod: &v1::Pod) -> PodFacet {
     facet.ports =
         ports().filter_map(|p| p.name.clone().map(|n| (n, protocol(p), p.container_port))).collect();
     facet.scheduler = spec.scheduler_name.clone().filter(|s| !s.is_empty() && s != "default-scheduler");
+    facet.gated = spec.scheduling_gates.iter().flatten().next().is_some();
     facet.priority = spec.priority.unwrap_or(0);
     facet
 }

@@ -16,7 +16,6 @@ const IN_SPEC: &[InSpec] = &[
     ("securityContext.seLinuxOptions", |s| {
         s.security_context.as_ref().is_some_and(|c| c.se_linux_options.is_some())
     }),
-    ("schedulingGates", |s| s.scheduling_gates.iter().flatten().next().is_some()),
     ("topologySpreadConstraints", |s| s.topology_spread_constraints.iter().flatten().next().is_some()),
 ];
 

@@ -201,7 +201,8 @@ pub async fn what_no_registry_has_is_not_pulled<H: Harness>(bench: &mut Bench<H>
 
 pub async fn a_pulled_image_goes_by_its_registrys_digest<H: Harness>(bench: &mut Bench<H>) {
     let registry = Registry::start(&layer("bin", "pulled"));
-    let (name, wanted) = (registry.name("team/app:1"), registry.name(&format!("team/app@{}", registry.digest)));
+    let (name, wanted) =
+        (registry.name("team/app:1"), registry.name(&format!("team/app@{}", registry.digest)));
     let pulled = bench.runtime().pull_image(&name, None).await.unwrap();
     assert_eq!(pulled.digests, std::slice::from_ref(&wanted), "of the index that the tag stands for");
     assert_eq!(pulled.reference(&name), wanted);

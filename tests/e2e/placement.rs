@@ -72,3 +72,40 @@ fn a_pod_that_fits_nowhere_says_why_and_is_placed_when_there_is_room() {
         cluster.until_pod("default", "another", "running", |pod| pod["status"]["phase"] == "Running");
     assert_eq!(placed["spec"]["nodeName"], "n1-2");
 }
+
+#[test]
+fn a_pod_with_scheduling_gates_waits_until_the_last_is_taken_away() {
+    if !ready() {
+        return;
+    }
+    let cluster = Cluster::start(Options::default());
+    let mut gated = bare_pod("gated", "Always", &[hello("c", &[])]);
+    gated["spec"]["schedulingGates"] = json!([{"name": "a.example/one"}, {"name": "a.example/two"}]);
+    let created = cluster.kubectl_in(&["create", "-f", "-"], &gated.to_string());
+    assert_eq!((created.ok().as_str(), created.err().as_str()), ("pod/gated created\n", ""));
+    let shown = || cluster.kubectl(&["get", "pod", "gated", "--no-headers"]).ok();
+    assert!(shown().contains(" SchedulingGated "), "{}", shown());
+    // Not even by hand.
+    let binding = json!({"apiVersion": "v1", "kind": "Binding", "metadata": {"name": "gated"},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": "n1"}});
+    let path = "/api/v1/namespaces/default/pods/gated/binding";
+    let refused = cluster.kubectl_in(&["create", "--raw", path, "-f", "-"], &binding.to_string()).result();
+    let refused = refused.expect_err("it has gates");
+    assert!(refused.contains("pod gated has non-empty .spec.schedulingGates"), "{refused}");
+    let patch = |patch: &str| cluster.kubectl(&["patch", "pod", "gated", "--type=json", "-p", patch]);
+    patch(r#"[{"op": "remove", "path": "/spec/schedulingGates/0"}]"#).ok();
+    let more = r#"[{"op": "add", "path": "/spec/schedulingGates/-", "value": {"name": "a.example/three"}}]"#;
+    let refused = patch(more).result().expect_err("none may be added");
+    assert!(refused.contains("only deletion is allowed"), "{refused}");
+    // Whoever came later is placed meanwhile.
+    cluster.apply("default", &bare_pod("free", "Always", &[hello("c", &[])]));
+    cluster.until_pod("default", "free", "running", |pod| pod["status"]["phase"] == "Running");
+    let waits = cluster.pod("default", "gated").unwrap();
+    assert!(
+        waits["spec"]["nodeName"].is_null() && scheduled(&waits)["reason"] == "SchedulingGated",
+        "{waits}"
+    );
+    patch(r#"[{"op": "remove", "path": "/spec/schedulingGates"}]"#).ok();
+    let placed = cluster.until_pod("default", "gated", "running", |pod| pod["status"]["phase"] == "Running");
+    assert_eq!((&placed["spec"]["nodeName"], &scheduled(&placed)["status"]), (&json!("n1"), &json!("True")));
+}

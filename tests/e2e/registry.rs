@@ -159,7 +159,9 @@ fn pods_run_images_of_a_registry_and_what_it_does_not_have_backs_off() {
     until("the node tells the image's digest and tag", || {
         let node = cluster.try_get(&["node", "n1"])?;
         let images = &node["status"]["images"];
-        check(images.as_array().is_some_and(|all| all.iter().any(|i| i["names"] == told)), || images.to_string())
+        check(images.as_array().is_some_and(|all| all.iter().any(|i| i["names"] == told)), || {
+            images.to_string()
+        })
     });
     cluster.kubectl(&["run", "exact", "--image", &by_digest]).ok();
     cluster.kubectl(&["run", "again", "--image", &image]).ok();

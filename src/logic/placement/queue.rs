@@ -143,7 +143,7 @@ impl Queue {
     fn pod(&mut self, pod: &Arc<Object>) {
         let KindFacet::Pod(facet) = &pod.facet.of else { return };
         let uid = pod.uid();
-        let ours = facet.scheduler.is_none() && pod.facet.meta.deleting.is_none();
+        let ours = facet.scheduler.is_none() && !facet.gated && pod.facet.meta.deleting.is_none();
         match &facet.node {
             _ if facet.phase.is_final() => self.forget(uid),
             Some(node) => {

@@ -207,6 +207,20 @@ fn a_refused_pod_waits_for_a_change_and_is_told_once() {
 }
 
 #[test]
+fn a_pod_with_gates_is_not_placed_before_the_last_is_gone() {
+    let gated = |gates: Value| pod("p", None, json!({"schedulingGates": gates}));
+    let both = gated(json!([{"name": "a.example/one"}, {"name": "a.example/two"}]));
+    let one = gated(json!([{"name": "a.example/two"}]));
+    let mut queue = queue(&[node("a", json!({}), json!({})), both.clone()]);
+    assert!(!queue.has_waiting());
+    queue.apply(Some(&both), Some(&one));
+    queue.apply(None, Some(&node("b", json!({"unschedulable": true}), json!({}))));
+    assert!(!queue.has_waiting(), "one is still there");
+    queue.apply(Some(&one), Some(&gated(json!([]))));
+    assert_eq!(outcome(&mut queue).as_deref(), Ok("a"));
+}
+
+#[test]
 fn higher_priority_comes_first() {
     let mut queue = queue(&[
         node_with("a", json!({}), json!({}), json!({"pods": "1"}), true),

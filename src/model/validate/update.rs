@@ -1,6 +1,9 @@
 //! What may change in a pod once it is there.
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{
+    Affinity, Container, ContainerStatus, NodeSelectorRequirement, NodeSelectorTerm, Pod, PodSpec,
+};
+use serde::Serialize;
 
 use super::pod;
 use crate::model::{
@@ -50,8 +53,13 @@ pub(crate) fn pod_update(new: &Pod, old: &Pod, faults: &mut Faults) {
     }
     if !old.scheduling_gates.as_deref().unwrap_or_default().is_empty() {
         // A pod that nobody schedules yet may be narrowed down.
+        narrowed_selector(new, old, &at.field("nodeSelector"), faults);
+        narrowed_affinity(new, old, &at.field("affinity"), faults);
         rest.node_selector.clone_from(&old.node_selector);
-        rest.affinity.clone_from(&old.affinity);
+        let mut others = rest.affinity.take().unwrap_or_default();
+        others.node_affinity = old.affinity.as_ref().and_then(|a| a.node_affinity.clone());
+        // One that came with a node affinity alone is none.
+        rest.affinity = Some(others).filter(|a| old.affinity.is_some() || *a != Affinity::default());
     }
     if rest != *old {
         let changed = changed_fields(&rest, old);
@@ -114,6 +122,63 @@ fn gates(new: &PodSpec, old: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
             faults.forbidden(&at.index(index).field("name"), &detail);
         }
     }
+}
+
+/// Labels may be added to those that the node is to have.
+fn narrowed_selector(new: &PodSpec, old: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
+    let has = |(key, value): (&String, &String)| {
+        new.node_selector.as_ref().and_then(|now| now.get(key)).is_some_and(|now| now == value)
+    };
+    if !old.node_selector.iter().flatten().all(has) {
+        let detail = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+        faults.invalid(at, &shown(&new.node_selector), detail);
+    }
+}
+
+/// Expressions may be added to the terms of which the node is to match one; where there is none, terms.
+fn narrowed_affinity(new: &PodSpec, old: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
+    let (terms, before) = (required_terms(new), required_terms(old));
+    if before.is_empty() {
+        return;
+    }
+    let (node, required) = (at.field("nodeAffinity"), "requiredDuringSchedulingIgnoredDuringExecution");
+    let required = node.field(required);
+    let at = required.field("nodeSelectorTerms");
+    if terms.len() != before.len() {
+        let detail = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        return faults.invalid(&at, &shown(&terms), detail);
+    }
+    for (index, (term, before)) in terms.iter().zip(before).enumerate() {
+        if !only_adds(term, before) {
+            let detail = "only additions are allowed (no mutations or deletions)";
+            faults.invalid(&at.index(index), &shown(term), detail);
+        }
+    }
+}
+
+fn required_terms(spec: &PodSpec) -> &[NodeSelectorTerm] {
+    let node = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = node.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
+    required.map_or(&[], |required| &required.node_selector_terms)
+}
+
+/// A term without any expression matches no node: to add one would be to widen it.
+fn only_adds(new: &NodeSelectorTerm, old: &NodeSelectorTerm) -> bool {
+    type Expressions<'a> = (&'a [NodeSelectorRequirement], &'a [NodeSelectorRequirement]);
+    fn of(term: &NodeSelectorTerm) -> Expressions<'_> {
+        (
+            term.match_expressions.as_deref().unwrap_or_default(),
+            term.match_fields.as_deref().unwrap_or_default(),
+        )
+    }
+    let ((new, new_fields), (old, old_fields)) = (of(new), of(old));
+    let matched_none = old.is_empty() && old_fields.is_empty();
+    let matches_none = new.is_empty() && new_fields.is_empty();
+    new.starts_with(old) && new_fields.starts_with(old_fields) && (!matched_none || matches_none)
+}
+
+fn shown(value: &impl Serialize) -> Raw {
+    Raw(serde_json::to_string(value).unwrap_or_default())
 }
 
 /// Validates a new state of a pod's status (metadata excepted).
