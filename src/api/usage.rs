@@ -10,7 +10,7 @@ use actix_web::{HttpRequest, HttpResponse};
 use futures_util::future::join_all;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 
 use super::{
     clock,
@@ -36,8 +36,8 @@ pub const GROUP: &str = "metrics.k8s.io";
 pub const VERSION: &str = "v1beta1";
 /// How long a node may take to say what it uses; the others are shown without it.
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
-/// The longest answer of a node: at most 5 KiB a container (cAdvisor's page), for a thousand of them.
-const ANSWER_BYTES: u64 = 8 << 20;
+/// The longest answer of a node: cAdvisor's page has up to 10 KiB a container and 7 KiB a pod, of some two thousand of each.
+const ANSWER_BYTES: u64 = 32 << 20;
 
 /// What a path names.
 #[derive(Debug, PartialEq, Eq)]
@@ -186,8 +186,7 @@ impl Page {
             return Err(ApiError::not_found(&key));
         }
         let stream = open(call, &NodeName(key.name.clone()), self.open).await?;
-        let mut answer = Vec::new();
-        tokio::time::timeout(ASK_TIMEOUT, stream.read.take(ANSWER_BYTES).read_to_end(&mut answer))
+        let answer = tokio::time::timeout(ASK_TIMEOUT, whole(stream.read, ANSWER_BYTES))
             .await
             .map_err(|_| ApiError::Timeout(format!("node {} did not answer", key.name)))?
             .map_err(|e| ApiError::Unavailable(format!("node {}: {e}", key.name)))?;
@@ -196,13 +195,23 @@ impl Page {
     }
 }
 
+/// All of an answer: half of one is none.
+async fn whole(read: impl AsyncRead + Unpin, most_bytes: u64) -> Result<Vec<u8>, String> {
+    let mut answer = Vec::new();
+    let mut read = read.take(most_bytes.saturating_add(1));
+    let length = read.read_to_end(&mut answer).await.map_err(|error| error.to_string())?;
+    if u64::try_from(length).is_ok_and(|length| length > most_bytes) {
+        return Err(format!("its answer is longer than {most_bytes} bytes: run fewer pods on it"));
+    }
+    Ok(answer)
+}
+
 async fn ask(shared: &Shared, node: NodeName) -> Option<(NodeName, NodeUsage)> {
     let asked = async {
         let request = OpenStream { node: node.clone(), open: wire::Open::Stats };
         let opened = shared.state.streams.ask(request, ASK_TIMEOUT).await.map_err(|e| e.to_string())?;
         let stream = opened.map_err(|e| e.to_string())?;
-        let mut json = Vec::new();
-        stream.read.take(ANSWER_BYTES).read_to_end(&mut json).await.map_err(|e| e.to_string())?;
+        let json = whole(stream.read, ANSWER_BYTES).await?;
         serde_json::from_slice(&json).map_err(|e| e.to_string())
     };
     match tokio::time::timeout(ASK_TIMEOUT, asked).await.unwrap_or_else(|_| Err("no answer in time".into())) {
@@ -245,6 +254,13 @@ mod tests {
         for other in ["metrics", "metrics/probes", "stats", "stats/summary/x"] {
             assert_eq!(Page::of(&other.split('/').collect::<Vec<_>>()), None, "{other}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_too_long_is_refused_and_not_cut() {
+        assert_eq!(whole(&b"12345"[..], 5).await.unwrap(), b"12345");
+        let refused = whole(&b"123456"[..], 5).await.unwrap_err();
+        assert_eq!(refused, "its answer is longer than 5 bytes: run fewer pods on it");
     }
 
     #[test]

@@ -197,7 +197,8 @@ pub struct NodeFlags {
     /// How many log files a container may have, the rotated ones among them [default: 5, as Kubernetes]
     #[arg(long, value_name = "N")]
     container_log_max_files: Option<u32>,
-    /// Pods are ended when less is left [default: memory.available<100Mi,nodefs.available<10%, as Kubernetes]
+    /// Pods are ended when less is left [default:
+    /// memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%, as Kubernetes]
     #[arg(long, value_name = "THRESHOLDS", value_parser = Thresholds::parse)]
     eviction_hard: Option<Thresholds>,
     /// For how long the node says that it is low on something after it no longer is [default: 5m, as Kubernetes]

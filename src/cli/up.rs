@@ -86,7 +86,8 @@ pub struct UpArgs {
     /// How many log files a container may have, the rotated ones among them [default: 5, as Kubernetes]
     #[arg(long, value_name = "N")]
     pub container_log_max_files: Option<u32>,
-    /// Pods are ended when less is left [default: memory.available<100Mi,nodefs.available<10%, as Kubernetes]
+    /// Pods are ended when less is left [default:
+    /// memory.available<100Mi,nodefs.available<10%,nodefs.inodesFree<5%, as Kubernetes]
     #[arg(long, value_name = "THRESHOLDS", value_parser = Thresholds::parse)]
     #[serde(deserialize_with = "thresholds")]
     pub eviction_hard: Option<Thresholds>,

@@ -209,8 +209,8 @@ pub struct Used {
     pub containers: BTreeMap<String, u64>,
     /// Bytes of each `emptyDir` on disk.
     pub volumes: BTreeMap<String, u64>,
-    /// Files and directories of all these, as far as they are known.
-    pub inodes: u64,
+    /// Files and directories of all these; `None`: not known of all of them (docker does not count those of layers).
+    pub inodes: Option<u64>,
     /// Bytes of memory of each container of which it is known.
     pub container_memory: BTreeMap<String, u64>,
     /// Bytes of memory; `None`: not known.
@@ -228,7 +228,7 @@ impl Used {
         match signal {
             Signal::Memory => self.memory,
             Signal::Disk => Some(self.disk()),
-            Signal::Inodes => Some(self.inodes),
+            Signal::Inodes => self.inodes,
             Signal::Pids => self.pids,
         }
     }
@@ -438,11 +438,17 @@ mod tests {
         assert_eq!(watch.look(&thresholds, &of((49, 1000)), 0), [Signal::Inodes]);
         assert_eq!(watch.pressure(TRANSITION, 0), Pressure { disk: true, ..Pressure::default() });
         let one = pod(json!({"containers": [{"name": "c"}]}));
-        let used = [3, 900].map(|inodes| Used { inodes, ..Used::default() });
+        let used = [Some(3), None, Some(900)].map(|inodes| Used { inodes, ..Used::default() });
         let all = used.each_ref().map(|used| Candidate { pod: &one, is_static: false, used });
         let (index, told) = choose(&[Signal::Inodes], &of((49, 1000)), &thresholds, &all).unwrap();
         let words = "The node was low on resource: inodes. Threshold quantity: 50, available: 49. ";
-        assert_eq!((index, told.as_str()), (1, words));
+        assert_eq!((index, told.as_str()), (2, words));
+        let unknown = all.get(1..2).unwrap();
+        assert_eq!(
+            choose(&[Signal::Inodes], &of((49, 1000)), &thresholds, unknown),
+            None,
+            "nobody knows of it"
+        );
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What a node and its pods use as the kubelet's `metrics/resource` and `metrics/cadvisor` tell it to Prometheus.
 //!
 //! Owns: names, labels and the text format (0.0.4). Pure: what was read is handed in. Invariants: what is not known has no
-//! line; a metric's lines stand together. Limits: of cAdvisor's many metrics those that dashboards and rules ask for
-//! (processors, memory, file systems' io, network); devices are summed up (`device=""`), `id` is a path of the pod's uid
-//! and the container's id, not a cgroup's.
+//! line; a metric's lines stand together. Limits: of cAdvisor's many metrics those of processors,
+//! memory, file systems' io and network; devices are summed up (`device=""`, which panels that name devices leave out), `id`
+//! is a path of the pod's uid and the container's id, not a cgroup's.
 
 use std::fmt::{Display, Write as _};
 
@@ -45,9 +45,9 @@ impl Page {
     }
 
     /// The line that says whether anything went wrong: who gets this page got all of it.
-    fn no_error(&mut self, name: &str) {
+    fn no_error(&mut self, name: &str, stability: &str) {
         let help = "1 if there was an error while getting container metrics, 0 otherwise";
-        let _ = writeln!(self.text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} 0");
+        let _ = writeln!(self.text, "# HELP {name} {stability}{help}\n# TYPE {name} gauge\n{name} 0");
     }
 }
 
@@ -86,39 +86,51 @@ pub fn resource(at_ms: i64, node: &OfNode, pods: &[OfPod]) -> String {
         (
             "container_cpu_usage_seconds_total",
             "counter",
-            "Cumulative cpu time consumed by the container in core-seconds",
+            "[STABLE] Cumulative cpu time consumed by the container in core-seconds",
         ),
         of_containers(|container| seconds(container.amounts.cpu_ns, NANO)),
     );
     page.metric(
-        ("container_memory_working_set_bytes", "gauge", "Current working set of the container in bytes"),
+        (
+            "container_memory_working_set_bytes",
+            "gauge",
+            "[STABLE] Current working set of the container in bytes",
+        ),
         containers.iter().map(|(labels, of)| (labels.clone(), of.amounts.working_set_bytes)),
     );
     page.metric(
-        ("container_start_time_seconds", "gauge", "Start time of the container since unix epoch in seconds"),
+        (
+            "container_start_time_seconds",
+            "gauge",
+            "[STABLE] Start time of the container since unix epoch in seconds",
+        ),
         of_containers(|container| since(container.started_ms)),
     );
     page.metric(
         (
             "node_cpu_usage_seconds_total",
             "counter",
-            "Cumulative cpu time consumed by the node in core-seconds",
+            "[STABLE] Cumulative cpu time consumed by the node in core-seconds",
         ),
         [(vec![], seconds(node.amounts.cpu_ns, NANO))],
     );
     page.metric(
-        ("node_memory_working_set_bytes", "gauge", "Current working set of the node in bytes"),
+        ("node_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the node in bytes"),
         [(vec![], node.amounts.working_set_bytes)],
     );
     page.metric(
-        ("pod_cpu_usage_seconds_total", "counter", "Cumulative cpu time consumed by the pod in core-seconds"),
+        (
+            "pod_cpu_usage_seconds_total",
+            "counter",
+            "[STABLE] Cumulative cpu time consumed by the pod in core-seconds",
+        ),
         whole.iter().map(|(labels, pod)| (labels.clone(), seconds(pod.amounts.cpu_ns, NANO))),
     );
     page.metric(
-        ("pod_memory_working_set_bytes", "gauge", "Current working set of the pod in bytes"),
+        ("pod_memory_working_set_bytes", "gauge", "[STABLE] Current working set of the pod in bytes"),
         whole.iter().map(|(labels, pod)| (labels.clone(), pod.amounts.working_set_bytes)),
     );
-    page.no_error("resource_scrape_error");
+    page.no_error("resource_scrape_error", "[STABLE] ");
     page.text
 }
 
@@ -255,7 +267,7 @@ pub fn cadvisor(at_ms: i64, node: &OfNode, pods: &[OfPod]) -> String {
         ("machine_memory_bytes", "gauge", "Amount of memory installed on the machine."),
         machine(node.amounts.limit_bytes),
     );
-    page.no_error("container_scrape_error");
+    page.no_error("container_scrape_error", "");
     page.text
 }
 
@@ -329,19 +341,19 @@ mod tests {
     fn resources_are_told_under_the_names_that_kubernetes_keeps() {
         let text = resource(9_000, &OfNode::default(), &pods());
         let expected = [
-            "# HELP container_cpu_usage_seconds_total Cumulative cpu time consumed by the container in core-seconds",
+            "# HELP container_cpu_usage_seconds_total [STABLE] Cumulative cpu time consumed by the container in core-seconds",
             "# TYPE container_cpu_usage_seconds_total counter",
             "container_cpu_usage_seconds_total{container=\"c\",namespace=\"n\",pod=\"p\"} 2.5 9000",
-            "# HELP container_memory_working_set_bytes Current working set of the container in bytes",
+            "# HELP container_memory_working_set_bytes [STABLE] Current working set of the container in bytes",
             "# TYPE container_memory_working_set_bytes gauge",
             "container_memory_working_set_bytes{container=\"c\",namespace=\"n\",pod=\"p\"} 30 9000",
-            "# HELP container_start_time_seconds Start time of the container since unix epoch in seconds",
+            "# HELP container_start_time_seconds [STABLE] Start time of the container since unix epoch in seconds",
             "# TYPE container_start_time_seconds gauge",
             "container_start_time_seconds{container=\"c\",namespace=\"n\",pod=\"p\"} 1.5 9000",
-            "# HELP pod_cpu_usage_seconds_total Cumulative cpu time consumed by the pod in core-seconds",
+            "# HELP pod_cpu_usage_seconds_total [STABLE] Cumulative cpu time consumed by the pod in core-seconds",
             "# TYPE pod_cpu_usage_seconds_total counter",
             "pod_cpu_usage_seconds_total{namespace=\"n\",pod=\"p\"} 3 9000",
-            "# HELP resource_scrape_error 1 if there was an error while getting container metrics, 0 otherwise",
+            "# HELP resource_scrape_error [STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
             "# TYPE resource_scrape_error gauge",
             "resource_scrape_error 0",
         ];

@@ -69,6 +69,14 @@ impl Usage {
     }
 }
 
+impl Usage {
+    /// The same with these counters.
+    pub fn counted(self, counters: Usage) -> Usage {
+        let Usage { cpu_ns, io_bytes, io_operations, .. } = counters;
+        Usage { cpu_ns, io_bytes, io_operations, ..self }
+    }
+}
+
 /// Network devices and the bytes that each received and sent, as `/proc/net/dev` has them: lines
 /// `  eth0: 90 1 0 0 0 0 0 0 70 …`, received bytes first, sent ones ninth.
 pub fn devices(text: &str) -> impl Iterator<Item = (&str, (u64, u64))> {

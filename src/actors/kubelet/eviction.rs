@@ -32,7 +32,7 @@ use crate::{
         pod::config::Places,
     },
     model::Uid,
-    runtime::{RuntimeError, disk::tree},
+    runtime::{RuntimeError, SandboxStats, disk::tree},
 };
 
 /// How often limits and thresholds are looked at: the kubelet's own period.
@@ -238,6 +238,11 @@ impl Files {
     }
 }
 
+/// Files and directories in the layers of all of a pod's containers; `None` where those of any are not known.
+fn layers_inodes(stats: &SandboxStats) -> Option<u64> {
+    stats.containers.iter().map(|(_, usage)| usage.writable_inodes).sum()
+}
+
 /// What each pod uses.
 async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, RuntimeError> {
     // Of a runtime that does not tell, volumes and logs are still known.
@@ -258,11 +263,11 @@ async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, 
         if let Some(stats) = stats.iter().find(|stats| stats.uid == subject.uid) {
             used.memory = stats.total.working_set_bytes;
             used.pids = stats.total.pids;
+            used.inodes = layers_inodes(stats);
             for (id, usage) in &stats.containers {
                 let Some(name) = names.get(id) else { continue };
                 used.container_memory.extend(usage.working_set_bytes.map(|bytes| (name.clone(), bytes)));
                 *used.containers.entry(name.clone()).or_default() += usage.writable_bytes.unwrap_or(0);
-                used.inodes += usage.writable_inodes.unwrap_or(0);
             }
         }
         all.push(used);
@@ -275,7 +280,7 @@ async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, 
                 *used.containers.entry(container).or_default() += bytes;
             }
             used.volumes = files.volumes;
-            used.inodes += files.inodes;
+            used.inodes = used.inodes.map(|layers| layers + files.inodes);
         }
         all
     });
@@ -292,7 +297,10 @@ mod tests {
     use crate::{
         actors::{kubelet::Starts, testing::system},
         logic::supervision::Backoff,
-        runtime::sim::{SimConfig, SimMachine, SimRuntime},
+        runtime::{
+            ContainerId, Usage,
+            sim::{SimConfig, SimMachine, SimRuntime},
+        },
     };
 
     fn node(dir: &std::path::Path) -> NodeContext {
@@ -311,6 +319,17 @@ mod tests {
             settings: Default::default(),
             packing: Default::default(),
         }
+    }
+
+    #[test]
+    fn a_pods_inodes_are_known_when_those_of_all_its_layers_are() {
+        let of = |layers: &[Option<u64>]| {
+            let usage = |writable_inodes| Usage { writable_inodes, ..Usage::default() };
+            let containers = layers.iter().map(|inodes| (ContainerId("c".into()), usage(*inodes))).collect();
+            let total = Usage::default();
+            layers_inodes(&SandboxStats { uid: Uid::from("p"), total, network: None, containers })
+        };
+        assert_eq!((of(&[Some(3), Some(4)]), of(&[Some(3), None]), of(&[])), (Some(7), None, Some(0)));
     }
 
     #[test]
@@ -335,7 +354,7 @@ mod tests {
             let gone: Vec<&str> = decided.evict.iter().map(|(uid, _)| uid.as_str()).collect();
             assert_eq!(gone, ["other"]);
             // The runtime knows nothing of it.
-            let low = vec![Signal::Memory, Signal::Pids];
+            let low = vec![Signal::Memory, Signal::Pids, Signal::Inodes];
             let mut subject = subject("quiet", false);
             subject.pod = Arc::new(v1::Pod::default());
             let decided = decide(&node, low, Left::default(), vec![subject]).await.unwrap();

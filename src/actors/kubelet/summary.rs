@@ -162,7 +162,10 @@ fn of_pod(
     let image = |name: &str| {
         let others = spec.and_then(|spec| spec.init_containers.as_ref()).into_iter().flatten();
         let container = lasting(name).or_else(|| others.into_iter().find(|container| container.name == name));
-        container.and_then(|container| container.image.clone()).unwrap_or_default()
+        let debuggers = spec.and_then(|spec| spec.ephemeral_containers.as_ref()).into_iter().flatten();
+        let debugger = debuggers.into_iter().find(|container| container.name == name);
+        let image = container.map_or_else(|| debugger?.image.as_ref(), |container| container.image.as_ref());
+        image.cloned().unwrap_or_default()
     };
     let limit = |name: &str| {
         let container = lasting(name)?;
@@ -241,10 +244,12 @@ fn of_node(node: &NodeContext, reading: &Reading) -> OfNode {
 
 /// Whether a device is a disk of its own: partitions and what is made of other devices would be counted twice.
 fn is_disk(name: &str) -> bool {
+    if ["loop", "ram", "zram"].iter().any(|kind| name.starts_with(kind)) {
+        return false;
+    }
     let device = Path::new("/sys/block").join(name.replace('/', "!"));
-    let made_of = fs::read_dir(device.join("slaves")).map_or(0, Iterator::count);
-    let virtual_ones = ["loop", "ram", "zram"];
-    device.exists() && made_of == 0 && !virtual_ones.iter().any(|kind| name.starts_with(kind))
+    let made_of = || fs::read_dir(device.join("slaves")).map_or(0, Iterator::count);
+    device.exists() && made_of() == 0
 }
 
 /// Two numbers of what was read and what was written.

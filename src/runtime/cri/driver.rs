@@ -29,7 +29,7 @@ use crate::{
         RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
         exchange::Exchange,
         hosts,
-        native::{cgroup::Hierarchies, processes::Steady},
+        native::{cgroup::Hierarchies, steady::Steady},
     },
 };
 

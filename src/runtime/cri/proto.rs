@@ -325,7 +325,10 @@ messages! {
         usage_bytes: Option<UInt64Value> = [message, optional, tag = "4"],
         rss_bytes: Option<UInt64Value> = [message, optional, tag = "5"],
     }
-    FilesystemUsage { used_bytes: Option<UInt64Value> = [message, optional, tag = "3"] }
+    FilesystemUsage {
+        used_bytes: Option<UInt64Value> = [message, optional, tag = "3"],
+        inodes_used: Option<UInt64Value> = [message, optional, tag = "4"],
+    }
     ListPodSandboxStatsRequest { filter: Option<PodSandboxStatsFilter> = [message, optional, tag = "1"] }
     PodSandboxStatsFilter { label_selector: Map = [map = "string, string", tag = "2"] }
     ListPodSandboxStatsResponse { stats: Vec<PodSandboxStats> = [message, repeated, tag = "1"] }

@@ -3,17 +3,17 @@
 //! Limits: the runtime interface has no word for what is read from and written to disks, so that is read here off the cgroups
 //! of pods, where they are Troupe's own (not with systemd's).
 
-use std::{collections::HashMap, path::Path};
+use std::{collections::HashMap, path::PathBuf};
 
 use super::{
     client::{Fault, SHORT, fault},
-    driver::Driver,
+    driver::{Driver, blocking},
     labels, proto,
 };
-use crate::runtime::{
-    ContainerId, RuntimeError, SandboxStats, Usage,
-    native::{cgroup::Hierarchies, usage},
-};
+use crate::runtime::{ContainerId, RuntimeError, SandboxStats, Usage, native::usage};
+
+/// What each has read and written, and nothing else.
+type Io<K> = HashMap<K, Usage>;
 
 impl Driver {
     pub(super) async fn stats(&self) -> Result<Vec<SandboxStats>, RuntimeError> {
@@ -36,22 +36,33 @@ impl Driver {
             Err(other) => return Err(other.of("ask what pods use")),
         };
         let places = self.places().await?;
-        let hierarchies = self.cgroups.as_ref();
+        let sandboxes: Vec<_> =
+            self.sandboxes(None).await?.into_iter().filter(|sandbox| sandbox.ready).collect();
+        let mut placed: HashMap<&str, Vec<(&String, &proto::ContainerStats)>> = HashMap::new();
+        for stats in &containers {
+            let id = stats.attributes.as_ref().map(|of| &of.id);
+            if let Some((id, place)) = id.and_then(|id| Some((id, places.get(id)?))) {
+                placed.entry(place.as_str()).or_default().push((id, stats));
+            }
+        }
+        let of_sandbox_id = |id: &str| placed.get(id).map(Vec::as_slice).unwrap_or_default();
+        let mut wanted: Vec<(PathBuf, Vec<String>)> = Vec::new();
+        for sandbox in &sandboxes {
+            let ids = of_sandbox_id(&sandbox.id).iter().map(|(id, _)| (*id).clone());
+            wanted.extend(sandbox.record.cgroup.clone().map(|group| (group, ids.collect())));
+        }
+        let (io, io_of_pods) = self.io(wanted).await?;
         let mut all = Vec::new();
-        for sandbox in self.sandboxes(None).await?.into_iter().filter(|sandbox| sandbox.ready) {
-            let group = sandbox.record.cgroup.as_deref();
-            let of_pod = containers.iter().filter_map(|stats| {
-                let id = &stats.attributes.as_ref()?.id;
-                (places.get(id)? == &sandbox.id).then(|| {
-                    let (id, inside) = (ContainerId(id.clone()), group.map(|group| group.join(id)));
-                    let io = hierarchies
-                        .zip(inside)
-                        .map(|(all, of)| usage::container_io(all, &of, &self.steady, &id));
-                    let usage = of_container(stats).plus(&io.unwrap_or_default());
+        for sandbox in &sandboxes {
+            let of_pod: Vec<_> = of_sandbox_id(&sandbox.id)
+                .iter()
+                .map(|(id, stats)| {
+                    let usage = of_container(stats).plus(&io.get(*id).copied().unwrap_or_default());
+                    let id = ContainerId((*id).clone());
+                    let usage = self.steady.container(&id, usage);
                     (id, usage)
                 })
-            });
-            let of_pod: Vec<_> = of_pod.collect();
+                .collect();
             let told = pods.iter().find(|of| of.attributes.as_ref().is_some_and(|of| of.id == sandbox.id));
             let told = told.and_then(|told| told.linux.as_ref());
             let sum = of_pod.iter().fold(Usage::default(), |sum, (_, of)| sum.plus(of));
@@ -59,20 +70,42 @@ impl Driver {
                 let link = told.network.as_ref()?.default_interface.as_ref()?;
                 Some((number(&link.rx_bytes)?, number(&link.tx_bytes)?))
             });
-            let (of_group, mut total) =
-                (io(hierarchies, group), told.map_or(sum, |told| of_sandbox(told, sum)));
-            total.io_bytes = of_group.io_bytes.or(total.io_bytes);
-            total.io_operations = of_group.io_operations.or(total.io_operations);
+            let of_group = sandbox.record.cgroup.as_ref().and_then(|group| io_of_pods.get(group)).copied();
+            let cpu_ns = told.and_then(|told| number(&told.cpu.as_ref()?.usage_core_nano_seconds));
+            let own = Usage { cpu_ns, ..of_group.unwrap_or_default() };
+            let counters = self.steady.pod(&sandbox.uid, &own, &of_pod);
             all.push(SandboxStats {
-                uid: sandbox.uid,
-                total,
+                uid: sandbox.uid.clone(),
+                total: told.map_or(sum, |told| of_sandbox(told, sum)).counted(counters),
                 network: network.filter(|_| !sandbox.record.host_network),
                 containers: of_pod,
             });
         }
         let known = all.iter().flat_map(|pod: &SandboxStats| &pod.containers).map(|(id, _)| id.clone());
-        self.steady.keep(&known.collect());
+        self.steady.keep(&known.collect(), &all.iter().map(|pod| pod.uid.clone()).collect());
         Ok(all)
+    }
+
+    /// What containers have read and written, by their ids, and pods, by their groups: given are groups with the containers
+    /// in each.
+    async fn io(&self, of: Vec<(PathBuf, Vec<String>)>) -> Result<(Io<String>, Io<PathBuf>), RuntimeError> {
+        let Some(hierarchies) = self.cgroups.clone() else { return Ok(Default::default()) };
+        blocking(move || {
+            let (mut containers, mut pods) = (HashMap::new(), HashMap::new());
+            for (group, ids) in of {
+                for id in ids {
+                    // As CRI-O has it.
+                    let groups = [group.join(&id), group.join(format!("crio-{id}"))];
+                    let told = groups.iter().map(|group| usage::container_io(&hierarchies, group));
+                    let told = told.reduce(|one, other| if one.io_bytes.is_some() { one } else { other });
+                    containers.insert(id, told.unwrap_or_default());
+                }
+                let told = usage::io(&hierarchies, &group);
+                pods.insert(group, told);
+            }
+            Ok((containers, pods))
+        })
+        .await
     }
 
     /// Which sandbox each running container is in.
@@ -86,11 +119,6 @@ impl Driver {
         let running = listed.filter(|found| found.state == proto::state::RUNNING);
         Ok(running.map(|found| (found.id, found.pod_sandbox_id)).collect())
     }
-}
-
-/// What was read and written, and nothing else. A file or two of a file system in memory.
-fn io(hierarchies: Option<&Hierarchies>, group: Option<&Path>) -> Usage {
-    hierarchies.zip(group).map_or_else(Usage::default, |(all, group)| usage::io(all, group))
 }
 
 fn number(value: &Option<proto::UInt64Value>) -> Option<u64> {
@@ -110,6 +138,7 @@ fn of_container(stats: &proto::ContainerStats) -> Usage {
             .as_ref()
             .and_then(|memory| number(&memory.rss_bytes).filter(|bytes| *bytes > 0)),
         writable_bytes: stats.writable_layer.as_ref().and_then(|layer| number(&layer.used_bytes)),
+        writable_inodes: stats.writable_layer.as_ref().and_then(|layer| number(&layer.inodes_used)),
         ..Usage::default()
     }
 }
@@ -117,7 +146,6 @@ fn of_container(stats: &proto::ContainerStats) -> Usage {
 /// What is told of a pod, else what its containers use together.
 fn of_sandbox(told: &proto::LinuxPodSandboxStats, sum: Usage) -> Usage {
     Usage {
-        cpu_ns: told.cpu.as_ref().and_then(|cpu| number(&cpu.usage_core_nano_seconds)).or(sum.cpu_ns),
         working_set_bytes: told
             .memory
             .as_ref()

@@ -20,7 +20,13 @@ use super::{
     engine::{fault, is_absent, is_over},
     labels::{self, Kind},
 };
-use crate::runtime::{ContainerId, RuntimeError, SandboxStats, Usage};
+use crate::{
+    model::Uid,
+    runtime::{
+        ContainerId, RuntimeError, SandboxStats, Usage,
+        native::{steady::Steady, usage::is_stacked},
+    },
+};
 
 /// How old sizes may be: the kubelet's own housekeeping looks once a minute.
 const LEAST_AGE: Duration = Duration::from_secs(30);
@@ -32,6 +38,8 @@ const SHARE: u32 = 100;
 pub(super) struct Layers {
     bytes: HashMap<String, u64>,
     again: Option<Instant>,
+    /// Counters as they were told.
+    steady: Arc<Steady>,
 }
 
 impl Driver {
@@ -53,7 +61,9 @@ impl Driver {
                 wanted.push((pod, id, Kind::Container));
             }
         }
-        let sizes = self.layers().await?;
+        let (sizes, steady) = self.layers().await?;
+        let mut counted: HashMap<Uid, Vec<(ContainerId, Usage)>> = HashMap::new();
+        let known = wanted.iter().map(|(_, id, _)| ContainerId(id.clone())).collect();
         let told = stream::iter(wanted.into_iter().map(|(pod, id, kind)| {
             let driver = Arc::clone(self);
             async move { Ok::<_, RuntimeError>((pod, driver.usage(&id).await?, id, kind)) }
@@ -62,12 +72,19 @@ impl Driver {
         for (pod, stats, id, kind) in told {
             let (Some(stats), Some(of)) = (stats, all.iter_mut().find(|of| of.uid == pod)) else { continue };
             let usage = Usage { writable_bytes: sizes.get(&id).copied(), ..usage(&stats) };
+            let usage = steady.container(&ContainerId(id.clone()), usage);
             of.total = of.total.plus(&usage);
+            counted.entry(pod).or_default().push((ContainerId(id.clone()), usage));
             match kind {
                 Kind::Sandbox => of.network = traffic(&stats),
                 Kind::Container => of.containers.push((ContainerId(id), usage)),
             }
         }
+        for of in &mut all {
+            let running = counted.remove(&of.uid).unwrap_or_default();
+            of.total = of.total.counted(steady.pod(&of.uid, &Usage::default(), &running));
+        }
+        steady.keep(&known, &all.iter().map(|of| of.uid.clone()).collect());
         Ok(all)
     }
 
@@ -82,8 +99,8 @@ impl Driver {
         }
     }
 
-    /// Sizes of all containers' writable layers.
-    async fn layers(&self) -> Result<HashMap<String, u64>, RuntimeError> {
+    /// Sizes of all containers' writable layers, and the counters as they were told.
+    async fn layers(&self) -> Result<(HashMap<String, u64>, Arc<Steady>), RuntimeError> {
         let mut layers = self.layers.lock().await;
         let begun = Instant::now();
         if layers.again.is_none_or(|again| again <= begun) {
@@ -95,7 +112,7 @@ impl Driver {
             layers.bytes = found.into_iter().filter_map(|of| Some((of.id?, size(of.size_rw)))).collect();
             layers.again = Some(Instant::now() + LEAST_AGE.max(begun.elapsed() * SHARE));
         }
-        Ok(layers.bytes.clone())
+        Ok((layers.bytes.clone(), Arc::clone(&layers.steady)))
     }
 }
 
@@ -126,9 +143,13 @@ fn moved(entries: &[bollard::models::ContainerBlkioStatEntry]) -> Option<(u64, u
     if entries.is_empty() {
         return None;
     }
+    // What goes through a device that is made of others counts there.
+    let number = |number: Option<u64>| number.unwrap_or(0);
+    let counted: Vec<_> =
+        entries.iter().filter(|e| !is_stacked(&format!("{}:{}", number(e.major), number(e.minor)))).collect();
     let of = |name: &str| {
         let of_op =
-            entries.iter().filter(|e| e.op.as_deref().is_some_and(|op| op.eq_ignore_ascii_case(name)));
+            counted.iter().filter(|e| e.op.as_deref().is_some_and(|op| op.eq_ignore_ascii_case(name)));
         of_op.filter_map(|entry| entry.value).sum::<u64>()
     };
     Some((of("read"), of("write")))

@@ -31,6 +31,7 @@ mod seccomp_table;
 mod shim;
 mod spec;
 mod state;
+pub(super) mod steady;
 mod streams;
 mod sys;
 pub(super) mod usage;

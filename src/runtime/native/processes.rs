@@ -1,70 +1,82 @@
 //! What processes use, one by one: for an ordinary user, whose containers have no cgroups, and where the kernel's cgroups do
 //! not count what is read and written (version 1 of late, unless something is throttled).
 //!
-//! Owns: `/proc/PID`, which processes are a container's, and counters that only grow. A process is a container's if it is in
-//! the mount namespace of the first one, or a child of one that is. Its counters hold those of children that it waited for,
-//! so nothing counts twice. Limits: what nobody waited for, or an `exec` that has ended, was counted as of the last look;
-//! file cache is nobody's. What cannot be read is `None`.
+//! Owns: `/proc/PID`, and which processes are a container's: those in the mount namespace of the first one, and children of
+//! such. A process' counters hold those of children that it waited for, so nothing counts twice. Limits: such a sum falls
+//! when one ends that nobody waited for, or for a moment (a zombie is in no list); `Steady` keeps that from
+//! whoever reads it. File cache is nobody's. What cannot be read is `None`.
 
 use std::{
     collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
 };
 
-use crate::runtime::{ContainerId, Usage};
+use crate::runtime::Usage;
 
 /// Linux tells ticks of hundredths of a second, whatever its own clock does.
 const NS_PER_TICK: u64 = 10_000_000;
 
-/// A process as the table has it.
+/// A process as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Process {
     pid: i32,
     parent: i32,
-    /// Its mount namespace's name; `None`: not ours to see.
-    mounts: Option<PathBuf>,
+    /// Its mount namespace's number; `None`: not ours to see.
+    mounts: Option<u64>,
 }
 
-/// All processes at one moment.
-pub(super) struct Table(Vec<Process>);
+/// All processes at one moment, by what they are looked up by.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    mounts: HashMap<i32, Option<u64>>,
+    within: HashMap<u64, Vec<i32>>,
+    children: HashMap<i32, Vec<i32>>,
+}
 
 impl Table {
     /// Reads them: two small files each.
     pub(super) fn read() -> Table {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-        let process = |pid: i32| {
+        Table::of(pids.filter_map(|pid| {
             let parent = stat(pid)?.get(PARENT).copied()?;
-            let mounts = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+            let name = fs::read_link(format!("/proc/{pid}/ns/mnt")).ok();
+            let mounts = name.and_then(|name| namespace(name.to_str()?));
             Some(Process { pid, parent: i32::try_from(parent).ok()?, mounts })
-        };
-        Table(pids.filter_map(process).collect())
+        }))
+    }
+
+    fn of(all: impl IntoIterator<Item = Process>) -> Table {
+        let mut table = Table::default();
+        for process in all {
+            table.mounts.insert(process.pid, process.mounts);
+            table.children.entry(process.parent).or_default().push(process.pid);
+            if let Some(mounts) = process.mounts {
+                table.within.entry(mounts).or_default().push(process.pid);
+            }
+        }
+        table
     }
 
     /// Those of the container whose first process this is.
     pub(super) fn of_container(&self, first: i32) -> Vec<i32> {
-        let Some(own) = self.0.iter().find(|process| process.pid == first) else { return Vec::new() };
-        let same = |process: &&Process| {
-            process.pid == first || (own.mounts.is_some() && process.mounts == own.mounts)
-        };
-        let mut found: HashSet<i32> = self.0.iter().filter(same).map(|process| process.pid).collect();
-        // Each turn goes one generation down, and there is an end to them.
-        loop {
-            let more: Vec<i32> = self
-                .0
-                .iter()
-                .filter(|process| found.contains(&process.parent) && !found.contains(&process.pid))
-                .map(|process| process.pid)
-                .collect();
-            if more.is_empty() {
-                break;
+        let Some(mounts) = self.mounts.get(&first) else { return Vec::new() };
+        let same = mounts.and_then(|mounts| self.within.get(&mounts));
+        let mut waiting: Vec<i32> = same.cloned().unwrap_or_else(|| vec![first]);
+        let mut found = HashSet::new();
+        while let Some(pid) = waiting.pop() {
+            if found.insert(pid) {
+                waiting.extend(self.children.get(&pid).into_iter().flatten());
             }
-            found.extend(more);
         }
         found.into_iter().collect()
     }
+}
+
+/// The number in `mnt:[4026531840]`.
+fn namespace(name: &str) -> Option<u64> {
+    name.strip_prefix("mnt:[")?.strip_suffix(']')?.parse().ok()
 }
 
 const PARENT: usize = 0;
@@ -83,9 +95,16 @@ fn parse_stat(text: &str) -> Option<Vec<u64>> {
     Some(rest.split_ascii_whitespace().skip(1).map(|word| word.parse().unwrap_or(0)).collect())
 }
 
-/// What these processes use together.
+/// What these processes use together, but for memory.
 pub(super) fn sum(pids: &[i32]) -> Usage {
     pids.iter().filter_map(|pid| of(*pid)).fold(Usage::default(), |sum, usage| sum.plus(&usage))
+}
+
+/// Bytes of memory that these processes use together, and what of that is no file's. The kernel walks through all that they
+/// have mapped for it.
+pub(super) fn sum_memory(pids: &[i32]) -> Option<(u64, u64)> {
+    let all = pids.iter().filter_map(|pid| memory(Path::new(&format!("/proc/{pid}"))));
+    all.reduce(|a, b| (a.0.saturating_add(b.0), a.1.saturating_add(b.1)))
 }
 
 /// What they have read and written together, and nothing else.
@@ -99,12 +118,8 @@ fn of(pid: i32) -> Option<Usage> {
     let numbers = stat(pid)?;
     let dir = PathBuf::from(format!("/proc/{pid}"));
     let ticks: Option<u64> = TIMES.iter().map(|at| numbers.get(*at).copied()).sum();
-    let memory = memory(&dir);
     Some(Usage {
         cpu_ns: ticks.map(|ticks| ticks.saturating_mul(NS_PER_TICK)),
-        working_set_bytes: memory.map(|(all, _)| all),
-        memory_bytes: memory.map(|(all, _)| all),
-        rss_bytes: memory.map(|(_, own)| own),
         io_bytes: io(&dir),
         pids: numbers.get(THREADS).copied(),
         ..Usage::default()
@@ -135,67 +150,14 @@ fn io(dir: &Path) -> Option<(u64, u64)> {
     Some((value("read_bytes:")?, value("write_bytes:")?))
 }
 
-/// Sums over processes fall when one ends that nobody waited for; who reads a counter takes that for a new beginning. Here
-/// they go on from where they were.
-#[derive(Debug, Default)]
-pub(in crate::runtime) struct Steady(Mutex<HashMap<ContainerId, Kept>>);
-
-/// What was read last, and what has gone from sight before.
-#[derive(Clone, Copy, Debug, Default)]
-struct Kept {
-    last: Usage,
-    gone: Usage,
-}
-
-impl Steady {
-    /// Reads, and lets no counter fall.
-    pub(in crate::runtime) fn read(&self, id: &ContainerId, read: impl FnOnce() -> Usage) -> Usage {
-        // Readings come in order, since each is made under the lock. One insertion is the only change.
-        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = read();
-        let mut kept = all.get(id).copied().unwrap_or_default();
-        let fell = |last: Option<u64>, now: Option<u64>| Some(last?.saturating_sub(now?));
-        let half = |of: Option<(u64, u64)>, first: bool| of.map(|(a, b)| if first { a } else { b });
-        let io = [true, false]
-            .map(|first| fell(half(kept.last.io_bytes, first), half(now.io_bytes, first)).unwrap_or(0));
-        let gone = Usage {
-            cpu_ns: fell(kept.last.cpu_ns, now.cpu_ns),
-            io_bytes: kept.last.io_bytes.map(|_| (io[0], io[1])),
-            ..Usage::default()
-        };
-        kept.gone = kept.gone.plus(&gone);
-        kept.last = Usage {
-            cpu_ns: now.cpu_ns.or(kept.last.cpu_ns),
-            io_bytes: now.io_bytes.or(kept.last.io_bytes),
-            ..now
-        };
-        all.insert(id.clone(), kept);
-        let known = Usage {
-            cpu_ns: now.cpu_ns.and(kept.gone.cpu_ns),
-            io_bytes: now.io_bytes.and(kept.gone.io_bytes),
-            ..Usage::default()
-        };
-        now.plus(&known)
-    }
-
-    /// Forgets all others.
-    pub(in crate::runtime) fn keep(&self, known: &HashSet<ContainerId>) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| known.contains(id));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn a_containers_processes_are_those_in_its_mount_namespace_and_their_children() {
-        let process = |pid, parent, mounts: &str| Process {
-            pid,
-            parent,
-            mounts: (!mounts.is_empty()).then(|| mounts.into()),
-        };
-        let table = Table(vec![
+        let process = |pid, parent, mounts: &str| Process { pid, parent, mounts: namespace(mounts) };
+        let table = Table::of([
             process(1, 0, "mnt:[1]"),
             process(10, 1, "mnt:[2]"),
             process(11, 10, "mnt:[2]"),
@@ -222,32 +184,10 @@ mod tests {
         assert_eq!(numbers[PARENT], 5);
         assert_eq!(TIMES.map(|at| numbers[at]), [100, 20, 3, 4]);
         assert_eq!(numbers[THREADS], 6);
-        let own = sum(&[i32::try_from(std::process::id()).unwrap()]);
-        assert!(own.working_set_bytes.unwrap() > 1 << 20 && own.pids.unwrap() >= 1, "{own:?}");
-        assert!(own.rss_bytes <= own.memory_bytes && own.cpu_ns.is_some(), "{own:?}");
-        assert_eq!(sum(&[0]), Usage::default());
-    }
-
-    #[test]
-    fn counters_do_not_fall_when_a_process_ends() {
-        let (steady, id) = (Steady::default(), ContainerId("c".into()));
-        let used = |cpu_ns, read| Usage {
-            cpu_ns: Some(cpu_ns),
-            io_bytes: Some((read, 5)),
-            pids: Some(2),
-            ..Usage::default()
-        };
-        let told = |usage: Usage| {
-            let told = steady.read(&id, || usage);
-            assert_eq!(told.pids, usage.pids);
-            (told.cpu_ns, told.io_bytes)
-        };
-        assert_eq!(told(used(100, 10)), (Some(100), Some((10, 5))));
-        assert_eq!(told(used(70, 10)), (Some(100), Some((10, 5))), "30 went with somebody");
-        assert_eq!(told(used(90, 4)), (Some(120), Some((10, 5))));
-        assert_eq!(told(Usage::default()), (None, None), "not known now");
-        assert_eq!(told(used(95, 5)), (Some(125), Some((11, 5))));
-        steady.keep(&HashSet::new());
-        assert_eq!(told(used(7, 1)), (Some(7), Some((1, 5))), "another life");
+        let pid = i32::try_from(std::process::id()).unwrap();
+        let (own, (all, anonymous)) = (sum(&[pid]), sum_memory(&[pid]).unwrap());
+        assert!(own.cpu_ns.is_some() && own.pids.unwrap() >= 1, "{own:?}");
+        assert!(all > 1 << 20 && anonymous <= all, "{all} {anonymous}");
+        assert_eq!((sum(&[0]), sum_memory(&[0])), (Usage::default(), None));
     }
 }

@@ -8,27 +8,42 @@ use std::{
     collections::{HashMap, HashSet},
     fs,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use super::{
     cgroup::Hierarchies,
     pod::Pod,
-    processes::{self, Steady, Table},
+    processes::{self, Table},
+    steady::Steady,
 };
-use crate::runtime::{ContainerId, ContainerState, SandboxStats, Usage, devices, disk::tree};
+use crate::{
+    model::Uid,
+    runtime::{ContainerId, ContainerState, SandboxStats, Usage, devices, disk::tree},
+};
 
 /// How old a writable layer's size may be: the kubelet's own housekeeping looks once a minute.
 const LEAST_AGE: Duration = Duration::from_secs(30);
 /// A walk takes at most this share of a core: one hundredth.
 const SHARE: u32 = 100;
+/// A look at the memory of containers without cgroups takes less: it is taken all the time, for `top`.
+const SHARE_OF_MEMORY: u32 = 400;
 
-/// Sizes of writable layers as last seen, and counters that were summed up.
+/// Sizes of writable layers as last seen, memory of containers without cgroups, and counters as they were told.
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     sizes: Mutex<HashMap<ContainerId, Seen>>,
+    memory: Mutex<Memory>,
     steady: Steady,
+}
+
+/// What processes share is told of each in part, which the kernel has to walk through all of their memory for: not again
+/// before [`SHARE_OF_MEMORY`] times as long as all of them took.
+#[derive(Debug, Default)]
+struct Memory {
+    of: HashMap<ContainerId, (u64, u64)>,
+    again: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -52,9 +67,61 @@ impl Layers {
         size
     }
 
-    fn keep(&self, known: &HashSet<ContainerId>) {
+    fn keep(&self, known: &HashSet<ContainerId>, pods: &HashSet<Uid>) {
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| known.contains(id));
-        self.steady.keep(known);
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner).of.retain(|id, _| known.contains(id));
+        self.steady.keep(known, pods);
+    }
+}
+
+impl Memory {
+    /// Of a container's processes, and how long it took to find out.
+    fn of(&mut self, id: &ContainerId, is_due: bool, processes: &[i32]) -> (Option<(u64, u64)>, Duration) {
+        if let Some(known) = self.of.get(id).filter(|_| !is_due) {
+            return (Some(*known), Duration::ZERO);
+        }
+        let begun = Instant::now();
+        let memory = processes::sum_memory(processes);
+        match memory {
+            Some(memory) => self.of.insert(id.clone(), memory),
+            None => self.of.remove(id),
+        };
+        (memory, begun.elapsed())
+    }
+}
+
+/// What containers without cgroups use: read off their processes.
+struct ByProcesses<'a> {
+    /// Read when the first container is met: with none there is nothing to look for.
+    table: Option<Table>,
+    memory: MutexGuard<'a, Memory>,
+    is_due: bool,
+    took: Duration,
+}
+
+impl<'a> ByProcesses<'a> {
+    fn new(layers: &'a Layers) -> ByProcesses<'a> {
+        let memory = layers.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_due = memory.again.is_none_or(|again| again <= Instant::now());
+        ByProcesses { table: None, memory, is_due, took: Duration::ZERO }
+    }
+
+    fn read(&mut self, id: &ContainerId, first: i32) -> Usage {
+        let processes = self.table.get_or_insert_with(Table::read).of_container(first);
+        let (memory, took) = self.memory.of(id, self.is_due, &processes);
+        self.took += took;
+        Usage {
+            working_set_bytes: memory.map(|(all, _)| all),
+            memory_bytes: memory.map(|(all, _)| all),
+            rss_bytes: memory.map(|(_, own)| own),
+            ..processes::sum(&processes)
+        }
+    }
+
+    fn end(mut self) {
+        if self.is_due {
+            self.memory.again = Some(Instant::now() + self.took * SHARE_OF_MEMORY);
+        }
     }
 }
 
@@ -64,22 +131,21 @@ pub(super) fn of_pods(
     layers: &Layers,
     pods: &[std::sync::Arc<Pod>],
 ) -> Vec<SandboxStats> {
-    let mut known = HashSet::new();
+    let (mut known, mut here) = (HashSet::new(), HashSet::new());
     let mut all = Vec::new();
-    let table = matches!(hierarchies, Hierarchies::Missing).then(Table::read);
+    let mut processes = matches!(hierarchies, Hierarchies::Missing).then(|| ByProcesses::new(layers));
     for pod in pods.iter().filter(|pod| pod.ready()) {
         let group = &pod.record.cgroup;
         let mut containers = Vec::new();
         for status in pod.container_statuses() {
             known.insert(status.id.clone());
             if status.state == ContainerState::Running {
-                let mut usage = match (&table, status.pid) {
+                let read = match (&mut processes, status.pid) {
                     // Without cgroups, the processes themselves.
-                    (Some(table), Some(pid)) => {
-                        layers.steady.read(&status.id, || processes::sum(&table.of_container(pid)))
-                    }
-                    _ => with_io(hierarchies, &group.join(&status.id.0), &layers.steady, &status.id),
+                    (Some(processes), Some(pid)) => processes.read(&status.id, pid),
+                    _ => with_io(hierarchies, &group.join(&status.id.0)),
                 };
+                let mut usage = layers.steady.container(&status.id, read);
                 let layer = pod.dir.container(&status.id).writable().join("upper");
                 let (bytes, inodes) = layers.size(&status.id, &layer);
                 (usage.writable_bytes, usage.writable_inodes) = (Some(bytes), Some(inodes));
@@ -89,19 +155,20 @@ pub(super) fn of_pods(
         let mut total = read(hierarchies, group);
         // Without a group of its own, the pod is its containers.
         let sum = |of: fn(&Usage) -> Option<u64>| containers.iter().map(|(_, usage)| of(usage)).sum();
-        total.cpu_ns = total.cpu_ns.or_else(|| sum(|usage| usage.cpu_ns));
         total.working_set_bytes = total.working_set_bytes.or_else(|| sum(|usage| usage.working_set_bytes));
         total.memory_bytes = total.memory_bytes.or_else(|| sum(|usage| usage.memory_bytes));
         total.rss_bytes = total.rss_bytes.or_else(|| sum(|usage| usage.rss_bytes));
         total.pids = total.pids.or_else(|| sum(|usage| usage.pids));
         total.writable_bytes = sum(|usage| usage.writable_bytes);
-        let io = containers.iter().fold(Usage::default(), |io, (_, usage)| io.plus(usage));
-        total.io_bytes = total.io_bytes.or(io.io_bytes);
-        total.io_operations = total.io_operations.or(io.io_operations);
+        let total = total.counted(layers.steady.pod(&pod.uid, &total, &containers));
         let network = pod.network_namespace().ok().flatten().and_then(|namespace| traffic(&namespace));
+        here.insert(pod.uid.clone());
         all.push(SandboxStats { uid: pod.uid.clone(), total, network, containers });
     }
-    layers.keep(&known);
+    if let Some(processes) = processes {
+        processes.end();
+    }
+    layers.keep(&known, &here);
     all
 }
 
@@ -141,30 +208,29 @@ fn read(hierarchies: &Hierarchies, group: &Path) -> Usage {
 }
 
 /// What a container's group uses. Where the kernel does not count there what is read and written, its processes' counters.
-fn with_io(hierarchies: &Hierarchies, group: &Path, steady: &Steady, id: &ContainerId) -> Usage {
+fn with_io(hierarchies: &Hierarchies, group: &Path) -> Usage {
     let usage = read(hierarchies, group);
-    let io = container_io(hierarchies, group, steady, id);
-    Usage { io_bytes: io.io_bytes, io_operations: io.io_operations, ..usage }
+    if usage.io_bytes.is_some() {
+        return usage;
+    }
+    Usage { io_bytes: io_of_processes(hierarchies, group), ..usage }
 }
 
 /// What a container's processes have read from and written to disks, and nothing else.
-pub(in crate::runtime) fn container_io(
-    hierarchies: &Hierarchies,
-    group: &Path,
-    steady: &Steady,
-    id: &ContainerId,
-) -> Usage {
+pub(in crate::runtime) fn container_io(hierarchies: &Hierarchies, group: &Path) -> Usage {
     let told = io(hierarchies, group);
-    if told.io_bytes.is_some() {
-        return told;
-    }
+    let io_bytes = told.io_bytes.or_else(|| io_of_processes(hierarchies, group));
+    Usage { io_bytes, ..told }
+}
+
+fn io_of_processes(hierarchies: &Hierarchies, group: &Path) -> Option<(u64, u64)> {
     let inside = group.strip_prefix("/").unwrap_or(group);
     let root = match hierarchies {
         Hierarchies::V1(mounts) => mounts.get("pids").or_else(|| mounts.values().next()),
         Hierarchies::V2(root) => Some(root),
         Hierarchies::Missing => None,
     };
-    steady.read(id, || processes::sum_io(&root.map(|root| pids(&root.join(inside))).unwrap_or_default()))
+    processes::sum_io(&pids(&root?.join(inside))).io_bytes
 }
 
 /// The processes in a group and in those below it.
@@ -185,17 +251,25 @@ pub(in crate::runtime) fn io(hierarchies: &Hierarchies, group: &Path) -> Usage {
     let (io_bytes, io_operations) = match hierarchies {
         Hierarchies::V1(mounts) => {
             let dir = mounts.get("blkio").map(|root| root.join(inside));
-            let of = |file: &str| text(dir.as_ref(), file).and_then(|text| v1_io(&text));
+            let of = |file: &str| text(dir.as_ref(), file).and_then(|text| v1_io(&text, is_stacked));
             (of("blkio.throttle.io_service_bytes_recursive"), of("blkio.throttle.io_serviced_recursive"))
         }
         Hierarchies::V2(root) => {
             let stat = text(Some(&root.join(inside)), "io.stat");
-            let of = |read: &str, written: &str| stat.as_ref().map(|text| v2_io(text, read, written));
+            let of = |read: &str, written: &str| {
+                stat.as_ref().map(|text| v2_io(text, (read, written), is_stacked))
+            };
             (of("rbytes=", "wbytes="), of("rios=", "wios="))
         }
         Hierarchies::Missing => (None, None),
     };
     Usage { io_bytes, io_operations, ..Usage::default() }
+}
+
+/// Whether a device, given as `253:1`, is made of others (LVM, LUKS, RAID): what goes through it is counted at these as well.
+pub(in crate::runtime) fn is_stacked(device: &str) -> bool {
+    let slaves = Path::new("/sys/dev/block").join(device).join("slaves");
+    fs::read_dir(slaves).is_ok_and(|mut slaves| slaves.next().is_some())
 }
 
 fn text(dir: Option<&PathBuf>, file: &str) -> Option<String> {
@@ -218,11 +292,14 @@ fn working_set(dir: Option<&PathBuf>, usage: Option<u64>, inactive: &str) -> Opt
 }
 
 /// Lines `8:0 Read 4096`. Kernels of late count nothing at all there while nobody is throttled: then there is no device.
-fn v1_io(text: &str) -> Option<(u64, u64)> {
+fn v1_io(text: &str, is_stacked: impl Fn(&str) -> bool) -> Option<(u64, u64)> {
     let mut sums = (0_u64, 0_u64);
     let mut known = false;
     for line in text.lines() {
-        let mut words = line.split(' ').skip(1);
+        let mut words = line.split(' ');
+        if words.next().is_some_and(&is_stacked) {
+            continue;
+        }
         let (Some(name), Some(Ok(bytes))) = (words.next(), words.next().map(str::parse::<u64>)) else {
             continue;
         };
@@ -237,9 +314,12 @@ fn v1_io(text: &str) -> Option<(u64, u64)> {
 }
 
 /// Lines `8:0 rbytes=4096 wbytes=0 rios=1 …`.
-fn v2_io(text: &str, read: &str, written: &str) -> (u64, u64) {
+fn v2_io(text: &str, (read, written): (&str, &str), is_stacked: impl Fn(&str) -> bool) -> (u64, u64) {
+    let lines: Vec<&str> =
+        text.lines().filter(|line| !line.split(' ').next().is_some_and(&is_stacked)).collect();
     let sum = |name: &str| {
-        text.split_whitespace().filter_map(|word| word.strip_prefix(name)?.parse::<u64>().ok()).sum()
+        let words = lines.iter().flat_map(|line| line.split_whitespace());
+        words.filter_map(|word| word.strip_prefix(name)?.parse::<u64>().ok()).sum()
     };
     (sum(read), sum(written))
 }
@@ -278,6 +358,36 @@ mod tests {
         // This process' own.
         let own = text(Some(&PathBuf::from("/proc/self")), "net/dev").unwrap();
         assert_eq!(traffic(Path::new("/proc/self/ns/net")).is_some(), sum_of(&own).is_some());
+    }
+
+    #[test]
+    fn what_goes_through_a_device_that_is_made_of_others_counts_once() {
+        let is_stacked = |device: &str| device == "253:1";
+        let v1 = "8:0 Read 10\n8:0 Write 3\n253:1 Read 10\n253:1 Write 3\nTotal 26\n";
+        assert_eq!(v1_io(v1, is_stacked), Some((10, 3)));
+        assert_eq!(v1_io("Total 0\n", is_stacked), None, "nothing is counted");
+        let v2 = "253:1 rbytes=6 wbytes=3 rios=1 wios=2\n8:16 rbytes=6 wbytes=3 rios=2 wios=0\n";
+        assert_eq!(v2_io(v2, ("rbytes=", "wbytes="), is_stacked), (6, 3));
+        assert!(!is_stacked("none") && !super::is_stacked("0:0"));
+    }
+
+    #[test]
+    fn memory_is_not_looked_at_again_before_its_time() {
+        let layers = Layers::default();
+        let (id, own) = (ContainerId("c".into()), i32::try_from(std::process::id()).unwrap());
+        let mut memory = layers.memory.lock().unwrap();
+        let first = memory.of(&id, false, &[own]);
+        assert!(first.0.is_some_and(|(all, _)| all > 0), "{first:?}");
+        assert_eq!(memory.of(&id, false, &[]), (first.0, Duration::ZERO), "as it was");
+        assert_eq!(memory.of(&id, true, &[]).0, None, "now is the time");
+        drop(memory);
+        let mut reader = ByProcesses::new(&layers);
+        assert!(reader.table.is_none() && reader.is_due);
+        assert!(reader.read(&id, own).memory_bytes.is_some());
+        reader.end();
+        assert!(layers.memory.lock().unwrap().again.is_some());
+        // Without cgroups and pods nothing is read at all.
+        assert_eq!(of_pods(&Hierarchies::Missing, &layers, &[]), []);
     }
 
     #[test]

@@ -68,6 +68,8 @@ pub(super) fn here(mut identity: Identity) -> (Identity, Option<(u32, u32)>) {
         return (identity, None);
     }
     (identity.uid, identity.gid) = (0, 0);
+    // Nobody can be given a group that the namespace does not have.
+    identity.groups.retain(|group| userns::has_group(*group));
     (identity, Some(seem))
 }
 
