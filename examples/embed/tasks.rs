@@ -179,7 +179,13 @@ fn now_ms() -> i64 {
 }
 
 fn image_of(name: &str) -> Image {
-    Image { id: format!("task:{name}"), names: vec![name.to_owned()], size_bytes: 0, user: String::new() }
+    Image {
+        id: format!("task:{name}"),
+        names: vec![name.to_owned()],
+        digests: Vec::new(),
+        size_bytes: 0,
+        user: String::new(),
+    }
 }
 
 #[async_trait]

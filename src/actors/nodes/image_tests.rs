@@ -99,9 +99,8 @@ fn a_node_is_told_who_has_an_image_that_its_pods_name_and_of_no_other() {
 
 #[test]
 fn a_node_speaks_of_its_own_images_and_what_it_said_goes_with_its_link() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let heard = Log::default();
+    let log = heard.clone();
     let test = async {
         let master = Master::start().await;
         let ((n1, e1), (n2, _e2)) = (master.join("n1").await, master.join("n2").await);
@@ -122,7 +121,7 @@ fn a_node_speaks_of_its_own_images_and_what_it_said_goes_with_its_link() {
         until_held(&n2, APP, Err(404)).await;
         master.stop().await;
     };
-    tracing::subscriber::with_default(subscriber, || system(test));
+    heard.during(|| system(test));
 }
 
 #[test]

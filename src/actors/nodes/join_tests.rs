@@ -229,10 +229,8 @@ fn the_actor_of_a_deleted_node_goes_with_its_last_pod() {
 fn a_node_that_was_deleted_and_comes_again_and_again_is_told_of_once_an_interval() {
     use crate::actors::supervisor::Supervisor;
     let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
     // Links of nodes that joined are QUIC's own, over loopback, by the clock on the wall.
-    tracing::subscriber::with_default(subscriber, || {
+    log.during(|| {
         actix::System::new().block_on(async {
             let authority = Authority::ephemeral().unwrap();
             let (master, ca) = (authority.issue_master().unwrap(), authority.certificate().clone());

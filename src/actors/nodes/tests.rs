@@ -531,6 +531,17 @@ impl std::io::Write for Log {
 }
 
 impl Log {
+    /// Does this, with what this thread logs meanwhile written here.
+    fn during<T>(&self, work: impl FnOnce() -> T) -> T {
+        // While there are two, a line of the program that another thread comes by first is asked of all who listen, not
+        // of that thread's own listener alone.
+        let _other = tracing::Dispatch::new(tracing::subscriber::NoSubscriber::default());
+        let writer = self.clone();
+        let subscriber =
+            tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+        tracing::subscriber::with_default(subscriber, work)
+    }
+
     fn lines(&self, with: &str) -> usize {
         String::from_utf8(self.0.lock().unwrap().clone())
             .unwrap()
@@ -542,9 +553,8 @@ impl Log {
 
 #[test]
 fn reports_on_what_is_not_the_nodes_own_are_refused_counted_and_logged_once_an_interval() {
-    let log = Log::default();
-    let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).with_ansi(false).finish();
+    let heard = Log::default();
+    let log = heard.clone();
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let figures = recorder.handle();
     let test = async move {
@@ -589,7 +599,7 @@ fn reports_on_what_is_not_the_nodes_own_are_refused_counted_and_logged_once_an_i
         master.stop().await;
     };
     metrics::with_local_recorder(&recorder, || {
-        tracing::subscriber::with_default(subscriber, || system(test));
+        heard.during(|| system(test));
     });
 }
 

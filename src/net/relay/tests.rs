@@ -63,7 +63,8 @@ async fn a_connection_is_carried_both_ways_and_closed_in_halves() {
 #[tokio::test]
 async fn what_the_pod_does_not_take_ends_at_once_and_later_works() {
     let (host, listen, inside) = (Host::default(), free(Protocol::Tcp), free(Protocol::Tcp));
-    let _relays = relay(&host, "a", vec![port(Protocol::Tcp, listen, inside.port())]).await.unwrap();
+    let ports = vec![port(Protocol::Tcp, listen, inside.port())];
+    let _relays = host.open(&Uid::from("a"), ports).await.unwrap().lead(inside.ip()).unwrap();
     let ask = move || -> io::Result<usize> {
         let mut client = TcpStream::connect(listen)?;
         client.read(&mut [0])
