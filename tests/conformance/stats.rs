@@ -71,7 +71,8 @@ pub async fn what_has_ended_is_not_told_of<H: Harness>(bench: &mut Bench<H>) {
     assert!(of_pod(bench, "a").await.is_none());
 }
 
-pub async fn a_writable_layer_is_measured<H: Harness>(bench: &mut Bench<H>) {
+/// A container that has written 100,000 bytes to its own disk.
+async fn writer<H: Harness>(bench: &mut Bench<H>) -> ContainerId {
     bench.sandbox("a").await;
     let text = format!("/big={}", "x".repeat(100_000));
     let mut config = bench.hello("c", &["--write", &text, "--print", "written"]);
@@ -79,6 +80,11 @@ pub async fn a_writable_layer_is_measured<H: Harness>(bench: &mut Bench<H>) {
     config.security.user = Some(0);
     let id = bench.start("a", config).await;
     bench.line("c", "written").await;
+    id
+}
+
+pub async fn a_writable_layer_is_measured<H: Harness>(bench: &mut Bench<H>) {
+    let id = writer(bench).await;
     // Some engines measure by themselves, every now and then.
     let usage =
         until_used(bench, &id, |usage| usage.writable_bytes.is_some_and(|bytes| bytes >= 100_000)).await;
@@ -86,13 +92,7 @@ pub async fn a_writable_layer_is_measured<H: Harness>(bench: &mut Bench<H>) {
 }
 
 pub async fn what_a_container_writes_to_the_disk_is_counted<H: Harness>(bench: &mut Bench<H>) {
-    bench.sandbox("a").await;
-    let text = format!("/big={}", "x".repeat(100_000));
-    let mut config = bench.hello("c", &["--write", &text, "--print", "written"]);
-    // The image's own user may not write there.
-    config.security.user = Some(0);
-    let id = bench.start("a", config).await;
-    bench.line("c", "written").await;
+    let id = writer(bench).await;
     // The engine reads cgroups, and those of version 1 count nothing of late: what it does not know it does not tell.
     if bench.runtime().name() == "docker" && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         assert_eq!(of(bench, "a", &id).await.unwrap().io_bytes.filter(|io| *io == (0, 0)), None);
