@@ -25,8 +25,8 @@ use nix::{
 use serde_json::{Value, json};
 
 use harness::{
-    Cluster, Options, bare_pod, check, controller, hello, is_deleting, is_ready, kill9, program, ready,
-    sweep, text, until,
+    Cluster, Options, bare_pod, check, controller, hello, is_deleting, is_ready, program, ready, sweep, text,
+    until,
 };
 
 /// Waves and the pods of each: as many as a node takes at once, with room for those that replace killed ones.
@@ -359,10 +359,11 @@ fn kill_some(cluster: &Cluster, pods: &[Value]) {
     }
 }
 
+/// Kills so many pods' shims. One that ends by itself once it was listed, as a pod's that has succeeded does, is not counted.
 fn kill_shims(cluster: &Cluster, count: usize) {
-    for (pid, _) in sweep::shims(&cluster.data).into_iter().take(count) {
-        kill9(pid);
-    }
+    let shims = sweep::shims(&cluster.data);
+    let killed = shims.iter().filter(|(pid, _)| kill(Pid::from_raw(*pid), Signal::SIGKILL).is_ok());
+    assert_eq!(killed.take(count).count(), count, "of {} shims", shims.len());
 }
 
 /// `kill -9` of `troupe` when it has come so far, and a new one.
