@@ -19,7 +19,7 @@ use bollard::{
     },
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, broadcast};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, broadcast};
 
 use super::{
     DockerConfig,
@@ -47,6 +47,8 @@ const EVENTS: usize = 1024;
 pub(super) const DEATH_WAIT: Duration = Duration::from_secs(30);
 /// Requests to the engine at the same time on behalf of one call: it works on a few at a time anyway.
 pub(super) const AT_ONCE: usize = 8;
+/// How long a removal waits for its turn: one that hangs in the engine holds up the others no longer.
+const TURN: Duration = Duration::from_secs(2);
 
 pub(super) struct Driver {
     pub config: DockerConfig,
@@ -72,6 +74,8 @@ pub(super) struct Driver {
     made: Mutex<HashMap<String, labels::Container>>,
     /// Sizes of writable layers.
     pub layers: AsyncMutex<Layers>,
+    /// Removals, of all pods: with more at once an engine takes longer for all of them.
+    removals: Semaphore,
 }
 
 /// A sandbox and the engine's id of its container.
@@ -110,6 +114,7 @@ impl Driver {
             fresh: Mutex::default(),
             made: Mutex::default(),
             layers: AsyncMutex::default(),
+            removals: Semaphore::new(AT_ONCE),
         })
     }
 
@@ -265,20 +270,27 @@ impl Driver {
 
     async fn stop_locked(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
         self.fresh().remove(uid);
-        self.end_containers(uid).await?;
-        for found in self.sandboxes(Some(uid)).await?.into_iter().filter(|found| found.running) {
+        let (containers, sandboxes) = self.of_pod(uid).await?;
+        self.end_all(&containers).await?;
+        for id in sandboxes.into_iter().filter(is_running).filter_map(|found| found.id) {
             // From here on its end is no loss.
-            self.ends.forget(&found.id);
-            self.kill_and_wait(&found.id).await?;
+            self.ends.forget(&id);
+            self.kill_and_wait(&id).await?;
         }
         Ok(())
     }
 
-    /// Kills all containers of a pod and waits until their ends are told; the ids of all that it has.
-    pub(super) async fn end_containers(self: &Arc<Self>, uid: &Uid) -> Result<Vec<String>, RuntimeError> {
-        let all = self.summaries(Kind::Container, Some(uid)).await?;
-        let running: Vec<String> =
-            all.iter().filter(|found| is_running(found)).filter_map(|found| found.id.clone()).collect();
+    /// Kills all containers of a pod and waits until their ends are told.
+    pub(super) async fn end_containers(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
+        self.end_all(&self.summaries(Kind::Container, Some(uid)).await?).await
+    }
+
+    async fn end_all(self: &Arc<Self>, containers: &[ContainerSummary]) -> Result<(), RuntimeError> {
+        let running: Vec<String> = containers
+            .iter()
+            .filter(|found| is_running(found))
+            .filter_map(|found| found.id.clone())
+            .collect();
         stream::iter(running.into_iter().map(|id| {
             let driver = Arc::clone(self);
             async move {
@@ -289,23 +301,19 @@ impl Driver {
         }))
         .buffer_unordered(AT_ONCE)
         .try_collect::<()>()
-        .await?;
-        Ok(all.into_iter().filter_map(|found| found.id).collect())
+        .await
     }
 
     /// A sandbox that runs still is killed by its removal: nobody waits for its end, since containers have ended before.
     pub(super) async fn remove_sandbox(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
         let _turn = self.lock(uid).await;
         self.fresh().remove(uid);
-        let mut ids = self.end_containers(uid).await?;
-        let sandboxes = self.summaries(Kind::Sandbox, Some(uid)).await?;
+        let (containers, sandboxes) = self.of_pod(uid).await?;
+        self.end_all(&containers).await?;
         self.sandbox_ids().remove(uid);
-        for id in sandboxes.into_iter().filter_map(|found| found.id) {
-            // From here on its end is no loss.
-            self.ends.forget(&id);
-            ids.push(id);
-        }
-        stream::iter(ids.into_iter().map(|id| {
+        // From here on its end is no loss.
+        sandboxes.iter().flat_map(|found| &found.id).for_each(|id| self.ends.forget(id));
+        stream::iter(containers.into_iter().chain(sandboxes).filter_map(|found| found.id).map(|id| {
             let driver = Arc::clone(self);
             async move { driver.remove(&id).await }
         }))
@@ -329,8 +337,25 @@ impl Driver {
         kind: Kind,
         pod: Option<&Uid>,
     ) -> Result<Vec<ContainerSummary>, RuntimeError> {
-        let filters = Some(labels::filter_kind(&self.root, kind, pod));
-        let options = ListContainersOptions { all: true, filters, ..ListContainersOptions::default() };
+        self.listed(labels::filter_kind(&self.root, kind, pod)).await
+    }
+
+    /// A pod's containers and its sandboxes.
+    async fn of_pod(
+        &self,
+        pod: &Uid,
+    ) -> Result<(Vec<ContainerSummary>, Vec<ContainerSummary>), RuntimeError> {
+        let all = self.listed(labels::filter_pod(&self.root, pod)).await?;
+        let kind = |found: &ContainerSummary| Some(labels::kind_and_pod(found.labels.as_ref()?)?.0);
+        Ok(all.into_iter().partition(|found| kind(found) == Some(Kind::Container)))
+    }
+
+    async fn listed(
+        &self,
+        filters: HashMap<String, Vec<String>>,
+    ) -> Result<Vec<ContainerSummary>, RuntimeError> {
+        let options =
+            ListContainersOptions { all: true, filters: Some(filters), ..ListContainersOptions::default() };
         self.docker.list_containers(Some(options)).await.map_err(fault("list the engine's containers"))
     }
 
@@ -424,7 +449,10 @@ impl Driver {
     /// Removes a container that has ended, with the volumes that its image declares.
     pub(super) async fn remove(&self, id: &str) -> Result<(), RuntimeError> {
         let options = RemoveContainerOptions { v: true, force: true, ..RemoveContainerOptions::default() };
-        let removed = self.docker.remove_container(id, Some(options)).await;
+        let removed = {
+            let _turn = tokio::time::timeout(TURN, self.removals.acquire()).await;
+            self.docker.remove_container(id, Some(options)).await
+        };
         self.ends.forget(id);
         self.made().remove(id);
         match removed {

@@ -123,10 +123,15 @@ fn end(driver: &Arc<Driver>, id: &str, event: Option<EventMessage>) {
 }
 
 async fn container_ended(driver: &Driver, id: &str, mut telling: Telling, event: Option<EventMessage>) {
-    telling.log_ended().await;
-    let found = driver.inspect(id).await.ok().flatten();
-    let state = found.as_ref().and_then(status::container).map(|container| container.state);
-    let exit = match state {
+    // Side by side: what comes next in the pod waits for both.
+    let ((), found) = tokio::join!(telling.log_ended(), driver.inspect(id));
+    let state = |found: Result<Option<_>, _>| Some(status::container(found.ok()?.as_ref()?)?.state);
+    let exit = match state(found) {
+        // An engine may tell an end before it has noted it.
+        Some(ContainerState::Running) => state(driver.inspect(id).await),
+        noted => noted,
+    };
+    let exit = match exit {
         Some(ContainerState::Exited(exit)) => exit,
         // Removed meanwhile.
         None => of_event(event.as_ref()),

@@ -65,6 +65,11 @@ pub(super) fn filter_kind(root: &str, kind: Kind, pod: Option<&Uid>) -> HashMap<
     filter(root, &more)
 }
 
+/// [`filter`] for all of one pod.
+pub(super) fn filter_pod(root: &str, pod: &Uid) -> HashMap<String, Vec<String>> {
+    filter(root, &[(POD_UID, pod.as_str())])
+}
+
 /// The labels of a sandbox.
 pub(super) fn of_sandbox(root: &str, config: &SandboxConfig, created_ms: i64) -> Labels {
     labels([

@@ -105,10 +105,18 @@ async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) 
             .await?;
             driver.ends.log_goes_on(id);
         }
-        match (broken, driver.inspect(id).await) {
-            (Some(error), _) if engine::is_absent(&error) => return Ok(()),
+        // Its next container waits for this: nothing is asked that is known.
+        match broken {
+            Some(error) if engine::is_absent(&error) => return Ok(()),
             // Told to the end of a container that has ended.
-            (None, Ok(_)) if ended => return Ok(()),
+            None if ended => return Ok(()),
+            None if !driver.ends.is_expected(id) => {
+                ended = true;
+                continue;
+            }
+            _ => {}
+        }
+        match (broken, driver.inspect(id).await) {
             (None, Ok(found)) => {
                 let running = found.and_then(|found| found.state).and_then(|state| state.running);
                 if running != Some(true) {
