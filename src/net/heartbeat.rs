@@ -1,8 +1,8 @@
 //! Heartbeats: the listening side says something on each link, often enough that silence means something.
 //!
 //! Owns: whose turn it is, and [`Heard`]: when something came last. A heartbeat is an empty datagram, which the peer has to
-//! acknowledge, so both sides hear of each other; a moment later one looks who did. All links of a listener have one clock, and up
-//! to [`AT_ONCE`] are served at a time: a machine that wakes up for
+//! acknowledge, so both sides hear of each other; every [`LOOK`] one looks who did, or said something else. All links of a
+//! listener have one clock, and up to [`AT_ONCE`] are served at a time: a machine that wakes up for
 //! one of them wakes up for many. More are spread over the [`PERIOD`], so that no burst of answers overflows the
 //! socket. The dialing side asks by itself when it hears nothing (`LinkConfig::keep_alive`).
 
@@ -21,8 +21,10 @@ use tokio::{
 
 /// Each link has a heartbeat so often: two, and what each side sends again when it is lost, before silence counts.
 pub(super) const PERIOD: Duration = Duration::from_millis(500);
-/// Time for an answer: QUIC's 25 ms before it acknowledges, and a long way. One that takes longer is seen a heartbeat later.
-const ANSWERED: Duration = Duration::from_millis(100);
+/// By so much at most a silence seems to have begun later than it did: QUIC does not say when something came, only that.
+const LOOK: Duration = Duration::from_millis(50);
+/// Looks between two heartbeats.
+const LOOKS: u32 = PERIOD.as_millis() as u32 / LOOK.as_millis() as u32;
 /// Answers to so many fit into a socket's usual buffer several times.
 const AT_ONCE: usize = 64;
 /// What is kept of heartbeats that nobody reads: some, in bytes; the oldest go.
@@ -133,19 +135,33 @@ impl Hearts {
                     // One that takes none, or has ended, needs none.
                     let _ = beat.connection.send_datagram(Bytes::new());
                 }
-                asked.push_back((next + ANSWERED, some));
+                asked.push_back(Asked { look: next + LOOK, looks: LOOKS, some });
                 after = last.or(after);
             }
         }
     }
 }
 
-/// Looks who has answered, of those whose time is over by then.
-async fn see_answers(asked: &mut VecDeque<(Instant, Vec<Beat>)>, until: Instant) {
-    while let Some((due, some)) = asked.front().filter(|(due, _)| *due <= until) {
-        sleep_until(*due).await;
-        some.iter().for_each(Beat::look);
-        asked.pop_front();
+/// Links that had their heartbeat at the same time.
+struct Asked {
+    /// When to look at them next.
+    look: Instant,
+    /// How often yet.
+    looks: u32,
+    some: Vec<Beat>,
+}
+
+/// Looks who has said something, as often as it is due by then. The queue stays in order: who was looked at is due last.
+async fn see_answers(asked: &mut VecDeque<Asked>, until: Instant) {
+    while asked.front().is_some_and(|next| next.look <= until) {
+        let Some(mut next) = asked.pop_front() else { return };
+        sleep_until(next.look).await;
+        next.some.iter().for_each(Beat::look);
+        next.looks -= 1;
+        if next.looks > 0 {
+            next.look += LOOK;
+            asked.push_back(next);
+        }
     }
 }
 
@@ -158,6 +174,24 @@ impl Drop for Beating {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn links_are_looked_at_every_moment_in_the_order_of_their_turns() {
+        let begun = Instant::now();
+        let asked = |after_ms: u64| Asked {
+            look: begun + Duration::from_millis(after_ms) + LOOK,
+            looks: LOOKS,
+            some: Vec::new(),
+        };
+        let mut queue = VecDeque::from([asked(0), asked(20)]);
+        for (until_ms, left) in [(40, [10, 10]), (60, [10, 9]), (70, [9, 9]), (120, [8, 8]), (470, [1, 1])] {
+            see_answers(&mut queue, begun + Duration::from_millis(until_ms)).await;
+            assert_eq!(queue.iter().map(|asked| asked.looks).collect::<Vec<_>>(), left, "{until_ms}");
+            assert!(queue.iter().is_sorted_by_key(|asked| asked.look));
+        }
+        see_answers(&mut queue, begun + PERIOD * 2).await;
+        assert!(queue.is_empty() && begun.elapsed() == PERIOD + Duration::from_millis(20));
+    }
 
     #[tokio::test(start_paused = true)]
     async fn silence_begins_when_nothing_more_has_come() {
