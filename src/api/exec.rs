@@ -133,11 +133,13 @@ async fn begin(
     // A client whose handshake failed would try another protocol; with this one it is told why.
     let opened = log::open(call, node, open).await;
     let (protocol, stop, limits) = (handshake.protocol, call.shared.stop.clone(), call.shared.limits);
+    let lost =
+        ApiError::Node(500, format!("lost the connection to node {node}: what came then is not known"));
     let (response, incoming, out) = handshake.answer(payload);
     rt::spawn(async move {
         let _permit = permit;
         tokio::select! {
-            () = serve(protocol, wanted, incoming, out, opened, limits) => {}
+            () = serve(protocol, wanted, incoming, out, opened, lost, limits) => {}
             () = stop.cancelled() => {}
         }
     });
@@ -150,6 +152,7 @@ async fn serve(
     incoming: Incoming,
     out: Outgoing,
     opened: Result<ByteStream, ApiError>,
+    lost: ApiError,
     limits: Limits,
 ) {
     let (frames, input) = mpsc::channel(QUEUE);
@@ -176,10 +179,10 @@ async fn serve(
     let talking = async {
         match opened {
             Ok(ByteStream { read, write }) => tokio::select! {
-                () = to_client(read, &mut client) => {}
+                () = to_client(read, &mut client, &lost) => {}
                 () = from_client(input, write) => {}
             },
-            Err(error) => client.send(Channel::Error, error.status().to_string().as_bytes()).await,
+            Err(error) => client.refuse(&error).await,
         }
         client.finish(limits.finish_within).await;
     };
@@ -230,6 +233,10 @@ impl Client {
         }
     }
 
+    async fn refuse(&mut self, error: &ApiError) {
+        self.send(Channel::Error, error.status().to_string().as_bytes()).await;
+    }
+
     /// Says that no more comes, to one that listens within the time.
     async fn finish(self, within: Duration) {
         let closing = async {
@@ -248,10 +255,16 @@ impl Client {
     }
 }
 
-/// The node's frames to the client, until the program has ended.
-async fn to_client(mut read: impl tokio::io::AsyncRead + Unpin, client: &mut Client) {
+/// The node's frames to the client, until the program has ended. A client that hears of no end takes it for success: where the
+/// node's frames break off before that, it is told what is `lost`.
+async fn to_client(mut read: impl tokio::io::AsyncRead + Unpin, client: &mut Client, lost: &ApiError) {
+    let mut told = false;
     while let Ok(Some((channel, bytes))) = Channel::receive(&mut read).await {
+        told |= channel == Channel::Error;
         client.send(channel, &bytes).await;
+    }
+    if !told {
+        client.refuse(lost).await;
     }
 }
 
@@ -328,6 +341,28 @@ async fn stream_in(mut read: spdy::Read, channel: Channel, frames: mpsc::Sender<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_program_whose_end_is_not_told_has_not_succeeded() {
+        let lost = ApiError::Node(500, "lost".into());
+        let mut frames = Vec::new();
+        Channel::Stdout.send(&mut frames, b"half").await.unwrap();
+        let half = frames.clone();
+        Channel::Error.send(&mut frames, b"{}").await.unwrap();
+        let mut cut = frames.clone();
+        cut.pop();
+        for (frames, last) in
+            [(frames, "{}".to_owned()), (half, lost.status().to_string()), (cut, lost.status().to_string())]
+        {
+            let (out, mut queue) = Outgoing::to_nobody();
+            to_client(frames.as_slice(), &mut Client::Messages(out), &lost).await;
+            let mut said = Vec::new();
+            while let Ok(message) = queue.try_recv() {
+                said.push(message);
+            }
+            assert!(said.last().is_some_and(|said| said.ends_with(last.as_bytes())), "{said:?}");
+        }
+    }
 
     #[tokio::test(start_paused = true)]
     async fn a_client_that_does_not_listen_is_not_waited_for_for_ever() {

@@ -223,3 +223,31 @@ fn a_master_that_stood_still_takes_nobody_for_dead() {
     nodes[0].cut();
     master.until_node("one", "Unknown");
 }
+
+#[test]
+fn a_program_whose_node_is_cut_off_while_a_user_runs_it_has_not_succeeded() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one) = (bed.host("m"), bed.host("one"));
+    master.master(&[]);
+    one.join(&master);
+    master.apply(&controller("web", 1, &[]));
+    let pods = master.until_pods(1);
+    let pod = text(&pods[0]["metadata"]["name"]);
+    let before = one.containers().len();
+    let ran = std::thread::scope(|scope| {
+        let running =
+            scope.spawn(|| master.kubectl(&["exec", pod, "--", "/hello", "hello", "--ignore-sigterm"]));
+        until("the program runs", || {
+            let now = one.containers();
+            check(now.len() > before, || format!("{now:?}"))
+        });
+        one.cut();
+        running.join().unwrap()
+    });
+    let said = ran.fails();
+    assert!(said.contains("lost the connection to node one"), "{said}");
+    one.heal();
+}
