@@ -48,9 +48,10 @@ const INCOMING: usize = 256;
 const READY: usize = 64;
 /// Byte streams that a master may have open to a node at once, beside a link's two message streams.
 const STREAMS: u32 = 256;
-/// Those that a node may have open to its master: parts of images and questions who has them, as many as the master serves
-/// or has wait for their turn. QUIC has a place ready for each.
-const NODE_STREAMS: u32 = 54;
+/// Those that a node may have open to its master: parts of images and questions who has them, more than the master serves
+/// at once; others wait on the node. QUIC keeps a place ready for each: with these and the two, tables of 32 places are not
+/// full, and do not grow when a stream is put back.
+const NODE_STREAMS: u32 = 25;
 /// Bytes under way on one stream: fills 1 Gbit/s at 8 ms. A reader that stops costs this much and no more.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// Those, and the two.
