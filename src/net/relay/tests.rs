@@ -289,6 +289,43 @@ async fn a_new_client_has_the_place_of_the_longest_silent() {
     relays.end().await;
 }
 
+#[tokio::test]
+async fn a_pod_that_says_more_than_can_be_passed_on_holds_up_no_other() {
+    let (host, loud, quiet) = (Host::default(), free(Protocol::Udp), free(Protocol::Tcp));
+    let floods = UdpSocket::bind((POD, 0)).unwrap();
+    let answers = TcpListener::bind((POD, 0)).unwrap();
+    let inside = [floods.local_addr().unwrap().port(), answers.local_addr().unwrap().port()];
+    let relays = relay(&host, "a", vec![port(Protocol::Udp, loud, inside[0])]).await.unwrap();
+    let _others = relay(&host, "b", vec![port(Protocol::Tcp, quiet, inside[1])]).await.unwrap();
+    let client = UdpSocket::bind((POD, 0)).unwrap();
+    client.send_to(b"more", loud).unwrap();
+    let (_, from) = floods.recv_from(&mut [0; 8]).unwrap();
+    let over = CancellationToken::new();
+    let _ends = over.clone().drop_guard();
+    for _ in 0..2 {
+        let (floods, over) = (floods.try_clone().unwrap(), over.clone());
+        // Whoever reads it takes longer for each than these two.
+        thread::spawn(move || {
+            while !over.is_cancelled() {
+                let _ = floods.send_to(&[7], from);
+            }
+        });
+    }
+    let mut heard = [0; 8];
+    assert_eq!(client.recv(&mut heard).unwrap(), 1);
+    let asked = spawn_blocking(move || {
+        let mut stream = TcpStream::connect(quiet)?;
+        stream.set_read_timeout(Some(STEP))?;
+        let (mut served, _) = answers.accept()?;
+        served.write_all(b"x")?;
+        stream.read(&mut [0])
+    });
+    let asked = tokio::time::timeout(STEP, asked).await.expect("the other pod's port is served");
+    assert_eq!(asked.unwrap().unwrap(), 1);
+    relays.end().await;
+    drop(UdpSocket::bind(loud).expect("it ends at once, too"));
+}
+
 #[test]
 fn the_first_datagram_after_what_listens_came_back_arrives() {
     let inside = free(Protocol::Udp);

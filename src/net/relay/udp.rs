@@ -21,6 +21,7 @@ use nix::{
 use tokio::{
     net::UdpSocket,
     sync::{OwnedSemaphorePermit, oneshot},
+    task::coop::consume_budget,
     time::{Instant, sleep, sleep_until},
 };
 
@@ -170,6 +171,8 @@ async fn answer(
                     sleep(RETRY).await;
                 }
                 pass_on(&port, &pod, client);
+                // Neither of both takes a turn by itself: a pod that says more than can be passed on would have them all.
+                consume_budget().await;
             }
             () = sleep_until(until) => match port.forget(client) {
                 Some(later) => until = later,
