@@ -32,7 +32,7 @@ fn describe_all() {
         (HANDSHAKES_FAILED, "incoming handshakes that failed or were refused"),
         (
             HOST_PORTS_FULL,
-            "times host ports had no room: a connection waited, a UDP client was given up, a datagram was dropped",
+            "times host ports had no room: a connection waited or was given up for one, a UDP client was given up, a datagram was dropped",
         ),
     ] {
         describe_counter!(name, Unit::Count, help);

@@ -5,6 +5,9 @@
 //! open and carried at once is bounded for the whole process (`room.rs`). Leaves out: which ports, and when.
 //! Limit: what listens in the pod sees the node's address instead of the client's.
 
+mod connections;
+#[cfg(test)]
+mod full_tests;
 mod room;
 mod tcp;
 #[cfg(test)]
@@ -251,18 +254,26 @@ impl Held {
         let tasks = Tasks { stop, broken, _alive: Arc::new(alive) };
         let Some(handle) = handle else { return Ok(relays) };
         let _here = handle.enter();
-        for (port, socket) in opened {
+        // All addresses of a port have one part.
+        let (mut parts, mut clients) = (HashMap::new(), HashMap::new());
+        for (index, (port, socket)) in opened.into_iter().enumerate() {
             let fault = |source| RelayError::Refused { port, source };
             let target = SocketAddr::new(pod, port.port);
             let carrier = Carrier { target, tasks: tasks.clone(), room: room.clone() };
             match socket {
                 Opened::Tcp(socket) => {
                     let socket = tokio::net::TcpListener::from_std(socket).map_err(fault)?;
-                    tasks.spawn_watched(&handle, tcp::serve(socket, carrier));
+                    let part =
+                        parts.entry(port.listen.port()).or_insert_with(|| room.connections.of_one_port());
+                    tasks.spawn_watched(&handle, tcp::serve(socket, part.clone(), carrier));
                 }
                 Opened::Udp(socket) => {
                     let socket = tokio::net::UdpSocket::from_std(socket).map_err(fault)?;
-                    tasks.spawn_watched(&handle, udp::serve(socket, carrier));
+                    let clients = clients
+                        .entry(port.listen.port())
+                        .or_insert_with(|| Arc::new(udp::Clients::new(room.clients.of_one_port())));
+                    let way = udp::Way { socket, index, clients: clients.clone() };
+                    tasks.spawn_watched(&handle, udp::serve(way, carrier));
                 }
             }
         }

@@ -1,8 +1,9 @@
 //! How much the relays of one process take at once.
 //!
 //! Owns: [`Room`]'s parts, of which each socket of the machine, connection and UDP client holds a permit, and what is told
-//! when one is full. Invariant: all three together take half of the files that the process may have open, so that API, store
-//! and kubelet have the other half. Limit: a connection on which nothing is said keeps its place.
+//! when one is full. Which connection gives its place to one that waits is `connections.rs`. Invariant: all three together
+//! take half of the files that the process may have open, and each listener one more for a connection that waits, so that
+//! API, store and kubelet have the rest.
 
 use std::{
     sync::{Arc, LazyLock, Mutex, PoisonError},
@@ -13,6 +14,7 @@ use metrics::counter;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::connections::Connections;
 use crate::net::metrics::HOST_PORTS_FULL;
 
 /// Of each kind at most, however many files there are: a connection takes up to 64 KiB.
@@ -29,7 +31,7 @@ static OWN: LazyLock<Arc<Room>> =
 /// What may be open and carried.
 pub(super) struct Room {
     pub(super) listeners: Part,
-    pub(super) connections: Part,
+    pub(super) connections: Arc<Connections>,
     pub(super) clients: Part,
 }
 
@@ -41,7 +43,8 @@ impl Room {
     /// That of a process that may have so many open files.
     pub(super) fn of(files: u64) -> Room {
         let most = usize::try_from(files / FILES_A_PLACE).unwrap_or(MOST).clamp(1, MOST);
-        Room { listeners: Part::of(most), connections: Part::of(most), clients: Part::of(most) }
+        let connections = Arc::new(Connections::new(Part::of(most)));
+        Room { listeners: Part::of(most), connections, clients: Part::of(most) }
     }
 }
 
@@ -57,9 +60,15 @@ impl Part {
         Part { most, turns: Arc::new(Semaphore::new(most)) }
     }
 
-    /// What one port may take of as many: half of them, so that no port alone shuts out all others.
+    /// What one port of a pod may take of as many at all of its addresses: half of them, so that no port alone shuts out
+    /// all others.
     pub(super) fn of_one_port(&self) -> Part {
         Part::of(self.most.div_ceil(2))
+    }
+
+    /// Whether both are the same places.
+    pub(super) fn is(&self, other: &Part) -> bool {
+        Arc::ptr_eq(&self.turns, &other.turns)
     }
 
     pub(super) fn most(&self) -> usize {
@@ -75,26 +84,27 @@ impl Part {
         self.turns.clone().try_acquire_many_owned(places).ok()
     }
 
-    /// Waits for a place; a wait is told. None never: it is not closed.
-    pub(super) async fn take(&self, what: &'static str) -> Option<OwnedSemaphorePermit> {
-        if let Some(permit) = self.try_take(1) {
-            return Some(permit);
-        }
-        full(what);
+    /// Waits for a place, in turn. None never: it is not closed.
+    pub(super) async fn take(&self) -> Option<OwnedSemaphorePermit> {
         self.turns.clone().acquire_owned().await.ok()
     }
 }
 
 /// Counts that there was no room, and says so now and then.
 pub(super) fn full(what: &'static str) {
-    static LOGGED: Mutex<Option<Instant>> = Mutex::new(None);
+    /// When that was said last, and how often it was so since.
+    static LOGGED: Mutex<(Option<Instant>, u64)> = Mutex::new((None, 0));
     counter!(HOST_PORTS_FULL, "what" => what).increment(1);
     let mut logged = LOGGED.lock().unwrap_or_else(PoisonError::into_inner);
-    if logged.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
-        *logged = Some(Instant::now());
+    logged.1 = logged.1.saturating_add(1);
+    if logged.0.is_none_or(|at| at.elapsed() >= LOG_INTERVAL) {
+        let times = logged.1;
+        *logged = (Some(Instant::now()), 0);
         tracing::warn!(
             what,
-            "host ports have no more room: connections wait, the longest silent UDP clients are given up, datagrams dropped"
+            times,
+            "host ports have no more room: connections wait, the longest silent connections and UDP clients are given up, \
+             datagrams dropped"
         );
     }
 }

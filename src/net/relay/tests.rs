@@ -10,14 +10,14 @@ use tokio::task::spawn_blocking;
 
 use super::*;
 
-const POD: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+pub(super) const POD: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
-fn port(protocol: Protocol, listen: SocketAddr, port: u16) -> HostPort {
+pub(super) fn port(protocol: Protocol, listen: SocketAddr, port: u16) -> HostPort {
     HostPort { protocol, listen, optional: false, port }
 }
 
 /// A port of loopback that is free, and stays so: nobody else is at that address.
-fn free(protocol: Protocol) -> SocketAddr {
+pub(super) fn free(protocol: Protocol) -> SocketAddr {
     static LAST: AtomicU8 = AtomicU8::new(0);
     let [_, _, high, low] = std::process::id().to_be_bytes();
     let address = Ipv4Addr::new(127, 128 + LAST.fetch_add(1, Ordering::Relaxed), high, low);
@@ -28,7 +28,7 @@ fn free(protocol: Protocol) -> SocketAddr {
     }
 }
 
-async fn relay(host: &Host, uid: &str, ports: Vec<HostPort>) -> Result<Relays, RelayError> {
+pub(super) async fn relay(host: &Host, uid: &str, ports: Vec<HostPort>) -> Result<Relays, RelayError> {
     host.open(&Uid::from(uid), ports).await?.lead(POD)
 }
 
@@ -162,26 +162,6 @@ async fn a_family_that_the_machine_lacks_is_left_out_where_it_may_be() {
     assert!(relay(&host, "a", vec![v4, v6]).await.is_err());
 }
 
-/// A machine whose process may have so many open files.
-fn small(files: u64) -> Host {
-    Host { room: Arc::new(Room::of(files)), ..Host::default() }
-}
-
-const STEP: Duration = Duration::from_secs(20);
-
-#[tokio::test]
-async fn more_listeners_than_the_process_has_room_for_are_refused_with_the_numbers() {
-    let host = small(16);
-    let ports: Vec<_> = (0..3).map(|_| port(Protocol::Tcp, free(Protocol::Tcp), 1)).collect();
-    let error = relay(&host, "a", ports.clone()).await.err().unwrap().to_string();
-    assert!(error.contains("take 3 sockets") && error.contains("2 of 2 are left"), "{error}");
-    let relays = relay(&host, "a", ports[..2].to_vec()).await.unwrap();
-    let error = relay(&host, "b", ports[2..].to_vec()).await.err().unwrap().to_string();
-    assert!(error.contains("0 of 2 are left"), "{error}");
-    relays.end().await;
-    relay(&host, "b", ports[1..].to_vec()).await.unwrap().end().await;
-}
-
 #[tokio::test]
 async fn an_address_that_is_not_the_machines_is_told() {
     let elsewhere = port(Protocol::Tcp, "192.0.2.1:80".parse().unwrap(), 1);
@@ -189,21 +169,8 @@ async fn an_address_that_is_not_the_machines_is_told() {
     assert!(error.contains("hostIP is no address of this machine"), "{error}");
 }
 
-#[tokio::test]
-async fn a_connection_beyond_those_that_are_carried_waits_for_one_to_end() {
-    let (host, listen) = (small(16), free(Protocol::Tcp));
-    let pod = tokio::net::TcpListener::bind((POD, 0)).await.unwrap();
-    let inside = pod.local_addr().unwrap().port();
-    let relays = relay(&host, "a", vec![port(Protocol::Tcp, listen, inside)]).await.unwrap();
-    let first = tokio::net::TcpStream::connect(listen).await.unwrap();
-    let (served, _) = pod.accept().await.unwrap();
-    let _second = tokio::net::TcpStream::connect(listen).await.unwrap();
-    let waits = tokio::time::timeout(Duration::from_millis(100), pod.accept()).await;
-    assert!(waits.is_err(), "one port has half of two places");
-    drop((first, served));
-    tokio::time::timeout(STEP, pod.accept()).await.unwrap().unwrap();
-    relays.end().await;
-}
+/// Long enough for anything that has to come.
+pub(super) const STEP: Duration = Duration::from_secs(20);
 
 /// A pod that says all of `bytes` and closes, to a client that has read the first one only.
 async fn says(bytes: usize) -> (Host, Relays, TcpStream) {
@@ -266,27 +233,6 @@ async fn a_client_that_vanishes_after_closing_its_half_ends_the_connection() {
     let served = tokio::net::TcpStream::from_std(served).unwrap();
     // The pod says nothing more, and hears of it all the same.
     tokio::time::timeout(STEP, served.ready(tokio::io::Interest::ERROR)).await.unwrap().unwrap();
-}
-
-#[tokio::test]
-async fn a_new_client_has_the_place_of_the_longest_silent() {
-    let (host, listen) = (small(16), free(Protocol::Udp));
-    let pod = tokio::net::UdpSocket::bind((POD, 0)).await.unwrap();
-    let inside = pod.local_addr().unwrap().port();
-    let relays = relay(&host, "a", vec![port(Protocol::Udp, listen, inside)]).await.unwrap();
-    // Of two places one port has one.
-    for name in 0..3_u8 {
-        let client = tokio::net::UdpSocket::bind((POD, 0)).await.unwrap();
-        client.connect(listen).await.unwrap();
-        client.send(&[name]).await.unwrap();
-        let mut buffer = [0; 8];
-        let asked = tokio::time::timeout(STEP, pod.recv_from(&mut buffer)).await;
-        let (_, from) = asked.expect("a new client has a place").unwrap();
-        pod.send_to(&buffer[..1], from).await.unwrap();
-        assert_eq!(tokio::time::timeout(STEP, client.recv(&mut buffer)).await.unwrap().unwrap(), 1);
-        assert_eq!(buffer[0], name);
-    }
-    relays.end().await;
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! Datagrams from a port of the machine to a pod and back.
 //!
-//! Owns: a port's clients: each has a socket of its own towards the pod, so that answers find their way. Invariants: a client
+//! Owns: a port's clients, at all of its addresses: each has a socket of its own towards the pod, so that answers find their way. Invariants: a client
 //! is forgotten when nothing came or went for [`IDLE`], or when another needs its place: those first that never had an answer,
 //! then the longest silent; nothing waits for room to send: such datagrams are dropped, as datagrams may be, so that no
 //! client holds up others. Limit: on a machine of several addresses an answer comes from the one that the routes choose.
@@ -31,15 +31,32 @@ use super::{
 };
 
 /// Longer than most protocols are silent, shorter than would let those who went on fill the room.
-const IDLE: Duration = Duration::from_secs(60);
+pub(super) const IDLE: Duration = Duration::from_secs(60);
 /// The largest datagram there is.
 const DATAGRAM_BYTES: usize = 64 * 1024;
 
-struct Port {
-    socket: UdpSocket,
-    clients: Mutex<HashMap<SocketAddr, Client>>,
+/// The clients of one port of a pod, at all of its addresses.
+pub(super) struct Clients {
+    known: Mutex<HashMap<Name, Client>>,
     /// This port's part of all clients.
     own: Part,
+}
+
+/// Which of the port's sockets a client speaks to, and from where.
+type Name = (usize, SocketAddr);
+
+/// One of the port's sockets.
+pub(super) struct Way {
+    pub(super) socket: UdpSocket,
+    /// Its number among them.
+    pub(super) index: usize,
+    pub(super) clients: Arc<Clients>,
+}
+
+struct Port {
+    socket: UdpSocket,
+    index: usize,
+    clients: Arc<Clients>,
     /// One for all answers, which are passed on one after the other.
     answer: Mutex<Vec<u8>>,
 }
@@ -53,29 +70,13 @@ struct Client {
     _known: oneshot::Sender<()>,
 }
 
-impl Port {
-    fn clients(&self) -> MutexGuard<'_, HashMap<SocketAddr, Client>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+impl Clients {
+    pub(super) fn new(own: Part) -> Clients {
+        Clients { known: Mutex::default(), own }
     }
 
-    /// A client's way to the pod, if it has one.
-    fn known(&self, from: SocketAddr, answered: bool) -> Option<Arc<UdpSocket>> {
-        let mut clients = self.clients();
-        let client = clients.get_mut(&from)?;
-        client.last = Instant::now();
-        client.answered |= answered;
-        Some(client.pod.clone())
-    }
-
-    /// Forgets a client that has been silent, or says until when it may be.
-    fn forget(&self, from: SocketAddr) -> Option<Instant> {
-        let mut clients = self.clients();
-        let until = clients.get(&from)?.last + IDLE;
-        if until > Instant::now() {
-            return Some(until);
-        }
-        clients.remove(&from);
-        None
+    fn known(&self) -> MutexGuard<'_, HashMap<Name, Client>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A place for one more, if need be another's.
@@ -86,21 +87,43 @@ impl Port {
             return Ok([own, turn]);
         }
         room::full("client");
-        let mut clients = self.clients();
-        let silent = clients.iter().min_by_key(|(_, client)| (client.answered, client.last));
-        let silent = silent.map(|(from, _)| *from);
+        let mut known = self.known();
+        let silent = known.iter().min_by_key(|(_, client)| (client.answered, client.last));
+        let silent = silent.map(|(name, _)| *name);
         silent
-            .and_then(|from| clients.remove(&from))
+            .and_then(|name| known.remove(&name))
             .map(|client| client.turns)
             .ok_or_else(|| io::Error::other("other ports have too many clients"))
     }
 }
 
+impl Port {
+    /// A client's way to the pod, if it has one.
+    fn known(&self, from: SocketAddr, answered: bool) -> Option<Arc<UdpSocket>> {
+        let mut clients = self.clients.known();
+        let client = clients.get_mut(&(self.index, from))?;
+        client.last = Instant::now();
+        client.answered |= answered;
+        Some(client.pod.clone())
+    }
+
+    /// Forgets a client that has been silent, or says until when it may be.
+    fn forget(&self, from: SocketAddr) -> Option<Instant> {
+        let mut clients = self.clients.known();
+        let name = (self.index, from);
+        let until = clients.get(&name)?.last + IDLE;
+        if until > Instant::now() {
+            return Some(until);
+        }
+        clients.remove(&name);
+        None
+    }
+}
+
 /// Takes datagrams for ever.
-pub(super) async fn serve(socket: UdpSocket, carrier: Carrier) {
+pub(super) async fn serve(Way { socket, index, clients }: Way, carrier: Carrier) {
     let answer = Mutex::new(vec![0; DATAGRAM_BYTES]);
-    let own = carrier.room.clients.of_one_port();
-    let port = Arc::new(Port { socket, clients: Mutex::default(), own, answer });
+    let port = Arc::new(Port { socket, index, clients, answer });
     let mut buffer = vec![0; DATAGRAM_BYTES];
     loop {
         let (length, from) = match port.socket.recv_from(&mut buffer).await {
@@ -123,7 +146,7 @@ pub(super) async fn serve(socket: UdpSocket, carrier: Carrier) {
 }
 
 async fn admit(port: &Arc<Port>, from: SocketAddr, carrier: &Carrier) -> io::Result<Arc<UdpSocket>> {
-    let turns = port.place(&carrier.room.clients)?;
+    let turns = port.clients.place(&carrier.room.clients)?;
     let any: IpAddr = match carrier.target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -132,7 +155,7 @@ async fn admit(port: &Arc<Port>, from: SocketAddr, carrier: &Carrier) -> io::Res
     pod.connect(carrier.target).await?;
     let (known, forgotten) = oneshot::channel();
     let client = Client { pod: pod.clone(), last: Instant::now(), answered: false, turns, _known: known };
-    port.clients().insert(from, client);
+    port.clients.known().insert((port.index, from), client);
     carrier.tasks.spawn(answer(port.clone(), pod.clone(), from, forgotten));
     Ok(pod)
 }
