@@ -43,7 +43,7 @@ pub async fn a_port_of_the_machine_leads_to_a_pod_also_after_a_restart<H: Harnes
     let listen = TcpListener::bind((address, 0)).unwrap().local_addr().unwrap();
     let port = HostPort { protocol: Protocol::Tcp, listen, optional: false, port: 8123 };
     let (host, uid) = (Host::default(), Uid::from("a"));
-    let relayed = host.open(&uid, vec![port]).await.unwrap();
+    let relayed = host.open(&uid, "conformance/ports", vec![port]).await.unwrap();
     let ip = bench.sandbox("a").await.ip.unwrap();
     let relays = relayed.lead(ip).unwrap();
     let id = bench.start("a", bench.hello("a", &["--listen", "0.0.0.0:8123"])).await;
@@ -52,7 +52,7 @@ pub async fn a_port_of_the_machine_leads_to_a_pod_also_after_a_restart<H: Harnes
     drop(relays);
     bench.restart(std::future::ready(())).await;
     let ip = bench.find_sandbox("a").await.unwrap().ip.unwrap();
-    let relays = host.open(&uid, vec![port]).await.unwrap().lead(ip).unwrap();
+    let relays = host.open(&uid, "conformance/ports", vec![port]).await.unwrap().lead(ip).unwrap();
     assert!(ask(listen).await.contains("host-a"));
     assert_eq!(bench.state(&id).await, ContainerState::Running);
     relays.end().await;

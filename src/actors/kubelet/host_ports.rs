@@ -86,6 +86,8 @@ async fn open(
     if ports.is_empty() || !node.runtime.has_network() {
         return Ok(None);
     }
-    let uid = Uid::from(pod.metadata.uid.clone().unwrap_or_default());
-    node.host.open(&uid, ports).await.map(Some)
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let (meta, uid) = (&pod.metadata, Uid::from(text(&pod.metadata.uid)));
+    let name = format!("{}/{}", text(&meta.namespace), text(&meta.name));
+    node.host.open(&uid, &name, ports).await.map(Some)
 }

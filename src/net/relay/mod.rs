@@ -36,7 +36,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::room::Room;
+use self::room::{Holds, Room};
 use crate::model::{
     Uid,
     host_port::{HostPort, Protocol},
@@ -62,12 +62,14 @@ pub type Opener = Arc<dyn Fn(HostPort) -> io::Result<Opened> + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     /// The machine refuses it.
-    #[error("host port {port}: {}", why(source))]
+    #[error("host port {port}: {}", why(source, holder.as_deref()))]
     Refused {
         /// Which.
         port: HostPort,
         /// What the machine says.
         source: io::Error,
+        /// The pod of this process that has it.
+        holder: Option<String>,
     },
     /// All of them are more than the process can have.
     #[error(
@@ -84,13 +86,29 @@ pub enum RelayError {
     },
 }
 
-fn why(error: &io::Error) -> String {
+impl RelayError {
+    /// The reason of the event that tells of it.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            RelayError::Refused { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                "HostPortConflict"
+            }
+            RelayError::Refused { .. } | RelayError::Full { .. } => "HostPortFailed",
+        }
+    }
+}
+
+fn why(error: &io::Error, holder: Option<&str>) -> String {
     match error.kind() {
         io::ErrorKind::AddrInUse => {
-            "address already in use: something else on this machine has it; it is tried again until it is free".into()
+            let holder =
+                holder.map_or("something else on this machine".to_owned(), |pod| format!("pod {pod}"));
+            format!("address already in use: {holder} has it; it is tried again until it is free")
         }
         io::ErrorKind::PermissionDenied => {
-            format!("{error}: an ordinary user's ports begin at the sysctl net.ipv4.ip_unprivileged_port_start")
+            format!(
+                "{error}: an ordinary user's ports begin at the sysctl net.ipv4.ip_unprivileged_port_start"
+            )
         }
         io::ErrorKind::AddrNotAvailable => format!("{error}: hostIP is no address of this machine"),
         _ => error.to_string(),
@@ -156,11 +174,11 @@ impl Host {
     }
 
     /// Opens ports for a pod, all or none; whoever comes waits until [`Held::lead`] says where to. What the pod had before
-    /// must be ending.
+    /// must be ending. `name` is for people.
     ///
     /// # Errors
     /// The first that cannot be had, or that they are too many.
-    pub async fn open(&self, owner: &Uid, ports: Vec<HostPort>) -> Result<Held, RelayError> {
+    pub async fn open(&self, owner: &Uid, name: &str, ports: Vec<HostPort>) -> Result<Held, RelayError> {
         let (alive, ended) = watch::channel(());
         if let Some(before) = self.succeed(owner, ended.clone()) {
             let _ = tokio::time::timeout(CLOSED_WITHIN, closed(before)).await;
@@ -171,17 +189,21 @@ impl Host {
             return Err(RelayError::Full { asked, left: listeners.left(), most: listeners.most() });
         };
         let room = self.room.clone();
-        let mut held = Held { opened: Vec::new(), handle: None, room, alive: (alive, places), ended };
+        let holds = Holds::new(room.clone(), name);
+        let mut held = Held { opened: Vec::new(), handle: None, room, alive: (holds, places, alive), ended };
         for port in ports {
-            let fault = |source| RelayError::Refused { port, source };
+            let fault = |source| RelayError::Refused { port, source, holder: self.room.holder(port) };
             let handle = self.handle().map_err(fault)?;
             held.handle = Some(handle.clone());
             let opener = self.opener.clone();
             let opened = handle.spawn_blocking(move || opener(port)).await;
             match opened.unwrap_or_else(|error| Err(io::Error::other(error))) {
-                Ok(socket) => held.opened.push((port, socket)),
+                Ok(socket) => {
+                    held.opened.push((port, socket));
+                    held.alive.0.add(port);
+                }
                 Err(error) if port.optional && has_no_family(&error) => {}
-                Err(source) => return Err(RelayError::Refused { port, source }),
+                Err(source) => return Err(fault(source)),
             }
         }
         Ok(held)
@@ -229,8 +251,8 @@ async fn closed(mut ended: watch::Receiver<()>) {
     while ended.changed().await.is_ok() {}
 }
 
-/// What tells when it is dropped that an owner's sockets are closed, with their places.
-type Alive = (watch::Sender<()>, OwnedSemaphorePermit);
+/// Whose an owner's sockets are, their places, and what tells when it is dropped, the last of these, that they are closed.
+type Alive = (Holds, OwnedSemaphorePermit, watch::Sender<()>);
 
 /// Ports that are open and lead nowhere yet.
 pub struct Held {
@@ -257,7 +279,7 @@ impl Held {
         // All addresses of a port have one part.
         let (mut parts, mut clients) = (HashMap::new(), HashMap::new());
         for (index, (port, socket)) in opened.into_iter().enumerate() {
-            let fault = |source| RelayError::Refused { port, source };
+            let fault = |source| RelayError::Refused { port, source, holder: None };
             let target = SocketAddr::new(pod, port.port);
             let carrier = Carrier { target, tasks: tasks.clone(), room: room.clone() };
             match socket {

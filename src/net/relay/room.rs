@@ -6,7 +6,9 @@
 //! API, store and kubelet have the rest.
 
 use std::{
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -15,7 +17,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connections::Connections;
-use crate::net::metrics::HOST_PORTS_FULL;
+use crate::{
+    model::host_port::{HostPort, Protocol},
+    net::metrics::HOST_PORTS_FULL,
+};
 
 /// Of each kind at most, however many files there are: a connection takes up to 64 KiB.
 const MOST: usize = 4096;
@@ -33,7 +38,11 @@ pub(super) struct Room {
     pub(super) listeners: Part,
     pub(super) connections: Arc<Connections>,
     pub(super) clients: Part,
+    /// Which pod has which port, to tell another one.
+    holders: Mutex<HashMap<Listened, Arc<str>>>,
 }
+
+type Listened = (Protocol, SocketAddr);
 
 impl Room {
     pub(super) fn own() -> Arc<Room> {
@@ -44,7 +53,56 @@ impl Room {
     pub(super) fn of(files: u64) -> Room {
         let most = usize::try_from(files / FILES_A_PLACE).unwrap_or(MOST).clamp(1, MOST);
         let connections = Arc::new(Connections::new(Part::of(most)));
-        Room { listeners: Part::of(most), connections, clients: Part::of(most) }
+        let (listeners, clients) = (Part::of(most), Part::of(most));
+        Room { listeners, connections, clients, holders: Mutex::default() }
+    }
+
+    /// The pod of this process that has a port, or one that is in its way.
+    pub(super) fn holder(&self, port: HostPort) -> Option<String> {
+        let (ip, is_any) = (port.listen.ip(), port.listen.ip().is_unspecified());
+        let in_the_way = |(protocol, listen): &Listened| {
+            let is_near = listen.ip() == ip || is_any || listen.ip().is_unspecified();
+            *protocol == port.protocol
+                && listen.port() == port.listen.port()
+                && listen.is_ipv4() == port.listen.is_ipv4()
+                && is_near
+        };
+        self.holders().iter().find(|(place, _)| in_the_way(place)).map(|(_, pod)| pod.to_string())
+    }
+
+    fn holders(&self) -> MutexGuard<'_, HashMap<Listened, Arc<str>>> {
+        self.holders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The ports that one pod has, until this is dropped.
+pub(super) struct Holds {
+    room: Arc<Room>,
+    pod: Arc<str>,
+    places: Vec<Listened>,
+}
+
+impl Holds {
+    pub(super) fn new(room: Arc<Room>, pod: &str) -> Holds {
+        Holds { room, pod: pod.into(), places: Vec::new() }
+    }
+
+    pub(super) fn add(&mut self, port: HostPort) {
+        let place = (port.protocol, port.listen);
+        self.places.push(place);
+        self.room.holders().insert(place, self.pod.clone());
+    }
+}
+
+impl Drop for Holds {
+    fn drop(&mut self) {
+        let mut holders = self.room.holders();
+        for place in &self.places {
+            // Its socket is closed: another pod may have it already.
+            if holders.get(place).is_some_and(|pod| Arc::ptr_eq(pod, &self.pod)) {
+                holders.remove(place);
+            }
+        }
     }
 }
 

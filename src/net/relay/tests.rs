@@ -29,7 +29,7 @@ pub(super) fn free(protocol: Protocol) -> SocketAddr {
 }
 
 pub(super) async fn relay(host: &Host, uid: &str, ports: Vec<HostPort>) -> Result<Relays, RelayError> {
-    host.open(&Uid::from(uid), ports).await?.lead(POD)
+    host.open(&Uid::from(uid), &format!("default/{uid}"), ports).await?.lead(POD)
 }
 
 #[tokio::test]
@@ -64,7 +64,7 @@ async fn a_connection_is_carried_both_ways_and_closed_in_halves() {
 async fn what_the_pod_does_not_take_ends_at_once_and_later_works() {
     let (host, listen, inside) = (Host::default(), free(Protocol::Tcp), free(Protocol::Tcp));
     let ports = vec![port(Protocol::Tcp, listen, inside.port())];
-    let _relays = host.open(&Uid::from("a"), ports).await.unwrap().lead(inside.ip()).unwrap();
+    let _relays = host.open(&Uid::from("a"), "default/a", ports).await.unwrap().lead(inside.ip()).unwrap();
     let ask = move || -> io::Result<usize> {
         let mut client = TcpStream::connect(listen)?;
         client.read(&mut [0])
@@ -119,12 +119,19 @@ async fn a_port_that_is_taken_says_so_and_none_of_the_others_stays_open() {
     let (listen, other) = (taken.local_addr().unwrap(), free(Protocol::Tcp));
     let ports = vec![port(Protocol::Tcp, other, 1), port(Protocol::Tcp, listen, 1)];
     let error = relay(&host, "a", ports.clone()).await.err().unwrap().to_string();
-    assert!(error.starts_with(&format!("host port {listen}/TCP: address already in use")), "{error}");
+    let told =
+        format!("host port {listen}/TCP: address already in use: something else on this machine has it");
+    assert!(error.starts_with(&told), "{error}");
     drop(TcpListener::bind(other).unwrap());
     drop(taken);
     let first = relay(&host, "a", ports.clone()).await.unwrap();
     // Another pod waits for it; the same pod's next life has it as soon as the last one gives it up, however that ends.
-    assert!(relay(&host, "b", ports.clone()).await.is_err());
+    let error = relay(&host, "b", ports.clone()).await.err().unwrap();
+    assert_eq!(error.reason(), "HostPortConflict");
+    assert!(error.to_string().contains(": pod default/a has it"), "{error}");
+    let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), listen.port());
+    let error = relay(&Host::default(), "c", vec![port(Protocol::Tcp, any, 1)]).await.err().unwrap();
+    assert!(error.to_string().contains(": pod default/a has it"), "its address is one of all: {error}");
     for _ in 0..20 {
         let (dropped, anew) = (first.stop.clone(), relay(&host, "a", ports.clone()));
         dropped.cancel();
@@ -143,8 +150,9 @@ async fn what_breaks_is_told_and_what_is_ended_is_not() {
     let (stop, broken) = (CancellationToken::new(), CancellationToken::new());
     let (alive, ended) = watch::channel(());
     let relays = Relays { stop: stop.clone(), broken: broken.clone(), ended };
-    let place = Room::of(8).listeners.try_take(1).unwrap();
-    let tasks = Tasks { stop, broken, _alive: Arc::new((alive, place)) };
+    let room = Arc::new(Room::of(8));
+    let place = room.listeners.try_take(1).unwrap();
+    let tasks = Tasks { stop, broken, _alive: Arc::new((Holds::new(room, "a"), place, alive)) };
     tasks.spawn_watched(&Handle::current(), async { panic!("a listener fails") });
     assert!(relays.failed().await);
 }
@@ -165,8 +173,9 @@ async fn a_family_that_the_machine_lacks_is_left_out_where_it_may_be() {
 #[tokio::test]
 async fn an_address_that_is_not_the_machines_is_told() {
     let elsewhere = port(Protocol::Tcp, "192.0.2.1:80".parse().unwrap(), 1);
-    let error = relay(&Host::default(), "a", vec![elsewhere]).await.err().unwrap().to_string();
-    assert!(error.contains("hostIP is no address of this machine"), "{error}");
+    let error = relay(&Host::default(), "a", vec![elsewhere]).await.err().unwrap();
+    assert_eq!(error.reason(), "HostPortFailed");
+    assert!(error.to_string().contains("hostIP is no address of this machine"), "{error}");
 }
 
 /// Long enough for anything that has to come.
