@@ -5,6 +5,7 @@
 //! the process that drives the runtime and are found again by `list_*` after its restart; every operation that ends
 //! something is idempotent; an exit is told by an event *and* stays readable by `list_containers` until removed.
 
+mod block;
 mod config;
 pub mod cri;
 pub mod disk;

@@ -24,7 +24,8 @@ use crate::{
     model::Uid,
     runtime::{
         ContainerId, RuntimeError, SandboxStats, Usage,
-        native::{steady::Steady, usage::is_stacked},
+        block::{Devices, below},
+        native::steady::Steady,
     },
 };
 
@@ -143,16 +144,17 @@ fn moved(entries: &[bollard::models::ContainerBlkioStatEntry]) -> Option<(u64, u
     if entries.is_empty() {
         return None;
     }
-    // What goes through a device that is made of others counts there.
-    let number = |number: Option<u64>| number.unwrap_or(0);
-    let counted: Vec<_> =
-        entries.iter().filter(|e| !is_stacked(&format!("{}:{}", number(e.major), number(e.minor)))).collect();
-    let of = |name: &str| {
-        let of_op =
-            counted.iter().filter(|e| e.op.as_deref().is_some_and(|op| op.eq_ignore_ascii_case(name)));
-        of_op.filter_map(|entry| entry.value).sum::<u64>()
-    };
-    Some((of("read"), of("write")))
+    let mut devices = Devices::default();
+    for entry in entries {
+        let (device, value) =
+            (format!("{}:{}", entry.major.unwrap_or(0), entry.minor.unwrap_or(0)), entry.value.unwrap_or(0));
+        match entry.op.as_deref().map(str::to_ascii_lowercase).as_deref() {
+            Some("read") => devices.add(device, (value, 0)),
+            Some("write") => devices.add(device, (0, value)),
+            _ => {}
+        }
+    }
+    Some(devices.sum(below))
 }
 
 fn traffic(stats: &ContainerStatsResponse) -> Option<(u64, u64)> {

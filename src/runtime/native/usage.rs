@@ -20,7 +20,12 @@ use super::{
 };
 use crate::{
     model::Uid,
-    runtime::{ContainerId, ContainerState, SandboxStats, Usage, devices, disk::tree},
+    runtime::{
+        ContainerId, ContainerState, SandboxStats, Usage,
+        block::{Devices, below},
+        devices,
+        disk::tree,
+    },
 };
 
 /// How old a writable layer's size may be: the kubelet's own housekeeping looks once a minute.
@@ -251,25 +256,18 @@ pub(in crate::runtime) fn io(hierarchies: &Hierarchies, group: &Path) -> Usage {
     let (io_bytes, io_operations) = match hierarchies {
         Hierarchies::V1(mounts) => {
             let dir = mounts.get("blkio").map(|root| root.join(inside));
-            let of = |file: &str| text(dir.as_ref(), file).and_then(|text| v1_io(&text, is_stacked));
+            let of = |file: &str| text(dir.as_ref(), file).and_then(|text| v1_io(&text, below));
             (of("blkio.throttle.io_service_bytes_recursive"), of("blkio.throttle.io_serviced_recursive"))
         }
         Hierarchies::V2(root) => {
             let stat = text(Some(&root.join(inside)), "io.stat");
-            let of = |read: &str, written: &str| {
-                stat.as_ref().map(|text| v2_io(text, (read, written), is_stacked))
-            };
+            let of =
+                |read: &str, written: &str| stat.as_ref().map(|text| v2_io(text, (read, written), below));
             (of("rbytes=", "wbytes="), of("rios=", "wios="))
         }
         Hierarchies::Missing => (None, None),
     };
     Usage { io_bytes, io_operations, ..Usage::default() }
-}
-
-/// Whether a device, given as `253:1`, is made of others (LVM, LUKS, RAID): what goes through it is counted at these as well.
-pub(in crate::runtime) fn is_stacked(device: &str) -> bool {
-    let slaves = Path::new("/sys/dev/block").join(device).join("slaves");
-    fs::read_dir(slaves).is_ok_and(|mut slaves| slaves.next().is_some())
 }
 
 fn text(dir: Option<&PathBuf>, file: &str) -> Option<String> {
@@ -292,36 +290,36 @@ fn working_set(dir: Option<&PathBuf>, usage: Option<u64>, inactive: &str) -> Opt
 }
 
 /// Lines `8:0 Read 4096`. Kernels of late count nothing at all there while nobody is throttled: then there is no device.
-fn v1_io(text: &str, is_stacked: impl Fn(&str) -> bool) -> Option<(u64, u64)> {
-    let mut sums = (0_u64, 0_u64);
+fn v1_io(text: &str, below: impl Fn(&str) -> Vec<String>) -> Option<(u64, u64)> {
+    let mut devices = Devices::default();
     let mut known = false;
     for line in text.lines() {
         let mut words = line.split(' ');
-        if words.next().is_some_and(&is_stacked) {
-            continue;
-        }
-        let (Some(name), Some(Ok(bytes))) = (words.next(), words.next().map(str::parse::<u64>)) else {
+        let (Some(device), Some(name), Some(Ok(bytes))) =
+            (words.next(), words.next(), words.next().map(str::parse::<u64>))
+        else {
             continue;
         };
         match name {
-            "Read" => sums.0 = sums.0.saturating_add(bytes),
-            "Write" => sums.1 = sums.1.saturating_add(bytes),
+            "Read" => devices.add(device.to_owned(), (bytes, 0)),
+            "Write" => devices.add(device.to_owned(), (0, bytes)),
             _ => continue,
         }
         known = true;
     }
-    known.then_some(sums)
+    known.then(|| devices.sum(below))
 }
 
 /// Lines `8:0 rbytes=4096 wbytes=0 rios=1 …`.
-fn v2_io(text: &str, (read, written): (&str, &str), is_stacked: impl Fn(&str) -> bool) -> (u64, u64) {
-    let lines: Vec<&str> =
-        text.lines().filter(|line| !line.split(' ').next().is_some_and(&is_stacked)).collect();
-    let sum = |name: &str| {
-        let words = lines.iter().flat_map(|line| line.split_whitespace());
-        words.filter_map(|word| word.strip_prefix(name)?.parse::<u64>().ok()).sum()
-    };
-    (sum(read), sum(written))
+fn v2_io(text: &str, (read, written): (&str, &str), below: impl Fn(&str) -> Vec<String>) -> (u64, u64) {
+    let mut devices = Devices::default();
+    for line in text.lines() {
+        let mut words = line.split_whitespace();
+        let Some(device) = words.next() else { continue };
+        let value = |name: &str| words.clone().find_map(|word| word.strip_prefix(name)?.parse().ok());
+        devices.add(device.to_owned(), (value(read).unwrap_or(0), value(written).unwrap_or(0)));
+    }
+    devices.sum(below)
 }
 
 /// Bytes that came into and left a network namespace, given as `/proc/PID/ns/net`. The node's end of a pod's pair would
@@ -362,13 +360,14 @@ mod tests {
 
     #[test]
     fn what_goes_through_a_device_that_is_made_of_others_counts_once() {
-        let is_stacked = |device: &str| device == "253:1";
-        let v1 = "8:0 Read 10\n8:0 Write 3\n253:1 Read 10\n253:1 Write 3\nTotal 26\n";
-        assert_eq!(v1_io(v1, is_stacked), Some((10, 3)));
-        assert_eq!(v1_io("Total 0\n", is_stacked), None, "nothing is counted");
-        let v2 = "253:1 rbytes=6 wbytes=3 rios=1 wios=2\n8:16 rbytes=6 wbytes=3 rios=2 wios=0\n";
-        assert_eq!(v2_io(v2, ("rbytes=", "wbytes="), is_stacked), (6, 3));
-        assert!(!is_stacked("none") && !super::is_stacked("0:0"));
+        let below =
+            |device: &str| -> Vec<String> { if device == "253:1" { vec!["8:0".into()] } else { Vec::new() } };
+        let v1 = "8:0 Read 10\n8:0 Write 3\n253:1 Read 10\n253:1 Write 9\nTotal 32\n";
+        assert_eq!(v1_io(v1, below), Some((10, 9)));
+        assert_eq!(v1_io("Total 0\n", below), None, "nothing is counted");
+        let v2 = "253:1 rbytes=6 wbytes=9 rios=1 wios=2\n8:0 rbytes=7 wbytes=0 rios=2 wios=0\n";
+        assert_eq!(v2_io(v2, ("rbytes=", "wbytes="), below), (7, 9));
+        assert_eq!(v2_io("", ("rbytes=", "wbytes="), below), (0, 0));
     }
 
     #[test]
