@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod clocks;
 pub mod credentials;
+pub mod disks;
 pub mod edit;
 pub mod endpoints;
 pub mod events;

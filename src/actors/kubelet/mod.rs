@@ -70,6 +70,7 @@ use crate::{
         uplink::{Member, Uplink, UplinkSeed},
     },
     logic::{
+        disks::Disks,
         image_gc::PERIOD,
         nodes::MachineFacts,
         pod::sources::references,
@@ -190,6 +191,7 @@ pub struct Kubelet {
     readings: Readings,
     eviction: eviction::Eviction,
     measured: Arc<tokio::sync::Mutex<summary::Measured>>,
+    disks: Disks,
     /// What the master was told of this node's images last, over this link.
     images_told: Option<(Vec<wire::HeldImage>, Vec<wire::RemovedImage>)>,
 }
@@ -217,6 +219,7 @@ impl Kubelet {
             readings: Readings::default(),
             eviction: eviction::Eviction::default(),
             measured: Arc::default(),
+            disks: Disks::default(),
             images_told: None,
         }
     }

@@ -5,7 +5,7 @@
 //! by walking through them, so what was measured last is told again for a while: a hundred times as long as it took.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     fs,
     path::Path,
     sync::Arc,
@@ -26,6 +26,7 @@ use super::{
 use crate::{
     actors::outside,
     logic::{
+        disks::{Disks, Io},
         exposition,
         pod::config::{Places, sizes},
         summary::{Amounts, Disk, OfContainer, OfNode, OfPod, summary},
@@ -92,7 +93,7 @@ impl Kubelet {
                 Ok(gathered) => gathered,
                 Err(error) => return refuse(responder, 503, error.to_string()),
             };
-            let (at_ms, mut of_machine) = (reading.at_ms, of_node(&node, &reading));
+            let (at_ms, mut of_machine) = (reading.at_ms, of_node(&node, &reading, &mut kubelet.disks));
             kubelet.keep_reading(Ok(reading));
             let rates = kubelet.readings.usage();
             let pods = all.iter().filter_map(|pod| {
@@ -210,13 +211,13 @@ fn of_pod(
     }
 }
 
-fn of_node(node: &NodeContext, reading: &Reading) -> OfNode {
+fn of_node(node: &NodeContext, reading: &Reading, disks: &mut Disks) -> OfNode {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let left = machine::left(&node.dir);
     let (pids_left, pids) = left.pids;
     let memory = read("/proc/meminfo");
     let line = |name: &str| Some(machine::meminfo(&memory, name)).filter(|bytes| *bytes > 0);
-    let io = disks_io(&read("/proc/diskstats"), is_disk);
+    let io = disks.sum(disks_io(&read("/proc/diskstats"), is_disk));
     OfNode {
         name: node.name.clone(),
         started_ms: booted_ms(&read("/proc/stat")),
@@ -227,8 +228,8 @@ fn of_node(node: &NodeContext, reading: &Reading) -> OfNode {
             working_set_bytes: reading.machine.memory_bytes,
             rss_bytes: line("AnonPages:"),
             limit_bytes: line("MemTotal:"),
-            io_bytes: io.map(|(bytes, _)| bytes),
-            io_operations: io.map(|(_, operations)| operations),
+            io_bytes: io.map(|io| io.bytes),
+            io_operations: io.map(|io| io.operations),
         },
         network: default_device(&read("/proc/net/route"), &read("/proc/net/dev")),
         disk: Disk {
@@ -252,21 +253,18 @@ fn is_disk(name: &str) -> bool {
     device.exists() && made_of() == 0
 }
 
-/// Two numbers of what was read and what was written.
-type Moved = (u64, u64);
-
-/// Bytes read from and written to all disks, and how often, from `/proc/diskstats`: lines
+/// Bytes read from and written to each disk, and how often, from `/proc/diskstats`: lines
 /// `8 0 sda READS merged SECTORS ms WRITES merged SECTORS …`, a sector being 512 bytes whatever the disk's are.
-fn disks_io(stats: &str, is_disk: impl Fn(&str) -> bool) -> Option<(Moved, Moved)> {
+fn disks_io(stats: &str, is_disk: impl Fn(&str) -> bool) -> BTreeMap<String, Io> {
     let of_disk = |line: &str| {
         let mut words = line.split_whitespace().skip(2);
-        words.next().filter(|name| is_disk(name))?;
+        let name = words.next().filter(|name| is_disk(name))?;
         let numbers: Vec<u64> = words.map_while(|word| word.parse().ok()).collect();
         let at = |index: usize| numbers.get(index).copied();
-        Some(((at(2)?.saturating_mul(512), at(6)?.saturating_mul(512)), (at(0)?, at(4)?)))
+        let bytes = (at(2)?.saturating_mul(512), at(6)?.saturating_mul(512));
+        Some((name.to_owned(), Io { bytes, operations: (at(0)?, at(4)?) }))
     };
-    let plus = |a: Moved, b: Moved| (a.0.saturating_add(b.0), a.1.saturating_add(b.1));
-    stats.lines().filter_map(of_disk).reduce(|a, b| (plus(a.0, b.0), plus(a.1, b.1)))
+    stats.lines().filter_map(of_disk).collect()
 }
 
 /// When the machine was started, from `/proc/stat`: a line `btime 1700000000`.
@@ -296,8 +294,11 @@ mod tests {
         let stats = "   8       0 sda 10 1 4 9 20 2 6 9 0 9 9 0 0 0 0\n   8       1 sda1 9 1 4 9 9 2 6 9 0 9 9\n\
                      253 0 vda 1 0 1 0 1 0 1 0 0 0 0\n 7 0 loop0 5\n";
         let whole = |name: &str| ["sda", "vda", "loop0"].contains(&name);
-        assert_eq!(disks_io(stats, whole), Some(((5 * 512, 7 * 512), (11, 21))));
-        assert_eq!(disks_io(stats, |_| false), None);
+        let io =
+            |sectors: (u64, u64), operations| Io { bytes: (sectors.0 * 512, sectors.1 * 512), operations };
+        let expected = [("sda".to_owned(), io((4, 6), (10, 20))), ("vda".to_owned(), io((1, 1), (1, 1)))];
+        assert_eq!(disks_io(stats, whole), expected.into());
+        assert!(disks_io(stats, |_| false).is_empty());
         assert!(!is_disk("none") && !is_disk("loop0"));
     }
 
