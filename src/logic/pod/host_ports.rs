@@ -61,8 +61,9 @@ impl Asked {
         };
         let addresses: &[(IpAddr, bool)] = match port.host_ip.as_deref().filter(|ip| !ip.is_empty()) {
             None => &[(Ipv4Addr::UNSPECIFIED.into(), false), (Ipv6Addr::UNSPECIFIED.into(), true)],
-            Some(text) => match text.parse() {
-                Ok(address) => &[(address, false)],
+            Some(text) => match text.parse::<IpAddr>() {
+                // Sockets of the other family take no such addresses in.
+                Ok(address) => &[(address.to_canonical(), false)],
                 Err(_) => return,
             },
         };
@@ -84,16 +85,16 @@ impl Asked {
                 SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
             };
             let covering = SocketAddr::new(all, port.listen.port());
-            if covering != port.listen
-                && let Some(inside) = leads.get(&(port.protocol, covering))
-            {
-                if *inside != port.port {
-                    self.refused.push(format!(
-                        "host port {port} leads to {inside}, not to {}: the pod asks for all addresses with that port, too",
-                        port.port
-                    ));
-                }
-            } else if taken.insert((port.protocol, port.listen)) {
+            let covered = leads.get(&(port.protocol, covering)).filter(|_| covering != port.listen);
+            let (inside, why) = match (covered, leads.get(&(port.protocol, port.listen))) {
+                (Some(inside), _) => (*inside, "asks for all addresses with that port, too"),
+                (None, Some(inside)) => (*inside, "asks for that address twice"),
+                (None, None) => (port.port, ""),
+            };
+            if inside != port.port {
+                self.refused
+                    .push(format!("host port {port} leads to {inside}, not to {}: the pod {why}", port.port));
+            } else if covered.is_none() && taken.insert((port.protocol, port.listen)) {
                 self.ports.push(port);
             }
         }
@@ -177,6 +178,30 @@ mod tests {
             asked(&pod).refused,
             [
                 "host port [::1]:54/TCP leads to 54, not to 55: the pod asks for all addresses with that port, too"
+            ]
+        );
+    }
+
+    #[test]
+    fn an_address_that_two_ports_of_a_pod_are_to_have_is_the_first_ones_and_that_is_told() {
+        let spec = json!({
+            "containers": [{"name": "c", "ports": [
+                {"containerPort": 80, "hostPort": 80, "hostIP": "0:0:0:0:0:0:0:1"},
+                {"containerPort": 80, "hostPort": 80, "hostIP": "::1"},
+                {"containerPort": 53, "hostPort": 53, "hostIP": "::ffff:127.0.0.1"},
+            ]}],
+            "initContainers": [{"name": "s", "restartPolicy": "Always", "ports": [
+                {"containerPort": 81, "hostPort": 80, "hostIP": "::1"},
+                {"containerPort": 54, "hostPort": 53, "hostIP": "127.0.0.1"},
+            ]}],
+        });
+        check(spec.clone(), &["[::1]:80/TCP to 80", "127.0.0.1:53/TCP to 53"]);
+        let pod: v1::Pod = serde_json::from_value(json!({"spec": spec})).unwrap();
+        assert_eq!(
+            asked(&pod).refused,
+            [
+                "host port [::1]:80/TCP leads to 80, not to 81: the pod asks for that address twice",
+                "host port 127.0.0.1:53/TCP leads to 53, not to 54: the pod asks for that address twice"
             ]
         );
     }
