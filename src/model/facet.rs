@@ -4,7 +4,7 @@
 //! [`Stored`] impls. Invariant: drawing is pure and total: whatever a field holds, drawing does not fail; validation
 //! has refused bad values before.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use k8s_openapi::{
     api::core::v1,
@@ -122,7 +122,7 @@ pub struct PodFacet {
     pub tolerations: Arc<[v1::Toleration]>,
     /// Affinities as written, when there are any.
     pub affinity: Option<Arc<v1::Affinity>>,
-    /// Ports it takes on the node: (host IP or "", protocol, port).
+    /// Ports it takes on the node: (host IP in the one form of that address or "", protocol, port).
     pub host_ports: Arc<[(String, String, i32)]>,
     /// Its address, once it has one.
     pub ip: Option<String>,
@@ -391,6 +391,11 @@ fn pod_facet(pod: &v1::Pod) -> PodFacet {
     let Some(spec) = pod.spec.as_ref() else { return facet };
     let ports = || spec.containers.iter().flat_map(|c| c.ports.iter().flatten());
     let protocol = |p: &v1::ContainerPort| p.protocol.clone().unwrap_or_else(|| "TCP".into());
+    // As whoever binds it understands it, which the scheduler compares.
+    let host_ip = |p: &v1::ContainerPort| {
+        let text = p.host_ip.clone().unwrap_or_default();
+        text.parse::<IpAddr>().map_or(text, |address| address.to_canonical().to_string())
+    };
     facet.node = spec.node_name.as_deref().filter(|n| !n.is_empty()).map(NodeName::from);
     facet.requests = pod_requests(spec, status);
     facet.extended = extended::requests_of(spec);
@@ -402,9 +407,7 @@ fn pod_facet(pod: &v1::Pod) -> PodFacet {
     let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
     facet.host_ports = ports()
         .chain(sidecars.flat_map(|c| c.ports.iter().flatten()))
-        .filter_map(|p| {
-            p.host_port.filter(|p| *p > 0).map(|n| (p.host_ip.clone().unwrap_or_default(), protocol(p), n))
-        })
+        .filter_map(|p| p.host_port.filter(|p| *p > 0).map(|n| (host_ip(p), protocol(p), n)))
         .collect();
     facet.ports =
         ports().filter_map(|p| p.name.clone().map(|n| (n, protocol(p), p.container_port))).collect();

@@ -166,6 +166,17 @@ fn a_taken_host_port_is_not_given_twice() {
     let why = "0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports.";
     assert_eq!(outcome(&mut queue), Err(why.to_owned()));
     assert_eq!(outcome(&mut queue), Err(why.to_owned()), "it has its port as long as the pod lives");
+    for [first, other] in
+        [["::1", "0:0:0:0:0:0:0:1"], ["0:0:0:0:0:0:0:0", "::1"], ["127.0.0.1", "::ffff:127.0.0.1"]]
+    {
+        let mut queue = self::queue(&[
+            node("a", json!({}), json!({})),
+            pod("p", None, port(first)),
+            pod("q", None, port(other)),
+        ]);
+        assert_eq!(outcome(&mut queue).as_deref(), Ok("a"));
+        assert_eq!(outcome(&mut queue), Err(why.to_owned()), "{first} and {other} are one address");
+    }
 }
 
 #[test]
