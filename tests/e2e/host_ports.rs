@@ -4,6 +4,7 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -12,17 +13,22 @@ use serde_json::{Value, json};
 
 use crate::harness::{Cluster, Options, bare_pod, check, hello, is_ready, ready, text, until};
 
-/// A port that is free on all addresses of the machine, and not of those that are given to whoever asks for any.
+/// A port that is free on all addresses of the machine, and not of those that are given to whoever asks for any. No two
+/// tests get the same one, though it may be free again before it is used.
 fn free() -> (TcpListener, u16) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap();
-    let below: u16 = range.split_whitespace().next().unwrap().parse().unwrap();
-    let first = 10_000 + u16::try_from(std::process::id() % 10_000).unwrap();
-    let free = |port: &u16| {
-        let listener = TcpListener::bind(("0.0.0.0", *port)).ok()?;
-        UdpSocket::bind(("127.0.0.1", *port)).ok()?;
-        Some((listener, *port))
+    let below: u32 = range.split_whitespace().next().unwrap().parse().unwrap();
+    // An ordinary user's begin there.
+    let first = 1024.max(below / 3);
+    let tried = |_| {
+        let turn = std::process::id().wrapping_mul(16).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));
+        let port = u16::try_from(first + turn % below.checked_sub(first)?).unwrap();
+        let listener = TcpListener::bind(("0.0.0.0", port)).ok()?;
+        UdpSocket::bind(("127.0.0.1", port)).ok()?;
+        Some((listener, port))
     };
-    (first..below).find_map(|port| free(&port)).expect("a port is free")
+    (first..below).find_map(tried).unwrap_or_else(|| panic!("no port between {first} and {below} is free"))
 }
 
 fn pod(name: &str, ports: Value) -> Value {
