@@ -386,6 +386,33 @@ fn a_kubelet_that_takes_over_tells_the_same_and_restarts_nothing() {
     });
 }
 
+#[test]
+fn an_address_that_the_runtime_does_not_tell_for_a_moment_is_asked_for_until_it_does() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        let mut with_port = pod(&["c"], "one");
+        with_port["spec"]["containers"][0]["ports"] = json!([{"containerPort": 80, "hostPort": 80}]);
+        bench.assign(&[with_port.clone()]).await;
+        bench.until("it runs", |b| b.runs(0)).await;
+        let before = bench.report("u").unwrap().0.pod_ip;
+        assert!(before.is_some());
+        let (machine, dir) = bench.stop().await;
+        machine.hide_address(&Uid::from("u"), true);
+        let mut bench = Bench::on(machine, dir);
+        bench.assign(&[with_port]).await;
+        let told = |b: &Bench| {
+            events(b)
+                .iter()
+                .any(|(reason, said)| reason == "HostPortFailed" && said.contains("names no address"))
+        };
+        bench.until("that it has none is told", told).await;
+        assert_eq!(bench.report("u").and_then(|(status, _)| status.pod_ip), None);
+        bench.machine.hide_address(&Uid::from("u"), false);
+        bench.until("it has its address", |b| b.report("u").is_some_and(|(of, _)| of.pod_ip == before)).await;
+        assert!(bench.runs(0));
+    });
+}
+
 /// The words of the events told so far: reason and message.
 fn events(bench: &Bench) -> Vec<(String, String)> {
     let told = bench.told.lock().unwrap();

@@ -295,6 +295,14 @@ impl Machine {
         self.sandbox_failures = 0;
     }
 
+    /// A sandbox that was found without its address has this one.
+    pub fn address_told(&mut self, ip: IpAddr) {
+        if matches!(self.sandbox, SandboxPhase::Ready { ip: None }) {
+            self.sandbox = SandboxPhase::Ready { ip: Some(ip) };
+            self.ip = Some(ip);
+        }
+    }
+
     /// Outcome of [`Action::RunSandbox`].
     pub fn sandbox_failed(&mut self, error: &str, now_ms: i64) {
         self.sandbox_failures = self.sandbox_failures.saturating_add(1);

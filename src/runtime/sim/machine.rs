@@ -56,6 +56,7 @@ pub(super) struct Sandbox {
     pub(super) hostname: String,
     pub(super) ready: bool,
     pub(super) ip: Option<Ipv4Addr>,
+    pub(super) address_hidden: bool,
     pub(super) cpu_request_milli: i64,
     created_ms: i64,
     pub(super) containers: Vec<ContainerId>,
@@ -138,6 +139,7 @@ impl State {
             hostname: config.hostname.clone(),
             ready: true,
             ip,
+            address_hidden: false,
             cpu_request_milli: config.cpu_request_milli,
             created_ms,
             containers: Vec::new(),
@@ -153,7 +155,7 @@ impl State {
             namespace: sandbox.namespace.clone(),
             name: sandbox.name.clone(),
             ready: sandbox.ready,
-            ip: sandbox.ip.map(IpAddr::V4),
+            ip: sandbox.ip.filter(|_| !sandbox.address_hidden).map(IpAddr::V4),
             created_ms: sandbox.created_ms,
         })
     }

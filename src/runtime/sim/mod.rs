@@ -168,6 +168,13 @@ impl SimMachine {
         self.look().lose_sandbox(pod);
     }
 
+    /// Whether a sandbox's address is told.
+    pub fn hide_address(&self, pod: &Uid, hidden: bool) {
+        if let Some(sandbox) = self.look().sandboxes.get_mut(pod) {
+            sandbox.address_hidden = hidden;
+        }
+    }
+
     /// Every container, whatever operations are to fail.
     pub fn containers(&self) -> Vec<ContainerStatus> {
         self.look().container_statuses()

@@ -1,13 +1,13 @@
 //! A pod's ports of the machine while it lives.
 //!
-//! Owns: that they are there again after a restart of `troupe` or of the actor, as soon as they can be had, and that their
-//! failure is the actor's. Where the pod's own turn is: [`super::super::host_ports`].
+//! Owns: that they are there again after a restart of `troupe` or of the actor, as soon as they can be had and the pod's
+//! address is known, and that their failure is the actor's. Where the pod's own turn is: [`super::super::host_ports`].
 
 use std::time::Duration;
 
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 
-use super::PodActor;
+use super::{PodActor, find};
 use crate::logic::{
     pod::{SandboxPhase, host_ports::asked},
     supervision::Backoff,
@@ -23,10 +23,14 @@ const BACKOFF: Backoff = Backoff {
     jitter: 0.0,
 };
 
+const UNNAMED: &str =
+    "its host ports lead nowhere: the runtime names no address of the pod; it is asked again until it does";
+
 impl PodActor {
     /// Opens the ports of a sandbox that was found; `failures` came before.
     pub(super) fn resume_ports(&mut self, failures: u32, ctx: &mut Context<Self>) {
-        let SandboxPhase::Ready { ip: Some(ip) } = self.machine.sandbox else { return };
+        let SandboxPhase::Ready { ip } = self.machine.sandbox else { return };
+        let Some(ip) = ip else { return self.seek_address(failures, ctx) };
         let (node, spec, ports) = (self.seed.node.clone(), self.machine.pod.clone(), self.ports.clone());
         if asked(&spec).ports.is_empty() {
             return;
@@ -42,11 +46,35 @@ impl PodActor {
                 return;
             }
             let Err(error) = outcome else { return pod.watch_ports(ctx) };
-            pod.machine.notice(None, true, "HostPortConflict", error.to_string());
+            pod.machine.notice(None, true, error.reason(), error.to_string());
             let failures = failures.saturating_add(1);
             ctx.run_later(BACKOFF.delay(failures, 0.0), move |pod, ctx| pod.resume_ports(failures, ctx));
             pod.advance(ctx);
         }));
+    }
+
+    /// Asks again for the address of a sandbox that was found without one: a runtime may not tell it for a moment.
+    fn seek_address(&mut self, failures: u32, ctx: &mut Context<Self>) {
+        if self.machine.pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) {
+            return;
+        }
+        tracing::debug!(pod = %self.uid, failures, "the runtime names no address of a sandbox");
+        if !asked(&self.machine.pod).ports.is_empty() {
+            self.machine.notice(None, true, "HostPortFailed", UNNAMED.to_owned());
+        }
+        let failures = failures.saturating_add(1);
+        ctx.run_later(BACKOFF.delay(failures, 0.0), move |pod, ctx| {
+            let (node, uid) = (pod.seed.node.clone(), pod.uid.clone());
+            let look = async move { find(&node, &uid).await };
+            ctx.spawn(look.into_actor(pod).map(move |found, pod, ctx| {
+                let sandbox = found.ok().flatten().map(|found| found.sandbox).filter(|sandbox| sandbox.ready);
+                if let Some(ip) = sandbox.and_then(|sandbox| sandbox.ip) {
+                    pod.machine.address_told(ip);
+                }
+                pod.resume_ports(failures, ctx);
+                pod.advance(ctx);
+            }));
+        });
     }
 
     /// Fails when the relays do: the next incarnation opens them anew.
