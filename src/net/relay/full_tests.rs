@@ -186,7 +186,7 @@ async fn until(what: &str, holds: impl Fn() -> bool) {
 #[tokio::test]
 async fn a_client_that_is_silent_for_long_is_forgotten_and_one_that_hears_or_says_something_is_not() {
     let still = still(16);
-    let clients = &still.host.room.clients;
+    let clients = &still.host.room.clients.part;
     let (listen, pod) = (free(Protocol::Udp), tokio::net::UdpSocket::bind((POD, 0)).await.unwrap());
     let inside = pod.local_addr().unwrap().port();
     let relays = relay(&still.host, "a", vec![port(Protocol::Udp, listen, inside)]).await.unwrap();
@@ -226,9 +226,44 @@ async fn clients_of_all_addresses_of_a_port_have_one_part() {
     for listen in [one, other, one] {
         client.send_to(b"x", listen).await.unwrap();
         let (_, way) = pod.recv_from(&mut [0]).await.unwrap();
-        assert_eq!(still.host.room.clients.left(), 1, "of two places one port has one");
+        assert_eq!(still.host.room.clients.part.left(), 1, "of two places one port has one");
         pod.send_to(b"y", way).await.unwrap();
         assert_eq!(client.recv_from(&mut [0]).await.unwrap().1, listen, "the answer is the port's");
+    }
+}
+
+#[tokio::test]
+async fn a_new_client_has_the_place_of_the_longest_silent_of_any_port_when_all_are_taken() {
+    let still = still(24);
+    let (mut pods, mut relays, mut ways) = (Vec::new(), Vec::new(), Vec::new());
+    for uid in ["a", "b", "c"] {
+        let (listen, pod) = (free(Protocol::Udp), tokio::net::UdpSocket::bind((POD, 0)).await.unwrap());
+        let inside = pod.local_addr().unwrap().port();
+        relays.push(relay(&still.host, uid, vec![port(Protocol::Udp, listen, inside)]).await.unwrap());
+        pods.push((listen, pod));
+    }
+    let mut clients = Vec::new();
+    for _ in 0..2 {
+        clients.push(tokio::net::UdpSocket::bind((POD, 0)).await.unwrap());
+    }
+    // Two of the first port, one of the second: all three places.
+    for (of, client) in [(0, 0), (0, 1), (1, 1)] {
+        let (listen, pod) = &pods[of];
+        clients[client].send_to(b"x", listen).await.unwrap();
+        let (_, way) = pod.recv_from(&mut [0]).await.unwrap();
+        pod.send_to(b"y", way).await.unwrap();
+        clients[client].recv_from(&mut [0]).await.unwrap();
+        ways.push(way);
+        advance(MOMENT).await;
+    }
+    let (listen, pod) = &pods[2];
+    clients[0].send_to(b"x", listen).await.unwrap();
+    pod.recv_from(&mut [0]).await.unwrap();
+    assert_eq!(still.host.room.clients.part.left(), 0);
+    for (of, way) in [(0, ways[1]), (1, ways[2])] {
+        let (listen, pod) = &pods[of];
+        clients[1].send_to(b"x", listen).await.unwrap();
+        assert_eq!(pod.recv_from(&mut [0]).await.unwrap().1, way, "they are not the longest silent");
     }
 }
 

@@ -277,25 +277,24 @@ impl Held {
         let Some(handle) = handle else { return Ok(relays) };
         let _here = handle.enter();
         // All addresses of a port have one part.
-        let (mut parts, mut clients) = (HashMap::new(), HashMap::new());
-        for (index, (port, socket)) in opened.into_iter().enumerate() {
+        let mut parts = HashMap::new();
+        for (port, socket) in opened {
             let fault = |source| RelayError::Refused { port, source, holder: None };
             let target = SocketAddr::new(pod, port.port);
             let carrier = Carrier { target, tasks: tasks.clone(), room: room.clone() };
+            let part =
+                parts.entry((port.protocol, port.listen.port())).or_insert_with(|| match port.protocol {
+                    Protocol::Tcp => room.connections.of_one_port(),
+                    Protocol::Udp => room.clients.of_one_port(),
+                });
             match socket {
                 Opened::Tcp(socket) => {
                     let socket = tokio::net::TcpListener::from_std(socket).map_err(fault)?;
-                    let part =
-                        parts.entry(port.listen.port()).or_insert_with(|| room.connections.of_one_port());
                     tasks.spawn_watched(&handle, tcp::serve(socket, part.clone(), carrier));
                 }
                 Opened::Udp(socket) => {
                     let socket = tokio::net::UdpSocket::from_std(socket).map_err(fault)?;
-                    let clients = clients
-                        .entry(port.listen.port())
-                        .or_insert_with(|| Arc::new(udp::Clients::new(room.clients.of_one_port())));
-                    let way = udp::Way { socket, index, clients: clients.clone() };
-                    tasks.spawn_watched(&handle, udp::serve(way, carrier));
+                    tasks.spawn_watched(&handle, udp::serve(socket, part.clone(), carrier));
                 }
             }
         }

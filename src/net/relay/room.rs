@@ -16,7 +16,7 @@ use metrics::counter;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::connections::Connections;
+use super::{connections::Connections, udp::Clients};
 use crate::{
     model::host_port::{HostPort, Protocol},
     net::metrics::HOST_PORTS_FULL,
@@ -37,7 +37,7 @@ static OWN: LazyLock<Arc<Room>> =
 pub(super) struct Room {
     pub(super) listeners: Part,
     pub(super) connections: Arc<Connections>,
-    pub(super) clients: Part,
+    pub(super) clients: Arc<Clients>,
     /// Which pod has which port, to tell another one.
     holders: Mutex<HashMap<Listened, Arc<str>>>,
 }
@@ -53,8 +53,8 @@ impl Room {
     pub(super) fn of(files: u64) -> Room {
         let most = usize::try_from(files / FILES_A_PLACE).unwrap_or(MOST).clamp(1, MOST);
         let connections = Arc::new(Connections::new(Part::of(most)));
-        let (listeners, clients) = (Part::of(most), Part::of(most));
-        Room { listeners, connections, clients, holders: Mutex::default() }
+        let clients = Arc::new(Clients::new(Part::of(most)));
+        Room { listeners: Part::of(most), connections, clients, holders: Mutex::default() }
     }
 
     /// The pod of this process that has a port, or one that is in its way.

@@ -1,16 +1,20 @@
 //! Datagrams from a port of the machine to a pod and back.
 //!
-//! Owns: a port's clients, at all of its addresses: each has a socket of its own towards the pod, so that answers find their way. Invariants: a client
+//! Owns: the clients: each has a socket of its own towards the pod, so that answers find their way. Invariants: a client
 //! is forgotten when nothing came or went for [`IDLE`], or when another needs its place: those first that never had an answer,
-//! then the longest silent; nothing waits for room to send: such datagrams are dropped, as datagrams may be, so that no
-//! client holds up others. Limit: on a machine of several addresses an answer comes from the one that the routes choose.
+//! then the longest silent, of the same port where that has all it may have, else of any; nothing waits for room to send: such
+//! datagrams are dropped, as datagrams may be, so that no client holds up others. Limit: on a machine of several addresses an
+//! answer comes from the one that the routes choose.
 
 use std::{
     collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::AsRawFd,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -35,73 +39,75 @@ pub(super) const IDLE: Duration = Duration::from_secs(60);
 /// The largest datagram there is.
 const DATAGRAM_BYTES: usize = 64 * 1024;
 
-/// The clients of one port of a pod, at all of its addresses.
+/// All clients of a process.
 pub(super) struct Clients {
+    pub(super) part: Part,
     known: Mutex<HashMap<Name, Client>>,
-    /// This port's part of all clients.
-    own: Part,
+    ports: AtomicU64,
 }
 
-/// Which of the port's sockets a client speaks to, and from where.
-type Name = (usize, SocketAddr);
-
-/// One of the port's sockets.
-pub(super) struct Way {
-    pub(super) socket: UdpSocket,
-    /// Its number among them.
-    pub(super) index: usize,
-    pub(super) clients: Arc<Clients>,
-}
-
-struct Port {
-    socket: UdpSocket,
-    index: usize,
-    clients: Arc<Clients>,
-    /// One for all answers, which are passed on one after the other.
-    answer: Mutex<Vec<u8>>,
-}
+/// The number of the socket that a client speaks to, and from where.
+type Name = (u64, SocketAddr);
 
 struct Client {
+    /// Of which port's part it is.
+    own: Part,
     pod: Arc<UdpSocket>,
     last: Instant,
     answered: bool,
-    turns: [OwnedSemaphorePermit; 2],
+    _turns: [OwnedSemaphorePermit; 2],
     /// Ends what passes answers on.
     _known: oneshot::Sender<()>,
 }
 
 impl Clients {
-    pub(super) fn new(own: Part) -> Clients {
-        Clients { known: Mutex::default(), own }
+    pub(super) fn new(part: Part) -> Clients {
+        Clients { part, known: Mutex::default(), ports: AtomicU64::new(0) }
+    }
+
+    /// What one port may have.
+    pub(super) fn of_one_port(&self) -> Part {
+        self.part.of_one_port()
     }
 
     fn known(&self) -> MutexGuard<'_, HashMap<Name, Client>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place for one more, if need be another's.
-    fn place(&self, all: &Part) -> io::Result<[OwnedSemaphorePermit; 2]> {
-        if let Some(own) = self.own.try_take(1)
-            && let Some(turn) = all.try_take(1)
-        {
-            return Ok([own, turn]);
+    fn turns(&self, own: &Part) -> Option<[OwnedSemaphorePermit; 2]> {
+        Some([own.try_take(1)?, self.part.try_take(1)?])
+    }
+
+    /// A place for one more, if need be another's: of the same port where that has no more, else of any.
+    fn place(&self, own: &Part) -> io::Result<[OwnedSemaphorePermit; 2]> {
+        if let Some(turns) = self.turns(own) {
+            return Ok(turns);
         }
         room::full("client");
+        let is_own = own.left() == 0;
         let mut known = self.known();
-        let silent = known.iter().min_by_key(|(_, client)| (client.answered, client.last));
-        let silent = silent.map(|(name, _)| *name);
-        silent
-            .and_then(|name| known.remove(&name))
-            .map(|client| client.turns)
-            .ok_or_else(|| io::Error::other("other ports have too many clients"))
+        let such = known.iter().filter(|(_, client)| !is_own || client.own.is(own));
+        let silent = such.min_by_key(|(_, client)| (client.answered, client.last)).map(|(name, _)| *name);
+        drop(silent.and_then(|name| known.remove(&name)));
+        self.turns(own).ok_or_else(|| io::Error::other("there are too many clients"))
     }
+}
+
+/// One socket of the machine.
+struct Port {
+    socket: UdpSocket,
+    number: u64,
+    own: Part,
+    all: Arc<Clients>,
+    /// One for all answers, which are passed on one after the other.
+    answer: Mutex<Vec<u8>>,
 }
 
 impl Port {
     /// A client's way to the pod, if it has one.
     fn known(&self, from: SocketAddr, answered: bool) -> Option<Arc<UdpSocket>> {
-        let mut clients = self.clients.known();
-        let client = clients.get_mut(&(self.index, from))?;
+        let mut clients = self.all.known();
+        let client = clients.get_mut(&(self.number, from))?;
         client.last = Instant::now();
         client.answered |= answered;
         Some(client.pod.clone())
@@ -109,8 +115,8 @@ impl Port {
 
     /// Forgets a client that has been silent, or says until when it may be.
     fn forget(&self, from: SocketAddr) -> Option<Instant> {
-        let mut clients = self.clients.known();
-        let name = (self.index, from);
+        let mut clients = self.all.known();
+        let name = (self.number, from);
         let until = clients.get(&name)?.last + IDLE;
         if until > Instant::now() {
             return Some(until);
@@ -120,10 +126,17 @@ impl Port {
     }
 }
 
+impl Drop for Port {
+    fn drop(&mut self) {
+        self.all.known().retain(|(number, _), _| *number != self.number);
+    }
+}
+
 /// Takes datagrams for ever.
-pub(super) async fn serve(Way { socket, index, clients }: Way, carrier: Carrier) {
-    let answer = Mutex::new(vec![0; DATAGRAM_BYTES]);
-    let port = Arc::new(Port { socket, index, clients, answer });
+pub(super) async fn serve(socket: UdpSocket, own: Part, carrier: Carrier) {
+    let (all, answer) = (carrier.room.clients.clone(), Mutex::new(vec![0; DATAGRAM_BYTES]));
+    let number = all.ports.fetch_add(1, Ordering::Relaxed);
+    let port = Arc::new(Port { socket, number, own, all, answer });
     let mut buffer = vec![0; DATAGRAM_BYTES];
     loop {
         let (length, from) = match port.socket.recv_from(&mut buffer).await {
@@ -146,7 +159,7 @@ pub(super) async fn serve(Way { socket, index, clients }: Way, carrier: Carrier)
 }
 
 async fn admit(port: &Arc<Port>, from: SocketAddr, carrier: &Carrier) -> io::Result<Arc<UdpSocket>> {
-    let turns = port.clients.place(&carrier.room.clients)?;
+    let turns = port.all.place(&port.own)?;
     let any: IpAddr = match carrier.target {
         SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
@@ -154,8 +167,15 @@ async fn admit(port: &Arc<Port>, from: SocketAddr, carrier: &Carrier) -> io::Res
     let pod = Arc::new(UdpSocket::bind((any, 0)).await?);
     pod.connect(carrier.target).await?;
     let (known, forgotten) = oneshot::channel();
-    let client = Client { pod: pod.clone(), last: Instant::now(), answered: false, turns, _known: known };
-    port.clients.known().insert((port.index, from), client);
+    let client = Client {
+        own: port.own.clone(),
+        pod: pod.clone(),
+        last: Instant::now(),
+        answered: false,
+        _turns: turns,
+        _known: known,
+    };
+    port.all.known().insert((port.number, from), client);
     carrier.tasks.spawn(answer(port.clone(), pod.clone(), from, forgotten));
     Ok(pod)
 }
