@@ -4,7 +4,7 @@
 //! Invariant: it answers within [`WITHIN`] and what nodes are given beside, whatever is stuck; what did not answer is named
 //! in `problems` and left out. An actor is shown with its node, those of the master apart.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, net::IpAddr, sync::Arc, time::Duration};
 
 use actix_web::HttpResponse;
 use futures_util::future::{BoxFuture, join3};
@@ -157,21 +157,30 @@ fn document(snapshot: &Snapshot, heard: &Heard) -> Value {
 
 /// That other machines have a node's key, too.
 fn identity_copied(state: &NodeState) -> Option<String> {
-    let others: Vec<String> = state.rivals.iter().map(ToString::to_string).collect();
-    let linked = state
-        .link
-        .as_ref()
-        .and_then(|link| link.peer)
-        .map(|peer| format!(" beside {}", peer.ip().to_canonical()));
-    (!others.is_empty()).then(|| {
-        format!(
-            "node {} is several machines: its key is that of {}, too{}; they are not linked: end all but one and join those \
-             anew with an empty data directory",
-            state.node,
-            others.join(", "),
-            linked.unwrap_or_default()
-        )
-    })
+    let linked = state.link.as_ref().and_then(|link| link.peer).map(|peer| peer.ip().to_canonical());
+    let others: Vec<String> = state
+        .rivals
+        .iter()
+        .map(|rival| match Some(*rival) == linked {
+            true => format!("another at {rival}"),
+            false => rival.to_string(),
+        })
+        .collect();
+    let (last, before) = others.split_last()?;
+    let are = if before.is_empty() { "is" } else { "are" };
+    let listed = if before.is_empty() { last.clone() } else { format!("{} and {last}", before.join(", ")) };
+    let linked_one = linked.map_or_else(|| "none".to_owned(), |linked| linked.to_string());
+    // Beside others only if it is one of them: the one that was first may have ended.
+    let is_there =
+        |first: &IpAddr| linked.is_none_or(|linked| *first == linked) || state.rivals.contains(first);
+    let first = state.first.filter(is_there);
+    let first = first.map(|first| format!(" (linked first: {first})")).unwrap_or_default();
+    Some(format!(
+        "node {} is {} machines with one key: {linked_one} is linked, {listed} {are} not{first}: end all but one and join \
+         those anew with an empty data directory",
+        state.node,
+        others.len() + 1,
+    ))
 }
 
 fn certificates(all: &[CertificateState], now: Timestamp) -> Value {
@@ -300,9 +309,16 @@ mod tests {
             silent: None,
             goodbye: false,
             rivals: vec![[10, 0, 0, 3].into(), [10, 0, 0, 4].into()],
+            first: Some([10, 0, 0, 2].into()),
         };
-        let silent =
-            |silent| NodeState { node: "n2".into(), link: None, silent, goodbye: false, rivals: Vec::new() };
+        let silent = |silent| NodeState {
+            node: "n2".into(),
+            link: None,
+            silent,
+            goodbye: false,
+            rivals: Vec::new(),
+            first: None,
+        };
         let store = StoreState { queued_changes: 4, behind: 5, failing: true };
         let heard = |of| Heard {
             nodes: Ok(vec![linked.clone(), silent(of)]),
@@ -318,7 +334,9 @@ mod tests {
         assert_eq!(one["link"]["roundTripSeconds"], 0.002);
         assert_eq!(one["rivals"], json!(["10.0.0.3", "10.0.0.4"]));
         let problem = shown["problems"][0].as_str().unwrap();
-        assert!(problem.contains("its key is that of 10.0.0.3, 10.0.0.4, too beside 10.0.0.2"), "{problem}");
+        let expected = "node n1 is 3 machines with one key: 10.0.0.2 is linked, 10.0.0.3 and 10.0.0.4 are not (linked first: \
+                        10.0.0.2): end all but one";
+        assert!(problem.starts_with(expected), "{problem}");
         assert_eq!((&one["link"]["streams"], &one["silentSeconds"]), (&json!(2), &Value::Null));
         assert_eq!((&two["link"], &two["silentSeconds"]), (&Value::Null, &json!(100.0)));
         assert_eq!(
@@ -337,7 +355,14 @@ mod tests {
             let document = json!({"metadata": {"name": "n", "uid": "1"}, "spec": {"taints": taint},
                 "status": {"conditions": ready}});
             let sealed = seal_json(Kind::Node, document.to_string().as_bytes()).unwrap();
-            let state = NodeState { node: "n".into(), link: None, silent: None, goodbye, rivals: Vec::new() };
+            let state = NodeState {
+                node: "n".into(),
+                link: None,
+                silent: None,
+                goodbye,
+                rivals: Vec::new(),
+                first: None,
+            };
             node(&sealed.at(Revision(1)), Some(&state), 0)["saidGoodbye"].clone()
         };
         assert_eq!(shown("NodeGoodbye", false), true);
@@ -391,6 +416,7 @@ mod tests {
             silent: None,
             goodbye: false,
             rivals: Vec::new(),
+            first: None,
         };
         let nodes = vec![state("n1", Some(&link)), state("n2", Some(&link)), state("n3", None)];
         assert_eq!(elsewhere(&nodes, Some(&own)), ["n2".into()]);

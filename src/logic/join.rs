@@ -31,6 +31,8 @@ pub const LINKS_ADDRESS: &str = "address";
 pub const LINKS_AUTHORITY: &str = "authority";
 /// The annotation of a node that joined: SHA-256 of its public key.
 pub const NODE_KEY: &str = "troupe.internal/node-key";
+/// Another: the address from which it is linked, or was last.
+const LINKED_FROM: &str = "troupe.internal/linked-from";
 
 const DIGEST: &str = "token-secret-sha256";
 const EXPIRATION: &str = "expiration";
@@ -178,6 +180,17 @@ pub fn belongs_to(node: &Object, key: [u8; 32]) -> bool {
 /// The annotations of a new node with this key.
 pub fn key_annotation(key: [u8; 32]) -> BTreeMap<String, String> {
     [(NODE_KEY.to_owned(), hex(&key))].into()
+}
+
+/// Notes from where a node that joined is linked.
+pub fn note_linked_from(node: &mut v1::Node, from: IpAddr) {
+    node.metadata.annotations.get_or_insert_default().insert(LINKED_FROM.to_owned(), from.to_string());
+}
+
+/// From where a node that joined was linked last.
+pub fn linked_from(node: &Object) -> Option<IpAddr> {
+    let node: v1::Node = node.parse().ok()?;
+    node.metadata.annotations?.get(LINKED_FROM)?.parse().ok()
 }
 
 /// A master's answer to who is no node any more.

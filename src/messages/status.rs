@@ -31,6 +31,8 @@ pub struct NodeState {
     pub goodbye: bool,
     /// Where other machines with its key come from, which are not linked.
     pub rivals: Vec<IpAddr>,
+    /// Where the one comes from that was linked before there were others.
+    pub first: Option<IpAddr>,
 }
 
 /// A link at this moment.

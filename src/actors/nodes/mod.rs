@@ -53,7 +53,7 @@ use crate::{
         supervisor::{ChildSpec, Life, STUCK_AFTER, Strategy, SupervisorHandle, SupervisorSpec},
     },
     logic::{
-        join::{Attempts, belongs_to, not_a_node},
+        join::{Attempts, belongs_to, linked_from, not_a_node},
         nodes::free_subnet,
         pulse,
         rivals::Rivals,
@@ -186,7 +186,7 @@ impl NodeRegistry {
             subnets: HashMap::new(),
             attempts: Attempts::default(),
             sent_away: Seldom::new(SENT_AWAY_INTERVAL_MS),
-            rivals: Rivals::default(),
+            rivals: Rivals::new(outside::now().as_millisecond()),
             held: HashMap::new(),
             rivals_told: Seldom::new(RIVALS_INTERVAL_MS),
             joining: HashMap::new(),
@@ -379,12 +379,15 @@ impl NodeRegistry {
             return self.admit(&name, link);
         }
         match self.living_link(&name) {
-            Some(other) if self.rivals.comes(&name, origin(&other), from, now_ms) => {
-                return self.hold(name, link, ctx);
+            Some(other) => {
+                self.rivals.lives(&name, origin(&other), now_ms);
+                if self.rivals.comes(&name, origin(&other), from, now_ms) {
+                    return self.hold(name, link, ctx);
+                }
             }
-            Some(_) => {}
+            None if self.awaits(&name, from, false) => return self.hold(name, link, ctx),
             // Whoever comes is the node now.
-            None => self.rivals.forget(&name),
+            None => self.rivals.link_ended(&name),
         }
         self.let_go(&name, from);
         self.admit(&name, link);
@@ -412,6 +415,10 @@ impl NodeRegistry {
                 return;
             }
         };
+        let snapshot = self.seed.wiring.view.snapshot();
+        let noted =
+            snapshot.find(&Key::new(Kind::Node, "", name.0.clone())).and_then(|node| linked_from(node));
+        self.rivals.linked(name, origin(&link.0), noted, outside::now().as_millisecond());
         let known = self.node(name);
         if let Some((before, _)) = known.waiting.replace((link, subnet)) {
             before.0.close("the node has connected anew");

@@ -15,13 +15,16 @@ use actix::{ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, W
 use k8s_openapi::api::core::v1;
 use tokio::time::Instant;
 
-use super::handle::{NodeHandle, RETRY};
+use super::{
+    handle::{NodeHandle, RETRY},
+    sightings::origin,
+};
 use crate::{
     actors::{commit::commit, outside},
     logic::{
         clocks::{is_overwritten, keep_added, stamp, told_status},
         edit::{Edit, edit},
-        join::{belongs_to, not_a_node},
+        join::{belongs_to, not_a_node, note_linked_from},
         node_labels::may_set,
         nodes::{complete_labels, lost_status, new_node, note_no_image_sharing, taint_by_condition},
         sightings::AGAIN,
@@ -147,6 +150,7 @@ impl NodeHandle {
         (self.word.said, self.word.at) = (Some(report), Some(Instant::now()));
         let (name, subnet) = (self.name.clone(), self.subnet.clone());
         let joined = self.joined_link();
+        let from = joined.as_ref().and_then(|(_, link)| origin(link));
         self.change_node(ctx, move |current| match current {
             other if !is_admitted(&name, joined.as_ref(), other) => None,
             Some(object) => edit::<v1::Node>(object, |node| {
@@ -156,6 +160,9 @@ impl NodeHandle {
                 extended::keep(&mut status, node.status.as_ref());
                 complete_labels(node.metadata.labels.get_or_insert_default(), &status);
                 node.metadata.labels.get_or_insert_default().extend(labels.clone());
+                if let Some(from) = from {
+                    note_linked_from(node, from);
+                }
                 let spec = node.spec.get_or_insert_default();
                 taint_by_condition(spec, &status);
                 taint_by_readiness(spec, readiness(&status), outside::now());

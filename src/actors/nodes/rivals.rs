@@ -2,7 +2,8 @@
 //!
 //! Owns: what becomes of links that [`crate::logic::rivals`] takes for rivals'. They are held, unheard, for some seconds: so
 //! that they do not take the link from each other again and again, and a node whose process merely begins anew again and again has
-//! its next link as soon as the last one is found to be dead. Invariant: who is held is told nothing, so it runs nothing.
+//! its next link as soon as the last one is found to be dead. Those that come from elsewhere are held, too, while the machine that was
+//! linked last may come back. Invariant: who is held is told nothing, so it runs nothing that it did not run before.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -11,6 +12,7 @@ use actix::{AsyncContext as _, Context};
 use super::{NodeRegistry, ToNodeLink, sightings::origin};
 use crate::{
     actors::outside,
+    logic::{join::linked_from, rivals::Coming, silence::is_away},
     messages::{RecordEvent, wire},
     model::{Key, Kind, NodeName},
     net::{LinkConfig, LinkHandle},
@@ -34,6 +36,8 @@ pub(super) struct Held {
     from: Option<IpAddr>,
     /// How often it is still to be looked.
     looks: u32,
+    /// It came while another was linked, so there are two.
+    beside: bool,
 }
 
 /// Whether something may come of a link yet: a single lost heartbeat is no death.
@@ -57,12 +61,15 @@ impl NodeRegistry {
     pub(super) fn hold(&mut self, name: NodeName, link: ToNodeLink, ctx: &mut Context<Self>) {
         let from = origin(&link.0);
         let before = self.let_go(&name, from);
-        let looks = before.unwrap_or(HELD_LOOKS);
+        let beside = self.living_link(&name).is_some()
+            || before.as_ref().is_some_and(|before| before.beside)
+            || self.rivals.is_known(&name, from, outside::now().as_millisecond());
+        let looks = before.map_or(HELD_LOOKS, |before| before.looks);
         let held = self.held.entry(name.clone()).or_insert_with(|| {
             Self::look(name.clone(), ctx);
             Vec::new()
         });
-        let held_now = Held { link, from, looks };
+        let held_now = Held { link, from, looks, beside };
         if held.len() < MOST_HELD {
             held.push(held_now);
         } else {
@@ -70,13 +77,23 @@ impl NodeRegistry {
         }
     }
 
-    /// Another link from there is taken, or held. For how long the one before was still to be held: several machines at one
-    /// address are told of in time, too.
-    pub(super) fn let_go(&mut self, name: &NodeName, from: Option<IpAddr>) -> Option<u32> {
+    /// Another link from there is taken, or held. The one before, which is closed: for how long it was still to be held matters,
+    /// since several machines at one address are told of in time, too.
+    pub(super) fn let_go(&mut self, name: &NodeName, from: Option<IpAddr>) -> Option<Held> {
         let held = self.held.get_mut(name)?;
         let before = held.iter().position(|held| held.from == from).map(|place| held.remove(place))?;
         before.link.0.close("the node has connected anew");
-        Some(before.looks)
+        Some(before)
+    }
+
+    /// Whether a link from there waits for the machine that was linked last, which has none now.
+    pub(super) fn awaits(&self, name: &NodeName, from: Option<IpAddr>, beside: bool) -> bool {
+        let snapshot = self.seed.wiring.view.snapshot();
+        let object = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
+        let noted = object.and_then(|node| linked_from(node));
+        let away = object.is_some_and(|node| is_away(node));
+        let beside = beside || self.held.get(name).is_some_and(|held| held.iter().any(|held| held.beside));
+        self.rivals.awaits(name, Coming { from, noted, away, beside }, outside::now().as_millisecond())
     }
 
     fn look(name: NodeName, ctx: &mut Context<Self>) {
@@ -93,15 +110,22 @@ impl NodeRegistry {
     /// Takes one, or turns away whose time is over; the others are held on.
     fn judge(&mut self, name: &NodeName, mut held: Vec<Held>) -> Vec<Held> {
         held.retain(|held| is_living(&held.link.0));
-        if self.living_link(name).is_none() {
-            // The other one has died: most likely it was the newest one's.
-            if let Some(newest) = held.pop() {
-                self.rivals.forget(name);
-                self.admit(name, newest.link);
+        match self.living_link(name) {
+            Some(link) => {
+                self.rivals.lives(name, origin(&link), outside::now().as_millisecond());
+                held.iter_mut().for_each(|held| held.beside = true);
             }
-            return held;
+            None => {
+                let beside = held.iter().any(|held| held.beside);
+                // Of those that need not wait the newest, most likely of the one that has died.
+                if let Some(next) = held.iter().rposition(|held| !self.awaits(name, held.from, beside)) {
+                    let next = held.remove(next);
+                    self.rivals.link_ended(name);
+                    self.admit(name, next.link);
+                    return held;
+                }
+            }
         }
-        // The other one has lived all the time.
         held.iter_mut().for_each(|held| held.looks = held.looks.saturating_sub(1));
         let (on, over): (Vec<Held>, Vec<Held>) = held.into_iter().partition(|held| held.looks > 0);
         over.iter().for_each(|held| self.turn_away(name, held));
@@ -109,10 +133,12 @@ impl NodeRegistry {
     }
 
     fn turn_away(&mut self, name: &NodeName, held: &Held) {
-        if let Some(from) = held.from {
-            self.rivals.turned_away(name, from, outside::now().as_millisecond());
+        if held.beside {
+            if let Some(from) = held.from {
+                self.rivals.turned_away(name, from, outside::now().as_millisecond());
+            }
+            self.tell_of_rivals(name, held.from);
         }
-        self.tell_of_rivals(name, held.from);
         held.link.0.close(TURNED_AWAY);
     }
 
@@ -125,9 +151,13 @@ impl NodeRegistry {
         let place = |from: Option<IpAddr>| {
             from.map_or_else(|| "an unknown address".to_owned(), |from| from.to_string())
         };
-        let linked = place(self.living_link(name).as_ref().and_then(origin));
+        let linked = match self.living_link(name) {
+            Some(link) => format!("the one at {} is linked", place(origin(&link))),
+            None => "none is linked at this moment".to_owned(),
+        };
+        let first = place(self.rivals.first(name));
         tracing::warn!(
-            node = %name, linked, rival = place(rival), unsaid,
+            node = %name, linked, rival = place(rival), first, unsaid,
             "several machines are linked as one node: their data directory was copied; end all but one of them and join \
              those anew with an empty data directory"
         );
@@ -140,7 +170,7 @@ impl NodeRegistry {
         let snapshot = self.seed.wiring.view.snapshot();
         if let Some(object) = snapshot.find(&Key::new(Kind::Node, "", name.0.clone())) {
             let message = format!(
-                "{} machines have the key of node {name}: the one at {linked} is linked, not linked: {}. Their data \
+                "{} machines have the key of node {name}: {linked}, not linked: {}; linked first: {first}. Their data \
                  directory was copied: end all but one of them and join those anew with an empty data directory",
                 others.len() + 1,
                 others.join(", ")

@@ -30,7 +30,8 @@ impl Handler<ShowNodes> for NodeRegistry {
         let now_ms = outside::now().as_millisecond();
         let asked = self.addresses().map(|(name, address)| {
             let rivals = self.rivals.places(&name, now_ms);
-            async move { NodeState { rivals, ..show(name, address).await } }
+            let first = self.rivals.first(&name);
+            async move { NodeState { rivals, first, ..show(name, address).await } }
         });
         Box::pin(join_all(asked.collect::<Vec<_>>()))
     }
@@ -39,7 +40,14 @@ impl Handler<ShowNodes> for NodeRegistry {
 async fn show(node: NodeName, address: Option<Addr<NodeHandle>>) -> NodeState {
     let asked = async { address?.send(ShowNode).await.ok() };
     let answer = tokio::time::timeout(WITHIN, asked).await.ok().flatten();
-    answer.unwrap_or(NodeState { node, link: None, silent: None, goodbye: false, rivals: Vec::new() })
+    answer.unwrap_or(NodeState {
+        node,
+        link: None,
+        silent: None,
+        goodbye: false,
+        rivals: Vec::new(),
+        first: None,
+    })
 }
 
 impl Handler<ShowNode> for NodeHandle {
@@ -67,6 +75,7 @@ impl Handler<ShowNode> for NodeHandle {
             link,
             silent,
             rivals: Vec::new(),
+            first: None,
         })
     }
 }
