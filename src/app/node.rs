@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc, time::Du
 use super::{NodeLogin, StartError, certificates::Kept, guard::Root, membership::Fresh, network};
 use crate::{
     actors::{
-        kubelet::{self, Configs, KubeletSeed, KubeletSettings, Ledger, NodeContext, Peers, Probe, Starts},
+        kubelet::{
+            self, Configs, HostIp, KubeletSeed, KubeletSettings, Ledger, NodeContext, Peers, Probe, Starts,
+        },
         supervisor::{Escalation, SupervisorHandle, SupervisorSpec},
         uplink::{Leave, Member},
     },
@@ -119,7 +121,7 @@ impl Node {
             name: login.name.to_string(),
             runtime,
             dir: config.directory,
-            host_ip: Some(address),
+            host_ip: HostIp::of(address),
             crash_loop: config.crash_loop,
             starts: Starts::default(),
             ledger: Ledger::default(),

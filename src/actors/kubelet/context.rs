@@ -3,7 +3,7 @@
 use std::{
     net::IpAddr,
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     thread::available_parallelism,
     time::Duration,
 };
@@ -21,6 +21,26 @@ use crate::{
     runtime::{ContainerRuntime, logs::LogLimits},
 };
 
+/// The machine's address, which may change while the node runs.
+#[derive(Debug, Default)]
+pub struct HostIp(RwLock<Option<IpAddr>>);
+
+impl HostIp {
+    /// That one, at first.
+    pub fn of(address: IpAddr) -> HostIp {
+        HostIp(RwLock::new(Some(address)))
+    }
+
+    /// What it is now; `None` where no node has said so.
+    pub fn now(&self) -> Option<IpAddr> {
+        *self.0.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set(&self, address: IpAddr) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(address);
+    }
+}
+
 /// The part of a node that its pods see.
 pub struct NodeContext {
     /// The node's name.
@@ -30,7 +50,7 @@ pub struct NodeContext {
     /// Holds `pods/UID` and `logs/NAMESPACE_NAME_UID`.
     pub dir: PathBuf,
     /// The node's address.
-    pub host_ip: Option<IpAddr>,
+    pub host_ip: HostIp,
     /// CrashLoopBackOff.
     pub crash_loop: Backoff,
     /// Turns to start something.
@@ -111,7 +131,7 @@ impl NodeContext {
     pub fn around(&self, pod_ip: Option<IpAddr>) -> Around {
         Around {
             node: self.name.clone(),
-            host_ip: self.host_ip,
+            host_ip: self.host_ip.now(),
             pod_ip,
             allocatable: machine::allocatable(&self.dir),
             sources: self.configs.now(),

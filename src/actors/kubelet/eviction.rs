@@ -308,7 +308,7 @@ mod tests {
             name: "n".into(),
             runtime: Arc::new(SimRuntime::open(SimMachine::new(SimConfig::default()).unwrap())),
             dir: dir.into(),
-            host_ip: None,
+            host_ip: Default::default(),
             crash_loop: Backoff::CRASH_LOOP,
             configs: Default::default(),
             starts: Starts::default(),

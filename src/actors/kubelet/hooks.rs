@@ -121,7 +121,7 @@ impl Hooked {
                 return Ok(());
             }
             let container = container_named(&self.pod, &self.name).ok_or("no such container")?;
-            let get = Get::of(get, &container, self.ip.or(self.node.host_ip))?;
+            let get = Get::of(get, &container, self.ip.or(self.node.host_ip.now()))?;
             let deadline = tokio::time::Instant::now() + limit.min(HTTP_TIME);
             return get.follow(deadline).await.map(drop);
         }

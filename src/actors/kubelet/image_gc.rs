@@ -133,7 +133,7 @@ mod tests {
             name: "n".into(),
             runtime: Arc::new(runtime.clone()),
             dir: "/".into(),
-            host_ip: None,
+            host_ip: Default::default(),
             crash_loop: Backoff::CRASH_LOOP,
             configs: Default::default(),
             starts: Starts::default(),

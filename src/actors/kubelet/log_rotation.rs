@@ -155,7 +155,7 @@ mod tests {
             // It refuses to reopen logs.
             runtime: Arc::new(SimRuntime::open(SimMachine::new(SimConfig::default()).unwrap())),
             dir: dir.into(),
-            host_ip: None,
+            host_ip: Default::default(),
             crash_loop: Backoff::CRASH_LOOP,
             configs: Default::default(),
             starts: Starts::default(),

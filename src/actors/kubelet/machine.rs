@@ -10,6 +10,7 @@ use super::{
     Kubelet,
     context::{NodeContext, now_ms},
     peers,
+    pod::HostMoved,
 };
 use crate::{
     logic::{
@@ -47,12 +48,19 @@ impl Looks {
 }
 
 impl Kubelet {
-    /// Tells the master when the machine's address has changed.
+    /// Tells the master and the pods when the machine's address has changed.
     pub(super) fn look_where(&mut self, ctx: &mut Context<Self>) {
         // While it has no way to the master it has no other address.
         let Some(address) = self.seed.whereabouts.as_ref().and_then(|member| member.address()) else {
             return;
         };
+        if self.seed.node.host_ip.now() != Some(address) {
+            self.seed.node.host_ip.set(address);
+            for pod in self.pods.values().filter_map(|entry| entry.slot.address()) {
+                pod.do_send(HostMoved);
+            }
+        }
+        // A kubelet that has begun anew knows the one that the node began with.
         let address = address.to_string();
         if address != self.seed.facts.address {
             tracing::info!(before = self.seed.facts.address, address, "the machine's address has changed");

@@ -50,7 +50,7 @@ use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1;
 
 pub use configs::Configs;
-pub use context::{KubeletSettings, NodeContext, Starts, now_ms};
+pub use context::{HostIp, KubeletSettings, NodeContext, Starts, now_ms};
 use entry::Entry;
 use found::{Found, forgotten_dirs, group, remove_dirs, stream_of};
 pub use ledger::Ledger;

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use self::{
     messages::{
-        ImagesChanged, LookAgain, PodAssigned, PodEvicted, PodNoticed, PodReported, PodUnassigned,
+        HostMoved, ImagesChanged, LookAgain, PodAssigned, PodEvicted, PodNoticed, PodReported, PodUnassigned,
         RuntimeSaw, Wanted,
     },
     supply::SourcesMoved,
@@ -54,6 +54,7 @@ use crate::{
         ephemeral,
         gates::keep_foreign,
         refusal::keep_end,
+        shares_network,
         status::{pod_status, says_otherwise},
     },
     messages::Port,
@@ -154,8 +155,7 @@ impl PodActor {
 
     /// The pod's address: its sandbox's, or the node's when it shares the node's network.
     fn address(&self, own: Option<IpAddr>) -> Option<IpAddr> {
-        let shares = self.machine.pod.spec.as_ref().and_then(|s| s.host_network) == Some(true);
-        own.or_else(|| self.seed.node.host_ip.filter(|_| shares))
+        own.or_else(|| self.seed.node.host_ip.now().filter(|_| shares_network(&self.machine.pod)))
     }
 
     fn log_dirs(&self) -> Vec<PathBuf> {
@@ -205,7 +205,7 @@ impl PodActor {
     fn report(&mut self) {
         let before = self.reported.as_ref().map(|(s, _)| s).or(self.machine.pod.status.as_ref());
         let node = &self.seed.node;
-        let status = pod_status(&self.machine, before, node.runtime.name(), node.host_ip, now_ms());
+        let status = pod_status(&self.machine, before, node.runtime.name(), node.host_ip.now(), now_ms());
         let terminated = self.machine.is_removed();
         let again = std::mem::take(&mut self.report_again);
         if !again && self.reported.as_ref().is_some_and(|(s, t)| *s == status && *t == terminated) {
@@ -531,6 +531,15 @@ impl Handler<LookAgain> for PodActor {
             }
             pod.check_exits(ctx);
         }));
+    }
+}
+
+impl Handler<HostMoved> for PodActor {
+    type Result = ();
+
+    fn handle(&mut self, _: HostMoved, ctx: &mut Self::Context) {
+        self.machine.host_moved(self.seed.node.host_ip.now());
+        self.advance(ctx);
     }
 }
 

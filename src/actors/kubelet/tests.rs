@@ -1,6 +1,6 @@
 //! Tests of a kubelet and its pods over the simulated runtime.
 
-use std::sync::Mutex;
+use std::{net::IpAddr, sync::Mutex};
 
 use serde_json::{Value, json};
 
@@ -37,7 +37,29 @@ struct Bench {
     pods: SupervisorHandle,
     slot: Slot<Kubelet>,
     told: Arc<Mutex<Vec<wire::ToMaster>>>,
+    place: Arc<Place>,
     revision: u64,
+}
+
+/// Where the machine is, if a test says so.
+#[derive(Default)]
+struct Place(Mutex<Option<IpAddr>>);
+
+impl Member for Place {
+    fn linked(&self) {}
+    fn turned_away(&self, _: &str) {}
+    fn address(&self) -> Option<IpAddr> {
+        *self.0.lock().unwrap()
+    }
+    fn look_every(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+    fn renewal(&self) -> Option<Vec<u8>> {
+        None
+    }
+    fn renewed(&self, _: &str) -> bool {
+        false
+    }
 }
 
 impl Bench {
@@ -48,7 +70,7 @@ impl Bench {
 
     /// A kubelet on a machine where an earlier one may have been.
     fn on(machine: Arc<SimMachine>, dir: tempfile::TempDir) -> Bench {
-        let told = Arc::default();
+        let (told, place) = (Arc::default(), Arc::<Place>::default());
         let master = Master(Arc::clone(&told)).start();
         let root = Supervisor::start(SupervisorSpec::new("node"));
         let (slot, pods) = (Slot::new("kubelet"), SupervisorHandle::new("pods"));
@@ -56,7 +78,7 @@ impl Bench {
             name: "n".into(),
             runtime: Arc::new(SimRuntime::open(machine.clone())),
             dir: dir.path().to_owned(),
-            host_ip: None,
+            host_ip: Default::default(),
             // What waits for the wall clock waits for it really.
             crash_loop: Backoff { initial: Duration::from_millis(100), ..Backoff::CRASH_LOOP },
             starts: context::Starts::default(),
@@ -77,7 +99,7 @@ impl Bench {
             pods: pods.clone(),
             manifests: None,
             probe: by_tcp(),
-            whereabouts: None,
+            whereabouts: Some(place.clone()),
         };
         root.start_child(ChildSpec::new("kubelet", &slot, move |life| Ok(Kubelet::new(life, seed.clone()))))
             .detach();
@@ -87,7 +109,7 @@ impl Bench {
             let _ = begin.tell(PodsBegin);
         }))
         .detach();
-        Bench { machine, dir, root, pods, slot, told, revision: 0 }
+        Bench { machine, dir, root, pods, slot, told, place, revision: 0 }
     }
 
     /// Ends the kubelet; what it ran goes on.
@@ -240,6 +262,40 @@ fn a_pod_whose_volume_lacks_its_config_map_is_being_created_until_it_comes() {
         assert_eq!(state.reason.as_deref(), Some("ContainerCreating"));
         kubelet.do_send(settings(2, Some("v")));
         bench.until("it runs", |b| b.runs(0)).await;
+    });
+}
+
+#[test]
+fn what_pods_say_of_their_machine_follows_its_address_and_so_do_those_on_its_network() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        let mut on_host = pod(&["c"], "one");
+        on_host["metadata"]["uid"] = "h".into();
+        on_host["spec"]["hostNetwork"] = true.into();
+        let address = |last: u8| Some(IpAddr::from([10, 0, 0, last]));
+        *bench.place.0.lock().unwrap() = address(1);
+        bench.assign(&[pod(&["c"], "one"), on_host]).await;
+        let told = |b: &Bench, uid: &str| {
+            b.report(uid)
+                .map(|(status, _)| (status.host_ip.unwrap_or_default(), status.pod_ip.unwrap_or_default()))
+        };
+        let is_on_host = |b: &Bench, ip: &str| told(b, "h") == Some((ip.to_owned(), ip.to_owned()));
+        bench.until("both run", |b| b.runs(0) && is_on_host(b, "10.0.0.1")).await;
+        bench
+            .until("it has an address of its own", |b| told(b, "u").is_some_and(|told| told.0 == "10.0.0.1"))
+            .await;
+        let own = told(&bench, "u").unwrap().1;
+        *bench.place.0.lock().unwrap() = address(2);
+        bench
+            .until("both tell the new one", |b| {
+                is_on_host(b, "10.0.0.2") && told(b, "u") == Some(("10.0.0.2".to_owned(), own.clone()))
+            })
+            .await;
+        // One that begins anew does not tell the earlier.
+        bench.told.lock().unwrap().clear();
+        bench.pods.inject_panic("h").await.unwrap();
+        bench.until("it reports again", |b| told(b, "h").is_some()).await;
+        assert!(is_on_host(&bench, "10.0.0.2"), "{:?}", told(&bench, "h"));
     });
 }
 

@@ -81,6 +81,11 @@ fn policy(pod: &v1::Pod, role: Role) -> Restart {
     }
 }
 
+/// Whether a pod is on the network of its node.
+pub fn shares_network(pod: &v1::Pod) -> bool {
+    pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
+}
+
 impl Machine {
     /// A pod that is new on this node.
     pub fn new(pod: Arc<v1::Pod>, crash_loop: Backoff, now_ms: i64) -> Machine {
@@ -300,6 +305,16 @@ impl Machine {
         if matches!(self.sandbox, SandboxPhase::Ready { ip: None }) {
             self.sandbox = SandboxPhase::Ready { ip: Some(ip) };
             self.ip = Some(ip);
+        }
+    }
+
+    /// The machine has that address now, which is also that of a pod on its network.
+    pub fn host_moved(&mut self, address: Option<IpAddr>) {
+        if let SandboxPhase::Ready { ip } = &mut self.sandbox
+            && shares_network(&self.pod)
+        {
+            *ip = address;
+            self.ip = address;
         }
     }
 

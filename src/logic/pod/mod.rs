@@ -30,7 +30,7 @@ pub mod volumes;
 mod waiting;
 
 pub use checks::Checks;
-pub use machine::Machine;
+pub use machine::{Machine, shares_network};
 pub use state::{
     Action, Adopted, Container, ContainerPhase, Ended, Notice, Role, SandboxPhase, StartFailure, Step,
     WaitingReason,

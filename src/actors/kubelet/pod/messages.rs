@@ -39,6 +39,11 @@ pub struct PodEvicted {
     pub disrupted: bool,
 }
 
+/// kubelet → pod: the machine has another address.
+#[derive(Message, Clone, Copy)]
+#[rtype(result = "()")]
+pub struct HostMoved;
+
 /// kubelet → pod: images were loaded.
 #[derive(Message, Clone, Copy)]
 #[rtype(result = "()")]

@@ -54,17 +54,17 @@ pub async fn run(
         return Outcome::Success;
     }
     let done = if let Some(get) = &probe.http_get {
-        match Get::of(get, &container, ip.or(node.host_ip)) {
+        match Get::of(get, &container, ip.or(node.host_ip.now())) {
             Ok(get) => page(&get, time).await,
             Err(text) => Outcome::Error(text),
         }
     } else if let Some(socket) = &probe.tcp_socket {
-        match address(socket.host.as_deref(), &socket.port, &container, ip.or(node.host_ip)) {
+        match address(socket.host.as_deref(), &socket.port, &container, ip.or(node.host_ip.now())) {
             Ok((host, port)) => connection(&host, port, time).await,
             Err(text) => Outcome::Error(text),
         }
     } else if let Some(grpc) = &probe.grpc {
-        match address(None, &IntOrString::Int(grpc.port), &container, ip.or(node.host_ip)) {
+        match address(None, &IntOrString::Int(grpc.port), &container, ip.or(node.host_ip.now())) {
             Ok((host, port)) => {
                 grpc::check(&host, port, grpc.service.as_deref().unwrap_or_default(), time).await
             }

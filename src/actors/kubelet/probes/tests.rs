@@ -264,7 +264,7 @@ async fn a_program_is_well_when_it_ends_with_zero() {
         name: "n".into(),
         runtime: Arc::new(runtime),
         dir: "/nowhere".into(),
-        host_ip: None,
+        host_ip: Default::default(),
         crash_loop: crate::logic::supervision::Backoff::CRASH_LOOP,
         configs: Default::default(),
         registry_config: None,
