@@ -12,6 +12,7 @@ use k8s_openapi::{
 };
 
 use super::nodes::is_own_condition;
+use crate::model::extended;
 
 /// What a node tells of happened just now: while its link is down nothing is kept, and a link that is slower than this is
 /// ended. Whatever seems older was stamped by another clock.
@@ -76,6 +77,8 @@ pub fn is_overwritten(told: &NodeStatus, stored: Option<&NodeStatus>) -> bool {
     !told.conditions.iter().flatten().all(stays)
         || told.addresses != stored.addresses
         || told.node_info != stored.node_info
+        || !extended::says_the_same(told.capacity.as_ref(), stored.capacity.as_ref())
+        || !extended::says_the_same(told.allocatable.as_ref(), stored.allocatable.as_ref())
 }
 
 /// Since when a pod has been ready, in seconds: not before it was made, and since now when that is yet to come, as it seems
@@ -162,6 +165,39 @@ mod tests {
             assert_eq!(all, kept);
             assert!(!is_overwritten(&told, Some(&again)));
         }
+    }
+
+    #[test]
+    fn amounts_that_a_node_does_not_have_are_put_right_and_those_that_others_say_stay() {
+        let status = |amounts: serde_json::Value, allocatable: serde_json::Value| -> NodeStatus {
+            serde_json::from_value(json!({"capacity": amounts, "allocatable": allocatable})).unwrap()
+        };
+        let own = || json!({"cpu": "2", "memory": "4Gi", "pods": "110", "hugepages-2Mi": "0"});
+        let told = status(own(), own());
+        let with = |name: &str, amount: Option<&str>| {
+            let mut all = own();
+            match amount {
+                Some(amount) => all[name] = amount.into(),
+                None => drop(all.as_object_mut().unwrap().remove(name)),
+            }
+            all
+        };
+        for (name, amount, overwritten) in [
+            ("cpu", Some("2000m"), false),
+            ("memory", Some("4194304Ki"), false),
+            ("example.com/gpu", Some("4"), false),
+            ("cpu", Some("1000"), true),
+            ("memory", Some("0"), true),
+            ("pods", None, true),
+            ("hugepages-2Mi", Some("2Mi"), true),
+            ("hugepages-1Gi", Some("1Gi"), true),
+            ("ephemeral-storage", Some("1Gi"), true),
+        ] {
+            for stored in [status(with(name, amount), own()), status(own(), with(name, amount))] {
+                assert_eq!(is_overwritten(&told, Some(&stored)), overwritten, "{name} {amount:?}");
+            }
+        }
+        assert!(is_overwritten(&told, Some(&NodeStatus::default())));
     }
 
     #[test]

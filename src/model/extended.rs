@@ -100,6 +100,15 @@ pub fn keep(status: &mut v1::NodeStatus, before: Option<&v1::NodeStatus>) {
     complete(status);
 }
 
+/// Whether what a kubelet says of an amount that is its to say is what is stored, by value.
+pub fn says_the_same(told: Option<&Amounts>, stored: Option<&Amounts>) -> bool {
+    let own = |list: Option<&Amounts>| -> BTreeMap<String, Option<i128>> {
+        let own = list.into_iter().flatten().filter(|(name, _)| !is_extended(name));
+        own.map(|(name, amount)| (name.clone(), quantity::parse_milli(&amount.0).ok())).collect()
+    };
+    own(told) == own(stored)
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
