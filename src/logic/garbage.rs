@@ -15,13 +15,12 @@ use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use super::{
     edit::{self, Edit, EditError, FOREGROUND, ORPHAN},
     reconcile::{Means, Reconcile},
-    silence::is_away,
-    taints::is_silent,
+    taints::is_given_up,
 };
 use crate::model::{Key, Kind, KindFacet, NodeName, Object, Owner, Snapshot, Uid};
 
-/// How long a pod outlives its node's object: a node that is removed and joins again at once keeps its pods. One that was silent,
-/// or said goodbye, does not: it was removed because it is gone.
+/// How long a pod outlives its node's object: a node that is removed and joins again at once keeps its pods. One that was given up
+/// does not: it was removed because it is gone. One that said goodbye, or whose machine others reach, may well be back.
 const NODE_GRACE: SignedDuration = SignedDuration::from_secs(10);
 
 /// What is decided on.
@@ -158,7 +157,7 @@ impl Garbage {
                 } else {
                     self.nodes.remove(&node);
                     if self.pods.contains_key(&node) {
-                        let gone = before.is_some_and(|node| is_silent(node) || is_away(node));
+                        let gone = before.is_some_and(|node| is_given_up(node));
                         self.missing.insert(node, if gone { now } else { until });
                     }
                 }
@@ -407,19 +406,24 @@ mod tests {
     }
 
     #[test]
-    fn pods_of_a_node_that_was_silent_or_away_when_it_was_deleted_are_removed_at_once() {
-        for (reason, taints) in [
-            (
-                "NodeStatusUnknown",
-                json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoExecute",
-                "timeAdded": "2026-01-01T00:00:00Z"}]),
-            ),
-            ("NodeGoodbye", json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}])),
+    fn pods_of_a_node_that_was_given_up_when_it_was_deleted_are_removed_at_once_and_others_seconds_later() {
+        let since = "2026-01-01T00:00:00Z";
+        let unreachable = |effect: &str| json!({"key": "node.kubernetes.io/unreachable", "effect": effect});
+        let timed = |mut taint: Value| {
+            taint["timeAdded"] = since.into();
+            taint
+        };
+        for (reason, taint, at_once) in [
+            ("NodeStatusUnknown", timed(unreachable("NoExecute")), true),
+            // Others reach its machine; it has said that it comes back; it is linked, and says that it is not ready.
+            ("NodeStatusUnknown", timed(unreachable("NoSchedule")), false),
+            ("NodeGoodbye", unreachable("NoSchedule"), false),
+            ("KubeletNotReady", json!({"key": "node.kubernetes.io/not-ready", "effect": "NoExecute"}), false),
         ] {
             let mut world = World::new(Garbage::default());
             world.put(
                 Kind::Node,
-                &json!({"metadata": {"name": "n", "uid": "uid-n"}, "spec": {"taints": taints},
+                &json!({"metadata": {"name": "n", "uid": "uid-n"}, "spec": {"taints": [taint.clone()]},
                     "status": {"conditions": [{"type": "Ready", "status": "Unknown", "reason": reason}]}}),
             );
             // They were to end, and their node did not say that they have; more than are removed at once.
@@ -427,15 +431,19 @@ mod tests {
                 world.put(
                     Kind::Pod,
                     &json!({"metadata": {"name": name, "namespace": "default", "uid": name,
-                        "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 30},
+                        "deletionTimestamp": since, "deletionGracePeriodSeconds": 30},
                         "spec": {"containers": [], "nodeName": "n"}}),
                 );
             }
             world.advance(5);
-            assert_eq!(names(&world), ["n", "a", "b", "c", "d", "e"], "{reason}");
+            assert_eq!(names(&world), ["n", "a", "b", "c", "d", "e"], "{taint}");
             world.remove(&Key::new(Kind::Node, "", "n"));
             world.advance(0);
-            assert!(names(&world).is_empty(), "{reason}");
+            assert_eq!(names(&world).is_empty(), at_once, "{taint}");
+            world.advance(9);
+            assert_eq!(names(&world).is_empty(), at_once, "{taint}");
+            world.advance(2);
+            assert!(names(&world).is_empty(), "{taint}");
         }
     }
 }

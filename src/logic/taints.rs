@@ -109,6 +109,12 @@ pub fn is_silent(node: &Object) -> bool {
     facet(node).is_some_and(|node| silent_since(node).is_some())
 }
 
+/// Whether a node is silent and its pods have to leave it: nobody reaches its machine, and it did not say that it comes back.
+pub fn is_given_up(node: &Object) -> bool {
+    let gone = |taint: &v1::Taint| taint.key == UNREACHABLE && taint.effect == NO_EXECUTE;
+    facet(node).is_some_and(|node| node.taints.iter().any(gone))
+}
+
 /// Whether a node's taints say that there is no way to it, whatever the reason.
 pub fn is_out_of_reach(node: &Object) -> bool {
     facet(node).is_some_and(|node| node.taints.iter().any(|taint| taint.key == UNREACHABLE))
