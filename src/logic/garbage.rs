@@ -165,6 +165,14 @@ impl Garbage {
             Kind::Pod => {
                 let (old, new) = (before.and_then(node_of), after.and_then(node_of));
                 if old == new {
+                    // Of many pods that finalizers hold only some were marked at once.
+                    let is_marked =
+                        |pod: Option<&Arc<Object>>| pod.is_some_and(|pod| pod.facet.meta.deleting.is_some());
+                    if let Some(node) = new.filter(|node| self.given_up.contains(*node))
+                        && is_marked(before) != is_marked(after)
+                    {
+                        self.due.insert(Item::Node(node.clone()));
+                    }
                     return;
                 }
                 if let Some(node) = old
@@ -221,11 +229,9 @@ impl Garbage {
             return Ok(Vec::new());
         }
         let pods = self.pods.get(node).into_iter().flatten().filter_map(|k| means.snapshot.find(k));
-        let mut edits = Vec::new();
-        for pod in pods.filter(|p| node_of(p) == Some(node)).take(means.max) {
-            edits.extend(edit::delete_now(pod, means.now)?);
-        }
-        Ok(edits)
+        // Nothing is to be done about those that a finalizer holds, however many: the others' turn comes.
+        let edits = pods.filter(|p| node_of(p) == Some(node)).map(|pod| edit::delete_now(pod, means.now));
+        edits.filter_map(Result::transpose).take(means.max).collect()
     }
 }
 
@@ -445,5 +451,31 @@ mod tests {
             world.advance(2);
             assert!(names(&world).is_empty(), "{taint}");
         }
+    }
+
+    #[test]
+    fn pods_that_finalizers_hold_keep_no_others_of_a_deleted_node_from_going() {
+        let mut world = World::new(Garbage::default());
+        world.put(Kind::Node, &json!({"metadata": {"name": "n", "uid": "uid-n"}}));
+        let pod = |name: &str| {
+            json!({"metadata": {"name": name, "namespace": "default", "uid": name},
+                "spec": {"containers": [], "nodeName": "n"}})
+        };
+        // More of each than are looked after at once.
+        for name in ["a", "b", "c"] {
+            world.put(Kind::Pod, &deleted(pod(name), &["example.com/slow"]));
+        }
+        for name in ["d", "e", "f"] {
+            let mut held = pod(name);
+            held["metadata"]["finalizers"] = json!(["example.com/slow"]);
+            world.put(Kind::Pod, &held);
+        }
+        for name in ["g", "h", "i"] {
+            world.put(Kind::Pod, &pod(name));
+        }
+        world.remove(&Key::new(Kind::Node, "", "n"));
+        world.advance(11);
+        assert_eq!(names(&world), ["a", "b", "c", "d", "e", "f"]);
+        assert!(world.snapshot.all().all(|pod| pod.facet.meta.deleting.is_some()), "all are told to end");
     }
 }
