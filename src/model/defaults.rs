@@ -18,7 +18,7 @@ use super::quantity;
 
 /// How long a pod stays on such a node, unless it says otherwise: five minutes on one that is not ready, as in Kubernetes,
 /// since its containers run; a moment on one that is silent (Kubernetes' five minutes are its
-/// `--default-unreachable-toleration-seconds`), which is taken for dead after two seconds already.
+/// `--default-unreachable-toleration-seconds`), which is taken for dead within two seconds already.
 const TOLERATIONS: [(&str, i64); 2] =
     [("node.kubernetes.io/not-ready", 300), ("node.kubernetes.io/unreachable", 1)];
 /// Grace between SIGTERM and SIGKILL.

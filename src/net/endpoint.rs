@@ -69,7 +69,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Addresses remembered for that; beyond, nothing is logged until some are old.
 const LOG_ADDRESSES: usize = 1024;
 
-/// A dial that is lost is sent again after three times this: who comes back to a master has half a second for it. Farther
+/// A dial that is lost is sent again after three times this: who comes back to a master has at least 0.4 s for it. Farther
 /// machines get an answer to each, and are measured then.
 const FIRST_RTT: Duration = Duration::from_millis(100);
 

@@ -20,8 +20,8 @@ use crate::{logic::sightings::is_elsewhere, net::Responder};
 
 /// The discard port (RFC 863): closed nearly everywhere, and harmless where it is not.
 const PORT: u16 = 9;
-/// Many times a round trip; the master waits a little longer.
-const WITHIN: Duration = Duration::from_millis(350);
+/// Many times a round trip; the master waits a tenth of a second longer, and what is lost is not sent again in either time.
+const WITHIN: Duration = Duration::from_millis(250);
 
 /// How a node finds out whether the machine at an address lives, which must be another one. It may wait for ever.
 pub type Probe = Arc<dyn Fn(IpAddr) -> BoxFuture<'static, bool> + Send + Sync>;
