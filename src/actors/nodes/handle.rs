@@ -44,8 +44,9 @@ use crate::{
 /// Writing a node's reports is tried again at this pace when the store cannot.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
 
-/// A master that has just begun gives nodes so many times longer to link: they may all come at once, and it was away.
-const BEGIN: u32 = 3;
+/// A master that has just begun gives nodes so long to link: one that had begun to dial gives up after five seconds and pauses for up to
+/// one, and they may all come at once.
+const BEGIN: Duration = Duration::from_millis(6_500);
 
 /// Between two pictures of many config maps and secrets, other messages have their turn.
 const CONFIG_PACE: Duration = Duration::from_millis(200);
@@ -504,7 +505,7 @@ impl Actor for NodeHandle {
         // A goodbye said to an earlier incarnation, or an earlier master, counts.
         let snapshot = self.seed.wiring.view.snapshot();
         let away = snapshot.find(&self.key()).is_some_and(|node| is_away(node));
-        let within = if away { GOODBYE } else { self.seed.lost_after * BEGIN };
+        let within = if away { GOODBYE } else { BEGIN };
         self.expect_silence(within, ctx);
         ctx.add_stream(self.arrivals());
         ctx.run_interval(tokens::PERIOD, |node, _| node.send_tokens());
