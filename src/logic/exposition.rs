@@ -1,7 +1,8 @@
 //! What a node and its pods use as the kubelet's `metrics/resource` and `metrics/cadvisor` tell it to Prometheus.
 //!
 //! Owns: names, labels and the text format (0.0.4). Pure: what was read is handed in. Invariants: what is not known has no
-//! line; a metric's lines stand together. Limits: of cAdvisor's many metrics those of processors,
+//! line; a metric's lines stand together; no line has a time, unlike a kubelet's: it was read when it was asked for, and Prometheus
+//! would drop all of a node whose clock is wrong. Limits: of cAdvisor's many metrics those of processors,
 //! memory, file systems' io and network; devices are summed up (`device=""`, which panels that name devices leave out), `id`
 //! is a path of the pod's uid and the container's id, not a cgroup's.
 
@@ -18,8 +19,8 @@ const NANO: f64 = 1e9;
 type Labels<'a> = Vec<(&'static str, &'a str)>;
 
 /// A text that grows.
+#[derive(Default)]
 struct Page {
-    at_ms: i64,
     text: String,
 }
 
@@ -40,7 +41,7 @@ impl Page {
             let labels: Vec<String> =
                 labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
             let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
-            let _ = writeln!(self.text, "{name}{labels} {value} {}", self.at_ms);
+            let _ = writeln!(self.text, "{name}{labels} {value}");
         }
     }
 
@@ -66,8 +67,8 @@ fn since(ms: i64) -> Option<f64> {
 }
 
 /// `metrics/resource`: processors and memory, as Kubernetes promises to keep them.
-pub fn resource(at_ms: i64, node: &OfNode, pods: &[OfPod]) -> String {
-    let mut page = Page { at_ms, text: String::new() };
+pub fn resource(node: &OfNode, pods: &[OfPod]) -> String {
+    let mut page = Page::default();
     let containers: Vec<(Labels<'_>, &OfContainer)> = pods
         .iter()
         .flat_map(|pod| pod.containers.iter().map(move |container| (pod, container)))
@@ -212,8 +213,8 @@ fn subjects<'a>(node: &'a OfNode, pods: &'a [OfPod]) -> Vec<Subject<'a>> {
 }
 
 /// `metrics/cadvisor`: what containers, pods and the machine use, under cAdvisor's names.
-pub fn cadvisor(at_ms: i64, node: &OfNode, pods: &[OfPod]) -> String {
-    let mut page = Page { at_ms, text: String::new() };
+pub fn cadvisor(node: &OfNode, pods: &[OfPod]) -> String {
+    let mut page = Page::default();
     let subjects = subjects(node, pods);
     let all = |more: Option<(&'static str, &'static str)>, of: fn(&Subject<'_>) -> Option<u64>| {
         subjects.iter().map(move |subject| (subject.labels(more), of(subject)))
@@ -339,20 +340,20 @@ mod tests {
 
     #[test]
     fn resources_are_told_under_the_names_that_kubernetes_keeps() {
-        let text = resource(9_000, &OfNode::default(), &pods());
+        let text = resource(&OfNode::default(), &pods());
         let expected = [
             "# HELP container_cpu_usage_seconds_total [STABLE] Cumulative cpu time consumed by the container in core-seconds",
             "# TYPE container_cpu_usage_seconds_total counter",
-            "container_cpu_usage_seconds_total{container=\"c\",namespace=\"n\",pod=\"p\"} 2.5 9000",
+            "container_cpu_usage_seconds_total{container=\"c\",namespace=\"n\",pod=\"p\"} 2.5",
             "# HELP container_memory_working_set_bytes [STABLE] Current working set of the container in bytes",
             "# TYPE container_memory_working_set_bytes gauge",
-            "container_memory_working_set_bytes{container=\"c\",namespace=\"n\",pod=\"p\"} 30 9000",
+            "container_memory_working_set_bytes{container=\"c\",namespace=\"n\",pod=\"p\"} 30",
             "# HELP container_start_time_seconds [STABLE] Start time of the container since unix epoch in seconds",
             "# TYPE container_start_time_seconds gauge",
-            "container_start_time_seconds{container=\"c\",namespace=\"n\",pod=\"p\"} 1.5 9000",
+            "container_start_time_seconds{container=\"c\",namespace=\"n\",pod=\"p\"} 1.5",
             "# HELP pod_cpu_usage_seconds_total [STABLE] Cumulative cpu time consumed by the pod in core-seconds",
             "# TYPE pod_cpu_usage_seconds_total counter",
-            "pod_cpu_usage_seconds_total{namespace=\"n\",pod=\"p\"} 3 9000",
+            "pod_cpu_usage_seconds_total{namespace=\"n\",pod=\"p\"} 3",
             "# HELP resource_scrape_error [STABLE] 1 if there was an error while getting container metrics, 0 otherwise",
             "# TYPE resource_scrape_error gauge",
             "resource_scrape_error 0",
@@ -363,24 +364,24 @@ mod tests {
     #[test]
     fn a_container_has_cadvisors_labels_and_the_network_is_its_pods() {
         let node = OfNode { network: Some(("eth1".into(), 1, 2)), cpus: 4, ..OfNode::default() };
-        let text = cadvisor(9_000, &node, &pods());
+        let text = cadvisor(&node, &pods());
         let own = "container=\"c\",id=\"/podu/abc\",image=\"a\\\"b\",name=\"abc\",namespace=\"n\",pod=\"p\"";
         let of_pod = "container=\"\",id=\"/podu\",image=\"\",";
         for line in [
-            format!("container_cpu_usage_seconds_total{{cpu=\"total\",{own}}} 2.5 9000"),
-            format!("container_fs_reads_bytes_total{{device=\"\",{own}}} 11 9000"),
-            format!("container_fs_writes_bytes_total{{device=\"\",{own}}} 12 9000"),
-            format!("container_fs_reads_total{{device=\"\",{own}}} 1 9000"),
-            format!("container_fs_writes_total{{device=\"\",{own}}} 2 9000"),
-            format!("container_fs_usage_bytes{{device=\"\",{own}}} 7 9000"),
-            format!("container_memory_working_set_bytes{{{own}}} 30 9000"),
+            format!("container_cpu_usage_seconds_total{{cpu=\"total\",{own}}} 2.5"),
+            format!("container_fs_reads_bytes_total{{device=\"\",{own}}} 11"),
+            format!("container_fs_writes_bytes_total{{device=\"\",{own}}} 12"),
+            format!("container_fs_reads_total{{device=\"\",{own}}} 1"),
+            format!("container_fs_writes_total{{device=\"\",{own}}} 2"),
+            format!("container_fs_usage_bytes{{device=\"\",{own}}} 7"),
+            format!("container_memory_working_set_bytes{{{own}}} 30"),
             format!(
-                "container_network_receive_bytes_total{{{of_pod}interface=\"eth0\",name=\"\",namespace=\"n\",pod=\"p\"}} 70 9000"
+                "container_network_receive_bytes_total{{{of_pod}interface=\"eth0\",name=\"\",namespace=\"n\",pod=\"p\"}} 70"
             ),
             format!(
-                "container_network_transmit_bytes_total{{{of_pod}interface=\"eth0\",name=\"\",namespace=\"n\",pod=\"p\"}} 80 9000"
+                "container_network_transmit_bytes_total{{{of_pod}interface=\"eth0\",name=\"\",namespace=\"n\",pod=\"p\"}} 80"
             ),
-            "machine_cpu_cores 4 9000".to_owned(),
+            "machine_cpu_cores 4".to_owned(),
             "container_scrape_error 0".to_owned(),
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

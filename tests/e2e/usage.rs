@@ -161,7 +161,7 @@ fn prometheus_finds_what_a_node_and_its_pods_use_under_the_names_it_knows() {
             .lines()
             .filter(|line| line.strip_prefix(metric).is_some_and(|rest| rest.starts_with(['{', ' '])));
         let mut found = lines.filter(|line| labels.iter().all(|label| line.contains(label.as_str())));
-        found.next()?.rsplit(' ').nth(1)?.parse().ok()
+        found.next()?.rsplit(' ').next()?.parse().ok()
     };
     until("its use is told", || {
         let resource = page("resource").result()?;

@@ -105,10 +105,10 @@ impl Kubelet {
             match page {
                 Page::Summary => stats::answer(responder, &summary(at_ms, of_machine, pods)),
                 Page::Resource => {
-                    stats::send(responder, exposition::resource(at_ms, &of_machine, &pods).into_bytes());
+                    stats::send(responder, exposition::resource(&of_machine, &pods).into_bytes());
                 }
                 Page::Cadvisor => {
-                    stats::send(responder, exposition::cadvisor(at_ms, &of_machine, &pods).into_bytes());
+                    stats::send(responder, exposition::cadvisor(&of_machine, &pods).into_bytes());
                 }
             }
         }));
