@@ -212,8 +212,8 @@ impl Showing {
         }
     }
 
-    /// Whether a new certificate, with its key, can take the place of the one before, by the authority; then it is shown from
-    /// now on, and kept.
+    /// Whether a new certificate, with its key, can take the place of the one before, by the authority; then it is kept, and
+    /// shown from now on.
     pub(super) fn take(
         &self,
         certificate: &str,
@@ -222,10 +222,12 @@ impl Showing {
     ) -> bool {
         let shown = held().and_then(|(identity, before, ca)| {
             check_renewed(&before, certificate, &ca)?;
+            // One that cannot be kept is not shown: the next process would show the one before, and it is asked for again.
+            keep()?;
             if let Some(connector) = &*locked(&self.connector) {
                 connector.show(&identity, &ca, LinkConfig::default())?;
             }
-            keep()
+            Ok(())
         });
         match shown {
             Ok(()) => {
@@ -234,7 +236,7 @@ impl Showing {
                 true
             }
             Err(error) => {
-                tracing::error!(%error, "a new certificate cannot be used");
+                tracing::error!(%error, "a new certificate cannot be used, or not be kept; it is asked for again");
                 false
             }
         }
