@@ -38,6 +38,8 @@ pub const VERSION: &str = "v1beta1";
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest answer of a node: cAdvisor's page has up to 10 KiB a container and 7 KiB a pod, of some two thousand of each.
 const ANSWER_BYTES: u64 = 32 << 20;
+/// The longest of what is asked of all nodes at once: some hundred bytes a container.
+const STATS_BYTES: u64 = 8 << 20;
 
 /// What a path names.
 #[derive(Debug, PartialEq, Eq)]
@@ -189,10 +191,15 @@ impl Page {
         let answer = tokio::time::timeout(ASK_TIMEOUT, whole(stream.read, ANSWER_BYTES))
             .await
             .map_err(|_| ApiError::Timeout(format!("node {} did not answer", key.name)))?
-            .map_err(|e| ApiError::Unavailable(format!("node {}: {e}", key.name)))?;
+            .map_err(|e| unanswered(&key.name, &e))?;
         let no_cache = ("Cache-Control", "no-cache, private");
         Ok(HttpResponse::Ok().content_type(self.content_type).insert_header(no_cache).body(answer))
     }
+}
+
+/// Without a word of when to ask again: the next answer would be as long, and is gathered each time.
+fn unanswered(node: &str, error: &str) -> ApiError {
+    ApiError::Node(503, format!("node {node}: {error}"))
 }
 
 /// All of an answer: half of one is none.
@@ -211,7 +218,7 @@ async fn ask(shared: &Shared, node: NodeName) -> Option<(NodeName, NodeUsage)> {
         let request = OpenStream { node: node.clone(), open: wire::Open::Stats };
         let opened = shared.state.streams.ask(request, ASK_TIMEOUT).await.map_err(|e| e.to_string())?;
         let stream = opened.map_err(|e| e.to_string())?;
-        let json = whole(stream.read, ANSWER_BYTES).await?;
+        let json = whole(stream.read, STATS_BYTES).await?;
         serde_json::from_slice(&json).map_err(|e| e.to_string())
     };
     match tokio::time::timeout(ASK_TIMEOUT, asked).await.unwrap_or_else(|_| Err("no answer in time".into())) {
@@ -260,6 +267,8 @@ mod tests {
     async fn an_answer_that_is_too_long_is_refused_and_not_cut() {
         assert_eq!(whole(&b"12345"[..], 5).await.unwrap(), b"12345");
         let refused = whole(&b"123456"[..], 5).await.unwrap_err();
+        let answer = unanswered("n1", &refused).response();
+        assert_eq!((answer.status().as_u16(), answer.headers().get("Retry-After")), (503, None));
         assert_eq!(refused, "its answer is longer than 5 bytes: run fewer pods on it");
     }
 
