@@ -410,7 +410,7 @@ async fn serve(
             eprintln!("troupe: {} gave up: {}", escalation.supervisor, escalation.reason);
             ExitCode::from(1)
         }
-        why = attend(&mut standing, record, data, ready_file, whereabouts.as_ref()) => {
+        why = attend(&mut standing, record, data, ready_file, whereabouts.as_ref(), resolve) => {
             eprintln!("{}", sent_away(&name, record, data, &why));
             ExitCode::from(SENT_AWAY)
         }
@@ -430,27 +430,35 @@ async fn attend(
     data: &Path,
     ready_file: &Path,
     whereabouts: Option<&Whereabouts>,
+    look: impl AsyncFn(&str) -> Result<SocketAddr, String>,
 ) -> String {
     let mut said = false;
     loop {
         let now = standing.borrow_and_update().clone();
+        let is_linked = now == Standing::Linked;
         match now {
             Standing::TurnedAway(why) => return why,
-            Standing::Linked => {
-                if !said {
-                    said = true;
-                    keep_master(data, record);
-                    announce(record, ready_file);
-                }
-                if let Some(of_master) = whereabouts
-                    && let Ok(found) = resolve(&record.master).await
-                {
-                    *locked(of_master) = Some(found);
-                }
+            Standing::Linked if !said => {
+                said = true;
+                keep_master(data, record);
+                announce(record, ready_file);
             }
-            Standing::Apart => {}
+            Standing::Linked | Standing::Apart => {}
         }
-        if standing.changed().await.is_err() {
+        let looking = async {
+            if let Some(of_master) = whereabouts.filter(|_| is_linked)
+                && let Ok(found) = look(&record.master).await
+            {
+                *locked(of_master) = Some(found);
+            }
+            std::future::pending::<()>().await;
+        };
+        // A resolver may not answer for long; what becomes of the link does not wait for it.
+        let changed = tokio::select! {
+            changed = standing.changed() => changed,
+            () = looking => Ok(()),
+        };
+        if changed.is_err() {
             // The node's actors are gone without it: they were stopped.
             return std::future::pending().await;
         }
@@ -511,5 +519,35 @@ mod tests {
         forget_token(dir.path());
         assert!(!used(None, true));
         assert!(token(None, Some(&file), false).is_err(), "but the first time it has to be there");
+    }
+
+    #[tokio::test]
+    async fn a_node_that_is_sent_away_ends_though_its_masters_name_is_still_being_looked_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let (tell, mut standing) = watch::channel(Standing::Apart);
+        let record = Record {
+            name: "n1".into(),
+            cluster: "c".into(),
+            master: "master:6443".into(),
+            labels: Default::default(),
+            runtime: None,
+        };
+        let (looked, mut looks) = watch::channel(false);
+        let whereabouts = Whereabouts::default();
+        let look = async |_: &str| {
+            looked.send_replace(true);
+            std::future::pending().await
+        };
+        let ready = dir.path().join("ready");
+        let attended = attend(&mut standing, &record, dir.path(), &ready, Some(&whereabouts), look);
+        let sent_away = async {
+            tell.send_replace(Standing::Linked);
+            looks.wait_for(|looked| *looked).await.unwrap();
+            tell.send_replace(Standing::TurnedAway("it was deleted".into()));
+        };
+        let both = async { tokio::join!(attended, sent_away).0 };
+        let why = tokio::time::timeout(Duration::from_secs(10), both).await.expect("it ends");
+        assert_eq!(why, "it was deleted");
+        assert!(ready.exists());
     }
 }
