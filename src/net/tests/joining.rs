@@ -133,12 +133,21 @@ async fn a_certificate_that_is_forged_in_any_way_is_not_taken() {
         (forged(&other, &pair, (-1, 1), &both, dns, leaf()), "not signed by the authority"),
         (forged(own, &pair, (-3, -2), &both, dns, leaf()), "has ended already by this machine's clock"),
         (forged(own, &pair, (1, 2), &both, dns, leaf()), "is not valid yet by this machine's clock"),
-        (forged(own, &pair, (-1, 1), &[Usage::ServerAuth], dns, leaf()), "the certificate"),
-        (forged(own, &pair, (-1, 1), &[Usage::ClientAuth], dns, leaf()), "the certificate"),
-        (forged(own, &pair, (-1, 1), &both, "n2.node.troupe.internal", leaf()), "the certificate"),
+        (
+            forged(own, &pair, (-1, 1), &[Usage::ServerAuth], dns, leaf()),
+            "not allow extended key usage for client authentication",
+        ),
+        (
+            forged(own, &pair, (-1, 1), &[Usage::ClientAuth], dns, leaf()),
+            "not allow extended key usage for server authentication",
+        ),
+        (
+            forged(own, &pair, (-1, 1), &both, "n2.node.troupe.internal", leaf()),
+            "only valid for DnsName(\"n2.node.troupe.internal\")",
+        ),
         (
             forged(own, &pair, (-1, 1), &both, dns, IsCa::Ca(rcgen::BasicConstraints::Unconstrained)),
-            "the certificate",
+            "CaUsedAsEndEntity",
         ),
         (forged(own, &pair, (-1, 1), &both, dns, leaf()), ""),
     ] {
