@@ -237,9 +237,9 @@ fn a_program_whose_node_is_cut_off_while_a_user_runs_it_has_not_succeeded() {
     let pods = master.until_pods(1);
     let pod = text(&pods[0]["metadata"]["name"]);
     let before = one.containers().len();
+    let program = ["/hello", "hello", "--listen", "127.0.0.1:0", "--ignore-sigterm"];
     let ran = std::thread::scope(|scope| {
-        let running =
-            scope.spawn(|| master.kubectl(&["exec", pod, "--", "/hello", "hello", "--ignore-sigterm"]));
+        let running = scope.spawn(|| master.kubectl(&[&["exec", pod, "--"][..], &program].concat()));
         until("the program runs", || {
             let now = one.containers();
             check(now.len() > before, || format!("{now:?}"))

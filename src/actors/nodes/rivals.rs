@@ -8,6 +8,7 @@
 use std::{net::IpAddr, time::Duration};
 
 use actix::{AsyncContext as _, Context};
+use tokio::time::Instant;
 
 use super::{NodeRegistry, ToNodeLink, sightings::origin};
 use crate::{
@@ -36,9 +37,15 @@ pub(super) struct Held {
     from: Option<IpAddr>,
     /// How often it is still to be looked.
     looks: u32,
-    /// It came while another was linked, so there are two.
+    /// When the first link from there came.
+    came: Instant,
+    /// Another was heard of since, so there are two. One whose link is merely not yet known to be dead may be the same machine,
+    /// which comes from another address now.
     beside: bool,
 }
+
+/// A link seems to have been heard of so much later than it was, at most: looks are not quite so far apart.
+const SEEN_WITHIN: Duration = Duration::from_millis(100);
 
 /// Whether something may come of a link yet: a single lost heartbeat is no death.
 fn is_living(link: &LinkHandle<wire::ToNode>) -> bool {
@@ -61,15 +68,14 @@ impl NodeRegistry {
     pub(super) fn hold(&mut self, name: NodeName, link: ToNodeLink, ctx: &mut Context<Self>) {
         let from = origin(&link.0);
         let before = self.let_go(&name, from);
-        let beside = self.living_link(&name).is_some()
-            || before.as_ref().is_some_and(|before| before.beside)
+        let beside = before.as_ref().is_some_and(|before| before.beside)
             || self.rivals.is_known(&name, from, outside::now().as_millisecond());
-        let looks = before.map_or(HELD_LOOKS, |before| before.looks);
+        let (looks, came) = before.map_or((HELD_LOOKS, Instant::now()), |before| (before.looks, before.came));
         let held = self.held.entry(name.clone()).or_insert_with(|| {
             Self::look(name.clone(), ctx);
             Vec::new()
         });
-        let held_now = Held { link, from, looks, beside };
+        let held_now = Held { link, from, looks, came, beside };
         if held.len() < MOST_HELD {
             held.push(held_now);
         } else {
@@ -113,7 +119,9 @@ impl NodeRegistry {
         match self.living_link(name) {
             Some(link) => {
                 self.rivals.lives(name, origin(&link), outside::now().as_millisecond());
-                held.iter_mut().for_each(|held| held.beside = true);
+                for held in &mut held {
+                    held.beside |= link.silence() + SEEN_WITHIN < held.came.elapsed();
+                }
             }
             None => {
                 let beside = held.iter().any(|held| held.beside);
