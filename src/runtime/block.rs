@@ -35,7 +35,7 @@ impl Devices {
             pile.dig(device, &below, STOREYS);
         }
         let beyond = |(device, own): (&String, &Moved)| {
-            let above = pile.from_above(device, STOREYS);
+            let above = pile.sent_above(device, STOREYS);
             (own.0.saturating_sub(above.0), own.1.saturating_sub(above.1))
         };
         self.0.iter().map(beyond).fold((0, 0), plus)
@@ -59,11 +59,11 @@ impl Pile<'_> {
     }
 
     /// What those directly above a device were sent, by their own count or by that of those above them.
-    fn from_above(&self, device: &str, storeys: usize) -> Moved {
+    fn sent_above(&self, device: &str, storeys: usize) -> Moved {
         let Some(storeys) = storeys.checked_sub(1) else { return (0, 0) };
         let sent = |above: &String| {
             let own = self.own.get(above).copied().unwrap_or_default();
-            let further = self.from_above(above, storeys);
+            let further = self.sent_above(above, storeys);
             (own.0.max(further.0), own.1.max(further.1))
         };
         self.above.get(device).into_iter().flatten().map(sent).fold((0, 0), plus)

@@ -7,7 +7,7 @@
 
 mod connections;
 #[cfg(test)]
-mod full_tests;
+mod limits_tests;
 mod room;
 mod tcp;
 #[cfg(test)]

@@ -41,7 +41,7 @@ const BUFFER_BYTES: usize = 32 * 1024;
 /// A connection on which nothing is said for so long is asked whether its peer is there.
 const IDLE_SECONDS: u32 = 60;
 /// What a pod said before it ended is still passed on for so long: the pod's removal waits for it.
-const DRAIN: Duration = Duration::from_secs(1);
+pub(super) const DRAIN: Duration = Duration::from_secs(1);
 
 /// Takes connections for ever, as many as a port may have. While too many are carried one waits here, further ones in the
 /// kernel's queue.

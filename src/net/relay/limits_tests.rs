@@ -1,4 +1,4 @@
-//! When there is no more room: who waits, who gives way, and that all goes on afterwards.
+//! Limits of room and time: who waits, who gives way, what is forgotten, and that all goes on afterwards.
 
 use std::process::Command;
 
@@ -11,6 +11,7 @@ use tokio::{
 
 use super::{
     connections::SILENT,
+    tcp::DRAIN,
     tests::{POD, STEP, free, port, relay},
     udp::IDLE,
     *,
@@ -172,6 +173,25 @@ async fn all_addresses_of_a_port_have_one_part_in_which_the_longest_silent_gives
     pod.accept().await.unwrap();
     says_one(&mut stays).await;
     says_one(&mut second).await;
+}
+
+#[tokio::test]
+async fn what_a_pod_said_before_its_end_is_passed_on_to_who_reads_it_in_time() {
+    // More than a client's system takes unread.
+    const SAID: usize = 256 * 1024;
+    let (still, listen) = (still(16), free(Protocol::Tcp));
+    let pod = tokio::net::TcpListener::bind((POD, 0)).await.unwrap();
+    let inside = pod.local_addr().unwrap().port();
+    let relays = relay(&still.host, "a", vec![port(Protocol::Tcp, listen, inside)]).await.unwrap();
+    let (mut client, mut served) = connect(listen, &pod).await;
+    tokio::spawn(async move { served.write_all(&vec![7; SAID]).await });
+    client.read_exact(&mut [0]).await.unwrap();
+    relays.stop.cancel();
+    yield_now().await;
+    advance(DRAIN - MOMENT).await;
+    let mut rest = Vec::new();
+    client.read_to_end(&mut rest).await.unwrap();
+    assert_eq!(rest.len(), SAID - 1);
 }
 
 /// Lets all others have their turn until it holds.
