@@ -179,7 +179,10 @@ pub async fn bind(call: &Call, body: &Bytes) -> Result<HttpResponse, ApiError> {
 /// Sets the condition `PodScheduled=True`.
 fn scheduled(pod: &mut Value) {
     let now = clock::whole_seconds(clock::now()).to_string();
-    let condition = json!({ "type": "PodScheduled", "status": "True", "lastTransitionTime": now });
+    let mut condition = json!({ "type": "PodScheduled", "status": "True", "lastTransitionTime": now });
+    if !pod["metadata"]["generation"].is_null() {
+        condition["observedGeneration"] = pod["metadata"]["generation"].clone();
+    }
     if !pod["status"].is_object() {
         pod["status"] = json!({});
     }

@@ -80,7 +80,11 @@ pub fn static_pod(mut manifest: Value, node: &NodeName, now: Timestamp) -> Resul
                 .collect::<Vec<_>>()
                 .join(", "),
         })?;
-    serde_json::from_slice(admitted.sealed.document()).map_err(|error| error.to_string())
+    let mut pod: v1::Pod =
+        serde_json::from_slice(admitted.sealed.document()).map_err(|error| error.to_string())?;
+    // Another content is another pod: as in Kubernetes, its node observes no generation.
+    pod.metadata.generation = None;
+    Ok(pod)
 }
 
 /// Fields by which a pod names other objects. Its node runs it also when nobody could be asked for them.
@@ -356,6 +360,7 @@ mod tests {
         assert_eq!(store.settle(&[(stat("a"), running.clone())]), ["replace"]);
         let mirror = store.pod("web-n1");
         assert!(is_mirror(&mirror));
+        assert_eq!((stat("a").metadata.generation, mirror.metadata.generation), (None, Some(1)));
         assert_eq!(mirror.status.as_ref().unwrap().phase.as_deref(), Some("Running"));
         assert_eq!(store.settle(&[(stat("a"), running.clone())]), [""; 0]);
         // What somebody says of its end is not so, as long as its file is there.

@@ -363,6 +363,8 @@ pub fn wanted_mark(document: &[u8]) -> u64 {
     #[derive(Deserialize, Default, Hash)]
     #[serde(rename_all = "camelCase", default)]
     struct Meta {
+        /// Of a spec that was changed and changed back.
+        generation: i64,
         deletion_timestamp: Option<String>,
         deletion_grace_period_seconds: Option<i64>,
         labels: BTreeMap<String, String>,

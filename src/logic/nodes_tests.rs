@@ -210,7 +210,8 @@ fn a_node_hears_again_of_what_it_acts_on_and_of_nothing_else() {
         wanted_mark(pod.to_string().as_bytes())
     };
     let first = pod(&|_| {});
-    let news: [&dyn Fn(&mut serde_json::Value); 5] = [
+    let news: [&dyn Fn(&mut serde_json::Value); 6] = [
+        &|p| p["metadata"]["generation"] = 3.into(),
         &|p| p["status"]["conditions"] = serde_json::json!([{"type": "a.b/c", "status": "True"}]),
         &|p| p["spec"]["containers"][0]["image"] = "two".into(),
         &|p| p["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z".into(),

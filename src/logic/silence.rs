@@ -53,12 +53,14 @@ pub fn unready(pod: &Arc<Object>, node: &NodeName, now: Timestamp) -> Result<Opt
         _ => return Ok(None),
     }
     let change = |pod: &mut v1::Pod| {
+        let generation = pod.metadata.generation;
         let conditions = pod.status.iter_mut().flat_map(|status| status.conditions.iter_mut().flatten());
         for condition in conditions.filter(|c| c.type_ == READY && c.status == "True") {
             condition.status = "False".into();
             condition.reason = Some("NodeNotReady".into());
             condition.message = Some("Node is not ready".into());
             condition.last_transition_time = Some(Time(now));
+            condition.observed_generation = generation;
         }
     };
     edit::<v1::Pod>(pod, change).map(Some)
@@ -79,7 +81,7 @@ mod tests {
         object(
             Kind::Pod,
             &json!({
-                "metadata": {"name": "p", "namespace": "default", "uid": "u"},
+                "metadata": {"name": "p", "namespace": "default", "uid": "u", "generation": 3},
                 "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}]},
                 "status": {"phase": "Running", "podIP": "10.1.2.3", "conditions": [
                     {"type": "ContainersReady", "status": "True"}, {"type": "Ready", "status": ready}]},
@@ -101,6 +103,10 @@ mod tests {
         };
         assert_eq!(containers["status"], "True");
         assert_eq!((&ready["status"], &ready["reason"]), (&json!("False"), &json!("NodeNotReady")));
+        assert_eq!(
+            (&ready["observedGeneration"], &containers["observedGeneration"]),
+            (&json!(3), &Value::Null)
+        );
         assert_eq!(after["status"]["phase"], "Running");
         assert!(unready(&pod("False"), &"n1".into(), at(100)).unwrap().is_none(), "it says so already");
         assert!(unready(&pod("True"), &"n2".into(), at(100)).unwrap().is_none(), "it is another node's");

@@ -102,7 +102,7 @@ fn the_server_owns_the_identity_of_what_is_new() {
     assert_eq!(
         got["metadata"],
         json!({"generateName": "web-", "name": "web-x7k2p", "namespace": "default", "uid": "u-1",
-               "creationTimestamp": "2026-11-24T02:22:22Z"})
+               "creationTimestamp": "2026-11-24T02:22:22Z", "generation": 1})
     );
     assert_eq!(got["status"], json!({"phase": "Pending", "qosClass": "BestEffort"}));
     assert_eq!(admitted.sealed.facet.meta.created.to_string(), "2026-11-24T02:22:22Z");
@@ -173,6 +173,48 @@ fn each_part_of_an_update_keeps_the_other() {
     let got = document(&status);
     assert_eq!((&got["spec"]["replicas"], &got["status"]["replicas"]), (&json!(2), &json!(9)));
     assert_eq!(got["metadata"]["generation"], 1);
+}
+
+#[test]
+fn a_pods_generation_counts_changes_of_what_is_desired_and_of_nothing_else() {
+    let mut json = pod();
+    json["spec"]["schedulingGates"] = json!([{"name": "a.b/c"}]);
+    json["spec"]["containers"][0]["resources"] = json!({"requests": {"cpu": "1"}});
+    let object = stored(Kind::Pod, &json);
+    let gate = document(&create(Kind::Pod, &json))["status"]["conditions"][0].clone();
+    assert_eq!((object.facet.meta.generation, &gate["observedGeneration"]), (1, &json!(1)));
+    let generation =
+        |part, change: fn(&mut Value)| update(&object, part, change).unwrap().sealed.facet.meta.generation;
+    for (part, change) in [
+        (
+            Part::Main,
+            (|o| o["spec"]["tolerations"] = json!([{"key": "a", "operator": "Exists"}])) as fn(&mut Value),
+        ),
+        (Part::Main, |o| o["spec"]["containers"][0]["image"] = "other".into()),
+        (Part::Main, |o| o["spec"]["activeDeadlineSeconds"] = 60.into()),
+        (Part::Main, |o| o["spec"]["schedulingGates"] = json!([])),
+        (Part::EphemeralContainers, |o| {
+            o["spec"]["ephemeralContainers"] = json!([{"name": "e", "image": "i"}])
+        }),
+        (Part::Resize, |o| o["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "2".into()),
+    ] {
+        assert_eq!(generation(part, change), 2, "{part:?}");
+    }
+    for (part, change) in [
+        (Part::Main, (|o| o["metadata"]["labels"] = json!({"a": "b"})) as fn(&mut Value)),
+        (Part::Main, |o| o["metadata"]["generation"] = 7.into()),
+        (Part::Main, |o| o["status"]["phase"] = "Running".into()),
+        (Part::Status, |o| o["status"]["phase"] = "Running".into()),
+        (Part::Status, |o| o["spec"]["activeDeadlineSeconds"] = 60.into()),
+        (Part::Resize, |o| o["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "1000m".into()),
+    ] {
+        assert_eq!(generation(part, change), 1, "{part:?}");
+    }
+    // Deletion is a change of what is desired, once.
+    let at = object.facet.meta.created;
+    let marked = mark_deleting(&object, at, 30, &[]).unwrap().at(Revision(8));
+    assert_eq!(marked.facet.meta.generation, 2);
+    assert_eq!(mark_deleting(&marked, at, 0, &[]).unwrap().facet.meta.generation, 2);
 }
 
 #[test]

@@ -59,8 +59,10 @@ pub(crate) trait Rules: Stored {
 
 impl Rules for Pod {
     fn prepare_create(&mut self, now: &Time) {
+        self.metadata.generation = Some(1);
         let gated = self.spec.as_ref().is_some_and(|s| s.scheduling_gates.iter().flatten().next().is_some());
         let gate = PodCondition {
+            observed_generation: self.metadata.generation,
             type_: "PodScheduled".into(),
             status: "False".into(),
             reason: Some("SchedulingGated".into()),
@@ -111,12 +113,12 @@ impl Rules for Pod {
                 let inits = wanted.init_containers.unwrap_or_default();
                 resize_to(spec.init_containers.as_deref_mut().unwrap_or_default(), inits);
                 self.status.clone_from(&old.status);
-                let generation = self.metadata.generation;
-                self.metadata = ObjectMeta { generation, ..old.metadata.clone() };
+                self.metadata = old.metadata.clone();
                 self.metadata.resource_version = None;
                 self.metadata.managed_fields = None;
             }
         }
+        count_up(&mut self.metadata, self.spec != old.spec);
     }
 
     fn validate(&self, faults: &mut Faults) {
@@ -134,6 +136,13 @@ impl Rules for Pod {
 
     fn warnings(&self) -> Vec<String> {
         self.spec.as_ref().map(|spec| spec_warnings(spec, "spec")).unwrap_or_default()
+    }
+}
+
+/// Counts a change of what is desired; `meta` has the generation before.
+fn count_up(meta: &mut ObjectMeta, changed: bool) {
+    if changed {
+        meta.generation = Some(meta.generation.unwrap_or(0) + 1);
     }
 }
 
@@ -180,9 +189,7 @@ impl Rules for ReplicationController {
         match part {
             Part::Main | Part::EphemeralContainers | Part::Resize => {
                 self.status.clone_from(&old.status);
-                if self.spec != old.spec {
-                    self.metadata.generation = Some(old.metadata.generation.unwrap_or(0) + 1);
-                }
+                count_up(&mut self.metadata, self.spec != old.spec);
             }
             Part::Status => self.spec.clone_from(&old.spec),
         }

@@ -17,6 +17,7 @@ mod docker;
 #[allow(dead_code, reason = "shared with the conformance suite, which needs more of it")]
 mod engine;
 mod exec;
+mod generation;
 mod harness;
 mod host_ports;
 mod life;

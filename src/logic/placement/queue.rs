@@ -236,7 +236,11 @@ pub fn refuse(pod: &Arc<Object>, why: &str, now: Timestamp) -> Result<Option<Edi
     let made = edit::edit::<Pod>(pod, |typed| {
         let conditions = typed.status.iter().flat_map(|s| s.conditions.iter().flatten());
         let old = conditions.clone().find(|c| c.type_ == "PodScheduled");
-        said = old.is_some_and(|c| c.status == "False" && c.message.as_deref() == Some(why));
+        let same = |c: &PodCondition| {
+            (c.status == "False" && c.message.as_deref() == Some(why))
+                && c.observed_generation == typed.metadata.generation
+        };
+        said = old.is_some_and(same);
         let since = old.filter(|c| c.status == "False").and_then(|c| c.last_transition_time.clone());
         let mut condition = scheduled("False", Some(why), now);
         condition.last_transition_time = since.or(condition.last_transition_time);
@@ -256,7 +260,8 @@ fn scheduled(status: &str, why: Option<&str>, now: Timestamp) -> PodCondition {
     }
 }
 
-fn set_scheduled(pod: &mut Pod, condition: PodCondition) {
+fn set_scheduled(pod: &mut Pod, mut condition: PodCondition) {
+    condition.observed_generation = pod.metadata.generation;
     let status = pod.status.get_or_insert_default();
     status.phase.get_or_insert_with(|| "Pending".into());
     let conditions = status.conditions.get_or_insert_default();

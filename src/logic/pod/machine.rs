@@ -67,6 +67,8 @@ pub struct Machine {
     pub(super) sandbox_failures: u32,
     /// Whether the node has room for what is asked beyond what the pod says.
     pub pending: Verdict,
+    /// The generation of the pod's document with which what its containers were given last changed.
+    pub(super) sized: Option<i64>,
     pub(super) notices: Vec<Notice>,
     pub(super) forget: Vec<String>,
 }
@@ -110,6 +112,7 @@ impl Machine {
             ending: None,
             sandbox_failures: 0,
             pending: Verdict::Fits,
+            sized: None,
             notices: Vec::new(),
             forget: Vec::new(),
             pod,
@@ -134,6 +137,7 @@ impl Machine {
                 (*not_before_ms, *why) = (0, creating.clone());
             }
         }
+        self.note_sizes(&pod);
         self.pod = pod;
         self.add_ephemeral();
         self.note_deletion();
@@ -150,6 +154,11 @@ impl Machine {
     /// The pod is no longer assigned to this node: its object is gone.
     pub fn evict(&mut self) {
         self.ending.get_or_insert(grace_of(&self.pod));
+    }
+
+    /// Which state of the pod's document is acted on; `None` for static pods, and those of before there were generations.
+    pub fn generation(&self) -> Option<i64> {
+        self.pod.metadata.generation.filter(|generation| *generation > 0)
     }
 
     /// Whether the pod is to end.

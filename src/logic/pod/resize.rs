@@ -126,6 +126,22 @@ impl Machine {
         resources_in(&self.pod, name).unwrap_or_default()
     }
 
+    /// Notes that what containers are given changes with this state of the pod, if it does.
+    pub(super) fn note_sizes(&mut self, pod: &v1::Pod) {
+        if !are_same(pod, &self.pod) {
+            self.sized = pod.metadata.generation.filter(|generation| *generation > 0);
+        }
+    }
+
+    /// Which generation a change of what containers have was begun for, now or by an earlier kubelet.
+    pub(super) fn sized_generation(&self, before: Option<&v1::PodStatus>) -> Option<i64> {
+        let told = || {
+            let mut all = before?.conditions.iter().flatten();
+            all.find(|condition| condition.type_ == "PodResizeInProgress")?.observed_generation
+        };
+        self.sized.or_else(told).or_else(|| self.generation())
+    }
+
     /// Takes over what the running containers of an earlier kubelet have, as it told.
     pub(super) fn resume_sizes(&mut self) {
         for index in 0..self.containers.len() {

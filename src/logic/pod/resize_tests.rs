@@ -123,3 +123,32 @@ fn what_is_only_asked_for_is_not_given() {
     stored.status = Some(serde_json::from_value(shown(&m)).unwrap());
     assert!(are_same(&as_told(&stored), &m.pod));
 }
+
+#[test]
+fn a_status_says_which_generation_it_speaks_of_and_a_change_which_it_was_begun_for() {
+    let none = json!([]);
+    let of = |generation: i64, cpu: &str| {
+        let mut pod = pod(cpu, "64Mi", &none);
+        pod.metadata.generation = Some(generation);
+        pod
+    };
+    let observed = |m: &Machine, name: &str| condition(m, name).unwrap()["observedGeneration"].clone();
+    let mut m = running(of(1, "1"));
+    assert_eq!((&shown(&m)["observedGeneration"], observed(&m, "Ready")), (&json!(1), json!(1)));
+    m.assign(Arc::new(of(2, "2")));
+    m.assign(Arc::new(of(3, "2")));
+    m.pending = Verdict::Deferred("others have it".into());
+    assert_eq!(shown(&m)["observedGeneration"], 3);
+    for (name, expected) in
+        [("PodScheduled", 3), ("Ready", 3), ("PodResizePending", 3), ("PodResizeInProgress", 2)]
+    {
+        assert_eq!(observed(&m, name), expected, "{name}");
+    }
+    // The next kubelet reads it out of the status.
+    let told: v1::PodStatus = serde_json::from_value(shown(&m)).unwrap();
+    m.sized = None;
+    assert_eq!(m.sized_generation(Some(&told)), Some(2));
+    // Static pods have none.
+    let m = running(pod("1", "64Mi", &none));
+    assert_eq!((shown(&m).get("observedGeneration"), observed(&m, "Ready")), (None, Value::Null));
+}

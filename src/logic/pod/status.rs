@@ -81,28 +81,32 @@ pub fn pod_status(
         sidecars.chain(&statuses).filter(|s| !s.ready).map(|s| s.name.as_str()).collect();
     let ready = Verdict::of(not_ready.is_empty(), phase, &not_ready);
     let sandbox_ready = matches!(machine.sandbox, SandboxPhase::Ready { .. });
+    let generation = machine.generation();
+    let condition = |name, verdict| condition(name, verdict, generation, before, now_ms);
     let mut conditions = vec![
-        condition("PodReadyToStartContainers", Verdict::plain(sandbox_ready), before, now_ms),
-        condition("Initialized", Verdict::initialized(machine, phase), before, now_ms),
-        condition("Ready", ready.clone().and_gates(&machine.pod), before, now_ms),
-        condition("ContainersReady", ready, before, now_ms),
-        condition("PodScheduled", Verdict::plain(true), before, now_ms),
+        condition("PodReadyToStartContainers", Verdict::plain(sandbox_ready)),
+        condition("Initialized", Verdict::initialized(machine, phase)),
+        condition("Ready", ready.clone().and_gates(&machine.pod)),
+        condition("ContainersReady", ready),
+        condition("PodScheduled", Verdict::plain(true)),
     ];
     if let Some((reason, message)) = machine.pending.pending() {
         let pending =
             Verdict { reason: Some(reason), message: Some(message.to_owned()), ..Verdict::plain(true) };
-        conditions.push(condition("PodResizePending", pending, before, now_ms));
+        conditions.push(condition("PodResizePending", pending));
     }
     if let Some(fault) = machine.resize_in_progress() {
         let reason = fault.is_some().then_some("Error");
         let moving = Verdict { reason, message: fault, ..Verdict::plain(true) };
-        conditions.push(condition("PodResizeInProgress", moving, before, now_ms));
+        let mut moving = condition("PodResizeInProgress", moving);
+        moving.observed_generation = machine.sized_generation(before);
+        conditions.push(moving);
     }
     if let Some(failed) = machine.failed.as_ref().filter(|failed| failed.disrupted) {
         let (name, reason) = DISRUPTION;
         let message = Some(failed.message.clone());
         let disrupted = Verdict { reason: Some(reason), message, ..Verdict::plain(true) };
-        conditions.push(condition(name, disrupted, before, now_ms));
+        conditions.push(condition(name, disrupted));
     }
     // Nothing was ever made of a pod that the node refused, so there is nothing to tell of its containers.
     let refused = machine.is_refused();
@@ -115,6 +119,7 @@ pub fn pod_status(
     let host = host_ip.map(|ip| ip.to_string());
     v1::PodStatus {
         phase: Some(phase.as_str().to_owned()),
+        observed_generation: generation,
         conditions: Some(conditions),
         reason: why.0,
         message: why.1,
@@ -154,7 +159,6 @@ pub fn says_otherwise(document: Option<&v1::PodStatus>, told: &v1::PodStatus) ->
 pub fn keep_unspoken(status: &mut v1::PodStatus, before: Option<&v1::PodStatus>) {
     let before = before.cloned().unwrap_or_default();
     status.nominated_node_name = before.nominated_node_name;
-    status.observed_generation = before.observed_generation;
     status.resize = before.resize;
     status.resource_claim_statuses = before.resource_claim_statuses;
 }
@@ -209,7 +213,13 @@ impl Verdict {
     }
 }
 
-fn condition(name: &str, verdict: Verdict, before: Option<&v1::PodStatus>, now_ms: i64) -> v1::PodCondition {
+fn condition(
+    name: &str,
+    verdict: Verdict,
+    generation: Option<i64>,
+    before: Option<&v1::PodStatus>,
+    now_ms: i64,
+) -> v1::PodCondition {
     let status = if verdict.holds { "True" } else { "False" };
     let since = before
         .and_then(|b| b.conditions.as_ref())
@@ -221,6 +231,7 @@ fn condition(name: &str, verdict: Verdict, before: Option<&v1::PodStatus>, now_m
         reason: verdict.reason.map(str::to_owned),
         message: verdict.message,
         last_transition_time: Some(since.unwrap_or_else(|| time(now_ms))),
+        observed_generation: generation,
         ..v1::PodCondition::default()
     }
 }
