@@ -271,5 +271,7 @@ suite! {
         a_pulled_image_goes_by_its_registrys_digest,
             sim exempt: "nothing is fetched for simulated images";
         a_running_container_keeps_its_image;
+        where_images_are_is_told,
+            sim exempt: "simulated images are nowhere";
     }
 }

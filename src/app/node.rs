@@ -134,6 +134,7 @@ impl Node {
             host: net::relay::Host::by(config.host_ports),
             settings: config.settings,
             packing: Default::default(),
+            storage: Default::default(),
         });
         let facts = MachineFacts {
             hostname: login.name.to_string(),

@@ -44,22 +44,29 @@ impl Least {
 pub enum Signal {
     /// `memory.available`.
     Memory,
-    /// `nodefs.available`: the disk with pods, logs and images.
+    /// `nodefs.available`: the disk with pods and logs.
     Disk,
     /// `nodefs.inodesFree`: files that can still be made there.
     Inodes,
+    /// `imagefs.available`: the disk with images, and with what containers write beside them.
+    ImageDisk,
+    /// `imagefs.inodesFree`.
+    ImageInodes,
     /// `pid.available`.
     Pids,
 }
 
 impl Signal {
-    const ALL: [Signal; 4] = [Signal::Memory, Signal::Disk, Signal::Inodes, Signal::Pids];
+    const ALL: [Signal; 6] =
+        [Signal::Memory, Signal::Disk, Signal::Inodes, Signal::ImageDisk, Signal::ImageInodes, Signal::Pids];
 
     fn name(self) -> &'static str {
         match self {
             Signal::Memory => "memory.available",
             Signal::Disk => "nodefs.available",
             Signal::Inodes => "nodefs.inodesFree",
+            Signal::ImageDisk => "imagefs.available",
+            Signal::ImageInodes => "imagefs.inodesFree",
             Signal::Pids => "pid.available",
         }
     }
@@ -68,29 +75,36 @@ impl Signal {
     pub fn resource(self) -> &'static str {
         match self {
             Signal::Memory => "memory",
-            Signal::Disk => EPHEMERAL,
-            Signal::Inodes => "inodes",
+            Signal::Disk | Signal::ImageDisk => EPHEMERAL,
+            Signal::Inodes | Signal::ImageInodes => "inodes",
             Signal::Pids => "pids",
         }
     }
 
     fn amount(self, amount: u64) -> String {
         match self {
-            Signal::Memory | Signal::Disk => format!("{}Ki", amount / 1024),
-            Signal::Inodes | Signal::Pids => amount.to_string(),
+            Signal::Memory | Signal::Disk | Signal::ImageDisk => format!("{}Ki", amount / 1024),
+            Signal::Inodes | Signal::ImageInodes | Signal::Pids => amount.to_string(),
         }
     }
 }
 
 /// When pods are ended: less than this is left.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Thresholds(BTreeMap<Signal, Least>);
+pub struct Thresholds {
+    least: BTreeMap<Signal, Least>,
+    /// Nobody named them. Then those of images hold where images have a file system of their own.
+    unasked: bool,
+}
 
 impl Default for Thresholds {
     /// Kubernetes'.
     fn default() -> Thresholds {
-        let memory = (Signal::Memory, Least::Amount(100 << 20));
-        Thresholds([memory, (Signal::Disk, Least::Percent(10)), (Signal::Inodes, Least::Percent(5))].into())
+        let percents =
+            [(Signal::Disk, 10), (Signal::Inodes, 5), (Signal::ImageDisk, 15), (Signal::ImageInodes, 5)];
+        let percents = percents.map(|(signal, percent)| (signal, Least::Percent(percent)));
+        let least = [(Signal::Memory, Least::Amount(100 << 20))].into_iter().chain(percents);
+        Thresholds { least: least.collect(), unasked: true }
     }
 }
 
@@ -121,14 +135,48 @@ impl Thresholds {
             };
             all.insert(signal, least);
         }
-        Ok(Thresholds(all))
+        Ok(Thresholds { least: all, unasked: false })
     }
 
     /// Whether less is left than is to be. What is not known, or not counted (a file system without a table of inodes says
     /// that there are none at all), is not low.
     pub fn is_low(&self, signal: Signal, left: &Left) -> bool {
         let (available, all) = left.of(signal);
-        all > 0 && self.0.get(&signal).is_some_and(|least| available < least.of(all))
+        let of_images = matches!(signal, Signal::ImageDisk | Signal::ImageInodes);
+        let applies = !(of_images && self.unasked) || left.layout.images_apart();
+        applies && all > 0 && self.least.get(&signal).is_some_and(|least| available < least.of(all))
+    }
+}
+
+/// Which file systems (any numbers that tell them apart) hold what of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Layout {
+    /// Volumes and logs of pods.
+    pub node: u64,
+    /// Images.
+    pub images: u64,
+    /// What containers write into files of their images.
+    pub layers: u64,
+}
+
+impl Layout {
+    /// Whether images have a file system of their own.
+    pub fn images_apart(self) -> bool {
+        self.images != self.node
+    }
+
+    /// Whether images going gives room for this.
+    pub fn is_of_images(self, signal: Signal) -> bool {
+        self.of(signal) == Some(self.images)
+    }
+
+    /// The file system that a signal looks at.
+    fn of(self, signal: Signal) -> Option<u64> {
+        match signal {
+            Signal::Memory | Signal::Pids => None,
+            Signal::Disk | Signal::Inodes => Some(self.node),
+            Signal::ImageDisk | Signal::ImageInodes => Some(self.images),
+        }
     }
 }
 
@@ -141,6 +189,12 @@ pub struct Left {
     pub disk: (u64, u64),
     /// Files that can be made on it.
     pub inodes: (u64, u64),
+    /// Bytes of the disk with the images.
+    pub image_disk: (u64, u64),
+    /// Files that can be made on that.
+    pub image_inodes: (u64, u64),
+    /// Which disk that is.
+    pub layout: Layout,
     /// Processes and threads that could be started.
     pub pids: (u64, u64),
 }
@@ -151,6 +205,8 @@ impl Left {
             Signal::Memory => self.memory,
             Signal::Disk => self.disk,
             Signal::Inodes => self.inodes,
+            Signal::ImageDisk => self.image_disk,
+            Signal::ImageInodes => self.image_inodes,
             Signal::Pids => self.pids,
         }
     }
@@ -175,7 +231,7 @@ impl Watch {
     /// Notes what is left now; tells what the node is low on, worst first: memory, since that goes fastest.
     pub fn look(&mut self, thresholds: &Thresholds, left: &Left, now_ms: i64) -> Vec<Signal> {
         let mut low = Vec::new();
-        for signal in thresholds.0.keys() {
+        for signal in thresholds.least.keys() {
             if thresholds.is_low(*signal, left) {
                 self.0.insert(*signal, now_ms);
                 low.push(*signal);
@@ -197,7 +253,8 @@ impl Watch {
     pub fn pressure(&self, hold: Duration, now_ms: i64) -> Pressure {
         let hold_ms = i64::try_from(hold.as_millis()).unwrap_or(i64::MAX);
         let holds = |signal| self.0.get(&signal).is_some_and(|seen| (0..hold_ms).contains(&(now_ms - seen)));
-        let disk = holds(Signal::Disk) || holds(Signal::Inodes);
+        let mut disks = [Signal::Disk, Signal::Inodes, Signal::ImageDisk, Signal::ImageInodes].into_iter();
+        let disk = disks.any(holds);
         Pressure { memory: holds(Signal::Memory), disk, pids: holds(Signal::Pids) }
     }
 }
@@ -209,8 +266,12 @@ pub struct Used {
     pub containers: BTreeMap<String, u64>,
     /// Bytes of each `emptyDir` on disk.
     pub volumes: BTreeMap<String, u64>,
-    /// Files and directories of all these; `None`: not known of all of them (docker does not count those of layers).
-    pub inodes: Option<u64>,
+    /// How many of these bytes are writable layers'; `None`: of no container is that known.
+    pub layers: Option<u64>,
+    /// Files and directories of logs and volumes.
+    pub inodes: u64,
+    /// Those of writable layers; `None`: not known of all of them (docker does not count them).
+    pub layer_inodes: Option<u64>,
     /// Bytes of memory of each container of which it is known.
     pub container_memory: BTreeMap<String, u64>,
     /// Bytes of memory; `None`: not known.
@@ -224,12 +285,26 @@ impl Used {
         self.containers.values().chain(self.volumes.values()).sum()
     }
 
-    fn of(&self, signal: Signal) -> Option<u64> {
+    /// What of it is on the file system that the signal looks at. Where that has images alone nobody's end frees anything.
+    fn of(&self, signal: Signal, layout: Layout) -> Option<u64> {
+        let (with_pods, with_layers) =
+            (layout.of(signal) == Some(layout.node), layout.of(signal) == Some(layout.layers));
+        let layers = self.layers.unwrap_or(0);
         match signal {
             Signal::Memory => self.memory,
-            Signal::Disk => Some(self.disk()),
-            Signal::Inodes => self.inodes,
             Signal::Pids => self.pids,
+            Signal::Disk | Signal::ImageDisk => match (with_pods, with_layers) {
+                (true, true) => Some(self.disk()),
+                (true, false) => Some(self.disk().saturating_sub(layers)),
+                (false, true) => self.layers,
+                (false, false) => None,
+            },
+            Signal::Inodes | Signal::ImageInodes => match (with_pods, with_layers) {
+                (true, true) => self.layer_inodes.map(|of_layers| self.inodes + of_layers),
+                (true, false) => Some(self.inodes),
+                (false, true) => self.layer_inodes,
+                (false, false) => None,
+            },
         }
     }
 }
@@ -334,7 +409,7 @@ pub fn choose(
     all: &[Candidate<'_>],
 ) -> Option<(usize, String)> {
     let rank = |signal: Signal, c: &Candidate<'_>| {
-        let (used, asked) = (c.used.of(signal)?, requested(c.pod, signal));
+        let (used, asked) = (c.used.of(signal, left.layout)?, requested(c.pod, signal));
         Some((Reverse(used > asked), c.priority(), Reverse(used.saturating_sub(asked))))
     };
     let first = |signal: Signal| {
@@ -356,14 +431,14 @@ fn low_message(signal: Signal, left: &Left, thresholds: &Thresholds, of: &Candid
     let (available, all) = left.of(signal);
     let resource = signal.resource();
     let mut text = format!("The node was low on resource: {resource}. ");
-    if let Some(least) = thresholds.0.get(&signal) {
+    if let Some(least) = thresholds.least.get(&signal) {
         let least = signal.amount(least.of(all));
         text.push_str(&format!("Threshold quantity: {least}, available: {}. ", signal.amount(available)));
     }
     let each = match signal {
         Signal::Memory => Some(&of.used.container_memory),
-        Signal::Disk => Some(&of.used.containers),
-        Signal::Inodes | Signal::Pids => None,
+        Signal::Disk | Signal::ImageDisk => Some(&of.used.containers),
+        Signal::Inodes | Signal::ImageInodes | Signal::Pids => None,
     };
     if let Some(each) = each {
         for container in containers(of.pod) {

@@ -97,8 +97,12 @@ pub struct OfNode {
     pub amounts: Amounts,
     /// The device that leads to others, and bytes that it received and sent.
     pub network: Option<(String, u64, u64)>,
-    /// Where pods, logs and images are.
+    /// Where pods and logs are.
     pub disk: Disk,
+    /// Where images are.
+    pub image_disk: Disk,
+    /// What containers write is there, too; else with the logs.
+    pub layers_with_images: bool,
     /// Most processes and threads, and those that there are.
     pub pids: (u64, u64),
     /// Cores.
@@ -132,6 +136,7 @@ struct NodeStats {
 #[serde(rename_all = "camelCase")]
 struct RuntimeStats {
     image_fs: FsStats,
+    container_fs: FsStats,
 }
 
 #[derive(Debug, Serialize)]
@@ -268,21 +273,22 @@ pub(super) const POD_DEVICE: &str = "eth0";
 
 /// The summary of what was read at this time.
 pub fn summary(at_ms: i64, node: OfNode, pods: Vec<OfPod>) -> Summary {
-    let Disk { bytes, free_bytes, inodes, free_inodes } = node.disk;
-    let fs = |used_bytes: u64| FsStats {
+    let part = |disk: Disk, used_bytes: u64| FsStats {
         time: time(at_ms),
-        available_bytes: free_bytes,
-        capacity_bytes: bytes,
+        available_bytes: disk.free_bytes,
+        capacity_bytes: disk.bytes,
         used_bytes,
-        inodes_free: free_inodes,
-        inodes,
+        inodes_free: disk.free_inodes,
+        inodes: disk.inodes,
         inodes_used: None,
     };
-    let pods = pods.into_iter().map(|pod| of_pod(at_ms, pod, &fs)).collect();
-    let of_node = FsStats {
-        inodes_used: Some(inodes.saturating_sub(free_inodes)),
-        ..fs(bytes.saturating_sub(free_bytes))
+    let whole = |disk: Disk| FsStats {
+        inodes_used: Some(disk.inodes.saturating_sub(disk.free_inodes)),
+        ..part(disk, disk.bytes.saturating_sub(disk.free_bytes))
     };
+    let of_layers = if node.layers_with_images { node.image_disk } else { node.disk };
+    let fs = Parts { logs: &|used| part(node.disk, used), layers: &|used| part(of_layers, used) };
+    let pods = pods.into_iter().map(|pod| of_pod(at_ms, pod, &fs)).collect();
     let (cpu, memory) = both(at_ms, &node.amounts);
     let node = NodeStats {
         node_name: node.name,
@@ -291,15 +297,20 @@ pub fn summary(at_ms: i64, node: OfNode, pods: Vec<OfPod>) -> Summary {
         memory,
         io: io(at_ms, &node.amounts),
         network: node.network.map(|(name, received, sent)| network(at_ms, name, (received, sent))),
-        // Images are on the same disk.
-        runtime: RuntimeStats { image_fs: of_node.clone() },
-        fs: of_node,
+        runtime: RuntimeStats { image_fs: whole(node.image_disk), container_fs: whole(of_layers) },
+        fs: whole(node.disk),
         rlimit: RlimitStats { time: time(at_ms), maxpid: node.pids.0, curproc: node.pids.1 },
     };
     Summary { node, pods }
 }
 
-fn of_pod(at_ms: i64, pod: OfPod, fs: &dyn Fn(u64) -> FsStats) -> PodStats {
+/// So many bytes of the disk with pods' files, and of the one with what containers write.
+struct Parts<'a> {
+    logs: &'a dyn Fn(u64) -> FsStats,
+    layers: &'a dyn Fn(u64) -> FsStats,
+}
+
+fn of_pod(at_ms: i64, pod: OfPod, fs: &Parts<'_>) -> PodStats {
     let (cpu, memory) = both(at_ms, &pod.amounts);
     let own = pod.containers.iter().flat_map(|container| [container.writable_bytes, container.log_bytes]);
     let volumes = pod.volumes.clone().unwrap_or_default();
@@ -314,13 +325,16 @@ fn of_pod(at_ms: i64, pod: OfPod, fs: &dyn Fn(u64) -> FsStats) -> PodStats {
         memory,
         io: io(at_ms, &pod.amounts),
         network: pod.network.map(|bytes| network(at_ms, POD_DEVICE.into(), bytes)),
-        volumes: volumes.into_iter().map(|(name, bytes)| VolumeStats { fs: fs(bytes), name }).collect(),
-        ephemeral_storage: whole.map(fs),
+        volumes: volumes
+            .into_iter()
+            .map(|(name, bytes)| VolumeStats { fs: (fs.logs)(bytes), name })
+            .collect(),
+        ephemeral_storage: whole.map(fs.logs),
         processes: pod.pids.map(|process_count| ProcessStats { process_count }),
     }
 }
 
-fn of_container(at_ms: i64, container: OfContainer, fs: &dyn Fn(u64) -> FsStats) -> ContainerStats {
+fn of_container(at_ms: i64, container: OfContainer, fs: &Parts<'_>) -> ContainerStats {
     let (cpu, memory) = both(at_ms, &container.amounts);
     ContainerStats {
         name: container.name,
@@ -328,8 +342,8 @@ fn of_container(at_ms: i64, container: OfContainer, fs: &dyn Fn(u64) -> FsStats)
         cpu,
         memory,
         io: io(at_ms, &container.amounts),
-        rootfs: container.writable_bytes.map(fs),
-        logs: container.log_bytes.map(fs),
+        rootfs: container.writable_bytes.map(fs.layers),
+        logs: container.log_bytes.map(fs.logs),
     }
 }
 
@@ -404,6 +418,8 @@ mod tests {
         let node = OfNode {
             name: "m".into(),
             disk: Disk { bytes: 100, free_bytes: 60, inodes: 10, free_inodes: 4 },
+            image_disk: Disk { bytes: 1000, free_bytes: 900, inodes: 50, free_inodes: 20 },
+            layers_with_images: true,
             pids: (9, 2),
             ..OfNode::default()
         };
@@ -416,10 +432,14 @@ mod tests {
         };
         let mut of_node = fs(40);
         of_node["inodesUsed"] = json!(6);
+        let of_images = json!({"time": at, "availableBytes": 900, "capacityBytes": 1000, "usedBytes": 100,
+            "inodesFree": 20, "inodes": 50, "inodesUsed": 30});
+        let rootfs = json!({"time": at, "availableBytes": 900, "capacityBytes": 1000, "usedBytes": 1,
+            "inodesFree": 20, "inodes": 50});
         assert_eq!(
             told["node"],
             json!({"nodeName": "m", "startTime": start, "cpu": {"time": at}, "memory": {"time": at}, "fs": of_node,
-                "runtime": {"imageFs": of_node}, "rlimit": {"time": at, "maxpid": 9, "curproc": 2}})
+                "runtime": {"imageFs": of_images, "containerFs": of_images}, "rlimit": {"time": at, "maxpid": 9, "curproc": 2}})
         );
         let pod = &told["pods"][0];
         assert_eq!(
@@ -429,7 +449,7 @@ mod tests {
                  "cpu": {"time": at, "usageNanoCores": 5, "usageCoreNanoSeconds": 9},
                  "memory": {"time": at, "availableBytes": 70, "usageBytes": 40, "workingSetBytes": 30, "rssBytes": 20},
                  "io": {"time": at, "readBytes": 11, "writeBytes": 12},
-                 "rootfs": fs(1), "logs": fs(2)},
+                 "rootfs": rootfs, "logs": fs(2)},
                 {"name": "d", "startTime": start, "cpu": {"time": at}, "memory": {"time": at}},
             ])
         );

@@ -1,8 +1,22 @@
 //! How much of a disk files take, and where on it they go.
 
-use std::{collections::HashSet, fs, io, os::unix::fs::MetadataExt as _, path::Path};
+use std::{
+    collections::HashSet,
+    fs, io,
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
+};
 
 use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
+
+/// Where a runtime keeps what takes room; both are there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// Images.
+    pub images: PathBuf,
+    /// What containers write into files of their images.
+    pub layers: PathBuf,
+}
 
 /// Makes a directory whose own directories come and go independently of each other, and tells ext4 so (`chattr +T`): it
 /// gives each of them a part of the disk with much free room, instead of all of them the same. Where there is no journal

@@ -36,7 +36,6 @@ use tokio::{
     sync::broadcast,
 };
 
-use self::share::{PartSource, SharedImage};
 pub use self::{
     config::{
         ContainerConfig, ContainerResources, Dns, HugePageLimit, IdRange, Mount, Propagation, SandboxConfig,
@@ -44,6 +43,10 @@ pub use self::{
     },
     image::{IdleImage, Image, PullProgress, RegistryAuth},
     stats::{SandboxStats, Usage, devices},
+};
+use self::{
+    disk::Storage,
+    share::{PartSource, SharedImage},
 };
 use crate::model::Uid;
 
@@ -208,6 +211,11 @@ pub trait ContainerRuntime: Send + Sync + 'static {
 
     /// What happens from now on. A receiver that lags must list again.
     fn events(&self) -> broadcast::Receiver<RuntimeEvent>;
+
+    /// Where on this machine images are, and what containers write; `None`: beside everything else of the node, or not known.
+    async fn storage(&self) -> Result<Option<Storage>, RuntimeError> {
+        Ok(None)
+    }
 
     /// Whether its containers see files of the node, so that volumes have to be made for them.
     fn has_files(&self) -> bool {

@@ -347,3 +347,9 @@ pub async fn parts_that_are_not_what_was_asked_for_leave_nothing<H: Harness>(ben
         assert!(names(bench).await.is_empty());
     }
 }
+
+pub async fn where_images_are_is_told<H: Harness>(bench: &mut Bench<H>) {
+    bench.running("a").await;
+    let storage = bench.runtime().storage().await.unwrap().expect("it is known");
+    assert!(storage.images.is_dir() && storage.layers.is_dir(), "{storage:?}");
+}

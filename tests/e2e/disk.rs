@@ -93,6 +93,67 @@ fn rand_name() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
+/// Whether a node says that it is low on disk.
+fn has_disk_pressure(cluster: &Cluster) -> Result<bool, String> {
+    let node = cluster.try_get(&["node", "n1"])?;
+    let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    Ok(conditions.iter().any(|c| c["type"] == "DiskPressure" && c["status"] == "True"))
+}
+
+#[test]
+fn images_on_a_disk_of_their_own_have_thresholds_and_numbers_of_their_own() {
+    if !ready() {
+        return;
+    }
+    let dir = tempfile::Builder::new().prefix("troupe-e2e-").tempdir().expect("a directory");
+    let data = dir.path().join("data");
+    let images = data.join("images");
+    std::fs::create_dir_all(&images).expect("a directory");
+    let arguments =
+        vec!["--eviction-hard", "imagefs.available<15%", "--eviction-pressure-transition-period", "1s"];
+    let mut cluster = Cluster::prepared(Options { arguments, ..Options::default() }, dir, data);
+    let sized = |bytes: u64, flags: MsFlags| {
+        let options = format!("size={bytes}");
+        mount(Some("none"), &images, Some("tmpfs"), flags, Some(options.as_str())).expect("a tmpfs");
+    };
+    let program = std::fs::metadata(env!("CARGO_BIN_EXE_troupe")).unwrap().len();
+    let (whole, page) = (4 * program + (64 << 20), 4096);
+    let whole = whole / page * page;
+    sized(whole, MsFlags::empty());
+    cluster.up();
+    cluster.apply("default", &controller("web", 1, &[]));
+    let pod = cluster.until_ready("default", 1).remove(0);
+
+    let summary = || -> Result<serde_json::Value, String> {
+        let told = cluster.kubectl(&["get", "--raw", "/api/v1/nodes/n1/proxy/stats/summary"]).result()?;
+        serde_json::from_str(&told).map_err(|error| error.to_string())
+    };
+    let told = until("the images' disk is told of", || {
+        let told = summary()?;
+        let capacity = &told["node"]["runtime"]["imageFs"]["capacityBytes"];
+        check(capacity.as_u64() == Some(whole), || told["node"].to_string())?;
+        Ok(told)
+    });
+    let (own, layers) = (&told["node"]["fs"], &told["node"]["runtime"]["containerFs"]);
+    assert_eq!(own["capacityBytes"], layers["capacityBytes"], "what containers write is with the pods");
+    assert_ne!(own["capacityBytes"].as_u64(), Some(whole));
+    assert!(!has_disk_pressure(&cluster).unwrap());
+
+    // The disk is as small as it can be: a tenth of it is free.
+    let used = nix::sys::statvfs::statvfs(&images).unwrap();
+    let used = (used.blocks() - used.blocks_free()) * used.fragment_size();
+    sized(used / 9 * 10, MsFlags::MS_REMOUNT);
+    until("it is low", || check(has_disk_pressure(&cluster)?, || "no pressure".into()));
+    cluster.until_event("default", "n1", "EvictionThresholdMet");
+    // Nobody's end would give room there.
+    let name = text(&pod["metadata"]["name"]);
+    assert!(is_ready(&cluster.pod("default", name).unwrap()));
+    sized(whole, MsFlags::MS_REMOUNT);
+    until("it is not low any more", || check(!has_disk_pressure(&cluster)?, || "pressure".into()));
+    let after = cluster.pod("default", name).unwrap();
+    assert!(is_ready(&after) && after["metadata"]["uid"] == pod["metadata"]["uid"]);
+}
+
 #[test]
 fn a_read_only_data_directory_is_refused_with_one_line() {
     if !ready() {

@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{configs::Configs, ledger::Ledger, machine, peers::Peers};
@@ -18,7 +19,7 @@ use crate::{
         supervision::Backoff,
     },
     net::relay,
-    runtime::{ContainerRuntime, logs::LogLimits},
+    runtime::{ContainerRuntime, disk::Storage, logs::LogLimits},
 };
 
 /// The machine's address, which may change while the node runs.
@@ -69,6 +70,8 @@ pub struct NodeContext {
     pub settings: KubeletSettings,
     /// Held while its rotated logs are packed: once at a time, also over the lives of its kubelet.
     pub packing: Mutex<()>,
+    /// Where its runtime says that images and containers' files are; empty: beside everything else, as far as is known.
+    pub storage: ArcSwapOption<Storage>,
 }
 
 /// What Kubernetes' `KubeletConfiguration` says of the limits of a node.

@@ -1,7 +1,7 @@
 //! Ends pods that use more of the disk than they may, and others when the node runs low.
 //!
 //! Owns: measuring, and one eviction at a time. What is too much and who goes first is [`crate::logic::eviction`]. Invariants:
-//! images that nothing needs go before any pod; what is left is looked at right before somebody has to go for it, so that
+//! images that nothing needs go before any pod where that gives the room that is needed; what is left is looked at right before somebody has to go for it, so that
 //! nobody goes for what the one before has freed. Nothing is measured while no pod is limited and the node is not low on
 //! anything, and measuring takes at most a hundredth of the time, or as much as once a minute takes.
 
@@ -14,6 +14,7 @@ use std::{
 
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use k8s_openapi::api::core::v1;
+use tokio::time::timeout;
 
 use super::{
     Kubelet,
@@ -41,6 +42,8 @@ pub(super) const PERIOD: Duration = Duration::from_secs(10);
 const SHARE: u32 = 100;
 /// But no later than this: what is over its limit has to go while there is room.
 const LATEST: Duration = Duration::from_secs(60);
+/// How long a runtime may take to say where images are.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
 /// What is known between two looks.
 #[derive(Default)]
@@ -48,6 +51,8 @@ pub(super) struct Eviction {
     watch: Watch,
     busy: bool,
     again: Option<Instant>,
+    /// When the runtime is asked again where images are.
+    ask_again: Option<Instant>,
 }
 
 /// A pod to be measured.
@@ -65,7 +70,7 @@ impl Kubelet {
         if !self.seed.node.runtime.has_files() {
             return Default::default();
         }
-        let left = machine::left(&self.seed.node.dir);
+        let left = machine::left(&self.seed.node);
         let low = self.eviction.watch.look(&self.seed.node.settings.eviction_hard, &left, now_ms());
         (left, low)
     }
@@ -77,8 +82,28 @@ impl Kubelet {
         facts.pressure = self.eviction.watch.pressure(hold, now_ms());
     }
 
+    /// Asks where images are, and what containers write, now and then: a runtime that is away now, or will be set up
+    /// anew, says so later.
+    pub(super) fn ask_storage(&mut self, ctx: &mut Context<Self>) {
+        let now = Instant::now();
+        if self.eviction.ask_again.is_some_and(|again| again > now) || !self.seed.node.runtime.has_files() {
+            return;
+        }
+        self.eviction.ask_again = Some(now + LATEST);
+        let node = self.seed.node.clone();
+        let work = async move {
+            match timeout(TOLD_WITHIN, node.runtime.storage()).await {
+                Ok(Ok(storage)) => node.storage.store(storage.map(Arc::new)),
+                Ok(Err(error)) => tracing::debug!(%error, "it is not known where images are"),
+                Err(_) => tracing::debug!("the runtime does not say where images are"),
+            }
+        };
+        ctx.spawn(work.into_actor(self));
+    }
+
     /// Looks whether a pod has to go.
     pub(super) fn evict_pods(&mut self, ctx: &mut Context<Self>) {
+        self.ask_storage(ctx);
         if self.eviction.busy {
             return;
         }
@@ -111,7 +136,10 @@ impl Kubelet {
         self.eviction.busy = true;
         let node = self.seed.node.clone();
         let begun = Instant::now();
-        let work = async move { decide(&node, low, left, subjects).await };
+        let work = async move {
+            let measure = || machine::left(&node);
+            decide(&node, low, left, measure, subjects).await
+        };
         ctx.spawn(work.into_actor(self).map(move |outcome, kubelet, ctx| {
             kubelet.eviction.busy = false;
             let pause = (begun.elapsed() * SHARE).min(LATEST);
@@ -159,14 +187,22 @@ async fn decide(
     node: &NodeContext,
     mut low: Vec<Signal>,
     mut left: Left,
+    look: impl Fn() -> Left,
     subjects: Vec<Subject>,
 ) -> Result<Decided, RuntimeError> {
     let thresholds = &node.settings.eviction_hard;
     let mut decided = Decided::default();
-    if low.iter().any(|signal| OF_IMAGES.contains(signal)) {
-        decided.images = remove_idle_images(node).await?;
-        left = Left { memory: left.memory, pids: left.pids, ..machine::left(&node.dir) };
-        low.retain(|signal| !OF_IMAGES.contains(signal) || thresholds.is_low(*signal, &left));
+    let layout = left.layout;
+    // Images go only for the file system that they are on.
+    let of_images: Vec<Signal> = low.iter().copied().filter(|signal| layout.is_of_images(*signal)).collect();
+    if !of_images.is_empty() {
+        let enough = || {
+            let left = look();
+            !of_images.iter().any(|signal| thresholds.is_low(*signal, &left))
+        };
+        decided.images = remove_idle_images(node, enough).await?;
+        left = Left { memory: left.memory, pids: left.pids, ..look() };
+        low.retain(|signal| !of_images.contains(signal) || thresholds.is_low(*signal, &left));
     }
     let used = measure(node, &subjects).await?;
     let all: Vec<Candidate<'_>> = subjects
@@ -188,17 +224,13 @@ async fn decide(
     Ok(decided)
 }
 
-/// What images take.
-const OF_IMAGES: [Signal; 2] = [Signal::Disk, Signal::Inodes];
-
-/// Removes images that nothing needs until enough of the disk is free.
-async fn remove_idle_images(node: &NodeContext) -> Result<usize, RuntimeError> {
+/// Removes images that nothing needs until there is room enough.
+async fn remove_idle_images(node: &NodeContext, enough: impl Fn() -> bool) -> Result<usize, RuntimeError> {
     let idle = node.runtime.idle_images().await?;
     let idle = idle.into_iter().map(|image| Idle { names: image.names, used_ms: image.used_ms }).collect();
     let mut removed = 0;
     for image in order(idle, now_ms()) {
-        let left = machine::left(&node.dir);
-        if !OF_IMAGES.iter().any(|signal| node.settings.eviction_hard.is_low(*signal, &left)) {
+        if enough() {
             break;
         }
         for name in image.names {
@@ -263,11 +295,14 @@ async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, 
         if let Some(stats) = stats.iter().find(|stats| stats.uid == subject.uid) {
             used.memory = stats.total.working_set_bytes;
             used.pids = stats.total.pids;
-            used.inodes = layers_inodes(stats);
+            used.layer_inodes = layers_inodes(stats);
             for (id, usage) in &stats.containers {
                 let Some(name) = names.get(id) else { continue };
                 used.container_memory.extend(usage.working_set_bytes.map(|bytes| (name.clone(), bytes)));
-                *used.containers.entry(name.clone()).or_default() += usage.writable_bytes.unwrap_or(0);
+                if let Some(bytes) = usage.writable_bytes {
+                    *used.containers.entry(name.clone()).or_default() += bytes;
+                    *used.layers.get_or_insert(0) += bytes;
+                }
             }
         }
         all.push(used);
@@ -280,7 +315,7 @@ async fn measure(node: &NodeContext, subjects: &[Subject]) -> Result<Vec<Used>, 
                 *used.containers.entry(container).or_default() += bytes;
             }
             used.volumes = files.volumes;
-            used.inodes = used.inodes.map(|layers| layers + files.inodes);
+            used.inodes = files.inodes;
         }
         all
     });
@@ -296,9 +331,9 @@ mod tests {
     use super::*;
     use crate::{
         actors::{kubelet::Starts, testing::system},
-        logic::supervision::Backoff,
+        logic::{eviction::Layout, supervision::Backoff},
         runtime::{
-            ContainerId, Usage,
+            ContainerId, ContainerRuntime as _, Usage,
             sim::{SimConfig, SimMachine, SimRuntime},
         },
     };
@@ -318,6 +353,7 @@ mod tests {
             host: Default::default(),
             settings: Default::default(),
             packing: Default::default(),
+            storage: Default::default(),
         }
     }
 
@@ -350,15 +386,70 @@ mod tests {
                 Subject { uid: Uid::from(uid), pod: Arc::new(pod), places, is_static }
             };
             let subjects = vec![subject("own", true), subject("other", false)];
-            let decided = decide(&node, Vec::new(), Left::default(), subjects).await.unwrap();
+            let decided = decide(&node, Vec::new(), Left::default(), Left::default, subjects).await.unwrap();
             let gone: Vec<&str> = decided.evict.iter().map(|(uid, _)| uid.as_str()).collect();
             assert_eq!(gone, ["other"]);
             // The runtime knows nothing of it.
             let low = vec![Signal::Memory, Signal::Pids, Signal::Inodes];
             let mut subject = subject("quiet", false);
             subject.pod = Arc::new(v1::Pod::default());
-            let decided = decide(&node, low, Left::default(), vec![subject]).await.unwrap();
+            let decided = decide(&node, low, Left::default(), Left::default, vec![subject]).await.unwrap();
             assert!(decided.evict.is_empty(), "{decided:?}");
+        });
+    }
+
+    /// What is removed, and who goes, on a node with two idle images of 100 bytes each and a pod that writes logs; `low` is
+    /// low until so many images are gone.
+    async fn outcome(layout: Layout, low: Signal, until: usize) -> (usize, usize) {
+        let dir = tempfile::tempdir().unwrap();
+        let names = ["r.io/a:1", "r.io/b:1"];
+        let registry = names.iter().map(|name| ((*name).to_owned(), Duration::ZERO)).collect();
+        let config = SimConfig { any_image: false, registry, ..SimConfig::default() };
+        let runtime = SimRuntime::open(SimMachine::new(config).unwrap());
+        for name in names {
+            runtime.pull_image(name, None).await.unwrap();
+        }
+        let node = NodeContext { runtime: Arc::new(runtime.clone()), ..node(dir.path()) };
+        let pod: v1::Pod = serde_json::from_value(json!({
+            "metadata": {"name": "p", "namespace": "default", "uid": "p"}, "spec": {"containers": [{"name": "c"}]}
+        }))
+        .unwrap();
+        let places = node.places("default", "p", "p");
+        fs::create_dir_all(places.log_dir.join("c")).unwrap();
+        fs::write(places.log_dir.join("c/0.log"), "x".repeat(4096)).unwrap();
+        let subject = Subject { uid: Uid::from("p"), pod: Arc::new(pod), places, is_static: false };
+        let count = move || {
+            let all = runtime.clone();
+            let listed =
+                futures_util::FutureExt::now_or_never(async move { all.list_images().await.unwrap() });
+            listed
+                .unwrap()
+                .iter()
+                .filter(|image| image.names.iter().any(|name| names.contains(&name.as_str())))
+                .count()
+        };
+        let look = || {
+            let share = if names.len() - count() < until { (1, 100) } else { (99, 100) };
+            let well = Left { disk: (99, 100), image_disk: (99, 100), layout, ..Left::default() };
+            match low {
+                Signal::Disk => Left { disk: share, ..well },
+                _ => Left { image_disk: share, ..well },
+            }
+        };
+        let decided = decide(&node, vec![low], look(), look, vec![subject]).await.unwrap();
+        (decided.images, decided.evict.len())
+    }
+
+    #[test]
+    fn images_go_for_the_file_system_that_they_are_on_and_pods_for_that_which_they_fill() {
+        system(async {
+            let beside = Layout { node: 1, images: 1, layers: 1 };
+            let apart = Layout { node: 1, images: 2, layers: 2 };
+            assert_eq!(outcome(beside, Signal::Disk, 1).await, (1, 0), "one image is enough");
+            assert_eq!(outcome(beside, Signal::Disk, 9).await, (2, 1), "all images are not");
+            assert_eq!(outcome(apart, Signal::ImageDisk, 2).await, (2, 0));
+            assert_eq!(outcome(apart, Signal::ImageDisk, 9).await, (2, 0), "the pod has nothing there");
+            assert_eq!(outcome(apart, Signal::Disk, 1).await, (0, 1), "no image takes room there");
         });
     }
 }

@@ -7,7 +7,7 @@ use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use super::{
     Kubelet,
     context::{NodeContext, now_ms},
-    machine::disk,
+    machine,
 };
 use crate::{
     logic::image_gc::{HIGH_PERCENT, Idle, LOW_PERCENT, excess, failed, order},
@@ -20,7 +20,10 @@ impl Kubelet {
     pub(super) fn collect_images(&mut self, ctx: &mut Context<Self>) {
         let node = self.seed.node.clone();
         let work = async move {
-            let measure = || disk(&node.dir);
+            let measure = || {
+                let (free, total) = machine::left(&node).image_disk;
+                (total, free)
+            };
             collect(&node, measure, now_ms()).await
         };
         ctx.spawn(work.into_actor(self).map(|outcome, kubelet, ctx| match outcome {
@@ -143,6 +146,7 @@ mod tests {
             host: Default::default(),
             settings: Default::default(),
             packing: Default::default(),
+            storage: Default::default(),
         };
         (node, runtime)
     }

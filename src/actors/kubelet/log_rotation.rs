@@ -165,6 +165,7 @@ mod tests {
             host: Default::default(),
             settings: super::super::KubeletSettings { container_log: limits, ..Default::default() },
             packing: Default::default(),
+            storage: Default::default(),
         })
     }
 

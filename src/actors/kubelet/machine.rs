@@ -1,6 +1,6 @@
 //! Reads what this machine is: cores, memory, disk, kernel, ids, and tells the master what is new of that.
 
-use std::{fs, path::Path, sync::OnceLock, time::Duration};
+use std::{fs, os::unix::fs::MetadataExt as _, path::Path, sync::OnceLock, time::Duration};
 
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use k8s_openapi::api::core::v1;
@@ -14,7 +14,7 @@ use super::{
 };
 use crate::{
     logic::{
-        eviction::Left,
+        eviction::{Layout, Left},
         nodes::{MachineFacts, node_status},
         pod::downward::Allocatable,
     },
@@ -160,15 +160,22 @@ fn read(path: &str) -> String {
 }
 
 /// What is left of this machine right now.
-pub fn left(dir: &std::path::Path) -> Left {
+pub fn left(node: &NodeContext) -> Left {
     let meminfo = read("/proc/meminfo");
-    let (disk_bytes, disk_free_bytes) = disk(dir);
+    let storage = node.storage.load();
+    let own = FileSystem::of(&node.dir).unwrap_or_default();
+    // What cannot be looked at counts with the rest.
+    let images = storage.as_ref().and_then(|storage| FileSystem::of(&storage.images)).unwrap_or(own);
+    let layers = storage.as_ref().and_then(|storage| FileSystem::of(&storage.layers)).unwrap_or(own);
     let most = |path: &str| read(path).parse::<u64>().unwrap_or(0);
     let pids = most("/proc/sys/kernel/pid_max").min(most("/proc/sys/kernel/threads-max"));
     Left {
         memory: (self::meminfo(&meminfo, "MemAvailable:"), memory_bytes(&meminfo)),
-        disk: (disk_free_bytes, disk_bytes),
-        inodes: inodes(dir),
+        disk: own.bytes,
+        inodes: own.inodes,
+        image_disk: images.bytes,
+        image_inodes: images.inodes,
+        layout: Layout { node: own.device, images: images.device, layers: layers.device },
         pids: (pids.saturating_sub(threads(&read("/proc/loadavg"))), pids),
     }
 }
@@ -213,15 +220,31 @@ pub fn allocatable(dir: &Path) -> Allocatable {
 
 /// Bytes of the disk that a directory is on, and those that are free.
 pub fn disk(dir: &Path) -> (u64, u64) {
-    nix::sys::statvfs::statvfs(dir).map_or((0, 0), |s| {
-        let block = s.fragment_size();
-        (s.blocks().saturating_mul(block), s.blocks_available().saturating_mul(block))
-    })
+    FileSystem::of(dir).map_or((0, 0), |of| (of.bytes.1, of.bytes.0))
 }
 
-/// Files that can still be made where a directory is, and all that there can be: none on file systems that do not count them.
-fn inodes(dir: &Path) -> (u64, u64) {
-    nix::sys::statvfs::statvfs(dir).map_or((0, 0), |s| (s.files_available(), s.files()))
+/// A file system as it is now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileSystem {
+    /// Tells it from others.
+    pub device: u64,
+    /// Bytes that are free, and all.
+    pub bytes: (u64, u64),
+    /// Files that can still be made, and all that there can be: none on file systems that do not count them.
+    pub inodes: (u64, u64),
+}
+
+impl FileSystem {
+    /// The one that a directory is on, if it is there.
+    pub fn of(dir: &Path) -> Option<FileSystem> {
+        let stat = nix::sys::statvfs::statvfs(dir).ok()?;
+        let block = stat.fragment_size();
+        Some(FileSystem {
+            device: fs::metadata(dir).ok()?.dev(),
+            bytes: (stat.blocks_available().saturating_mul(block), stat.blocks().saturating_mul(block)),
+            inodes: (stat.files_available(), stat.files()),
+        })
+    }
 }
 
 fn memory_bytes(text: &str) -> u64 {

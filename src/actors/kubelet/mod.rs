@@ -453,6 +453,7 @@ impl Actor for Kubelet {
         ctx.run_interval(READING_PERIOD, |kubelet, ctx| kubelet.read_usage(ctx));
         self.follow_manifests(ctx);
         self.ask_runtime(ctx);
+        self.ask_storage(ctx);
     }
 }
 

@@ -213,7 +213,7 @@ fn of_pod(
 
 fn of_node(node: &NodeContext, reading: &Reading, disks: &mut Disks) -> OfNode {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let left = machine::left(&node.dir);
+    let left = machine::left(node);
     let (pids_left, pids) = left.pids;
     let memory = read("/proc/meminfo");
     let line = |name: &str| Some(machine::meminfo(&memory, name)).filter(|bytes| *bytes > 0);
@@ -232,15 +232,16 @@ fn of_node(node: &NodeContext, reading: &Reading, disks: &mut Disks) -> OfNode {
             io_operations: io.map(|io| io.operations),
         },
         network: default_device(&read("/proc/net/route"), &read("/proc/net/dev")),
-        disk: Disk {
-            bytes: left.disk.1,
-            free_bytes: left.disk.0,
-            inodes: left.inodes.1,
-            free_inodes: left.inodes.0,
-        },
+        disk: disk(left.disk, left.inodes),
+        image_disk: disk(left.image_disk, left.image_inodes),
+        layers_with_images: left.layout.layers == left.layout.images,
         pids: (pids, pids.saturating_sub(pids_left)),
         cpus: std::thread::available_parallelism().map_or(0, |n| u64::try_from(n.get()).unwrap_or(0)),
     }
+}
+
+fn disk((free_bytes, bytes): (u64, u64), (free_inodes, inodes): (u64, u64)) -> Disk {
+    Disk { bytes, free_bytes, inodes, free_inodes }
 }
 
 /// Whether a device is a disk of its own: partitions and what is made of other devices would be counted twice.

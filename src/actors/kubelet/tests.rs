@@ -89,6 +89,7 @@ impl Bench {
             host: Default::default(),
             settings: Default::default(),
             packing: Default::default(),
+            storage: Default::default(),
         };
         let seed = KubeletSeed {
             node: Arc::new(node),

@@ -12,9 +12,10 @@ fn pod(spec: serde_json::Value) -> v1::Pod {
 
 #[test]
 fn thresholds_are_read_as_kubernetes_writes_them() {
-    let read = "memory.available<100Mi, nodefs.available<10%,nodefs.inodesFree<5%";
+    let read = "memory.available<100Mi, nodefs.available<10%,nodefs.inodesFree<5%,imagefs.available<15%,\
+                imagefs.inodesFree<5%";
     let read = Thresholds::parse(read).unwrap();
-    assert_eq!(read, Thresholds::default());
+    assert_eq!(read.least, Thresholds::default().least);
     let left = |disk| Left { disk: (disk, 1000), ..Left::default() };
     let is_low = |of: &Thresholds, disk| of.is_low(Signal::Disk, &left(disk));
     assert!(is_low(&read, 99) && !is_low(&read, 100) && !is_low(&Thresholds::parse("").unwrap(), 0));
@@ -51,7 +52,7 @@ fn a_disk_with_room_but_no_more_inodes_is_under_pressure_and_the_pod_with_most_f
     assert_eq!(watch.look(&thresholds, &of((49, 1000)), 0), [Signal::Inodes]);
     assert_eq!(watch.pressure(TRANSITION, 0), Pressure { disk: true, ..Pressure::default() });
     let one = pod(json!({"containers": [{"name": "c"}]}));
-    let used = [Some(3), None, Some(900)].map(|inodes| Used { inodes, ..Used::default() });
+    let used = [Some(3), None, Some(900)].map(|layer_inodes| Used { layer_inodes, ..Used::default() });
     let all = used.each_ref().map(|used| Candidate { pod: &one, is_static: false, used });
     let (index, told) = choose(&[Signal::Inodes], &of((49, 1000)), &thresholds, &all).unwrap();
     let words = "The node was low on resource: inodes. Threshold quantity: 50, available: 49. ";
@@ -205,4 +206,87 @@ fn who_was_evicted_is_waited_for_but_not_for_ever() {
     assert_eq!(turn(&[1_000], 32_000), low);
     assert_eq!(turn(&[1_000, 31_000], 40_000), []);
     assert_eq!(turn(&[31_000], 30_999), low, "the clock was set back");
+}
+
+/// Images and layers beside the pods, on a file system of their own, and images there alone.
+const LAYOUTS: [Layout; 3] = [
+    Layout { node: 1, images: 1, layers: 1 },
+    Layout { node: 1, images: 2, layers: 2 },
+    Layout { node: 1, images: 2, layers: 1 },
+];
+
+#[test]
+fn images_have_thresholds_of_their_own_where_they_have_a_file_system_of_their_own() {
+    let [beside, apart, alone] = LAYOUTS;
+    let of = |layout, disk, image_disk, image_inodes| Left {
+        layout,
+        disk: (disk, 1000),
+        image_disk: (image_disk, 1000),
+        image_inodes: (image_inodes, 1000),
+        ..Left::default()
+    };
+    let default = Thresholds::default();
+    let asked = Thresholds::parse("imagefs.available<15%").unwrap();
+    for (thresholds, left, low) in [
+        (&default, of(beside, 140, 140, 10), vec![]),
+        (&default, of(beside, 99, 99, 500), vec![Signal::Disk]),
+        (&default, of(apart, 140, 149, 500), vec![Signal::ImageDisk]),
+        (&default, of(alone, 140, 150, 49), vec![Signal::ImageInodes]),
+        (&default, of(apart, 99, 800, 500), vec![Signal::Disk]),
+        // Who names it has it hold for the one file system there is.
+        (&asked, of(beside, 140, 140, 10), vec![Signal::ImageDisk]),
+    ] {
+        let mut watch = Watch::default();
+        assert_eq!(watch.look(thresholds, &left, 0), low, "{left:?}");
+        let disk = !low.is_empty();
+        assert_eq!(watch.pressure(TRANSITION, 0), Pressure { disk, ..Pressure::default() });
+    }
+    let of_images = |layout: Layout| {
+        Signal::ALL.into_iter().filter(|signal| layout.is_of_images(*signal)).collect::<Vec<_>>()
+    };
+    let own = vec![Signal::ImageDisk, Signal::ImageInodes];
+    assert_eq!(of_images(beside), [vec![Signal::Disk, Signal::Inodes], own.clone()].concat());
+    assert_eq!((of_images(apart), of_images(alone)), (own.clone(), own));
+}
+
+#[test]
+fn who_goes_is_who_uses_most_of_the_file_system_that_is_low() {
+    let [beside, apart, alone] = LAYOUTS;
+    let one = pod(json!({"containers": [{"name": "c"}]}));
+    let used = |log: u64, layer: u64| Used {
+        containers: [("c".to_owned(), log + layer)].into(),
+        layers: Some(layer),
+        inodes: log,
+        layer_inodes: Some(layer),
+        ..Used::default()
+    };
+    // The first writes logs, the second into its own files, the third some of both.
+    let all = [used(900, 10), used(20, 800), used(600, 600)];
+    let all = all.each_ref().map(|used| Candidate { pod: &one, is_static: false, used });
+    let chosen = |layout, signal| {
+        let left = Left { layout, ..Left::default() };
+        choose(&[signal], &left, &Thresholds::default(), &all).map(|(index, _)| index)
+    };
+    for (layout, signals, index) in [
+        (beside, [Signal::Disk, Signal::Inodes], Some(2)),
+        (beside, [Signal::ImageDisk, Signal::ImageInodes], Some(2)),
+        (apart, [Signal::Disk, Signal::Inodes], Some(0)),
+        (apart, [Signal::ImageDisk, Signal::ImageInodes], Some(1)),
+        (alone, [Signal::Disk, Signal::Inodes], Some(2)),
+        (alone, [Signal::ImageDisk, Signal::ImageInodes], None),
+    ] {
+        for signal in signals {
+            assert_eq!(chosen(layout, signal), index, "{layout:?} {signal:?}");
+        }
+    }
+    // A runtime that does not tell of layers.
+    let silent = Used { containers: [("c".to_owned(), 9)].into(), ..Used::default() };
+    let left = Left { layout: apart, image_disk: (140 << 10, 1000 << 10), ..Left::default() };
+    let of = |used| [Candidate { pod: &one, is_static: false, used }];
+    let low = [Signal::ImageDisk];
+    assert_eq!(choose(&low, &left, &Thresholds::default(), &of(&silent)), None);
+    let (_, told) = choose(&low, &left, &Thresholds::default(), &of(all[1].used)).unwrap();
+    let words =
+        "The node was low on resource: ephemeral-storage. Threshold quantity: 150Ki, available: 140Ki. ";
+    assert!(told.starts_with(words), "{told}");
 }

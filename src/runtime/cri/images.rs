@@ -21,6 +21,7 @@ use super::{
 };
 use crate::runtime::{
     Image, Reader, RegistryAuth, RuntimeError,
+    disk::Storage,
     exchange::{Engine, Exchange, Present},
     images::{
         engine_name, normalize,
@@ -57,6 +58,18 @@ impl Images {
         let pause: Vec<_> = programs().into_iter().filter(|(name, _)| name == PAUSE_IMAGE).collect();
         driver.load_programs(pause).await?;
         driver.name(PAUSE_IMAGE, &normalize(name)?).await
+    }
+}
+
+impl Driver {
+    /// Where the runtime has images, and what containers write.
+    pub(super) async fn storage(&self) -> Result<Option<Storage>, RuntimeError> {
+        let asked = self.client.image("ImageFsInfo", &proto::Empty {}, SHORT).await;
+        match asked {
+            Ok(told) => Ok(storage(&told)),
+            Err(fault) if fault.is_unimplemented() => Ok(None),
+            Err(fault) => Err(fault.of("ask where images are")),
+        }
     }
 }
 
@@ -381,6 +394,18 @@ fn image(found: proto::Image) -> Image {
     Image { id: found.id, names, size_bytes: found.size, user, digests }
 }
 
+/// Where a runtime says that its images and its containers' files are, as far as that is here.
+fn storage(told: &proto::ImageFsInfoResponse) -> Option<Storage> {
+    let place = |all: &[proto::FilesystemUsage]| {
+        let path = PathBuf::from(&all.first()?.fs_id.as_ref()?.mountpoint);
+        (path.is_absolute() && path.exists()).then_some(path)
+    };
+    let images = place(&told.image_filesystems)?;
+    // Runtimes older than Kubernetes 1.29 tell of images alone; containers' files are beside them.
+    let layers = place(&told.container_filesystems).unwrap_or_else(|| images.clone());
+    Some(Storage { images, layers })
+}
+
 /// Why an image was not pulled, and what may help.
 fn pull_error(full: &str, text: &str) -> RuntimeError {
     refusals::pull_error(
@@ -407,5 +432,25 @@ mod tests {
         assert_eq!(found(&["r.io/b:1", "a:1"], &[&digest]), ["docker.io/library/a:1", "r.io/b:1"]);
         assert_eq!(found(&["127.0.0.1:4000/troupe/0/r.io/a:1"], &[]), ["r.io/a:1"]);
         assert_eq!(found(&[], &[&digest]), std::slice::from_ref(&digest));
+    }
+
+    #[test]
+    fn images_are_where_the_runtime_says_if_that_is_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |path: &std::path::Path| proto::FilesystemUsage {
+            fs_id: Some(proto::FilesystemIdentifier { mountpoint: path.to_string_lossy().into_owned() }),
+            ..Default::default()
+        };
+        let of = |images: Vec<proto::FilesystemUsage>, layers: Vec<proto::FilesystemUsage>| {
+            let told =
+                proto::ImageFsInfoResponse { image_filesystems: images, container_filesystems: layers };
+            storage(&told).map(|storage| (storage.images, storage.layers))
+        };
+        let (images, layers) = (dir.path().to_owned(), dir.path().join("layers"));
+        std::fs::create_dir(&layers).unwrap();
+        assert_eq!(of(vec![at(&images)], vec![at(&layers)]), Some((images.clone(), layers)));
+        assert_eq!(of(vec![at(&images)], Vec::new()), Some((images.clone(), images)));
+        assert_eq!(of(vec![at(&dir.path().join("none"))], Vec::new()), None);
+        assert_eq!(of(Vec::new(), Vec::new()), None);
     }
 }

@@ -48,6 +48,7 @@ use super::{
     Connection, ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus,
     ExecOutput, ExecStreams, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
     SandboxStats, SandboxStatus, StreamOptions,
+    disk::Storage,
     exchange::Engine as _,
     hand::{self, Hand, now_ms, system},
     netns,
@@ -343,6 +344,10 @@ impl ContainerRuntime for CriRuntime {
     async fn import_image(&self, rootfs: Reader, name: &str) -> Result<String, RuntimeError> {
         let name = name.to_owned();
         self.hand.run(|driver| async move { driver.import_image(rootfs, &name).await }).await
+    }
+
+    async fn storage(&self) -> Result<Option<Storage>, RuntimeError> {
+        self.hand.run_along(|driver| async move { driver.storage().await }).await
     }
 
     async fn remove_image(&self, name: &str) -> Result<(), RuntimeError> {

@@ -325,7 +325,13 @@ messages! {
         usage_bytes: Option<UInt64Value> = [message, optional, tag = "4"],
         rss_bytes: Option<UInt64Value> = [message, optional, tag = "5"],
     }
+    ImageFsInfoResponse {
+        image_filesystems: Vec<FilesystemUsage> = [message, repeated, tag = "1"],
+        container_filesystems: Vec<FilesystemUsage> = [message, repeated, tag = "2"],
+    }
+    FilesystemIdentifier { mountpoint: String = [string, tag = "1"] }
     FilesystemUsage {
+        fs_id: Option<FilesystemIdentifier> = [message, optional, tag = "2"],
         used_bytes: Option<UInt64Value> = [message, optional, tag = "3"],
         inodes_used: Option<UInt64Value> = [message, optional, tag = "4"],
     }

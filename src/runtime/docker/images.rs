@@ -6,13 +6,14 @@
 
 use std::{
     collections::HashMap,
+    path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use bollard::{
     auth::DockerCredentials,
     errors::Error,
-    models::ImageInspect,
+    models::{ImageInspect, SystemInfo},
     query_parameters::{CreateImageOptions, ImportImageOptions, ListImagesOptions, RemoveImageOptions},
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
@@ -25,6 +26,7 @@ use super::{
 };
 use crate::runtime::{
     Image, Reader, RegistryAuth, RuntimeError,
+    disk::Storage,
     exchange::Engine as _,
     images::{
         engine_name, normalize,
@@ -63,6 +65,12 @@ impl Images {
 }
 
 impl Driver {
+    /// Where the engine has images, and what containers write.
+    pub(super) async fn storage(&self) -> Result<Option<Storage>, RuntimeError> {
+        let told = self.docker.info().await.map_err(fault("ask where images are"))?;
+        Ok(storage(told))
+    }
+
     /// The image of a name in any form, or of an id.
     pub(super) async fn find_image(&self, name: &str) -> Result<Option<Image>, RuntimeError> {
         Ok(self.inspect_image(&engine_image(name)?).await?.map(image))
@@ -331,6 +339,17 @@ fn pull_error(full: &str, text: &str) -> RuntimeError {
     refusals::pull_error(full, text, "the docker engine", "name it in the engine's insecure-registries")
 }
 
+/// Where an engine says that its images and its containers' files are, if that is here.
+fn storage(told: SystemInfo) -> Option<Storage> {
+    // With containerd's snapshotters both are in a directory of containerd's, which the engine does not name.
+    let mut rows = told.driver_status.iter().flatten();
+    if rows.any(|row| row.first().is_some_and(|name| name == "driver-type")) {
+        return None;
+    }
+    let root = PathBuf::from(told.docker_root_dir?);
+    (root.is_absolute() && root.exists()).then(|| Storage { images: root.clone(), layers: root })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -359,5 +378,18 @@ mod tests {
         assert_eq!(basic.serveraddress.as_deref(), Some("r.io:5000"));
         let token = credentials("r.io/a:1", &auth("")).unwrap();
         assert_eq!((token.username, token.registrytoken.as_deref()), (None, Some("p")));
+    }
+
+    #[test]
+    fn images_are_in_the_engines_own_directory_if_that_is_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = || Some(dir.path().to_string_lossy().into_owned());
+        let own = SystemInfo { docker_root_dir: root(), ..SystemInfo::default() };
+        let both = Storage { images: dir.path().into(), layers: dir.path().into() };
+        assert_eq!(storage(own.clone()), Some(both));
+        let row = ["driver-type", "io.containerd.snapshotter.v1"].map(str::to_owned).to_vec();
+        assert_eq!(storage(SystemInfo { driver_status: Some(vec![row]), ..own }), None);
+        let gone = Some("/no/such/directory".to_owned());
+        assert_eq!(storage(SystemInfo { docker_root_dir: gone, ..SystemInfo::default() }), None);
     }
 }

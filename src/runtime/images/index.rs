@@ -195,6 +195,10 @@ pub(super) enum Hold {
 }
 
 impl Disk {
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Makes the directory ready and removes what crashed processes left.
     pub(super) fn open(dir: &Path) -> Result<Disk, RuntimeError> {
         let disk = Disk { dir: dir.to_owned() };

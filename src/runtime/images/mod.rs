@@ -110,6 +110,11 @@ impl ImageStore {
         Ok(ImageStore { disk: Arc::new(Disk::open(dir)?), limits })
     }
 
+    /// Where it is.
+    pub fn dir(&self) -> &Path {
+        self.disk.dir()
+    }
+
     /// The image of a name (in any form; an image id works too), if it is here. Short: reads one small file.
     pub fn resolve(&self, name: &str) -> Result<Option<ResolvedImage>, RuntimeError> {
         self.find(name)

@@ -62,6 +62,7 @@ use super::{
 use crate::{
     model::Uid,
     runtime::{
+        disk::Storage,
         images::{BUILTIN_IMAGE, ImageStore, Pulls, RegistryConfig, normalize},
         share::{PartSource, SharedImage},
     },
@@ -351,6 +352,14 @@ impl ContainerRuntime for NativeRuntime {
         source: Arc<dyn PartSource>,
     ) -> Result<Image, RuntimeError> {
         self.pulls.take(offer, source).await
+    }
+
+    async fn storage(&self) -> Result<Option<Storage>, RuntimeError> {
+        let config = &self.driver.config;
+        let layers = state::writable(&config.root);
+        // It is made with the first container.
+        let layers = if layers.exists() { layers } else { config.root.clone() };
+        Ok(Some(Storage { images: config.images.dir().to_owned(), layers }))
     }
 
     async fn idle_images(&self) -> Result<Vec<IdleImage>, RuntimeError> {

@@ -272,6 +272,7 @@ async fn a_program_is_well_when_it_ends_with_zero() {
         host: Default::default(),
         settings: Default::default(),
         packing: Default::default(),
+        storage: Default::default(),
         starts: Default::default(),
         ledger: Default::default(),
     };
