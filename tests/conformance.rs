@@ -206,6 +206,8 @@ suite! {
             sim exempt: "simulated containers have no file system";
         what_a_container_writes_to_the_disk_is_counted,
             sim exempt: "simulated containers have no file system";
+        no_pod_counter_falls_when_one_of_two_containers_ends,
+            sim exempt: "simulated containers have no file system and no network";
     }
     sharing {
         containers_of_a_pod_share_the_host_name;

@@ -103,3 +103,79 @@ pub async fn what_a_container_writes_to_the_disk_is_counted<H: Harness>(bench: &
     let pod = of_pod(bench, "a").await.unwrap();
     assert!(written(&pod.total), "{pod:?}");
 }
+
+/// All counters of a pod by their names; `None`: not known.
+async fn counters<H: Harness>(bench: &Bench<H>) -> Vec<(&'static str, Option<u64>)> {
+    let pod = of_pod(bench, "a").await.unwrap();
+    let (bytes, operations) = (pod.total.io_bytes, pod.total.io_operations);
+    vec![
+        ("cpu time", pod.total.cpu_ns),
+        ("bytes read", bytes.map(|(read, _)| read)),
+        ("bytes written", bytes.map(|(_, written)| written)),
+        ("reads", operations.map(|(reads, _)| reads)),
+        ("writes", operations.map(|(_, writes)| writes)),
+        ("bytes received", pod.network.map(|(received, _)| received)),
+        ("bytes sent", pod.network.map(|(_, sent)| sent)),
+    ]
+}
+
+/// Reads the counters anew; none is less than before, or not known any more.
+async fn none_falls<H: Harness>(bench: &Bench<H>, before: &mut Vec<(&'static str, Option<u64>)>) {
+    let now = counters(bench).await;
+    for ((name, earlier), (_, later)) in before.iter().zip(&now) {
+        assert!(later >= earlier, "{name} fell from {earlier:?} to {later:?}: {before:?} {now:?}");
+    }
+    *before = now;
+}
+
+pub async fn no_pod_counter_falls_when_one_of_two_containers_ends<H: Harness>(bench: &mut Bench<H>) {
+    let ip = bench.sandbox("a").await.ip.unwrap();
+    let stays = bench.start("a", bench.hello("stays", &["--listen", "0.0.0.0:8080"])).await;
+    bench.line("stays", "listening").await;
+    let text = format!("/big={}", "x".repeat(100_000));
+    // Containers of a pod share its ports.
+    let busy = ["--burn-cpu", "1h", "--listen", "127.0.0.1:0"];
+    let args = [&["--write", &text, "--print", "written"][..], &busy].concat();
+    let mut config = bench.hello("ends", &args);
+    config.security.user = Some(0);
+    let ends = bench.start("a", config).await;
+    bench.line("ends", "written").await;
+    // Something over the pod's own device.
+    drop(std::net::TcpStream::connect((ip, 8080)).unwrap());
+    until_used(bench, &ends, |usage| usage.cpu_ns.is_some_and(|ns| ns >= 300_000_000)).await;
+
+    let mut before = counters(bench).await;
+    let known = |before: &[(&str, Option<u64>)], name| before.iter().any(|(n, v)| *n == name && *v > Some(0));
+    for name in ["cpu time", "bytes received", "bytes sent"] {
+        assert!(known(&before, name), "{name}: {before:?}");
+    }
+    // While it ends, and when it is gone but for its log, then altogether.
+    let stop = bench.runtime().stop_container(&ends, Duration::ZERO);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            biased;
+            stopped = &mut stop => break stopped.unwrap(),
+            () = none_falls(bench, &mut before) => {}
+        }
+    }
+    for _ in 0..5 {
+        none_falls(bench, &mut before).await;
+    }
+    assert!(of(bench, "a", &ends).await.is_none(), "it has ended");
+    bench.runtime().remove_container(&ends).await.unwrap();
+    for _ in 0..3 {
+        none_falls(bench, &mut before).await;
+    }
+    // Another one in its place is counted beside it.
+    let next = bench.start("a", bench.hello("next", &busy)).await;
+    let more = before[0].1.unwrap() + 200_000_000;
+    let deadline = Instant::now() + STEP;
+    while before[0].1.unwrap() < more {
+        assert!(Instant::now() < deadline, "{before:?}");
+        none_falls(bench, &mut before).await;
+    }
+    bench.runtime().stop_container(&next, Duration::ZERO).await.unwrap();
+    none_falls(bench, &mut before).await;
+    assert!(of(bench, "a", &stays).await.is_some());
+}

@@ -337,6 +337,8 @@ messages! {
     }
     ListPodSandboxStatsRequest { filter: Option<PodSandboxStatsFilter> = [message, optional, tag = "1"] }
     PodSandboxStatsFilter { label_selector: Map = [map = "string, string", tag = "2"] }
+    PodSandboxStatsRequest { pod_sandbox_id: String = [string, tag = "1"] }
+    PodSandboxStatsResponse { stats: Option<PodSandboxStats> = [message, optional, tag = "1"] }
     ListPodSandboxStatsResponse { stats: Vec<PodSandboxStats> = [message, repeated, tag = "1"] }
     PodSandboxStats {
         attributes: Option<ContainerAttributes> = [message, optional, tag = "1"],

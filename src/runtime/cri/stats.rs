@@ -3,14 +3,21 @@
 //! Limits: the runtime interface has no word for what is read from and written to disks, so that is read here off the cgroups
 //! of pods, where they are Troupe's own (not with systemd's).
 
-use std::{collections::HashMap, path::PathBuf};
+use std::{collections::HashMap, path::PathBuf, time::Duration};
 
 use super::{
     client::{Fault, SHORT, fault},
     driver::{Driver, blocking},
-    labels, proto,
+    labels,
+    labels::Sandbox,
+    proto,
 };
 use crate::runtime::{ContainerId, RuntimeError, SandboxStats, Usage, native::usage};
+
+/// A container that has ended is gone from the runtime's lists after some hundredths of a second. So many pauses has one
+/// reading.
+const PAUSES: u32 = 40;
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// What each has read and written, and nothing else.
 type Io<K> = HashMap<K, Usage>;
@@ -24,20 +31,10 @@ impl Driver {
         let asked: Result<proto::ListContainerStatsResponse, Fault> =
             self.client.runtime("ListContainerStats", &request, SHORT).await;
         let containers = asked.map_err(fault("ask what containers use"))?.stats;
-        let request = proto::ListPodSandboxStatsRequest {
-            filter: Some(proto::PodSandboxStatsFilter { label_selector }),
-        };
-        let asked: Result<proto::ListPodSandboxStatsResponse, Fault> =
-            self.client.runtime("ListPodSandboxStats", &request, SHORT).await;
-        let pods = match asked {
-            Ok(asked) => asked.stats,
-            // Runtimes older than Kubernetes 1.23 tell of containers alone.
-            Err(fault) if fault.is_unimplemented() => Vec::new(),
-            Err(other) => return Err(other.of("ask what pods use")),
-        };
         let places = self.places().await?;
         let sandboxes: Vec<_> =
             self.sandboxes(None).await?.into_iter().filter(|sandbox| sandbox.ready).collect();
+        let pods = self.pod_stats(label_selector, &sandboxes).await?;
         let mut placed: HashMap<&str, Vec<(&String, &proto::ContainerStats)>> = HashMap::new();
         for stats in &containers {
             let id = stats.attributes.as_ref().map(|of| &of.id);
@@ -83,6 +80,58 @@ impl Driver {
         }
         let known = all.iter().flat_map(|pod: &SandboxStats| &pod.containers).map(|(id, _)| id.clone());
         self.steady.keep(&known.collect(), &all.iter().map(|pod| pod.uid.clone()).collect());
+        Ok(all)
+    }
+
+    /// What pods use, as far as the runtime tells.
+    async fn pod_stats(
+        &self,
+        label_selector: HashMap<String, String>,
+        sandboxes: &[Sandbox],
+    ) -> Result<Vec<proto::PodSandboxStats>, RuntimeError> {
+        let request = proto::ListPodSandboxStatsRequest {
+            filter: Some(proto::PodSandboxStatsFilter { label_selector }),
+        };
+        let asked: Result<proto::ListPodSandboxStatsResponse, Fault> =
+            self.client.runtime("ListPodSandboxStats", &request, SHORT).await;
+        let mut all = match asked {
+            Ok(asked) => asked.stats,
+            // Runtimes older than Kubernetes 1.23 tell of containers alone.
+            Err(fault) if fault.is_unimplemented() => return Ok(Vec::new()),
+            // While a container ends containerd leaves its pod out, or refuses the whole list.
+            Err(Fault::Refused(_, why)) => {
+                tracing::debug!(why, "what pods use is asked one by one");
+                Vec::new()
+            }
+            Err(other) => return Err(other.of("ask what pods use")),
+        };
+        let mut pauses = PAUSES;
+        for sandbox in sandboxes {
+            let is_told =
+                |of: &proto::PodSandboxStats| of.attributes.as_ref().is_some_and(|of| of.id == sandbox.id);
+            let request = proto::PodSandboxStatsRequest { pod_sandbox_id: sandbox.id.clone() };
+            while !all.iter().any(is_told) {
+                let asked: Result<proto::PodSandboxStatsResponse, Fault> =
+                    self.client.runtime("PodSandboxStats", &request, SHORT).await;
+                match asked {
+                    Ok(asked) => {
+                        all.extend(asked.stats);
+                        break;
+                    }
+                    Err(fault) if fault.is_unimplemented() => return Ok(all),
+                    Err(Fault::Refused(..)) if pauses > 0 => {
+                        pauses -= 1;
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                    // One that is gone, or is refused for good: its containers are told alone.
+                    Err(Fault::Refused(_, why)) => {
+                        tracing::debug!(why, pod = %sandbox.uid, "what a pod uses is not told");
+                        break;
+                    }
+                    Err(other) => return Err(other.of("ask what a pod uses")),
+                }
+            }
+        }
         Ok(all)
     }
 

@@ -3,9 +3,8 @@
 //! Owns: what was told of each before. Who reads a counter takes a fall for a new beginning, and adds all of it once more.
 //! Invariants: nothing told falls while its pod's sandbox is there, and nothing counts twice, in whatever order readings
 //! come. So a sum over processes that fell (one ended that nobody waited for, or that its parent has yet to wait for) is told
-//! as it was until it has caught up; what a pod's containers used stays in its own counters when they end; a pod's own counter
-//! that is missing for once is not told, since the sum of its containers is less. Limit: a program that is started anew has
-//! forgotten it.
+//! as it was until it has caught up; what a pod's containers used stays in its own counters when they end. Limit: a program
+//! that is started anew has forgotten it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -20,9 +19,6 @@ use crate::{
 /// So many containers of a pod that ended are known by their ids; those before are one sum. One that is missing from a list
 /// for a moment is still known when it comes again.
 const ENDED: usize = 32;
-
-/// Two numbers of what was read and what was written.
-type Moved = (u64, u64);
 
 /// What was told.
 #[derive(Debug, Default)]
@@ -42,7 +38,7 @@ struct OfPod {
     gone: Usage,
     /// Sums that were told for want of the pod's own counters.
     summed: Usage,
-    /// The pod's own, as far as there were any: which of them are told of it.
+    /// Its own counters, each as last known.
     own: Usage,
 }
 
@@ -61,7 +57,7 @@ impl Steady {
         }
     }
 
-    /// A pod's counters, and nothing else: its own where there are any, else what all of its containers have used, those
+    /// A pod's counters, and nothing else: its own where they are known, else what all of its containers have used, those
     /// that ended, too. Of processors nothing is told while a running container's time is not known; of what is read and
     /// written, a container that did neither may have no number.
     pub(in crate::runtime) fn pod(&self, uid: &Uid, own: &Usage, running: &[(ContainerId, Usage)]) -> Usage {
@@ -81,24 +77,29 @@ impl Steady {
         if pod.containers.iter().any(is_silent) {
             sum.cpu_ns = None;
         }
-        pod.own = pod.own.most(own);
-        let had = pod.own;
         let wanted = Usage {
-            cpu_ns: sum.cpu_ns.filter(|_| had.cpu_ns.is_none()),
-            io_bytes: sum.io_bytes.filter(|_| had.io_bytes.is_none()),
-            io_operations: sum.io_operations.filter(|_| had.io_operations.is_none()),
+            cpu_ns: sum.cpu_ns.filter(|_| own.cpu_ns.is_none()),
+            io_bytes: sum.io_bytes.filter(|_| own.io_bytes.is_none()),
+            io_operations: sum.io_operations.filter(|_| own.io_operations.is_none()),
             ..Usage::default()
         };
         pod.summed = pod.summed.most(&wanted);
+        // What is not known for a moment is what it was, or more.
+        let last = Usage {
+            cpu_ns: pod.own.cpu_ns.filter(|_| own.cpu_ns.is_none()),
+            io_bytes: pod.own.io_bytes.filter(|_| own.io_bytes.is_none()),
+            io_operations: pod.own.io_operations.filter(|_| own.io_operations.is_none()),
+            ..Usage::default()
+        };
+        pod.own = Usage {
+            cpu_ns: own.cpu_ns.or(last.cpu_ns),
+            io_bytes: own.io_bytes.or(last.io_bytes),
+            io_operations: own.io_operations.or(last.io_operations),
+            ..Usage::default()
+        };
         // A cgroup that begins to count late has less than was told before.
-        let most = Usage::default().most(own).most(&pod.summed);
-        let is_told = |own: Option<Moved>, had: Option<Moved>| own.is_some() || had.is_none();
-        Usage {
-            cpu_ns: own.cpu_ns.or(wanted.cpu_ns).and(most.cpu_ns),
-            io_bytes: most.io_bytes.filter(|_| is_told(own.io_bytes, had.io_bytes)),
-            io_operations: most.io_operations.filter(|_| is_told(own.io_operations, had.io_operations)),
-            ..most
-        }
+        let most = Usage::default().most(own).most(&pod.summed).most(&last);
+        Usage { cpu_ns: own.cpu_ns.or(sum.cpu_ns).or(last.cpu_ns).and(most.cpu_ns), ..most }
     }
 
     /// Forgets all other containers and pods.
@@ -213,24 +214,10 @@ mod tests {
         let (steady, pod) = (Steady::default(), Uid::from("p"));
         let running = [(id("a"), used(100, 10))];
         let own = |usage: Usage| steady.pod(&pod, &usage, &running);
-        let cpu_alone = Usage { cpu_ns: Some(501), ..Usage::default() };
-        assert_eq!(own(cpu_alone), Usage { pids: None, ..used(501, 10) });
-        assert_eq!(own(used(502, 3)).io_bytes, Some((10, 5)), "the group began to count late");
-        assert_eq!(own(used(503, 40)), Usage { pids: None, ..used(503, 40) });
-    }
-
-    #[test]
-    fn a_pods_own_counter_that_is_missing_for_once_is_not_made_up() {
-        let (steady, pod) = (Steady::default(), Uid::from("p"));
-        let running = [(id("a"), used(100, 10))];
-        let own = |usage: Usage| steady.pod(&pod, &usage, &running);
-        assert_eq!(own(Usage::default()), Usage { pids: None, ..used(100, 10) });
         assert_eq!(own(used(500, 40)), Usage { pids: None, ..used(500, 40) });
-        // Whoever reads 100 now and 501 next takes that for 501 more.
-        assert_eq!(own(Usage::default()), Usage::default());
-        assert_eq!(own(used(501, 40)), Usage { pids: None, ..used(501, 40) });
-        let bytes_alone = Usage { io_bytes: Some((41, 5)), ..Usage::default() };
-        assert_eq!(own(bytes_alone), bytes_alone);
-        assert_eq!(own(used(7, 11)).cpu_ns, Some(100), "another sandbox, and what was told as a sum");
+        let cpu_alone = Usage { cpu_ns: Some(501), ..Usage::default() };
+        assert_eq!(own(cpu_alone), Usage { pids: None, ..used(501, 40) });
+        assert_eq!(own(Usage::default()), Usage { pids: None, ..used(501, 40) }, "not known for a moment");
+        assert_eq!(own(used(502, 3)).io_bytes, Some((10, 5)), "the group began to count late");
     }
 }
