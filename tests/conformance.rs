@@ -223,6 +223,8 @@ suite! {
             sim exempt: "simulated containers have no file system";
         a_read_only_mount_cannot_be_written,
             sim exempt: "simulated containers have no file system";
+        what_is_mounted_below_a_read_only_mount_is_read_only_where_that_is_asked_for,
+            sim exempt: "simulated containers have no file system";
         root_file_systems_are_not_shared,
             sim exempt: "simulated containers have no file system";
         last_words_are_left_on_the_node,

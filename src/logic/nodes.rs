@@ -68,6 +68,10 @@ pub struct MachineFacts {
     pub lacks: Option<String>,
     /// It gives no images to other nodes, and takes none.
     pub no_image_sharing: bool,
+    /// Its runtime makes mounts read-only all the way down.
+    pub recursive_read_only: bool,
+    /// Its runtime gives pods users of their own.
+    pub user_namespaces: bool,
     /// Names and sizes of the images.
     pub images: Vec<(Vec<String>, u64)>,
 }
@@ -156,6 +160,14 @@ pub fn node_status(facts: &MachineFacts, before: Option<&v1::NodeStatus>, now_ms
             system_uuid: facts.machine_id.clone(),
             ..v1::NodeSystemInfo::default()
         }),
+        runtime_handlers: Some(vec![v1::NodeRuntimeHandler {
+            // The usual one: there is no other.
+            name: Some(String::new()),
+            features: Some(v1::NodeRuntimeHandlerFeatures {
+                recursive_read_only_mounts: Some(facts.recursive_read_only),
+                user_namespaces: Some(facts.user_namespaces),
+            }),
+        }]),
         images: Some(
             facts
                 .images

@@ -2,7 +2,7 @@
 //!
 //! Owns: the table of such fields. A row goes when its field comes alive.
 
-use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, PodSpec, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{AppArmorProfile, Container, Pod, PodSpec, Volume};
 
 type InSpec = (&'static str, fn(&PodSpec) -> bool);
 type InContainer = (&'static str, fn(&Container) -> bool);
@@ -20,10 +20,6 @@ const IN_SPEC: &[InSpec] = &[
 ];
 
 const IN_CONTAINER: &[InContainer] = &[
-    ("volumeMounts.recursiveReadOnly", |c| {
-        let asks = |m: &VolumeMount| !matches!(m.recursive_read_only.as_deref(), None | Some("Disabled"));
-        c.volume_mounts.iter().flatten().any(asks)
-    }),
     ("resources.claims", |c| {
         c.resources.as_ref().is_some_and(|r| r.claims.iter().flatten().next().is_some())
     }),

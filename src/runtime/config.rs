@@ -133,6 +133,10 @@ pub struct Mount {
     pub container_path: String,
     /// Cannot be written through it.
     pub read_only: bool,
+    /// Nor can what is mounted below it; only with `read_only`, of a runtime that can do that
+    /// ([`recursive_read_only`](super::ContainerRuntime::recursive_read_only)), and without propagation.
+    #[serde(default)]
+    pub recursive_read_only: bool,
     /// The directory that `host_path` must not leave by any symlink, when others may write below it.
     #[serde(default)]
     pub within: Option<PathBuf>,

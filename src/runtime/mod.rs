@@ -79,6 +79,11 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         false
     }
 
+    /// Whether it makes mounts read-only all the way down: [`Mount::recursive_read_only`].
+    fn recursive_read_only(&self) -> bool {
+        false
+    }
+
     /// Tells the subnet from which pods on this node get their addresses (CIDR). Before the first sandbox, and again
     /// after each restart.
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError>;

@@ -135,6 +135,58 @@ pub async fn a_read_only_mount_cannot_be_written<H: Harness>(bench: &mut Bench<H
     assert_eq!(std::fs::read_to_string(host_path.join("note")).unwrap(), "fixed");
 }
 
+/// A file system of its own at a place of the node, taken off when the case ends.
+struct Below(std::path::PathBuf);
+
+impl Below {
+    fn at(place: std::path::PathBuf) -> Below {
+        std::fs::create_dir(&place).unwrap();
+        let options = Some("mode=777");
+        nix::mount::mount(Some("tmpfs"), &place, Some("tmpfs"), nix::mount::MsFlags::empty(), options)
+            .unwrap();
+        Below(place)
+    }
+}
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        let _ = nix::mount::umount2(&self.0, nix::mount::MntFlags::MNT_DETACH);
+    }
+}
+
+pub async fn what_is_mounted_below_a_read_only_mount_is_read_only_where_that_is_asked_for<H: Harness>(
+    bench: &mut Bench<H>,
+) {
+    let host_path = bench.shared_dir("above");
+    let below = Below::at(host_path.join("below"));
+    bench.sandbox("a").await;
+    let supported = bench.runtime().recursive_read_only();
+    for recursive_read_only in [false, true] {
+        if recursive_read_only && !supported {
+            eprintln!("{} cannot do that here: skipped", bench.runtime().name());
+            break;
+        }
+        let name = if recursive_read_only { "recursive" } else { "plain" };
+        let place = format!("/data/below/{name}=changed");
+        let config = ContainerConfig {
+            mounts: vec![Mount {
+                host_path: host_path.clone(),
+                container_path: "/data".into(),
+                read_only: true,
+                recursive_read_only,
+                ..Mount::default()
+            }],
+            ..bench.hello(name, &["--write", &place, "--once"])
+        };
+        let (_, exit) = bench.output_of("a", config).await;
+        let log = bench.log(name);
+        assert_eq!(exit.code != 0, recursive_read_only, "{name}: {log:?}");
+        assert_eq!(below.0.join(name).exists(), !recursive_read_only, "{name}: {log:?}");
+        let told = log.iter().any(|line| line.to_lowercase().contains("read-only"));
+        assert_eq!(told, recursive_read_only, "{name}: {log:?}");
+    }
+}
+
 pub async fn root_file_systems_are_not_shared<H: Harness>(bench: &mut Bench<H>) {
     bench.sandbox("a").await;
     let (_, exit) = bench.output_of("a", bench.hello("writer", &["--write", "/tmp/note=x", "--once"])).await;

@@ -254,3 +254,50 @@ fn a_pod_whose_shim_is_killed_gets_a_new_sandbox() {
     });
     cluster.kubectl(&["delete", "pod", "-n", ns, "--all"]).ok();
 }
+
+#[test]
+fn what_came_of_read_only_mounts_is_told() {
+    if !ready() {
+        return;
+    }
+    let cluster = shared();
+    let ns = "mounts";
+    cluster.namespace(ns);
+    let can = cluster.get(&["node", "n1"])["status"]["runtimeHandlers"][0].clone();
+    assert_eq!(can["name"], "");
+    let can = can["features"]["recursiveReadOnlyMounts"].as_bool().unwrap();
+    let mut container = hello("c", &[]);
+    container["volumeMounts"] = json!([
+        {"name": "v", "mountPath": "/plain"},
+        {"name": "v", "mountPath": "/fixed", "readOnly": true},
+        {"name": "v", "mountPath": "/all", "readOnly": true, "recursiveReadOnly": "IfPossible"},
+    ]);
+    let mut pod = bare_pod("told", "Always", &[container]);
+    pod["spec"]["volumes"] = json!([{"name": "v", "emptyDir": {}}]);
+    cluster.apply(ns, &pod);
+    let told = cluster.until_pod(ns, "told", "ready", is_ready);
+    let mode = if can { "Enabled" } else { "Disabled" };
+    assert_eq!(
+        told["status"]["containerStatuses"][0]["volumeMounts"],
+        json!([
+            {"name": "v", "mountPath": "/plain"},
+            {"name": "v", "mountPath": "/fixed", "readOnly": true, "recursiveReadOnly": "Disabled"},
+            {"name": "v", "mountPath": "/all", "readOnly": true, "recursiveReadOnly": mode},
+        ])
+    );
+    // A must is fulfilled, or the container waits and says why.
+    pod["metadata"]["name"] = "must".into();
+    pod["spec"]["containers"][0]["volumeMounts"][2]["recursiveReadOnly"] = "Enabled".into();
+    cluster.apply(ns, &pod);
+    if can {
+        cluster.until_pod(ns, "must", "ready", is_ready);
+    } else {
+        let waits = |pod: &Value| waiting(pod) == "CreateContainerConfigError";
+        let told = cluster.until_pod(ns, "must", "told why", waits).to_string();
+        assert!(told.contains("it is not supported by the runtime"), "{told}");
+    }
+    pod["metadata"]["name"] = "wrong".into();
+    pod["spec"]["containers"][0]["volumeMounts"][2]["readOnly"] = false.into();
+    let refused = cluster.kubectl_in(&["create", "-n", ns, "-f", "-"], &pod.to_string()).fails();
+    assert!(refused.contains("may only be specified when readOnly is true"), "{refused}");
+}

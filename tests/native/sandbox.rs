@@ -237,8 +237,7 @@ async fn a_set_user_id_program_gains_root_only_where_escalation_is_allowed() {
                 host_path: program.clone(),
                 container_path: "/set-user-id".into(),
                 read_only: true,
-                within: None,
-                propagation: troupe::runtime::Propagation::Private,
+                ..troupe::runtime::Mount::default()
             }];
         };
         let (lines, _) = bench.script(change, script).await;

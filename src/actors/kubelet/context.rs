@@ -138,6 +138,7 @@ impl NodeContext {
             pod_ip,
             allocatable: machine::allocatable(&self.dir),
             sources: self.configs.now(),
+            recursive_read_only: self.runtime.recursive_read_only(),
         }
     }
 }

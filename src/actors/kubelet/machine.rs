@@ -141,6 +141,8 @@ pub fn facts(node: &NodeContext, base: MachineFacts) -> MachineFacts {
         architecture: if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }.into(),
         runtime: format!("{}://{}", node.runtime.name(), node.runtime.version()),
         lacks: node.runtime.lacks().map(str::to_owned),
+        recursive_read_only: node.runtime.recursive_read_only(),
+        user_namespaces: node.runtime.user_namespaces(),
         ..base
     }
 }

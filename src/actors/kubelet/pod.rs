@@ -118,6 +118,7 @@ impl PodActor {
         }
         let pod = resize::first(&seed.node, &uid, pod);
         let mut machine = Machine::new(pod, seed.node.crash_loop, now_ms());
+        machine.recursive_read_only = seed.node.runtime.recursive_read_only();
         if !wanted.assigned {
             machine.evict();
         }

@@ -235,6 +235,7 @@ fn container_config(
                 host_path: m.host_path,
                 container_path: m.container_path,
                 read_only: m.read_only,
+                recursive_read_only: m.recursive_read_only,
                 within: m.within,
                 propagation: match m.propagation {
                     Propagation::Private => runtime::Propagation::Private,

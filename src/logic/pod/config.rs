@@ -57,6 +57,8 @@ pub struct Around {
     pub allocatable: Allocatable,
     /// The config maps and secrets that the node knows.
     pub sources: Arc<Sources>,
+    /// Its runtime makes mounts read-only all the way down.
+    pub recursive_read_only: bool,
 }
 
 /// What a container is to be like, in the runtime's terms but without its types.
@@ -124,7 +126,7 @@ pub fn plan(
     Ok(Plan {
         command: all(&container.command),
         args: all(&container.args),
-        mounts: mounts(pod, container, places, &vars)?,
+        mounts: mounts(pod, container, places, &vars, around.recursive_read_only)?,
         skipped_env: env.skipped.clone(),
         env: env.vars.clone(),
         sizes,

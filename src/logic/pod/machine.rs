@@ -67,6 +67,8 @@ pub struct Machine {
     pub(super) sandbox_failures: u32,
     /// Whether the node has room for what is asked beyond what the pod says.
     pub pending: Verdict,
+    /// The runtime makes mounts read-only all the way down where that is asked for.
+    pub recursive_read_only: bool,
     /// The generation of the pod's document with which what its containers were given last changed.
     pub(super) sized: Option<i64>,
     pub(super) notices: Vec<Notice>,
@@ -112,6 +114,7 @@ impl Machine {
             ending: None,
             sandbox_failures: 0,
             pending: Verdict::Fits,
+            recursive_read_only: false,
             sized: None,
             notices: Vec::new(),
             forget: Vec::new(),

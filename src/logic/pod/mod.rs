@@ -20,6 +20,7 @@ pub mod init;
 mod machine;
 pub mod probe;
 pub mod qos;
+mod read_only;
 pub mod refusal;
 pub mod resize;
 pub mod sources;

@@ -9,7 +9,7 @@ use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::Time, jiff::
 
 use super::{
     Container, ContainerPhase, Ended, Machine, Role, SandboxPhase, gates, init::container_named,
-    machine::image_in, refusal::DISRUPTION,
+    machine::image_in, read_only, refusal::DISRUPTION,
 };
 use crate::model::Phase;
 
@@ -280,7 +280,10 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
     let given = machine.given(&container.name);
     let runs = matches!(container.phase, ContainerPhase::Running { .. });
     let has_any = |r: &v1::ResourceRequirements| r.limits.is_some() || r.requests.is_some();
+    let mounts = container_named(&machine.pod, &container.name).and_then(|spec| spec.volume_mounts.clone());
+    let mounts = mounts.map(|mounts| read_only::statuses(&mounts, machine.recursive_read_only));
     v1::ContainerStatus {
+        volume_mounts: mounts.filter(|mounts| !mounts.is_empty()),
         allocated_resources: given.requests.filter(|_| container.role != Role::Ephemeral),
         resources: container.applied.clone().filter(|applied| runs && has_any(applied)),
         name: container.name.clone(),

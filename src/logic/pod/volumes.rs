@@ -16,7 +16,7 @@ use super::{
     config::{Around, Places, expand_noting},
     downward,
     env::content,
-    huge_pages,
+    huge_pages, read_only,
     sources::{Known, service_account},
 };
 use crate::{
@@ -308,6 +308,8 @@ pub struct MountPlan {
     pub container_path: String,
     /// Cannot be written through it.
     pub read_only: bool,
+    /// Nor can what is mounted below it.
+    pub recursive_read_only: bool,
     /// Which later mounts are seen on the other side.
     pub propagation: Propagation,
 }
@@ -324,7 +326,7 @@ pub enum Propagation {
     Both,
 }
 
-/// A container's mounts, given its environment.
+/// A container's mounts, given its environment, and whether the runtime makes mounts read-only all the way down.
 ///
 /// # Errors
 /// A sentence for the container's waiting state.
@@ -333,6 +335,7 @@ pub fn mounts(
     container: &v1::Container,
     places: &Places,
     env: &BTreeMap<&str, &str>,
+    can_recurse: bool,
 ) -> Result<Vec<MountPlan>, String> {
     let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_ref());
     let mut plans = Vec::new();
@@ -351,6 +354,7 @@ pub fn mounts(
             within: sub.map(|_| root),
             container_path: mount.mount_path.clone(),
             read_only: !writable || mount.read_only.unwrap_or(false),
+            recursive_read_only: read_only::recursive(mount, can_recurse)?,
             propagation: propagation(mount)?,
         });
     }
@@ -555,7 +559,8 @@ mod tests {
         let pod = pod(source, mount);
         let places = Places { pod_dir: "/p".into(), log_dir: "/l".into() };
         let env = BTreeMap::from([("NAME", "n"), ("UP", "../x")]);
-        mounts(&pod, &pod.spec.as_ref().unwrap().containers[0], &places, &env).map(|mut all| all.remove(0))
+        let container = &pod.spec.as_ref().unwrap().containers[0];
+        mounts(&pod, container, &places, &env, false).map(|mut all| all.remove(0))
     }
 
     #[test]
@@ -572,6 +577,7 @@ mod tests {
         let expanded = mounted(empty(), json!({"subPathExpr": "$(NAME)/$$(NAME)"})).unwrap();
         assert_eq!(expanded.host_path, PathBuf::from("/p/volumes/v/n/$(NAME)"));
         for (mount, message) in [
+            (json!({"readOnly": true, "recursiveReadOnly": "Enabled"}), "not supported by the runtime"),
             (json!({"subPath": "../../etc"}), "must stay inside"),
             (json!({"subPath": "/etc"}), "must stay inside"),
             (json!({"subPathExpr": "$(UP)"}), "must stay inside"),

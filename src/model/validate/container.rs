@@ -309,6 +309,23 @@ fn mounts(list: &[VolumeMount], volumes: &Volumes<'_>, privileged: bool, at: &Pa
             let detail = "Bidirectional mount propagation is available only to privileged containers";
             faults.forbidden(&at.field("mountPropagation"), detail);
         }
+        recursive_read_only(mount, &at.field("recursiveReadOnly"), faults);
+    }
+}
+
+fn recursive_read_only(mount: &VolumeMount, at: &Path<'_>, faults: &mut Faults) {
+    let Some(mode) = mount.recursive_read_only.as_deref() else { return };
+    match mode {
+        "Disabled" => {}
+        "Enabled" | "IfPossible" => {
+            if mount.read_only != Some(true) {
+                faults.forbidden(at, "may only be specified when readOnly is true");
+            }
+            if !matches!(mount.mount_propagation.as_deref(), None | Some("None")) {
+                faults.forbidden(at, "may only be specified when mountPropagation is None or not specified");
+            }
+        }
+        _ => faults.unsupported(at, mode, &["Disabled", "Enabled", "IfPossible"]),
     }
 }
 

@@ -240,6 +240,12 @@ fn what_pods_ask_of_their_node_is_validated_as_kubernetes_does() {
         pod["spec"]["volumes"] = volume.clone();
         pod
     };
+    let recursive = |mut mount: Value| {
+        (mount["name"], mount["mountPath"]) = ("v".into(), "/v".into());
+        let mut pod = container(json!({"volumeMounts": [mount]}));
+        pod["spec"]["volumes"] = volume.clone();
+        pod
+    };
     let unmasked = |fields: Value| {
         let mut pod = container(json!({"securityContext": {"procMount": "Unmasked"}}));
         overlay(&mut pod["spec"], fields);
@@ -270,6 +276,30 @@ fn what_pods_ask_of_their_node_is_validated_as_kubernetes_does() {
                 vec![
                     "spec.containers[0].volumeMounts[0].mountPropagation: Forbidden: Bidirectional mount propagation is \
                      available only to privileged containers",
+                ],
+            ),
+            (
+                recursive(
+                    json!({"readOnly": true, "recursiveReadOnly": "Enabled", "mountPropagation": "None"}),
+                ),
+                vec![],
+            ),
+            (recursive(json!({"readOnly": true, "recursiveReadOnly": "IfPossible"})), vec![]),
+            (recursive(json!({"recursiveReadOnly": "Disabled"})), vec![]),
+            (
+                recursive(json!({"recursiveReadOnly": "IfPossible", "mountPropagation": "HostToContainer"})),
+                vec![
+                    "spec.containers[0].volumeMounts[0].recursiveReadOnly: Forbidden: may only be specified when readOnly is \
+                     true",
+                    "spec.containers[0].volumeMounts[0].recursiveReadOnly: Forbidden: may only be specified when \
+                     mountPropagation is None or not specified",
+                ],
+            ),
+            (
+                recursive(json!({"readOnly": true, "recursiveReadOnly": "Always"})),
+                vec![
+                    "spec.containers[0].volumeMounts[0].recursiveReadOnly: Unsupported value: \"Always\": supported values: \
+                     \"Disabled\", \"Enabled\", \"IfPossible\"",
                 ],
             ),
             (

@@ -56,6 +56,8 @@ pub(super) struct Driver {
     pub(super) steady: Steady,
     /// Cgroups are of version 2.
     unified: bool,
+    /// It makes mounts read-only all the way down.
+    pub recursive_read_only: bool,
     /// Held while a sandbox changes.
     locks: Mutex<HashMap<Uid, Arc<AsyncMutex<()>>>>,
     /// What is run in containers beside their own programs.
@@ -84,6 +86,7 @@ impl Driver {
             watch: Watch::default(),
             images: images::Images::new(found.sandbox_image.clone()),
             exchange: Exchange::new(&config.root),
+            recursive_read_only: found.recursive_read_only,
             network: AsyncMutex::new(Network::new(found)),
             unified: hierarchies.unified(),
             cgroups: own.then_some(hierarchies),

@@ -191,6 +191,10 @@ impl ContainerRuntime for CriRuntime {
         self.hand.run_along(|driver| async move { driver.answers().await }).await
     }
 
+    fn recursive_read_only(&self) -> bool {
+        self.hand.driver().recursive_read_only
+    }
+
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
         let cidr = cidr.to_owned();
         self.hand.run(|driver| async move { driver.set_pod_cidr(&cidr).await }).await

@@ -41,6 +41,8 @@ pub(super) struct Found {
     pub sandbox_image: Option<String>,
     /// Cgroups are made by systemd.
     pub systemd: bool,
+    /// Mounts can be read-only all the way down.
+    pub recursive_read_only: bool,
 }
 
 impl Found {
@@ -53,6 +55,10 @@ impl Found {
     fn read(status: &proto::StatusResponse) -> Found {
         let conditions =
             status.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+        // Runtimes older than Kubernetes 1.30 say nothing of it. The usual one has no name, also beside its own.
+        let mut handlers = status.runtime_handlers.iter().filter(|handler| handler.name.is_empty());
+        let recursive_read_only =
+            handlers.any(|of| of.features.as_ref().is_some_and(|of| of.recursive_read_only_mounts));
         let network_ready = conditions.iter().any(|of| of.kind == "NetworkReady" && of.status);
         // containerd tells its configuration; others' directories are the usual ones.
         let config: Value =
@@ -72,6 +78,7 @@ impl Found {
             configurations: path(&["/cni/confDir"], CONFIGURATIONS),
             sandbox_image: image.filter(|image| !image.is_empty()).map(str::to_owned),
             systemd: options.and_then(Value::as_bool) == Some(true),
+            recursive_read_only,
         }
     }
 
@@ -255,7 +262,25 @@ mod tests {
         Found::read(&proto::StatusResponse {
             status: Some(proto::RuntimeStatus { conditions: vec![condition] }),
             info: [("config".to_owned(), config.to_string())].into(),
+            runtime_handlers: Vec::new(),
         })
+    }
+
+    #[test]
+    fn whether_mounts_can_be_read_only_all_the_way_down_is_what_the_usual_handler_says() {
+        let handler = |name: &str, recursive_read_only_mounts| proto::RuntimeHandler {
+            name: name.into(),
+            features: Some(proto::RuntimeHandlerFeatures { recursive_read_only_mounts }),
+        };
+        for (runtime_handlers, can) in [
+            (vec![], false),
+            (vec![handler("kata", true)], false),
+            (vec![handler("kata", false), handler("", true)], true),
+            (vec![handler("", false), handler("runc", true)], false),
+        ] {
+            let status = proto::StatusResponse { runtime_handlers, ..proto::StatusResponse::default() };
+            assert_eq!(Found::read(&status).recursive_read_only, can, "{status:?}");
+        }
     }
 
     #[test]

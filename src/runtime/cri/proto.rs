@@ -56,7 +56,13 @@ messages! {
     StatusResponse {
         status: Option<RuntimeStatus> = [message, optional, tag = "1"],
         info: Map = [map = "string, string", tag = "2"],
+        runtime_handlers: Vec<RuntimeHandler> = [message, repeated, tag = "3"],
     }
+    RuntimeHandler {
+        name: String = [string, tag = "1"],
+        features: Option<RuntimeHandlerFeatures> = [message, optional, tag = "2"],
+    }
+    RuntimeHandlerFeatures { recursive_read_only_mounts: bool = [bool, tag = "1"] }
     RuntimeStatus { conditions: Vec<RuntimeCondition> = [message, repeated, tag = "1"] }
     RuntimeCondition {
         kind: String = [string, tag = "1"],
@@ -149,6 +155,7 @@ messages! {
         host_path: String = [string, tag = "2"],
         readonly: bool = [bool, tag = "3"],
         propagation: i32 = [int32, tag = "5"],
+        recursive_read_only: bool = [bool, tag = "8"],
     }
     HugepageLimit { page_size: String = [string, tag = "1"], limit: u64 = [uint64, tag = "2"] }
     LinuxContainerResources {

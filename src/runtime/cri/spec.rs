@@ -227,9 +227,11 @@ fn mounts(config: &ContainerConfig, hosts: &Path) -> Vec<Mount> {
         host_path: source.to_string_lossy().into_owned(),
         readonly: false,
         propagation: propagation(Propagation::Private),
+        recursive_read_only: false,
     };
     let given = config.mounts.iter().map(|m| Mount {
         readonly: m.read_only,
+        recursive_read_only: m.read_only && m.recursive_read_only,
         propagation: propagation(m.propagation),
         ..bind(&m.host_path, &m.container_path)
     });
@@ -314,6 +316,12 @@ mod tests {
             |pod| pod.memory_bytes = 1024,
             |config| {
                 config.working_dir = Some("app".into());
+                config.mounts = vec![crate::runtime::Mount {
+                    container_path: "/v".into(),
+                    read_only: true,
+                    recursive_read_only: true,
+                    ..crate::runtime::Mount::default()
+                }];
                 config.env =
                     vec![("A".into(), "1".into()), ("B".into(), "x=y".into()), ("A".into(), "2".into())];
                 config.resources.memory_limit_bytes = 4096;
@@ -325,6 +333,8 @@ mod tests {
             (made.mounts[0].host_path.as_str(), made.mounts[0].container_path.as_str()),
             ("/h", "/etc/hosts")
         );
+        let recursive = |at: usize| (made.mounts[at].readonly, made.mounts[at].recursive_read_only);
+        assert_eq!((recursive(0), recursive(1)), ((false, false), (true, true)));
         let env: Vec<_> = made.envs.iter().map(|var| format!("{}={}", var.key, var.value)).collect();
         assert_eq!(env, ["A=2", "B=x=y"]);
         let limits = made.linux.unwrap().resources.unwrap();

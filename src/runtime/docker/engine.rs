@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use bollard::{API_DEFAULT_VERSION, Docker, errors::Error};
 
-use crate::runtime::RuntimeError;
+use crate::runtime::{RuntimeError, native::sets_mounts_recursively};
 
 /// Where the engine listens unless `DOCKER_HOST` says otherwise.
 const USUAL_SOCKET: &str = "/var/run/docker.sock";
@@ -42,6 +42,12 @@ pub(super) async fn connect(socket: &Path) -> Result<(Docker, String), RuntimeEr
     let docker = docker.negotiate_version().await.map_err(fault)?;
     let version = docker.version().await.map_err(fault)?.version.unwrap_or_default();
     Ok((docker, version))
+}
+
+/// Whether an engine (version 25 and newer, with Linux 5.12) makes mounts read-only all the way down.
+pub(super) fn mounts_recursively(docker: &Docker) -> bool {
+    let version = docker.client_version();
+    (version.major_version, version.minor_version) >= (1, 44) && sets_mounts_recursively()
 }
 
 /// Says what is wrong with a socket and what to do.

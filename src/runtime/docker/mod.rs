@@ -162,6 +162,10 @@ impl ContainerRuntime for DockerRuntime {
         self.hand.run_along(|driver| async move { driver.answers().await }).await
     }
 
+    fn recursive_read_only(&self) -> bool {
+        engine::mounts_recursively(&self.hand.driver().docker)
+    }
+
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {
         let cidr = cidr.to_owned();
         self.hand.run(|driver| async move { driver.set_pod_cidr(&cidr).await }).await

@@ -183,6 +183,9 @@ fn mounts(config: &ContainerConfig) -> Vec<Mount> {
                 Propagation::HostToContainer => MountBindOptionsPropagationEnum::RSLAVE,
                 Propagation::Bidirectional => MountBindOptionsPropagationEnum::RSHARED,
             }),
+            // Of itself an engine from version 25 on makes them so all the way down where it can.
+            read_only_non_recursive: (m.read_only && !m.recursive_read_only).then_some(true),
+            read_only_force_recursive: (m.read_only && m.recursive_read_only).then_some(true),
             ..MountBindOptions::default()
         }),
         ..bind(&m.host_path, &m.container_path, m.read_only)
@@ -251,13 +254,22 @@ mod tests {
         let mount = crate::runtime::Mount {
             host_path: "/h".into(),
             container_path: "/c".into(),
-            read_only: true,
-            within: None,
             propagation: Propagation::HostToContainer,
+            ..crate::runtime::Mount::default()
         };
-        let host = made(&pod(|_| ()), |config| config.mounts = vec![mount]).host_config.unwrap();
-        let options = host.mounts.unwrap().remove(0).bind_options.unwrap();
-        assert_eq!(options.propagation, Some(MountBindOptionsPropagationEnum::RSLAVE));
+        let options = |change: fn(&mut crate::runtime::Mount)| {
+            let mut mount = mount.clone();
+            change(&mut mount);
+            let host = made(&pod(|_| ()), |config| config.mounts = vec![mount]).host_config.unwrap();
+            host.mounts.unwrap().remove(0).bind_options.unwrap()
+        };
+        assert_eq!(options(|_| ()).propagation, Some(MountBindOptionsPropagationEnum::RSLAVE));
+        let how =
+            |options: MountBindOptions| (options.read_only_non_recursive, options.read_only_force_recursive);
+        assert_eq!(how(options(|_| ())), (None, None));
+        assert_eq!(how(options(|mount| mount.read_only = true)), (Some(true), None));
+        let recursive = options(|mount| (mount.read_only, mount.recursive_read_only) = (true, true));
+        assert_eq!(how(recursive), (None, Some(true)));
     }
 
     #[test]

@@ -47,7 +47,7 @@ use tokio::{
     sync::{broadcast, oneshot},
 };
 
-pub(super) use self::sys::kill as send_signal;
+pub(super) use self::sys::{kill as send_signal, sets_mounts_recursively};
 pub use self::{check::check, mounts::unmount_below, shim::shim_main, state::holds_sandboxes};
 use self::{
     driver::{Driver, blocking},
@@ -188,6 +188,10 @@ impl ContainerRuntime for NativeRuntime {
     fn user_namespaces(&self) -> bool {
         // An ordinary user has but one number to give away.
         !userns::inside()
+    }
+
+    fn recursive_read_only(&self) -> bool {
+        sys::sets_mounts_recursively()
     }
 
     async fn set_pod_cidr(&self, cidr: &str) -> Result<(), RuntimeError> {

@@ -280,8 +280,12 @@ fn reaches_node(mount: &Mount) -> bool {
 /// What the library does of a bind is to copy it as it is, so what these words say has to be true of the source: the
 /// pod's mounts are slaves of the node's, and the shim holds those that are to be something else.
 fn volume(mount: &Mount) -> Value {
-    let mut volume =
-        bind(&mount.host_path, &mount.container_path, if mount.read_only { &["ro"] } else { &[] });
+    let access: &[&str] = match (mount.read_only, mount.recursive_read_only) {
+        (false, _) => &[],
+        (true, false) => &["ro"],
+        (true, true) => &["ro", "rro"],
+    };
+    let mut volume = bind(&mount.host_path, &mount.container_path, access);
     match mount.propagation {
         Propagation::Private => {}
         Propagation::HostToContainer => volume["options"][1] = "rslave".into(),
@@ -497,6 +501,9 @@ mod tests {
         assert_eq!(options(|_| ()), json!(["rbind", "rprivate"]));
         let from_node = options(|mount| mount.propagation = Propagation::HostToContainer);
         assert_eq!(from_node, json!(["rbind", "rslave"]));
+        assert_eq!(options(|mount| mount.read_only = true), json!(["rbind", "rprivate", "ro"]));
+        let recursive = options(|mount| (mount.read_only, mount.recursive_read_only) = (true, true));
+        assert_eq!(recursive, json!(["rbind", "rprivate", "ro", "rro"]));
         assert!(at("/data") < at("/data/in/side"));
         assert_eq!(destinations.iter().filter(|d| **d == "/etc/hosts").count(), 1);
     }

@@ -12,6 +12,7 @@ use std::{
         unix::ffi::OsStrExt as _,
     },
     path::Path,
+    sync::OnceLock,
 };
 
 use nix::{
@@ -180,6 +181,27 @@ pub(super) fn map_owners(tree: &OwnedFd, users: &impl AsRawFd) -> io::Result<()>
         )
     };
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether this kernel (Linux 5.12 and newer), as far as we may ask, can change a mount with all below it.
+pub(in crate::runtime) fn sets_mounts_recursively() -> bool {
+    static CAN: OnceLock<bool> = OnceLock::new();
+    *CAN.get_or_init(|| {
+        let attributes = MountAttributes { set: 0, clear: 0, propagation: 0, users: 0 };
+        // SAFETY: the kernel reads a string and a struct of its own layout that live across the call, and integers; there is no
+        // such descriptor, so that nothing is changed.
+        let set = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                -1,
+                c"".as_ptr(),
+                libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+                &raw const attributes,
+                size_of::<MountAttributes>(),
+            )
+        };
+        set == 0 || io::Error::last_os_error().raw_os_error() == Some(libc::EBADF)
+    })
 }
 
 /// The kernel's `struct mount_attr`.

@@ -311,6 +311,11 @@ impl ContainerRuntime for SimRuntime {
         self.machine().look().events.subscribe()
     }
 
+    /// Nothing is written through any mount.
+    fn recursive_read_only(&self) -> bool {
+        true
+    }
+
     /// Nothing runs, so nothing looks at files.
     fn has_files(&self) -> bool {
         false
