@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::{
     api::core::v1::{
-        Container, ContainerPort, EmptyDirVolumeSource, HTTPGetAction, LifecycleHandler, ObjectFieldSelector,
-        Pod, PodSecurityContext, PodSpec, Probe, ResourceRequirements, Toleration, Volume,
+        Container, ContainerPort, EmptyDirVolumeSource, EnvVar, HTTPGetAction, LifecycleHandler,
+        ObjectFieldSelector, Pod, PodSecurityContext, PodSpec, Probe, ResourceRequirements, Toleration,
+        Volume,
     },
     apimachinery::pkg::api::resource::Quantity,
 };
@@ -85,6 +86,9 @@ pub(crate) fn pod_spec(spec: &mut PodSpec) {
         pull_policy(&mut c.image_pull_policy, c.image.as_deref());
         text(&mut c.termination_message_path, "/dev/termination-log");
         text(&mut c.termination_message_policy, "File");
+        // They are refused, and for that reason alone.
+        c.ports.iter_mut().flatten().for_each(container_port);
+        c.env.iter_mut().flatten().for_each(variable);
     }
     for v in spec.volumes.iter_mut().flatten() {
         volume(v);
@@ -99,20 +103,8 @@ fn container(c: &mut Container) {
     for list in [&mut resources.limits, &mut resources.requests].into_iter().flatten() {
         canonical(list);
     }
-    for port in c.ports.iter_mut().flatten() {
-        container_port(port);
-    }
-    for var in c.env.iter_mut().flatten() {
-        if let Some(from) = &mut var.value_from {
-            if let Some(field) = &mut from.field_ref {
-                field_ref(field);
-            }
-            if let Some(resource) = &mut from.resource_field_ref {
-                let divisor = resource.divisor.get_or_insert_with(|| Quantity("0".into()));
-                divisor.0 = quantity::canonical(&divisor.0);
-            }
-        }
-    }
+    c.ports.iter_mut().flatten().for_each(container_port);
+    c.env.iter_mut().flatten().for_each(variable);
     for p in [&mut c.liveness_probe, &mut c.readiness_probe, &mut c.startup_probe].into_iter().flatten() {
         probe(p);
     }
@@ -120,6 +112,17 @@ fn container(c: &mut Container) {
         for handler in [&mut lifecycle.post_start, &mut lifecycle.pre_stop].into_iter().flatten() {
             lifecycle_handler(handler);
         }
+    }
+}
+
+fn variable(var: &mut EnvVar) {
+    let Some(from) = &mut var.value_from else { return };
+    if let Some(field) = &mut from.field_ref {
+        field_ref(field);
+    }
+    if let Some(resource) = &mut from.resource_field_ref {
+        let divisor = resource.divisor.get_or_insert_with(|| Quantity("0".into()));
+        divisor.0 = quantity::canonical(&divisor.0);
     }
 }
 

@@ -112,7 +112,7 @@ fn lifecycle_and_probes(c: &Container, around: &Around<'_>, at: &Path<'_>, fault
 }
 
 /// What holds for every container.
-fn container(c: &Container, around: &Around<'_>, at: &Path<'_>, faults: &mut Faults) {
+pub(super) fn container(c: &Container, around: &Around<'_>, at: &Path<'_>, faults: &mut Faults) {
     if c.name.is_empty() {
         faults.required(&at.field("name"), "");
     } else {

@@ -2,18 +2,21 @@
 
 use std::collections::HashSet;
 
-use k8s_openapi::api::core::v1::{EphemeralContainer, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod, PodSpec};
 
-use crate::model::{
-    fault::{Faults, Path},
-    names,
-};
+use super::{container, pod::Around, resize::MIRROR};
+use crate::model::fault::{Faults, Path};
 
 /// Validates the pod that a request to `ephemeralcontainers` comes to; nothing but those may have changed by now.
 pub(crate) fn ephemeral_update(new: &Pod, old: &Pod, faults: &mut Faults) {
-    let (Some(new), Some(old)) = (&new.spec, &old.spec) else { return };
+    let is_mirror = |pod: &Pod| pod.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(MIRROR));
+    let (of_file, new, old) = (is_mirror(old), &new.spec, &old.spec);
+    let (Some(new), Some(old)) = (new, old) else { return };
     let at = Path::Root("spec");
     let at = at.field("ephemeralContainers");
+    if of_file {
+        return faults.forbidden(&at, "static pods do not support ephemeral containers");
+    }
     let list = |spec: &PodSpec| spec.ephemeral_containers.clone().unwrap_or_default();
     let (list, before) = (list(new), list(old));
     for container in &before {
@@ -31,11 +34,16 @@ pub(crate) fn ephemeral_update(new: &Pod, old: &Pod, faults: &mut Faults) {
             }
         }
     }
+    // What is wrong with the pod itself is none of this request's.
+    let around = Around::of(new, &Path::Root("spec"), &mut Faults::default());
     let others = || new.containers.iter().chain(new.init_containers.iter().flatten());
     let mut seen: HashSet<&str> = others().map(|c| c.name.as_str()).collect();
     for (index, container) in list.iter().enumerate() {
         let at = at.index(index);
-        one(container, &at, faults);
+        // Those that are there may have come when less was asked of them, and do not change.
+        if !before.contains(container) {
+            one(container, &around, &at, faults);
+        }
         if !seen.insert(container.name.as_str()) {
             faults.duplicate(&at.field("name"), &container.name);
         }
@@ -47,14 +55,12 @@ pub(crate) fn ephemeral_update(new: &Pod, old: &Pod, faults: &mut Faults) {
     }
 }
 
-fn one(c: &EphemeralContainer, at: &Path<'_>, faults: &mut Faults) {
-    if c.name.is_empty() {
-        faults.required(&at.field("name"), "");
-    } else {
-        faults.invalid_each(&at.field("name"), &c.name, names::dns1123_label(&c.name));
-    }
-    if c.image.as_deref().is_none_or(str::is_empty) {
-        faults.required(&at.field("image"), "");
+/// What holds for every container, and what not for one that is only there to look.
+fn one(c: &EphemeralContainer, around: &Around<'_>, at: &Path<'_>, faults: &mut Faults) {
+    container::container(&plain(c), around, at, faults);
+    let image = c.image.as_deref().unwrap_or_default();
+    if image.trim() != image {
+        faults.invalid(&at.field("image"), image, "must not have leading or trailing whitespace");
     }
     for (field, set) in [
         ("ports", c.ports.is_some()),
@@ -73,13 +79,18 @@ fn one(c: &EphemeralContainer, at: &Path<'_>, faults: &mut Faults) {
     for (index, mount) in c.volume_mounts.iter().flatten().enumerate() {
         let at = at.field("volumeMounts");
         let at = at.index(index);
-        if mount.sub_path.is_some() {
+        if mount.sub_path.as_deref().is_some_and(|path| !path.is_empty()) {
             faults.forbidden(&at.field("subPath"), "cannot be set for an Ephemeral Container");
         }
-        if mount.sub_path_expr.is_some() {
+        if mount.sub_path_expr.as_deref().is_some_and(|path| !path.is_empty()) {
             faults.forbidden(&at.field("subPathExpr"), "cannot be set for an Ephemeral Container");
         }
     }
+}
+
+/// The same as a container of the pod: every field but the target is one's, too.
+fn plain(c: &EphemeralContainer) -> Container {
+    serde_json::to_value(c).and_then(serde_json::from_value).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -88,41 +99,131 @@ mod tests {
 
     use super::*;
 
+    /// A pod with these ephemeral containers, complete but for what they say.
     fn pod(ephemeral: &[Value]) -> Pod {
+        let complete = |container: &Value| {
+            let mut complete = json!({"terminationMessagePolicy": "File", "imagePullPolicy": "IfNotPresent"});
+            let fields = container.as_object().cloned().unwrap_or_default();
+            complete.as_object_mut().unwrap().extend(fields);
+            complete
+        };
         serde_json::from_value(json!({"spec": {"containers": [{"name": "c", "image": "i"}],
-            "ephemeralContainers": ephemeral}}))
+            "initContainers": [{"name": "before", "image": "i"}],
+            "volumes": [{"name": "v", "emptyDir": {}}],
+            "ephemeralContainers": ephemeral.iter().map(complete).collect::<Vec<_>>()}}))
         .unwrap()
+    }
+
+    /// What is wrong with a new state: places and sentences.
+    fn told(new: &Pod, old: &Pod) -> Vec<String> {
+        let mut faults = Faults::default();
+        ephemeral_update(new, old, &mut faults);
+        let causes = faults.into_result().err().unwrap_or_default();
+        causes.into_iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
     }
 
     #[test]
     fn ephemeral_containers_are_added_and_stay() {
         let plain = json!({"name": "d", "image": "i", "targetContainerName": "c"});
         let (with, without) = (pod(std::slice::from_ref(&plain)), pod(&[]));
-        for (new, old, word) in [
-            (with.clone(), &without, ""),
-            (with.clone(), &with, ""),
-            (pod(&[json!({"name": "d", "image": "other"})]), &with, "may not be changed"),
-            (without.clone(), &with, "may not be removed"),
-            (pod(&[json!({"name": "c", "image": "i"})]), &without, "Duplicate"),
-            (pod(&[json!({"name": "d"})]), &without, "Required"),
-            (pod(&[json!({"name": "d", "image": "i", "targetContainerName": "x"})]), &without, "Not found"),
+        let mut of_file = without.clone();
+        of_file.metadata.annotations = Some([(MIRROR.to_owned(), "hash".to_owned())].into());
+        let all = "spec.ephemeralContainers";
+        for (new, old, expected) in [
+            (with.clone(), &without, None),
+            (with.clone(), &with, None),
             (
-                pod(&[json!({"name": "d", "image": "i", "ports": [{"containerPort": 1}]})]),
-                &without,
-                "Ephemeral Container",
+                pod(&[json!({"name": "d", "image": "other"})]),
+                &with,
+                Some("Forbidden: existing ephemeral containers \"d\" may not be changed\n"),
+            ),
+            (
+                without.clone(),
+                &with,
+                Some("Forbidden: existing ephemeral containers \"d\" may not be removed\n"),
+            ),
+            (with.clone(), &of_file, Some("Forbidden: static pods do not support ephemeral containers")),
+        ] {
+            let expected = expected.map(|sentence| format!("{all}: {sentence}"));
+            assert_eq!(told(&new, old), Vec::from_iter(expected));
+        }
+        // What came when less was asked for does not stand in the way of another.
+        let careless = json!({"name": "d", "image": "i", "securityContext": {"runAsUser": -1}});
+        let another = json!({"name": "e", "image": "i"});
+        let old = pod(std::slice::from_ref(&careless));
+        assert_eq!(told(&pod(&[careless, another]), &old), [""; 0]);
+    }
+
+    #[test]
+    fn what_an_ephemeral_container_says_is_validated_as_a_containers_and_some_of_it_refused() {
+        let forbidden = "Forbidden: cannot be set for an Ephemeral Container";
+        let probe = json!({"tcpSocket": {"port": 1}});
+        for (fields, expected) in [
+            (json!({"targetContainerName": "before"}), vec![]),
+            (json!({"name": "c"}), vec!["name: Duplicate value: \"c\""]),
+            (json!({"name": "before"}), vec!["name: Duplicate value: \"before\""]),
+            (json!({"name": ""}), vec!["name: Required value"]),
+            (json!({"image": ""}), vec!["image: Required value"]),
+            (
+                json!({"image": " i"}),
+                vec!["image: Invalid value: \" i\": must not have leading or trailing whitespace"],
+            ),
+            (json!({"targetContainerName": "x"}), vec!["targetContainerName: Not found: \"x\""]),
+            (
+                json!({"imagePullPolicy": "Sometimes"}),
+                vec![
+                    "imagePullPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \"IfNotPresent\", \
+                     \"Never\"",
+                ],
+            ),
+            (
+                json!({"securityContext": {"runAsUser": -1}}),
+                vec![
+                    "securityContext.runAsUser: Invalid value: -1: must be between 0 and 2147483647, inclusive",
+                ],
+            ),
+            (
+                json!({"securityContext": {"procMount": "Unmasked"}}),
+                vec![
+                    "securityContext.procMount: Invalid value: \"Unmasked\": `hostUsers` must be false to use `Unmasked`",
+                ],
+            ),
+            (
+                json!({"securityContext": {"seccompProfile": {"type": "Some"}}}),
+                vec![
+                    "securityContext.seccompProfile.type: Unsupported value: \"Some\": supported values: \"Localhost\", \
+                     \"RuntimeDefault\", \"Unconfined\"",
+                ],
+            ),
+            (json!({"env": [{"name": ""}]}), vec!["env[0].name: Required value"]),
+            (json!({"volumeMounts": [{"name": "v", "mountPath": "/v"}]}), vec![]),
+            (
+                json!({"volumeMounts": [{"name": "w", "mountPath": "/v", "subPath": "a"}]}),
+                vec![
+                    "volumeMounts[0].name: Not found: \"w\"",
+                    "volumeMounts[0].subPath: Forbidden: cannot be set for an Ephemeral Container",
+                ],
+            ),
+            (json!({"ports": [{"containerPort": 1, "protocol": "TCP"}]}), vec!["ports"]),
+            (json!({"livenessProbe": probe}), vec!["livenessProbe"]),
+            (json!({"readinessProbe": probe}), vec!["readinessProbe"]),
+            (json!({"startupProbe": probe}), vec!["startupProbe"]),
+            (json!({"lifecycle": {}}), vec!["lifecycle"]),
+            (json!({"resources": {"limits": {"cpu": "1"}}}), vec!["resources"]),
+            (json!({"restartPolicy": "Always"}), vec!["restartPolicy"]),
+            (
+                json!({"resizePolicy": [{"resourceName": "cpu", "restartPolicy": "NotRequired"}]}),
+                vec!["resizePolicy"],
             ),
         ] {
-            let mut faults = Faults::default();
-            ephemeral_update(&new, old, &mut faults);
-            let told: Vec<String> = match faults.into_result() {
-                Ok(()) => Vec::new(),
-                Err(causes) => causes.into_iter().map(|cause| cause.message).collect(),
-            };
-            if word.is_empty() {
-                assert_eq!(told, [""; 0]);
-            } else {
-                assert!(told.iter().any(|text| text.contains(word)), "{word}: {told:?}");
-            }
+            let mut container = json!({"name": "d", "image": "i"});
+            container.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+            let expected: Vec<String> = expected
+                .into_iter()
+                .map(|of| if of.contains(": ") { of.to_owned() } else { format!("{of}: {forbidden}") })
+                .map(|of| format!("spec.ephemeralContainers[0].{of}"))
+                .collect();
+            assert_eq!(told(&pod(&[container]), &pod(&[])), expected, "{fields}");
         }
     }
 }

@@ -37,6 +37,23 @@ pub(super) struct Around<'a> {
     pub(super) host_users: bool,
 }
 
+impl<'a> Around<'a> {
+    /// That of a pod whose spec lies at `at`; what is wrong with its volumes is found on the way.
+    pub(super) fn of(spec: &'a PodSpec, at: &Path<'_>, faults: &mut Faults) -> Around<'a> {
+        Around {
+            volumes: volume::volumes(
+                spec.volumes.as_deref().unwrap_or_default(),
+                &at.field("volumes"),
+                faults,
+            ),
+            grace_seconds: spec.termination_grace_period_seconds.unwrap_or(0).max(0),
+            never_restarts: spec.restart_policy.as_deref() == Some("Never"),
+            os: spec.os.as_ref().map(|os| os.name.as_str()),
+            host_users: spec.host_users != Some(false),
+        }
+    }
+}
+
 /// Validates a new pod (metadata excepted).
 pub(crate) fn pod(pod: &Pod, faults: &mut Faults) {
     let at = Path::Root("spec");
@@ -87,14 +104,7 @@ pub(super) fn any_pod(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
 
 /// Validates a pod's spec, or a template's, that lies at `at`.
 pub(crate) fn pod_spec(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
-    let volumes = volume::volumes(spec.volumes.as_deref().unwrap_or_default(), &at.field("volumes"), faults);
-    let around = Around {
-        volumes,
-        grace_seconds: spec.termination_grace_period_seconds.unwrap_or(0).max(0),
-        never_restarts: spec.restart_policy.as_deref() == Some("Never"),
-        os: spec.os.as_ref().map(|os| os.name.as_str()),
-        host_users: spec.host_users != Some(false),
-    };
+    let around = Around::of(spec, at, faults);
     container::containers(&spec.containers, &around, &at.field("containers"), faults);
     container::init_containers(spec, &around, &at.field("initContainers"), faults);
     one_of(

@@ -15,7 +15,7 @@ use crate::model::{
 };
 
 /// Names a pod that stands for one out of a file on its node.
-const MIRROR: &str = "kubernetes.io/config.mirror";
+pub(super) const MIRROR: &str = "kubernetes.io/config.mirror";
 const RESTART: &str = "RestartContainer";
 
 /// Validates the pod that a request to `resize` comes to; only resources of containers differ by now.
