@@ -2,7 +2,8 @@
 //!
 //! Owns: [`Pulls`], a thread that pulls for one node, started with the first pull so that nodes without one pay
 //! nothing, and [`RegistryConfig`]. Invariants: pulls of one name with the same credentials at a time are one pull, and so
-//! is what is taken from other nodes; a registry that hangs takes a turn here, but nothing from whoever starts containers.
+//! is what is taken from other nodes; a registry that hangs or drips takes turns from its own pulls only, and nothing from
+//! whoever starts containers; a pull that nobody waits for any more is given up.
 //!
 //! ```text
 //! Pulls ─▶ pull ─▶ session (manifests, layers, tokens) ─▶ http (TLS, redirects, timeouts)
@@ -29,12 +30,13 @@ use std::{
 
 use futures_util::{
     FutureExt as _,
-    future::{BoxFuture, Shared},
+    future::{BoxFuture, WeakShared},
 };
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use tokio::{
     runtime::{Builder, Handle},
-    sync::{Semaphore, oneshot},
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    task::AbortHandle,
 };
 
 use self::http::Http;
@@ -56,6 +58,10 @@ pub struct RegistryConfig {
     pub connect: Duration,
     /// Silence for so long is a broken connection.
     pub idle: Duration,
+    /// So long may all take that comes before the layers: tokens, manifests, the configuration.
+    pub answers: Duration,
+    /// So long a layer may take, and a second more for every 16 KiB of it that came.
+    pub layer: Duration,
     /// Where the thread that pulls is started.
     pub threads: Threads,
 }
@@ -93,6 +99,8 @@ impl Default for RegistryConfig {
             roots: Vec::new(),
             connect: Duration::from_secs(10),
             idle: Duration::from_secs(30),
+            answers: Duration::from_secs(120),
+            layer: Duration::from_secs(300),
             threads: Threads::default(),
         }
     }
@@ -116,8 +124,11 @@ impl RegistryConfig {
     }
 }
 
-/// Images pulled at once, those of other pods wait: each has three layers under way.
+/// Images pulled at once from one registry, those of other pods wait: each has three layers under way.
 const PULLS_AT_ONCE: usize = 8;
+/// Images pulled at once from all registries: so many of the largest manifests are no burden, and who wants to hold up the
+/// others has to keep four registries slow.
+const PULLS_IN_ALL: usize = 4 * PULLS_AT_ONCE;
 /// Threads that write and unpack, for all pulls.
 const BLOCKING_THREADS: usize = 8;
 
@@ -133,7 +144,22 @@ enum Supplier {
     Nodes(String),
 }
 
-type Pulling = Shared<BoxFuture<'static, Result<Image, RuntimeError>>>;
+type Waiting = BoxFuture<'static, Result<Image, RuntimeError>>;
+
+/// A pull under way. It lasts as long as somebody waits for it.
+struct Pulling {
+    waiting: WeakShared<Waiting>,
+    progress: Arc<Progress>,
+}
+
+/// Ends a pull's task when the last who waits for it is gone.
+struct GivenUp(AbortHandle);
+
+impl Drop for GivenUp {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
 
 /// What pulls images for a node. Dropped, it ends all pulls, and nothing is left of them.
 pub struct Pulls {
@@ -145,8 +171,35 @@ struct State {
     store: ImageStore,
     threads: Threads,
     http: Http,
-    turns: Semaphore,
-    running: Mutex<HashMap<Subject, (Pulling, Arc<Progress>)>>,
+    turns: Turns,
+    running: Mutex<HashMap<Subject, Pulling>>,
+}
+
+/// Whose turn it is to pull.
+struct Turns {
+    all: Arc<Semaphore>,
+    /// Of registries that somebody pulls from; the nodes are one.
+    each: Mutex<HashMap<String, Arc<Semaphore>>>,
+}
+
+impl Turns {
+    fn new() -> Turns {
+        Turns { all: Arc::new(Semaphore::new(PULLS_IN_ALL)), each: Mutex::default() }
+    }
+
+    /// Waits for a turn with a registry, then for one among all: who waits for his registry takes nothing from others.
+    async fn take(&self, registry: &str) -> [Option<OwnedSemaphorePermit>; 2] {
+        let own = {
+            let mut each = self.each.lock().unwrap_or_else(PoisonError::into_inner);
+            // Turns and those who wait for one hold it.
+            each.retain(|_, turns| Arc::strong_count(turns) > 1);
+            let begun = || Arc::new(Semaphore::new(PULLS_AT_ONCE));
+            Arc::clone(each.entry(registry.to_owned()).or_insert_with(begun))
+        };
+        // Nobody ever closes either.
+        let own = own.acquire_owned().await.ok();
+        [own, Arc::clone(&self.all).acquire_owned().await.ok()]
+    }
 }
 
 struct Worker {
@@ -162,13 +215,13 @@ impl Pulls {
             store,
             threads: config.threads.clone(),
             http: Http::new(config),
-            turns: Semaphore::new(PULLS_AT_ONCE),
+            turns: Turns::new(),
             running: Mutex::default(),
         };
         Pulls { shared: Arc::new(shared), worker: OnceLock::new() }
     }
 
-    /// Pulls an image, or waits for the pull of it that is under way. It goes on when the caller stops waiting.
+    /// Pulls an image, or waits for the pull of it that is under way. It goes on as long as somebody waits.
     ///
     /// # Errors
     /// [`RuntimeError::Pull`] with the reason.
@@ -178,8 +231,8 @@ impl Pulls {
         self.one((normalize(name)?, from), work).await
     }
 
-    /// Takes an image from other nodes, or waits until that is done which is under way. It goes on when the caller stops
-    /// waiting.
+    /// Takes an image from other nodes, or waits until that is done which is under way. It goes on as long as somebody
+    /// waits.
     ///
     /// # Errors
     /// [`RuntimeError::Pull`] with the reason.
@@ -199,25 +252,34 @@ impl Pulls {
         W: Future<Output = Result<Image, RuntimeError>> + Send + 'static,
     {
         let worker = self.worker()?;
-        let pulling = {
+        let waiting = {
             let mut running = self.shared.running();
-            match running.get(&subject) {
-                Some((pulling, _)) => pulling.clone(),
+            match running.get(&subject).and_then(|pulling| pulling.waiting.upgrade()) {
+                Some(waiting) => waiting,
                 None => {
                     let progress = Arc::new(Progress::default());
-                    let done = Done { state: Arc::clone(&self.shared), subject: subject.clone() };
+                    let (state, subject_of) = (Arc::clone(&self.shared), subject.clone());
+                    let done = Done { state, subject: subject_of, progress: Arc::clone(&progress) };
                     let task = worker.handle.spawn(work(done, Arc::clone(&progress)));
-                    let ended = |e: tokio::task::JoinError| {
-                        let cause = if e.is_cancelled() { "the node stopped".into() } else { e.to_string() };
-                        Err(RuntimeError::System { operation: "pull an image".into(), cause })
+                    let given_up = GivenUp(task.abort_handle());
+                    let waiting = async move {
+                        let _given_up = given_up;
+                        task.await.unwrap_or_else(|e| {
+                            let cause =
+                                if e.is_cancelled() { "the node stopped".into() } else { e.to_string() };
+                            Err(RuntimeError::System { operation: "pull an image".into(), cause })
+                        })
                     };
-                    let pulling = task.map(move |r| r.unwrap_or_else(ended)).boxed().shared();
-                    running.insert(subject, (pulling.clone(), progress));
-                    pulling
+                    let waiting = waiting.boxed().shared();
+                    // It is not over before it was asked for the first time.
+                    if let Some(weak) = waiting.downgrade() {
+                        running.insert(subject, Pulling { waiting: weak, progress });
+                    }
+                    waiting
                 }
             }
         };
-        pulling.await
+        waiting.await
     }
 
     /// How far the pull of an image is, if one is under way.
@@ -225,7 +287,7 @@ impl Pulls {
         let full = normalize(name).ok()?;
         let running = self.shared.running();
         let of_name = running.iter().filter(|((name, _), _)| *name == full);
-        of_name.map(|(_, (_, progress))| progress.now()).max_by_key(|progress| progress.bytes)
+        of_name.map(|(_, pulling)| pulling.progress.now()).max_by_key(|progress| progress.bytes)
     }
 
     fn worker(&self) -> Result<&Worker, RuntimeError> {
@@ -242,7 +304,7 @@ impl Pulls {
 }
 
 impl State {
-    fn running(&self) -> MutexGuard<'_, HashMap<Subject, (Pulling, Arc<Progress>)>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<Subject, Pulling>> {
         // Nothing panics half way through a change of it.
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -252,18 +314,23 @@ impl State {
 struct Done {
     state: Arc<State>,
     subject: Subject,
+    /// Tells it from the pull that began after it was given up.
+    progress: Arc<Progress>,
 }
 
 impl Drop for Done {
     fn drop(&mut self) {
-        self.state.running().remove(&self.subject);
+        let mut running = self.state.running();
+        if running.get(&self.subject).is_some_and(|pulling| Arc::ptr_eq(&pulling.progress, &self.progress)) {
+            running.remove(&self.subject);
+        }
     }
 }
 
 async fn run(done: Done, auth: Option<RegistryAuth>, progress: Arc<Progress>) -> Result<Image, RuntimeError> {
     let State { store, http, turns, .. } = &*done.state;
-    // Nobody ever closes it.
-    let _turn = turns.acquire().await.ok();
+    let registry = done.subject.0.split('/').next().unwrap_or_default();
+    let _turn = turns.take(registry).await;
     pull::pull(store, http, &done.subject.0, auth.as_ref(), &progress).await
 }
 
@@ -274,7 +341,8 @@ async fn take(
     progress: Arc<Progress>,
 ) -> Result<Image, RuntimeError> {
     let State { store, turns, .. } = &*done.state;
-    let _turn = turns.acquire().await.ok();
+    // No registry has that name: they have a dot, or a port.
+    let _turn = turns.take("nodes").await;
     share::take(store, &offer, &*source, &progress).await
 }
 

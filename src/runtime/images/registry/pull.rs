@@ -42,10 +42,17 @@ pub(super) async fn pull(
 ) -> Result<Image, RuntimeError> {
     let reference = Reference::parse(full)
         .ok_or_else(|| RuntimeError::InvalidImageName(full.to_owned(), "not a full name".into()))?;
-    let session = Session::open(http, &reference, auth).await?;
-    let (manifest, digest) = session.manifest().await?;
-    let (config, layers) = parts(manifest)?;
-    let document = session.document(&config).await?;
+    // A registry that drips is never silent.
+    let time = http.config.answers;
+    let answers = async {
+        let session = Session::open(http, &reference, auth).await?;
+        let (manifest, digest) = session.manifest().await?;
+        let (config, layers) = parts(manifest)?;
+        let document = session.document(&config).await?;
+        Ok::<_, RuntimeError>((session, digest, layers, document))
+    };
+    let late = |_| refused(format!("{full}: its manifest and configuration are not here after {time:?}"));
+    let (session, digest, layers, document) = tokio::time::timeout(time, answers).await.map_err(late)??;
     let diff_ids = layers_of(&document, layers.len())?;
 
     let disk = store.disk.clone();

@@ -5,7 +5,10 @@
 
 use std::{
     path::Path,
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -42,9 +45,7 @@ const TRIES: u32 = 5;
 const MAX_CONNECTIONS: u32 = 50;
 /// The pause after the first failure; doubled with each.
 const PAUSE: Duration = Duration::from_millis(200);
-/// A layer may take this long, and
-const LAYER_TIME: Duration = Duration::from_secs(300);
-/// a second more for so many bytes: slower than any link that is of use.
+/// A layer may take a second more for so many bytes that came: slower than any link that is of use.
 const SLOWEST_BYTES: u64 = 16 * 1024;
 
 /// A registry and a repository in it.
@@ -123,11 +124,25 @@ impl<'a> Session<'a> {
         file: &Path,
         progress: &Progress,
     ) -> Result<(), Fault> {
-        let time = LAYER_TIME + Duration::from_secs(layer.size / SLOWEST_BYTES);
-        let deadline = Instant::now() + time;
-        tokio::time::timeout_at(deadline, self.layer_in_pieces(layer, file, progress))
-            .await
-            .map_err(|_| Fault::Refused(format!("layer {}: not here after {time:?}", layer.digest)))?
+        let begun = Instant::now();
+        let furthest = AtomicU64::new(0);
+        let download = self.layer_in_pieces(layer, file, progress, &furthest);
+        tokio::pin!(download);
+        loop {
+            let came = furthest.load(Relaxed);
+            let time = self.http.config.layer + Duration::from_secs(came / SLOWEST_BYTES);
+            match tokio::time::timeout_at(begun + time, &mut download).await {
+                Ok(outcome) => return outcome,
+                // What came meanwhile gives it more time.
+                Err(_) if furthest.load(Relaxed) / SLOWEST_BYTES > came / SLOWEST_BYTES => {}
+                Err(_) => {
+                    return Err(Fault::Refused(format!(
+                        "layer {}: too slow: {came} of {} bytes are here after {time:?}",
+                        layer.digest, layer.size
+                    )));
+                }
+            }
+        }
     }
 
     async fn layer_in_pieces(
@@ -135,12 +150,13 @@ impl<'a> Session<'a> {
         layer: &Descriptor,
         path: &Path,
         progress: &Progress,
+        furthest: &AtomicU64,
     ) -> Result<(), Fault> {
         let mut download = Download::new(path, layer.size, progress).await?;
         let (mut failures, mut connections) = (0, 0);
         loop {
             let before = download.got;
-            let outcome = self.piece(layer, &mut download).await;
+            let outcome = self.piece(layer, &mut download, furthest).await;
             connections += 1;
             if download.got > before {
                 failures = 0;
@@ -158,7 +174,12 @@ impl<'a> Session<'a> {
     }
 
     /// Gets what is missing of a layer, as far as one connection brings it.
-    async fn piece(&self, layer: &Descriptor, download: &mut Download<'_>) -> Result<(), Fault> {
+    async fn piece(
+        &self,
+        layer: &Descriptor,
+        download: &mut Download<'_>,
+        furthest: &AtomicU64,
+    ) -> Result<(), Fault> {
         if download.got == layer.size && download.got > 0 {
             return Ok(());
         }
@@ -173,6 +194,7 @@ impl<'a> Session<'a> {
         let mut body = response.into_body();
         while let Some(chunk) = self.http.chunk(&mut body).await? {
             download.take(&chunk).await?;
+            furthest.fetch_max(download.got, Relaxed);
         }
         if download.got < layer.size {
             return Err(Fault::Broken(format!(

@@ -50,6 +50,8 @@ struct Told {
     cut: Option<usize>,
     /// Goes on saying nothing after them.
     hang: bool,
+    /// Goes on with one byte after the other after them, with pauses of some milliseconds.
+    drip: bool,
 }
 
 impl Told {
@@ -174,6 +176,14 @@ impl Inner {
         let _ = stream.write_all(format!("{head}\r\n").as_bytes());
         let end = told.cut.unwrap_or(told.body.len());
         let _ = stream.write_all(&told.body[..end]);
+        if told.drip {
+            for byte in &told.body[end..] {
+                std::thread::sleep(Duration::from_millis(5));
+                if self.stop.load(Ordering::Relaxed) || stream.write_all(&[*byte]).is_err() {
+                    break;
+                }
+            }
+        }
         while told.hang && !self.stop.load(Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -447,6 +457,88 @@ async fn a_registry_that_says_nothing_ends_by_timeout_and_holds_up_no_other() {
     }
     let error = hanging.await.unwrap_err();
     assert!(error.contains("nothing came for 300ms"), "{error}");
+}
+
+#[tokio::test]
+async fn a_registry_that_drips_is_no_silent_one_but_ends_too() {
+    let server = Server::start();
+    let layer = tar(&[E::File("f", "content")]);
+    server.image("v1", std::slice::from_ref(&layer), plain);
+    let drip = |of: Vec<u8>| Told { drip: true, cut: Some(0), ..Told::ok(of) };
+    let config = RegistryConfig { answers: Duration::from_millis(300), ..RegistryConfig::default() };
+    server.rule(move |_| Some(drip(vec![b' '; 4000])));
+    let late = "its manifest and configuration are not here after 300ms";
+    Bench::with(Limits::default(), config.clone()).refused(&server.name("app:v1"), late).await;
+    // Token services, too.
+    let realm = format!("Bearer realm=\"http://{}/token\"", server.address);
+    server.rule(move |asked| match asked.path.starts_with("/token") {
+        true => Some(drip(vec![b' '; 4000])),
+        false => Some(Told::status(401).with("WWW-Authenticate", realm.clone())),
+    });
+    Bench::with(Limits::default(), config).refused(&server.name("app:v1"), late).await;
+
+    let (digest, whole) = (digest_of(&layer), layer.clone());
+    server.rule(move |asked| asked.path.ends_with(&digest).then(|| drip(whole.clone())));
+    let config = RegistryConfig { layer: Duration::from_millis(300), ..RegistryConfig::default() };
+    Bench::with(Limits::default(), config)
+        .refused(&server.name("app:v1"), "bytes are here after 300ms")
+        .await;
+}
+
+#[tokio::test]
+async fn a_layer_that_comes_fast_enough_has_its_time() {
+    let server = Server::start();
+    let layer = tar(&[E::File("f", &"x".repeat(40_000))]);
+    server.image("v1", std::slice::from_ref(&layer), plain);
+    let (digest, whole) = (digest_of(&layer), layer.clone());
+    // The last bytes come after more than the 100 ms that it would have had without those before.
+    server.rule(move |asked| {
+        let told = Told { drip: true, cut: Some(whole.len() - 60), ..Told::ok(whole.clone()) };
+        asked.path.ends_with(&digest).then_some(told)
+    });
+    let config = RegistryConfig { layer: Duration::from_millis(100), ..RegistryConfig::default() };
+    Bench::with(Limits::default(), config).pull(&server.name("app:v1")).await.unwrap();
+}
+
+#[tokio::test]
+async fn slow_pulls_of_one_registry_hold_up_no_other_and_end_with_those_who_wait() {
+    let (slow, able) = (Server::start(), Server::start());
+    slow.rule(|_| Some(Told { hang: true, cut: Some(0), ..Told::ok(vec![0; 10]) }));
+    able.image("v1", &[tar(&[E::File("f", "1")])], gzip);
+    let bench = Bench::new();
+    let names: Vec<String> = (0..=PULLS_AT_ONCE).map(|n| slow.name(&format!("app{n}:v1"))).collect();
+    let hanging = futures_util::future::join_all(names.iter().map(|name| bench.pull(name)));
+    let second = bench.pull(&names[0]);
+    let alive = able.name("app:v1");
+    let other = tokio::time::timeout(Duration::from_secs(20), async {
+        while slow.asked().len() < PULLS_AT_ONCE {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        bench.pull(&alive).await
+    });
+    let mut second = Box::pin(second);
+    tokio::select! {
+        biased;
+        _ = hanging => panic!("those that hang ended"),
+        _ = &mut second => panic!("it hangs as well"),
+        other = other => drop(other.unwrap().unwrap()),
+    }
+    let left = async |n: usize| {
+        let there = async {
+            while bench.pulls.shared.running().len() != n {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), there).await.unwrap();
+    };
+    // One still waits for the first of them.
+    left(1).await;
+    drop(second);
+    left(0).await;
+    // It begins anew for whoever comes then.
+    slow.image("v1", &[tar(&[E::File("f", "1")])], gzip);
+    slow.rule(|_| None);
+    bench.pull(&names[0]).await.unwrap();
 }
 
 #[tokio::test]
