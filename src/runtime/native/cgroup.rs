@@ -386,8 +386,24 @@ impl Cgroup {
         found
     }
 
-    /// SIGKILL to all of [`processes`](Self::processes); returns how many there were.
+    /// Takes the limits of processor time from the group and those below it, which are to end: what is throttled cannot die,
+    /// and a fork bomb is deep enough in debt for minutes. Where there is no such limit nothing happens.
+    pub(super) fn unthrottle(&self) {
+        let Some((dir, unified)) = self.of("cpu") else { return };
+        let (file, none) = if unified { ("cpu.max", "max") } else { ("cpu.cfs_quota_us", "-1") };
+        walk(dir, &mut |dir| {
+            let quota = dir.join(file);
+            if quota.exists()
+                && let Err(error) = fs::write(&quota, none)
+            {
+                tracing::debug!(file = %quota.display(), %error, "what is to end stays throttled");
+            }
+        });
+    }
+
+    /// SIGKILL to all of [`processes`](Self::processes), which may run freely to their end; returns how many there were.
     pub(super) fn kill(&self) -> usize {
+        self.unthrottle();
         let processes = self.processes();
         for &pid in &processes {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -453,6 +469,35 @@ mod tests {
         let v2 = "cgroup2 /sys/fs/cgroup cgroup2 rw,nsdelegate 0 0\n";
         assert_eq!(Hierarchies::parse(v2), Hierarchies::V2(CGROUP_ROOT.into()));
         assert_eq!(Hierarchies::parse("proc /proc proc rw 0 0\n"), Hierarchies::Missing);
+    }
+
+    #[test]
+    fn what_is_to_end_is_throttled_no_more_in_either_version() {
+        for (unified, file, limited, free) in
+            [(true, "cpu.max", "20000 100000", "max"), (false, "cpu.cfs_quota_us", "20000", "-1")]
+        {
+            let dir = tempfile::tempdir().unwrap();
+            let place = dir.path().join("pod/container");
+            fs::create_dir_all(place.join("below")).unwrap();
+            for limited_dir in [place.parent().unwrap(), &place, &place.join("below")] {
+                fs::write(limited_dir.join(file), limited).unwrap();
+            }
+            let hierarchies = match unified {
+                true => Hierarchies::V2(dir.path().into()),
+                false => Hierarchies::V1(BTreeMap::from([("cpu".to_owned(), dir.path().into())])),
+            };
+            hierarchies.group(Path::new("/pod/container")).kill();
+            let now = |path: &str| fs::read_to_string(dir.path().join(path).join(file)).unwrap();
+            assert_eq!(
+                ["pod", "pod/container", "pod/container/below"].map(now),
+                [limited, free, free],
+                "its neighbours stay limited"
+            );
+            // Without the controller, and when it is gone.
+            fs::remove_dir_all(&place).unwrap();
+            hierarchies.group(Path::new("/pod/container")).kill();
+            assert!(!place.exists());
+        }
     }
 
     #[test]

@@ -482,12 +482,14 @@ impl Shim {
             self.running.get(id).map(|running| running.pid).into_iter().for_each(pids::kill_tree);
             return;
         }
+        let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
+        group.unthrottle();
         if let Some(running) = self.running.get(id) {
             let _ = kill(Pid::from_raw(running.pid), Signal::SIGKILL);
         }
         // Elsewhere the rest dies with the first process, whose pid namespace it is.
         if self.record.config.host_pid || self.record.config.share_pids {
-            self.hierarchies.group(&self.record.cgroup.join(&id.0)).kill();
+            group.kill();
         }
     }
 
