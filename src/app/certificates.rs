@@ -7,7 +7,10 @@ use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -42,6 +45,8 @@ pub(super) struct Certificates {
     /// The administrator's kubeconfig, when it is kept.
     file: Option<PathBuf>,
     admin: Mutex<Identity>,
+    /// The file is not of this start: there was no room for it.
+    unwritten: AtomicBool,
     nodes: Mutex<Nodes>,
     /// Of which certificates was said that they end soon.
     warned: Mutex<Seldom<&'static str>>,
@@ -87,6 +92,7 @@ impl Certificates {
             address,
             file,
             admin: Mutex::new(admin),
+            unwritten: AtomicBool::new(false),
             nodes: Mutex::default(),
             warned: Mutex::new(Seldom::new(WARN_EVERY_MS)),
         }
@@ -128,9 +134,22 @@ impl Certificates {
         kubeconfig::text(&self.cluster, self.address, self.authority.certificate(), &admin)
     }
 
-    /// Keeps the kubeconfig where people look for it.
+    /// Keeps the kubeconfig where people look for it. On a full disk that waits for room, and the one that is there goes on.
     pub(super) fn write_kubeconfig(&self) -> Result<(), StartError> {
-        self.file.as_ref().map_or(Ok(()), |file| kubeconfig::write_private(file, &self.kubeconfig()))
+        let Some(file) = &self.file else { return Ok(()) };
+        let text = self.kubeconfig();
+        match kubeconfig::write_private(file, &text) {
+            Err(StartError::File { source, .. }) if kubeconfig::no_room(&source) => {
+                let does = kubeconfig::leads_there(file, &text);
+                tracing::warn!(
+                    path = %file.display(), error = %source, usable = does,
+                    "the administrator's kubeconfig cannot be written anew; it is, some time after there is room, or with the next start"
+                );
+                self.unwritten.store(true, Relaxed);
+                Ok(())
+            }
+            outcome => outcome.inspect(|()| self.unwritten.store(false, Relaxed)),
+        }
     }
 
     /// The ends of the authority's certificate, which nobody renews, and of those that are renewed here.
@@ -190,6 +209,11 @@ impl Renewal for Certificates {
 
     fn look(&self) {
         self.warn();
+        if self.unwritten.load(Relaxed)
+            && let Err(error) = self.write_kubeconfig()
+        {
+            tracing::warn!(%error, "the administrator's kubeconfig is still the one from before");
+        }
         if !renewal::due_here(self.span(), BACKDATE, now_s()) {
             return;
         }

@@ -59,10 +59,62 @@ pub fn write_private(path: &Path, text: &str) -> Result<(), StartError> {
     write().map_err(|source| StartError::File { path: path.into(), source })
 }
 
+/// Whether a file cannot be written because there is no room for it. A start is not ended for that: somebody has to be there
+/// who makes room, and evicts.
+pub(super) fn no_room(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether a kubeconfig that was written before leads to the same server of the same cluster.
+pub(super) fn leads_there(path: &Path, text: &str) -> bool {
+    let cluster = |text: &str| {
+        let read: serde_json::Value = serde_yaml_ng::from_str(text).ok()?;
+        read.get("clusters")?.get(0)?.get("cluster").cloned()
+    };
+    let before = fs::read_to_string(path).ok().and_then(|before| cluster(&before));
+    before.is_some() && before == cluster(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::net::Authority;
+
+    #[test]
+    fn a_full_disk_is_told_from_other_faults() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.kubeconfig");
+        fs::write(&path, "old").unwrap();
+        std::os::unix::fs::symlink("/dev/full", dir.path().join("admin.new")).unwrap();
+        let Err(StartError::File { source, .. }) = write_private(&path, "x") else {
+            panic!("it was written")
+        };
+        assert!(no_room(&source), "{source}");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "old");
+        let Err(StartError::File { source, .. }) = write_private(&dir.path().join("no/file"), "x") else {
+            panic!("it was written")
+        };
+        assert!(!no_room(&source), "{source}");
+    }
+
+    #[test]
+    fn a_kubeconfig_from_before_leads_to_the_same_server_or_not() {
+        let (one, two) = (Authority::ephemeral().unwrap(), Authority::ephemeral().unwrap());
+        let written = |authority: &Authority, api: &str| {
+            let admin = authority.issue_admin().unwrap();
+            text("troupe", api.parse().unwrap(), authority.certificate(), &admin)
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("admin.kubeconfig");
+        let now = written(&one, "127.0.0.1:6443");
+        assert!(!leads_there(&path, &now), "there is none");
+        fs::write(&path, written(&one, "127.0.0.1:6443")).unwrap();
+        assert!(leads_there(&path, &now), "another certificate of the administrator's does as well");
+        assert!(!leads_there(&path, &written(&one, "127.0.0.1:6444")));
+        assert!(!leads_there(&path, &written(&two, "127.0.0.1:6443")));
+        fs::write(&path, "").unwrap();
+        assert!(!leads_there(&path, &now));
+    }
 
     #[test]
     fn a_kubeconfig_names_an_address_one_can_connect_to() {

@@ -248,8 +248,14 @@ fn config(
 
 /// Says that the cluster is ready; what it says, for others.
 fn announce(cluster: &Cluster, data_dir: &Path, ready_file: &Path) -> Result<String, StartError> {
-    let file = |source| StartError::File { path: ready_file.into(), source };
-    std::fs::write(ready_file, format!("{}\n", cluster.master().api())).map_err(file)?;
+    match std::fs::write(ready_file, format!("{}\n", cluster.master().api())) {
+        Err(error) if super::kubeconfig::no_room(&error) => {
+            tracing::warn!(path = %ready_file.display(), %error, "cannot be written");
+        }
+        written => {
+            written.map_err(|source| StartError::File { path: ready_file.into(), source })?;
+        }
+    }
     let mut out = std::io::stdout();
     let kubeconfig = data_dir.join("admin.kubeconfig");
     let (kubeconfig, master) = (kubeconfig.display(), cluster.master());

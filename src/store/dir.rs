@@ -88,10 +88,12 @@ fn take_lock(dir: &Path) -> Result<File, StoreError> {
         Err(TryLockError::Error(e)) => return Err(refused("lock", &path)(e)),
     }
     let note = format!("{}\n", std::process::id());
-    file.set_len(0)
-        .and_then(|()| file.rewind())
-        .and_then(|()| file.write_all(note.as_bytes()))
-        .map_err(refused("write", &path))?;
+    let noted = file.set_len(0).and_then(|()| file.rewind()).and_then(|()| file.write_all(note.as_bytes()));
+    match noted {
+        // Who comes second is told less; a master has to start on a full disk.
+        Err(error) if matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) => {}
+        noted => noted.map_err(refused("write", &path))?,
+    }
     Ok(file)
 }
 
