@@ -19,6 +19,7 @@ use super::{
     Limits,
     manifest::{Descriptor, MAX_DEPTH, MAX_DOCUMENT, OciManifest, choose},
     stream::{BUFFER, HeaderGuard, Limited, bad, digest_of, system},
+    unpack::refuse_sparse,
 };
 use crate::runtime::RuntimeError;
 
@@ -73,6 +74,7 @@ impl Spread {
                 )),
                 _ => bad(error),
             })?;
+            refuse_sparse(&mut entry)?;
             allowance.contents();
             if parts.len() as u64 >= limits.entries {
                 return Err(bad(format!("more than {} entries", limits.entries)));

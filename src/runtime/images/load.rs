@@ -17,7 +17,7 @@ use super::{
     archive::{Blob, Found, Spread, parse},
     index::{Disk, LayerRecord, Origin, Record, Staging},
     manifest::architecture,
-    name::normalize,
+    name::given,
     skeleton::{self, Recorder, Tape},
     stream::{Hashing, Limited, bad, decompressed, digest_of, system},
     unpack::unpack,
@@ -34,7 +34,7 @@ pub(super) fn load(
     archive: impl Read,
     rename: Option<&str>,
 ) -> Result<Vec<String>, RuntimeError> {
-    let rename = rename.map(normalize).transpose()?;
+    let rename = rename.map(given).transpose()?;
     let loading = disk.loading()?;
     let staging = disk.stage()?;
     let parts = staging.path.join("parts");
@@ -61,7 +61,7 @@ pub(super) fn import(
     rootfs: impl Read,
     name: &str,
 ) -> Result<String, RuntimeError> {
-    let name = normalize(name)?;
+    let name = given(name)?;
     let loading = disk.loading()?;
     let staging = disk.stage()?;
     let mut work = Work { disk, limits, staging: &staging, new: HashMap::new(), bytes: 0, spent: false };
@@ -120,7 +120,7 @@ pub(super) fn full_names(found: &[Found], rename: Option<String>) -> Result<Vec<
             .iter()
             .map(|image| match image.names.as_slice() {
                 [] => Err(bad("an image in it has no name; give it one with --name")),
-                names => names.iter().map(|name| normalize(name)).collect(),
+                names => names.iter().map(|name| given(name)).collect(),
             })
             .collect(),
     }

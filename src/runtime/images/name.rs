@@ -5,6 +5,7 @@
 //! `[HOST[:PORT]/]PATH[:TAG][@DIGEST]`; without a host `docker.io`, there without a directory `library`, without tag
 //! and digest `latest`.
 
+use super::{BUILTIN_IMAGE, pack::PAUSE_IMAGE};
 use crate::runtime::RuntimeError;
 
 /// Longest repository (host and path): the distribution specification's limit.
@@ -20,6 +21,19 @@ const OFFICIAL: &str = "library";
 /// Gives the full form of an image name: `busybox` → `docker.io/library/busybox:latest`.
 pub fn normalize(name: &str) -> Result<String, RuntimeError> {
     parse(name).map_err(|why| RuntimeError::InvalidImageName(name.to_owned(), why))
+}
+
+/// The full form of a name that somebody gives to an image. Those of our own program are not to be had: pods that name them
+/// mean it.
+pub(super) fn given(name: &str) -> Result<String, RuntimeError> {
+    let full = normalize(name)?;
+    if full == BUILTIN_IMAGE || full == PAUSE_IMAGE {
+        return Err(RuntimeError::InvalidImageName(
+            name.to_owned(),
+            "it is built in: no other image can have that name; choose another".to_owned(),
+        ));
+    }
+    Ok(full)
 }
 
 fn parse(name: &str) -> Result<String, String> {

@@ -19,7 +19,7 @@ use super::{
     builtin,
     load::{Configuration, full_names},
     manifest::architecture,
-    name::normalize,
+    name::given,
     share,
     stream::{Blocking, Hashing, Limited, bad, decompressed, digest_of, system},
     unpack,
@@ -104,7 +104,7 @@ impl Drop for Packed {
 
 /// Checks an archive (docker-archive or OCI layout, maybe gzip) and packs its images. `rename` names the only one.
 pub async fn pack(archive: Reader, rename: Option<String>, dir: &Path) -> Result<Packed, RuntimeError> {
-    let rename = rename.as_deref().map(normalize).transpose()?;
+    let rename = rename.as_deref().map(given).transpose()?;
     let (mut work, archive) = (Work::new(dir)?, Blocking::new(archive));
     super::blocking(move || {
         let parts = work.parts()?;
@@ -136,7 +136,7 @@ pub async fn pack_parts(
 
 /// Packs a root file system's tar (maybe gzip) as an image of one layer.
 pub async fn pack_rootfs(rootfs: Reader, name: &str, dir: &Path) -> Result<Packed, RuntimeError> {
-    let name = normalize(name)?;
+    let name = given(name)?;
     let (mut work, rootfs) = (Work::new(dir)?, Blocking::new(rootfs));
     super::blocking(move || {
         let layer = work.layer(rootfs, None)?;

@@ -662,6 +662,57 @@ async fn the_built_in_image_follows_the_executable() {
 }
 
 #[tokio::test]
+async fn no_other_image_gets_the_name_of_the_built_in_one() {
+    let (dir, store) = store();
+    let exe = dir.path().join("exe");
+    fs::write(&exe, "one").unwrap();
+    store.ensure_builtin(&exe).await.unwrap();
+    let image = store.resolve(BUILTIN_IMAGE).unwrap().unwrap();
+    let rootfs = tar(&[E::File("x", "")]);
+    let layers = std::slice::from_ref(&rootfs);
+    let archive = |names: &[&str]| reader(docker(names, layers));
+    let refused = [
+        store.load(archive(&["troupe.local/hello:latest"]), None).await.map(drop),
+        store.load(archive(&["other", BUILTIN_IMAGE]), None).await.map(drop),
+        store.load(archive(&["other"]), Some("troupe.local/hello".into())).await.map(drop),
+        store.import(reader(rootfs.clone()), "troupe.local/hello").await.map(drop),
+        Pulls::new(store.clone(), RegistryConfig::default()).pull("troupe.local/hello", None).await.map(drop),
+    ];
+    for outcome in refused {
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains("it is built in"), "{error}");
+    }
+    assert_eq!(store.resolve(BUILTIN_IMAGE).unwrap().unwrap(), image);
+    assert_eq!(store.list().unwrap().len(), 1, "nothing of a refused archive is kept");
+    store.load(archive(&["troupe.local/hello:mine"]), None).await.unwrap();
+}
+
+#[tokio::test]
+async fn sparse_files_of_a_kind_that_is_not_read_are_refused() {
+    let (dir, store) = store();
+    let sparse = |key: &str| {
+        let mut tar = Builder::new(Vec::new());
+        tar.append_pax_extensions([(key, b"1".as_slice())]).unwrap();
+        tar.append(&header("GNUSparseFile.0/f", EntryType::Regular, 3, ""), b"0\n1".as_slice()).unwrap();
+        tar.into_inner().unwrap()
+    };
+    for key in ["GNU.sparse.major", "GNU.sparse.map", "GNU.sparse.offset"] {
+        let outcomes = [
+            store.import(reader(sparse(key)), "i").await.map(drop),
+            store.load(reader(docker(&["l"], &[sparse(key)])), None).await.map(drop),
+            // An archive of layers may itself be packed so.
+            store.load(reader(sparse(key)), None).await.map(drop),
+        ];
+        for outcome in outcomes {
+            let error = outcome.unwrap_err().to_string();
+            assert!(error.contains("GNUSparseFile.0/f") && error.contains("--format=gnu"), "{error}");
+        }
+    }
+    assert_eq!((layers_in(&dir), store.list().unwrap().len()), (0, 0));
+    nothing_staged(&dir);
+}
+
+#[tokio::test]
 async fn a_saved_layer_is_the_same_to_the_byte_whatever_is_in_it() {
     let (dir, store) = store();
     let long = format!("deep/{}", "n".repeat(90));

@@ -45,6 +45,8 @@ const ATTRIBUTES: [&str; 4] =
 /// What overlayfs obeys where an ordinary user mounts it.
 const OVERLAY: &str = "user.overlay.";
 const PAX_ATTRIBUTE: &str = "SCHILY.xattr.";
+/// What GNU tar says of sparse files in the pax format: the bytes that follow are not the file's.
+const PAX_SPARSE: &[u8] = b"GNU.sparse.";
 
 /// What a layer took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -144,6 +146,7 @@ impl Meta {
     fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Meta, RuntimeError> {
         let path = inside(&PathBuf::from(OsString::from_vec(entry.path_bytes().into_owned())))?;
         let at = |e: std::io::Error| bad(format!("{}: {e}", path.display()));
+        refuse_sparse(entry)?;
         let attributes = attributes(entry).map_err(at)?;
         let header = entry.header();
         let id = |n: std::io::Result<u64>| {
@@ -160,6 +163,21 @@ impl Meta {
             path,
         })
     }
+}
+
+/// Refuses a sparse file whose map is not in its header, where it is read, but among the pax records or before the data.
+pub(super) fn refuse_sparse<R: Read>(entry: &mut Entry<'_, R>) -> Result<(), RuntimeError> {
+    let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+    let Some(extensions) = entry.pax_extensions().map_err(bad)? else { return Ok(()) };
+    for extension in extensions {
+        if extension.map_err(bad)?.key_bytes().starts_with(PAX_SPARSE) {
+            return Err(bad(format!(
+                "{path}: a sparse file in the pax format, which is not read; make the archive with `tar --format=gnu`, or \
+                 without --sparse"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A path as it counts in the root; one that names something above is refused.

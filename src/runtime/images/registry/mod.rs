@@ -41,7 +41,7 @@ use tokio::{
 
 use self::http::Http;
 pub(super) use self::progress::Progress;
-use super::{ImageStore, normalize, share};
+use super::{ImageStore, name::given, normalize, share};
 use crate::runtime::{
     Image, PullProgress, RegistryAuth, RuntimeError,
     share::{PartSource, SharedImage},
@@ -228,7 +228,7 @@ impl Pulls {
     pub async fn pull(&self, name: &str, auth: Option<RegistryAuth>) -> Result<Image, RuntimeError> {
         let from = Supplier::Registry(auth.as_ref().map(|a| (a.username.clone(), a.password.clone())));
         let work = |done, progress| run(done, auth, progress);
-        self.one((normalize(name)?, from), work).await
+        self.one((given(name)?, from), work).await
     }
 
     /// Takes an image from other nodes, or waits until that is done which is under way. It goes on as long as somebody
@@ -237,7 +237,7 @@ impl Pulls {
     /// # Errors
     /// [`RuntimeError::Pull`] with the reason.
     pub async fn take(&self, offer: SharedImage, source: Arc<dyn PartSource>) -> Result<Image, RuntimeError> {
-        let subject = (normalize(&offer.name)?, Supplier::Nodes(offer.id.clone()));
+        let subject = (given(&offer.name)?, Supplier::Nodes(offer.id.clone()));
         let work = |done, progress| take(done, offer, source, progress);
         self.one(subject, work).await
     }
