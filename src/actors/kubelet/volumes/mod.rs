@@ -126,10 +126,10 @@ fn make(places: &Places, volume: &Volume, group: Option<u32>, fresh: bool) -> Re
         Source::Files { memory, files } => {
             if fresh {
                 private(places).and_then(|()| fs::create_dir_all(&dir)).map_err(cannot)?;
-                fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).map_err(cannot)?;
                 if *memory {
                     memory::mount(&dir, None).map_err(cannot)?;
                 }
+                hold_files(&dir, *memory, group).map_err(cannot)?;
             }
             if *memory && !memory::is_mounted(&dir).map_err(cannot)? {
                 // Rather no update than a secret on disk.
@@ -155,10 +155,39 @@ fn open_to_all(dir: &Path, group: Option<u32>) -> io::Result<()> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o777 | set_gid))
 }
 
+/// The directory of a volume of files. Kubernetes makes it the group's like one that can be written, sticky where it is in
+/// memory; containers see it read-only.
+fn hold_files(dir: &Path, memory: bool, group: Option<u32>) -> io::Result<()> {
+    let Some(group) = group else { return fs::set_permissions(dir, fs::Permissions::from_mode(0o755)) };
+    give(dir, group)?;
+    fs::set_permissions(dir, fs::Permissions::from_mode(if memory { 0o3777 } else { 0o2777 }))
+}
+
 /// Gives a file to a group. In a user namespace that does not have the group it stays with the one user there is.
 fn give(path: &Path, group: u32) -> io::Result<()> {
     match chown(path, None, Some(group)) {
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         given => given,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt as _;
+
+    use super::*;
+
+    #[test]
+    fn the_directory_of_files_is_the_groups_as_kubernetes_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = nix::unistd::getegid().as_raw();
+        // The last two list as drwxrwsrwt and drwxrwsrwx.
+        for (memory, group, mode) in
+            [(true, None, 0o755), (true, Some(own), 0o3777), (false, Some(own), 0o2777)]
+        {
+            hold_files(dir.path(), memory, group).unwrap();
+            let found = fs::metadata(dir.path()).unwrap();
+            assert_eq!((found.mode() & 0o7777, found.gid()), (mode, own), "{memory} {group:?}");
+        }
     }
 }
