@@ -28,7 +28,7 @@ use crate::{
         supervision::Backoff,
         taints::Evictions,
     },
-    messages::{Durability, RecordEvent, Slot},
+    messages::{Durability, RecordEvent, SendFailed, Slot},
     model::{Key, Object},
 };
 
@@ -152,7 +152,12 @@ impl<R: Reconcile + Unpin + 'static> Reconciler<R> {
                 Duration::ZERO
             }
             Err(error) => {
-                tracing::warn!(controller = self.life.name(), %error, "nothing written");
+                // At a start others begin before the store does.
+                if self.failures == 0 && matches!(error, CommitFailed::Unsent(SendFailed::Down(_))) {
+                    tracing::debug!(controller = self.life.name(), %error, "nothing written yet");
+                } else {
+                    tracing::warn!(controller = self.life.name(), %error, "nothing written");
+                }
                 self.failures = self.failures.saturating_add(1);
                 Backoff::ACTOR.delay(self.failures, rand::random())
             }

@@ -67,11 +67,11 @@ impl RegistryOptions {
     pub(super) fn read(&self) -> Result<RegistryConfig, StartError> {
         let mut config = RegistryConfig { insecure: self.insecure.clone(), ..RegistryConfig::default() };
         for path in &self.authorities {
-            config.trust(path).map_err(|source| StartError::File { path: path.clone(), source })?;
+            config.trust(path).map_err(|source| StartError::Unreadable { path: path.clone(), source })?;
         }
         if let Some(path) = &self.credentials {
-            let json =
-                std::fs::read(path).map_err(|source| StartError::File { path: path.clone(), source })?;
+            let json = std::fs::read(path)
+                .map_err(|source| StartError::Unreadable { path: path.clone(), source })?;
             let keyring = Keyring::of_config(&json)
                 .map_err(|why| StartError::Refused(format!("--registry-config {}: {why}", path.display())))?;
             if !keyring.elsewhere().is_empty() {

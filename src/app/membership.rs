@@ -71,7 +71,7 @@ impl Files {
                 .map(Some)
                 .map_err(|error| StartError::Refused(format!("{} cannot be read: {error}", path.display()))),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StartError::File { path, source }),
+            Err(source) => Err(StartError::Unreadable { path, source }),
         }
     }
 

@@ -77,6 +77,14 @@ pub enum StartError {
     /// What this process may not or cannot do, line by line.
     #[error("{0}")]
     Refused(String),
+    /// A file that somebody named.
+    #[error("cannot read {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
     /// A file of the data directory.
     #[error("cannot write {path}: {source}")]
     File {

@@ -33,6 +33,8 @@ use super::{
 const MOST_LINKS: usize = 40;
 /// Mounted anew in each container, before anything else.
 const FRESH: [&str; 3] = ["proc", "dev", "sys"];
+/// Those of them that neither runc nor the library mounts through a symlink, and what is mounted there.
+const ORDINARY: [(&str, &str); 2] = [("proc", "proc"), ("sys", "sysfs")];
 
 /// One file or directory to be mounted.
 struct Bind {
@@ -65,6 +67,16 @@ pub(super) fn prepare(
         Bind { seen: held.unwrap_or_else(|| source.clone()), source, place: volume.container_path.clone() }
     });
     let root_dir = open_dir(root).map_err(|errno| format!("error opening the rootfs: {errno}"))?;
+    for (name, kind) in ORDINARY {
+        let found = fstatat(Some(root_dir.as_raw_fd()), name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        if found.is_ok_and(|found| SFlag::from_bits_truncate(found.st_mode) & SFlag::S_IFMT == SFlag::S_IFLNK)
+        {
+            return Err(format!(
+                "error mounting {name:?} to rootfs at \"/{name}\": filesystem {kind:?} must be mounted on ordinary \
+                 directory; in the image it is a symbolic link"
+            ));
+        }
+    }
     let mut mounted: Vec<PathBuf> = FRESH.iter().map(PathBuf::from).collect();
     for bind in files.map(plain).chain(own).chain(words.map(plain)) {
         let place = make_place(root, &root_dir, &bind, &mounted).map_err(|cause| {
@@ -293,6 +305,16 @@ mod tests {
         // In another volume are other files than in the root.
         bed.prepare(&[("volume", "/etc"), ("volume", "/etc/passwd"), ("file", "/dev/x")]).unwrap();
         bed.prepare(&[("volume", "/new/one"), ("file", "/new/file")]).unwrap();
+    }
+
+    #[test]
+    fn a_symlink_in_the_place_of_proc_or_sys_is_named() {
+        for name in ["proc", "sys"] {
+            let bed = Bed::new();
+            symlink("/etc", bed.at("root").join(name)).unwrap();
+            let error = bed.prepare(&[]).unwrap_err();
+            assert!(error.contains(&format!("at \"/{name}\"")) && error.contains("symbolic link"), "{error}");
+        }
     }
 
     #[test]
