@@ -322,7 +322,7 @@ impl NodeHandle {
             wire::ToMaster::Events(events) => events.into_iter().for_each(|event| self.record(event)),
             wire::ToMaster::Mirrors(told) => self.mirror(told, ctx),
             wire::ToMaster::Renew(csr) => self.renew(&csr),
-            wire::ToMaster::Goodbye => self.goodbye = true,
+            wire::ToMaster::Goodbye => self.take_leave(ctx),
             wire::ToMaster::Images(told) => self.note_images(told, ctx),
             wire::ToMaster::ImagesRemoved(told) => self.note_removed(told),
         }

@@ -135,6 +135,10 @@ impl NodeHandle {
         labels: BTreeMap<String, String>,
         ctx: &mut Context<Self>,
     ) {
+        if self.goodbye {
+            // It waited behind the goodbye.
+            return;
+        }
         let status = match told_status(&report.status) {
             Ok(status) => status,
             Err(error) => {
@@ -285,6 +289,37 @@ impl NodeHandle {
         }));
     }
 
+    /// The node has said goodbye. That is certain, so it gets no new pods from now on; those it has are left as they are
+    /// for as long as those of any silent node: it may be back in a moment.
+    pub(super) fn take_leave(&mut self, ctx: &mut Context<Self>) {
+        self.goodbye = true;
+        self.word.forget();
+        self.supersede();
+        tracing::info!(node = %self.name, "node is not ready: it said goodbye");
+        self.write_silent(Readiness::Away, ctx);
+    }
+
+    /// Writes that nothing is heard of the node.
+    fn write_silent(&self, readiness: Readiness, ctx: &mut Context<Self>) {
+        if let Some(object) = self.seed.wiring.view.snapshot().find(&self.key()) {
+            let message = format!("Node {} status is now: NodeNotReady", self.name);
+            let event =
+                RecordEvent::about(object, "node-controller", "NodeNotReady", message, outside::now());
+            self.seed.wiring.record(event);
+        }
+        self.change_node(ctx, move |current| {
+            let (object, now) = (current?, outside::now());
+            edit::<v1::Node>(object, |node| {
+                node.status = node.status.as_ref().map(|s| lost_status(s, now.as_millisecond()));
+                if let Some(status) = &mut node.status {
+                    note_goodbye(status, readiness == Readiness::Away);
+                }
+                taint_by_readiness(node.spec.get_or_insert_default(), readiness, now);
+            })
+            .ok()
+        });
+    }
+
     /// The link has been down for too long, unless it is us who were away.
     pub(super) fn mark_lost(&mut self, ctx: &mut Context<Self>) {
         if let Some(longer) = self.health.patience(self.seed.lost_after, self.silence.given) {
@@ -305,43 +340,22 @@ impl NodeHandle {
         if std::mem::replace(&mut self.silence.spared, seen.is_some()) {
             self.sparing.spend(silent);
         }
-        self.supersede();
-        let snapshot = self.seed.wiring.view.snapshot();
-        // One that was deleted has its actor until its pods are gone, which are not ready either.
-        let exists = snapshot.find(&self.key()).is_some();
-        if let Some(by) = &seen {
-            tracing::warn!(node = %self.name, %by, "node is not ready: its link is down, but its machine is reached");
-        } else if planned {
-            // When it is not back by then, it is lost like any other.
+        self.silence.told = true;
+        if planned {
+            // The node's object says so since its goodbye. When it is not back by then, it is lost like any other.
             self.silence.given = Duration::ZERO;
             self.lost = Some(ctx.run_later(GOODBYE, |node, ctx| node.mark_lost(ctx)));
-            tracing::info!(node = %self.name, "node is not ready: it said goodbye");
-        } else if exists {
+            return self.unready_pods(ctx);
+        }
+        self.supersede();
+        // One that was deleted has its actor until its pods are gone, which are not ready either.
+        if let Some(by) = &seen {
+            tracing::warn!(node = %self.name, %by, "node is not ready: its link is down, but its machine is reached");
+        } else if self.seed.wiring.view.snapshot().find(&self.key()).is_some() {
             tracing::warn!(node = %self.name, "node is not ready: its link is down");
         }
-        if let Some(object) = snapshot.find(&self.key()) {
-            let message = format!("Node {} status is now: NodeNotReady", self.name);
-            let event =
-                RecordEvent::about(object, "node-controller", "NodeNotReady", message, outside::now());
-            self.seed.wiring.record(event);
-        }
-        let readiness = match (planned, seen) {
-            (true, _) => Readiness::Away,
-            (false, Some(_)) => Readiness::Spared,
-            (false, None) => Readiness::Unreachable,
-        };
-        self.silence.told = true;
-        self.change_node(ctx, move |current| {
-            let (object, now) = (current?, outside::now());
-            edit::<v1::Node>(object, |node| {
-                node.status = node.status.as_ref().map(|s| lost_status(s, now.as_millisecond()));
-                if let Some(status) = &mut node.status {
-                    note_goodbye(status, planned);
-                }
-                taint_by_readiness(node.spec.get_or_insert_default(), readiness, now);
-            })
-            .ok()
-        });
+        let readiness = if seen.is_some() { Readiness::Spared } else { Readiness::Unreachable };
+        self.write_silent(readiness, ctx);
         self.unready_pods(ctx);
     }
 

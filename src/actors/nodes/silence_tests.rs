@@ -219,6 +219,38 @@ fn a_silence_after_a_link_is_no_goodbye_to_the_next_master() {
 }
 
 #[test]
+fn a_node_that_says_goodbye_gets_no_new_pods_from_then_on_and_keeps_those_it_has() {
+    system(async {
+        let master = Master::start().await;
+        let bound = master.bench.create(Kind::Pod, pod("p", "n1")).await;
+        let (handle, events) = master.join("n1").await;
+        let status = json!({"phase": "Running", "podIP": "10.244.0.2", "conditions": [{"type": "Ready", "status": "True"}]});
+        let ready = PodReport { status: status.to_string().into(), ..pod_report(&bound, "Running") };
+        handle.send(Class::State, &ToMaster::Pods(vec![ready])).unwrap();
+        let is_pod_ready = |object: &Object| matches!(&object.facet.of, KindFacet::Pod(pod) if pod.ready);
+        master.bench.until(&bound.key, is_pod_ready).await;
+        handle.send(Class::Control, &ToMaster::Goodbye).unwrap();
+        // Its link is still up.
+        let away = master.bench.until(&node_key("n1"), |o| effects(o) == ["NoSchedule"]).await;
+        assert_eq!(is_ready(&away), Some(false));
+        assert!(is_pod_ready(&master.bench.find(&bound.key).unwrap()), "it may be back in a moment");
+        // What waited behind the goodbye does not undo it.
+        let ToMaster::Hello(hello) = hello() else { panic!("no hello") };
+        handle.send(Class::State, &ToMaster::Node(hello.report)).unwrap();
+        master.bench.quiet().await;
+        assert_eq!(effects(&master.bench.find(&node_key("n1")).unwrap()), ["NoSchedule"]);
+        handle.close("it goes");
+        drop((handle, events));
+        let (handle, _events) = master.link("n1").await;
+        handle.send(Class::Control, &super::hello()).unwrap();
+        let back = master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(true)).await;
+        assert_eq!(effects(&back), Vec::<String>::new());
+        assert_eq!(master.bench.reasons().iter().filter(|reason| *reason == "NodeNotReady").count(), 1);
+        master.stop().await;
+    });
+}
+
+#[test]
 fn labels_that_are_not_for_a_node_to_set_are_left_out_and_told_of_once() {
     system(async {
         let master = Master::start().await;
