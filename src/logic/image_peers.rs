@@ -1,6 +1,6 @@
 //! Which of the nodes that have an image another one is to take it from, and which image a name means to them.
 //!
-//! Owns: [`choose`]. Invariants: of what was brought by hand the newest counts, wherever it is, and copies of it while its machine is
+//! Owns: [`choose`], and [`choose_away`] for when nobody is there who could give it. Invariants: of what was brought by hand the newest counts, wherever it is, and copies of it while its machine is
 //! away, but not once somebody has removed it where it was brought; of what was pulled nothing
 //! does as soon as two nodes have different images under the name: their registry is to be asked then. Leaves out who may
 //! have what: only images that everybody may have are told of.
@@ -70,6 +70,21 @@ pub fn choose(
         equals.rotate_left(turn % equals.len().max(1));
     }
     Some((meant.clone(), holders.into_iter().map(|claim| claim.node.clone()).collect()))
+}
+
+/// The same among what nodes brought by hand that are `away`, too: which image is meant, and who has it, those that are away
+/// among them. For when `claims` alone have nothing: what is there is taken first.
+pub fn choose_away(
+    claims: &mut Vec<Claim>,
+    away: &[Claim],
+    asker: &NodeName,
+    turn: usize,
+) -> Option<(Claim, Vec<NodeName>)> {
+    if away.is_empty() {
+        return None;
+    }
+    claims.extend_from_slice(away);
+    choose(claims, asker, true, turn)
 }
 
 /// When each image was removed last, by id.
@@ -143,6 +158,24 @@ mod tests {
         check(&[claim("b", "2", Copied, 10), removed], false, Some(("2", &["b"])));
         // That something else was removed is no matter.
         check(&[copy, claim("a", "1", Removed, 9)], false, Some(("2", &["b"])));
+    }
+
+    #[test]
+    fn what_was_brought_to_a_node_that_is_away_is_meant_unless_somebody_removed_it() {
+        use Held::{ByHand, Copied, Removed};
+        let check = |claims: &[Claim], away: &[Claim], expected: Option<&[&str]>| {
+            let chosen = choose_away(&mut claims.to_vec(), away, &"me".into(), 0).map(|(_, nodes)| nodes);
+            let expected = expected.map(|all| all.iter().map(|node| NodeName::from(*node)).collect());
+            assert_eq!(chosen, expected);
+        };
+        check(&[], &[], None);
+        check(&[], &[claim("a", "1", ByHand, 5), claim("b", "1", Copied, 5)], Some(&["a", "b"]));
+        // The copy that the asker has itself is that of the node that is away.
+        check(&[claim("me", "1", Copied, 5)], &[claim("a", "1", ByHand, 5)], Some(&["a"]));
+        check(&[claim("b", "1", Removed, 9)], &[claim("a", "1", Copied, 5)], None);
+        check(&[claim("b", "1", Removed, 9)], &[claim("a", "1", ByHand, 5)], Some(&["a"]));
+        // It is linked again, and has not told yet what it has.
+        check(&[], &[claim("me", "1", ByHand, 5)], None);
     }
 
     #[test]

@@ -414,8 +414,12 @@ pub struct ImageWanted {
 pub struct ImageHolders {
     /// What they have.
     pub image: HeldImage,
-    /// Who they are, best first.
+    /// Who they are, best first. When there is none, `away` says who would be.
     pub nodes: Vec<NodeName>,
+    /// Nodes that had it and are out of reach at present, when somebody brought it by hand and nobody else is known to
+    /// have it. An older master does not say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub away: Vec<NodeName>,
 }
 
 /// A part of an image that a node has.

@@ -50,5 +50,5 @@ pub trait PartSource: Send + Sync {
     async fn part(&self, digest: &str) -> Result<Reader, String>;
 
     /// What came is of no use, and why. Whether there is somebody else to ask; what was got already stays.
-    fn another(&self, why: String) -> bool;
+    async fn another(&self, why: String) -> bool;
 }

@@ -164,7 +164,8 @@ fn an_image_whose_machine_falls_silent_meanwhile_comes_when_it_is_back() {
     import(&master, &busybox, "there", APP, Some("one"));
     one.freeze();
     master.apply(&pod("p", "two", APP));
-    until_waits(&master, "p", "nowhere.example");
+    // Its registry is not asked meanwhile: what it has under the name is a stranger's.
+    until_waits(&master, "p", "who has it is not connected: one.");
     one.thaw();
     master.until_node("one", "True");
     until_says(&master, "p", "there");

@@ -157,12 +157,15 @@ async fn from_nodes(
         teller.tell(present(container, name));
         return Ok(Asked::Got(image.clone()));
     }
+    if holders.nodes.is_empty() {
+        return Ok(Asked::Not(Elsewhere::Away(holders.away)));
+    }
     let begun = Instant::now();
-    let by_hand = holders.image.held != HeldAs::Pulled;
+    let was_brought = holders.image.held != HeldAs::Pulled;
     let first = holders.nodes.first().map(ToString::to_string).unwrap_or_default();
     teller.tell(pulling_from(container, name, &first));
     let taken = tokio::select! {
-        taken = node.peers.take(node, holders) => taken,
+        taken = node.peers.take(node, holders, by_hand) => taken,
         () = teller.ending.cancelled() => return Err(ending()),
     };
     Ok(match taken {
@@ -173,7 +176,7 @@ async fn from_nodes(
         Err(why) => {
             tracing::warn!(image = name, why, "no other node gave an image that it has");
             teller.tell(not_from_nodes(container, name, &why));
-            Asked::Not(Elsewhere::Kept { by_hand, why })
+            Asked::Not(Elsewhere::Kept { by_hand: was_brought, why })
         }
     })
 }

@@ -6,7 +6,7 @@
 //! [`super::images`] to say. Nothing is given for ever: who takes too slowly loses its turn.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -81,31 +81,23 @@ impl Peers {
         Peers { master: Some(master), turns: Arc::new(Semaphore::new(GIVEN_AT_ONCE)) }
     }
 
-    /// Who has the image of a full name, if somebody has; `by_hand`: and it was brought to a node by somebody.
+    /// Who has the image of a full name, if somebody has, or had it and is away; `by_hand`: and it was brought to a node by
+    /// somebody.
     ///
     /// # Errors
     /// A sentence when that could not be asked: nobody knows then.
     pub(super) async fn holders(&self, name: &str, by_hand: bool) -> Result<Option<ImageHolders>, String> {
         let Some(master) = &self.master else { return Ok(None) };
-        let wanted = Open::ImageHolders(ImageWanted { name: name.to_owned(), by_hand });
-        let stream = match patiently(ASKED_FOR, || master.ask(AskMaster(wanted.clone()), TOLD_WITHIN)).await {
-            Ok(stream) => stream,
-            Err(Unopened::Refused(_)) => return Ok(None),
-            Err(Unopened::Later(why)) => return Err(why),
-        };
-        let mut json = Vec::new();
-        let mut answer = stream.read.take(ANSWER_BYTES);
-        let read = read_within(answer.read_to_end(&mut json)).await?;
-        let told: ImageHolders = serde_json::from_slice(&json)
-            .map_err(|error| format!("the master's answer of {read} bytes is none: {error}"))?;
-        Ok((told.image.name == name && !told.nodes.is_empty()).then_some(told))
+        ask_holders(master, name, by_hand, ASKED_FOR).await
     }
 
-    /// Takes an image from one of those who have it; an error says what each of them did.
+    /// Takes an image from one of those who have it, or have it by the time that none of them gave it; an error says what
+    /// each of them did. `by_hand`: as it was asked for.
     pub(super) async fn take(
         &self,
         node: &NodeContext,
         from: ImageHolders,
+        by_hand: bool,
     ) -> Result<(Image, NodeName), String> {
         let HeldImage { name, id, held, since_ms } = from.image;
         let came = match held {
@@ -114,8 +106,8 @@ impl Peers {
             HeldAs::Pulled => Came::Pulled,
         };
         let Some(master) = self.master.clone() else { return Err("there is no other node".into()) };
-        let source =
-            Arc::new(FromNodes { master, image: id.clone(), nodes: from.nodes, failed: Mutex::default() });
+        let tried = Mutex::new(Tried { nodes: from.nodes, failed: Vec::new() });
+        let source = Arc::new(FromNodes { master, name: name.clone(), by_hand, image: id.clone(), tried });
         let offer = SharedImage { name, id, came };
         match node.runtime.take_image(offer, Arc::clone(&source) as Arc<dyn PartSource>).await {
             Ok(image) => Ok((image, source.node().unwrap_or_else(|| "?".into()))),
@@ -127,22 +119,33 @@ impl Peers {
 /// The parts of one image, from one node after the other.
 struct FromNodes {
     master: Port<AskMaster>,
+    name: String,
+    by_hand: bool,
     image: String,
+    tried: Mutex<Tried>,
+}
+
+/// Who has it, each asked once.
+struct Tried {
     nodes: Vec<NodeName>,
     /// Why each of the first so many was of no use.
-    failed: Mutex<Vec<String>>,
+    failed: Vec<String>,
 }
 
 impl FromNodes {
     /// Whose turn it is; the last one's when all have failed.
     fn node(&self) -> Option<NodeName> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner).len();
-        self.nodes.get(failed).cloned()
+        let tried = self.tried();
+        tried.nodes.get(tried.failed.len()).cloned()
+    }
+
+    fn tried(&self) -> MutexGuard<'_, Tried> {
+        self.tried.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn told(&self) -> Option<String> {
-        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        let each = self.nodes.iter().zip(failed.iter()).map(|(node, why)| format!("node {node}: {why}"));
+        let tried = self.tried();
+        let each = tried.nodes.iter().zip(&tried.failed).map(|(node, why)| format!("node {node}: {why}"));
         Some(each.collect::<Vec<_>>().join("; ")).filter(|all| !all.is_empty())
     }
 }
@@ -159,11 +162,47 @@ impl PartSource for FromNodes {
         }
     }
 
-    fn another(&self, why: String) -> bool {
-        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
-        failed.push(why);
-        failed.len() < self.nodes.len()
+    async fn another(&self, why: String) -> bool {
+        let is_left = {
+            let mut tried = self.tried();
+            tried.failed.push(why);
+            tried.failed.len() < tried.nodes.len()
+        };
+        if is_left {
+            return true;
+        }
+        // Others may have got it since it was asked who has it.
+        let told = ask_holders(&self.master, &self.name, self.by_hand, Duration::ZERO).await.ok().flatten();
+        let Some(told) = told.filter(|told| told.image.id == self.image) else { return false };
+        let mut tried = self.tried();
+        for node in told.nodes {
+            if !tried.nodes.contains(&node) {
+                tried.nodes.push(node);
+            }
+        }
+        tried.failed.len() < tried.nodes.len()
     }
+}
+
+/// Asks the master who has an image, again for so long when it is busy.
+async fn ask_holders(
+    master: &Port<AskMaster>,
+    name: &str,
+    by_hand: bool,
+    patience: Duration,
+) -> Result<Option<ImageHolders>, String> {
+    let wanted = Open::ImageHolders(ImageWanted { name: name.to_owned(), by_hand });
+    let stream = match patiently(patience, || master.ask(AskMaster(wanted.clone()), TOLD_WITHIN)).await {
+        Ok(stream) => stream,
+        Err(Unopened::Refused(_)) => return Ok(None),
+        Err(Unopened::Later(why)) => return Err(why),
+    };
+    let mut json = Vec::new();
+    let mut answer = stream.read.take(ANSWER_BYTES);
+    let read = read_within(answer.read_to_end(&mut json)).await?;
+    let told: ImageHolders = serde_json::from_slice(&json)
+        .map_err(|error| format!("the master's answer of {read} bytes is none: {error}"))?;
+    Ok((told.image.name == name && !(told.nodes.is_empty() && told.away.is_empty())).then_some(told))
 }
 
 /// Why a stream was not opened.
@@ -245,7 +284,11 @@ impl Kubelet {
         if always {
             self.images_told = None;
         }
-        let Some(shared) = shared.filter(|_| !self.seed.node.settings.no_image_sharing) else { return };
+        let Some(mut shared) = shared else { return };
+        if self.seed.node.settings.no_image_sharing {
+            // Said once: what it told before it was started so is not waited for.
+            shared.clear();
+        }
         let (mut held, mut removed) = (Vec::new(), Vec::new());
         for SharedImage { name, id, came } in shared {
             let (held_as, since_ms) = match came {
@@ -350,6 +393,51 @@ mod tests {
     async fn a_master_out_of_reach_is_not_a_master_that_says_no() {
         let peers = Peers::by(Port::nobody("uplink"));
         assert!(peers.holders("a:1", false).await.is_err());
+    }
+
+    /// A master that says so of who has an image, one answer after the other.
+    struct Answers(Vec<ImageHolders>);
+
+    impl actix::Actor for Answers {
+        type Context = actix::Context<Self>;
+    }
+
+    impl actix::Handler<AskMaster> for Answers {
+        type Result = actix::ResponseFuture<Result<ByteStream, OpenError>>;
+
+        fn handle(&mut self, AskMaster(open): AskMaster, _: &mut Self::Context) -> Self::Result {
+            assert!(matches!(open, Open::ImageHolders(wanted) if wanted.name == "a:1"));
+            let json = serde_json::to_vec(&self.0.remove(0)).unwrap();
+            let answer = ByteStream { read: Box::pin(std::io::Cursor::new(json)), ..stream() };
+            Box::pin(std::future::ready(Ok(answer)))
+        }
+    }
+
+    #[test]
+    fn who_has_got_an_image_meanwhile_is_asked_before_it_is_given_up() {
+        use actix::Actor as _;
+        let holders = |id: &str, nodes: &[&str]| ImageHolders {
+            image: HeldImage { name: "a:1".into(), id: id.into(), held: HeldAs::ByHand, since_ms: 5 },
+            nodes: nodes.iter().map(|node| NodeName::from(*node)).collect(),
+            away: Vec::new(),
+        };
+        actix::System::new().block_on(async {
+            let answers = vec![holders("1", &["b", "a"]), holders("1", &["a", "b"]), holders("2", &["c"])];
+            let master = Port::fixed("uplink", Answers(answers).start().recipient());
+            let source = |nodes: &[&str]| FromNodes {
+                master: master.clone(),
+                name: "a:1".into(),
+                by_hand: false,
+                image: "1".into(),
+                tried: Mutex::new(Tried { nodes: holders("1", nodes).nodes, failed: Vec::new() }),
+            };
+            let from = source(&["a"]);
+            assert!(from.another("broke off".into()).await, "b has it now");
+            assert_eq!(from.node(), Some("b".into()));
+            assert!(!from.another("busy".into()).await, "both were asked");
+            assert_eq!(from.told().unwrap(), "node a: broke off; node b: busy");
+            assert!(!source(&["a"]).another("broke off".into()).await, "c has another image");
+        });
     }
 
     #[tokio::test(start_paused = true)]

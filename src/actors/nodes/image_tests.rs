@@ -118,7 +118,8 @@ fn a_node_speaks_of_its_own_images_and_what_it_said_goes_with_its_link() {
         assert_eq!(holders(&n2, builtin).await.err(), Some(404), "that one is everybody's own");
         assert_eq!(log.lines("not its own"), 1);
         drop((n1, e1));
-        until_held(&n2, APP, Err(404)).await;
+        until_held(&n2, APP, Ok(&[])).await;
+        assert_eq!(holders(&n2, APP).await.unwrap().away, [NodeName::from("n1")]);
         master.stop().await;
     };
     heard.during(|| system(test));
@@ -285,6 +286,42 @@ fn copies_of_what_was_removed_where_it_was_brought_are_given_no_more_while_that_
         assert_eq!(holders(&n2, APP).await.err(), Some(404), "what was taken back stays so");
         master.bench.remove(&node_key("n1")).await;
         until_held(&n2, APP, Ok(&["n3"])).await;
+        master.stop().await;
+    });
+}
+
+#[test]
+fn what_was_brought_to_a_node_that_is_away_is_not_taken_for_unknown_and_is_told_of_when_it_is_back() {
+    system(async {
+        let master = Master::start().await;
+        let ((n1, e1), (n2, mut e2)) = (master.join("n1").await, master.join("n2").await);
+        for (name, image) in [("p", "app:1"), ("q", "other:1")] {
+            master.bench.create(Kind::Pod, pod_of(name, "n2", image)).await;
+        }
+        let pulled = HeldImage { held: HeldAs::Pulled, ..held(OTHER, '3', 0) };
+        let told = ToMaster::Images(vec![held(APP, '1', 5), pulled]);
+        n1.send(Class::State, &told).unwrap();
+        until_held(&n2, OTHER, Ok(&["n1"])).await;
+        while message(&mut e2).await != ToNode::ImagesCame {}
+        n1.send(Class::Control, &ToMaster::Goodbye).unwrap();
+        n1.close("it goes");
+        drop((n1, e1));
+        until_held(&n2, OTHER, Err(404)).await;
+        let holders_now = holders(&n2, APP).await.unwrap();
+        assert_eq!((holders_now.nodes, holders_now.away), (Vec::new(), vec![NodeName::from("n1")]));
+        // It links, and is still away to who wants what it has until it has told that.
+        let (n1, e1) = master.link("n1").await;
+        n1.send(Class::Control, &hello()).unwrap();
+        master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(true)).await;
+        assert_eq!(holders(&n2, APP).await.unwrap().away, [NodeName::from("n1")]);
+        n1.send(Class::State, &told).unwrap();
+        while message(&mut e2).await != ToNode::ImagesCame {}
+        until_held(&n2, APP, Ok(&["n1"])).await;
+        // Who is deleted does not come back.
+        drop((n1, e1));
+        until_held(&n2, APP, Ok(&[])).await;
+        master.bench.remove(&node_key("n1")).await;
+        until_held(&n2, APP, Err(404)).await;
         master.stop().await;
     });
 }

@@ -24,7 +24,7 @@ use tokio::{
 use super::{Links, OPEN_WITHIN, handle::NodeHandle, refusals::Refused};
 use crate::{
     actors::outside,
-    logic::image_peers::{Claim, Held, choose},
+    logic::image_peers::{Claim, Held, choose, choose_away},
     messages::wire::{
         self, ByteStream, HeldAs, HeldImage, ImageHolders, ImagePart, ImageWanted, Open, RemovedImage,
     },
@@ -43,11 +43,15 @@ struct Shelf {
     held: BTreeMap<String, HeldImage>,
     /// What somebody had brought to it and removed again.
     removed: BTreeMap<String, RemovedImage>,
+    /// What of that which somebody brought it had when it was linked last: it may be back with it. Its registry has
+    /// nothing to do with it meanwhile.
+    away: BTreeMap<String, HeldImage>,
 }
 
 impl Shelf {
     /// The node has this now. Returned: the names under which somebody has brought an image that was not there before.
     fn hold(&mut self, told: Vec<HeldImage>, now_ms: i64) -> Vec<String> {
+        let away = std::mem::take(&mut self.away);
         let (mut held, mut came) = (BTreeMap::new(), Vec::new());
         for mut image in told {
             if held.contains_key(&image.name) {
@@ -61,11 +65,23 @@ impl Shelf {
                 if before.is_none_or(|before| before.held != HeldAs::ByHand) {
                     came.push(image.name.clone());
                 }
+            } else if away.contains_key(&image.name) {
+                // A copy is back that others may wait for.
+                came.push(image.name.clone());
             }
             held.insert(image.name.clone(), image);
         }
         self.held = held;
         came
+    }
+
+    /// The node is linked no more. What was pulled its registry has, too.
+    fn put_away(&mut self) {
+        let held = std::mem::take(&mut self.held);
+        // It may have gone before it said anything.
+        if !held.is_empty() {
+            self.away = held.into_iter().filter(|(_, image)| image.held != HeldAs::Pulled).collect();
+        }
     }
 
     /// This has been removed from the node.
@@ -95,12 +111,13 @@ impl Default for Shelves {
 }
 
 impl Shelves {
-    /// The node is linked no more, or anew. What was removed from it stays so: else copies of that would count again.
+    /// The node is linked no more, or anew. What was removed from it stays so: else copies of that would count again; and
+    /// what was brought to it by hand is remembered, so that no registry is asked for that.
     pub(super) fn unlink(&self, node: &NodeName) {
         if let Some(mut shelf) = self.told.get_mut(node) {
-            shelf.held.clear();
+            shelf.put_away();
         }
-        self.told.remove_if(node, |_, shelf| shelf.removed.is_empty());
+        self.told.remove_if(node, |_, shelf| shelf.removed.is_empty() && shelf.away.is_empty());
     }
 
     /// There is no such node any more.
@@ -108,9 +125,9 @@ impl Shelves {
         self.told.remove(node);
     }
 
-    /// From whom a node is to take what it wants.
+    /// From whom a node is to take what it wants, or who would give it were it there.
     fn holders(&self, asker: &NodeName, wanted: &ImageWanted) -> Option<ImageHolders> {
-        let mut claims: Vec<Claim> = Vec::new();
+        let (mut claims, mut away): (Vec<Claim>, Vec<Claim>) = (Vec::new(), Vec::new());
         for shelf in self.told.iter() {
             let claim = |id: &String, held, since_ms| Claim {
                 node: shelf.key().clone(),
@@ -118,19 +135,23 @@ impl Shelves {
                 held,
                 since_ms,
             };
-            if let Some(image) = shelf.held.get(&wanted.name) {
+            let told = |image: &HeldImage| {
                 let held = match image.held {
                     HeldAs::ByHand => Held::ByHand,
                     HeldAs::Copied => Held::Copied,
                     HeldAs::Pulled => Held::Pulled,
                 };
-                claims.push(claim(&image.id, held, image.since_ms));
-            }
+                claim(&image.id, held, image.since_ms)
+            };
+            claims.extend(shelf.held.get(&wanted.name).map(told));
+            away.extend(shelf.away.get(&wanted.name).map(told));
             if let Some(gone) = shelf.removed.get(&wanted.name) {
                 claims.push(claim(&gone.id, Held::Removed, gone.at_ms));
             }
         }
-        let (meant, nodes) = choose(&claims, asker, wanted.by_hand, turn_of(asker))?;
+        let turn = turn_of(asker);
+        let chosen = choose(&claims, asker, wanted.by_hand, turn);
+        let (meant, all) = chosen.or_else(|| choose_away(&mut claims, &away, asker, turn))?;
         let held = match meant.held {
             Held::ByHand => HeldAs::ByHand,
             Held::Copied => HeldAs::Copied,
@@ -138,7 +159,9 @@ impl Shelves {
             Held::Removed => return None,
         };
         let image = HeldImage { name: wanted.name.clone(), id: meant.id, held, since_ms: meant.since_ms };
-        Some(ImageHolders { image, nodes })
+        let is_away = |node: &NodeName| away.iter().any(|claim| claim.node == *node);
+        let (away, nodes) = all.into_iter().partition(is_away);
+        Some(ImageHolders { image, nodes, away })
     }
 }
 
@@ -559,8 +582,12 @@ mod tests {
         shelves.unlink(&node);
         let kept = shelves.told.get(&node).map(|shelf| (shelf.held.len(), shelf.removed["a"].at_ms));
         assert_eq!(kept, Some((0, 7)));
-        // Somebody has brought it again: there is nothing to remember.
+        // Somebody has brought it again: that is what is remembered, until the node is back and tells what it has.
         shelves.told.get_mut(&node).unwrap().hold(vec![held("a", "1", HeldAs::ByHand, 9)], 10);
+        shelves.unlink(&node);
+        let kept = shelves.told.get(&node).map(|shelf| (shelf.removed.len(), shelf.away["a"].since_ms));
+        assert_eq!(kept, Some((0, 9)));
+        shelves.told.get_mut(&node).unwrap().hold(Vec::new(), 10);
         shelves.unlink(&node);
         assert!(shelves.told.is_empty());
         told(7);

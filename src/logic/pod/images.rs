@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::state::{Container, ContainerPhase, Notice, WaitingReason};
+use crate::model::NodeName;
 
 /// What a node has under an image's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,8 @@ pub enum Elsewhere {
     Nobody,
     /// It is not known whether one has it.
     Unknown(String),
+    /// Somebody brought it to these nodes, none of which is there.
+    Away(Vec<NodeName>),
     /// Some have it, and none gave it.
     Kept {
         /// Somebody brought it there; else it came from its registry.
@@ -71,11 +74,28 @@ pub fn registry_next(image: &str, elsewhere: Elsewhere, static_pod: bool) -> Res
         Elsewhere::Unknown(why) => Err(format!(
             "cannot ask the master which nodes have image \"{image}\", so its registry is not asked: {why}"
         )),
+        Elsewhere::Away(nodes) => Err(format!(
+            "image \"{image}\" was brought to nodes by hand, so its registry is not asked; who has it is not connected: {}. It is \
+             tried again until such a node is back; load the image on another (troupe image load), or, if they do not come \
+             back, kubectl delete node {}",
+            named(&nodes, ", "),
+            named(&nodes, " "),
+        )),
         Elsewhere::Kept { by_hand: false, why } => Ok(Some(why)),
         Elsewhere::Kept { by_hand: true, why } => Err(format!(
             "image \"{image}\" was brought to nodes by hand, so its registry is not asked; other nodes have it, but: {why}"
         )),
     }
+}
+
+/// Names in a complaint.
+const MOST_NAMED: usize = 5;
+
+fn named(nodes: &[NodeName], between: &str) -> String {
+    let names: Vec<&str> = nodes.iter().take(MOST_NAMED).map(NodeName::as_str).collect();
+    let rest = nodes.len().saturating_sub(MOST_NAMED);
+    let names = names.join(between);
+    if rest > 0 { format!("{names}{between}… ({rest} more)") } else { names }
 }
 
 /// It was here.
@@ -214,6 +234,9 @@ mod tests {
         );
         assert!(registry_next("i", unknown(), false).unwrap_err().contains("no link"));
         assert_eq!(registry_next("i", unknown(), true), Ok(None));
+        let away = registry_next("i", Elsewhere::Away(vec!["a".into(), "b".into()]), true).unwrap_err();
+        assert!(away.contains("its registry is not asked; who has it is not connected: a, b."), "{away}");
+        assert!(away.ends_with("kubectl delete node a b"), "{away}");
     }
 
     #[test]

@@ -256,8 +256,11 @@ async fn document(source: &dyn PartSource, digest: &str) -> Result<Vec<u8>, Runt
         };
         match read.await {
             Ok(bytes) => return Ok(bytes),
-            Err(why) if source.another(why.clone()) => {}
-            Err(why) => return Err(RuntimeError::Pull(why)),
+            Err(why) => {
+                if !source.another(why.clone()).await {
+                    return Err(RuntimeError::Pull(why));
+                }
+            }
         }
     }
 }
@@ -295,7 +298,7 @@ async fn layer(
             return Err(RuntimeError::Pull(format!("too much came that was of no use; the last: {why}")));
         };
         allowed.nonsense = left;
-        if !source.another(why.clone()) {
+        if !source.another(why.clone()).await {
             return Err(RuntimeError::Pull(why));
         }
     }

@@ -81,7 +81,7 @@ impl PartSource for Givers {
         self.from.part(&self.image, digest).await.map_err(|error| error.to_string())
     }
 
-    fn another(&self, why: String) -> bool {
+    async fn another(&self, why: String) -> bool {
         self.why.lock().unwrap().push(why);
         let mut does = self.does.lock().unwrap();
         if does.len() > 1 {
@@ -323,7 +323,7 @@ async fn a_giver_that_trickles_is_given_up() {
             Ok(Box::pin(tokio_util::io::StreamReader::new(Box::pin(drops))))
         }
 
-        fn another(&self, _: String) -> bool {
+        async fn another(&self, _: String) -> bool {
             false
         }
     }
