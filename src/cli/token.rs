@@ -38,7 +38,7 @@ pub struct TokenArgs {
 
 #[derive(Debug, Clone, Subcommand)]
 enum Action {
-    /// Print a new token and the command that uses it
+    /// Print a new token; on standard error the command that uses it
     Create {
         /// How long it can be used
         #[arg(long, value_name = "DURATION", default_value = "1h", value_parser = ttl, allow_hyphen_values = true)]
@@ -136,8 +136,10 @@ async fn create(session: &Session, ttl: Duration, description: Option<&str>) -> 
         );
     }
     line(token.to_string())?;
-    line(format!("\n# on the machine that is to join, as root, before {expires}:"))?;
-    line(format!("troupe node --join {address} --token {token}"))
+    // Standard output is what `--token-file` reads.
+    eprintln!("\n# on the machine that is to join, as root, before {expires}:");
+    eprintln!("troupe node --join {address} --token {token}");
+    Ok(())
 }
 
 async fn list(session: &Session, form: Option<Form>) -> Outcome {

@@ -193,13 +193,15 @@ fn the_service_manager_hears_of_a_master_and_of_a_node_that_joined_by_a_token_in
         Managed::start(dir.path(), "m", &[&words[..], &[of_master.to_str().unwrap()]].concat());
     assert!(told.contains("links 127.0.0.1:"), "{told}");
     let kubeconfig = of_master.join("admin.kubeconfig");
-    let token = troupe(dir.path(), &["token", "create", "--kubeconfig", kubeconfig.to_str().unwrap()]);
-    let join = token.ok().lines().last().unwrap().split(' ').collect::<Vec<_>>();
+    let made = troupe(dir.path(), &["token", "create", "--kubeconfig", kubeconfig.to_str().unwrap()]);
+    let (printed, advice) = (made.ok().to_owned(), made.err);
+    let join = advice.lines().last().unwrap().split(' ').collect::<Vec<_>>();
     let (address, token) = (join[3], join[5]);
+    assert_eq!(printed, format!("{token}\n"), "the token alone");
     // Where `node install` has it.
     fs::create_dir(&of_node).unwrap();
     let file = of_node.join("join-token");
-    fs::write(&file, format!("{token}\n")).unwrap();
+    fs::write(&file, &printed).unwrap();
     let words = ["node", "--runtime", "sim", "--name", "n1", "--join", address, "--token-file"];
     let words = [&words[..], &[file.to_str().unwrap(), "--data-dir", of_node.to_str().unwrap()]].concat();
     let (node, told) = Managed::start(dir.path(), "n", &words);
