@@ -166,6 +166,30 @@ mod tests {
     }
 
     #[test]
+    fn a_certificate_that_is_made_anew_over_the_same_key_has_a_number_of_its_own() {
+        let number = |der: &CertificateDer<'_>| {
+            let (_, parsed) = x509_parser::parse_x509_certificate(der).unwrap();
+            let bytes = parsed.raw_serial().to_vec();
+            assert!(bytes.len() == 16 && bytes[0] & 0x80 == 0, "positive, 20 bytes at most: {bytes:?}");
+            bytes
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let before = Authority::open(dir.path()).unwrap();
+        std::fs::remove_file(dir.path().join("ca.crt")).unwrap();
+        let authority = Authority::open(dir.path()).unwrap();
+        let pin = |authority: &Authority| authority.certificate().public_key_pin().unwrap();
+        assert_eq!(pin(&before), pin(&authority));
+        assert_ne!(number(before.certificate().der()), number(authority.certificate().der()));
+        let key = NodeKey::generate().unwrap();
+        let of_node = || {
+            let life = Duration::from_secs(600);
+            let pem = authority.certify_node(&"n7".into(), &key.request().unwrap(), life).unwrap();
+            number(&key.with(&pem).unwrap().chain()[0])
+        };
+        assert_ne!(of_node(), of_node());
+    }
+
+    #[test]
     fn a_request_that_was_tampered_with_is_refused() {
         let (authority, key) = (Authority::ephemeral().unwrap(), NodeKey::generate().unwrap());
         let csr = key.request().unwrap();

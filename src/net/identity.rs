@@ -16,7 +16,7 @@ use std::{
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType,
+    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject as _};
 use sha2::{Digest as _, Sha256};
@@ -341,11 +341,20 @@ pub(super) fn params(
         subject.push(kind, *organisation);
     }
     params.distinguished_name = subject;
+    params.serial_number = Some(serial());
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     params.not_before = epoch + now.saturating_sub(BACKDATE);
     params.not_after = epoch + now + life;
     Ok(params)
+}
+
+/// No two certificates of one issuer have the same number, also those over one key (RFC 5280, 4.1.2.2): 126 random bits.
+fn serial() -> SerialNumber {
+    let mut bytes = rand::random::<[u8; 16]>();
+    // Positive, and as long as it is.
+    bytes[0] = (bytes[0] & 0x3f) | 0x40;
+    SerialNumber::from_slice(&bytes)
 }
 
 pub(super) fn dns(name: &str) -> Result<SanType, NetError> {
