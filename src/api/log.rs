@@ -6,9 +6,12 @@
 use std::time::Duration;
 
 use actix_web::HttpResponse;
+use bytes::Bytes;
+use futures_util::StreamExt as _;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::Value;
-use tokio_util::io::ReaderStream;
+use tokio::io::AsyncRead;
+use tokio_util::{io::ReaderStream, sync::CancellationToken};
 
 use super::{
     clock,
@@ -107,17 +110,29 @@ pub fn pass_on(
     call: &Call,
     stream: ByteStream,
     permit: StreamPermit,
-) -> impl futures_util::Stream<Item = std::io::Result<bytes::Bytes>> + use<> {
-    use futures_util::StreamExt;
+) -> impl futures_util::Stream<Item = std::io::Result<Bytes>> + use<> {
     let ByteStream { read, write } = stream;
-    let stop = call.shared.stop.clone();
-    let held = (permit, write);
-    ReaderStream::with_capacity(read, READ_BYTES)
-        .map(move |bytes| {
-            let _ = &held;
-            bytes
-        })
-        .take_until(async move { stop.cancelled().await })
+    until_stopped(read, (permit, write), call.shared.stop.clone())
+}
+
+/// Bytes to their end. When the server stops before that, they break off: what ends in order is taken for the whole, a
+/// followed log for that of a container that has ended.
+fn until_stopped<R: AsyncRead + Send + Unpin, H>(
+    read: R,
+    held: H,
+    stop: CancellationToken,
+) -> impl futures_util::Stream<Item = std::io::Result<Bytes>> {
+    let bytes = ReaderStream::with_capacity(read, READ_BYTES);
+    futures_util::stream::unfold(Some((bytes, held, stop)), |state| async move {
+        let (mut bytes, held, stop) = state?;
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => {
+                Some((Err(std::io::Error::new(std::io::ErrorKind::ConnectionAborted, "the server stops")), None))
+            }
+            next = bytes.next() => next.map(|item| (item, Some((bytes, held, stop)))),
+        }
+    })
 }
 
 /// Which part of the log is wanted, and of how many last seconds.
@@ -219,6 +234,25 @@ mod tests {
 
     use super::*;
     use crate::model::{Revision, seal_json};
+
+    #[tokio::test]
+    async fn bytes_that_end_because_the_server_stops_break_off_and_others_end_in_order() {
+        use tokio::io::AsyncWriteExt as _;
+        for stops in [true, false] {
+            let (mut node, read) = tokio::io::duplex(64);
+            let stop = CancellationToken::new();
+            let mut bytes = Box::pin(until_stopped(read, (), stop.clone()));
+            node.write_all(b"one").await.unwrap();
+            assert_eq!(bytes.next().await.unwrap().unwrap(), "one");
+            if stops {
+                stop.cancel();
+                assert!(bytes.next().await.unwrap().is_err());
+            } else {
+                drop(node);
+            }
+            assert!(bytes.next().await.is_none());
+        }
+    }
 
     #[test]
     fn an_older_node_is_asked_for_the_last_seconds_by_our_clock() {
