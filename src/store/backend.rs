@@ -72,4 +72,10 @@ pub trait Backend: Send + 'static {
     /// When it cannot: then the batch may or may not be kept, but never half. The backend stays usable, and a later
     /// `append` tries afresh; the caller settles the doubt by writing the touched keys again.
     fn append(&mut self, batch: &Batch, force: Force) -> Result<(), StoreError>;
+
+    /// Whether a batch of so many bytes would find room. Asked after one was refused: what little is free on a full disk
+    /// takes small ones all the same.
+    fn has_room(&mut self, _bytes: usize) -> bool {
+        true
+    }
 }

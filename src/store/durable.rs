@@ -7,7 +7,7 @@
 
 use std::{
     fs::{self, DirBuilder},
-    io,
+    io::{self, Write as _},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     thread,
@@ -25,6 +25,13 @@ use crate::model::{Key, Kind, Revision};
 
 const DATABASE: &str = "objects";
 const DRAFT: &str = "objects.new";
+/// Written and removed to find out whether there is room.
+const ROOM: &str = "room";
+/// Where so much fits, more does, too; it is looked each second.
+const ROOM_BYTES: usize = 1 << 20;
+/// What the database needs beside the documents.
+const ROOM_SPARE: usize = 64 << 10;
+const ZEROS: [u8; 16 << 10] = [0; 16 << 10];
 const KEYSPACE: &str = "objects";
 /// Holds the highest reserved revision. It has no `/`, so it is no object's key.
 const RESERVED_KEY: &str = "!reserved";
@@ -143,6 +150,30 @@ impl Backend for Durable {
             translate("write", &self.path, error)
         })
     }
+
+    /// Writes as much into a file beside the database, and removes it.
+    fn has_room(&mut self, bytes: usize) -> bool {
+        let path = self.path.with_file_name(ROOM);
+        let fits = fill(&path, bytes.min(ROOM_BYTES) + ROOM_SPARE);
+        // What cannot be removed now is written over, and removed, next time.
+        let removed = fs::remove_file(&path);
+        let outcome = fits.and(removed);
+        if let Err(error) = &outcome {
+            tracing::debug!(path = %path.display(), %error, bytes, "no room yet for what was refused");
+        }
+        outcome.is_ok()
+    }
+}
+
+/// Makes a file of so many bytes that is on the disk.
+fn fill(path: &Path, bytes: usize) -> io::Result<()> {
+    let (mut file, mut left) = (fs::File::create(path)?, bytes);
+    while left > 0 {
+        let some = left.min(ZEROS.len());
+        file.write_all(ZEROS.get(..some).unwrap_or_default())?;
+        left -= some;
+    }
+    file.sync_data()
 }
 
 impl Open {
@@ -299,6 +330,18 @@ mod tests {
         backend.append(&batch, Force::Fsync).unwrap();
         let (records, _) = load(&mut backend);
         assert_eq!(records.into_values().collect::<Vec<_>>(), vec![first, second]);
+    }
+
+    #[test]
+    fn a_look_for_room_leaves_nothing_behind() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        let mut backend = Durable::open(&dir).unwrap();
+        assert!(backend.has_room(100_000));
+        assert!(!temp.path().join(ROOM).exists());
+        // Where it cannot be written there is none.
+        fs::create_dir(temp.path().join(ROOM)).unwrap();
+        assert!(!backend.has_room(1));
     }
 
     proptest! {

@@ -35,6 +35,8 @@ struct State {
     log: Vec<(usize, Force)>,
     /// The error of the next appends, if they shall fail.
     failing: Option<io::ErrorKind>,
+    /// Larger batches find no room, if there is a limit.
+    room: Option<usize>,
     /// Whether appends shall wait, and how many do.
     held: bool,
     waiting: usize,
@@ -83,6 +85,11 @@ impl Memory {
     /// Makes appends fail with this error, or work again.
     pub fn fail(&self, with: Option<io::ErrorKind>) {
         self.lock().failing = with;
+    }
+
+    /// From now on there is room for so many bytes at once, or for any number.
+    pub fn room(&self, bytes: Option<usize>) {
+        self.lock().room = bytes;
     }
 
     /// Makes appends wait until [`Memory::release`].
@@ -141,7 +148,9 @@ impl Backend for Memory {
             state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.waiting -= 1;
-        if let Some(kind) = state.failing {
+        let bytes: usize = batch.puts.iter().map(|record| record.document.len()).sum();
+        let full = state.room.is_some_and(|room| bytes > room).then_some(io::ErrorKind::StorageFull);
+        if let Some(kind) = state.failing.or(full) {
             return Err(StoreError::Io {
                 doing: "write",
                 path: PathBuf::from("(memory)"),
@@ -156,5 +165,9 @@ impl Backend for Memory {
             buffered.iter().for_each(|b| state.forced.add(b));
         }
         Ok(())
+    }
+
+    fn has_room(&mut self, bytes: usize) -> bool {
+        self.lock().room.is_none_or(|room| bytes <= room)
     }
 }

@@ -36,11 +36,15 @@ pub(super) enum Disk {
 pub(super) struct Written {
     pub(super) outcome: Result<(), StoreError>,
     pub(super) took: Duration,
+    /// There is room for what was refused before.
+    pub(super) has_room: bool,
 }
 
 pub(super) struct Job {
     batch: Batch,
     force: Force,
+    /// It is to be found out whether so much would find room, too.
+    room_for: Option<usize>,
     report: Report,
 }
 
@@ -51,7 +55,7 @@ struct Report {
 
 impl Drop for Report {
     fn drop(&mut self) {
-        let gone = || Written { outcome: Err(StoreError::WriterGone), took: Duration::ZERO };
+        let gone = || Written { outcome: Err(StoreError::WriterGone), took: Duration::ZERO, has_room: false };
         self.to.do_send(self.written.take().unwrap_or_else(gone));
     }
 }
@@ -60,7 +64,9 @@ impl Job {
     fn done(mut self, backend: &mut dyn Backend) -> Report {
         let begun = Instant::now();
         let outcome = backend.append(&self.batch, self.force);
-        self.report.written = Some(Written { outcome, took: begun.elapsed() });
+        let took = begun.elapsed();
+        let has_room = outcome.is_ok() && self.room_for.is_none_or(|bytes| backend.has_room(bytes));
+        self.report.written = Some(Written { outcome, took, has_room });
         self.report
     }
 }
@@ -106,9 +112,10 @@ impl Disk {
         Ok(Disk::Thread { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Has the batch written; `to` hears how it went. The store has one batch under way at a time.
-    pub(super) fn append(&self, batch: Batch, force: Force, to: Recipient<Written>) {
-        let job = Job { batch, force, report: Report { to, written: None } };
+    /// Has the batch written; `to` hears how it went, and whether there is `room_for` so many bytes. The store has one
+    /// batch under way at a time.
+    pub(super) fn append(&self, batch: Batch, force: Force, room_for: Option<usize>, to: Recipient<Written>) {
+        let job = Job { batch, force, room_for, report: Report { to, written: None } };
         match self {
             // When the thread is gone the job comes back and its drop reports that.
             Disk::Thread { jobs: Some(jobs), .. } => drop(jobs.send(job)),

@@ -39,9 +39,6 @@ const WRITE_BEHIND: Duration = Duration::from_millis(200);
 const WRITE_BEHIND_KEYS: usize = 1024;
 /// How soon to try again by ourselves after the disk failed. Commits try at once.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long a failure is told of although smaller batches have succeeded since: what little is free on a full disk takes them.
-/// Three of Kubernetes' probe periods.
-const REMEMBERED: Duration = Duration::from_secs(30);
 /// A batch takes no more commits once it has this many changes: some 30 ms at the disk.
 const BATCH_WRITES: usize = 4096;
 /// Changes that may wait for the disk, about ten seconds' worth; more are refused.
@@ -56,13 +53,9 @@ pub struct StoreActor {
     queued_writes: usize,
     flight: Option<Flight>,
     timer: Option<SpawnHandle>,
-    failed: Option<Failed>,
-}
-
-/// What the disk did not take.
-struct Failed {
-    bytes: usize,
-    at: tokio::time::Instant,
+    /// The most that the disk did not take at once, while it is not known to take as much again. What little is free on
+    /// a full disk takes smaller batches.
+    failed: Option<usize>,
 }
 
 /// A commit that was not looked at yet.
@@ -155,8 +148,9 @@ impl StoreActor {
         let full = self.head.behind() >= WRITE_BEHIND_KEYS && !self.head.is_doubtful();
         if !held.is_empty() || full {
             self.write(held, ctx);
-        } else if self.head.behind() > 0 && self.timer.is_none() {
-            let delay = if self.head.is_doubtful() { RETRY } else { WRITE_BEHIND };
+        } else if (self.head.behind() > 0 || self.failed.is_some()) && self.timer.is_none() {
+            let waits = self.head.behind() > 0 && !self.head.is_doubtful();
+            let delay = if waits { WRITE_BEHIND } else { RETRY };
             self.timer = Some(ctx.run_later(delay, |store, ctx| {
                 store.timer = None;
                 if store.flight.is_none() {
@@ -168,7 +162,7 @@ impl StoreActor {
 
     /// Whether the disk does not take what it should, as far as is known.
     fn is_failing(&self) -> bool {
-        self.head.is_doubtful() || self.failed.as_ref().is_some_and(|f| f.at.elapsed() < REMEMBERED)
+        self.head.is_doubtful() || self.failed.is_some()
     }
 
     fn publish(&mut self, group: Group) {
@@ -184,7 +178,7 @@ impl StoreActor {
         if let Some(timer) = self.timer.take() {
             ctx.cancel_future(timer);
         }
-        let doubtful = self.head.is_doubtful();
+        let doubtful = self.head.is_doubtful() || self.failed.is_some();
         let behind = self.head.behind();
         let batch = self.head.take_batch();
         let force = if !held.is_empty() || doubtful || batch.reserve.is_some() {
@@ -196,7 +190,7 @@ impl StoreActor {
         let keys = batch.puts.iter().map(|r| &r.key).chain(&batch.removes).cloned().collect();
         let bytes = batch.puts.iter().map(|record| record.document.len()).sum();
         self.flight = Some(Flight { keys, reserve: batch.reserve, force, bytes, held });
-        self.disk.append(batch, force, ctx.address().recipient());
+        self.disk.append(batch, force, self.failed, ctx.address().recipient());
     }
 }
 
@@ -222,7 +216,7 @@ impl Actor for StoreActor {
     /// A stop that was asked for loses nothing: what is still behind is handed to the disk, whose drop waits for it.
     fn stopped(&mut self, ctx: &mut Self::Context) {
         if self.head.behind() > 0 {
-            self.disk.append(self.head.take_batch(), Force::Fsync, ctx.address().recipient());
+            self.disk.append(self.head.take_batch(), Force::Fsync, None, ctx.address().recipient());
         }
     }
 }
@@ -270,16 +264,16 @@ impl Handler<Written> for StoreActor {
             Ok(()) => {
                 self.head.keep(flight.reserve);
                 // Less than what failed may fit where that does not.
+                let is_as_much = |failed: usize| written.has_room || flight.bytes >= failed;
                 self.failed =
-                    self.failed.take().filter(|f| flight.force != Force::Fsync || flight.bytes < f.bytes);
+                    self.failed.filter(|failed| flight.force != Force::Fsync || !is_as_much(*failed));
                 self.publish(flight.held);
             }
             Err(error) => {
                 let text = error.full_text();
                 tracing::error!(error = text, commits = flight.held.answers.len(), "the store cannot write");
                 self.head.roll_back(flight.keys);
-                let bytes = self.failed.take().map_or(0, |f| f.bytes).max(flight.bytes);
-                self.failed = Some(Failed { bytes, at: tokio::time::Instant::now() });
+                self.failed = Some(self.failed.unwrap_or_default().max(flight.bytes));
                 for (answer, _) in flight.held.answers {
                     reply(answer, Err(CommitError::Unavailable(text.clone())));
                 }

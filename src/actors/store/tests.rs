@@ -300,20 +300,33 @@ async fn a_failing_disk_refuses_commits_keeps_reads_and_is_tried_again_by_the_ne
 }
 
 #[actix::test]
-async fn a_failure_is_told_until_as_much_is_written() {
+async fn a_failure_is_told_until_there_is_room_for_as_much() {
     let f = start();
     let failing = async || f.store.send(ShowStore).await.unwrap().failing;
     f.hard(vec![create("a")]).await.unwrap();
     assert!(!failing().await);
     let much = || vec![replace("a", &"x".repeat(10_000))];
-    f.disk.fail(Some(io::ErrorKind::StorageFull));
+    f.disk.room(Some(1_000));
     f.hard(much()).await.unwrap_err();
     assert!(failing().await);
-    f.disk.fail(None);
     f.hard(vec![create("b")]).await.unwrap();
     assert!(failing().await, "little fits on a full disk");
+    f.disk.room(None);
+    f.hard(vec![create("c")]).await.unwrap();
+    assert!(!failing().await, "as much would fit again");
+    // It finds that out by itself, too.
+    f.disk.room(Some(1_000));
+    f.hard(much()).await.unwrap_err();
+    f.hard(vec![create("d")]).await.unwrap();
+    f.disk.room(None);
+    loop {
+        let appends = f.disk.appends().len();
+        if !failing().await {
+            break;
+        }
+        f.until(move |disk| disk.wait_for_appends(appends + 1)).await;
+    }
     f.hard(much()).await.unwrap();
-    assert!(!failing().await);
 }
 
 #[actix::test]
