@@ -25,6 +25,7 @@ pub mod memory;
 pub mod metrics;
 mod outbox;
 pub mod relay;
+mod socket;
 mod stream;
 mod tls;
 mod token_key;
