@@ -1,11 +1,12 @@
 //! The event recorder: writes what others tell as `Event` objects, and removes old ones.
 //!
-//! Owns: the batching of writes (soft: an event is never worth waiting for a disk) and the regular sweep. What is
-//! counted, combined or dropped is decided by [`crate::logic::events`].
+//! Owns: the batching of writes (soft: an event is never worth waiting for a disk), the regular sweep, and a counter of
+//! what operators are to be alarmed by. What is combined or dropped is decided by [`crate::logic::events`].
 
 use std::time::Duration;
 
 use actix::{Actor, ActorFutureExt, AsyncContext, Context, Handler, WrapFuture};
+use metrics::{Unit, counter, describe_counter};
 
 use super::{
     commit::{Wiring, commit},
@@ -15,8 +16,10 @@ use super::{
 use crate::{
     logic::{
         edit::Edit,
-        events::{Recorder, expired},
+        events::{Happening, Recorder, expired},
         namespaces,
+        pod::refusal::EVICTED,
+        taints::is_eviction,
     },
     messages::{Durability, RecordEvent, Slot},
     model::Kind,
@@ -28,6 +31,19 @@ const GATHER: Duration = Duration::from_millis(50);
 const BATCH: usize = 256;
 /// How often old events are looked for. With the recorder's rate this bounds how far limits are exceeded meanwhile.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+const EVICTIONS: &str = "troupe_pods_evicted_total";
+/// Values of its label: for a taint of the node, or for what the node is low on.
+const CAUSES: [&str; 2] = ["taint", "pressure"];
+
+fn cause_of(happening: &Happening) -> Option<&'static str> {
+    let [taint, pressure] = CAUSES;
+    if is_eviction(happening) {
+        Some(taint)
+    } else {
+        (happening.reason == EVICTED && happening.component == "kubelet").then_some(pressure)
+    }
+}
 
 /// The child to put under a supervisor; `slot` is where [`Wiring::events`] leads.
 pub fn child(slot: &Slot<EventRecorder>, wiring: &Wiring) -> ChildSpec {
@@ -104,6 +120,10 @@ impl Actor for EventRecorder {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
+        let help = "Pods that had to leave their node: for a taint, or for what it is low on";
+        describe_counter!(EVICTIONS, Unit::Count, help);
+        // They are there before the first one: it is a rise then.
+        CAUSES.into_iter().for_each(|cause| counter!(EVICTIONS, "for" => cause).increment(0));
         ctx.run_interval(SWEEP_EVERY, Self::sweep);
     }
 }
@@ -112,6 +132,9 @@ impl Handler<RecordEvent> for EventRecorder {
     type Result = ();
 
     fn handle(&mut self, RecordEvent(happening): RecordEvent, ctx: &mut Context<Self>) {
+        if let Some(cause) = cause_of(&happening) {
+            counter!(EVICTIONS, "for" => cause).increment(1);
+        }
         let reason = happening.reason.clone();
         if !self.recorder.record(happening, outside::uid) {
             tracing::debug!(%reason, "event dropped");
@@ -130,6 +153,26 @@ mod tests {
         actors::testing::{Bench, system},
         model::Key,
     };
+
+    #[test]
+    fn pods_that_have_to_leave_their_node_are_told_apart_by_what_for() {
+        let happening = |reason: &'static str, message: &str, component: &'static str| Happening {
+            about: Key::new(Kind::Pod, "default", "p"),
+            uid: "u".into(),
+            field_path: None,
+            warning: false,
+            reason: reason.into(),
+            message: message.into(),
+            component: component.into(),
+            host: None,
+            at: outside::now(),
+        };
+        let taint = |message| happening("TaintManagerEviction", message, "taint-eviction-controller");
+        assert_eq!(cause_of(&taint("Marking for deletion Pod")), Some("taint"));
+        assert_eq!(cause_of(&taint("Cancelling deletion of Pod")), None);
+        assert_eq!(cause_of(&happening("Evicted", "low on disk", "kubelet")), Some("pressure"));
+        assert_eq!(cause_of(&happening("Started", "", "kubelet")), None);
+    }
 
     #[test]
     fn events_are_written_counted_and_swept() {

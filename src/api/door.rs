@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use actix_web::{HttpRequest, HttpResponse, http::Method, web};
@@ -36,7 +36,13 @@ use super::{
     tokens, usage, watch,
     write::{self, Call},
 };
-use crate::model::{Kind, admit::Part};
+use crate::{
+    messages::ShowNodes,
+    model::{Kind, admit::Part},
+};
+
+/// How long `/metrics` waits for what the nodes' links are like; without that it has the rest.
+const NODES_WITHIN: Duration = Duration::from_secs(1);
 
 /// What all handlers share.
 pub struct Shared {
@@ -396,7 +402,7 @@ async fn other(
     }
     let answer = match segments.as_slice() {
         [] => Some(read::json_response(200, json!({ "paths": shared.paths() }).to_string())),
-        ["metrics"] => Some(scrape(shared)),
+        ["metrics"] => Some(scrape(shared).await),
         _ => {
             shared.discovery.answer(request, &segments).or_else(|| shared.openapi.answer(request, &segments))
         }
@@ -405,12 +411,17 @@ async fn other(
 }
 
 /// What was recorded, and what is there now.
-fn scrape(shared: &Shared) -> HttpResponse {
+async fn scrape(shared: &Shared) -> HttpResponse {
+    let nodes = match &shared.state.inspect {
+        Some(inspect) => inspect.nodes.ask(ShowNodes, NODES_WITHIN).await.ok(),
+        None => None,
+    };
     let mut text = shared.state.metrics.as_ref().map(|render| render()).unwrap_or_default();
     let now = metrics::Now {
         snapshot: &shared.state.view.snapshot(),
         requests: shared.requests.load(Ordering::Relaxed),
         streams: shared.streams.load(Ordering::Relaxed),
+        nodes: nodes.as_deref(),
     };
     metrics::scrape(&now, &shared.process, &mut text);
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text)

@@ -50,6 +50,7 @@ const SET_BACK_SECONDS: i64 = 2;
 const COMPONENT: &str = "taint-eviction-controller";
 /// Kubernetes' reason both of a pod that has to leave and of one that may stay after all.
 const REASON: &str = "TaintManagerEviction";
+const MARKED: &str = "Marking for deletion Pod";
 
 /// How a node is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +103,11 @@ pub fn readiness(status: &v1::NodeStatus) -> Readiness {
         true => Readiness::Ready,
         false => Readiness::NotReady,
     }
+}
+
+/// Whether what happened is that a pod was made to leave its node; else that it may stay after all, or something else.
+pub fn is_eviction(happening: &Happening) -> bool {
+    happening.reason == REASON && happening.message == MARKED
 }
 
 /// Whether nothing is heard of a node, and it has not said goodbye.
@@ -521,7 +527,7 @@ impl Reconcile for Evictions {
     fn happenings(&mut self, made: &[Arc<Object>], now: Timestamp) -> Vec<Happening> {
         let mut all = std::mem::take(&mut self.called_off);
         // It deletes pods and does nothing else.
-        all.extend(made.iter().map(|pod| happening(pod, "Marking for deletion Pod", now)));
+        all.extend(made.iter().map(|pod| happening(pod, MARKED, now)));
         all
     }
 

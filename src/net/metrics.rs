@@ -25,14 +25,14 @@ pub(crate) fn describe() {
 
 fn describe_all() {
     for (name, help) in [
-        (FRAMES_SKIPPED, "frames that could not be decoded and were skipped"),
-        (OUTBOX_REPLACED, "queued messages replaced by newer ones before they were sent"),
-        (OUTBOX_REFUSED, "messages refused because a link's outbox was full"),
-        (LINKS_OPENED, "links established"),
-        (HANDSHAKES_FAILED, "incoming handshakes that failed or were refused"),
+        (FRAMES_SKIPPED, "Frames that could not be decoded and were skipped"),
+        (OUTBOX_REPLACED, "Queued messages replaced by newer ones before they were sent"),
+        (OUTBOX_REFUSED, "Messages refused because a link's outbox was full"),
+        (LINKS_OPENED, "Links established"),
+        (HANDSHAKES_FAILED, "Incoming handshakes that failed or were refused"),
         (
             HOST_PORTS_FULL,
-            "times host ports had no room: a connection waited or was given up for one, a UDP client was given up, a datagram was dropped",
+            "Times host ports had no room: a connection waited or was given up for one, a UDP client was given up, a datagram was dropped",
         ),
     ] {
         describe_counter!(name, Unit::Count, help);

@@ -30,7 +30,7 @@ impl Health {
         describe_counter!(
             STOOD_STILL,
             Unit::Count,
-            "Times that the master did not run for half a second or more."
+            "Times that the master did not run for half a second or more"
         );
         let pulse = Arc::new(Mutex::new(Pulse::new(Duration::ZERO)));
         Health { begun: Instant::now(), pulse, askers: Askers::default() }

@@ -46,7 +46,7 @@ impl Refusals {
     pub(super) fn note(&mut self, node: &NodeName, what: Refused, about: &Key) {
         static DESCRIBED: Once = Once::new();
         DESCRIBED.call_once(|| {
-            describe_counter!(REFUSED, Unit::Count, "Reports of nodes on what is not their own.");
+            describe_counter!(REFUSED, Unit::Count, "Reports of nodes on what is not their own");
         });
         counter!(REFUSED, "report" => what.label()).increment(1);
         self.unlogged += 1;

@@ -17,14 +17,10 @@ const BEHIND: &str = "troupe_store_behind_keys";
 pub(super) fn describe() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        describe_counter!(COMMITS, Unit::Count, "Commits answered, by outcome.");
-        describe_histogram!(BATCH_WRITES, Unit::Count, "Keys in a batch written to disk.");
-        describe_histogram!(
-            APPEND_SECONDS,
-            Unit::Seconds,
-            "Time to write a batch, by whether it was forced."
-        );
-        describe_gauge!(BEHIND, Unit::Count, "Keys whose newest state is not on disk yet.");
+        describe_counter!(COMMITS, Unit::Count, "Commits answered, by outcome");
+        describe_histogram!(BATCH_WRITES, Unit::Count, "Keys in a batch written to disk");
+        describe_histogram!(APPEND_SECONDS, Unit::Seconds, "Time to write a batch, by whether it was forced");
+        describe_gauge!(BEHIND, Unit::Count, "Keys whose newest state is not on disk yet");
     });
 }
 

@@ -13,6 +13,12 @@ pub fn describe() {
     describe_counter!(ABANDONED, Unit::Count, "Actors that did not end when killed: their thread is blocked");
 }
 
+/// A child was started for the first time: its figures are there from now on, so that the first restart is a rise.
+pub(super) fn known(class: &'static str, supervisor: &'static str) {
+    counter!(RESTARTS, "actor" => class).increment(0);
+    counter!(ESCALATIONS, "supervisor" => supervisor).increment(0);
+}
+
 pub(super) fn restarted(class: &'static str) {
     counter!(RESTARTS, "actor" => class).increment(1);
 }

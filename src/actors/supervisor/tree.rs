@@ -121,6 +121,7 @@ impl Supervisor {
         let order = self.next;
         self.next += 1;
         self.by_name.insert(spec.name.clone(), order);
+        metrics::known(spec.class, supervisor);
         self.children.insert(order, Child::new(spec, reply));
         self.due(order, ctx);
     }
