@@ -21,7 +21,7 @@ use super::{
     Links, RegistrySeed, bound_to, configs,
     health::Health,
     images::{Images, Shelves},
-    object::{GOODBYE, LabelsRefused, Word},
+    object::{LabelsRefused, Word},
     refusals::{Refusals, Refused},
     sightings::{Silence, origin, silence_of},
     tokens,
@@ -504,8 +504,8 @@ impl Actor for NodeHandle {
         }
         // A goodbye said to an earlier incarnation, or an earlier master, counts.
         let snapshot = self.seed.wiring.view.snapshot();
-        let away = snapshot.find(&self.key()).is_some_and(|node| is_away(node));
-        let within = if away { GOODBYE } else { BEGIN };
+        self.goodbye = snapshot.find(&self.key()).is_some_and(|node| is_away(node));
+        let within = if self.goodbye { self.seed.lost_after } else { BEGIN };
         self.expect_silence(within, ctx);
         ctx.add_stream(self.arrivals());
         ctx.run_interval(tokens::PERIOD, |node, _| node.send_tokens());

@@ -38,7 +38,7 @@ use crate::{
 
 /// How long a node that said goodbye may be away before its pods are replaced: a restart, an upgrade, a reboot of a
 /// small machine.
-pub(super) const GOODBYE: Duration = Duration::from_secs(60);
+const GOODBYE: Duration = Duration::from_secs(60);
 
 /// A node's word that others wrote over is said again after this: often enough that nobody is misled for long, and seldom enough
 /// that two who write over each other do no harm. Kubernetes' kubelet takes up to ten seconds.

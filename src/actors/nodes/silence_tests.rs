@@ -140,6 +140,28 @@ fn pods_of_a_node_that_does_not_come_back_to_the_next_master_are_not_ready_eithe
 }
 
 #[test]
+fn pods_of_a_node_that_said_goodbye_to_the_master_before_are_not_ready_either() {
+    system(async {
+        let bench = Bench::new();
+        let mut bound = pod("p", "n1");
+        bound["status"] = json!({"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]});
+        let away = json!({"type": "Ready", "status": "Unknown", "reason": "NodeGoodbye"});
+        let taint = json!({"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"});
+        let node = json!({"metadata": {"name": "n1"}, "spec": {"taints": [taint]},
+            "status": {"conditions": [away]}});
+        bench.create(Kind::Node, node).await;
+        let bound = bench.create(Kind::Pod, bound).await;
+        let master = Master::start_on(bench, None, |wiring| wiring).await;
+        let is_ready = |object: &Object| matches!(&object.facet.of, KindFacet::Pod(pod) if pod.ready);
+        assert!(is_ready(&bound));
+        let silent = master.bench.until(&bound.key, |o| !is_ready(o));
+        tokio::time::timeout(LOST_AFTER * 5, silent).await.expect("it is said as of any silent node");
+        assert_eq!(effects(&master.bench.find(&node_key("n1")).unwrap()), ["NoSchedule"]);
+        master.stop().await;
+    });
+}
+
+#[test]
 fn a_pod_that_is_reported_ready_while_it_is_said_not_to_be_stays_ready() {
     system(async {
         let (master, gate, mut came) = gated(None).await;
