@@ -23,6 +23,7 @@ use super::{
     address::{towards, with_port},
     cluster::this_machine,
     install::{TOKEN_FILE, not_used},
+    kubeconfig::no_room,
     membership::{Files, Membership, Record, Standing, Whereabouts, locked},
     node::MAX_PODS,
     notify,
@@ -334,7 +335,13 @@ fn remember(
         kept.master.clone_from(&before.master);
     }
     if before.as_ref() != Some(&kept) {
-        files.write_record(&kept)?;
+        match files.write_record(&kept) {
+            // What is new in it is told at each start, or found out again.
+            Err(StartError::File { path, source }) if before.is_some() && no_room(&source) => {
+                tracing::warn!(path = %path.display(), error = %source, "the node's record stays as it is");
+            }
+            written => written?,
+        }
     }
     Ok(record)
 }

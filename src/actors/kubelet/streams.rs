@@ -333,7 +333,7 @@ async fn pull_image(node: Arc<NodeContext>, name: String, responder: Responder, 
                 let PullProgress { layers, layers_done, bytes, total_bytes } = now;
                 let line = PullLine::Progress { layers, layers_done, bytes, total_bytes };
                 if let Err(error) = say(&mut stream.write, &line).await {
-                    // The pull itself goes on in the runtime.
+                    // The pull goes on if somebody else waits for it, too.
                     return tracing::debug!(%error, "nobody listens to a pull any more");
                 }
             }
