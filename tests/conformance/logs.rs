@@ -109,6 +109,7 @@ pub async fn a_last_line_without_an_end_is_whole_however_long<H: Harness>(bench:
         config.security.user = Some(0);
         let id = bench.start("a", config).await;
         assert_eq!(bench.exit(&id).await.code, 1);
+        bench.runtime().log_written(&id).await;
         let text = read(bench, &name, LogOptions::default()).await;
         assert!(text == line, "{length}: {} bytes, {:?}", text.len(), text.get(..80));
         let tail = read(bench, &name, LogOptions { tail_lines: Some(1), ..LogOptions::default() }).await;

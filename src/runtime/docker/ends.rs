@@ -1,8 +1,9 @@
 //! What runs and whose end is still to be told.
 //!
 //! Owns: the table of running containers, and that of logs which are being copied. Invariants: an end is told once, and a
-//! moment late, if that completes its log: whoever hears of the end then finds the last line. Limit: one that left a long
-//! backlog is told to have ended while that is copied; who needs the whole log waits for [`Ends::log_written`].
+//! moment late, if that completes its log: whoever hears of the end then finds what the engine's stream gave. Limit: a last line
+//! without an end comes after it, and one that left a long backlog is told to have ended while that is copied; who needs the whole
+//! log waits for [`Ends::log_written`].
 
 use std::{
     collections::HashMap,
@@ -131,6 +132,13 @@ impl Ends {
         }
     }
 
+    /// Its log has all that the stream gave to who followed it; a last line without an end may be to come.
+    pub(super) fn log_followed(&self, id: &str) {
+        if let Some(running) = self.table().get(id) {
+            running.log.send_modify(|log| log.ended = true);
+        }
+    }
+
     /// Its log is complete.
     pub(super) fn log_ended(&self, id: &str) {
         self.logs().remove(id);
@@ -199,6 +207,22 @@ mod tests {
         assert_eq!(begun.elapsed(), Duration::from_secs(2));
         ends.told("c").await;
         assert_eq!(begun.elapsed(), Duration::from_secs(2), "what is not expected is not waited for");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_does_not_wait_for_the_last_look_at_a_log_that_was_followed_but_who_reads_it_does() {
+        let ends = Ends::default();
+        ends.expect("c", Kind::Container, &"pod".into());
+        ends.log_begins("c");
+        let begun = tokio::time::Instant::now();
+        ends.log_followed("c");
+        ends.begin_telling("c").unwrap().log_ended().await;
+        assert_eq!(begun.elapsed(), Duration::ZERO);
+        tokio::join!(ends.log_written("c"), async {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            ends.log_ended("c");
+        });
+        assert_eq!(begun.elapsed(), Duration::from_secs(1));
     }
 
     #[tokio::test(start_paused = true)]

@@ -68,6 +68,10 @@ async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) 
     // is gone, and hangs up at that. So what an ended container left is asked for once more, by then being there.
     let mut ended = false;
     loop {
+        if ended {
+            // The engine lets nobody read while it takes the container apart: who waits for its end does not wait for that.
+            driver.ends.log_followed(id);
+        }
         let since = if ended { place.since_all() } else { place.since() };
         let options = LogsOptions {
             follow: !ended,
