@@ -255,7 +255,7 @@ impl PartSource for Giver {
         self.0.get(digest).map(|part| reader(part.clone())).ok_or_else(|| "no such part".to_owned())
     }
 
-    fn another(&self, _: String) -> bool {
+    async fn another(&self, _: String) -> bool {
         false
     }
 }

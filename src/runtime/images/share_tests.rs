@@ -202,10 +202,10 @@ async fn what_came_with_credentials_is_neither_told_of_nor_given_and_the_built_i
     assert!(matches!(from.part(&offer.id, &foreign).await, Err(RuntimeError::NotFound(_))));
     let (_to_dir, to) = store();
     let pinned = format!("app@sha256:{}", "0".repeat(64));
-    for name in [BUILTIN_IMAGE, pinned.as_str()] {
+    for (name, why) in [(BUILTIN_IMAGE, "it is built in"), (pinned.as_str(), "not taken")] {
         let offer = SharedImage { name: name.into(), ..offer.clone() };
         let error = taken(&to, &offer, &Givers::new(&from, &offer.id, &[Does::Good])).await.unwrap_err();
-        assert!(error.to_string().contains("not taken"), "{error}");
+        assert!(error.to_string().contains(why), "{error}");
     }
     // What was pulled elsewhere counts as pulled here.
     let pulled = SharedImage { came: Came::Pulled, ..offer.clone() };
