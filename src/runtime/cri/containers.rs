@@ -25,6 +25,8 @@ use crate::{
 const SETTLE: Duration = Duration::from_secs(60);
 /// How often is looked whether a container that was sent a signal of ours has ended.
 const END_PAUSE: Duration = Duration::from_millis(10);
+/// A runtime that finds nothing to stop any more answers at once; it has noted the end by then.
+const NOTED_WITHIN: Duration = Duration::from_secs(2);
 /// SIGKILL's number, as a program's end.
 const KILLED: i32 = 128 + 9;
 
@@ -141,7 +143,14 @@ impl Driver {
                 () = tokio::time::sleep(grace) => self.kill(id).await?,
             }
         }
-        self.relist().await.map(drop)
+        let noted = tokio::time::Instant::now() + NOTED_WITHIN;
+        loop {
+            let runs = |found: &ContainerStatus| found.id == *id && found.state == ContainerState::Running;
+            if !self.relist().await?.iter().any(runs) || tokio::time::Instant::now() > noted {
+                return Ok(());
+            }
+            tokio::time::sleep(END_PAUSE).await;
+        }
     }
 
     /// Sends the signal that a container asked for, past the runtime, and waits for its end, at most for the grace.
