@@ -5,6 +5,7 @@
 //! of its own, waits for the end of a pipe that the test process holds.
 
 use std::{
+    collections::HashMap,
     io::Write as _,
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
@@ -13,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use bollard::{API_DEFAULT_VERSION, Docker};
+use bollard::{
+    API_DEFAULT_VERSION, Docker,
+    query_parameters::{ListContainersOptions, ListNetworksOptions, RemoveContainerOptions},
+};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -176,6 +180,23 @@ impl Engine {
         self.wait_until_it_answers();
     }
 
+    /// Bridges of its networks would outlive it: they are in its own hands alone.
+    fn remove_bridges(&self) {
+        self.ask(|docker| async move {
+            let all = ListContainersOptions { all: true, ..ListContainersOptions::default() };
+            for id in docker.list_containers(Some(all)).await?.into_iter().filter_map(|found| found.id) {
+                let by_force = RemoveContainerOptions { force: true, ..RemoveContainerOptions::default() };
+                let _ = docker.remove_container(&id, Some(by_force)).await;
+            }
+            let custom = HashMap::from([("type".to_owned(), vec!["custom".to_owned()])]);
+            let options = ListNetworksOptions { filters: Some(custom) };
+            for id in docker.list_networks(Some(options)).await?.into_iter().filter_map(|found| found.id) {
+                let _ = docker.remove_network(&id).await;
+            }
+            Ok(())
+        });
+    }
+
     fn wait_until_it_answers(&self) {
         let deadline = Instant::now() + START;
         while self.ask(|docker| async move { docker.ping().await }).is_none() {
@@ -203,12 +224,13 @@ impl Engine {
                 question(docker.negotiate_version().await.ok()?).await.ok()
             })
         });
-        asked.join().unwrap()
+        asked.join().ok().flatten()
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
+        self.remove_bridges();
         if let Some(mut alive) = self.alive.take() {
             let _ = alive.flush();
         }
