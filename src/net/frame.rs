@@ -16,10 +16,8 @@ use super::{NetError, codec};
 const HEADER: usize = 4;
 /// Room made for one read while more comes than fits into less.
 const READ_CHUNK: usize = 16 << 10;
-/// Room of a reader that waits: most links say nothing most of the time.
-const WAITING: usize = 64;
-/// Room beyond the frame that has begun: when it is filled, too, much is coming.
-const BEYOND: usize = 512;
+/// Room of a reader that waits: most messages are no longer, and most links say nothing most of the time.
+const WAITING: usize = 512;
 
 /// A message as a whole frame.
 pub(crate) fn frame<T: Serialize>(message: &T, cap: usize) -> Result<Bytes, NetError> {
@@ -54,11 +52,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             if let Some(frame) = self.take_frame()? {
                 return Ok(Some(frame));
             }
-            let begun = self.missing()?.map_or(0, |missing| (missing + BEYOND).min(READ_CHUNK));
-            self.buffer.reserve(self.room.max(begun));
+            self.buffer.reserve(self.room);
             let read = self.stream.read_buf(&mut self.buffer).await?;
-            let filled = self.buffer.len() == self.buffer.capacity();
-            self.room = if filled && self.buffer.len() > WAITING { READ_CHUNK } else { WAITING };
+            self.room = if self.buffer.len() == self.buffer.capacity() { READ_CHUNK } else { WAITING };
             if read == 0 {
                 return if self.buffer.is_empty() {
                     Ok(None)
@@ -67,13 +63,6 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
                 };
             }
         }
-    }
-
-    /// How much more the frame has that has begun.
-    fn missing(&self) -> io::Result<Option<usize>> {
-        let Some(header) = self.buffer.first_chunk::<HEADER>() else { return Ok(None) };
-        let length = checked_length(*header, self.cap)?;
-        Ok((HEADER + length).checked_sub(self.buffer.len()))
     }
 
     fn take_frame(&mut self) -> io::Result<Option<Bytes>> {
