@@ -14,7 +14,7 @@ use std::{
     time::Duration,
 };
 
-use quinn::{Endpoint, IdleTimeout, Incoming, TransportConfig, VarInt};
+use quinn::{Endpoint, IdleTimeout, Incoming, Runtime as _, TransportConfig, VarInt};
 use rustls::pki_types::CertificateDer;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{
@@ -31,9 +31,7 @@ use super::{
     identity::{MASTER, Role, node_server_name, peer_role},
     join::{self, JoinAsk},
     link::Session,
-    memory,
-    socket::Socket,
-    stream, tls,
+    memory, stream, tls,
     transport::{Transport, UNWELCOME, close_reason, problem_of},
 };
 use crate::model::NodeName;
@@ -250,7 +248,7 @@ const ANY_PORT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 
 
 fn endpoint(socket: UdpSocket, server: Option<quinn::ServerConfig>) -> io::Result<Endpoint> {
     let (config, runtime) = (quinn::EndpointConfig::default(), Arc::new(quinn::TokioRuntime));
-    let socket = Arc::new(Batches::new(Arc::new(Socket::new(socket)?)));
+    let socket = Arc::new(Batches::new(runtime.wrap_udp_socket(socket)?));
     Endpoint::new_with_abstract_socket(config, server, socket, runtime)
 }
 

@@ -25,7 +25,6 @@ pub mod memory;
 pub mod metrics;
 mod outbox;
 pub mod relay;
-mod socket;
 mod stream;
 mod tls;
 mod token_key;
