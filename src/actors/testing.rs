@@ -91,7 +91,7 @@ fn apply(next: &mut Snapshot, write: Write) -> Result<Applied, CommitError> {
         Write::Remove(key, expected) => {
             let previous = holds(next, &key, &expected)?;
             next.remove(&key);
-            let object = Arc::new(Object { revision, ..(*previous).clone() });
+            let object = Arc::new(previous.with_document(revision, &[&previous.json]));
             Ok((ChangeKind::Deleted, object, Some(previous)))
         }
     }

@@ -72,11 +72,13 @@ fn translate(change: &Change, selects: impl Fn(&Object) -> bool) -> Option<Kept>
 fn at_revision(object: &Object, revision: Revision) -> Object {
     let old = format!("\"resourceVersion\":\"{}\"", object.revision);
     let new = format!("\"resourceVersion\":\"{revision}\"");
-    let json = object.json.windows(old.len()).position(|w| w == old.as_bytes()).map_or_else(
-        || object.json.clone(),
-        |at| [&object.json[..at], new.as_bytes(), &object.json[at + old.len()..]].concat().into(),
-    );
-    Object { json, revision, ..object.clone() }
+    match object.json.windows(old.len()).position(|w| w == old.as_bytes()) {
+        Some(at) => {
+            let parts = [&object.json[..at], new.as_bytes(), &object.json[at + old.len()..]];
+            object.with_document(revision, &parts)
+        }
+        None => object.with_document(revision, &[&object.json]),
+    }
 }
 
 /// One watch.

@@ -254,7 +254,7 @@ fn write(
     present: Option<&Arc<Object>>,
     means: &mut Means<'_>,
 ) -> Result<Option<Edit>, EditError> {
-    let mut labels = service.facet.meta.labels.clone();
+    let mut labels = Labels::clone(&service.facet.meta.labels);
     if facet(service).is_some_and(|f| f.cluster_ip.as_deref() == Some("None")) {
         labels.insert(HEADLESS.into(), String::new());
     }

@@ -20,6 +20,9 @@ use super::{Key, Kind, KindFacet, Revision, Uid};
 /// Labels, or a selector's equalities.
 pub type Labels = BTreeMap<String, String>;
 
+/// Bytes of a revision before a record's document.
+const REVISION_BYTES: usize = 8;
+
 /// An object as the store keeps it. Immutable: a change is a new `Object` under a new revision.
 #[derive(Clone, Debug)]
 pub struct Object {
@@ -31,6 +34,8 @@ pub struct Object {
     pub facet: Facet,
     /// What clients get: the whole document, `resourceVersion` included.
     pub json: Bytes,
+    /// What the disk gets: the revision, and `json`, which is a part of this.
+    record: Bytes,
 }
 
 impl Object {
@@ -43,11 +48,32 @@ impl Object {
     pub fn restamped(&self, revision: Revision) -> Object {
         let old = format!("\"metadata\":{{\"resourceVersion\":\"{}\"", self.revision);
         let new = format!("\"metadata\":{{\"resourceVersion\":\"{revision}\"");
-        let json = match self.json.windows(old.len()).position(|w| w == old.as_bytes()) {
-            Some(at) => [&self.json[..at], new.as_bytes(), &self.json[at + old.len()..]].concat().into(),
-            None => self.json.clone(),
-        };
-        Object { key: self.key.clone(), revision, facet: self.facet.clone(), json }
+        match self.json.windows(old.len()).position(|w| w == old.as_bytes()) {
+            Some(at) => {
+                let parts = [&self.json[..at], new.as_bytes(), &self.json[at + old.len()..]];
+                self.with_document(revision, &parts)
+            }
+            None => self.with_document(revision, &[&self.json]),
+        }
+    }
+
+    /// The same with another revision and another document, which is made of these parts.
+    pub fn with_document(&self, revision: Revision, parts: &[&[u8]]) -> Object {
+        Object::assemble(self.key.clone(), self.facet.clone(), revision, parts)
+    }
+
+    fn assemble(key: Key, facet: Facet, revision: Revision, parts: &[&[u8]]) -> Object {
+        let length = REVISION_BYTES + parts.iter().map(|part| part.len()).sum::<usize>();
+        let mut record = Vec::with_capacity(length);
+        record.extend_from_slice(&revision.0.to_be_bytes());
+        parts.iter().for_each(|part| record.extend_from_slice(part));
+        let record = Bytes::from(record);
+        Object { key, revision, facet, json: record.slice(REVISION_BYTES..), record }
+    }
+
+    /// The revision (8 bytes, big endian) and the document in one: both are in memory once, whoever keeps this.
+    pub fn record(&self) -> &Bytes {
+        &self.record
     }
 
     /// Parses the document back into Kubernetes' type for it.
@@ -76,11 +102,8 @@ impl Sealed {
     /// Puts the revision into the document.
     pub fn at(self, revision: Revision) -> Object {
         let field = format!("\"resourceVersion\":\"{revision}\",");
-        let mut json = Vec::with_capacity(self.json.len() + field.len());
-        json.extend_from_slice(&self.json[..self.splice]);
-        json.extend_from_slice(field.as_bytes());
-        json.extend_from_slice(&self.json[self.splice..]);
-        Object { key: self.key, revision, facet: self.facet, json: json.into() }
+        let (head, tail) = self.json.split_at(self.splice);
+        Object::assemble(self.key, self.facet, revision, &[head, field.as_bytes(), tail])
     }
 
     /// Whether this is the same document as the object's, but for `resourceVersion`.
@@ -206,7 +229,7 @@ pub struct Meta {
     /// The uid.
     pub uid: Uid,
     /// The labels.
-    pub labels: Labels,
+    pub labels: Arc<Labels>,
     /// Owner references, in the document's order.
     pub owners: Arc<[Owner]>,
     /// When it was created.
@@ -247,7 +270,7 @@ impl Meta {
     fn draw(meta: &ObjectMeta, uid: &str) -> Meta {
         Meta {
             uid: uid.into(),
-            labels: meta.labels.clone().unwrap_or_default(),
+            labels: meta.labels.clone().unwrap_or_default().into(),
             owners: meta.owner_references.iter().flatten().map(Owner::draw).collect(),
             created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
             deleting: meta.deletion_timestamp.as_ref().map(|t| Deleting {
@@ -256,6 +279,22 @@ impl Meta {
             }),
             finalizers: meta.finalizers.iter().flatten().cloned().collect(),
             generation: meta.generation.unwrap_or(0),
+        }
+    }
+
+    /// Takes over what is the same in an earlier state: of most changes, the labels.
+    pub fn share(&mut self, earlier: &Meta) {
+        if self.uid == earlier.uid {
+            self.uid = earlier.uid.clone();
+        }
+        if self.labels == earlier.labels {
+            self.labels = earlier.labels.clone();
+        }
+        if self.owners == earlier.owners {
+            self.owners = earlier.owners.clone();
+        }
+        if self.finalizers == earlier.finalizers {
+            self.finalizers = earlier.finalizers.clone();
         }
     }
 

@@ -9,7 +9,7 @@ use super::StoreError;
 use crate::model::{Key, Object, Revision};
 
 /// One document as kept.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Record {
     /// Its name.
     pub key: Key,
@@ -17,12 +17,28 @@ pub struct Record {
     pub revision: Revision,
     /// The whole document as JSON.
     pub document: Bytes,
+    /// [`Object::record`], when there is the object: a backend that keeps this in memory shares it.
+    pub whole: Option<Bytes>,
 }
+
+impl PartialEq for Record {
+    /// `whole` says nothing that the others do not.
+    fn eq(&self, other: &Record) -> bool {
+        (&self.key, self.revision, &self.document) == (&other.key, other.revision, &other.document)
+    }
+}
+
+impl Eq for Record {}
 
 impl Record {
     /// The record of an object; shares its bytes.
     pub fn of(object: &Object) -> Record {
-        Record { key: object.key.clone(), revision: object.revision, document: object.json.clone() }
+        Record {
+            key: object.key.clone(),
+            revision: object.revision,
+            document: object.json.clone(),
+            whole: Some(object.record().clone()),
+        }
     }
 }
 

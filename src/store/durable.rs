@@ -128,7 +128,7 @@ impl Backend for Durable {
                 path: path.clone(),
                 key: String::from_utf8_lossy(&key).into_owned(),
             })?;
-            visit(Record { key, revision, document: Bytes::copy_from_slice(document) });
+            visit(Record { key, revision, document: Bytes::copy_from_slice(document), whole: None });
         }
         Ok(reserved)
     }
@@ -235,11 +235,15 @@ fn decode_key(bytes: &[u8]) -> Option<Key> {
     Some(Key::new(Kind::from_tag(tag)?, namespace, name))
 }
 
-fn encode_value(record: &Record) -> Vec<u8> {
+/// The database's memtable shares an object's own bytes.
+fn encode_value(record: &Record) -> Bytes {
+    if let Some(whole) = &record.whole {
+        return whole.clone();
+    }
     let mut value = Vec::with_capacity(8 + record.document.len());
     value.extend_from_slice(&record.revision.0.to_be_bytes());
     value.extend_from_slice(&record.document);
-    value
+    value.into()
 }
 
 fn translate(doing: &'static str, path: &Path, error: fjall::Error) -> StoreError {
@@ -269,7 +273,7 @@ mod tests {
 
     fn record(name: &str, revision: u64, document: Vec<u8>) -> Record {
         let key = Key::new(Kind::Pod, "default", name);
-        Record { key, revision: Revision(revision), document: document.into() }
+        Record { key, revision: Revision(revision), document: document.into(), whole: None }
     }
 
     fn load(backend: &mut Durable) -> (BTreeMap<Key, Record>, Revision) {
@@ -278,6 +282,20 @@ mod tests {
             records.insert(r.key.clone(), r);
         });
         (records, reserved.unwrap())
+    }
+
+    #[test]
+    fn an_objects_bytes_are_kept_as_they_are_and_not_copied() {
+        let json = br#"{"metadata":{"name":"a","namespace":"ns","uid":"u"},"data":{"a":"b"}}"#;
+        let object = crate::model::seal_json(Kind::ConfigMap, json).unwrap().at(Revision(3));
+        for object in [object.restamped(Revision(4)), object] {
+            let record = Record::of(&object);
+            let value = encode_value(&record);
+            assert_eq!(value.as_ptr(), object.record().as_ptr());
+            assert_eq!(value, encode_value(&Record { whole: None, ..record }));
+            let slice = fjall::Slice::from(value.clone());
+            assert_eq!(slice.as_ptr(), value.as_ptr(), "nor by the database");
+        }
     }
 
     #[test]

@@ -84,8 +84,9 @@ impl Head {
                     previous: None,
                 }),
             },
-            Write::Replace(sealed, expected) => {
+            Write::Replace(mut sealed, expected) => {
                 let current = self.expect(&sealed.key, &expected)?;
+                sealed.facet.meta.share(&current.facet.meta);
                 Ok(Change {
                     kind: ChangeKind::Modified,
                     object: Arc::new(sealed.at(revision)),

@@ -35,6 +35,16 @@ fn create(name: &str) -> Write {
     Write::Create(sealed(name, "created"))
 }
 
+#[test]
+fn what_a_change_leaves_as_it_was_is_in_memory_once() {
+    let mut head =
+        head::Head::new(crate::store::Recovered { snapshot: Snapshot::default(), reserved: Revision(100) });
+    let first = head.apply(vec![create("a")]).unwrap().committed.objects.remove(0);
+    let second = head.apply(vec![replace("a", "2")]).unwrap().committed.objects.remove(0);
+    assert!(first.json != second.json);
+    assert!(std::sync::Arc::ptr_eq(&first.facet.meta.labels, &second.facet.meta.labels));
+}
+
 fn replace(name: &str, value: &str) -> Write {
     Write::Replace(sealed(name, value), Expected::default())
 }

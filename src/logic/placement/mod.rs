@@ -34,7 +34,7 @@ const ASSUMED_MEMORY_BYTES: i64 = 200 << 20;
 #[derive(Debug)]
 struct Known {
     facet: Arc<NodeFacet>,
-    labels: Labels,
+    labels: Arc<Labels>,
 }
 
 /// A node, or a name on which pods are booked before their node is known.
@@ -120,7 +120,7 @@ pub struct Placer {
 
 impl Placer {
     /// A node is new or has changed.
-    pub fn node_changed(&mut self, name: &NodeName, labels: &Labels, facet: &Arc<NodeFacet>) {
+    pub fn node_changed(&mut self, name: &NodeName, labels: &Arc<Labels>, facet: &Arc<NodeFacet>) {
         let id = self.slot(name);
         self.nodes[id].known = Some(Known { facet: facet.clone(), labels: labels.clone() });
         self.note(id);
