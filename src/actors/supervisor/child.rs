@@ -3,11 +3,12 @@
 use std::{io, sync::Arc};
 
 use actix::{Arbiter, ArbiterHandle};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
 use tracing::error;
 
 use super::{
     ChildInfo, ChildSpec, ChildState, Exit, SupervisorError,
+    control::{self, Speaker},
     handle::Reply,
     incarnation::{Birth, Report},
     life::{Control, Vitals, next_incarnation},
@@ -52,7 +53,7 @@ pub(super) enum Then {
 /// A living incarnation, from the supervisor's side. Dropping it ends the incarnation.
 pub(super) struct Current {
     pub(super) incarnation: u64,
-    pub(super) control: mpsc::UnboundedSender<Control>,
+    pub(super) control: Speaker,
     pub(super) vitals: Arc<Vitals>,
     pub(super) since: Instant,
     /// Its watchdog found it stuck, whatever it says when it ends.
@@ -86,19 +87,19 @@ impl Child {
     /// Starts a new incarnation, which speaks through what `report` makes of its number.
     pub(super) fn launch(&mut self, report: impl FnOnce(u64) -> Report) -> u64 {
         let incarnation = next_incarnation();
-        let (sender, control) = mpsc::unbounded_channel();
+        let (speaker, control) = control::control();
         let vitals = Arc::new(Vitals::default());
         let birth = Birth {
             name: self.spec.name.clone(),
             incarnation,
             vitals: vitals.clone(),
             control,
-            control_of_life: sender.downgrade(),
+            control_of_life: speaker.aside(),
             report: report(incarnation),
         };
         let mut current = Current {
             incarnation,
-            control: sender,
+            control: speaker,
             vitals,
             since: Instant::now(),
             stuck: false,
@@ -128,8 +129,7 @@ impl Child {
     /// Sends control to the incarnation that lives, if one does.
     pub(super) fn control(&self, control: Control) {
         if let Some(current) = &self.current {
-            // A closed channel means that the news of its end is on the way.
-            let _ = current.control.send(control);
+            current.control.say(control);
         }
     }
 

@@ -25,10 +25,10 @@ use actix::{
     },
 };
 use futures_util::Stream;
-use tokio::sync::mpsc;
 use tracing::Span;
 
 use super::{
+    control::{Aside, Reader},
     life::{Control, Exit, Life, Vitals, next_incarnation},
     spec::BoxError,
 };
@@ -58,8 +58,8 @@ pub(super) struct Birth {
     pub(super) name: Arc<str>,
     pub(super) incarnation: u64,
     pub(super) vitals: Arc<Vitals>,
-    pub(super) control: mpsc::UnboundedReceiver<Control>,
-    pub(super) control_of_life: mpsc::WeakUnboundedSender<Control>,
+    pub(super) control: Reader,
+    pub(super) control_of_life: Aside,
     pub(super) report: Report,
 }
 
@@ -180,7 +180,7 @@ where
 /// The task of one incarnation.
 struct Incarnation<A: Actor<Context = Context<A>>> {
     body: Option<ContextFut<A, Context<A>>>,
-    control: mpsc::UnboundedReceiver<Control>,
+    control: Reader,
     turn: Rc<Turn>,
     started: bool,
     stop_asked: bool,
@@ -225,12 +225,12 @@ impl<A: Actor<Context = Context<A>>> Incarnation<A> {
     /// Reads all control there is. `Some` when this is the end.
     fn obey(&mut self, cx: &mut TaskContext<'_>) -> Option<Exit> {
         loop {
-            match self.control.poll_recv(cx) {
+            match self.control.poll(cx) {
                 Poll::Ready(Some(Control::Stop)) => {
                     self.stop_asked = true;
                     self.body.iter_mut().for_each(|body| body.ctx().stop());
                 }
-                // The channel closes when the supervisor itself dies: its children do not outlive it.
+                // It is over when the supervisor itself dies: its children do not outlive it.
                 Poll::Ready(Some(Control::Kill) | None) => return Some(Exit::Killed),
                 Poll::Ready(Some(Control::Fail(reason))) => return Some(Exit::Failed(reason)),
                 Poll::Ready(Some(Control::Panic(text))) => self.panic = Some(text),

@@ -11,8 +11,7 @@ use std::{
     },
 };
 
-use tokio::sync::mpsc;
-
+use super::control::{Aside, control};
 use crate::logic::supervision::End;
 
 /// Handed to an actor's factory and kept in the actor's struct: what it is called, and how it speaks to its supervisor.
@@ -20,23 +19,18 @@ pub struct Life {
     name: Arc<str>,
     incarnation: u64,
     vitals: Arc<Vitals>,
-    control: mpsc::WeakUnboundedSender<Control>,
+    control: Aside,
 }
 
 impl Life {
-    pub(super) fn new(
-        name: Arc<str>,
-        incarnation: u64,
-        vitals: Arc<Vitals>,
-        control: mpsc::WeakUnboundedSender<Control>,
-    ) -> Life {
+    pub(super) fn new(name: Arc<str>, incarnation: u64, vitals: Arc<Vitals>, control: Aside) -> Life {
         Life { name, incarnation, vitals, control }
     }
 
     /// A life that no supervisor watches: for tests of one actor alone.
     pub fn detached(name: &str) -> Life {
-        let (control, _) = mpsc::unbounded_channel();
-        Life::new(name.into(), next_incarnation(), Arc::default(), control.downgrade())
+        let (speaker, _) = control();
+        Life::new(name.into(), next_incarnation(), Arc::default(), speaker.aside())
     }
 
     /// The child's name.
@@ -64,10 +58,7 @@ impl Life {
     /// and `stopped` do not run.
     pub fn fail(&self, reason: impl fmt::Display) {
         self.vitals.failed.store(true, Ordering::Relaxed);
-        if let Some(control) = self.control.upgrade() {
-            // A closed channel means that this incarnation is over already.
-            let _ = control.send(Control::Fail(reason.to_string()));
-        }
+        self.control.say(Control::Fail(reason.to_string()));
     }
 }
 

@@ -11,6 +11,7 @@
 //! hears of the death.
 
 mod child;
+mod control;
 mod handle;
 mod incarnation;
 mod life;

@@ -13,12 +13,13 @@ use std::{
 };
 
 use actix::{Actor, ActorContext, AsyncContext, Context, Handler, Message, Running};
-use tokio::{sync::mpsc, time::Instant};
+use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::{
     ChildSpec, Escalation, Exit, Life, Strategy, SupervisorError, SupervisorHandle, SupervisorSpec,
     child::{Child, State, Then},
+    control::{Speaker, control},
     handle::{Reply, Request},
     incarnation::{Birth, Launch, Launcher, News, Report},
     life::{Control, next_incarnation},
@@ -44,7 +45,7 @@ pub struct Supervisor {
     /// Of all children together.
     history: History,
     origin: Instant,
-    children: BTreeMap<Order, Child>,
+    children: BTreeMap<Order, Box<Child>>,
     by_name: HashMap<Arc<str>, Order>,
     by_incarnation: HashMap<u64, Order>,
     next: Order,
@@ -72,14 +73,14 @@ impl Supervisor {
     /// Starts the root of a tree on the present arbiter. When it gives up, or itself panics, `on_escalate` is called.
     pub fn start(spec: SupervisorSpec) -> SupervisorHandle {
         let handle = SupervisorHandle::new(spec.name);
-        let (sender, control) = mpsc::unbounded_channel();
+        let (speaker, control) = control();
         let birth = Birth {
             name: spec.name.into(),
             incarnation: next_incarnation(),
             vitals: Arc::default(),
             control,
-            control_of_life: sender.downgrade(),
-            report: report_of_root(&spec, sender),
+            control_of_life: speaker.aside(),
+            report: report_of_root(&spec, speaker),
         };
         let of_actor = handle.clone();
         let factory = move |life| Ok(Supervisor::nested(spec.clone(), life, &of_actor, Arc::new(|_| {})));
@@ -122,7 +123,7 @@ impl Supervisor {
         self.next += 1;
         self.by_name.insert(spec.name.clone(), order);
         metrics::known(spec.class, supervisor);
-        self.children.insert(order, Child::new(spec, reply));
+        self.children.insert(order, Box::new(Child::new(spec, reply)));
         self.due(order, ctx);
     }
 
@@ -199,7 +200,9 @@ impl Supervisor {
         }
         let next =
             self.children.iter().find(|(_, c)| !matches!(c.state, State::Running | State::Stopping(_)));
-        if let Some((&order, Child { state: State::Due, .. })) = next {
+        if let Some((&order, child)) = next
+            && matches!(child.state, State::Due)
+        {
             self.launch(order, ctx);
         }
     }
@@ -365,7 +368,7 @@ impl Supervisor {
     }
 
     fn incarnated(&mut self, incarnation: u64) -> Option<&mut Child> {
-        self.children.get_mut(self.by_incarnation.get(&incarnation)?)
+        self.children.get_mut(self.by_incarnation.get(&incarnation)?).map(Box::as_mut)
     }
 
     fn unknown(&self, name: &Arc<str>) -> SupervisorError {
@@ -395,7 +398,7 @@ impl Handler<Request> for Supervisor {
             Request::Start(spec, reply) => self.start_child(*spec, reply, ctx),
             Request::Stop(name, reply) => self.stop_child(&name, reply, ctx),
             Request::Children(reply) => {
-                let _ = reply.send(Ok(self.children.values().map(Child::info).collect()));
+                let _ = reply.send(Ok(self.children.values().map(|child| child.info()).collect()));
             }
             Request::Tree(reply) => {
                 let infos = self.children.values().map(|child| (child.info(), child.spec.subtree.clone()));
@@ -438,7 +441,7 @@ impl Drop for Supervisor {
 }
 
 /// A root has nobody above it but `on_escalate`. Keeps the root's control channel open.
-fn report_of_root(spec: &SupervisorSpec, control: mpsc::UnboundedSender<Control>) -> Report {
+fn report_of_root(spec: &SupervisorSpec, control: Speaker) -> Report {
     let (supervisor, on_escalate) = (spec.name, spec.on_escalate.clone());
     Report::new(move |news| {
         let _open = &control;
