@@ -8,9 +8,9 @@ use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use rand::RngExt as _;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{sync::watch, time::Instant};
+use tokio::time::Instant;
 
-use super::{CloseReason, Connector, Link, NetError};
+use super::{Connector, Link, NetError, ends::Ends};
 
 /// Pauses between attempts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub type TurnedAway = Arc<dyn Fn(&str) + Send + Sync>;
 
 struct Last {
     since: Instant,
-    end: watch::Receiver<Option<CloseReason>>,
+    ends: Arc<Ends>,
 }
 
 impl Dialer {
@@ -85,9 +85,8 @@ impl Dialer {
     /// Waits for the end of the last link, then connects, again and again until it succeeds. Cancel-safe: a cancelled
     /// attempt is begun anew.
     pub async fn next<Out: Serialize, In: DeserializeOwned>(&mut self) -> Link<Out, In> {
-        if let Some(last) = &mut self.last {
-            // Fails when the link is gone altogether, which is its end too.
-            let _ = last.end.wait_for(Option::is_some).await;
+        if let Some(last) = &self.last {
+            last.ends.wait_closed().await;
             // A link that ends as soon as it begins (a peer that throws us out) counts as a failure.
             if last.since.elapsed() > self.backoff.cap {
                 self.failures = 0;
@@ -98,7 +97,7 @@ impl Dialer {
         loop {
             match self.attempt().await {
                 Ok(link) => {
-                    self.last = Some(Last { since: Instant::now(), end: link.end() });
+                    self.last = Some(Last { since: Instant::now(), ends: link.ends() });
                     return link;
                 }
                 Err(NetError::Unwelcome { problem, .. }) => {

@@ -51,7 +51,10 @@ const STREAMS: u32 = 256;
 /// Those that a node may have open to its master: parts of images and questions who has them, more than the master serves
 /// at once; others wait on the node. QUIC keeps a place ready for each: with these and the two, tables of 32 places are not
 /// full, and do not grow when a stream is put back.
-const NODE_STREAMS: u32 = 25;
+pub(super) const NODE_STREAMS: u32 = 25;
+/// Those of a node that has not opened any yet, as most have not: with the two, tables of 8 places. With its first it may
+/// open them all.
+const FIRST_STREAMS: u32 = 4;
 /// Bytes under way on one stream: fills 1 Gbit/s at 8 ms. A reader that stops costs this much and no more.
 const STREAM_WINDOW: u32 = 1 << 20;
 /// Those, and the two.
@@ -316,7 +319,7 @@ async fn handshake(
             _ => return Err(refused(&connection, "not a node's certificate")),
         };
         let joined_key = certificate.and_then(|certificate| joined_key(&certificate));
-        connection.set_max_concurrent_bi_streams(VarInt::from_u32(NODE_STREAMS + 2));
+        connection.set_max_concurrent_bi_streams(VarInt::from_u32(FIRST_STREAMS + 2));
         connection.set_receive_window(VarInt::from_u32((NODE_STREAMS + 2) * STREAM_WINDOW));
         let transport = Transport::Quic(connection);
         let streams = stream::await_introduction(&transport).await.map_err(|error| error.to_string())?;

@@ -4,11 +4,18 @@
 //! one byte too many). Invariant: no buffer grows before the length is known to be within the cap, and none grows ahead
 //! of the bytes that really came.
 
-use std::io;
+use std::{
+    future::poll_fn,
+    io,
+    mem::MaybeUninit,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
 
 use bytes::{Buf, Bytes, BytesMut};
 use serde::Serialize;
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, ReadBuf};
+use tokio_util::io::poll_read_buf;
 
 use super::{NetError, codec};
 
@@ -16,8 +23,9 @@ use super::{NetError, codec};
 const HEADER: usize = 4;
 /// Room made for one read while more comes than fits into less.
 const READ_CHUNK: usize = 16 << 10;
-/// Room of a reader that waits: most messages are no longer, and most links say nothing most of the time.
-const WAITING: usize = 512;
+/// What a reader that waits reads first, by way of the stack: most messages are no longer, and most links say nothing
+/// most of the time, for which they hold nothing.
+const FIRST: usize = 4 << 10;
 
 /// A message as a whole frame.
 pub(crate) fn frame<T: Serialize>(message: &T, cap: usize) -> Result<Bytes, NetError> {
@@ -33,14 +41,14 @@ pub(crate) fn frame<T: Serialize>(message: &T, cap: usize) -> Result<Bytes, NetE
 pub(crate) struct FrameReader<R> {
     stream: R,
     buffer: BytesMut,
-    /// What the next read may bring: much only when the last one brought all that there was room for.
-    room: usize,
+    /// The last read brought all that there was room for.
+    much: bool,
     cap: usize,
 }
 
 impl<R: AsyncRead + Unpin> FrameReader<R> {
     pub(crate) fn new(stream: R, cap: usize) -> Self {
-        FrameReader { stream, buffer: BytesMut::new(), room: WAITING, cap }
+        FrameReader { stream, buffer: BytesMut::new(), much: false, cap }
     }
 
     /// The next frame's content; `None` at the stream's end. Cancel-safe.
@@ -48,21 +56,43 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
     /// # Errors
     /// When the stream fails, ends inside a frame, or announces a frame beyond the cap.
     pub(crate) async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`FrameReader::next`].
+    pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Option<Bytes>>> {
         loop {
             if let Some(frame) = self.take_frame()? {
-                return Ok(Some(frame));
+                return Poll::Ready(Ok(Some(frame)));
             }
-            self.buffer.reserve(self.room);
-            let read = self.stream.read_buf(&mut self.buffer).await?;
-            self.room = if self.buffer.len() == self.buffer.capacity() { READ_CHUNK } else { WAITING };
-            if read == 0 {
-                return if self.buffer.is_empty() {
+            if ready!(self.poll_read(cx))? == 0 {
+                return Poll::Ready(if self.buffer.is_empty() {
                     Ok(None)
                 } else {
                     Err(io::Error::new(io::ErrorKind::UnexpectedEof, "stream ended inside a frame"))
-                };
+                });
             }
         }
+    }
+
+    /// Reads what there is; how much that was.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let stream = Pin::new(&mut self.stream);
+        if self.much {
+            self.buffer.reserve(READ_CHUNK);
+            let outcome = poll_read_buf(stream, cx, &mut self.buffer);
+            self.much = outcome.is_ready() && self.buffer.len() == self.buffer.capacity();
+            if outcome.is_pending() && self.buffer.is_empty() {
+                self.buffer = BytesMut::new();
+            }
+            return outcome;
+        }
+        let mut first = [const { MaybeUninit::uninit() }; FIRST];
+        let mut read = ReadBuf::uninit(&mut first);
+        ready!(stream.poll_read(cx, &mut read))?;
+        self.much = read.remaining() == 0;
+        self.buffer.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
     }
 
     fn take_frame(&mut self) -> io::Result<Option<Bytes>> {
@@ -97,4 +127,49 @@ fn checked_length(header: [u8; HEADER], cap: usize) -> io::Result<usize> {
         return Err(io::Error::new(io::ErrorKind::InvalidData, text));
     }
     Ok(length)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use tokio::io::{AsyncWriteExt as _, duplex};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn frames_of_any_size_are_read_and_a_reader_that_waits_holds_nothing() {
+        const CAP: usize = 1 << 20;
+        let (mut peer, stream) = duplex(8 << 10);
+        let mut reader = FrameReader::new(stream, CAP);
+        let sizes = [
+            0,
+            1,
+            FIRST - HEADER - 1,
+            FIRST - HEADER,
+            FIRST - HEADER + 1,
+            READ_CHUNK,
+            3 * READ_CHUNK,
+            100_000,
+            2,
+        ];
+        let sending = tokio::spawn(async move {
+            for size in sizes {
+                let frame = [&(size as u32).to_be_bytes()[..], &vec![size as u8; size]].concat();
+                peer.write_all(&frame).await.unwrap();
+            }
+            peer
+        });
+        for size in sizes {
+            let frame = reader.next().await.unwrap().unwrap();
+            assert!(frame.len() == size && frame.iter().all(|byte| *byte == size as u8), "{size}");
+        }
+        let peer = sending.await.unwrap();
+        for _ in 0..2 {
+            assert!(reader.poll_next(&mut Context::from_waker(Waker::noop())).is_pending());
+        }
+        assert_eq!(reader.buffer.capacity(), 0);
+        drop(peer);
+        assert!(reader.next().await.unwrap().is_none());
+    }
 }

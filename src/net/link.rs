@@ -7,23 +7,30 @@
 //! [`LinkEvent::Closed`] comes last, after every message that arrived before a peer's close, and comes again if asked.
 
 use std::{
+    future::poll_fn,
     io,
     marker::PhantomData,
+    pin::Pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use futures_util::{StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{io::AsyncWriteExt as _, sync::watch, time::Instant};
+use tokio::{
+    io::AsyncWriteExt as _,
+    time::{Sleep, sleep},
+};
 
 use super::{
     Class, CloseReason, NetError, Responder, codec,
+    ends::Ends,
     frame::{FrameReader, frame},
-    heartbeat::{Heard, Hearts},
+    heartbeat::{Beating, Heard, Hearts},
     outbox::Outbox,
     stream::{self, MessageStreams},
     transport::{LinkStats, Reader, Transport, Writer},
@@ -73,24 +80,23 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
             heard,
             outboxes: Class::ALL.map(Outbox::new),
             streams: Arc::default(),
-            closing: watch::Sender::new(None),
-            closed: watch::Sender::new(None),
+            ends: Arc::default(),
         });
-        let shared_by_task = shared.clone();
         let (control_writer, control_reader) = session.streams.control;
         let (state_writer, state_reader) = session.streams.state;
-        tokio::spawn(async move {
-            drive(shared_by_task, control_writer, state_writer).await;
-            drop(beating);
-        });
+        tokio::spawn(drive(shared.clone(), control_writer, state_writer, beating));
         Link {
             handle: LinkHandle { alive: Arc::new(Alive(shared.clone())), out: PhantomData },
             events: LinkEvents {
-                closed: shared.closed.subscribe(),
                 control: Some(FrameReader::new(control_reader, Class::Control.cap())),
                 state: Some(FrameReader::new(state_reader, Class::State.cap())),
                 introductions: FuturesUnordered::new(),
-                stream_ended: None,
+                accepting: None,
+                ending: None,
+                overdue: None,
+                over: None,
+                opened: false,
+                turn: 0,
                 shared,
                 message: PhantomData,
             },
@@ -108,8 +114,8 @@ impl<Out: Serialize, In: DeserializeOwned> Link<Out, In> {
     }
 
     /// Tells the link's end without keeping it alive.
-    pub(crate) fn end(&self) -> watch::Receiver<Option<CloseReason>> {
-        self.events.closed.clone()
+    pub(super) fn ends(&self) -> Arc<Ends> {
+        self.events.shared.ends.clone()
     }
 }
 
@@ -124,10 +130,14 @@ struct Shared {
     outboxes: [Outbox; 2],
     /// Held by each byte stream that was opened here, for as long as it lives.
     streams: Arc<()>,
-    /// Set once this side wants to close, and why.
-    closing: watch::Sender<Option<String>>,
-    /// Set once the link has ended, and why.
-    closed: watch::Sender<Option<CloseReason>>,
+    ends: Arc<Ends>,
+}
+
+impl Drop for Shared {
+    /// Of a link whose task never ran.
+    fn drop(&mut self) {
+        self.ends.end(CloseReason::Failed("the link is gone".into()));
+    }
 }
 
 impl Shared {
@@ -139,25 +149,8 @@ impl Shared {
     }
 
     fn begin_close(&self, reason: &str) {
-        self.closing.send_if_modified(|closing| {
-            let first = closing.is_none();
-            closing.get_or_insert_with(|| reason.to_owned());
-            first
-        });
-    }
-
-    fn end(&self, reason: CloseReason) {
-        self.closed.send_if_modified(|closed| {
-            let first = closed.is_none();
-            closed.get_or_insert(reason);
-            first
-        });
-    }
-
-    /// Why nothing can be sent any more; `None` while it can.
-    fn over(&self) -> Option<CloseReason> {
-        let closed = self.closed.borrow().clone();
-        closed.or_else(|| self.closing.borrow().clone().map(CloseReason::Local))
+        self.ends.begin_close(reason);
+        self.outboxes.iter().for_each(Outbox::look);
     }
 }
 
@@ -201,7 +194,7 @@ impl<Out: Serialize> LinkHandle<Out> {
     }
 
     fn push(&self, class: Class, key: Option<String>, message: &Out) -> Result<(), NetError> {
-        if let Some(reason) = self.shared().over() {
+        if let Some(reason) = self.shared().ends.over() {
             return Err(NetError::Closed(reason));
         }
         match self.shared().outbox(class).push(key, frame(message, class.cap())?) {
@@ -235,7 +228,7 @@ impl<Out> LinkHandle<Out> {
     /// [`NetError::Refused`] by the peer, [`NetError::TimedOut`], [`NetError::Closed`], [`NetError::Stream`].
     pub async fn open(&self, request: Open, timeout: Duration) -> Result<ByteStream, NetError> {
         let shared = self.shared();
-        if let Some(reason) = shared.over() {
+        if let Some(reason) = shared.ends.over() {
             return Err(NetError::Closed(reason));
         }
         match tokio::time::timeout(timeout, stream::open(&shared.transport, &request)).await {
@@ -266,12 +259,12 @@ impl<Out> LinkHandle<Out> {
 
     /// Whether it has ended, or is about to.
     pub fn is_over(&self) -> bool {
-        self.shared().over().is_some()
+        self.shared().ends.over().is_some()
     }
 
     /// Waits for the link's end.
     pub async fn closed(&self) -> CloseReason {
-        wait_closed(&mut self.shared().closed.subscribe()).await
+        self.shared().ends.wait_closed().await
     }
 
     /// How the path is doing.
@@ -314,11 +307,21 @@ pub enum LinkEvent<In> {
 /// The receiving half of a link. Dropping it closes the link.
 pub struct LinkEvents<In> {
     shared: Arc<Shared>,
-    closed: watch::Receiver<Option<CloseReason>>,
     control: Option<FrameReader<Reader>>,
     state: Option<FrameReader<Reader>>,
     introductions: FuturesUnordered<BoxFuture<'static, Option<(Open, Responder)>>>,
-    stream_ended: Option<Instant>,
+    /// Waits for the next stream that the peer opens.
+    accepting: Option<BoxFuture<'static, io::Result<(Writer, Reader)>>>,
+    /// Waits for the link's end…
+    ending: Option<BoxFuture<'static, CloseReason>>,
+    /// …which is to come by then, since a message stream has ended…
+    overdue: Option<Pin<Box<Sleep>>>,
+    /// …and has come.
+    over: Option<CloseReason>,
+    /// The peer has opened a byte stream.
+    opened: bool,
+    /// What is looked at first, so that nothing that always has something keeps the others waiting.
+    turn: usize,
     message: PhantomData<fn() -> In>,
 }
 
@@ -339,46 +342,111 @@ enum Step {
 impl<In: DeserializeOwned> LinkEvents<In> {
     /// The next event. Cancel-safe. Not calling it holds the peer up once the windows are full.
     pub async fn next(&mut self) -> LinkEvent<In> {
+        poll_fn(|cx| self.poll_next(cx)).await
+    }
+
+    /// As [`LinkEvents::next`]: what waits for it holds no more than these events themselves.
+    pub fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<LinkEvent<In>> {
         loop {
-            match self.step().await {
+            if let Some(reason) = self.over.clone() {
+                return Poll::Ready(self.last_words(reason, cx));
+            }
+            let Poll::Ready(step) = self.poll_step(cx) else { return Poll::Pending };
+            match step {
                 Step::Frame(class, Ok(Some(frame))) => {
                     if let Some(message) = self.decoded(class, &frame) {
-                        return LinkEvent::Message(message);
+                        return Poll::Ready(LinkEvent::Message(message));
                     }
                 }
                 Step::Frame(class, outcome) => self.stream_over(class, outcome),
-                Step::Stream(halves) => self.introductions.push(Box::pin(stream::receive_open(halves))),
-                Step::Introduced(Some((open, responder))) => return LinkEvent::Opened(open, responder),
+                Step::Stream(halves) => {
+                    if !self.opened && self.shared.heard.is_some() {
+                        self.shared.transport.expect_streams();
+                    }
+                    self.opened = true;
+                    self.introductions.push(Box::pin(stream::receive_open(halves)));
+                }
+                Step::Introduced(Some((open, responder))) => {
+                    return Poll::Ready(LinkEvent::Opened(open, responder));
+                }
                 Step::Introduced(None) => {}
                 Step::Overdue => self.fail("the peer ended a message stream but not the link"),
-                Step::Closed(reason) => return self.last_words(reason).await,
+                Step::Closed(reason) => self.over = Some(reason),
             }
         }
     }
 
-    async fn step(&mut self) -> Step {
-        let overdue = self.stream_ended.map(|at| at + STREAM_END);
-        tokio::select! {
-            frame = next_frame(&mut self.control) => Step::Frame(Class::Control, frame),
-            frame = next_frame(&mut self.state) => Step::Frame(Class::State, frame),
-            Some(introduced) = self.introductions.next() => Step::Introduced(introduced),
-            Ok(halves) = self.shared.transport.accept(), if self.introductions.len() < INTRODUCTIONS => {
-                Step::Stream(halves)
+    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        const LOOKS: usize = 6;
+        for look in 0..LOOKS {
+            let step = match (self.turn + look) % LOOKS {
+                0 => self.poll_frame(Class::Control, cx),
+                1 => self.poll_frame(Class::State, cx),
+                2 => self.poll_introduced(cx),
+                3 => self.poll_accepted(cx),
+                4 => self.poll_overdue(cx),
+                _ => self.poll_closed(cx),
+            };
+            if step.is_ready() {
+                self.turn = (self.turn + look + 1) % LOOKS;
+                return step;
             }
-            reason = wait_closed(&mut self.closed) => Step::Closed(reason),
-            () = tokio::time::sleep_until(overdue.unwrap_or_else(Instant::now)), if overdue.is_some() => Step::Overdue,
         }
+        Poll::Pending
+    }
+
+    fn poll_frame(&mut self, class: Class, cx: &mut Context<'_>) -> Poll<Step> {
+        match self.reader(class) {
+            Some(reader) => reader.poll_next(cx).map(|frame| Step::Frame(class, frame)),
+            None => Poll::Pending,
+        }
+    }
+
+    fn poll_introduced(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        match self.introductions.poll_next_unpin(cx) {
+            Poll::Ready(Some(introduced)) => Poll::Ready(Step::Introduced(introduced)),
+            Poll::Ready(None) | Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn poll_accepted(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        if self.introductions.len() >= INTRODUCTIONS {
+            return Poll::Pending;
+        }
+        let transport = &self.shared.transport;
+        let accepting = self.accepting.get_or_insert_with(|| transport.accept_one());
+        let Poll::Ready(accepted) = accepting.as_mut().poll(cx) else { return Poll::Pending };
+        self.accepting = None;
+        // It fails when the connection ends, which is told of apart.
+        accepted.map_or(Poll::Pending, |halves| Poll::Ready(Step::Stream(halves)))
+    }
+
+    fn poll_overdue(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        match &mut self.overdue {
+            Some(overdue) => overdue.as_mut().poll(cx).map(|()| Step::Overdue),
+            None => Poll::Pending,
+        }
+    }
+
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        let ends = &self.shared.ends;
+        let ending = self.ending.get_or_insert_with(|| {
+            let ends = ends.clone();
+            Box::pin(async move { ends.wait_closed().await })
+        });
+        let closed = ending.as_mut().poll(cx).map(Step::Closed);
+        if closed.is_ready() {
+            self.ending = None;
+        }
+        closed
     }
 
     /// Hands out what had arrived before the peer closed, then the end.
-    async fn last_words(&mut self, reason: CloseReason) -> LinkEvent<In> {
+    fn last_words(&mut self, reason: CloseReason, cx: &mut Context<'_>) -> LinkEvent<In> {
         if !matches!(reason, CloseReason::Local(_)) {
             for class in Class::ALL {
                 // The connection is over: this yields what was received, then an error, and never waits.
-                while let Some(Ok(Some(frame))) = match self.reader(class) {
-                    Some(reader) => Some(reader.next().await),
-                    None => None,
-                } {
+                while let Poll::Ready(Step::Frame(_, Ok(Some(frame)))) = self.poll_frame(class, cx) {
                     if let Some(message) = self.decoded(class, &frame) {
                         return LinkEvent::Message(message);
                     }
@@ -413,29 +481,16 @@ impl<In: DeserializeOwned> LinkEvents<In> {
             // A frame that breaks the protocol: what follows cannot be understood.
             Err(error) if matches!(error.kind(), io::ErrorKind::InvalidData) => self.fail(&error.to_string()),
             // The end of the connection, of which the reason comes apart, or else is overdue soon.
-            _ => self.stream_ended = self.stream_ended.or_else(|| Some(Instant::now())),
+            _ => {
+                self.overdue.get_or_insert_with(|| Box::pin(sleep(STREAM_END)));
+            }
         }
     }
 
     fn fail(&mut self, problem: &str) {
-        self.stream_ended = None;
-        self.shared.end(CloseReason::Failed(problem.to_owned()));
+        self.overdue = None;
+        self.shared.ends.end(CloseReason::Failed(problem.to_owned()));
         self.shared.transport.close(problem);
-    }
-}
-
-async fn next_frame(reader: &mut Option<FrameReader<Reader>>) -> io::Result<Option<bytes::Bytes>> {
-    match reader {
-        Some(reader) => reader.next().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn wait_closed(closed: &mut watch::Receiver<Option<CloseReason>>) -> CloseReason {
-    match closed.wait_for(Option::is_some).await.as_deref() {
-        Ok(Some(reason)) => reason.clone(),
-        // The sender lives as long as the link; without it there is no link either.
-        _ => CloseReason::Failed("the link is gone".into()),
     }
 }
 
@@ -444,13 +499,14 @@ struct Ending(Arc<Shared>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
-        self.0.end(CloseReason::Failed("the link's task has ended".into()));
+        self.0.ends.end(CloseReason::Failed("the link's task has ended".into()));
         self.0.transport.close("task ended");
     }
 }
 
-/// The link's one task: writes both outboxes until the link is closed from either side.
-async fn drive(shared: Arc<Shared>, control: Writer, state: Writer) {
+/// The link's one task: writes both outboxes until the link is closed from either side. What is only for the end is in
+/// boxes: there is a task for each link, and most links are idle.
+async fn drive(shared: Arc<Shared>, control: Writer, state: Writer, beating: Option<Beating>) {
     let ending = Ending(shared.clone());
     let flushed = async {
         tokio::try_join!(
@@ -459,8 +515,8 @@ async fn drive(shared: Arc<Shared>, control: Writer, state: Writer) {
         )
     };
     let overdue = async {
-        wait_closing(&shared).await;
-        tokio::time::sleep(FLUSH).await;
+        shared.ends.wait_closing().await;
+        Box::pin(sleep(FLUSH)).await;
     };
     let failure = tokio::select! {
         biased;
@@ -468,12 +524,11 @@ async fn drive(shared: Arc<Shared>, control: Writer, state: Writer) {
         outcome = flushed => outcome.err(),
         () = overdue => None,
     };
-    let reason =
-        shared.transport.close_reason().unwrap_or_else(|| match (&*shared.closing.borrow(), failure) {
-            (Some(reason), _) => CloseReason::Local(reason.clone()),
-            (None, Some(error)) => CloseReason::Failed(error.to_string()),
-            (None, None) => CloseReason::Failed("the link's task has ended".into()),
-        });
+    let reason = shared.transport.close_reason().unwrap_or_else(|| match (shared.ends.closing(), failure) {
+        (Some(reason), _) => CloseReason::Local(reason),
+        (None, Some(error)) => CloseReason::Failed(error.to_string()),
+        (None, None) => CloseReason::Failed("the link's task has ended".into()),
+    });
     tracing::debug!(node = %shared.peer, %reason, "link ended");
     let text = match &reason {
         CloseReason::Local(text) | CloseReason::Failed(text) => text.clone(),
@@ -484,29 +539,23 @@ async fn drive(shared: Arc<Shared>, control: Writer, state: Writer) {
     } else {
         shared.transport.close(&text);
     }
-    shared.end(reason);
+    shared.ends.end(reason);
     drop(ending);
+    drop(beating);
 }
 
 /// Writes one class's messages as they come; once the link is closing, writes the rest and waits for its arrival.
 async fn write_outbox(shared: &Shared, class: Class, mut writer: Writer) -> io::Result<()> {
     let outbox = shared.outbox(class);
     loop {
-        let closing = shared.closing.borrow().is_some();
+        // Whoever sets this has the outbox looked at after it.
+        let closing = shared.ends.is_closing();
         let frames = outbox.take(WRITE_BATCH);
         match frames.as_slice() {
-            [] if closing => return writer.finish().await,
-            [] => tokio::select! {
-                () = outbox.filled() => {}
-                () = wait_closing(shared) => {}
-            },
+            [] if closing => return Box::pin(writer.finish()).await,
+            [] => outbox.filled().await,
             [frame] => writer.write_all(frame).await?,
             frames => writer.write_all(&frames.concat()).await?,
         }
     }
-}
-
-async fn wait_closing(shared: &Shared) {
-    // The sender is part of `shared`, so this ends only when the link is closing.
-    let _ = shared.closing.subscribe().wait_for(Option::is_some).await;
 }

@@ -15,6 +15,7 @@ pub mod codec;
 pub mod csr;
 mod dial;
 mod endpoint;
+mod ends;
 mod error;
 pub(crate) mod frame;
 mod heartbeat;

@@ -94,6 +94,11 @@ impl Outbox {
         Ok(replaced)
     }
 
+    /// Has whoever waits look again, though nothing was pushed.
+    pub(crate) fn look(&self) {
+        self.filled.notify_one();
+    }
+
     /// Takes frames in order, up to about `budget` bytes but at least one; empty when nothing waits.
     pub(crate) fn take(&self, budget: usize) -> Vec<Bytes> {
         let mut queue = self.lock();
@@ -105,6 +110,10 @@ impl Outbox {
             }
             bytes += next.frame.len();
             taken.extend(queue.pop());
+        }
+        if queue.entries.is_empty() {
+            // A link is idle most of the time, and then keeps no room.
+            queue.entries = VecDeque::new();
         }
         taken
     }
@@ -215,6 +224,7 @@ mod tests {
         assert_eq!(outbox.push(Some("a".into()), half.clone()), Ok(true));
         assert_eq!(outbox.take(1).len(), 1, "one at least");
         assert_eq!(drain(&outbox).len(), 1);
+        assert_eq!(outbox.lock().entries.capacity(), 0, "an empty one keeps no room");
         assert_eq!(outbox.push(None, half), Ok(false), "what left makes room");
     }
 }

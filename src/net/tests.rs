@@ -208,6 +208,22 @@ async fn flow(cluster: &mut Cluster) -> (MasterEnds, NodeEnds, ByteStream, ByteS
     ((to_node, from_node), (to_master, from_master), ours.unwrap(), theirs)
 }
 
+#[tokio::test]
+async fn a_node_that_opens_a_stream_may_open_all_that_a_node_may() {
+    let mut cluster = Cluster::new();
+    let (master, node) = cluster.links().await;
+    let ((_to_node, mut from_node), (to_master, _from_master)) = (master.split(), node.split());
+    let mut open = Vec::new();
+    for _ in 0..super::endpoint::NODE_STREAMS {
+        open.push(tokio::join!(to_master.open(Open::ImageList, PATIENCE), async {
+            opened(&mut from_node).await.1.accept().await.unwrap()
+        }));
+    }
+    assert!(open.iter().all(|(ours, _)| ours.is_ok()));
+    let more = to_master.open(Open::ImageList, Duration::from_millis(50)).await;
+    assert!(matches!(more, Err(NetError::TimedOut(_))), "{:?}", more.err());
+}
+
 type MasterEnds = (LinkHandle<ToNode>, LinkEvents<ToMaster>);
 type NodeEnds = (LinkHandle<ToMaster>, LinkEvents<ToNode>);
 

@@ -11,11 +11,13 @@ use std::{
     time::Duration,
 };
 
+use futures_util::future::BoxFuture;
 use quinn::{ConnectionError, VarInt};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use super::{
     CloseReason,
+    endpoint::NODE_STREAMS,
     heartbeat::{Beating, Heard, Hearts},
     memory,
 };
@@ -66,6 +68,23 @@ impl Transport {
         }
     }
 
+    /// As [`Transport::accept`], on its own.
+    pub(crate) fn accept_one(&self) -> BoxFuture<'static, io::Result<(Writer, Reader)>> {
+        match self.clone() {
+            Transport::Quic(connection) => {
+                Box::pin(async move { connection.accept_bi().await.map(quic_halves).map_err(Into::into) })
+            }
+            Transport::Memory(side) => Box::pin(async move { side.accept().await }),
+        }
+    }
+
+    /// Of the side that listens: the peer opens byte streams, and may have as many as any node.
+    pub(crate) fn expect_streams(&self) {
+        if let Transport::Quic(connection) = self {
+            connection.set_max_concurrent_bi_streams(VarInt::from_u32(NODE_STREAMS + 2));
+        }
+    }
+
     /// Has heartbeats on the connection as long as what this gives is kept; in memory there is no need.
     pub(crate) fn beat(&self, hearts: &Hearts) -> Option<(Beating, Heard)> {
         match self {
@@ -96,7 +115,7 @@ impl Transport {
     pub(crate) async fn closed(&self) -> CloseReason {
         match self {
             Transport::Quic(connection) => close_reason(connection.closed().await),
-            Transport::Memory(side) => side.closed().await,
+            Transport::Memory(side) => Box::pin(side.closed()).await,
         }
     }
 
@@ -192,7 +211,7 @@ fn quic_halves((send, receive): (quinn::SendStream, quinn::RecvStream)) -> (Writ
 /// The sending half of a stream.
 pub(crate) enum Writer {
     Quic(QuicWriter),
-    Memory(memory::PipeWriter),
+    Memory(Box<memory::PipeWriter>),
 }
 
 pub(crate) struct QuicWriter {
@@ -250,14 +269,14 @@ impl AsyncWrite for Writer {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Writer::Quic(writer) => AsyncWrite::poll_write(Pin::new(&mut writer.stream), cx, buf),
-            Writer::Memory(writer) => Pin::new(writer).poll_write(cx, buf),
+            Writer::Memory(writer) => Pin::new(&mut **writer).poll_write(cx, buf),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Writer::Quic(writer) => Pin::new(&mut writer.stream).poll_flush(cx),
-            Writer::Memory(writer) => Pin::new(writer).poll_flush(cx),
+            Writer::Memory(writer) => Pin::new(&mut **writer).poll_flush(cx),
         }
     }
 
@@ -267,7 +286,7 @@ impl AsyncWrite for Writer {
                 writer.finished = true;
                 Pin::new(&mut writer.stream).poll_shutdown(cx)
             }
-            Writer::Memory(writer) => Pin::new(writer).poll_shutdown(cx),
+            Writer::Memory(writer) => Pin::new(&mut **writer).poll_shutdown(cx),
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn pipe(wire: &Arc<Wire>, from: usize) -> (Writer, Reader) {
     let chunks = Some(PollSender::new(sender.clone()));
     let writer = PipeWriter { wire: wire.clone(), from, chunks, sender, refused };
     let reader = PipeReader { chunks: delivered, rest: Bytes::new(), ended: false };
-    (Writer::Memory(writer), Reader::Memory(reader))
+    (Writer::Memory(Box::new(writer)), Reader::Memory(reader))
 }
 
 /// Carries chunks of one direction of one stream, each after its delay, until the reader's side ends or lets go. What the
