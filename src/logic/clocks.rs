@@ -81,6 +81,25 @@ pub fn is_overwritten(told: &NodeStatus, stored: Option<&NodeStatus>) -> bool {
         || !extended::says_the_same(told.allocatable.as_ref(), stored.allocatable.as_ref())
 }
 
+/// How many of a stored status' conditions, from the first on, are what a node said of itself, when it says all that the node
+/// said and nothing else but times: then [`said_again`] reads it there.
+pub fn said_in(told: &NodeStatus, stored: &NodeStatus) -> Option<usize> {
+    let count = told.conditions.as_ref().map_or(0, Vec::len);
+    (said_again(stored.clone(), count) == said_again(told.clone(), count)).then_some(count)
+}
+
+/// What a node said of itself, out of what is stored: without what others added to its conditions, of which so many are its
+/// own, and without times, which are ours.
+pub fn said_again(mut stored: NodeStatus, conditions: usize) -> NodeStatus {
+    if let Some(all) = &mut stored.conditions {
+        all.truncate(conditions);
+        for condition in all {
+            (condition.last_heartbeat_time, condition.last_transition_time) = (None, None);
+        }
+    }
+    stored
+}
+
 /// Since when a pod has been ready, in seconds: not before it was made, and since now when that is yet to come, as it seems
 /// to be after the master's clock was set back.
 pub fn ready_since(told_s: i64, created: Timestamp, now: Timestamp) -> i64 {
@@ -165,6 +184,34 @@ mod tests {
             assert_eq!(all, kept);
             assert!(!is_overwritten(&told, Some(&again)));
         }
+    }
+
+    #[test]
+    fn what_a_node_said_is_found_in_what_is_stored_unless_others_changed_it() {
+        let condition =
+            |name: &str| json!({"type": name, "status": "True", "lastHeartbeatTime": at(7).to_string()});
+        let status = |names: &[&str], gpus: Option<&str>| -> NodeStatus {
+            let all: Vec<_> = names.iter().map(|name| condition(name)).collect();
+            let mut capacity = json!({"cpu": "2"});
+            gpus.into_iter().for_each(|gpus| capacity["example.com/gpu"] = gpus.into());
+            serde_json::from_value(json!({"conditions": all, "capacity": capacity})).unwrap()
+        };
+        let told = status(&["Ready", "DiskPressure"], None);
+        let kept = |stored: &NodeStatus| said_in(&told, stored);
+        let mut stamped = told.clone();
+        stamp(&mut stamped, None, at(100));
+        assert_eq!(kept(&stamped), Some(2));
+        let mut added = status(&["Ready", "DiskPressure", "FrequentRestarts"], None);
+        assert_eq!(kept(&added), Some(2));
+        added.conditions.as_mut().unwrap().remove(0);
+        for other in
+            [added, status(&["DiskPressure", "Ready"], None), status(&["Ready", "DiskPressure"], Some("4"))]
+        {
+            assert_eq!(kept(&other), None, "{other:?}");
+        }
+        let again = said_again(status(&["Ready", "DiskPressure", "FrequentRestarts"], None), 2);
+        assert_eq!(again.conditions.as_ref().unwrap().len(), 2);
+        assert!(!is_overwritten(&again, Some(&told)) && !is_overwritten(&told, Some(&again)));
     }
 
     #[test]

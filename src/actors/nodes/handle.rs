@@ -14,12 +14,12 @@ use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, SpawnHandle, StreamHandler,
     WrapFuture as _,
 };
-use futures_util::stream;
 use tokio::time::Instant;
 
 use super::{
     Links, RegistrySeed, bound_to, configs,
     health::Health,
+    heard::{Events, Heard},
     images::{Images, Shelves},
     object::{LabelsRefused, Word},
     refusals::{Refusals, Refused},
@@ -85,7 +85,7 @@ pub(super) struct Begun(pub(super) NodeName);
 pub(super) struct NodeHandle {
     life: Life,
     pub(super) name: NodeName,
-    pub(super) seed: RegistrySeed,
+    pub(super) seed: Arc<RegistrySeed>,
     pub(super) links: Links,
     pub(super) health: Health,
     pub(super) shelves: Shelves,
@@ -144,7 +144,7 @@ impl NodeHandle {
     pub(super) fn new(
         life: Life,
         name: NodeName,
-        seed: RegistrySeed,
+        seed: Arc<RegistrySeed>,
         (links, health, shelves): (Links, Health, Shelves),
         begun: Port<Begun>,
     ) -> NodeHandle {
@@ -481,18 +481,6 @@ fn is_over(pod: &Object) -> bool {
     matches!(&pod.facet.of, KindFacet::Pod(pod) if pod.phase.is_final())
 }
 
-/// One event of one connection.
-struct Heard(u64, LinkEvent<wire::ToMaster>);
-
-fn events_of(connection: u64, events: LinkEvents<wire::ToMaster>) -> impl futures_util::Stream<Item = Heard> {
-    stream::unfold(Some(events), move |events| async move {
-        let mut events = events?;
-        let event = events.next().await;
-        let rest = (!matches!(event, LinkEvent::Closed(_))).then_some(events);
-        Some((Heard(connection, event), rest))
-    })
-}
-
 impl Actor for NodeHandle {
     type Context = Context<Self>;
 
@@ -562,7 +550,7 @@ impl Handler<Linked> for NodeHandle {
         self.greeted = false;
         self.sent.clear();
         self.subnet = linked.subnet;
-        ctx.add_stream(events_of(self.connection, events));
+        ctx.add_stream(Events::of(self.connection, events));
         self.take_pods(linked.pods, ctx);
         self.write_linked(ctx);
     }

@@ -9,6 +9,7 @@
 mod configs;
 mod handle;
 mod health;
+mod heard;
 mod images;
 mod joins;
 mod mirrors;
@@ -81,6 +82,7 @@ type Handles = Arc<DashMap<NodeName, Slot<NodeHandle>>>;
 /// The nodes' supervisor and, after it, their registry, which is published in `slot`.
 pub fn child(seed: RegistrySeed, slot: &Slot<NodeRegistry>) -> ChildSpec {
     let spec = SupervisorSpec::new("nodes").strategy(Strategy::RestForOne);
+    let seed = Arc::new(seed);
     let (nodes, slot) = (SupervisorHandle::new("nodes"), slot.clone());
     ChildSpec::supervisor(spec, &nodes, move |nodes| {
         let (handles, links) = (Handles::default(), Links::default());
@@ -125,7 +127,7 @@ struct Known {
     /// The node's pods, by uid.
     pods: BTreeMap<Uid, Arc<Object>>,
     /// Came while the node's actor was not there yet, or between two incarnations. The newest only.
-    waiting: Option<(ToNodeLink, String)>,
+    waiting: Option<Box<(ToNodeLink, String)>>,
     /// Its actor is being stopped.
     ending: bool,
 }
@@ -146,7 +148,7 @@ type ToNodeLink = (LinkHandle<wire::ToNode>, LinkEvents<wire::ToMaster>);
 /// The actor.
 pub struct NodeRegistry {
     life: Life,
-    seed: RegistrySeed,
+    seed: Arc<RegistrySeed>,
     links: Links,
     shelves: Shelves,
     nodes: HashMap<NodeName, Known>,
@@ -173,7 +175,7 @@ pub struct NodeRegistry {
 impl NodeRegistry {
     fn new(
         life: Life,
-        seed: RegistrySeed,
+        seed: Arc<RegistrySeed>,
         (supervisor, handles, links, health, shelves): (SupervisorHandle, Handles, Links, Health, Shelves),
         begun: Port<Begun>,
     ) -> NodeRegistry {
@@ -420,8 +422,8 @@ impl NodeRegistry {
             snapshot.find(&Key::new(Kind::Node, "", name.0.clone())).and_then(|node| linked_from(node));
         self.rivals.linked(name, origin(&link.0), noted, outside::now().as_millisecond());
         let known = self.node(name);
-        if let Some((before, _)) = known.waiting.replace((link, subnet)) {
-            before.0.close("the node has connected anew");
+        if let Some(before) = known.waiting.replace(Box::new((link, subnet))) {
+            before.0.0.close("the node has connected anew");
         }
         self.hand_over(name);
     }
@@ -431,7 +433,7 @@ impl NodeRegistry {
     fn hand_over(&mut self, name: &NodeName) -> bool {
         let (Some(revision), Some(known)) = (self.revision, self.nodes.get_mut(name)) else { return false };
         let Some(address) = known.slot.address().filter(|_| !known.ending) else { return false };
-        let Some((link, subnet)) = known.waiting.take() else { return false };
+        let Some((link, subnet)) = known.waiting.take().map(|waiting| *waiting) else { return false };
         address.do_send(Linked { link, subnet, pods: known.picture(revision) });
         true
     }

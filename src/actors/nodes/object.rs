@@ -22,7 +22,7 @@ use super::{
 use crate::{
     actors::{commit::commit, outside},
     logic::{
-        clocks::{is_overwritten, keep_added, stamp, told_status},
+        clocks::{is_overwritten, keep_added, said_again, said_in, stamp, told_status},
         edit::{Edit, edit},
         join::{belongs_to, not_a_node, note_linked_from},
         node_labels::may_set,
@@ -65,7 +65,7 @@ pub(super) enum LabelsRefused {
 /// A node's own word, and whether it is to be said again soon.
 #[derive(Default)]
 pub(super) struct Word {
-    said: Option<wire::NodeReport>,
+    said: Said,
     /// When it was written last.
     at: Option<Instant>,
     /// It is looked at soon whether others have written over it.
@@ -74,10 +74,36 @@ pub(super) struct Word {
     logged: Option<Instant>,
 }
 
+/// What it was.
+#[derive(Default)]
+enum Said {
+    #[default]
+    Nothing,
+    /// As the node reported it.
+    Report(wire::NodeReport),
+    /// The node's object says it, which is in memory anyway, with so many of its conditions.
+    Stored(Arc<Object>, usize),
+}
+
 impl Word {
     /// It is not to be said again.
     pub(super) fn forget(&mut self) {
-        self.said = None;
+        self.said = Said::Nothing;
+    }
+
+    fn is_said(&self) -> bool {
+        !matches!(self.said, Said::Nothing)
+    }
+
+    fn status(&self) -> Option<v1::NodeStatus> {
+        match &self.said {
+            Said::Nothing => None,
+            Said::Report(report) => told_status(&report.status).ok(),
+            Said::Stored(node, conditions) => {
+                let status = node.parse::<v1::Node>().ok()?.status?;
+                Some(said_again(status, *conditions))
+            }
+        }
     }
 }
 
@@ -96,7 +122,7 @@ impl Handler<ObjectMoved> for NodeHandle {
 
 impl NodeHandle {
     fn look_again(&mut self, ctx: &mut Context<Self>) {
-        if self.word.said.is_none() || self.word.again {
+        if !self.word.is_said() || self.word.again {
             return;
         }
         self.word.again = true;
@@ -108,23 +134,23 @@ impl NodeHandle {
 
     /// Writes what the node said once more when others have written over it.
     fn say_again(&mut self, ctx: &mut Context<Self>) {
-        let Some(report) = self.word.said.clone() else { return };
         // What was written just now may not be stored yet.
         if self.word.at.is_some_and(|at| at.elapsed() < SAID_AGAIN) {
             return self.look_again(ctx);
         }
-        let Ok(status) = told_status(&report.status) else { return };
-        let status = self.with_own_conditions(status);
+        let Some(status) = self.word.status() else { return };
+        let told = self.with_own_conditions(status.clone());
         let snapshot = self.seed.wiring.view.snapshot();
-        let Some(stored) = snapshot.find(&self.key()).and_then(|node| node.parse::<v1::Node>().ok()) else {
-            return;
-        };
-        if is_overwritten(&status, stored.status.as_ref()) {
+        let Some(object) = snapshot.find(&self.key()) else { return };
+        let Ok(stored) = object.parse::<v1::Node>() else { return };
+        if is_overwritten(&told, stored.status.as_ref()) {
             if self.word.logged.is_none_or(|at| at.elapsed() >= LOGGED_AGAIN) {
                 self.word.logged = Some(Instant::now());
                 tracing::info!(node = %self.name, "others wrote over the node's status; it is said again");
             }
-            self.write_node(report, BTreeMap::new(), ctx);
+            self.write_status(status, BTreeMap::new(), ctx);
+        } else if let Some(conditions) = stored.status.and_then(|stored| said_in(&told, &stored)) {
+            self.word.said = Said::Stored(object.clone(), conditions);
         }
     }
 
@@ -146,12 +172,22 @@ impl NodeHandle {
                 return;
             }
         };
+        self.word.said = Said::Report(report);
+        self.write_status(status, labels, ctx);
+    }
+
+    fn write_status(
+        &mut self,
+        status: v1::NodeStatus,
+        labels: BTreeMap<String, String>,
+        ctx: &mut Context<Self>,
+    ) {
+        self.word.at = Some(Instant::now());
         self.ready_since = match readiness(&status) {
             Readiness::Ready => self.ready_since.or_else(|| Some(Instant::now())),
             _ => None,
         };
         let status = self.with_own_conditions(status);
-        (self.word.said, self.word.at) = (Some(report), Some(Instant::now()));
         let (name, subnet) = (self.name.clone(), self.subnet.clone());
         let joined = self.joined_link();
         let from = joined.as_ref().and_then(|(_, link)| origin(link));

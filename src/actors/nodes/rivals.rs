@@ -55,7 +55,7 @@ fn is_living(link: &LinkHandle<wire::ToNode>) -> bool {
 impl NodeRegistry {
     /// The link of a node that works, as far as is known; also one that its actor has not got yet.
     pub(super) fn living_link(&self, name: &NodeName) -> Option<LinkHandle<wire::ToNode>> {
-        let waiting = || self.nodes.get(name)?.waiting.as_ref().map(|((link, _), _)| link.clone());
+        let waiting = || self.nodes.get(name)?.waiting.as_ref().map(|waiting| waiting.0.0.clone());
         self.links
             .get(name)
             .map(|link| link.value().clone())
