@@ -165,10 +165,12 @@ mod tests {
             assert!(frame.len() == size && frame.iter().all(|byte| *byte == size as u8), "{size}");
         }
         let peer = sending.await.unwrap();
-        for _ in 0..2 {
+        // Also after a read that brought all that there was room for.
+        for much in [false, true] {
+            reader.much = much;
             assert!(reader.poll_next(&mut Context::from_waker(Waker::noop())).is_pending());
+            assert_eq!(reader.buffer.capacity(), 0);
         }
-        assert_eq!(reader.buffer.capacity(), 0);
         drop(peer);
         assert!(reader.next().await.unwrap().is_none());
     }
