@@ -145,13 +145,16 @@ impl Handler<RecordEvent> for EventRecorder {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use k8s_openapi::api::core::v1::Event;
     use serde_json::json;
 
     use super::*;
     use crate::{
         actors::testing::{Bench, system},
-        model::Key,
+        logic::{reconcile::Reconcile as _, taints::Evictions},
+        model::{Key, Revision, Snapshot, seal_json},
     };
 
     #[test]
@@ -167,11 +170,39 @@ mod tests {
             host: None,
             at: outside::now(),
         };
-        let taint = |message| happening("TaintManagerEviction", message, "taint-eviction-controller");
-        assert_eq!(cause_of(&taint("Marking for deletion Pod")), Some("taint"));
-        assert_eq!(cause_of(&taint("Cancelling deletion of Pod")), None);
+        let taint =
+            |component| happening("TaintManagerEviction", "Marking for deletion Pod default/p", component);
+        assert_eq!(cause_of(&taint("kubelet")), None, "a node said so, not the taint manager");
         assert_eq!(cause_of(&happening("Evicted", "low on disk", "kubelet")), Some("pressure"));
         assert_eq!(cause_of(&happening("Started", "", "kubelet")), None);
+    }
+
+    #[test]
+    fn what_the_taint_manager_records_of_a_pod_that_leaves_is_counted_and_of_one_that_stays_is_not() {
+        let mut revision = Revision(0);
+        let mut object = |kind, document: serde_json::Value| {
+            revision = Revision(revision.0 + 1);
+            Arc::new(seal_json(kind, document.to_string().as_bytes()).unwrap().at(revision))
+        };
+        let node = |taints: serde_json::Value| json!({"metadata": {"name": "n1", "uid": "1"}, "spec": {"taints": taints}});
+        let lost =
+            json!([{"key": "example.org/off", "effect": "NoExecute", "timeAdded": "2030-01-01T00:00:00Z"}]);
+        let (tainted, well) = (object(Kind::Node, node(lost)), object(Kind::Node, node(json!([]))));
+        let borne = json!([{"operator": "Exists", "tolerationSeconds": 60}]);
+        let pod = json!({"metadata": {"name": "p", "namespace": "default", "uid": "2"},
+            "spec": {"nodeName": "n1", "containers": [{"name": "c", "image": "i"}], "tolerations": borne}});
+        let pod = object(Kind::Pod, pod);
+        let mut snapshot = Snapshot::default();
+        snapshot.insert(tainted.clone());
+        snapshot.insert(pod.clone());
+        let now = "2030-01-01T00:00:01Z".parse().unwrap();
+        let mut manager = Evictions::default();
+        manager.anew(&snapshot, now);
+        let causes = |happened: Vec<Happening>| happened.iter().map(cause_of).collect::<Vec<_>>();
+        assert_eq!(causes(manager.happenings(&[pod.clone()], now)), [Some("taint")]);
+        snapshot.insert(well.clone());
+        manager.apply(Some(&tainted), Some(&well), &snapshot, now);
+        assert_eq!(causes(manager.happenings(&[], now)), [None], "it may stay");
     }
 
     #[test]

@@ -107,7 +107,8 @@ pub fn readiness(status: &v1::NodeStatus) -> Readiness {
 
 /// Whether what happened is that a pod was made to leave its node; else that it may stay after all, or something else.
 pub fn is_eviction(happening: &Happening) -> bool {
-    happening.reason == REASON && happening.message == MARKED
+    // The pod's name follows.
+    happening.component == COMPONENT && happening.reason == REASON && happening.message.starts_with(MARKED)
 }
 
 /// Whether nothing is heard of a node, and it has not said goodbye.
