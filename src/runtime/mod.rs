@@ -358,6 +358,9 @@ pub struct Exit {
     pub oom_killed: bool,
     /// Milliseconds since the epoch.
     pub finished_ms: i64,
+    /// Nobody saw it end: it was found dead at that time, and how it ended is a guess.
+    #[serde(default)]
+    pub unseen: bool,
 }
 
 /// A container as found.

@@ -257,6 +257,7 @@ fn after_everything_died_pods_come_back_and_what_was_over_stays_over() {
     let restarted = |cluster: &mut Cluster, times: u64| {
         cluster.kill();
         cluster.lose_processes();
+        let lost = std::time::SystemTime::now() - std::time::Duration::from_secs(1);
         if times == 2 {
             // And worse: the nodes know nothing of their pods any more.
             std::fs::remove_dir_all(cluster.data.join("nodes")).unwrap();
@@ -272,7 +273,11 @@ fn after_everything_died_pods_come_back_and_what_was_over_stays_over() {
             assert_eq!(old["metadata"]["uid"], new["metadata"]["uid"]);
             assert_eq!(old["status"]["startTime"], new["status"]["startTime"]);
             let last = &new["status"]["containerStatuses"][0]["lastState"]["terminated"];
-            assert_eq!(last["exitCode"], 137);
+            assert_eq!((&last["exitCode"], &last["reason"]), (&137.into(), &"ContainerStatusUnknown".into()));
+            // Not when it had begun: it may have run for a month.
+            let finished = humantime::parse_rfc3339(last["finishedAt"].as_str().unwrap()).unwrap();
+            assert!(finished >= lost, "{last}");
+            cluster.until_event(ns, new["metadata"]["name"].as_str().unwrap(), "SandboxChanged");
         }
         let running = cluster.processes();
         assert_eq!(running.len(), 4, "one process for each replica and no other: {running:?}");

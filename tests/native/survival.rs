@@ -140,6 +140,40 @@ async fn a_killed_shim_is_a_lost_sandbox_whose_containers_can_be_ended() {
 }
 
 #[tokio::test]
+async fn what_is_found_dead_ended_when_that_was_noticed_and_not_anew_with_each_start() {
+    let mut bench = Bench::new().await;
+    let pod = bench.sandbox("p").await;
+    let id = bench.start(&pod, config("c", &["sleep", "1000"])).await;
+    let pid = bench.status(&id).await.pid.unwrap();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let shim: i32 = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+    let now_ms = || i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
+    // As when the power fails: nobody is left to record the end.
+    for pid in [shim, pid] {
+        kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap();
+    }
+    bench.event(|event| *event == RuntimeEvent::SandboxLost { pod: pod.clone() }).await;
+    let gone = || {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+        stat.map_or(true, |stat| {
+            stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
+        })
+    };
+    while !gone() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let begun_ms = now_ms();
+    bench.reopen();
+    let ContainerState::Exited(exit) = bench.status(&id).await.state else { panic!("it runs") };
+    assert!(exit.unseen && exit.code == 137, "{exit:?}");
+    assert!((begun_ms..=now_ms()).contains(&exit.finished_ms), "{begun_ms} {exit:?}");
+    bench.reopen();
+    assert_eq!(bench.status(&id).await.state, ContainerState::Exited(exit));
+    bench.runtime().remove_pod_sandbox(&pod).await.unwrap();
+    assert_eq!(bench.leftovers().await, [""; 0]);
+}
+
+#[tokio::test]
 async fn nothing_is_left_of_removed_pods() {
     let mut bench = Bench::new().await;
     for uid in ["a", "b"] {

@@ -344,12 +344,7 @@ impl Machine {
             return;
         }
         self.sandbox = SandboxPhase::Lost;
-        self.notice(
-            None,
-            false,
-            "SandboxChanged",
-            "Pod sandbox changed, it will be killed and re-created.".into(),
-        );
+        self.tell_sandbox_changed();
         for index in 0..self.containers.len() {
             if let ContainerPhase::Running { id, started_ms, .. } = &self.containers[index].phase {
                 let ended = lost(id.clone(), *started_ms, now_ms);

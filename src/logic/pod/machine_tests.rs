@@ -519,6 +519,47 @@ fn restarts_are_counted_on_when_the_node_has_nothing_of_the_pod() {
     assert_eq!((last.exit_code, last.reason.as_deref()), (137, Some("ContainerStatusUnknown")));
 }
 
+/// What is said of the pod's sandbox in one step.
+fn sandbox_notices(m: &mut Machine, now_ms: i64) -> Vec<&'static str> {
+    let notices = m.step(now_ms).notices;
+    notices.iter().map(|notice| notice.reason).filter(|reason| reason.starts_with("Sandbox")).collect()
+}
+
+#[test]
+fn what_ran_until_its_sandbox_was_found_lost_ended_when_that_was_noticed_and_an_event_tells_of_it() {
+    let life = |ended| Adopted {
+        name: "c0".into(),
+        id: "0-0".into(),
+        attempt: 0,
+        image: "i".into(),
+        image_id: String::new(),
+        started_ms: 1_000,
+        ended,
+    };
+    let found = |policy, ready, ended| {
+        let mut m = Machine::new(machine(policy, 1).pod, Backoff::CRASH_LOOP, 900_000);
+        m.adopt(ready, None, &[life(ended)]);
+        m
+    };
+    let mut m = found("Always", false, None);
+    let last = m.containers[0].last.clone().unwrap();
+    assert_eq!((last.started_ms, last.finished_ms, m.containers[0].attempt), (1_000, 900_000, 1));
+    assert_eq!(sandbox_notices(&mut m, 900_000), ["SandboxChanged"]);
+    // What had ended before, or is over, or goes on, needs no such event.
+    assert_eq!(sandbox_notices(&mut found("Never", false, None), 900_000), [""; 0]);
+    assert_eq!(sandbox_notices(&mut found("Always", true, None), 900_000), [""; 0]);
+    // The node has nothing of the pod any more: what was told of it is believed.
+    let mut before = machine("Always", 1);
+    let mut m = Machine::new(told(&before), Backoff::CRASH_LOOP, 900_000);
+    m.recall();
+    assert_eq!(sandbox_notices(&mut m, 900_000), [""; 0], "it never ran");
+    up(&mut before);
+    let mut m = Machine::new(told(&before), Backoff::CRASH_LOOP, 900_000);
+    m.recall();
+    assert_eq!(sandbox_notices(&mut m, 900_000), ["SandboxChanged"]);
+    assert_eq!(m.containers[0].last.as_ref().unwrap().finished_ms, 900_000);
+}
+
 #[test]
 fn a_life_that_nobody_knows_is_removed_but_not_one_that_is_just_being_started() {
     let mut m = machine("Always", 2);

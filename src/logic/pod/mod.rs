@@ -36,3 +36,4 @@ pub use state::{
     Action, Adopted, Container, ContainerPhase, Ended, Notice, Role, SandboxPhase, StartFailure, Step,
     WaitingReason,
 };
+pub use takeover::{FOUND_DEAD, UNKNOWN_END};

@@ -63,7 +63,9 @@ impl Machine {
         let outlived = !running_lost.is_empty();
         for index in running_lost {
             if let ContainerPhase::Running { id, started_ms, .. } = self.containers[index].phase.clone() {
-                self.ended_before(index, lost(id, started_ms, started_ms));
+                // It ran until now for all that is known: whoever would have seen it end was down.
+                let found_ms = self.accepted_ms.max(started_ms);
+                self.ended_before(index, lost(id, started_ms, found_ms));
             }
         }
         self.resume_init();
@@ -74,8 +76,22 @@ impl Machine {
         if !ready && self.is_finished() && !outlived {
             self.sandbox = SandboxPhase::Stopped;
         } else if !ready {
+            self.note_sandbox_changed();
             self.begin_anew();
         }
+    }
+
+    /// Tells of a sandbox that is there no more, unless nothing of the pod is to run again.
+    fn note_sandbox_changed(&mut self) {
+        if self.ending.is_none() && !self.is_over() {
+            self.tell_sandbox_changed();
+        }
+    }
+
+    /// In Kubernetes' words, as after a restart of the machine.
+    pub(super) fn tell_sandbox_changed(&mut self) {
+        let message = "Pod sandbox changed, it will be killed and re-created.";
+        self.notice(None, false, "SandboxChanged", message.into());
     }
 
     /// Of the lives that the runtime has of this pod, removes those nobody knows: an earlier incarnation of the pod's
@@ -103,7 +119,9 @@ impl Machine {
     pub fn recall(&mut self) {
         let pod = self.pod.clone();
         let told = Told(pod.status.as_ref());
+        let mut ran = false;
         for status in told.containers() {
+            ran |= status.state.as_ref().is_some_and(|state| state.running.is_some());
             let Some(index) = self.containers.iter().position(|c| c.name == status.name) else { continue };
             let Some(ended) = last_told(status, self.accepted_ms) else { continue };
             self.take_told(index, status, ended);
@@ -111,6 +129,9 @@ impl Machine {
         self.resume_init();
         if self.is_finished() {
             self.ip = told.ip();
+        }
+        if ran {
+            self.note_sandbox_changed();
         }
         self.begin_anew();
     }
@@ -151,6 +172,12 @@ impl Machine {
         }
     }
 }
+
+/// Kubernetes' reason of an end that nobody saw.
+pub const UNKNOWN_END: &str = "ContainerStatusUnknown";
+/// What is said of one whose container was there still, when it left no last words.
+pub const FOUND_DEAD: &str =
+    "The container was found dead: the machine, or what watched it, went down while it ran";
 
 /// What runtimes say of a program that could not be run, or was not found, and of a container that could not be started.
 const NOT_STARTED: std::ops::RangeInclusive<i32> = 126..=128;
@@ -214,7 +241,7 @@ fn last_told(status: &v1::ContainerStatus, now_ms: i64) -> Option<Ended> {
             id: bare(status.container_id.as_deref()).map(str::to_owned),
             code: 137,
             signal: None,
-            reason: "ContainerStatusUnknown".into(),
+            reason: UNKNOWN_END.into(),
             message: Some("The container could not be located on its node".into()),
             started_ms: millis(running.started_at.as_ref()).unwrap_or(now_ms),
             finished_ms: now_ms,

@@ -12,14 +12,14 @@ use crate::runtime::{ContainerId, ContainerState, ContainerStatus, Exit};
 /// An exit out of the number that a runtime tells.
 pub(super) fn exit(code: i32, oom_killed: bool, finished_ms: i64) -> Exit {
     let signal = Some(code - 128).filter(|signal| (1..=LAST_SIGNAL).contains(signal));
-    Exit { code, signal, oom_killed, finished_ms }
+    Exit { code, signal, oom_killed, finished_ms, unseen: false }
 }
 
 const LAST_SIGNAL: i32 = 64;
 
 /// The end of what is gone without one: it was killed.
 pub(super) fn vanished() -> Exit {
-    exit(128 + 9, false, super::now_ms())
+    Exit { unseen: true, ..exit(128 + 9, false, super::now_ms()) }
 }
 
 /// A container of a root; `None` when it is another's.
@@ -110,7 +110,7 @@ mod tests {
             (ContainerState::Running, 1500, Some(42))
         );
         let exited = container(answer(state::EXITED, "/r"), "/r").unwrap();
-        let end = Exit { code: 137, signal: Some(9), oom_killed: true, finished_ms: 2000 };
+        let end = Exit { code: 137, signal: Some(9), oom_killed: true, finished_ms: 2000, unseen: false };
         assert_eq!((exited.state, exited.pid), (ContainerState::Exited(end), None));
     }
 

@@ -19,7 +19,7 @@ pub(super) fn ms(text: Option<&str>) -> i64 {
 pub(super) fn exit(code: i64, oom_killed: bool, finished_ms: i64) -> Exit {
     let code = i32::try_from(code).unwrap_or(-1);
     let signal = Some(code - 128).filter(|signal| (1..=LAST_SIGNAL).contains(signal));
-    Exit { code, signal, oom_killed, finished_ms }
+    Exit { code, signal, oom_killed, finished_ms, unseen: false }
 }
 
 const LAST_SIGNAL: i32 = 64;

@@ -1,9 +1,11 @@
 //! What the driver knows of one sandbox and its containers.
 //!
 //! Owns: the state in memory, fed by the shim's notices and, after a restart, by the files. Invariants: a state only
-//! goes forward (created, running, exited); an exit is broadcast once a process.
+//! goes forward (created, running, exited); an exit is broadcast once a process; what is found dead ended when that was
+//! noticed, since it may have run until then.
 
 use std::{
+    cell::OnceCell,
     collections::BTreeMap,
     io,
     path::PathBuf,
@@ -62,6 +64,8 @@ struct Container {
     record: Arc<ContainerRecord>,
     started: Option<Started>,
     exit: Option<Exit>,
+    /// The end that nobody saw, since it was noticed.
+    unseen: OnceCell<Exit>,
     /// Turns true when the container has ended, or when nobody will tell any more.
     over: watch::Sender<bool>,
 }
@@ -215,6 +219,7 @@ impl Pod {
         let container = Container {
             started: None,
             exit: None,
+            unseen: OnceCell::new(),
             over: watch::Sender::new(false),
             record: Arc::new(record),
         };
@@ -225,9 +230,17 @@ impl Pod {
     pub(super) fn adopt(&self, dir: &ContainerDir) -> io::Result<ContainerId> {
         let record: ContainerRecord = state::read(&dir.record())?;
         let id = record.id.clone();
-        let (started, exit) = (dir.read_started(), dir.read_exit());
+        let (started, mut exit) = (dir.read_started(), dir.read_exit());
         let mut inner = self.inner();
         let orphaned = inner.client.is_none();
+        if let (true, None, Some(dead)) = (orphaned, &exit, started.as_ref().filter(|of| !of.alive())) {
+            let unseen = unseen(dead);
+            // So that it does not end anew with every start of this process.
+            if let Err(error) = state::write(&dir.exit(), &unseen) {
+                tracing::warn!(container = %id, %error, "cannot record when a container was found dead");
+            }
+            exit = Some(unseen);
+        }
         inner.containers.insert(
             id.clone(),
             Container {
@@ -235,6 +248,7 @@ impl Pod {
                 started,
                 over: watch::Sender::new(orphaned || exit.is_some()),
                 exit,
+                unseen: OnceCell::new(),
             },
         );
         Ok(id)
@@ -330,13 +344,22 @@ impl Container {
             (Some(exit), _) => ContainerState::Exited(exit.clone()),
             (None, None) => ContainerState::Created,
             (None, Some(started)) if !orphaned || started.alive() => ContainerState::Running,
-            (None, Some(started)) => ContainerState::Exited(Exit {
-                code: UNSEEN_EXIT,
-                signal: Some(libc::SIGKILL),
-                oom_killed: false,
-                finished_ms: started.started_ms,
-            }),
+            (None, Some(started)) => {
+                ContainerState::Exited(self.unseen.get_or_init(|| unseen(started)).clone())
+            }
         }
+    }
+}
+
+/// The end of what is dead, and was not seen to die.
+fn unseen(started: &Started) -> Exit {
+    Exit {
+        code: UNSEEN_EXIT,
+        signal: Some(libc::SIGKILL),
+        oom_killed: false,
+        // The clock may have been set back.
+        finished_ms: state::now_ms().max(started.started_ms),
+        unseen: true,
     }
 }
 

@@ -321,7 +321,7 @@ mod tests {
     fn a_record_is_read_back_and_leaves_no_file_beside() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("exit.json");
-        let exit = Exit { code: 137, signal: Some(9), oom_killed: true, finished_ms: 5 };
+        let exit = Exit { code: 137, signal: Some(9), oom_killed: true, finished_ms: 5, unseen: false };
         write(&path, &exit).unwrap();
         assert_eq!(read::<Exit>(&path).unwrap(), exit);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);

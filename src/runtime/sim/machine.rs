@@ -279,7 +279,7 @@ impl State {
             ContainerState::Created => false,
             ContainerState::Running => true,
         };
-        let exit = Exit { code, signal, oom_killed, finished_ms };
+        let exit = Exit { code, signal, oom_killed, finished_ms, unseen: false };
         container.state = ContainerState::Exited(exit.clone());
         container.pid = None;
         if ran {

@@ -12,7 +12,7 @@ use crate::{
         last_words::{last_words, speaks_by_log},
         streams::COPIED_WITHIN,
     },
-    logic::pod::{Adopted, Ended, config::Places},
+    logic::pod::{Adopted, Ended, FOUND_DEAD, UNKNOWN_END, config::Places},
     runtime::{ContainerId, ContainerRuntime, ContainerState, ContainerStatus, Exit},
 };
 
@@ -57,6 +57,7 @@ impl PodActor {
 
 fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> Ended {
     let reason = match exit {
+        Exit { unseen: true, .. } => UNKNOWN_END,
         Exit { oom_killed: true, .. } => "OOMKilled",
         Exit { code: 0, .. } => "Completed",
         _ => "Error",
@@ -66,7 +67,7 @@ fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> E
         code: exit.code,
         signal: exit.signal,
         reason: reason.into(),
-        message,
+        message: message.or_else(|| exit.unseen.then(|| FOUND_DEAD.into())),
         started_ms,
         finished_ms: exit.finished_ms,
     }
@@ -108,4 +109,21 @@ pub(super) async fn spoken(node: &NodeContext, pod: &v1::Pod, places: &Places, l
         ContainerState::Created | ContainerState::Running => false,
     });
     logs_written(&*node.runtime, speaks.map(|life| &life.id)).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_that_nobody_saw_is_told_as_such_and_last_words_stay() {
+        let exit = |unseen| Exit { code: 137, signal: Some(9), oom_killed: false, finished_ms: 7, unseen };
+        let told = |unseen, message: Option<&str>| {
+            let ended = ended("c".into(), &exit(unseen), 5, message.map(str::to_owned));
+            (ended.reason, ended.message, ended.finished_ms)
+        };
+        assert_eq!(told(false, None), ("Error".into(), None, 7));
+        assert_eq!(told(true, None), ("ContainerStatusUnknown".into(), Some(FOUND_DEAD.into()), 7));
+        assert_eq!(told(true, Some("words")).1.as_deref(), Some("words"));
+    }
 }

@@ -298,6 +298,7 @@ impl Pod<'_> {
             signal,
             oom_killed: code != 0 && group.oom_kills() > 0,
             finished_ms: state::now_ms(),
+            unseen: false,
         };
         if let Err(error) = state::write(&self.dir.container(id).exit(), &exit) {
             tracing::error!(container = %id, %error, "cannot record an exit; it is lost if this shim ends too");
