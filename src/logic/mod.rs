@@ -15,6 +15,7 @@ pub mod image_peers;
 pub mod join;
 pub mod mirrors;
 pub mod namespaces;
+pub mod node_events;
 pub mod node_labels;
 pub mod nodes;
 pub mod placement;

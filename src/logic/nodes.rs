@@ -278,12 +278,15 @@ pub fn complete_labels(labels: &mut BTreeMap<String, String>, status: &v1::NodeS
     }
 }
 
+/// Kubernetes' reason of the `Ready` condition of a node that was never heard of.
+pub const NEVER_HEARD: &str = "NodeStatusNeverUpdated";
+
 /// The status of a node that has been admitted and was never heard of.
 pub fn unheard_status(now_ms: i64) -> v1::NodeStatus {
     let condition = v1::NodeCondition {
         type_: "Ready".into(),
         status: "Unknown".into(),
-        reason: Some("NodeStatusNeverUpdated".into()),
+        reason: Some(NEVER_HEARD.into()),
         message: Some("Kubelet never posted node status.".into()),
         last_heartbeat_time: Some(time(now_ms)),
         last_transition_time: Some(time(now_ms)),

@@ -20,11 +20,15 @@ use super::{
     sightings::origin,
 };
 use crate::{
-    actors::{commit::commit, outside},
+    actors::{
+        commit::{Wiring, commit},
+        outside,
+    },
     logic::{
         clocks::{is_overwritten, keep_added, said_again, said_in, stamp, told_status},
         edit::{Edit, edit},
         join::{belongs_to, not_a_node, note_linked_from},
+        node_events::told_by_change,
         node_labels::may_set,
         nodes::{complete_labels, lost_status, new_node, note_no_image_sharing, taint_by_condition},
         sightings::AGAIN,
@@ -302,14 +306,18 @@ impl NodeHandle {
         let work = async move {
             while turn.load(Ordering::Relaxed) == of {
                 let snapshot = wiring.view.snapshot();
-                let Some(edit) = change(snapshot.find(&key)) else { return };
+                let before = snapshot.find(&key);
+                let Some(edit) = change(before) else { return };
                 let durability = match &edit {
                     // A subnet, too, is for good.
                     Edit::Replace(_, base) if has_subnet(base) => Durability::Soft,
                     _ => Durability::Hard,
                 };
                 match commit(&wiring, vec![edit], durability).await {
-                    Ok(outcome) if outcome.overtaken.is_empty() => return,
+                    Ok(outcome) if outcome.overtaken.is_empty() => {
+                        outcome.made.iter().for_each(|made| record_change(&wiring, before, made));
+                        return;
+                    }
                     Ok(_) => {}
                     Err(error) => {
                         tracing::warn!(node = %key.name, %error, "node status not written");
@@ -337,12 +345,6 @@ impl NodeHandle {
 
     /// Writes that nothing is heard of the node.
     fn write_silent(&self, readiness: Readiness, ctx: &mut Context<Self>) {
-        if let Some(object) = self.seed.wiring.view.snapshot().find(&self.key()) {
-            let message = format!("Node {} status is now: NodeNotReady", self.name);
-            let event =
-                RecordEvent::about(object, "node-controller", "NodeNotReady", message, outside::now());
-            self.seed.wiring.record(event);
-        }
         self.change_node(ctx, move |current| {
             let (object, now) = (current?, outside::now());
             edit::<v1::Node>(object, |node| {
@@ -451,6 +453,13 @@ fn is_admitted(
         link.expel(&not_a_node(name.as_str()));
     }
     admitted
+}
+
+fn record_change(wiring: &Wiring, before: Option<&Arc<Object>>, after: &Object) {
+    for told in told_by_change(before.map(|before| &**before), after) {
+        let event = RecordEvent::about(after, "node-controller", told.reason, told.message, outside::now());
+        wiring.record(if told.warning { event.warning() } else { event });
+    }
 }
 
 fn has_subnet(node: &Object) -> bool {
