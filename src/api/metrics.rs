@@ -218,7 +218,7 @@ fn readiness(node: &Object) -> &'static str {
 }
 
 /// Whether a pod waits for a node, and is gated.
-fn waits(pod: &Object) -> Option<bool> {
+pub(super) fn waits(pod: &Object) -> Option<bool> {
     match &pod.facet.of {
         KindFacet::Pod(facet) => (facet.node.is_none() && !facet.phase.is_final()).then_some(facet.gated),
         _ => None,

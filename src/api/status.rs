@@ -15,10 +15,14 @@ use super::{
     actors::{self, Untold},
     clock,
     door::Shared,
+    metrics::waits,
     read::json_response,
 };
 use crate::{
-    logic::{silence::is_away, taints::is_brake_on},
+    logic::{
+        silence::is_away,
+        taints::{is_brake_on, is_given_up, is_silent},
+    },
     messages::{ActorState, CertificateState, NodeState, OwnActors, Port, ShowNodes, ShowStore, StoreState},
     model::{Kind, KindFacet, NodeName, Object, Snapshot},
 };
@@ -108,7 +112,10 @@ fn document(snapshot: &Snapshot, heard: &Heard) -> Value {
     let states: HashMap<&NodeName, &NodeState> =
         heard.nodes.iter().flatten().map(|state| (&state.node, state)).collect();
     let mut pods: HashMap<&str, u64> = HashMap::new();
+    let mut waiting = 0_u64;
     for pod in snapshot.list(Kind::Pod, None) {
+        // Gated ones wait for somebody else.
+        waiting += u64::from(waits(pod) == Some(false));
         if let KindFacet::Pod(facet) = &pod.facet.of
             && let Some(node) = &facet.node
         {
@@ -150,6 +157,7 @@ fn document(snapshot: &Snapshot, heard: &Heard) -> Value {
         "version": env!("CARGO_PKG_VERSION"),
         "store": store,
         "nodes": nodes,
+        "podsWithoutNode": waiting,
         "actors": master,
         "problems": problems,
     })
@@ -201,6 +209,9 @@ fn sizes(snapshot: &Snapshot) -> (usize, usize) {
     all.fold((0, 0), |(objects, bytes), object| (objects + 1, bytes + object.json.len()))
 }
 
+/// Conditions of a node that say, when they hold, that something is wrong with it.
+const TROUBLES: [&str; 4] = ["MemoryPressure", "DiskPressure", "PIDPressure", "NetworkUnavailable"];
+
 fn node(object: &Object, state: Option<&NodeState>, pods: u64) -> Value {
     let read: Option<v1::Node> = serde_json::from_slice(&object.json).ok();
     let status = read.and_then(|node| node.status).unwrap_or_default();
@@ -209,13 +220,20 @@ fn node(object: &Object, state: Option<&NodeState>, pods: u64) -> Value {
     let link = state.and_then(|state| state.link.as_ref());
     // Not known of one that this master has not heard yet: a condition's times are those of changes.
     let silent = state.and_then(|state| state.silent).map(|silent| silent.as_secs_f64());
+    let away = link.is_none() && (is_away(object) || state.is_some_and(|state| state.goodbye));
+    let spared = link.is_none() && is_silent(object) && !is_given_up(object);
+    let troubles = status.conditions.iter().flatten().filter(|condition| condition.status == "True");
+    let troubles: Vec<&str> =
+        troubles.map(|condition| condition.type_.as_str()).filter(|name| TROUBLES.contains(name)).collect();
     json!({
         "name": object.key.name,
         "ready": ready.map_or("Unknown", |ready| ready.status.as_str()),
         "reason": ready.and_then(|ready| ready.reason.clone()),
         "version": status.node_info.map(|info| info.kubelet_version),
         "schedulable": !cordoned,
-        "saidGoodbye": link.is_none() && (is_away(object) || state.is_some_and(|state| state.goodbye)),
+        "troubles": troubles,
+        "saidGoodbye": away,
+        "podsStay": pods > 0 && (away || spared),
         "rivals": state.map(|state| state.rivals.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap_or_default(),
         "pods": pods,
         "silentSeconds": silent.filter(|_| link.is_none()),
@@ -345,6 +363,58 @@ mod tests {
         );
         assert_eq!(shown["store"]["revision"], 9);
         assert_eq!((&shown["store"]["queuedChanges"], &shown["store"]["failing"]), (&json!(4), &json!(true)));
+    }
+
+    #[test]
+    fn what_a_node_is_low_on_is_shown_and_that_a_silent_ones_pods_stay_and_how_many_pods_wait() {
+        let taint = |effect: &str, added: Value| json!({"key": "node.kubernetes.io/unreachable", "effect": effect, "timeAdded": added});
+        let now = json!("2024-01-01T00:00:00Z");
+        let ready = |status: &str| json!({"type": "Ready", "status": status});
+        let holds = |name: &str, status: &str| json!({"type": name, "status": status});
+        let (spared, gone) = (taint("NoSchedule", now.clone()), taint("NoExecute", now));
+        let mut snapshot = Snapshot::default();
+        let mut put = |kind, document: Value| {
+            let sealed = seal_json(kind, document.to_string().as_bytes()).unwrap();
+            snapshot.insert(Arc::new(sealed.at(Revision(1))));
+        };
+        for (name, taints, conditions) in [
+            (
+                "low",
+                json!([]),
+                json!([ready("True"), holds("DiskPressure", "True"), holds("PIDPressure", "False")]),
+            ),
+            ("spared", json!([spared]), json!([ready("Unknown"), holds("DiskPressure", "Unknown")])),
+            ("gone", json!([spared, gone]), json!([ready("Unknown")])),
+        ] {
+            let meta = json!({"name": name, "uid": name});
+            put(
+                Kind::Node,
+                json!({"metadata": meta, "spec": {"taints": taints}, "status": {"conditions": conditions}}),
+            );
+            let spec = json!({"nodeName": name, "containers": []});
+            put(Kind::Pod, json!({"metadata": {"name": name, "namespace": "ns", "uid": name}, "spec": spec}));
+        }
+        for (name, gates) in [("waits", json!([])), ("gated", json!([{"name": "g"}]))] {
+            let spec = json!({"schedulingGates": gates, "containers": []});
+            put(Kind::Pod, json!({"metadata": {"name": name, "namespace": "ns", "uid": name}, "spec": spec}));
+        }
+        let store = StoreState { queued_changes: 0, behind: 0, failing: false };
+        let heard = Heard {
+            nodes: Ok(Vec::new()),
+            store: Ok(store),
+            actors: Ok(OwnActors::default()),
+            told: Vec::new(),
+        };
+        let shown = document(&snapshot, &heard);
+        assert_eq!(shown["podsWithoutNode"], 1);
+        let of =
+            |name: &str| shown["nodes"].as_array().unwrap().iter().find(|node| node["name"] == name).unwrap();
+        assert_eq!(
+            (&of("low")["troubles"], &of("low")["podsStay"]),
+            (&json!(["DiskPressure"]), &json!(false))
+        );
+        assert_eq!((&of("spared")["troubles"], &of("spared")["podsStay"]), (&json!([]), &json!(true)));
+        assert_eq!(of("gone")["podsStay"], false);
     }
 
     #[test]

@@ -75,7 +75,12 @@ fn text(status: &Value, every_actor: bool) -> String {
     let _ = writeln!(out, "Store: {}", store(&status["store"]));
     let nodes = list(&status["nodes"]);
     let ready = nodes.iter().filter(|node| node["ready"] == "True").count();
-    let _ = writeln!(out, "Nodes: {ready} of {} ready", nodes.len());
+    let waiting = match status["podsWithoutNode"].as_u64() {
+        None | Some(0) => String::new(),
+        Some(1) => "; 1 pod waits for a node".to_owned(),
+        Some(pods) => format!("; {pods} pods wait for a node"),
+    };
+    let _ = writeln!(out, "Nodes: {ready} of {} ready{waiting}", nodes.len());
     let master: Vec<&Value> = list(&status["actors"]);
     let of_nodes = nodes.iter().flat_map(|node| list(&node["actors"]));
     let actors: Vec<&Value> = master.iter().copied().chain(of_nodes).collect();
@@ -157,6 +162,9 @@ fn store(store: &Value) -> String {
 fn node_row(table: &mut String, node: &Value) {
     let text = |value: &Value| value.as_str().unwrap_or("-").to_owned();
     let mut ready = text(&node["ready"]);
+    for trouble in list(&node["troubles"]) {
+        let _ = write!(ready, ",{}", word(trouble));
+    }
     if node["schedulable"] == false {
         ready.push_str(",cordoned");
     }
@@ -175,7 +183,10 @@ fn node_row(table: &mut String, node: &Value) {
         ),
         (None, silent) => {
             let what = if node["saidGoodbye"] == true { "away" } else { "silent" };
-            let silent = silent.map_or_else(|| what.to_owned(), |age| format!("{what} {age}"));
+            let mut silent = silent.map_or_else(|| what.to_owned(), |age| format!("{what} {age}"));
+            if node["podsStay"] == true {
+                silent.push_str(", pods stay");
+            }
             writeln!(table, "{silent}\t-\t-\t-\t-\t-")
         }
     };
@@ -275,14 +286,16 @@ mod tests {
             "store": {"revision": 7, "objects": 2, "bytes": 4096, "queuedChanges": 0, "unwrittenObjects": 1,
                 "failing": false},
             "nodes": [
-                {"name": "n1", "ready": "True", "schedulable": true, "pods": 2, "link": {"seconds": 130.0,
+                {"name": "n1", "ready": "True", "troubles": ["DiskPressure", "PIDPressure"], "schedulable": true,
+                    "pods": 2, "podsStay": false, "link": {"seconds": 130.0,
                     "address": "10.0.0.2:7", "roundTripSeconds": 0.0004, "lostPackets": 1, "sentPackets": 200,
                     "streams": 1, "queuedMessages": 2, "queuedBytes": 2048}},
                 {"name": "n2", "ready": "Unknown", "schedulable": false, "pods": 1, "link": null,
-                    "silentSeconds": 12.3},
+                    "podsStay": true, "silentSeconds": 12.3},
                 {"name": "n3", "ready": "Unknown", "schedulable": true, "pods": 0, "link": null, "saidGoodbye": true,
                     "silentSeconds": 3.0},
             ],
+            "podsWithoutNode": 3,
             "actors": actors,
             "certificates": [
                 {"name": "authority", "notAfter": "2036-11-23T10:00:00Z", "secondsLeft": 86_400 * 50, "endsSoon": true},
@@ -294,14 +307,14 @@ PROBLEM: the node registry did not answer in time
 WARNING: the certificate of the authority ends in 50d: see \"Certificates\" in docs/operations.md
 Cluster c, troupe 1
 Store: revision 7, 2 objects, 4 KiB; 0 changes wait, 1 objects not yet on disk
-Nodes: 1 of 3 ready
+Nodes: 1 of 3 ready; 3 pods wait for a node
 Actors: 7 of 8 running, started again 2 times
 Certificates: authority until 2036-11-23, master until 2027-11-26
 
-NODE   READY              PODS   LINK         RTT     LOST   STREAMS   QUEUE       ADDRESS
-n1     True               2      up 2m10s     0.4ms   0.5%   1         2 (2 KiB)   10.0.0.2:7
-n2     Unknown,cordoned   1      silent 12s   -       -      -         -           -
-n3     Unknown            0      away 3s      -       -      -         -           -
+NODE   READY                           PODS   LINK                    RTT     LOST   STREAMS   QUEUE       ADDRESS
+n1     True,DiskPressure,PIDPressure   2      up 2m10s                0.4ms   0.5%   1         2 (2 KiB)   10.0.0.2:7
+n2     Unknown,cordoned                1      silent 12s, pods stay   -       -      -         -           -
+n3     Unknown                         0      away 3s                 -       -      -         -           -
 
 ACTOR        STATE     RESTARTS   LAST ERROR
 store        running   0
