@@ -160,19 +160,27 @@ pub(super) fn close_reason(error: ConnectionError) -> CloseReason {
             if close.error_code == UNWELCOME { CloseReason::Unwelcome(text) } else { CloseReason::Peer(text) }
         }
         ConnectionError::ConnectionClosed(close) => match certificate_alert(close.error_code.into()) {
-            Some(problem) => CloseReason::Unwelcome(format!("this certificate is not accepted: {problem}")),
+            Some(problem) => CloseReason::Unwelcome(format!("{NOT_ACCEPTED}: {problem}")),
+            // One of the clocks may be wrong, and will be right again: it may be shown again then.
+            None if u64::from(close.error_code) == NOT_NOW => CloseReason::Failed(format!(
+                "{NOT_ACCEPTED}: it has expired, or the clock of one of the machines is wrong: set the clocks; if it has \
+                 expired indeed, this node has to join again with a token"
+            )),
             None => CloseReason::Failed(problem_of(&ConnectionError::ConnectionClosed(close))),
         },
         other => CloseReason::Failed(problem_of(&other)),
     }
 }
 
+const NOT_ACCEPTED: &str = "this certificate is not accepted";
+
+/// `certificate_expired` (RFC 8446), which is also said of one that does not hold yet.
+const NOT_NOW: u64 = 0x100 + 45;
+
 /// What is wrong with a connection, as a person may understand it.
 pub(super) fn problem_of(error: &ConnectionError) -> String {
     /// TLS' alert `no_application_protocol` (RFC 7301), from either side.
     const NO_PROTOCOL: u64 = 0x100 + 120;
-    /// `certificate_expired` (RFC 8446), which is also said of one that does not hold yet.
-    const NOT_NOW: u64 = 0x100 + 45;
     /// `unknown_ca` and `decrypt_error`: all authorities have one name, so it may be either.
     const ANOTHER_AUTHORITY: [u64; 2] = [0x100 + 48, 0x100 + 51];
     let code = match error {
@@ -192,12 +200,12 @@ pub(super) fn problem_of(error: &ConnectionError) -> String {
     }
 }
 
-/// What a peer that did not accept a certificate has against it: TLS' alerts (RFC 8446) as QUIC carries them (RFC 9001).
+/// What a peer that did not accept a certificate has against it, and will have for good: TLS' alerts (RFC 8446) as QUIC
+/// carries them (RFC 9001).
 fn certificate_alert(code: u64) -> Option<&'static str> {
     Some(match code.checked_sub(0x100)? {
         42 | 43 | 46 => "it cannot be used",
         44 => "it was revoked",
-        45 => "it has expired (or a clock is wrong)",
         // All authorities have one name: which of these it is depends on where the difference shows.
         48 | 51 => "another authority signed it",
         _ => return None,
@@ -303,5 +311,30 @@ impl AsyncRead for Reader {
             Reader::Quic(reader) => AsyncRead::poll_read(Pin::new(reader), cx, buf),
             Reader::Memory(reader) => Pin::new(reader).poll_read(cx, buf),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quinn::{ConnectionClose, TransportErrorCode};
+
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_a_clock_speaks_against_may_be_shown_again_and_one_that_is_forged_or_revoked_may_not()
+     {
+        let told = |alert| {
+            let error_code = TransportErrorCode::crypto(alert);
+            close_reason(ConnectionError::ConnectionClosed(ConnectionClose {
+                error_code,
+                frame_type: None,
+                reason: Default::default(),
+            }))
+        };
+        for alert in [42, 43, 44, 46, 48, 51] {
+            assert!(matches!(told(alert), CloseReason::Unwelcome(_)), "{alert}");
+        }
+        let CloseReason::Failed(text) = told(45) else { panic!("it is not tried again") };
+        assert!(text.contains("clock") && text.contains("token"), "{text}");
     }
 }
