@@ -140,12 +140,15 @@ pub(super) struct Membership {
     showing: Showing,
     standing: watch::Sender<Standing>,
     master: Whereabouts,
+    /// The certificate that is shown, while there is no room for it on the disk.
+    unkept: Mutex<Option<String>>,
 }
 
 impl Membership {
     pub(super) fn new(files: Files) -> (Membership, watch::Receiver<Standing>) {
         let (standing, told) = watch::channel(Standing::Apart);
-        (Membership { files, showing: Showing::default(), standing, master: Whereabouts::default() }, told)
+        let (showing, master, unkept) = Default::default();
+        (Membership { files, showing, standing, master, unkept }, told)
     }
 
     /// Where it is told where the master is.
@@ -153,8 +156,28 @@ impl Membership {
         self.master.clone()
     }
 
+    /// The certificate that is shown.
+    fn certificate(&self) -> Result<String, StartError> {
+        let unkept = locked(&self.unkept).clone();
+        unkept.map_or_else(|| self.files.read("node.crt"), Ok)
+    }
+
     fn life(&self) -> Option<(i64, i64)> {
-        life(&self.files.read("node.crt").ok()?)
+        life(&self.certificate().ok()?)
+    }
+
+    fn keep(&self, certificate: &str) -> Result<(), StartError> {
+        let kept = write_private(&self.files.pki("node.crt"), certificate);
+        *locked(&self.unkept) = kept.is_err().then(|| certificate.to_owned());
+        kept
+    }
+
+    /// Keeps what could not be kept when it came, if that works by now.
+    fn keep_again(&self) {
+        let unkept = locked(&self.unkept).clone();
+        if unkept.is_some_and(|certificate| self.keep(&certificate).is_ok()) {
+            tracing::info!("the node's new certificate is kept now");
+        }
     }
 }
 
@@ -200,8 +223,15 @@ impl Showing {
             return None;
         }
         if renewal::ends_soon(life, now_s()) {
-            let days_left = (life.1 - now_s()).div_euclid(86_400);
-            tracing::warn!(days_left, "the node's certificate ends soon, and no master has renewed it yet");
+            match (life.1 - now_s()).div_euclid(86_400) {
+                ..0 => tracing::warn!("the node's certificate has ended, and no master has renewed it"),
+                days_left => {
+                    tracing::warn!(
+                        days_left,
+                        "the node's certificate ends soon, and no master has renewed it yet"
+                    );
+                }
+            }
         }
         match request() {
             Ok(request) => Some(request),
@@ -212,8 +242,8 @@ impl Showing {
         }
     }
 
-    /// Whether a new certificate, with its key, can take the place of the one before, by the authority; then it is kept, and
-    /// shown from now on.
+    /// Whether a new certificate, with its key, can take the place of the one before, by the authority; then it is shown from
+    /// now on, and kept if that is possible: on a full disk, too, the link outlives the one before.
     pub(super) fn take(
         &self,
         certificate: &str,
@@ -222,21 +252,27 @@ impl Showing {
     ) -> bool {
         let shown = held().and_then(|(identity, before, ca)| {
             check_renewed(&before, certificate, &ca)?;
-            // One that cannot be kept is not shown: the next process would show the one before, and it is asked for again.
-            keep()?;
+            let kept = keep();
             if let Some(connector) = &*locked(&self.connector) {
                 connector.show(&identity, &ca, LinkConfig::default())?;
             }
-            Ok(())
+            Ok(kept)
         });
         match shown {
-            Ok(()) => {
+            Ok(kept) => {
                 *locked(&self.came) = Some(Instant::now());
                 tracing::info!("the node has a new certificate");
+                if let Err(error) = kept {
+                    tracing::error!(
+                        %error,
+                        "the new certificate cannot be kept: this process shows it, the next one would show the one before; \
+                         it is kept as soon as that works"
+                    );
+                }
                 true
             }
             Err(error) => {
-                tracing::error!(%error, "a new certificate cannot be used, or not be kept; it is asked for again");
+                tracing::error!(%error, "a new certificate cannot be used; it is asked for again");
                 false
             }
         }
@@ -271,14 +307,15 @@ impl Member for Membership {
     }
 
     fn renewal(&self) -> Option<Vec<u8>> {
+        self.keep_again();
         self.showing.asks(self.life()?, || Ok(self.files.key()?.request()?))
     }
 
     fn renewed(&self, certificate: &str) -> bool {
         self.showing.take(
             certificate,
-            || Ok((self.files.key()?.with(certificate)?, self.files.read("node.crt")?, self.files.ca()?)),
-            || write_private(&self.files.pki("node.crt"), certificate),
+            || Ok((self.files.key()?.with(certificate)?, self.certificate()?, self.files.ca()?)),
+            || self.keep(certificate),
         )
     }
 }
@@ -344,5 +381,16 @@ mod tests {
             assert!(!member.renewed(bad), "{bad}");
         }
         assert_eq!(files.read("node.crt").unwrap(), next);
+        // On a full disk, or one that fails, it is shown all the same, and kept later.
+        let in_the_way = files.pki("node.new");
+        std::fs::create_dir(&in_the_way).unwrap();
+        let (old, young) = (certify(&key, 1), certify(&key, 2000));
+        assert!(member.renewed(&old) && member.look_every() == *renewal::LOOK_EVERY.start());
+        assert!(member.renewed(&young));
+        assert!(member.look_every() > *renewal::LOOK_EVERY.start(), "it goes by the one that it shows");
+        assert!(member.renewal().is_none() && files.read("node.crt").unwrap() == next);
+        std::fs::remove_dir(&in_the_way).unwrap();
+        assert!(member.renewal().is_none());
+        assert_eq!(files.read("node.crt").unwrap(), young);
     }
 }
