@@ -1,7 +1,9 @@
 //! `troupe master install` and `troupe node install`: units for systemd.
 //!
 //! Owns: the unit's text, its file, and the file with a node's join token. Invariants: what is in the unit is for everybody to
-//! read, so no token is; a command line means to systemd what it meant to the shell it was typed in, from whatever directory.
+//! read, so no token is; a command line means to systemd what it meant to the shell it was typed in, from whatever directory;
+//! where the master is at first is in a node's unit with a file for the token beside, so that the node goes by what it has
+//! learnt once it has joined.
 
 use std::{
     fs, io,
@@ -10,7 +12,13 @@ use std::{
     process::{Command, ExitCode},
 };
 
-use super::{StartError, joined::SENT_AWAY, kubeconfig::write_private, membership::RECORD};
+use super::{
+    StartError,
+    joined::SENT_AWAY,
+    kubeconfig::write_private,
+    membership::{Files, RECORD},
+    said::say,
+};
 use crate::model::token::JoinToken;
 
 /// Where administrators' units are.
@@ -85,46 +93,64 @@ fn run(options: &InstallOptions) -> Result<(), StartError> {
     let program = std::env::current_exe().map_err(file(Path::new("/proc/self/exe")))?;
     let here = std::env::current_dir().unwrap_or_else(|_| "/".into());
     // A node that has joined needs no token, and would not look at one in a file.
-    let token = options.token.as_ref().filter(|_| !options.data_dir.join(RECORD).exists());
+    let joined = options.role == Role::Node && options.data_dir.join(RECORD).exists();
+    let token = options.token.as_ref().filter(|_| !joined);
     if options.token.is_some() && token.is_none() {
         eprintln!("troupe: {}", not_used(&options.data_dir));
     }
-    let token_file = token.map(|_| options.data_dir.join(TOKEN_FILE));
+    let token_path = options.data_dir.join(TOKEN_FILE);
     let mut words = settled(&options.words, &here);
+    if let (true, Some(address)) = (joined, take_join(&mut words)) {
+        let data = options.data_dir.display();
+        let master = Files::of(&options.data_dir).record()?.map(|record| record.master).unwrap_or_default();
+        eprintln!(
+            "troupe: {data} has joined a cluster already and looks for its master at {master}, so the unit has no --join; if \
+             that is not where the master is: troupe node --data-dir {data} --join {address}, once"
+        );
+    }
     words.extend(["--data-dir".to_owned(), options.data_dir.display().to_string()]);
-    if let Some(path) = &token_file {
-        words.extend(["--token-file".to_owned(), path.display().to_string()]);
+    if options.role == Role::Node && !joined && !names(&words, "--token-file") {
+        if token.is_none() {
+            eprintln!(
+                "troupe: without --token the service cannot start before this machine has joined: troupe node --data-dir {} \
+                 --join ADDR --token T, once",
+                options.data_dir.display()
+            );
+        }
+        if token.is_some() || names(&words, "--join") {
+            words.extend(["--token-file".to_owned(), token_path.display().to_string()]);
+        }
     }
     let text = unit(options.role, &program.display().to_string(), &words, &options.data_dir);
     if options.print {
-        print!("{text}");
+        say(text.trim_end());
         return Ok(());
     }
-    if let (Some(token), Some(path)) = (token, &token_file) {
+    if let Some(token) = token {
         let data = &options.data_dir;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(file(data))?;
-        write_private(path, &format!("{token}\n"))?;
+        write_private(&token_path, &format!("{token}\n"))?;
     }
     let directory = options.unit_dir.clone().unwrap_or_else(|| UNITS.into());
     let (name, path) = (options.role.unit(), directory.join(options.role.unit()));
     write_unit(&path, &text).map_err(file(&path))?;
-    println!("wrote {}", path.display());
+    say(&format!("wrote {}", path.display()));
     // A unit that is elsewhere is none of the running systemd's.
     let runs = options.unit_dir.is_none() && Path::new(BOOTED).is_dir();
     if runs {
         systemctl(&["daemon-reload"])?;
         systemctl(&["enable", &name])?;
-        println!("it starts with the machine; now: systemctl start {name}");
+        say(&format!("it starts with the machine; now: systemctl start {name}"));
     } else {
-        println!(
+        say(&format!(
             "systemd does not run here; where it does: systemctl daemon-reload && systemctl enable --now {name}"
-        );
+        ));
     }
-    println!(
+    say(&format!(
         "to take it back: systemctl disable --now {name}; rm {}; systemctl daemon-reload  (its data stay in {})",
         path.display(),
         options.data_dir.display()
-    );
+    ));
     Ok(())
 }
 
@@ -179,6 +205,21 @@ fn settled(words: &[String], here: &Path) -> Vec<String> {
         }
     }
     settled
+}
+
+/// Whether an option is among the words.
+fn names(words: &[String], option: &str) -> bool {
+    words.iter().any(|word| word.split('=').next() == Some(option))
+}
+
+/// Takes `--join` out of the words; its value.
+fn take_join(words: &mut Vec<String>) -> Option<String> {
+    let at = words.iter().position(|word| word.split('=').next() == Some("--join"))?;
+    let word = words.remove(at);
+    match word.split_once('=') {
+        Some((_, value)) => Some(value.to_owned()),
+        None => (at < words.len()).then(|| words.remove(at)),
+    }
 }
 
 fn unit(role: Role, program: &str, words: &[String], data: &Path) -> String {
@@ -319,6 +360,20 @@ mod tests {
             "/here/c.yaml",
         ]);
         assert_eq!(settled(&typed, Path::new("/here")), expected);
+    }
+
+    #[test]
+    fn the_address_to_join_at_is_taken_out_of_the_words() {
+        for (typed, left, address) in [
+            (&["--join", "a", "--name", "n"][..], &["--name", "n"][..], Some("a")),
+            (&["--name", "n", "--join=a:1"], &["--name", "n"], Some("a:1")),
+            (&["--name", "n"], &["--name", "n"], None),
+            (&["--join"], &[], None),
+        ] {
+            let mut typed = words(typed);
+            assert_eq!(take_join(&mut typed).as_deref(), address, "{left:?}");
+            assert_eq!(typed, words(left));
+        }
     }
 
     #[test]

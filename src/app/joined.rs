@@ -118,10 +118,15 @@ async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
     if joined && options.token.is_none() && options.token_file.as_ref().is_some_and(|file| file.exists()) {
         eprintln!("troupe: {}", not_used(&options.data_dir));
     }
-    let address = match &options.join {
+    let mut address = match &options.join {
         Some(text) => Some(with_port(text).map_err(|problem| Ended::Usage(format!("--join: {problem}")))?),
         None => None,
     };
+    if let Some(record) = files.record()?.filter(|_| options.token.is_none() && options.token_file.is_some())
+        && let Some(first) = address.take().filter(|first| *first != record.master)
+    {
+        eprintln!("troupe: {}", moved(&options.data_dir, &first, &record.master));
+    }
     if let Some(text) = misuse(options, joined, address.is_some(), token.is_some()) {
         return Err(Ended::Usage(text));
     }
@@ -138,6 +143,15 @@ async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
     let record = remember(options, &files, record, proven)?;
     forget_token(&options.data_dir);
     serve(options, files, &record, &ready_file).await
+}
+
+/// Why the address beside a token in a file is left alone: a service has both at each start, and the master may have moved since.
+fn moved(data: &Path, first: &str, master: &str) -> String {
+    let data = data.display();
+    format!(
+        "{data} has joined a cluster already, so --join {first} beside --token-file is not used; its master was last at {master}; \
+         if it is not there: troupe node --data-dir {data} --join ADDR, once"
+    )
 }
 
 /// The token to ask with. One in a file is there at each start of a service: it is for the first join alone.

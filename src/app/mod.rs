@@ -34,6 +34,7 @@ mod reset;
 mod restore;
 pub mod rootless;
 mod runtime;
+mod said;
 #[doc(hidden)]
 pub mod simulation;
 mod telemetry;

@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 
-use super::{StartError, cri, docker, network, rootless};
+use super::{StartError, cri, docker, network, rootless, said::say};
 use crate::{
     model::NodeName,
     runtime::{
@@ -69,7 +69,7 @@ fn run(options: &ResetOptions) -> Result<ExitCode, StartError> {
     let data = match fs::canonicalize(&options.data_dir) {
         Ok(data) => data,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            println!("nothing to reset: {} is not there", options.data_dir.display());
+            say(&format!("nothing to reset: {} is not there", options.data_dir.display()));
             return Ok(ExitCode::SUCCESS);
         }
         Err(source) => return Err(file(&options.data_dir)(source)),
@@ -117,7 +117,7 @@ fn run(options: &ResetOptions) -> Result<ExitCode, StartError> {
     native::unmount_below(&data).map_err(file(&data))?;
     rootless::end(&data);
     remove_files(&data, lock)?;
-    println!("{} pods ended; the cluster in {} is no more", left.pods, data.display());
+    say(&format!("{} pods ended; the cluster in {} is no more", left.pods, data.display()));
     Ok(ExitCode::SUCCESS)
 }
 

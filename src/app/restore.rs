@@ -15,7 +15,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use super::{StartError, up::with_causes};
+use super::{StartError, said::say, up::with_causes};
 use crate::{
     api::BackupFiles,
     logic::{
@@ -70,7 +70,7 @@ pub fn restore(options: &RestoreOptions) -> ExitCode {
     super::init_tracing();
     match run(options) {
         Ok(text) => {
-            println!("{text}");
+            say(&text);
             ExitCode::SUCCESS
         }
         Err(error) => {

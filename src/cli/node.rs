@@ -162,7 +162,7 @@ pub struct NodeFlags {
     #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
     pub labels: Vec<(String, String)>,
     /// The address other machines reach it at [default: the one from which it reaches the master]
-    #[arg(long, value_name = "IP")]
+    #[arg(long, value_name = "IP", value_parser = address)]
     pub address: Option<IpAddr>,
     /// Where everything is kept [default: /var/lib/troupe for root, else the user's data directory]
     #[arg(long, value_name = "DIR", env = "TROUPE_DATA_DIR")]
@@ -238,6 +238,17 @@ impl NodeFlags {
     }
 }
 
+/// An address that a machine can be reached at.
+fn address(text: &str) -> Result<IpAddr, String> {
+    let address: IpAddr = text.parse().map_err(|_| format!("{text:?} is no IP address"))?;
+    match address.is_unspecified() || address.is_multicast() {
+        true => {
+            Err(format!("{text} is no machine's address: name the one that others reach this machine at"))
+        }
+        false => Ok(address),
+    }
+}
+
 fn label(text: &str) -> Result<(String, String), String> {
     let bad = || format!("{text:?} is no label: write KEY=VALUE");
     let (key, value) = text.split_once('=').ok_or_else(bad)?;
@@ -253,6 +264,20 @@ fn label(text: &str) -> Result<(String, String), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_nodes_address_is_one_that_a_machine_can_have() {
+        for (text, good) in [
+            ("10.0.0.1", true),
+            ("fd00::1", true),
+            ("0.0.0.0", false),
+            ("::", false),
+            ("224.0.0.1", false),
+            ("a", false),
+        ] {
+            assert_eq!(address(text).is_ok(), good, "{text}");
+        }
+    }
 
     #[test]
     fn labels_of_a_node_are_checked_as_the_api_would() {

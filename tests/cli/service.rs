@@ -118,6 +118,16 @@ fn an_installed_nodes_token_is_in_a_file_of_its_own() {
     assert_eq!(fs::read_to_string(&token).unwrap(), format!("{TOKEN}\n"));
     assert_eq!((mode(&token), mode(&data)), (0o600, 0o700));
     verify(&unit);
+    // Without a token, too, the address is for the first join alone, and what is missing is said.
+    let bare = troupe(&here, &["node", "install", "--print", "--join", "10.0.0.1", "--data-dir", "other"]);
+    assert!(bare.ok().contains("--token-file") && bare.err.contains("cannot start before"), "{bare:?}");
+    // What it did is done though nobody reads what it says.
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut unread = Command::new(TROUPE);
+    unread.args(["master", "install", "--unit-dir", "."]).current_dir(&here).stdout(writer);
+    let unread = unread.env("HOME", &here).output().unwrap();
+    assert!(unread.status.success(), "{}", String::from_utf8_lossy(&unread.stderr));
     let nonsense = troupe(&here, &["node", "install", "--print", "--join", "10.0.0.1", "--token", "x"]);
     assert!(nonsense.fails(2).contains("--token"), "{nonsense:?}");
 }
@@ -209,6 +219,17 @@ fn the_service_manager_hears_of_a_master_and_of_a_node_that_joined_by_a_token_in
     node.stop();
     // It was needed once.
     assert!(!file.exists());
+    // So was the address: the master may have moved since, and the service's command line does not know.
+    let elsewhere: Vec<&str> =
+        words.iter().map(|word| if *word == address { "127.0.0.1:1" } else { word }).collect();
+    let (moved, told) = Managed::start(dir.path(), "moved", &elsewhere);
+    assert!(told.contains(address), "{told}");
+    moved.stop();
+    let log = fs::read_to_string(at("moved.log")).unwrap();
+    assert!(log.contains("127.0.0.1:1 beside --token-file is not used"), "{log}");
+    // A unit that is written now does not even have it.
+    let installed = troupe(dir.path(), &[&["node", "install", "--print"], &elsewhere[1..]].concat());
+    assert!(!installed.ok().contains("--join") && installed.err.contains(address), "{installed:?}");
     let (mut node, _) = Managed::start(dir.path(), "again", &words);
     // Deleted, the node does not come back by itself, though its service has a token that is good.
     let kubeconfig = kubeconfig.to_str().unwrap();
