@@ -32,6 +32,17 @@ pub enum CliError {
     /// No kubeconfig anywhere.
     #[error("no cluster: there is no {}; start one with `troupe up`, or name one with --kubeconfig or $KUBECONFIG", .0.display())]
     NoCluster(PathBuf),
+    /// The machine is a node, on which there are no credentials of administrators.
+    #[error(
+        "this machine is the node {node} of the master at {master}: run this there, or copy that master's admin.kubeconfig and \
+         name it with --kubeconfig or $KUBECONFIG"
+    )]
+    OnANode {
+        /// Its name.
+        node: String,
+        /// Where the master's links are.
+        master: String,
+    },
     /// A kubeconfig that cannot be used.
     #[error("kubeconfig {}: {cause}", .path.display())]
     Kubeconfig {

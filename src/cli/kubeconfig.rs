@@ -4,7 +4,10 @@
 //! Leaves out: merging several files (the first that exists is used), exec plugins and passwords, which are refused
 //! with a sentence.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use serde_json::Value;
@@ -13,6 +16,8 @@ use super::error::{CliError, Outcome};
 
 /// The file a master writes into its data directory.
 const ADMIN: &str = "admin.kubeconfig";
+/// The file that a node which joined has in its own.
+const NODE: &str = "node.json";
 
 /// What is needed to speak to one cluster.
 #[derive(Debug)]
@@ -50,10 +55,21 @@ pub fn choose(flag: Option<&Path>, environment: Option<&str>, data_dir: &Path) -
         .collect();
     let candidates = match named.is_empty() {
         true => vec![data_dir.join(ADMIN)],
-        false => named,
+        false => named.clone(),
     };
     let first = candidates.iter().find(|path| path.is_file()).cloned();
-    first.ok_or_else(|| CliError::NoCluster(candidates.into_iter().next().unwrap_or_default()))
+    first.ok_or_else(|| match node_of(data_dir).filter(|_| named.is_empty()) {
+        Some((node, master)) => CliError::OnANode { node, master },
+        None => CliError::NoCluster(candidates.into_iter().next().unwrap_or_default()),
+    })
+}
+
+/// Which node's directory it is, and where that node's master is.
+fn node_of(data_dir: &Path) -> Option<(String, String)> {
+    let record = fs::read(data_dir.join(NODE)).ok()?;
+    let record: serde_json::Value = serde_json::from_slice(&record).ok()?;
+    let text = |name: &str| record.get(name)?.as_str().map(str::to_owned);
+    Some((text("name")?, text("master")?))
 }
 
 /// Reads a file's present context, or the one named.
@@ -188,6 +204,21 @@ contexts:
         assert_eq!(login.server, "https://127.0.0.1:1");
         assert_eq!(login.token.as_deref(), Some("secret"));
         assert_eq!(login.namespace.as_deref(), Some("there"));
+    }
+
+    #[test]
+    fn on_a_nodes_machine_one_is_told_where_the_master_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let told = |environment| choose(None, environment, dir.path()).unwrap_err().to_string();
+        assert!(told(None).contains("troupe up"));
+        fs::write(dir.path().join(NODE), r#"{"name": "d1", "cluster": "c", "master": "10.0.0.9:6443"}"#)
+            .unwrap();
+        assert!(
+            told(None).starts_with("this machine is the node d1 of the master at 10.0.0.9:6443"),
+            "{}",
+            told(None)
+        );
+        assert!(told(Some("/nowhere")).contains("/nowhere"), "another was named");
     }
 
     #[test]

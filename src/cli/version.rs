@@ -56,7 +56,7 @@ pub async fn run(connection: &Connection, args: &VersionArgs) -> Outcome {
 async fn server(connection: &Connection) -> Outcome<Option<serde_json::Value>> {
     match Session::open(connection) {
         Ok(session) => session.client.get("/version").await.map(Some),
-        Err(CliError::NoCluster(_)) if connection.kubeconfig.is_none() => Ok(None),
+        Err(CliError::NoCluster(_) | CliError::OnANode { .. }) if connection.kubeconfig.is_none() => Ok(None),
         Err(error) => Err(error),
     }
 }
