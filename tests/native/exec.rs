@@ -196,3 +196,34 @@ async fn what_is_typed_reaches_a_program_and_its_end_too() {
     let files = bench.config.root.join("sandboxes").join(pod.as_str()).join("containers").join(&id.0);
     assert!(names_in(&files).iter().all(|name| !name.starts_with("streams-")));
 }
+
+#[tokio::test]
+async fn programs_whose_clients_went_keep_nobody_out_and_beyond_so_many_the_oldest_is_ended() {
+    use futures_util::FutureExt as _;
+    use tokio::io::AsyncReadExt as _;
+    /// As the shim has them.
+    const MOST: usize = 32;
+    const MOST_LEFT: usize = 128;
+    let bench = Bench::new().await;
+    let (_, id) = sleeping(&bench, |_| ()).await;
+    let begin = async || {
+        let command = ["sh", "-c", "echo; exec sleep 1000"].map(str::to_owned).to_vec();
+        let mut streams = bench.runtime().exec(&id, command, StreamOptions::default()).await.unwrap();
+        tokio::select! {
+            _ = streams.stdout.read_u8() => Ok(streams),
+            ended = &mut streams.end => Err(ended.unwrap_err().to_string()),
+        }
+    };
+    let mut attended = Vec::new();
+    for _ in 0..MOST {
+        attended.push(begin().await.expect("there is room"));
+    }
+    let refused = begin().await.err().expect("there is none");
+    assert!(refused.contains("others are running"), "{refused}");
+    let mut ends: Vec<_> = attended.into_iter().map(|streams| streams.end).collect();
+    while ends.len() <= MOST_LEFT {
+        ends.push(begin().await.expect("they count no more").end);
+    }
+    assert_eq!(ends.remove(0).await.unwrap(), 128 + 9);
+    assert!(ends.into_iter().all(|end| end.now_or_never().is_none()), "the others run on");
+}

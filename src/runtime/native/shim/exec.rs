@@ -49,6 +49,8 @@ use crate::runtime::{ContainerId, EXEC_OUTPUT_BYTES};
 const MAX_EXECS: usize = 64;
 /// Of these as many are users' own, which may run for ever.
 const MAX_STREAMED: usize = 32;
+/// Beside them as many whose clients went, which nobody can end from outside; then the oldest is ended for the next.
+const MAX_LEFT: usize = 128;
 /// Children that ended and of whom nothing was known, kept while programs start: one may end before its helper has told
 /// its pid, and a pid that is not ours any more must not be killed.
 const MAX_STRAYS: usize = 4096;
@@ -127,6 +129,8 @@ struct Exec {
     err: Capture,
     deadline: Option<Instant>,
     timed_out: bool,
+    /// The named pipes that it writes to.
+    outputs: Vec<PathBuf>,
     /// What its start needs; goes with it.
     dir: PathBuf,
 }
@@ -157,7 +161,11 @@ impl Execs {
     ) -> Result<(), Fault> {
         // Those without an end to their time must not keep probes and hooks from running.
         let streamed = !matches!(ends, Ends::Captured(_));
-        let others = self.all.iter().filter(|exec| !streamed || exec.deadline.is_none()).count();
+        if streamed {
+            self.end_left();
+        }
+        let counts = |exec: &&Exec| (!streamed || exec.deadline.is_none()) && !exec.is_left();
+        let others = self.all.iter().filter(counts).count();
         let most = if streamed { MAX_STREAMED } else { MAX_EXECS };
         if others >= most {
             return Err(Fault::System {
@@ -165,6 +173,10 @@ impl Execs {
                 cause: format!("{most} others are running in its pod"),
             });
         }
+        let outputs: Vec<PathBuf> = match &ends {
+            Ends::Pipes { dir, .. } => OUTPUTS.iter().map(|name| dir.join(name)).collect(),
+            Ends::Captured(_) | Ends::Terminal { .. } => Vec::new(),
+        };
         self.started += 1;
         let container = pod.dir.container(id);
         let dir = container.0.join(format!("exec-{}", self.started));
@@ -199,9 +211,16 @@ impl Execs {
             err,
             deadline,
             timed_out: false,
+            outputs,
             dir,
         });
         Ok(())
+    }
+
+    /// Makes room for another program whose client goes.
+    fn end_left(&self) {
+        let left: Vec<&Exec> = self.all.iter().filter(|exec| exec.is_left()).collect();
+        left.iter().rev().skip(MAX_LEFT - 1).for_each(|exec| exec.kill(&self.strays));
     }
 
     /// Whether a program or a helper is alive.
@@ -338,6 +357,17 @@ impl Exec {
             Stage::Running { .. } | Stage::Over(_) => None,
         };
         [self.out.fd(), self.err.fd()].into_iter().flatten().chain(report)
+    }
+
+    /// Its client went: nobody reads what it writes. A terminal hangs up then, which ends most.
+    fn is_left(&self) -> bool {
+        let unread = |path: &PathBuf| {
+            let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW;
+            // Without a reader it cannot be opened, nor when its driver has removed it.
+            fs::OpenOptions::new().write(true).custom_flags(flags.bits()).open(path).is_err()
+        };
+        let runs = matches!(self.stage, Stage::Running { .. });
+        runs && !self.outputs.is_empty() && self.outputs.iter().all(unread)
     }
 
     /// Its end is still to come, and its time not up.
