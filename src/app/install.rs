@@ -16,6 +16,7 @@ use super::{
     StartError,
     joined::SENT_AWAY,
     kubeconfig::write_private,
+    master::not_a_nodes,
     membership::{Files, RECORD},
     said::say,
 };
@@ -92,6 +93,11 @@ fn run(options: &InstallOptions) -> Result<(), StartError> {
     };
     let program = std::env::current_exe().map_err(file(Path::new("/proc/self/exe")))?;
     let here = std::env::current_dir().unwrap_or_else(|_| "/".into());
+    // What would be refused at each start.
+    match options.role {
+        Role::Node => Files::of(&options.data_dir).not_a_masters()?,
+        Role::Master => not_a_nodes(&options.data_dir)?,
+    }
     // A node that has joined needs no token, and would not look at one in a file.
     let joined = options.role == Role::Node && options.data_dir.join(RECORD).exists();
     let token = options.token.as_ref().filter(|_| !joined);

@@ -113,6 +113,8 @@ impl<E: Into<StartError>> From<E> for Ended {
 
 async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
     let files = Files::of(&options.data_dir);
+    // Before it is found to be in use: whoever reads that may stop the master.
+    files.not_a_masters()?;
     let joined = files.record()?.is_some();
     let token = token(options.token.as_deref(), options.token_file.as_deref(), joined)?;
     if joined && options.token.is_none() && options.token_file.as_ref().is_some_and(|file| file.exists()) {

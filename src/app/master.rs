@@ -375,17 +375,23 @@ fn open_store(config: &MasterConfig) -> Result<Opened, StartError> {
             let dir = Arc::new(DataDir::open(path)?);
             let pki = path.join("pki");
             std::fs::create_dir_all(&pki).map_err(|source| StartError::File { path: pki.clone(), source })?;
-            if path.join(NODE_RECORD).exists() {
-                return Err(StartError::Refused(format!(
-                    "{} is the data directory of a node that joined a cluster: name another --data-dir for a master",
-                    path.display()
-                )));
-            }
+            not_a_nodes(path)?;
             let authority = Arc::new(Authority::open(&pki)?.with_life(config.certificates));
             let token_key = token_key::signing(TokenKey::open(&pki)?)?;
             let (store, view) = StoreActor::open(Durable::open(&dir)?)?;
             Ok(Opened { store, view, authority, token_key, lock: Some(dir) })
         }
+    }
+}
+
+/// Refuses the data directory of a node that joined.
+pub(super) fn not_a_nodes(data: &Path) -> Result<(), StartError> {
+    match data.join(NODE_RECORD).exists() {
+        false => Ok(()),
+        true => Err(StartError::Refused(format!(
+            "{} is the data directory of a node that joined a cluster: name another --data-dir for a master",
+            data.display()
+        ))),
     }
 }
 

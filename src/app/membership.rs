@@ -80,16 +80,22 @@ impl Files {
         write_private(&self.data.join(RECORD), &text)
     }
 
-    /// The node's key; made when there is none.
-    pub(super) fn key(&self) -> Result<NodeKey, StartError> {
-        let pki = self.data.join("pki");
-        std::fs::create_dir_all(&pki).map_err(|source| StartError::File { path: pki.clone(), source })?;
-        if pki.join("ca.key").exists() {
-            return Err(StartError::Refused(format!(
+    /// Refuses a master's data directory.
+    pub(super) fn not_a_masters(&self) -> Result<(), StartError> {
+        match self.pki("ca.key").exists() {
+            false => Ok(()),
+            true => Err(StartError::Refused(format!(
                 "{} is a master's data directory: name another --data-dir for a node on the same machine",
                 self.data.display()
-            )));
+            ))),
         }
+    }
+
+    /// The node's key; made when there is none.
+    pub(super) fn key(&self) -> Result<NodeKey, StartError> {
+        self.not_a_masters()?;
+        let pki = self.data.join("pki");
+        std::fs::create_dir_all(&pki).map_err(|source| StartError::File { path: pki.clone(), source })?;
         Ok(NodeKey::open(&self.pki("node.key"))?)
     }
 

@@ -73,6 +73,17 @@ fn an_installed_master_is_started_with_the_options_given() {
     assert_eq!(mode(&unit), 0o644);
     verify(&unit);
     // What the master itself would refuse is refused.
+    for (role, file, why) in [
+        ("master", "node.json", "of a node that joined"),
+        ("node", "pki/ca.key", "a master's data directory"),
+    ] {
+        let data = here.join(role);
+        fs::create_dir_all(data.join("pki")).unwrap();
+        fs::write(data.join(file), "{}").unwrap();
+        let words = [role, "install", "--unit-dir", "/nowhere", "--data-dir", role];
+        let refused = troupe(&here, &words);
+        assert!(refused.fails(1).contains(why), "{refused:?}");
+    }
     troupe(&here, &["master", "install", "--print", "--api", "everywhere"]).fails(2);
     troupe(&here, &["master", "--api", "127.0.0.1:1", "install", "--print"]).fails(2);
     let nowhere = troupe(&here, &["master", "install", "--unit-dir", "/nowhere"]);
