@@ -112,7 +112,7 @@ impl TaskRuntime {
 
     /// Notes how a container ended, once, and tells it.
     fn ended(&self, id: &ContainerId, code: i32, signal: Option<i32>) {
-        let exit = Exit { code, signal, oom_killed: false, finished_ms: now_ms() };
+        let exit = Exit { code, signal, oom_killed: false, finished_ms: now_ms(), unseen: false };
         let mut state = self.state();
         let Some(container) = state.containers.get_mut(id) else { return };
         if matches!(container.status.state, ContainerState::Exited(_)) {
