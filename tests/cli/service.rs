@@ -205,6 +205,28 @@ fn the_service_manager_hears_of_a_cluster_that_serves_and_that_stops() {
 }
 
 #[test]
+fn commands_reach_an_api_at_an_ipv6_address() {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("no IPv6 on this machine");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let data = data.to_str().unwrap();
+    let words = ["up", "--runtime", "sim", "--api", "[::1]:0", "--data-dir", data];
+    let (up, told) = Managed::start(dir.path(), "up", &words);
+    assert!(told.contains("API https://[::1]:"), "{told}");
+    let kubeconfig = Path::new(data).join("admin.kubeconfig");
+    let kubeconfig = kubeconfig.to_str().unwrap();
+    let run = |words: &[&str]| troupe(dir.path(), &[words, &["--kubeconfig", kubeconfig]].concat());
+    assert!(run(&["get", "nodes"]).ok().contains("Ready"));
+    run(&["run", "p", "--image", "troupe.local/hello"]).ok();
+    run(&["wait", "pod/p", "--for", "condition=Ready", "--timeout", "60s"]).ok();
+    assert_eq!(run(&["exec", "p", "--", "/hello", "--once", "--print", "there"]).ok().trim(), "there");
+    up.stop();
+}
+
+#[test]
 fn the_service_manager_hears_of_a_master_and_of_a_node_that_joined_by_a_token_in_a_file() {
     let dir = tempfile::tempdir().unwrap();
     let at = |name: &str| -> PathBuf { dir.path().join(name) };

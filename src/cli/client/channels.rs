@@ -27,7 +27,10 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub async fn channels(&self, path: &str, protocol: &str) -> Outcome<(Sending, Receiving)> {
-        let mut request = self.http.ws(format!("{}{path}", self.server)).protocols([protocol]);
+        let mut request = self.http.ws(self.url(path)).protocols([protocol]);
+        if let Some(literal) = &self.literal {
+            request = request.address(literal.address);
+        }
         if let Some(token) = &self.token {
             request = request.bearer_auth(token);
         }

@@ -5,6 +5,7 @@
 //! Invariant: a request waits [`ANSWER_TIMEOUT`] for its answer at most; streams, once begun, wait for ever.
 
 mod channels;
+mod literal;
 mod tls;
 mod watch;
 
@@ -20,6 +21,7 @@ use futures_util::{Stream, StreamExt as _};
 use serde_json::Value;
 
 pub use self::channels::{Receiving, Sending};
+use self::literal::Literal;
 use super::{
     error::{CliError, Outcome},
     kubeconfig::{self, Login},
@@ -52,6 +54,7 @@ type OnWarning = Box<dyn Fn(&str)>;
 pub struct Client {
     http: awc::Client,
     server: String,
+    literal: Option<Literal>,
     token: Option<String>,
     namespace: Option<String>,
     on_warning: Option<OnWarning>,
@@ -74,18 +77,22 @@ impl Client {
     /// # Errors
     /// A sentence when its certificates cannot be used.
     pub fn new(mut login: Login) -> Result<Client, String> {
+        let literal = Literal::of(&login.server);
         let connector = Connector::new()
             .timeout(CONNECT_TIMEOUT)
             .handshake_timeout(CONNECT_TIMEOUT)
-            .rustls_0_23(Arc::new(tls::config(&mut login)?));
-        let http = awc::Client::builder()
+            .rustls_0_23(Arc::new(tls::config(&mut login, literal.as_ref())?));
+        let mut http = awc::Client::builder()
             .connector(connector)
             .disable_redirects()
             .disable_timeout()
-            .add_default_header((header::USER_AGENT, concat!("troupe/", env!("CARGO_PKG_VERSION"))))
-            .finish();
+            .add_default_header((header::USER_AGENT, concat!("troupe/", env!("CARGO_PKG_VERSION"))));
+        if let Some(literal) = &literal {
+            http = http.add_default_header((header::HOST, literal.host.as_str()));
+        }
         Ok(Client {
-            http,
+            http: http.finish(),
+            literal,
             server: login.server,
             token: login.token,
             namespace: login.namespace,
@@ -259,8 +266,16 @@ impl Client {
         bytes.map_err(|e| CliError::Answer { path: path.to_owned(), cause: broken(&e) })
     }
 
+    fn url(&self, path: &str) -> String {
+        let base = self.literal.as_ref().map_or(&self.server, |literal| &literal.base);
+        format!("{base}{path}")
+    }
+
     fn prepare(&self, method: Method, path: &str, accept: &str) -> awc::ClientRequest {
-        let request = self.http.request(method, format!("{}{path}", self.server));
+        let mut request = self.http.request(method, self.url(path));
+        if let Some(literal) = &self.literal {
+            request = request.address(literal.address);
+        }
         let request = request.insert_header((header::ACCEPT, accept));
         match &self.token {
             Some(token) => request.bearer_auth(token),
