@@ -106,7 +106,7 @@ fn run(options: &InstallOptions) -> Result<(), StartError> {
     }
     let token_path = options.data_dir.join(TOKEN_FILE);
     let mut words = settled(&options.words, &here);
-    if let (true, Some(address)) = (joined, take_join(&mut words)) {
+    if joined && let Some(address) = take_join(&mut words) {
         let data = options.data_dir.display();
         let master = Files::of(&options.data_dir).record()?.map(|record| record.master).unwrap_or_default();
         eprintln!(

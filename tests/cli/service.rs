@@ -218,7 +218,9 @@ fn commands_reach_an_api_at_an_ipv6_address() {
     assert!(told.contains("API https://[::1]:"), "{told}");
     let kubeconfig = Path::new(data).join("admin.kubeconfig");
     let kubeconfig = kubeconfig.to_str().unwrap();
-    let run = |words: &[&str]| troupe(dir.path(), &[words, &["--kubeconfig", kubeconfig]].concat());
+    let run = |words: &[&str]| {
+        troupe(dir.path(), &[&words[..1], &["--kubeconfig", kubeconfig], &words[1..]].concat())
+    };
     assert!(run(&["get", "nodes"]).ok().contains("Ready"));
     run(&["run", "p", "--image", "troupe.local/hello"]).ok();
     run(&["wait", "pod/p", "--for", "condition=Ready", "--timeout", "60s"]).ok();
