@@ -185,6 +185,9 @@ fn update<K: Rules>(
         )));
     }
     keep_identity(meta, old.meta());
+    if K::KIND == Kind::Node {
+        keep_own(meta, old.meta());
+    }
     forget_bookkeeping(meta);
     object.fill_in();
     object.prepare_update(&old, part);
@@ -233,6 +236,21 @@ fn forget_bookkeeping(meta: &mut ObjectMeta) {
     meta.resource_version = None;
     meta.self_link = None;
     meta.managed_fields = None;
+}
+
+/// What a master notes on a node: whose key is the node's, above all. Without it the node would be turned away at its next
+/// link, so a client that leaves it out (`kubectl replace`) takes nothing away.
+const OWN: &str = "troupe.internal/";
+
+fn keep_own(meta: &mut ObjectMeta, old: &ObjectMeta) {
+    let is_own = |key: &String| key.starts_with(OWN);
+    let kept: Vec<_> = old.annotations.iter().flatten().filter(|(key, _)| is_own(key)).collect();
+    if kept.is_empty() && !meta.annotations.iter().flatten().any(|(key, _)| is_own(key)) {
+        return;
+    }
+    let annotations = meta.annotations.get_or_insert_default();
+    annotations.retain(|key, _| !is_own(key));
+    annotations.extend(kept.into_iter().map(|(key, value)| (key.clone(), value.clone())));
 }
 
 /// Takes over what the client may leave out of an update and may not change.

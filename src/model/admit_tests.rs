@@ -35,6 +35,21 @@ fn update(current: &Object, part: Part, change: impl FnOnce(&mut Value)) -> Resu
     admit_update(current.key.kind, current, json.to_string().as_bytes(), part, &how())
 }
 
+#[test]
+fn what_a_master_notes_on_a_node_is_its_own_whatever_clients_write() {
+    let noted = json!({"troupe.internal/node-key": "k", "mine": "1"});
+    let node = stored(Kind::Node, &json!({"metadata": {"name": "a", "annotations": noted}}));
+    let written = |annotations: Value| {
+        let wanted = update(&node, Part::Main, |node| node["metadata"]["annotations"] = annotations).unwrap();
+        document(&wanted)["metadata"]["annotations"].clone()
+    };
+    assert_eq!(written(Value::Null), json!({"troupe.internal/node-key": "k"}));
+    assert_eq!(
+        written(json!({"troupe.internal/node-key": "x", "troupe.internal/linked-from": "::1", "mine": "2"})),
+        json!({"troupe.internal/node-key": "k", "mine": "2"})
+    );
+}
+
 fn pod() -> Value {
     json!({"metadata": {"name": "web", "labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "a:1"}]}})
 }
