@@ -12,6 +12,9 @@ use super::{
 /// What could not be configured or made is tried again at this pace: someone must mend it first.
 pub(super) const CREATE_RETRY_MS: i64 = 10_000;
 
+/// What is told of a container that cannot be made.
+pub(super) const CREATE_ERROR: &str = "CreateContainerError";
+
 /// Why a life ended that never began.
 pub(super) const START_ERROR: &str = "StartError";
 
@@ -30,7 +33,13 @@ impl Machine {
 
     fn note_failure(&mut self, index: usize, failure: StartFailure, now_ms: i64) {
         let over = self.ending.is_some() || self.is_over();
+        let (lost, creating) = (!over && self.has_lost_sandbox(), self.creating());
         let Some(container) = self.containers.get_mut(index) else { return };
+        if lost && matches!(failure, StartFailure::Create(_) | StartFailure::Run { .. }) {
+            // The sandbox died under the start, and what was made goes with it: the next one is another matter.
+            container.phase = ContainerPhase::Waiting { not_before_ms: 0, why: creating };
+            return;
+        }
         let name = container.name.clone();
         if !matches!(failure, StartFailure::Image { .. }) {
             // It came further: its image is not what holds it up any more.
@@ -73,7 +82,7 @@ impl Machine {
                 self.notice(Some(&name), true, "Failed", format!("Error: {message}"));
             }
             StartFailure::Create(message) => {
-                wait("CreateContainerError", &message, CREATE_RETRY_MS);
+                wait(CREATE_ERROR, &message, CREATE_RETRY_MS);
                 self.notice(Some(&name), true, "Failed", format!("Error: {message}"));
             }
             StartFailure::Run { id, message } => {

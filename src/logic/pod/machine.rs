@@ -15,7 +15,7 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1;
 
 use super::{
-    failure::CREATE_RETRY_MS,
+    failure::{CREATE_ERROR, CREATE_RETRY_MS},
     init,
     refusal::PodFailure,
     resize::Verdict,
@@ -346,9 +346,16 @@ impl Machine {
         self.sandbox = SandboxPhase::Lost;
         self.tell_sandbox_changed();
         for index in 0..self.containers.len() {
-            if let ContainerPhase::Running { id, started_ms, .. } = &self.containers[index].phase {
-                let ended = lost(id.clone(), *started_ms, now_ms);
-                self.ended(index, ended);
+            match &mut self.containers[index].phase {
+                ContainerPhase::Running { id, started_ms, .. } => {
+                    let ended = lost(id.clone(), *started_ms, now_ms);
+                    self.ended(index, ended);
+                }
+                // It may have been for the sandbox that it could not be made.
+                ContainerPhase::Waiting { not_before_ms, why } if why.reason == CREATE_ERROR => {
+                    (*not_before_ms, *why) = (0, creating.clone());
+                }
+                _ => {}
             }
         }
         self.begin_anew();
@@ -356,6 +363,12 @@ impl Machine {
 
     /// Outcome of [`Action::StopSandbox`].
     pub fn sandbox_stopped(&mut self) {
+    /// Whether there is none for containers to run in, as there was one.
+    pub(super) fn has_lost_sandbox(&self) -> bool {
+        use SandboxPhase::{Absent, Lost, Removing};
+        matches!(self.sandbox, Lost | Removing { .. } | Absent { .. })
+    }
+
         if self.sandbox == SandboxPhase::Stopping {
             self.sandbox = SandboxPhase::Stopped;
             if self.is_evicted() {

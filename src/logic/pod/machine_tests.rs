@@ -885,3 +885,29 @@ fn an_ephemeral_container_runs_once_whatever_became_of_its_sandbox() {
         assert!(matches!(m.containers[1].phase, ContainerPhase::Exited(_)), "{lost}");
     }
 }
+
+#[test]
+fn a_start_that_fails_because_the_sandbox_died_under_it_is_no_failure_of_the_container() {
+    let error = || StartFailure::Create("the sandbox of pod u1 is not ready".into());
+    for told_first in [true, false] {
+        let mut m = machine("Always", 1);
+        up(&mut m);
+        // Its end is told before its sandbox'.
+        m.container_exited(exit("0-0", 137, 1_000));
+        assert_eq!(m.step(1_000).actions, [Action::Start(0)]);
+        if !told_first {
+            m.container_failed(0, error(), 1_000);
+        }
+        m.sandbox_lost(1_000);
+        assert_eq!(m.step(1_000).actions, [Action::RemoveSandbox]);
+        if told_first {
+            m.container_failed(0, error(), 1_001);
+            assert_eq!(m.step(1_001).notices, [], "nobody need hear of it");
+        }
+        m.sandbox_removed();
+        assert_eq!(m.step(1_100).actions, [Action::RunSandbox]);
+        m.sandbox_ready(None);
+        assert_eq!(m.step(1_200).actions, [Action::Start(0)], "at once");
+        assert_eq!(m.containers[0].attempt, 1);
+    }
+}
