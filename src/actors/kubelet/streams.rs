@@ -214,6 +214,10 @@ fn which_life<'a>(
     match (state.waiting, last) {
         (Some(_), Some(last)) => Ok(last),
         (Some(w), None) => Err(waiting(w.reason.as_deref().unwrap_or("ContainerCreating"))),
+        // It was to begin when its pod ended.
+        (None, _) if state.terminated.is_some() && status.container_id.is_none() => {
+            Err((400, format!("container \"{name}\" in pod \"{pod}\" is terminated")))
+        }
         (None, _) => {
             Ok(Life { attempt, running: state.running.is_some(), id: status.container_id.as_deref() })
         }
@@ -442,7 +446,11 @@ mod tests {
     use super::*;
 
     fn status(restarts: i32, state: &str, had_last: bool) -> v1::ContainerStatus {
-        let id = if state == "waiting" { "r://last" } else { "r://now" };
+        let id = match state {
+            "waiting" => Some("r://last"),
+            "never began" => None,
+            _ => Some("r://now"),
+        };
         let last = serde_json::json!({"terminated": {"exitCode": 1, "containerID": "r://last"}});
         let last = if had_last { last } else { serde_json::json!({}) };
         let state = match state {
@@ -486,6 +494,7 @@ mod tests {
             (2, "in its hook", true, false, Ok((1, false))),
             (0, "in its hook", false, false, Err(400)),
             (1, "terminated", true, false, Ok((1, false))),
+            (0, "never began", false, false, Err(400)),
         ] {
             let request =
                 LogRequest { container: "web".into(), pod: "p".into(), previous, ..LogRequest::default() };

@@ -18,7 +18,7 @@ use k8s_openapi::api::core::v1;
 use super::{
     Machine, ephemeral,
     machine::millis,
-    state::{Action, Container, ContainerPhase, Notice, Role, Step},
+    state::{Action, Container, ContainerPhase, Ended, Notice, Role, STATUS_UNKNOWN, Step},
 };
 
 /// A sidecar gets this long to end even if the others have used up the pod's grace; Kubernetes' number.
@@ -217,16 +217,41 @@ impl Machine {
             .any(|(index, other)| other.is_alive() && (other.role != Role::Sidecar || index > sidecar))
     }
 
-    /// Nothing of a pod that is over waits for another life any more: what ended has ended.
+    /// Nothing of a pod that is over waits for another life any more: what ended has ended, and of what was to run and did
+    /// not nobody knows. As in Kubernetes init containers go on to wait whose turn never came.
     pub(super) fn close_waiting(&mut self) {
-        for container in &mut self.containers {
-            if let ContainerPhase::Waiting { .. } = container.phase
-                && let Some(ended) = container.last.take()
-            {
+        let initialized = self.is_initialized() || self.main().iter().any(Container::has_lived);
+        let begun = self.mains + self.init().iter().rposition(Container::has_lived).unwrap_or(0);
+        for index in 0..self.containers.len() {
+            let to_run = match self.containers[index].role {
+                Role::Main => initialized,
+                // What was passed has run, though nothing may be left that tells.
+                Role::Init => !initialized && (self.init_next..=begun).contains(&index),
+                Role::Sidecar => initialized || index <= begun,
+                Role::Ephemeral => false,
+            };
+            let container = &mut self.containers[index];
+            let ContainerPhase::Waiting { .. } = container.phase else { continue };
+            if let Some(ended) = container.last.take() {
                 container.attempt = container.attempt.saturating_sub(1);
                 container.phase = ContainerPhase::Exited(ended);
+            } else if to_run {
+                container.phase = ContainerPhase::Exited(not_located());
             }
         }
+    }
+}
+
+/// What is told of a life that was to begin when its pod ended: Kubernetes' words. It has no times.
+fn not_located() -> Ended {
+    Ended {
+        id: None,
+        code: 137,
+        signal: None,
+        reason: STATUS_UNKNOWN.into(),
+        message: Some("The container could not be located when the pod was terminated".into()),
+        started_ms: 0,
+        finished_ms: 0,
     }
 }
 

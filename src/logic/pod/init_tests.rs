@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::{
     logic::{
-        pod::{Adopted, Ended, SandboxPhase, status},
+        pod::{Adopted, Ended, SandboxPhase, StartFailure, status},
         supervision::Backoff,
     },
     model::Phase,
@@ -499,6 +499,98 @@ fn a_pod_for_another_system_is_refused() {
         let message = "Pod was rejected: Failed to admit pod as the OS field doesn't match node OS";
         assert_eq!(told.message.as_deref(), (!runs).then_some(message));
     }
+}
+
+/// What `kubectl` shows of each container, main ones first: the reason why it waits or has ended, else its state.
+fn reasons(m: &Machine) -> Vec<String> {
+    let status = shown(m);
+    let all = status.container_statuses.into_iter().chain(status.init_container_statuses).flatten();
+    let reason = |state: v1::ContainerState| {
+        let ended = state.terminated.map(|ended| ended.reason);
+        ended.or(state.waiting.map(|waits| waits.reason)).flatten().unwrap_or("running".into())
+    };
+    all.map(|status| reason(status.state.unwrap())).collect()
+}
+
+#[test]
+fn of_what_was_to_run_when_its_pod_ended_nobody_knows() {
+    const UNKNOWN: &str = "ContainerStatusUnknown";
+    let failed = |mut m: Machine| {
+        m.fail_evicted("too much".into(), false);
+        m.step(9);
+        m
+    };
+    let at_once = failed(begun(pod("Always", &[])));
+    assert_eq!((reasons(&at_once), word(&at_once).as_str()), (vec![UNKNOWN.to_owned()], UNKNOWN));
+    let ended = shown(&at_once).container_statuses.unwrap().remove(0).state.unwrap().terminated.unwrap();
+    assert_eq!((ended.exit_code, ended.started_at, ended.finished_at), (137, None, None));
+    let message = "The container could not be located when the pod was terminated";
+    assert_eq!(ended.message.as_deref(), Some(message));
+    // The next kubelet tells the same.
+    for finds in [true, false] {
+        let told = with(&at_once.pod, |pod| pod.status = Some(shown(&at_once)));
+        let mut next = Machine::new(told, Backoff::CRASH_LOOP, 50_000);
+        if finds {
+            next.adopt(false, None, &[]);
+        } else {
+            next.recall();
+        }
+        next.step(50_000);
+        assert_eq!(shown(&next).container_statuses, shown(&at_once).container_statuses);
+    }
+    // Main containers whose turn never came wait on, and so do init containers after the one that was to be next.
+    let waits = "PodInitializing";
+    assert_eq!(reasons(&failed(machine("Always", &["a", "b"]))), [waits, UNKNOWN, waits]);
+    let mut m = machine("Always", &["a", "b"]);
+    started(&mut m, 0);
+    exit(&mut m, "a", 0, 1);
+    assert_eq!(started(&mut m, 1), ["b"]);
+    exit(&mut m, "b", 0, 2);
+    m.step(2);
+    m.container_failed(0, StartFailure::Create("full".into()), 2);
+    assert_eq!(reasons(&failed(m)), [UNKNOWN, "Completed", "Completed"]);
+    // What failed by itself has its own end.
+    let mut m = machine("Never", &["a", "b"]);
+    started(&mut m, 0);
+    exit(&mut m, "a", 3, 1);
+    m.step(1);
+    assert_eq!(reasons(&m), [waits, "Error", waits]);
+}
+
+#[test]
+fn a_pod_that_is_deleted_before_it_runs_has_failed_when_nothing_is_left_of_it() {
+    for init in [&[][..], &["a"]] {
+        let mut m = machine("Always", init);
+        m.assign(with(&m.pod, |pod| {
+            pod.metadata.deletion_timestamp = Some(status::time(0));
+            pod.metadata.deletion_grace_period_seconds = Some(3);
+        }));
+        assert_eq!(m.step(1).actions, [Action::RemoveSandbox]);
+        m.sandbox_removed();
+        assert_eq!(status::phase(&m), Phase::Failed, "{init:?}");
+    }
+}
+
+#[test]
+fn termination_messages_of_a_pod_share_twelve_kibibytes() {
+    let told = |init: &[&str], text: &str| {
+        let mut m = machine("Never", init);
+        for name in init {
+            started(&mut m, 0);
+            exit(&mut m, name, 0, 1);
+        }
+        started(&mut m, 1);
+        let id = id("main", &m);
+        let end = Ended { id: Some(id), message: Some(text.into()), ..not_located() };
+        m.container_exited(end);
+        m.step(2);
+        let state = shown(&m).container_statuses.unwrap().remove(0).state.unwrap();
+        state.terminated.unwrap().message.unwrap()
+    };
+    let long = "x".repeat(4096);
+    assert_eq!(told(&["a", "b"], &long).len(), 4096);
+    assert_eq!(told(&["a", "b", "c"], &long).len(), 3072);
+    assert_eq!(told(&["a", "b", "c"], &format!("y{}", "ö".repeat(2000))).len(), 3071, "no character is cut");
 }
 
 /// What must hold whenever a pod steps.

@@ -301,6 +301,7 @@ impl Machine {
         if self.stop_all(self.ending.unwrap_or(0), now_ms, step) {
             return;
         }
+        self.close_waiting();
         self.sandbox = SandboxPhase::Removing { again: false };
         step.actions.push(Action::RemoveSandbox);
     }
@@ -345,6 +346,7 @@ impl Machine {
         }
         self.sandbox = SandboxPhase::Lost;
         self.tell_sandbox_changed();
+        let creating = self.creating();
         for index in 0..self.containers.len() {
             match &mut self.containers[index].phase {
                 ContainerPhase::Running { id, started_ms, .. } => {
@@ -361,14 +363,14 @@ impl Machine {
         self.begin_anew();
     }
 
-    /// Outcome of [`Action::StopSandbox`].
-    pub fn sandbox_stopped(&mut self) {
     /// Whether there is none for containers to run in, as there was one.
     pub(super) fn has_lost_sandbox(&self) -> bool {
         use SandboxPhase::{Absent, Lost, Removing};
         matches!(self.sandbox, Lost | Removing { .. } | Absent { .. })
     }
 
+    /// Outcome of [`Action::StopSandbox`].
+    pub fn sandbox_stopped(&mut self) {
         if self.sandbox == SandboxPhase::Stopping {
             self.sandbox = SandboxPhase::Stopped;
             if self.is_evicted() {

@@ -33,7 +33,7 @@ mod waiting;
 pub use checks::Checks;
 pub use machine::{Machine, shares_network};
 pub use state::{
-    Action, Adopted, Container, ContainerPhase, Ended, Notice, Role, SandboxPhase, StartFailure, Step,
-    WaitingReason,
+    Action, Adopted, Container, ContainerPhase, Ended, Notice, Role, STATUS_UNKNOWN, SandboxPhase,
+    StartFailure, Step, WaitingReason,
 };
-pub use takeover::{FOUND_DEAD, UNKNOWN_END};
+pub use takeover::FOUND_DEAD;

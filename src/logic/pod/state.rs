@@ -50,11 +50,14 @@ pub struct Ended {
     pub reason: String,
     /// Its last words, or the runtime's error.
     pub message: Option<String>,
-    /// Milliseconds since the epoch.
+    /// Milliseconds since the epoch; 0 when it never began.
     pub started_ms: i64,
-    /// Milliseconds since the epoch.
+    /// Milliseconds since the epoch; 0 when it never began.
     pub finished_ms: i64,
 }
+
+/// Why a life ended of which nobody knows how.
+pub const STATUS_UNKNOWN: &str = "ContainerStatusUnknown";
 
 /// Why a container waits, in Kubernetes' words.
 #[derive(Clone, Debug, PartialEq, Eq)]

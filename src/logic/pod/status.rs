@@ -30,7 +30,7 @@ pub fn phase(machine: &Machine) -> Phase {
         return Phase::Failed;
     }
     if !machine.is_initialized() {
-        return Phase::Pending;
+        return if machine.is_removed() { Phase::Failed } else { Phase::Pending };
     }
     let (mut waiting_new, mut running, mut failed) = (false, false, false);
     for container in machine.main() {
@@ -237,6 +237,7 @@ fn condition(
 }
 
 fn container_status(machine: &Machine, container: &Container, runtime: &str) -> v1::ContainerStatus {
+    let terminated = |ended: &Ended| terminated(ended, runtime, message_bytes(machine));
     let asked = || image_in(&machine.pod, &container.name).to_owned();
     // A container is told to be what it last was until its next life begins, its count of restarts too.
     let between = matches!(container.phase, ContainerPhase::Waiting { .. } | ContainerPhase::Starting { .. });
@@ -259,7 +260,7 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         {
             let ended = last.take();
             let id = ended.and_then(|ended| ended.id.clone());
-            (ended.map(|ended| terminated(ended, runtime)).unwrap_or_default(), id)
+            (ended.map(terminated).unwrap_or_default(), id)
         }
         ContainerPhase::Waiting { why, .. } | ContainerPhase::Starting { why } => {
             (waiting(why.reason, why.message.clone()), container.last.as_ref().and_then(|l| l.id.clone()))
@@ -275,7 +276,7 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
             },
             Some(id.clone()),
         ),
-        ContainerPhase::Exited(ended) => (terminated(ended, runtime), ended.id.clone()),
+        ContainerPhase::Exited(ended) => (terminated(ended), ended.id.clone()),
     };
     let given = machine.given(&container.name);
     let runs = matches!(container.phase, ContainerPhase::Running { .. });
@@ -295,7 +296,7 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
         started: Some(container.has_started()),
         restart_count: i32::try_from(restarts).unwrap_or(i32::MAX),
         state: Some(state),
-        last_state: Some(last.map(|l| terminated(l, runtime)).unwrap_or_default()),
+        last_state: Some(last.map(terminated).unwrap_or_default()),
         ..v1::ContainerStatus::default()
     }
 }
@@ -305,16 +306,25 @@ fn stop_signal(machine: &Machine, container: &Container) -> Option<String> {
     container_named(&machine.pod, &container.name)?.lifecycle.as_ref()?.stop_signal.clone()
 }
 
-fn terminated(ended: &Ended, runtime: &str) -> v1::ContainerState {
+/// Most bytes of each container's termination message: all of a pod's together have Kubernetes' 12 KiB.
+fn message_bytes(machine: &Machine) -> usize {
+    const OF_A_POD: usize = 12 * 1024;
+    OF_A_POD / machine.containers.len().max(1)
+}
+
+fn terminated(ended: &Ended, runtime: &str, message_bytes: usize) -> v1::ContainerState {
+    let at = |ms: i64| Some(time(ms)).filter(|_| ms != 0);
+    let message =
+        ended.message.as_ref().map(|text| text[..text.floor_char_boundary(message_bytes)].to_owned());
     v1::ContainerState {
         terminated: Some(v1::ContainerStateTerminated {
             container_id: ended.id.as_ref().map(|id| format!("{runtime}://{id}")),
             exit_code: ended.code,
             signal: ended.signal,
             reason: Some(ended.reason.clone()),
-            message: ended.message.clone(),
-            started_at: Some(time(ended.started_ms)),
-            finished_at: Some(time(ended.finished_ms)),
+            message,
+            started_at: at(ended.started_ms),
+            finished_at: at(ended.finished_ms),
         }),
         ..v1::ContainerState::default()
     }

@@ -12,7 +12,7 @@ use super::{
     Machine,
     failure::START_ERROR,
     machine::lost,
-    state::{Adopted, ContainerPhase, Ended, Role, SandboxPhase},
+    state::{Adopted, ContainerPhase, Ended, Role, STATUS_UNKNOWN, SandboxPhase},
 };
 
 impl Machine {
@@ -173,8 +173,6 @@ impl Machine {
     }
 }
 
-/// Kubernetes' reason of an end that nobody saw.
-pub const UNKNOWN_END: &str = "ContainerStatusUnknown";
 /// What is said of one whose container was there still, when it left no last words.
 pub const FOUND_DEAD: &str =
     "The container was found dead: the machine, or what watched it, went down while it ran";
@@ -241,7 +239,7 @@ fn last_told(status: &v1::ContainerStatus, now_ms: i64) -> Option<Ended> {
             id: bare(status.container_id.as_deref()).map(str::to_owned),
             code: 137,
             signal: None,
-            reason: UNKNOWN_END.into(),
+            reason: STATUS_UNKNOWN.into(),
             message: Some("The container could not be located on its node".into()),
             started_ms: millis(running.started_at.as_ref()).unwrap_or(now_ms),
             finished_ms: now_ms,
@@ -254,11 +252,14 @@ fn last_told(status: &v1::ContainerStatus, now_ms: i64) -> Option<Ended> {
 }
 
 fn as_told(terminated: &v1::ContainerStateTerminated, now_ms: i64) -> Ended {
+    let reason = terminated.reason.clone().unwrap_or_default();
+    // What never began has no times.
+    let now_ms = if reason == STATUS_UNKNOWN && terminated.container_id.is_none() { 0 } else { now_ms };
     Ended {
         id: bare(terminated.container_id.as_deref()).map(str::to_owned),
         code: terminated.exit_code,
         signal: terminated.signal,
-        reason: terminated.reason.clone().unwrap_or_default(),
+        reason,
         message: terminated.message.clone(),
         started_ms: millis(terminated.started_at.as_ref()).unwrap_or(now_ms),
         finished_ms: millis(terminated.finished_at.as_ref()).unwrap_or(now_ms),

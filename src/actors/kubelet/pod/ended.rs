@@ -12,7 +12,7 @@ use crate::{
         last_words::{last_words, speaks_by_log},
         streams::COPIED_WITHIN,
     },
-    logic::pod::{Adopted, Ended, FOUND_DEAD, UNKNOWN_END, config::Places},
+    logic::pod::{Adopted, Ended, FOUND_DEAD, STATUS_UNKNOWN, config::Places},
     runtime::{ContainerId, ContainerRuntime, ContainerState, ContainerStatus, Exit},
 };
 
@@ -57,7 +57,7 @@ impl PodActor {
 
 fn ended(id: String, exit: &Exit, started_ms: i64, message: Option<String>) -> Ended {
     let reason = match exit {
-        Exit { unseen: true, .. } => UNKNOWN_END,
+        Exit { unseen: true, .. } => STATUS_UNKNOWN,
         Exit { oom_killed: true, .. } => "OOMKilled",
         Exit { code: 0, .. } => "Completed",
         _ => "Error",
