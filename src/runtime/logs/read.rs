@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     Frame, LogOptions, Stream,
-    chain::{Chain, Next},
+    chain::{Chain, Next, ends_line},
     decode,
 };
 
@@ -39,11 +39,16 @@ pub async fn read(
     let mut out = Out::new(writer, &options);
     let watcher = if options.follow { Watcher::new(path) } else { None };
     let mut log = Chain::open(path, options.tail_lines, options.since).await?;
+    // The last lines are those of the beginning: what is printed meanwhile is for who follows. Else a flood had no end.
+    let mut wanted = Wanted(options.tail_lines.filter(|_| !options.follow));
+    if wanted.is_over() {
+        return out.finish().await;
+    }
     loop {
         // Asked before reading: what was printed before the end is then found below.
         let ended = !*running.borrow() || running.has_changed().is_err();
         while let Some(line) = log.next_line().await? {
-            if !out.line(&line).await? {
+            if !out.line(&line).await? || wanted.had(&line) {
                 return out.finish().await;
             }
         }
@@ -52,6 +57,9 @@ pub async fn read(
             Next::More => continue,
             Next::Other(line) => {
                 out.rest(&line).await?;
+                if wanted.had(&line) {
+                    return out.finish().await;
+                }
                 continue;
             }
         }
@@ -67,6 +75,23 @@ pub async fn read(
             _ = running.changed() => {}
             () = tokio::time::sleep(LOOK_AGAIN) => {}
         }
+    }
+}
+
+/// How many lines are still to be read, as [`Chain::open`] counted them; `None`: all.
+struct Wanted(Option<u64>);
+
+impl Wanted {
+    fn is_over(&self) -> bool {
+        self.0 == Some(0)
+    }
+
+    /// Counts what was read; tells whether it was the last.
+    fn had(&mut self, line: &[u8]) -> bool {
+        if let Some(left) = &mut self.0 {
+            *left = left.saturating_sub(u64::from(ends_line(line)));
+        }
+        self.is_over()
     }
 }
 

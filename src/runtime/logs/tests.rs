@@ -122,6 +122,41 @@ async fn tails_reach_over_blocks() {
     }
 }
 
+#[tokio::test]
+async fn the_last_lines_are_no_more_than_were_asked_for_however_much_is_written_meanwhile() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("log");
+    let long = "x".repeat(MAX_PART - 8);
+    let write = |name: &str, from: u64, many: u64| {
+        for at in from..from + many {
+            append(&path, Stream::Stdout, true, at, &format!("{name} {at} {long}"));
+        }
+    };
+    write("before", 0, 5);
+    // In two files.
+    rotate(&path, LogLimits::default(), time(7)).unwrap();
+    write("before", 5, 1);
+    for (wanted, first) in [(0, None), (1, Some("before 5 ")), (3, Some("before 3 "))] {
+        // It reads on when what it has found is taken.
+        let (mut ours, theirs) = duplex(64);
+        let (_running, receiver) = watch::channel(true);
+        let options = LogOptions { tail_lines: Some(wanted), ..LogOptions::default() };
+        let (path, write) = (path.clone(), &write);
+        let done = tokio::spawn(async move { read(&path, options, theirs, receiver).await });
+        let mut text = vec![0; 9 * usize::from(wanted > 0)];
+        ours.read_exact(&mut text).await.unwrap();
+        write("after", 10, 40);
+        ours.read_to_end(&mut text).await.unwrap();
+        done.await.unwrap().unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert_eq!(text.lines().count() as u64, wanted);
+        assert!(text.starts_with(first.unwrap_or_default()) && !text.contains("after"), "{wanted}");
+        // As it was.
+        fs::remove_file(dir.path().join("log")).unwrap();
+        write("before", 5, 1);
+    }
+}
+
 /// A log that is being followed.
 struct Following {
     reader: BufReader<DuplexStream>,
