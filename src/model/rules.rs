@@ -197,11 +197,15 @@ impl Rules for ReplicationController {
 
     fn validate(&self, faults: &mut Faults) {
         validate::replication_controller(self, faults);
+        validate::replication_controller_sysctls(self, None, faults);
     }
 
-    fn validate_update(&self, _old: &Self, part: Part, faults: &mut Faults) {
+    fn validate_update(&self, old: &Self, part: Part, faults: &mut Faults) {
         match part {
-            Part::Main | Part::EphemeralContainers | Part::Resize => self.validate(faults),
+            Part::Main | Part::EphemeralContainers | Part::Resize => {
+                validate::replication_controller(self, faults);
+                validate::replication_controller_sysctls(self, Some(old), faults);
+            }
             Part::Status => validate::replication_controller_status(self, faults),
         }
     }

@@ -64,6 +64,29 @@ pub(crate) fn replication_controller(rc: &ReplicationController, faults: &mut Fa
     }
 }
 
+/// Sysctls in a replication controller's template that none of its pods may have. One whose template had such before this was
+/// looked at may keep them.
+pub(crate) fn replication_controller_sysctls(
+    rc: &ReplicationController,
+    old: Option<&ReplicationController>,
+    faults: &mut Faults,
+) {
+    let at = Path::Root("spec");
+    let at = at.field("template");
+    let at = at.field("spec");
+    let check = |rc: &ReplicationController, faults: &mut Faults| {
+        let template = rc.spec.as_ref().and_then(|spec| spec.template.as_ref()?.spec.as_ref());
+        if let Some(spec) = template {
+            pod::host_sysctls(spec, &at, faults);
+        }
+    };
+    let mut before = Faults::default();
+    old.inspect(|old| check(old, &mut before));
+    if before.len() == 0 {
+        check(rc, faults);
+    }
+}
+
 /// Validates a replication controller's status.
 pub(crate) fn replication_controller_status(rc: &ReplicationController, faults: &mut Faults) {
     let at = Path::Root("status");

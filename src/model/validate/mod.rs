@@ -22,7 +22,7 @@ mod volume;
 
 pub(crate) use cluster::{
     event, namespace, namespace_status, node, node_update, replication_controller,
-    replication_controller_status,
+    replication_controller_status, replication_controller_sysctls,
 };
 pub(crate) use data::{config_map, config_map_update, secret, secret_update};
 pub(crate) use ephemeral::ephemeral_update;

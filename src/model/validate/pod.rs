@@ -61,6 +61,7 @@ pub(crate) fn pod(pod: &Pod, faults: &mut Faults) {
         return faults.required(&at, "");
     };
     any_pod(spec, &at, faults);
+    host_sysctls(spec, &at, faults);
     if spec.ephemeral_containers.iter().flatten().next().is_some() {
         faults.forbidden(&at.field("ephemeralContainers"), "cannot be set on create");
     }
@@ -281,6 +282,30 @@ fn security_context(context: &PodSecurityContext, spec: &PodSpec, at: &Path<'_>,
             );
         } else if !seen.insert(sysctl.name.as_str()) {
             faults.duplicate(&name, &sysctl.name);
+        }
+    }
+}
+
+/// Sysctls of namespaces that the pod shares with its node. Objects of before this was looked at may stay as they are.
+pub(super) fn host_sysctls(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
+    let at = at.field("securityContext");
+    let at = at.field("sysctls");
+    let sysctls = spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten());
+    for (index, sysctl) in sysctls.enumerate() {
+        // Both separators are allowed; the first one that is there is meant.
+        let name = match sysctl.name.find(['.', '/']) {
+            Some(first) if sysctl.name[first..].starts_with('/') => sysctl.name.replace('/', "."),
+            _ => sysctl.name.clone(),
+        };
+        let of_ipc = name == "kernel.sem"
+            || ["kernel.shm", "kernel.msg", "fs.mqueue."].iter().any(|prefix| name.starts_with(prefix));
+        let shared = [
+            ("hostNetwork", spec.host_network, name.starts_with("net.")),
+            ("hostIPC", spec.host_ipc, of_ipc),
+        ];
+        for (field, _, _) in shared.into_iter().filter(|(_, set, of_it)| *set == Some(true) && *of_it) {
+            let detail = format!("may not be specified when '{field}' is true");
+            faults.invalid(&at.index(index).field("name"), &sysctl.name, &detail);
         }
     }
 }

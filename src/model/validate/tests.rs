@@ -404,6 +404,41 @@ fn controllers_are_validated_as_kubernetes_does() {
 }
 
 #[test]
+fn sysctls_of_what_a_pod_shares_with_its_node_are_refused() {
+    let with = |names: &[&str], fields: Value| {
+        let sysctls: Vec<Value> = names.iter().map(|name| json!({"name": name, "value": "1"})).collect();
+        let mut spec = json!({"securityContext": {"sysctls": sysctls}});
+        overlay(&mut spec, fields);
+        spec
+    };
+    let all = [
+        "net.ipv4.tcp_syncookies",
+        "net/ipv4/tcp_fin_timeout",
+        "kernel.shm_rmid_forced",
+        "kernel.sem",
+        "fs.mqueue.msg_max",
+    ];
+    let fault = |at: usize, field: &str| {
+        let detail = format!("may not be specified when '{field}' is true");
+        format!("spec.securityContext.sysctls[{at}].name: Invalid value: {:?}: {detail}", all[at])
+    };
+    for (fields, faults) in [
+        (json!({}), vec![]),
+        (json!({"hostPID": true}), vec![]),
+        (json!({"hostNetwork": true}), vec![fault(0, "hostNetwork"), fault(1, "hostNetwork")]),
+        (json!({"hostIPC": true}), vec![fault(2, "hostIPC"), fault(3, "hostIPC"), fault(4, "hostIPC")]),
+    ] {
+        assert_eq!(create(Kind::Pod, &pod(with(&all, fields.clone()))), faults, "{fields}");
+        let mut rc = controller(json!({}));
+        overlay(&mut rc["spec"]["template"]["spec"], with(&all, fields.clone()));
+        let faults: Vec<String> =
+            faults.into_iter().map(|fault| fault.replace("spec.sec", "spec.template.spec.sec")).collect();
+        assert_eq!(create(Kind::ReplicationController, &rc), faults, "{fields}");
+        assert_eq!(update(Kind::ReplicationController, &controller(json!({})), &rc), faults, "{fields}");
+    }
+}
+
+#[test]
 fn services_are_validated_as_kubernetes_does() {
     let service = |spec: Value| json!({"metadata": {"name": "web"}, "spec": spec});
     check(
