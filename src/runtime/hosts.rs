@@ -1,8 +1,19 @@
-//! A pod's `/etc/hosts`, as Kubernetes writes it.
+//! A pod's `/etc/hosts` and `/etc/resolv.conf`, as Kubernetes writes them.
 
 use std::net::IpAddr;
 
-use super::SandboxConfig;
+use super::{SandboxConfig, config::Dns};
+
+/// A `resolv.conf`.
+pub(super) fn resolv_conf(dns: &Dns) -> String {
+    let mut text: String = dns.servers.iter().map(|server| format!("nameserver {server}\n")).collect();
+    for (word, list) in [("search", &dns.searches), ("options", &dns.options)] {
+        if !list.is_empty() {
+            text.push_str(&format!("{word} {}\n", list.join(" ")));
+        }
+    }
+    text
+}
 
 /// The file of a pod with a network of its own.
 pub(super) fn of_pod(config: &SandboxConfig, address: Option<IpAddr>) -> String {

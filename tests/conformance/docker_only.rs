@@ -8,7 +8,7 @@ use bollard::{
 };
 use futures_util::TryStreamExt as _;
 use troupe::runtime::{
-    ContainerId, ContainerRuntime, ContainerState, RuntimeError, RuntimeEvent,
+    ContainerId, ContainerRuntime, ContainerState, Dns, RuntimeError, RuntimeEvent, SandboxConfig,
     docker::{DockerConfig, DockerRuntime},
 };
 
@@ -130,6 +130,44 @@ async fn with_another_subnet_pods_keep_their_address_until_they_end() {
     bench.runtime().remove_pod_sandbox(&"old".into()).await.unwrap();
     bench.runtime().set_pod_cidr(&another).await.unwrap();
     assert_eq!(networks(), 1);
+}
+
+#[tokio::test]
+async fn a_pods_resolvers_and_hosts_are_what_it_says_also_on_the_nodes_network() {
+    if !engine::at_hand() {
+        return;
+    }
+    let mut bench = Bench::<OnDocker>::new().await;
+    let files = bench.harness.config.root.join("pods");
+    let node = std::fs::read_to_string("/etc/hosts").unwrap();
+    for (uid, host_network) in [("own", false), ("nodes", true)] {
+        let dns = Dns { servers: vec!["10.9.8.7".into()], options: vec!["ndots:3".into()], ..Dns::default() };
+        let config = SandboxConfig {
+            host_network,
+            dns: Some(dns),
+            host_aliases: vec![("10.1.1.1".into(), vec!["one".into()])],
+            ..sandbox(uid)
+        };
+        bench.sandbox_with(config).await;
+        let read = |name: &str| {
+            bench.hello(&format!("{uid}-{name}"), &["--read", &format!("/etc/{name}"), "--once"])
+        };
+        let (resolvers, hosts) = (read("resolv.conf"), read("hosts"));
+        let told = bench.output_of(uid, resolvers).await.0;
+        assert_eq!(told, ["nameserver 10.9.8.7", "options ndots:3"], "{uid}");
+        let told = bench.output_of(uid, hosts).await.0;
+        let words = told.iter().any(|line| line.split_whitespace().eq(["10.1.1.1", "one"]));
+        assert!(
+            words && (!host_network || node.lines().all(|line| told.iter().any(|of| of == line))),
+            "{told:?}"
+        );
+        assert!(files.join(uid).exists());
+        bench.runtime().remove_pod_sandbox(&uid.into()).await.unwrap();
+        assert!(!files.join(uid).exists());
+    }
+    // One that says nothing of it has no files of its own.
+    bench.sandbox("plain").await;
+    assert!(!files.join("plain").exists());
 }
 
 #[tokio::test]

@@ -25,6 +25,7 @@ use super::{
     DockerConfig,
     ends::Ends,
     engine::{self, ended, fault, is_absent, is_over},
+    files,
     images::Images,
     labels::{self, Kind},
     network::Network,
@@ -215,7 +216,9 @@ impl Driver {
         // The pod's own: two sandboxes of one pod cannot be.
         let name = labels::name(&self.root, &[&config.namespace, &config.name, &config.uid]);
         let created_ms = crate::runtime::docker::now_ms();
-        let body = spec::sandbox(&self.root, config, network.as_ref().map(|n| n.name.as_str()), created_ms);
+        let files = files::write(&self.config.root, config).await?;
+        let network = network.as_ref().map(|n| n.name.as_str());
+        let body = spec::sandbox(&self.root, config, network, &files, created_ms);
         let mut attempt = 1;
         loop {
             let options =
@@ -318,8 +321,10 @@ impl Driver {
             async move { driver.remove(&id).await }
         }))
         .buffer_unordered(AT_ONCE)
-        .try_collect()
-        .await
+        .try_collect::<()>()
+        .await?;
+        files::remove(&self.config.root, uid).await;
+        Ok(())
     }
 
     /// Sandboxes, of one pod or all.

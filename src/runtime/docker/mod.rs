@@ -15,6 +15,7 @@ mod ends;
 mod engine;
 mod events;
 mod exec;
+mod files;
 mod images;
 mod labels;
 mod logs;

@@ -10,7 +10,7 @@ use bollard::models::{
     MountBindOptions, MountBindOptionsPropagationEnum, MountType, NetworkingConfig,
 };
 
-use super::labels;
+use super::{files::Files, labels};
 use crate::runtime::{
     ContainerConfig, Propagation, SandboxConfig, Security, images::pack::PAUSE_IMAGE, limits::CPU_PERIOD_US,
 };
@@ -24,14 +24,13 @@ pub(super) fn sandbox(
     root: &str,
     config: &SandboxConfig,
     network: Option<&str>,
+    files: &Files,
     created_ms: i64,
 ) -> ContainerCreateBody {
     let hosts = config.host_aliases.iter();
     let extra_hosts =
         hosts.flat_map(|(address, names)| names.iter().map(move |name| format!("{name}:{address}")));
     let host = |is: bool| is.then(|| "host".to_owned());
-    let dns = config.dns.clone();
-    let texts = |texts: Vec<String>| Some(texts).filter(|texts| !texts.is_empty());
     ContainerCreateBody {
         image: Some(PAUSE_IMAGE.to_owned()),
         // On the host's network the host's name.
@@ -43,9 +42,7 @@ pub(super) fn sandbox(
             pid_mode: host(config.host_pid),
             ipc_mode: Some(if config.host_ipc { "host" } else { "shareable" }.to_owned()),
             extra_hosts: Some(extra_hosts.collect()),
-            dns: dns.as_ref().and_then(|dns| texts(dns.servers.clone())),
-            dns_search: dns.as_ref().and_then(|dns| texts(dns.searches.clone())),
-            dns_options: dns.as_ref().and_then(|dns| texts(dns.options.clone())),
+            mounts: Some(files.iter().map(|(file, inside)| bind(file, inside, false)).collect()),
             sysctls: Some(config.sysctls.clone().into_iter().collect()),
             security_opt: Some(vec!["no-new-privileges".to_owned()]),
             cap_drop: Some(vec!["ALL".to_owned()]),
@@ -71,7 +68,6 @@ pub(super) fn container(
 ) -> ContainerCreateBody {
     let (security, limits) = (&config.security, &config.resources);
     let join = format!("container:{sandbox_id}");
-    let shared = |host: bool| Some(if host { "host".to_owned() } else { join.clone() });
     let texts = |texts: &[String]| Some(texts.to_vec()).filter(|texts| !texts.is_empty());
     let memory =
         [limits.memory_limit_bytes, sandbox.memory_bytes].into_iter().filter(|bytes| *bytes > 0).min();
@@ -94,8 +90,9 @@ pub(super) fn container(
         healthcheck: Some(HealthConfig { test: Some(vec!["NONE".to_owned()]), ..HealthConfig::default() }),
         labels: Some(labels::of_container(root, sandbox, config)),
         host_config: Some(HostConfig {
-            network_mode: shared(sandbox.host_network),
-            ipc_mode: shared(sandbox.host_ipc),
+            // On the host's network, too: with its sandbox' it shares `/etc/hosts` and `/etc/resolv.conf`.
+            network_mode: Some(join.clone()),
+            ipc_mode: Some(if sandbox.host_ipc { "host".to_owned() } else { join.clone() }),
             pid_mode: match &config.join_pids {
                 Some(other) => Some(format!("container:{other}")),
                 None if sandbox.host_pid => Some("host".to_owned()),
@@ -168,14 +165,17 @@ fn security_options(security: &Security, seccomp: Option<&str>) -> Vec<String> {
     options
 }
 
-fn mounts(config: &ContainerConfig) -> Vec<Mount> {
-    let bind = |source: &Path, target: &str, read_only| Mount {
+fn bind(source: &Path, target: &str, read_only: bool) -> Mount {
+    Mount {
         typ: Some(MountType::BIND),
         source: Some(source.to_string_lossy().into_owned()),
         target: Some(target.to_owned()),
         read_only: Some(read_only),
         ..Mount::default()
-    };
+    }
+}
+
+fn mounts(config: &ContainerConfig) -> Vec<Mount> {
     let given = config.mounts.iter().map(|m| Mount {
         bind_options: Some(MountBindOptions {
             propagation: Some(match m.propagation {
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn containers_join_their_sandbox_unless_the_host_is_shared() {
+    fn containers_join_their_sandbox_or_the_host() {
         let body = made(&pod(|_| ()), |_| ());
         let host = body.host_config.unwrap();
         assert_eq!(host.network_mode.as_deref(), Some("container:s1"));
@@ -221,9 +221,10 @@ mod tests {
         let shared =
             pod(|config| (config.host_network, config.host_pid, config.host_ipc) = (true, true, true));
         let host = made(&shared, |_| ()).host_config.unwrap();
-        for mode in [host.network_mode, host.ipc_mode, host.pid_mode] {
+        for mode in [host.ipc_mode, host.pid_mode] {
             assert_eq!(mode.as_deref(), Some("host"));
         }
+        assert_eq!(host.network_mode.as_deref(), Some("container:s1"), "its files are the pod's");
     }
 
     #[test]
@@ -237,20 +238,13 @@ mod tests {
 
     #[test]
     fn name_resolution_and_propagation_are_the_pods() {
-        let dns = crate::runtime::Dns {
-            servers: vec!["10.0.0.10".into()],
-            searches: vec!["example.org".into()],
-            options: vec!["ndots:5".into()],
-        };
-        let config = SandboxConfig { dns: Some(dns), domain: "sub.ns".into(), ..SandboxConfig::default() };
-        let body = sandbox("/r", &config, Some("net"), 1);
+        let config = SandboxConfig { domain: "sub.ns".into(), ..SandboxConfig::default() };
+        let files = vec![("/r/pods/u/resolv.conf".into(), "/etc/resolv.conf")];
+        let body = sandbox("/r", &config, Some("net"), &files, 1);
         assert_eq!(body.domainname.as_deref(), Some("sub.ns"));
-        let host = body.host_config.unwrap();
-        let list = |list: Option<Vec<String>>| list.unwrap().join(",");
-        assert_eq!(
-            [list(host.dns), list(host.dns_search), list(host.dns_options)],
-            ["10.0.0.10", "example.org", "ndots:5"]
-        );
+        let [file] = &body.host_config.unwrap().mounts.unwrap()[..] else { panic!("one file") };
+        assert_eq!(file.source.as_deref(), Some("/r/pods/u/resolv.conf"));
+        assert_eq!(file.target.as_deref(), Some("/etc/resolv.conf"));
         let mount = crate::runtime::Mount {
             host_path: "/h".into(),
             container_path: "/c".into(),
@@ -280,13 +274,13 @@ mod tests {
             sysctls: [("net.core.somaxconn".to_owned(), "7".to_owned())].into(),
             ..SandboxConfig::default()
         };
-        let body = sandbox("/r", &config, Some("net"), 1);
+        let body = sandbox("/r", &config, Some("net"), &Files::new(), 1);
         assert_eq!(body.hostname.as_deref(), Some("web"));
         let host = body.host_config.unwrap();
         assert_eq!(host.network_mode.as_deref(), Some("net"));
         assert_eq!(host.extra_hosts.unwrap(), ["a:10.0.0.1", "b:10.0.0.1"]);
         assert_eq!(host.sysctls.unwrap()["net.core.somaxconn"], "7");
-        assert_eq!(sandbox("/r", &config, None, 1).hostname, None, "the host's own");
+        assert_eq!(sandbox("/r", &config, None, &Files::new(), 1).hostname, None, "the host's own");
     }
 
     #[test]

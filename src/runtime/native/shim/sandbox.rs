@@ -28,7 +28,7 @@ use super::{
     },
     users::Users,
 };
-use crate::runtime::{Dns, hosts};
+use crate::runtime::hosts;
 
 /// The pod's end of its veth pair.
 const INTERFACE: &str = "eth0";
@@ -129,7 +129,8 @@ fn write_files(dir: &SandboxDir, record: &SandboxRecord) -> std::io::Result<()> 
         )?;
         fs::write(file("hostname"), format!("{}\n", config.hostname))?;
     }
-    let resolv = config.dns.as_ref().map_or_else(|| node("resolv.conf"), |dns| resolv_conf(dns).into_bytes());
+    let resolv =
+        config.dns.as_ref().map_or_else(|| node("resolv.conf"), |dns| hosts::resolv_conf(dns).into_bytes());
     fs::write(file("resolv.conf"), resolv)
 }
 
@@ -145,16 +146,6 @@ pub(super) fn name_groups(dir: &SandboxDir, pod: &Path) -> std::io::Result<()> {
         fs::write(&file, spec.to_string())?;
     }
     Ok(())
-}
-
-fn resolv_conf(dns: &Dns) -> String {
-    let mut text: String = dns.servers.iter().map(|server| format!("nameserver {server}\n")).collect();
-    for (word, list) in [("search", &dns.searches), ("options", &dns.options)] {
-        if !list.is_empty() {
-            text.push_str(&format!("{word} {}\n", list.join(" ")));
-        }
-    }
-    text
 }
 
 /// Who is to own what is made in a root file system, if not this process' user: in a pod with users of its own, its root.
