@@ -16,7 +16,7 @@ use bollard::{
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
 
 use super::{
-    driver::{AT_ONCE, Driver, is_running},
+    driver::{Driver, is_running},
     engine::{fault, is_absent, is_over},
     labels::{self, Kind},
 };
@@ -29,6 +29,9 @@ use crate::{
     },
 };
 
+/// Containers that are asked about at once: an engine may answer only when it next counts, once a second, and then all of
+/// them. A node has some hundred pods.
+const ASKED_AT_ONCE: usize = 256;
 /// How old sizes may be: the kubelet's own housekeeping looks once a minute.
 const LEAST_AGE: Duration = Duration::from_secs(30);
 /// The engine is kept busy with it for at most one hundredth of the time.
@@ -69,7 +72,7 @@ impl Driver {
             let driver = Arc::clone(self);
             async move { Ok::<_, RuntimeError>((pod, driver.usage(&id).await?, id, kind)) }
         }));
-        let told: Vec<_> = told.buffered(AT_ONCE).try_collect().await?;
+        let told: Vec<_> = told.buffered(ASKED_AT_ONCE).try_collect().await?;
         for (pod, stats, id, kind) in told {
             let (Some(stats), Some(of)) = (stats, all.iter_mut().find(|of| of.uid == pod)) else { continue };
             let usage = Usage { writable_bytes: sizes.get(&id).copied(), ..usage(&stats) };
@@ -163,4 +166,85 @@ fn traffic(stats: &ContainerStatsResponse) -> Option<(u64, u64)> {
         networks.values().filter_map(of).sum()
     };
     Some((sum(|network| network.rx_bytes), sum(|network| network.tx_bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use serde_json::{Value, json};
+    use tokio::{
+        io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader},
+        net::{UnixListener, UnixStream},
+        sync::Barrier,
+    };
+
+    use super::*;
+    use crate::runtime::{ContainerConfig, SandboxConfig, docker::DockerConfig};
+
+    const PODS: usize = 60;
+
+    fn summaries(kind: Kind) -> Value {
+        let of = |pod: usize| {
+            let config = SandboxConfig { uid: format!("u{pod}"), ..SandboxConfig::default() };
+            let labels = labels::of_sandbox("/r", &config, 1);
+            let labels = match kind {
+                Kind::Sandbox => labels,
+                Kind::Container => labels::of_container(
+                    "/r",
+                    &labels::Sandbox::read(&labels).unwrap(),
+                    &ContainerConfig::default(),
+                ),
+            };
+            json!({"Id": format!("{}{pod}", kind.as_str()), "State": "running", "Labels": labels})
+        };
+        (0..PODS).map(of).collect()
+    }
+
+    /// An engine that tells what containers use when it has been asked about all of them.
+    async fn answer(stream: UnixStream, asked: Arc<Barrier>) -> std::io::Result<()> {
+        let (read, mut write) = stream.into_split();
+        let mut lines = BufReader::new(read).lines();
+        while let Some(request) = lines.next_line().await? {
+            while lines.next_line().await?.is_some_and(|line| !line.is_empty()) {}
+            let body = if request.contains("/version") {
+                json!({"Version": "1", "ApiVersion": "1.41"})
+            } else if request.contains("/stats") {
+                asked.wait().await;
+                json!({"pids_stats": {"current": 7}})
+            } else if request.contains("size=true") {
+                json!([])
+            } else {
+                summaries(if request.contains("sandbox") { Kind::Sandbox } else { Kind::Container })
+            };
+            let body = body.to_string();
+            let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length:";
+            write.write_all(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes()).await?;
+        }
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn an_engine_is_asked_about_all_containers_of_a_full_node_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let asked = Arc::new(Barrier::new(2 * PODS));
+        let engine = tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                tokio::spawn(answer(stream, Arc::clone(&asked)));
+            }
+        });
+        let config = DockerConfig { root: PathBuf::from("/r"), socket, program: PathBuf::new() };
+        let driver = Arc::new(Driver::new(config).await.unwrap());
+        let told = tokio::time::timeout(Duration::from_secs(20), driver.stats()).await;
+        let told = told.expect("it waits for the others").unwrap();
+        assert_eq!(told.len(), PODS);
+        assert!(
+            told.iter().all(|pod| pod.total.pids == Some(14) && pod.containers.len() == 1),
+            "{:?}",
+            told[0]
+        );
+        engine.abort();
+    }
 }
