@@ -63,7 +63,7 @@ impl Driver {
         loop {
             let request = proto::CreateContainerRequest {
                 pod_sandbox_id: sandbox.id.clone(),
-                config: Some(spec::container(&self.root, &sandbox, &image.id, &config, &hosts, attempt)),
+                config: Some(spec::container(&self.root, &sandbox, &image, &config, &hosts, attempt)),
                 sandbox_config: Some(self.sandbox_config(&sandbox)),
             };
             let made: Result<proto::ContainerId, Fault> =

@@ -14,7 +14,7 @@ use super::{
     },
 };
 use crate::runtime::{
-    ContainerConfig, ContainerResources, HugePageLimit, Propagation, SandboxConfig, Security,
+    ContainerConfig, ContainerResources, HugePageLimit, Image, Propagation, SandboxConfig, Security,
     limits::CPU_PERIOD_US,
 };
 
@@ -103,12 +103,13 @@ fn namespaces(record: &SandboxRecord, target: &str) -> NamespaceOption {
 pub(super) fn container(
     root: &str,
     sandbox: &Sandbox,
-    image_id: &str,
+    image: &Image,
     config: &ContainerConfig,
     hosts: &Path,
     attempt: u32,
 ) -> Container {
-    let security = &config.security;
+    let (security, image_id) = (&config.security, image.id.as_str());
+    let (user, user_name) = user(security, &image.user);
     let target = config.join_pids.as_ref().map_or("", |other| other.0.as_str());
     let record = ContainerRecord {
         attempt: config.attempt,
@@ -148,13 +149,13 @@ pub(super) fn container(
             }),
             security_context: Some(LinuxContainerSecurityContext {
                 capabilities: Some(Capability {
-                    add_capabilities: security.add_capabilities.clone(),
-                    drop_capabilities: security.drop_capabilities.clone(),
+                    add_capabilities: capabilities(&security.add_capabilities),
+                    drop_capabilities: capabilities(&security.drop_capabilities),
                 }),
                 privileged: security.privileged,
                 namespace_options: Some(namespaces(&sandbox.record, target)),
-                run_as_user: security.user.map(|id| Int64Value { value: id.into() }),
-                run_as_username: String::new(),
+                run_as_user: user.map(|id| Int64Value { value: id.into() }),
+                run_as_username: user_name,
                 readonly_rootfs: security.read_only_root,
                 supplemental_groups: security.supplemental_groups.iter().map(|id| i64::from(*id)).collect(),
                 no_new_privs: !security.privileged && !security.allow_privilege_escalation,
@@ -165,6 +166,27 @@ pub(super) fn container(
             }),
         }),
     }
+}
+
+/// The user as a number or a name; neither leaves it to the image. A runtime takes no group without one, which is then the image's.
+fn user(security: &Security, image_user: &str) -> (Option<u32>, String) {
+    match (security.user, security.group) {
+        (None, Some(_)) if image_user.is_empty() => (Some(0), String::new()),
+        (None, Some(_)) => match image_user.parse() {
+            Ok(id) => (Some(id), String::new()),
+            Err(_) => (None, image_user.to_owned()),
+        },
+        (user, _) => (user, String::new()),
+    }
+}
+
+/// Names without `CAP_`: with it a runtime knows none of them, and says nothing.
+fn capabilities(names: &[String]) -> Vec<String> {
+    let bare = |name: &String| {
+        let name = name.to_uppercase();
+        name.strip_prefix("CAP_").unwrap_or(&name).to_owned()
+    };
+    names.iter().map(bare).collect()
 }
 
 fn paths(paths: &[&str], security: &Security) -> Vec<String> {
@@ -271,7 +293,41 @@ mod tests {
         };
         let mut config = ContainerConfig { log_path: "/logs/c".into(), ..ContainerConfig::default() };
         change(&mut config);
-        container("/r", &sandbox, "sha256:1", &config, Path::new("/h"), 0)
+        container("/r", &sandbox, &image(""), &config, Path::new("/h"), 0)
+    }
+
+    fn image(user: &str) -> Image {
+        let digests = Vec::new();
+        Image { id: "sha256:1".into(), names: Vec::new(), size_bytes: 0, user: user.into(), digests }
+    }
+
+    #[test]
+    fn a_group_goes_with_the_images_user_and_without_one_the_image_is_asked() {
+        let security = |user, group| Security { user, group, ..Security::default() };
+        for (asked, of_image, told) in [
+            ((None, None), "app", (None, "")),
+            ((Some(7), Some(8)), "app", (Some(7), "")),
+            ((None, Some(8)), "", (Some(0), "")),
+            ((None, Some(8)), "1000", (Some(1000), "")),
+            ((None, Some(8)), "app", (None, "app")),
+        ] {
+            let (user, name) = user(&security(asked.0, asked.1), of_image);
+            assert_eq!((user, name.as_str()), told, "{asked:?} {of_image}");
+        }
+    }
+
+    #[test]
+    fn capabilities_are_told_without_their_prefix() {
+        let container = made(
+            |_| (),
+            |config| {
+                config.security.add_capabilities = vec!["CAP_NET_ADMIN".into(), "sys_time".into()];
+                config.security.drop_capabilities = vec!["cap_net_raw".into(), "all".into()];
+            },
+        );
+        let told = container.linux.unwrap().security_context.unwrap().capabilities.unwrap();
+        assert_eq!(told.add_capabilities, ["NET_ADMIN", "SYS_TIME"]);
+        assert_eq!(told.drop_capabilities, ["NET_RAW", "ALL"]);
     }
 
     fn security(made: &Container) -> &LinuxContainerSecurityContext {
