@@ -74,6 +74,8 @@ pub struct File {
     pub bytes: Vec<u8>,
     /// Its permissions.
     pub mode: u32,
+    /// Whose it is; absent: the node's.
+    pub owner: Option<u32>,
 }
 
 impl fmt::Debug for File {
@@ -89,6 +91,17 @@ const FILE_MODE: i32 = 0o644;
 pub fn fs_group(pod: &v1::Pod) -> Option<u32> {
     let context = pod.spec.as_ref().and_then(|s| s.security_context.as_ref());
     context.and_then(|c| c.fs_group).and_then(|group| u32::try_from(group).ok())
+}
+
+/// The user that all of a pod's containers are said to run as, if it is one.
+fn common_user(pod: &v1::Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let of_pod = spec.security_context.as_ref().and_then(|context| context.run_as_user);
+    let mut users = spec.init_containers.iter().flatten().chain(&spec.containers).map(|container| {
+        container.security_context.as_ref().and_then(|context| context.run_as_user).or(of_pod)
+    });
+    let first = users.next()??;
+    u32::try_from(first).ok().filter(|_| users.all(|user| user == Some(first)))
 }
 
 /// The volumes that some container of the pod mounts, as they are to be now; for each that cannot be had, Kubernetes'
@@ -201,7 +214,10 @@ fn projection(
         };
         let uid = pod.metadata.uid.as_deref().unwrap_or_default();
         let found = around.sources.token(uid, &want).ok_or_else(|| no_token(pod, around))?;
-        let file = File { bytes: found.as_bytes().to_vec(), mode: permissions(mode) };
+        // Nobody else's, as in Kubernetes, where it is known whose it is; a volume's group reads it in any case.
+        let owner = common_user(pod);
+        let mode = if owner.or(fs_group(pod)).is_some() { 0o600 } else { permissions(mode) };
+        let file = File { bytes: found.as_bytes().to_vec(), mode, owner };
         files.insert(path_in_volume(&token.path)?, file);
         Ok(())
     } else {
@@ -242,6 +258,7 @@ impl Keys<'_> {
         let file = |bytes: &[u8], mode: Option<i32>| File {
             bytes: bytes.to_vec(),
             mode: permissions(mode.or(default_mode)),
+            owner: None,
         };
         let Some(items) = self.items.filter(|items| !items.is_empty()) else {
             let all = content.data.iter().chain(&content.binary);
@@ -277,7 +294,8 @@ fn downward_files(
             (None, Some(resource)) => downward::resource(pod, None, resource, around)?,
             (None, None) => String::new(),
         };
-        let file = File { bytes: text.into_bytes(), mode: permissions(item.mode.or(default_mode)) };
+        let mode = permissions(item.mode.or(default_mode));
+        let file = File { bytes: text.into_bytes(), mode, owner: None };
         files.insert(path_in_volume(&item.path)?, file);
     }
     Ok(())
@@ -483,6 +501,33 @@ mod tests {
         let projected =
             json!({"projected": {"sources": [{"serviceAccountToken": token}], "defaultMode": 0o400}});
         assert_eq!(files(projected), [row("in/token", "t0ken", 0o400)]);
+    }
+
+    #[test]
+    fn a_token_is_nobody_elses_where_it_is_known_whose_it_is() {
+        let token = json!({"path": "token", "audience": "vault", "expirationSeconds": 600});
+        let source =
+            json!({"projected": {"sources": [{"serviceAccountToken": token}], "defaultMode": 0o444}});
+        let user = |user: i64| json!({"runAsUser": user});
+        for (of_pod, of_container, of_init, told) in [
+            (json!({}), json!({}), json!({}), (None, 0o444)),
+            (user(7), json!({}), json!({}), (Some(7), 0o600)),
+            (json!({"fsGroup": 9}), json!({}), json!({}), (None, 0o600)),
+            (json!({}), user(0), user(0), (Some(0), 0o600)),
+            (json!({}), user(7), user(8), (None, 0o444)),
+            (user(7), user(8), json!({}), (None, 0o444)),
+            (json!({}), user(7), json!({}), (None, 0o444)),
+        ] {
+            let mut pod = serde_json::to_value(pod(source.clone(), json!({}))).unwrap();
+            let init = json!([{"name": "i", "securityContext": of_init}]);
+            (pod["spec"]["securityContext"], pod["spec"]["initContainers"]) = (of_pod, init);
+            pod["spec"]["containers"][0]["securityContext"] = of_container;
+            let pod: v1::Pod = serde_json::from_value(pod).unwrap();
+            let Ok(Volume { source: Source::Files { files, .. }, .. }) = &volumes(&pod, &around())[0] else {
+                panic!()
+            };
+            assert_eq!((files["token"].owner, files["token"].mode), told, "{:?}", pod.spec);
+        }
     }
 
     #[test]

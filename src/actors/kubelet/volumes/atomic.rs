@@ -11,7 +11,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, symlink},
+    os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, chown, symlink},
     path::{Path, PathBuf},
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -30,7 +30,7 @@ pub fn write(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<bool> 
         .map(|(path, file)| {
             // Who is of the volume's group may read what it is for.
             let mode = file.mode | if group.is_some() { 0o440 } else { 0 };
-            (path.clone(), File { bytes: file.bytes.clone(), mode })
+            (path.clone(), File { bytes: file.bytes.clone(), mode, owner: file.owner })
         })
         .collect();
     let current = fs::read_link(dir.join(DATA)).ok();
@@ -70,7 +70,8 @@ fn holds(dir: &Path, wanted: &Files, group: Option<u32>) -> io::Result<bool> {
             let found_file = dir.join(&path);
             let metadata = fs::symlink_metadata(&found_file)?;
             let right = metadata.is_file()
-                && metadata.mode() & 0o7777 == file.mode
+                && metadata.mode() & 0o7777
+                    == mode(file, file.owner.is_none_or(|owner| metadata.uid() == owner))
                 && group.is_none_or(|group| metadata.gid() == group)
                 && metadata.len() == file.bytes.len() as u64
                 && fs::read(&found_file)? == file.bytes;
@@ -114,10 +115,16 @@ fn fill(dir: &Path, files: &Files, group: Option<u32>) -> io::Result<()> {
         if let Some(group) = group {
             super::give(&at, group)?;
         }
+        let given = file.owner.is_none_or(|owner| chown(&at, Some(owner), None).is_ok());
         // After the owner, whose change takes special bits off.
-        fs::set_permissions(&at, fs::Permissions::from_mode(file.mode))?;
+        fs::set_permissions(&at, fs::Permissions::from_mode(mode(file, given)))?;
     }
     Ok(())
+}
+
+/// A file's permissions. What cannot be given to its owner, for want of that user or of the right to, everybody may read.
+fn mode(file: &File, given: bool) -> u32 {
+    if given { file.mode } else { file.mode | 0o444 }
 }
 
 fn own_dir(dir: &Path, group: Option<u32>) -> io::Result<()> {
@@ -166,8 +173,23 @@ mod tests {
     use super::*;
 
     fn files(list: &[(&str, &str, u32)]) -> Files {
-        let file = |text: &str, mode| File { bytes: text.into(), mode };
+        let file = |text: &str, mode| File { bytes: text.into(), mode, owner: None };
         list.iter().map(|(path, text, mode)| ((*path).to_owned(), file(text, *mode))).collect()
+    }
+
+    #[test]
+    fn a_file_is_its_owners_or_if_it_cannot_be_everybodys() {
+        let dir = tempfile::tempdir().unwrap();
+        // Root may give files to anybody.
+        let own = nix::unistd::geteuid().as_raw();
+        let owner = if own == 0 { 1000 } else { own };
+        let mut wanted = files(&[("token", "1", 0o600)]);
+        wanted.get_mut("token").unwrap().owner = Some(owner);
+        write(dir.path(), &wanted, None).unwrap();
+        let found = fs::metadata(dir.path().join("token")).unwrap();
+        assert_eq!((found.uid(), found.mode() & 0o777), (owner, 0o600));
+        assert!(!write(dir.path(), &wanted, None).unwrap(), "nothing changed");
+        assert_eq!(mode(&wanted["token"], false), 0o644);
     }
 
     fn names(dir: &Path) -> Vec<String> {
