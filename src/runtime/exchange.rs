@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::{
-    Image, RuntimeError,
+    Image, Origin, RuntimeError,
     hand::{now_ms, system},
     images::{
         normalize,
@@ -36,8 +36,6 @@ pub(super) trait Engine: Sized + Sync {
     async fn find(&self, name: &str) -> Result<Option<Image>, RuntimeError>;
     /// Gives it images, under their names, which it tells.
     async fn give(&self, packed: Packed) -> Result<Vec<String>, RuntimeError>;
-    /// Whether an image came from no registry, as far as the engine knows.
-    async fn is_without_registry(&self, name: &str) -> Result<bool, RuntimeError>;
     /// Its images that came from no registry.
     async fn without_registry(&self) -> Result<Vec<Present>, RuntimeError>;
 
@@ -50,16 +48,6 @@ pub(super) trait Engine: Sized + Sync {
         Ok(names)
     }
 
-    /// Whether an image is a copy of what somebody brought to another node.
-    async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
-        Ok(self.exchange().how(self, name).await? == Some(How::Copied))
-    }
-
-    /// Whether an image was brought here, or to another node, and is no copy of one that was pulled elsewhere.
-    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
-        let known = self.is_without_registry(name).await?;
-        Ok(known && self.exchange().how(self, name).await? != Some(How::Pulled))
-    }
     /// Takes an image whose parts others give.
     async fn take_image(&self, offer: SharedImage, source: &dyn PartSource) -> Result<Image, RuntimeError> {
         self.exchange().take(self, offer, source).await
@@ -82,6 +70,12 @@ struct Note {
     id: String,
     how: How,
     since_ms: i64,
+}
+
+/// Whether a name is an image's id.
+pub(super) fn is_id(name: &str) -> bool {
+    name.strip_prefix("sha256:")
+        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// An image that came from no registry, as the engine tells of it.
@@ -215,12 +209,27 @@ impl Exchange {
         Ok(notes)
     }
 
-    /// How the image came that a name stands for, if that is noted.
-    async fn how(&self, engine: &impl Engine, name: &str) -> Result<Option<How>, RuntimeError> {
-        let full = normalize(name)?;
-        let Some(image) = engine.find(&full).await? else { return Ok(None) };
+    /// Where an image came from that a name stands for. The engine is not asked again: what it has of a registry it knows by
+    /// that registry's digest.
+    pub(super) async fn origin(&self, name: &str, image: &Image) -> Result<Origin, RuntimeError> {
+        if is_id(name) {
+            // Nobody can be asked for it.
+            return Ok(Origin::ByHand);
+        }
+        if !image.digests.is_empty() {
+            return Ok(Origin::Registry);
+        }
+        Ok(match self.how(&normalize(name)?, image).await? {
+            Some(How::Pulled) => Origin::Registry,
+            Some(How::Copied) => Origin::Copied,
+            Some(How::ByHand) | None => Origin::ByHand,
+        })
+    }
+
+    /// How an image of a full name came, if that is noted.
+    async fn how(&self, full: &str, image: &Image) -> Result<Option<How>, RuntimeError> {
         let _turn = self.turn.lock().await;
-        Ok(Notes::read(&self.file)?.of(&full, &image.id).map(|note| note.how))
+        Ok(Notes::read(&self.file)?.of(full, &image.id).map(|note| note.how))
     }
 
     /// What is here already in an offer's place and is to stay.
@@ -231,7 +240,7 @@ impl Exchange {
         offer: &SharedImage,
     ) -> Result<Option<Image>, RuntimeError> {
         let Some(image) = engine.find(full).await? else { return Ok(None) };
-        let stays = image.id == offer.id || self.how(engine, full).await? != Some(How::Copied);
+        let stays = image.id == offer.id || self.how(full, &image).await? != Some(How::Copied);
         Ok(Some(image).filter(|_| stays))
     }
 

@@ -43,6 +43,17 @@ pub struct PullProgress {
     pub total_bytes: u64,
 }
 
+/// Where an image that is here came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Its registry.
+    Registry,
+    /// Somebody brought it here: loaded, imported or built in. Nobody is asked for a newer one.
+    ByHand,
+    /// Another node, to which somebody had brought it.
+    Copied,
+}
+
 /// An image as found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {

@@ -41,7 +41,7 @@ pub use self::{
         ContainerConfig, ContainerResources, Dns, HugePageLimit, IdRange, Mount, Propagation, SandboxConfig,
         Security,
     },
-    image::{IdleImage, Image, PullProgress, RegistryAuth},
+    image::{IdleImage, Image, Origin, PullProgress, RegistryAuth},
     stats::{SandboxStats, Usage, devices},
 };
 use self::{
@@ -246,23 +246,17 @@ pub trait ContainerRuntime: Send + Sync + 'static {
         None
     }
 
-    /// Whether the image of that name was brought by hand: then nobody is asked for a newer one. As long as a runtime does
-    /// not pull, all were.
-    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
-        let _ = name;
-        Ok(true)
+    /// Where an image came from that was found under that name. As long as a runtime does not pull, all were brought by
+    /// hand.
+    async fn image_origin(&self, name: &str, image: &Image) -> Result<Origin, RuntimeError> {
+        let _ = (name, image);
+        Ok(Origin::ByHand)
     }
 
     /// Images that came from a registry and that nothing uses: they may go when the disk fills up. A runtime that does
     /// not own its images names none.
     async fn idle_images(&self) -> Result<Vec<IdleImage>, RuntimeError> {
         Ok(Vec::new())
-    }
-
-    /// Whether the image of that name is a copy of what was brought by hand to another node.
-    async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
-        let _ = name;
-        Ok(false)
     }
 
     /// The images that other nodes may have from this one. A runtime that cannot give parts of them names none.
@@ -356,7 +350,8 @@ pub struct Exit {
     pub signal: Option<i32>,
     /// The memory limit ended it.
     pub oom_killed: bool,
-    /// Milliseconds since the epoch.
+    /// Milliseconds since the epoch. A process that finds an end may read it some milliseconds off from what an earlier one
+    /// was told.
     pub finished_ms: i64,
     /// Nobody saw it end: it was found dead at that time, and how it ended is a guess.
     #[serde(default)]
@@ -481,7 +476,8 @@ pub enum RuntimeEvent {
         /// How.
         exit: Exit,
     },
-    /// A sandbox died under its containers (its shim was killed, its namespaces are gone).
+    /// A sandbox died under its containers (its shim was killed, its namespaces are gone). It is told before the ends of those
+    /// that die of it, where a runtime can tell which came first.
     SandboxLost {
         /// The pod.
         pod: Uid,
@@ -515,6 +511,9 @@ pub enum RuntimeError {
     /// No such sandbox or container.
     #[error("{0} not found")]
     NotFound(String),
+    /// The pod's sandbox does not run any more, or not yet: nothing is wrong with the container.
+    #[error("the sandbox of pod {0} is not ready")]
+    SandboxNotReady(Uid),
     /// The machine refuses (disk full, no privileges…).
     #[error("{operation}: {cause}")]
     System {

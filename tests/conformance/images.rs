@@ -8,7 +8,7 @@ use std::{
 use async_trait::async_trait;
 use tokio::io::AsyncReadExt as _;
 use troupe::runtime::{
-    ContainerConfig, ContainerState, Reader, RuntimeError,
+    ContainerConfig, ContainerState, Origin, Reader, RuntimeError,
     images::BUILTIN_IMAGE,
     share::{Came, PartSource, SharedImage},
 };
@@ -293,6 +293,11 @@ pub async fn an_image_that_was_brought_is_given_part_by_part<H: Harness>(bench: 
     assert!(bench.runtime().image_part(&app.id, &digest(&layers[0])).await.is_err());
 }
 
+async fn origin<H: Harness>(bench: &mut Bench<H>, name: &str) -> Origin {
+    let image = bench.runtime().image(name).await.unwrap().unwrap();
+    bench.runtime().image_origin(name, &image).await.unwrap()
+}
+
 pub async fn an_image_is_taken_part_by_part_and_known_for_a_copy<H: Harness>(bench: &mut Bench<H>) {
     assert!(bench.runtime().takes_images());
     let name = "docker.io/library/app:1".to_owned();
@@ -302,23 +307,21 @@ pub async fn an_image_is_taken_part_by_part_and_known_for_a_copy<H: Harness>(ben
     let (old, new) = (Came::ByHand { since_ms: 5 }, Came::Copied { since_ms: 6 });
     let taken = bench.runtime().take_image(offer(&first, old), Arc::new(Giver::of(&first))).await.unwrap();
     assert_eq!((&taken.id, &taken.names, taken.user.as_str()), (&id(&first), &vec![name.clone()], "7"));
-    assert!(bench.runtime().copied_image(&name).await.unwrap());
-    assert!(bench.runtime().brought_by_hand(&name).await.unwrap(), "to the other machine");
+    assert_eq!(origin(bench, &name).await, Origin::Copied, "somebody brought it to the other machine");
     // A newer one of what is a copy takes its place, also in another process.
     bench.restart(async {}).await;
     let taken = bench.runtime().take_image(offer(&second, new), Arc::new(Giver::of(&second))).await.unwrap();
     assert_eq!(taken.id, id(&second));
-    assert!(bench.runtime().copied_image(&name).await.unwrap());
+    assert_eq!(origin(bench, &name).await, Origin::Copied);
     // What somebody brings here stays, whatever others have.
     bench.runtime().load_image(reader(docker(&["app:1"], &first)), None).await.unwrap();
-    assert!(!bench.runtime().copied_image(&name).await.unwrap());
+    assert_eq!(origin(bench, &name).await, Origin::ByHand);
     let kept = bench.runtime().take_image(offer(&second, new), Arc::new(Giver::of(&second))).await.unwrap();
     assert_eq!(kept.id, id(&first));
     // And what others pulled is no copy of what was brought.
     bench.runtime().remove_image(&name).await.unwrap();
     bench.runtime().take_image(offer(&first, Came::Pulled), Arc::new(Giver::of(&first))).await.unwrap();
-    assert!(!bench.runtime().copied_image(&name).await.unwrap());
-    assert!(!bench.runtime().brought_by_hand(&name).await.unwrap());
+    assert_eq!(origin(bench, &name).await, Origin::Registry);
 }
 
 pub async fn parts_that_are_not_what_was_asked_for_leave_nothing<H: Harness>(bench: &mut Bench<H>) {

@@ -24,7 +24,7 @@ use crate::{
     },
     messages::{Port, wire::HeldAs},
     model::Uid,
-    runtime::{Image, RegistryAuth, RuntimeError, images::normalize},
+    runtime::{Image, Origin, RegistryAuth, RuntimeError, images::normalize},
 };
 
 /// What a start under way tells of its pod, and how it hears that the pod is to end.
@@ -60,8 +60,11 @@ pub async fn ensure_image(
     let presence = match &found {
         None => Presence::Absent,
         // How it came matters only to who would ask its registry.
-        Some(_) if asks && node.runtime.copied_image(&name).await.map_err(fault)? => Presence::Copied,
-        Some(_) if asks && node.runtime.brought_by_hand(&name).await.map_err(fault)? => Presence::ByHand,
+        Some(image) if asks => match node.runtime.image_origin(&name, image).await.map_err(fault)? {
+            Origin::Registry => Presence::Pulled,
+            Origin::ByHand => Presence::ByHand,
+            Origin::Copied => Presence::Copied,
+        },
         Some(_) => Presence::Pulled,
     };
     let secrets = PodSecrets::of_pod(pod, &node.configs.now());

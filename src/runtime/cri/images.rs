@@ -22,7 +22,7 @@ use super::{
 use crate::runtime::{
     Image, Reader, RegistryAuth, RuntimeError,
     disk::Storage,
-    exchange::{Engine, Exchange, Present},
+    exchange::{Engine, Exchange, Present, is_id},
     images::{
         engine_name, normalize,
         pack::{self, PAUSE_IMAGE, PROGRAM_LABEL, Packed, programs},
@@ -88,17 +88,6 @@ impl Engine for Driver {
 
     async fn give(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
         self.hand_over(packed).await
-    }
-
-    async fn is_without_registry(&self, name: &str) -> Result<bool, RuntimeError> {
-        if is_id(name) {
-            return Ok(true);
-        }
-        let full = normalize(name)?;
-        Ok(match self.image_status(&engine_name(&full)).await? {
-            Some(found) => found.repo_digests.is_empty(),
-            None => self.find_image(&full).await?.is_some(),
-        })
     }
 
     async fn without_registry(&self) -> Result<Vec<Present>, RuntimeError> {
@@ -365,11 +354,6 @@ const ALREADY_EXISTS: u32 = 6;
 
 fn spec(image: &str) -> Option<ImageSpec> {
     Some(ImageSpec { image: image.to_owned() })
-}
-
-fn is_id(name: &str) -> bool {
-    name.strip_prefix("sha256:")
-        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 /// The real names of an image that was loaded from here.

@@ -46,7 +46,7 @@ pub use self::{
 };
 use super::{
     Connection, ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus,
-    ExecOutput, ExecStreams, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
+    ExecOutput, ExecStreams, Image, Origin, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
     SandboxStats, SandboxStatus, StreamOptions,
     disk::Storage,
     exchange::Engine as _,
@@ -310,14 +310,8 @@ impl ContainerRuntime for CriRuntime {
         self.hand.run(|driver| async move { driver.find_image(&name).await }).await
     }
 
-    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
-        let name = name.to_owned();
-        self.hand.run(|driver| async move { driver.brought_by_hand(&name).await }).await
-    }
-
-    async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
-        let name = name.to_owned();
-        self.hand.run(|driver| async move { driver.copied_image(&name).await }).await
+    async fn image_origin(&self, name: &str, image: &Image) -> Result<Origin, RuntimeError> {
+        self.hand.driver().exchange.origin(name, image).await
     }
 
     fn takes_images(&self) -> bool {

@@ -27,7 +27,7 @@ use super::{
 use crate::runtime::{
     Image, Reader, RegistryAuth, RuntimeError,
     disk::Storage,
-    exchange::Engine as _,
+    exchange::{Engine as _, is_id},
     images::{
         engine_name, normalize,
         pack::{self, PAUSE_IMAGE, PROGRAM_LABEL, Packed, programs},
@@ -283,11 +283,6 @@ impl Driver {
 /// An image's name in any form, or its id, as the engine takes it.
 pub(super) fn engine_image(name: &str) -> Result<String, RuntimeError> {
     if is_id(name) { Ok(name.to_owned()) } else { Ok(engine_name(&normalize(name)?)) }
-}
-
-fn is_id(name: &str) -> bool {
-    name.strip_prefix("sha256:")
-        .is_some_and(|hex| hex.len() == 64 && hex.bytes().all(|b| b.is_ascii_hexdigit()))
 }
 
 fn image(found: ImageInspect) -> Image {

@@ -40,7 +40,7 @@ use self::driver::Driver;
 pub use self::engine::socket;
 use super::{
     Connection, ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus,
-    ExecOutput, ExecStreams, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
+    ExecOutput, ExecStreams, Image, Origin, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
     SandboxStats, SandboxStatus, StreamOptions,
     disk::Storage,
     exchange::Engine as _,
@@ -284,14 +284,8 @@ impl ContainerRuntime for DockerRuntime {
         self.hand.run(|driver| async move { driver.find_image(&name).await }).await
     }
 
-    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
-        let name = name.to_owned();
-        self.hand.run(|driver| async move { driver.brought_by_hand(&name).await }).await
-    }
-
-    async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
-        let name = name.to_owned();
-        self.hand.run(|driver| async move { driver.copied_image(&name).await }).await
+    async fn image_origin(&self, name: &str, image: &Image) -> Result<Origin, RuntimeError> {
+        self.hand.driver().exchange.origin(name, image).await
     }
 
     async fn shared_images(&self) -> Result<Vec<SharedImage>, RuntimeError> {

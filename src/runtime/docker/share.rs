@@ -15,11 +15,7 @@ use std::{
 use bollard::query_parameters::ListImagesOptions;
 use tokio::{sync::OnceCell, time::Instant};
 
-use super::{
-    driver::Driver,
-    engine::fault,
-    images::{engine_image, names_of},
-};
+use super::{driver::Driver, engine::fault, images::names_of};
 use crate::runtime::{
     Image, Reader, RuntimeError,
     exchange::{Engine, Exchange, Present},
@@ -100,11 +96,6 @@ impl Engine for Driver {
 
     async fn give(&self, packed: Packed) -> Result<Vec<String>, RuntimeError> {
         self.hand_over(packed).await
-    }
-
-    async fn is_without_registry(&self, name: &str) -> Result<bool, RuntimeError> {
-        let found = self.inspect_image(&engine_image(name)?).await?;
-        Ok(found.is_some_and(|found| found.repo_digests.unwrap_or_default().is_empty()))
     }
 
     async fn without_registry(&self) -> Result<Vec<Present>, RuntimeError> {

@@ -40,7 +40,7 @@ pub use self::{
     name::{engine_name, normalize, repository},
     registry::{Pulls, RegistryConfig, Threads},
 };
-use super::{IdleImage, Image, Reader, RuntimeError, share::SharedImage};
+use super::{IdleImage, Image, Origin, Reader, RuntimeError, share::SharedImage};
 
 /// The image that needs no archive: our own executable.
 pub const BUILTIN_IMAGE: &str = "troupe.local/hello:latest";
@@ -165,15 +165,21 @@ impl ImageStore {
         blocking(move || load::import(&store.disk, &store.limits, rootfs, &name)).await
     }
 
-    /// Whether the image of a name was brought by hand (loaded, imported, built in): there is nobody to ask for a newer
-    /// one. So it is with an image that is named by its id. False when there is none.
-    pub fn by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+    /// Where the image of a name came from. What is named by its id nobody can be asked for; of a name that nothing has, its
+    /// registry can be.
+    pub fn origin(&self, name: &str) -> Result<Origin, RuntimeError> {
         let index = self.disk.read()?;
         if index.images.contains_key(name) {
-            return Ok(true);
+            return Ok(Origin::ByHand);
         }
         let full = normalize(name)?;
-        Ok(index.names.contains_key(&full) && !index.pulled.contains(&full))
+        Ok(if index.notes.get(&full).is_some_and(|note| note.copy) {
+            Origin::Copied
+        } else if index.names.contains_key(&full) && !index.pulled.contains(&full) {
+            Origin::ByHand
+        } else {
+            Origin::Registry
+        })
     }
 
     /// The images that have only names that were pulled, and that nothing keeps.
@@ -185,12 +191,6 @@ impl ImageStore {
         let idle = images.filter(|i| !i.names.is_empty() && i.names.iter().all(|n| index.pulled.contains(n)));
         Ok(idle.map(|i| IdleImage { used_ms: self.disk.used_ms(&i.id), names: i.names }).collect())
     }
-
-    /// Whether the image of a name is a copy of what was brought by hand to another machine.
-    pub fn copied(&self, name: &str) -> Result<bool, RuntimeError> {
-        Ok(self.disk.read()?.notes.get(&normalize(name)?).is_some_and(|note| note.copy))
-    }
-
     /// The names that other machines may have from this one.
     pub fn shared(&self) -> Result<Vec<SharedImage>, RuntimeError> {
         share::shared(self)

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 
 use super::{
     super::{
-        Pulls, RegistryConfig,
+        Origin, Pulls, RegistryConfig,
         tests::{E, config, docker, layers_in, nothing_staged, reader, store, tar},
     },
     *,
@@ -122,7 +122,10 @@ async fn an_image_goes_from_store_to_store_and_is_the_same_there() {
     assert_eq!(fs::read(ours.layers[0].join("etc")).unwrap(), b"second");
     nothing_staged(&to_dir);
     // It is a copy of what was brought by hand, and may go on from here, as of the same time.
-    assert!(to.copied("app:1").unwrap() && to.by_hand("app:1").unwrap() && !from.copied("app:1").unwrap());
+    assert_eq!(
+        (to.origin("app:1").unwrap(), from.origin("app:1").unwrap()),
+        (Origin::Copied, Origin::ByHand)
+    );
     assert!(to.idle().unwrap().is_empty(), "it stays when the disk fills up, as that does");
     let Came::ByHand { since_ms } = offer.came else { panic!() };
     let on = to.shared().unwrap();
@@ -210,7 +213,7 @@ async fn what_came_with_credentials_is_neither_told_of_nor_given_and_the_built_i
     // What was pulled elsewhere counts as pulled here.
     let pulled = SharedImage { came: Came::Pulled, ..offer.clone() };
     taken(&to, &pulled, &Givers::new(&from, &offer.id, &[Does::Good])).await.unwrap();
-    assert!(!to.by_hand("app:1").unwrap() && to.idle().unwrap().len() == 1);
+    assert_eq!((to.origin("app:1").unwrap(), to.idle().unwrap().len()), (Origin::Registry, 1));
     assert_eq!(to.shared().unwrap(), [pulled]);
 }
 

@@ -56,7 +56,7 @@ use self::{
 };
 use super::{
     Connection, ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerStatus,
-    ExecOutput, ExecStreams, IdleImage, Image, PullProgress, Reader, RegistryAuth, RuntimeError,
+    ExecOutput, ExecStreams, IdleImage, Image, Origin, PullProgress, Reader, RegistryAuth, RuntimeError,
     RuntimeEvent, SandboxConfig, SandboxStats, SandboxStatus, StreamOptions, netns,
 };
 use crate::{
@@ -323,18 +323,13 @@ impl ContainerRuntime for NativeRuntime {
         self.pulls.progress(name)
     }
 
-    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
-        let name = name.to_owned();
-        self.run(|driver| blocking(move || driver.config.images.by_hand(&name))).await
-    }
-
-    async fn copied_image(&self, name: &str) -> Result<bool, RuntimeError> {
+    async fn image_origin(&self, name: &str, _: &Image) -> Result<Origin, RuntimeError> {
         // Many containers have it, and each start asks.
-        if normalize(name)? == BUILTIN_IMAGE {
-            return Ok(false);
+        if name == BUILTIN_IMAGE || normalize(name).is_ok_and(|full| full == BUILTIN_IMAGE) {
+            return Ok(Origin::ByHand);
         }
         let name = name.to_owned();
-        self.run(|driver| blocking(move || driver.config.images.copied(&name))).await
+        self.run(|driver| blocking(move || driver.config.images.origin(&name))).await
     }
 
     async fn shared_images(&self) -> Result<Vec<SharedImage>, RuntimeError> {

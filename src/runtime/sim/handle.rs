@@ -28,8 +28,8 @@ use crate::{
     model::Uid,
     runtime::{
         ContainerConfig, ContainerId, ContainerResources, ContainerRuntime, ContainerState, ContainerStatus,
-        ExecOutput, IdleImage, Image, Reader, RegistryAuth, RuntimeError, RuntimeEvent, SandboxConfig,
-        SandboxStats, SandboxStatus,
+        ExecOutput, IdleImage, Image, Origin, Reader, RegistryAuth, RuntimeError, RuntimeEvent,
+        SandboxConfig, SandboxStats, SandboxStatus,
         images::{ImageStore, normalize},
         logs::{self, LogLimits, LogWriter, Stream},
     },
@@ -349,10 +349,11 @@ impl ContainerRuntime for SimRuntime {
         Ok(image)
     }
 
-    async fn brought_by_hand(&self, name: &str) -> Result<bool, RuntimeError> {
+    async fn image_origin(&self, name: &str, _: &Image) -> Result<Origin, RuntimeError> {
         let state = self.machine().look();
         let found = self.find_image(&state, name)?;
-        Ok(found.is_some_and(|(full, _)| !state.pulled.contains(&full)))
+        let by_hand = found.is_some_and(|(full, _)| !state.pulled.contains(&full));
+        Ok(if by_hand { Origin::ByHand } else { Origin::Registry })
     }
 
     async fn idle_images(&self) -> Result<Vec<IdleImage>, RuntimeError> {

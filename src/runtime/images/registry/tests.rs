@@ -19,7 +19,7 @@ use tempfile::TempDir;
 
 use super::{
     super::{
-        ImageStore, Limits,
+        ImageStore, Limits, Origin,
         manifest::architecture,
         stream::digest_of,
         tests::{E, config, gzip, layers_in, nothing_staged, tar},
@@ -286,7 +286,7 @@ async fn an_image_is_pulled_by_tag_and_by_digest_whatever_its_compression() {
         assert_eq!(fs::symlink_metadata(top.join("gone")).unwrap().rdev(), 0, "a whiteout");
         let by_digest = server.name(&format!("app@{}", text(&manifest["digest"])));
         assert_eq!(bench.pull(&by_digest).await.unwrap().id, image.id);
-        assert!(!bench.store.by_hand(&by_digest).unwrap());
+        assert_eq!(bench.store.origin(&by_digest).unwrap(), Origin::Registry);
         nothing_staged(&bench.dir);
     }
 }
@@ -702,14 +702,14 @@ async fn what_was_loaded_by_hand_is_told_from_what_was_pulled() {
     let layer = tar(&[E::File("f", "1")]);
     server.image("v1", std::slice::from_ref(&layer), gzip);
     let (bench, name) = (Bench::new(), server.name("app:v1"));
-    assert!(!bench.store.by_hand(&name).unwrap(), "it is not here");
+    assert_eq!(bench.store.origin(&name).unwrap(), Origin::Registry, "it is not here");
     bench.pull(&name).await.unwrap();
-    assert!(!bench.store.by_hand(&name).unwrap());
+    assert_eq!(bench.store.origin(&name).unwrap(), Origin::Registry);
     bench.store.import(Box::pin(std::io::Cursor::new(layer)), &name).await.unwrap();
-    assert!(bench.store.by_hand(&name).unwrap());
+    assert_eq!(bench.store.origin(&name).unwrap(), Origin::ByHand);
     let image = bench.pull(&name).await.unwrap();
-    assert!(!bench.store.by_hand(&name).unwrap());
-    assert!(bench.store.by_hand(&image.id).unwrap(), "nobody can be asked for it");
+    assert_eq!(bench.store.origin(&name).unwrap(), Origin::Registry);
+    assert_eq!(bench.store.origin(&image.id).unwrap(), Origin::ByHand, "nobody can be asked for it");
     bench.store.remove(&name).await.unwrap();
     assert!(bench.store.resolve(&name).unwrap().is_none());
 }
