@@ -53,7 +53,7 @@ impl Driver {
         let sandbox = sandboxes.into_iter().next();
         let sandbox = sandbox.ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {pod}")))?;
         if !sandbox.ready {
-            return Err(RuntimeError::Create(format!("the sandbox of pod {pod} is not ready")));
+            return Err(RuntimeError::SandboxNotReady(pod.clone()));
         }
         let absent = || RuntimeError::ImageNotFound(config.image.clone());
         let image = self.find_image(&config.image).await?.ok_or_else(absent)?;

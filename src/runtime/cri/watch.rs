@@ -216,6 +216,8 @@ impl Driver {
 
 /// Nothing can run in a pod whose namespaces are nobody's: its containers end, too.
 fn lost(driver: Arc<Driver>, pod: Uid) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+    // First, lest somebody starts the next life of a container in it when that is told to have ended.
+    let _ = driver.events.send(RuntimeEvent::SandboxLost { pod: pod.clone() });
     // Boxed: it lists again, and it is a listing that begins it.
     Box::pin(async move {
         let ended = async {
@@ -227,7 +229,6 @@ fn lost(driver: Arc<Driver>, pod: Uid) -> Pin<Box<dyn Future<Output = ()> + Send
         if let Err(error) = ended.await {
             tracing::warn!(%pod, %error, "containers of a lost sandbox may still run");
         }
-        let _ = driver.events.send(RuntimeEvent::SandboxLost { pod });
     })
 }
 

@@ -7,12 +7,12 @@ use std::{sync::Arc, time::Duration};
 
 use bollard::{
     models::ContainerUpdateBody,
-    query_parameters::{CreateContainerOptions, StartContainerOptions},
+    query_parameters::{CreateContainerOptions, StartContainerOptions, StopContainerOptions},
 };
 
 use super::{
-    driver::{Driver, refusal},
-    engine::{self, fault, start_error},
+    driver::{Driver, Unstarted, refusal},
+    engine::{self, ended, fault, start_error},
     images::engine_image,
     labels::{self, Kind},
     logs, spec, status,
@@ -40,6 +40,9 @@ impl Driver {
             return Err(RuntimeError::NotFound(format!("running container {id}")));
         }
         let memory = Some(resources.memory_limit_bytes).filter(|bytes| *bytes > 0);
+        if memory.is_some() {
+            self.ends.limited(&id.0);
+        }
         let quota = resources.cpu_quota_us();
         let body = ContainerUpdateBody {
             cpu_shares: Some(resources.cpu_shares()),
@@ -62,7 +65,7 @@ impl Driver {
         let sandbox = self.sandbox_of(pod).await?;
         let sandbox = sandbox.ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {pod}")))?;
         if !sandbox.running {
-            return Err(RuntimeError::Create(format!("the sandbox of pod {pod} is not ready")));
+            return Err(RuntimeError::SandboxNotReady(pod.clone()));
         }
         let absent = || RuntimeError::ImageNotFound(config.image.clone());
         // The engine refuses an absent image by itself: it is looked at only for its user.
@@ -87,12 +90,13 @@ impl Driver {
             &[&sandbox.sandbox.namespace, &sandbox.sandbox.name, &config.name, &unique[..8]],
         );
         let options = CreateContainerOptions { name: Some(name), ..CreateContainerOptions::default() };
+        let limited = body.host_config.as_ref().and_then(|host| host.memory).is_some_and(|bytes| bytes > 0);
         match self.docker.create_container(Some(options), body).await {
             Ok(made) => {
                 if let Some(labels) =
                     labels::Container::read(&labels::of_container(&self.root, &sandbox.sandbox, &config))
                 {
-                    self.made().insert(made.id.clone(), labels);
+                    self.made().insert(made.id.clone(), Unstarted { labels, limited });
                 }
                 Ok(ContainerId(made.id))
             }
@@ -101,6 +105,7 @@ impl Driver {
                 Err(match engine::status(&error) {
                     Some(404) if text.to_lowercase().contains("no such image") => absent(),
                     Some(404) => RuntimeError::NotFound(format!("sandbox of pod {pod}")),
+                    _ if text.contains("non running container") => RuntimeError::SandboxNotReady(pod.clone()),
                     _ if text.to_lowercase().contains("no command specified") => {
                         RuntimeError::Create("no command specified".to_owned())
                     }
@@ -113,11 +118,14 @@ impl Driver {
 
     pub(super) async fn start_container(self: &Arc<Self>, id: &ContainerId) -> Result<(), RuntimeError> {
         let made = self.made().remove(&id.0);
-        let labels = match made {
-            Some(labels) => labels,
+        let Unstarted { labels, limited } = match made {
+            Some(made) => made,
             None => self.not_started_yet(id).await?,
         };
         self.ends.expect(&id.0, Kind::Container, &labels.pod);
+        if limited {
+            self.ends.limited(&id.0);
+        }
         if let Err(error) = self.docker.start_container(&id.0, None::<StartContainerOptions>).await {
             self.ends.forget(&id.0);
             return Err(if engine::is_absent(&error) && self.inspect(&id.0).await?.is_none() {
@@ -130,8 +138,8 @@ impl Driver {
         Ok(())
     }
 
-    /// The labels of a container that an earlier process made, or that was started before.
-    async fn not_started_yet(&self, id: &ContainerId) -> Result<labels::Container, RuntimeError> {
+    /// A container that an earlier process made, or that was started before.
+    async fn not_started_yet(&self, id: &ContainerId) -> Result<Unstarted, RuntimeError> {
         let found = self.expected(id).await?;
         let labels =
             found.config.as_ref().and_then(|config| labels::Container::read(config.labels.as_ref()?));
@@ -139,30 +147,43 @@ impl Driver {
             return Err(RuntimeError::NotFound(format!("container {id}")));
         };
         match container.state {
-            ContainerState::Created => Ok(labels),
+            ContainerState::Created => Ok(Unstarted { labels, limited: true }),
             _ => Err(RuntimeError::Start(format!("container {id} was started before"))),
         }
     }
 
     pub(super) async fn stop_container(&self, id: &ContainerId, grace: Duration) -> Result<(), RuntimeError> {
-        let Some(found) = self.inspect(&id.0).await? else { return Ok(()) };
-        if found.state.as_ref().is_some_and(|state| state.running == Some(true)) {
-            let asked =
-                found.config.and_then(|config| config.stop_signal).filter(|signal| !signal.is_empty());
-            let mut dead = false;
-            if !grace.is_zero() {
-                self.signal(&id.0, asked.as_deref().unwrap_or("SIGTERM")).await?;
-                dead = match tokio::time::timeout(grace, self.wait_dead(&id.0)).await {
-                    Ok(waited) => waited.map(|()| true)?,
-                    Err(_) => false,
-                };
-            }
-            if !dead {
-                self.kill_and_wait(&id.0).await?;
-            }
+        if self.ends.has_ended(&id.0) {
+            self.ends.told(&id.0).await;
+            return Ok(());
+        }
+        // What runs as far as is known is this root's; of anything else the engine tells whose it is.
+        if !self.ends.is_expected(&id.0) && self.inspect(&id.0).await?.is_none() {
+            return Ok(());
+        }
+        let ended = !grace.is_zero() && self.ended_within(id, grace).await?;
+        if !ended {
+            self.kill_and_wait(&id.0).await?;
         }
         self.ends.told(&id.0).await;
         Ok(())
+    }
+
+    /// Has the engine send a container its signal to end, and tells whether it has ended by then.
+    async fn ended_within(&self, id: &ContainerId, grace: Duration) -> Result<bool, RuntimeError> {
+        /// The engine counts whole seconds; it is we who end the wait.
+        const SLACK: Duration = Duration::from_secs(2);
+        let patience = grace + SLACK;
+        let t = i32::try_from(patience.as_secs()).unwrap_or(i32::MAX);
+        let docker = self.docker.clone().with_timeout(patience + SLACK);
+        let options = StopContainerOptions { t: Some(t), ..StopContainerOptions::default() };
+        match tokio::time::timeout(grace, docker.stop_container(&id.0, Some(options))).await {
+            Ok(stopped) => {
+                ended(stopped).map_err(fault(format!("stop container {id}")))?;
+                Ok(true)
+            }
+            Err(_) => Ok(false),
+        }
     }
 
     pub(super) async fn remove_container(&self, id: &ContainerId) -> Result<(), RuntimeError> {

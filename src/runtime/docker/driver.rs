@@ -68,18 +68,25 @@ pub(super) struct Driver {
     locks: Mutex<HashMap<Uid, Arc<AsyncMutex<()>>>>,
     /// What is known of containers, so that a listing asks only for what changed.
     known: Mutex<HashMap<String, (Option<ContainerSummaryStateEnum>, ContainerStatus)>>,
-    sandbox_ids: Mutex<HashMap<Uid, String>>,
-    /// Sandboxes that were just started: most often a container is to be made in one next, and nothing has changed.
-    fresh: Mutex<HashMap<Uid, Found>>,
+    /// Sandboxes that were seen to run. Of those whose end is awaited nothing has changed since.
+    seen: Mutex<HashMap<Uid, Found>>,
     /// Containers that this process made and has not started yet.
-    made: Mutex<HashMap<String, labels::Container>>,
+    made: Mutex<HashMap<String, Unstarted>>,
     /// Sizes of writable layers.
     pub layers: AsyncMutex<Layers>,
     /// Removals, of all pods: with more at once an engine takes longer for all of them.
     removals: Semaphore,
 }
 
+/// A container that was made.
+pub(super) struct Unstarted {
+    pub labels: labels::Container,
+    /// Its memory has a limit.
+    pub limited: bool,
+}
+
 /// A sandbox and the engine's id of its container.
+#[derive(Clone)]
 pub(super) struct Found {
     pub id: String,
     pub sandbox: labels::Sandbox,
@@ -111,8 +118,7 @@ impl Driver {
             network: AsyncMutex::default(),
             locks: Mutex::default(),
             known: Mutex::default(),
-            sandbox_ids: Mutex::default(),
-            fresh: Mutex::default(),
+            seen: Mutex::default(),
             made: Mutex::default(),
             layers: AsyncMutex::default(),
             removals: Semaphore::new(AT_ONCE),
@@ -130,16 +136,16 @@ impl Driver {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The engine's ids of the sandboxes that this process has seen, which spares looking through all containers.
-    fn sandbox_ids(&self) -> MutexGuard<'_, HashMap<Uid, String>> {
-        self.sandbox_ids.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Whether a pod has a sandbox that runs, other than this one.
+    pub(super) fn has_other_sandbox(&self, pod: &Uid, id: &str) -> bool {
+        self.seen().get(pod).is_some_and(|found| found.id != id && self.ends.is_expected(&found.id))
     }
 
-    fn fresh(&self) -> MutexGuard<'_, HashMap<Uid, Found>> {
-        self.fresh.lock().unwrap_or_else(PoisonError::into_inner)
+    fn seen(&self) -> MutexGuard<'_, HashMap<Uid, Found>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn made(&self) -> MutexGuard<'_, HashMap<String, labels::Container>> {
+    pub(super) fn made(&self) -> MutexGuard<'_, HashMap<String, Unstarted>> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -184,8 +190,7 @@ impl Driver {
         match begun.map(|found| found.and_then(Found::inspected).filter(|found| found.running)) {
             Ok(Some(found)) => {
                 let status = found.status();
-                self.sandbox_ids().insert(uid.clone(), id);
-                self.fresh().insert(uid, found);
+                self.seen().insert(uid, found);
                 Ok(status)
             }
             failed => {
@@ -233,7 +238,7 @@ impl Driver {
                 Some(409) => {
                     for found in self.sandboxes(Some(&uid)).await? {
                         if found.running {
-                            self.sandbox_ids().insert(uid, found.id.clone());
+                            self.seen().insert(uid, found.clone());
                             return Ok(Made::Before(found));
                         }
                         self.remove(&found.id).await?;
@@ -249,21 +254,18 @@ impl Driver {
 
     /// A pod's sandbox, the running one first.
     pub(super) async fn sandbox_of(&self, pod: &Uid) -> Result<Option<Found>, RuntimeError> {
-        let fresh = self.fresh().remove(pod);
+        let seen = self.seen().get(pod).cloned();
         // One that has ended meanwhile is expected to run no more.
-        if let Some(found) = fresh.filter(|found| self.ends.is_expected(&found.id)) {
-            return Ok(Some(found));
-        }
-        let known = self.sandbox_ids().get(pod).cloned();
-        if let Some(id) = known
-            && let Some(found) = self.inspect(&id).await?.and_then(Found::inspected)
-            && found.running
-        {
+        if let Some(found) = seen.filter(|found| self.ends.is_expected(&found.id)) {
             return Ok(Some(found));
         }
         let mut all = self.sandboxes(Some(pod)).await?;
         all.sort_by_key(|found| !found.running);
-        Ok(all.into_iter().next())
+        let found = all.into_iter().next();
+        if let Some(running) = found.as_ref().filter(|found| found.running) {
+            self.seen().insert(pod.clone(), running.clone());
+        }
+        Ok(found)
     }
 
     pub(super) async fn stop_sandbox(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
@@ -272,7 +274,7 @@ impl Driver {
     }
 
     async fn stop_locked(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
-        self.fresh().remove(uid);
+        self.seen().remove(uid);
         let (containers, sandboxes) = self.of_pod(uid).await?;
         self.end_all(&containers).await?;
         for id in sandboxes.into_iter().filter(is_running).filter_map(|found| found.id) {
@@ -293,6 +295,8 @@ impl Driver {
             .iter()
             .filter(|found| is_running(found))
             .filter_map(|found| found.id.clone())
+            // It may be listed as running for a moment when its end was told.
+            .filter(|id| !self.ends.has_ended(id))
             .collect();
         stream::iter(running.into_iter().map(|id| {
             let driver = Arc::clone(self);
@@ -310,10 +314,9 @@ impl Driver {
     /// A sandbox that runs still is killed by its removal: nobody waits for its end, since containers have ended before.
     pub(super) async fn remove_sandbox(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
         let _turn = self.lock(uid).await;
-        self.fresh().remove(uid);
+        self.seen().remove(uid);
         let (containers, sandboxes) = self.of_pod(uid).await?;
         self.end_all(&containers).await?;
-        self.sandbox_ids().remove(uid);
         // From here on its end is no loss.
         sandboxes.iter().flat_map(|found| &found.id).for_each(|id| self.ends.forget(id));
         stream::iter(containers.into_iter().chain(sandboxes).filter_map(|found| found.id).map(|id| {
@@ -330,7 +333,10 @@ impl Driver {
     /// Sandboxes, of one pod or all.
     pub(super) async fn sandboxes(&self, pod: Option<&Uid>) -> Result<Vec<Found>, RuntimeError> {
         let all = self.summaries(Kind::Sandbox, pod).await?;
-        Ok(all.into_iter().filter_map(Found::read).collect())
+        let all = all.into_iter().filter_map(Found::read);
+        Ok(all
+            .map(|found| Found { running: found.running && !self.ends.has_ended(&found.id), ..found })
+            .collect())
     }
 
     pub(super) async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
@@ -374,6 +380,7 @@ impl Driver {
         if pod.is_none() {
             let there: HashSet<&String> = asked.iter().map(|(id, _)| id).collect();
             self.known().retain(|id, _| there.contains(id));
+            self.ends.exits().retain(|id, exit| exit.is_none() || there.contains(id));
         }
         let statuses = stream::iter(asked.into_iter().map(|(id, state)| {
             let driver = Arc::clone(self);
@@ -388,16 +395,20 @@ impl Driver {
         id: String,
         state: Option<ContainerSummaryStateEnum>,
     ) -> Result<Option<ContainerStatus>, RuntimeError> {
+        // The engine tells an end before it lists it, and what was told once holds.
+        let exit = self.ends.exit(&id);
         if let Some((of, status)) = self.known().get(&id)
-            && *of == state
+            && (*of == state || exit.is_some() && status.started_ms > 0)
         {
-            return Ok(Some(status.clone()));
+            return Ok(Some(status::ended(status.clone(), exit)));
         }
         let Some(found) = self.inspect(&id).await? else { return Ok(None) };
         let Some(status) = status::container(&found) else { return Ok(None) };
         if matches!(status.state, crate::runtime::ContainerState::Exited(_)) {
             self.ends.told(&id).await;
         }
+        let exit = self.ends.exit(&id);
+        let status = status::ended(status, exit);
         self.known().insert(id, (state, status.clone()));
         Ok(Some(status))
     }
@@ -459,6 +470,7 @@ impl Driver {
             self.docker.remove_container(id, Some(options)).await
         };
         self.ends.forget(id);
+        self.ends.exits().remove(id);
         self.made().remove(id);
         match removed {
             // Somebody else is at it: that ends when it does.

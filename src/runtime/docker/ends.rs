@@ -1,6 +1,6 @@
 //! What runs and whose end is still to be told.
 //!
-//! Owns: the table of running containers, and that of logs which are being copied. Invariants: an end is told once, and a
+//! Owns: the table of running containers, that of logs which are being copied, and what was told. Invariants: an end is told once, and a
 //! moment late, if that completes its log: whoever hears of the end then finds what the engine's stream gave. Limit: a last line
 //! without an end comes after it, and one that left a long backlog is told to have ended while that is copied; who needs the whole
 //! log waits for [`Ends::log_written`].
@@ -14,7 +14,7 @@ use std::{
 use tokio::{sync::watch, time::timeout};
 
 use super::labels::Kind;
-use crate::model::Uid;
+use crate::{model::Uid, runtime::Exit};
 
 /// How long a listing, or an end, waits for the other: beyond it something is wrong with the engine, and an end without
 /// the last lines is better than none.
@@ -27,6 +27,8 @@ pub(super) struct Ends {
     table: Mutex<HashMap<String, Running>>,
     /// Logs that are being copied. Dropped: one is complete.
     logs: Mutex<HashMap<String, watch::Sender<()>>>,
+    /// What has ended and is not removed yet, and how, if it is a container.
+    exits: Mutex<HashMap<String, Option<Exit>>>,
 }
 
 struct Running {
@@ -37,6 +39,8 @@ struct Running {
     /// Its end was told, once this is dropped.
     told: watch::Sender<()>,
     telling: bool,
+    /// What is known of its memory.
+    memory: Memory,
     /// It ended before this process came, and only its log is waited for.
     past: bool,
 }
@@ -45,7 +49,20 @@ struct Running {
 pub(super) struct Telling {
     pub kind: Kind,
     pub pod: Uid,
+    pub memory: Memory,
     log: watch::Receiver<Log>,
+}
+
+/// What is known of a container's memory before the engine is asked how it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// It has no limit of its own.
+    #[default]
+    Unlimited,
+    /// It has a limit, or that is not known: it may have run out without a word of it yet.
+    Limited,
+    /// It ran out, the engine says.
+    Exhausted,
 }
 
 /// How far a log is written.
@@ -82,6 +99,7 @@ impl Ends {
             log: watch::Sender::new(Log::default()),
             told: watch::Sender::new(()),
             telling: false,
+            memory: Memory::default(),
             past: false,
         };
         self.table().insert(id.to_owned(), running);
@@ -92,6 +110,21 @@ impl Ends {
         self.expect(id, kind, pod);
         if let Some(running) = self.table().get_mut(id) {
             (running.telling, running.past) = (true, true);
+        }
+    }
+
+    /// Its memory has a limit, or that is not known.
+    pub(super) fn limited(&self, id: &str) {
+        if let Some(running) = self.table().get_mut(id).filter(|running| running.memory == Memory::Unlimited)
+        {
+            running.memory = Memory::Limited;
+        }
+    }
+
+    /// It ran out of memory.
+    pub(super) fn exhausted(&self, id: &str) {
+        if let Some(running) = self.table().get_mut(id) {
+            running.memory = Memory::Exhausted;
         }
     }
 
@@ -108,6 +141,21 @@ impl Ends {
     /// Whether it runs, as far as the engine has told.
     pub(super) fn is_expected(&self, id: &str) -> bool {
         self.table().get(id).is_some_and(|running| !running.telling)
+    }
+
+    /// What has ended, and how, if it is a container: the engine tells an end before it lists it.
+    pub(super) fn exits(&self) -> MutexGuard<'_, HashMap<String, Option<Exit>>> {
+        self.exits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How a container ended, if that was told.
+    pub(super) fn exit(&self, id: &str) -> Option<Exit> {
+        self.exits().get(id).cloned().flatten()
+    }
+
+    /// Whether it has ended, as far as the engine has told.
+    pub(super) fn has_ended(&self, id: &str) -> bool {
+        self.exits().contains_key(id)
     }
 
     fn logs(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
@@ -156,7 +204,7 @@ impl Ends {
         let running = table.get_mut(id).filter(|running| !running.telling)?;
         running.telling = true;
         let log = running.log.subscribe();
-        Some(Telling { kind: running.kind, pod: running.pod.clone(), log })
+        Some(Telling { kind: running.kind, pod: running.pod.clone(), memory: running.memory, log })
     }
 
     /// Waits until the end of what has ended was told.

@@ -18,11 +18,15 @@ use futures_util::StreamExt as _;
 
 use super::{
     driver::{Driver, is_running},
-    ends::Telling,
+    ends::{Memory, Telling},
     labels::{self, Kind},
     status,
 };
 use crate::runtime::{ContainerId, ContainerState, Exit, RuntimeError, RuntimeEvent};
+
+/// What is listened to: a container's end, and that it ran out of memory, which comes first if it comes.
+const DIE: &str = "die";
+const OOM: &str = "oom";
 
 /// Pauses between attempts to reach the engine again.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -40,6 +44,7 @@ pub(super) async fn adopt(driver: &Arc<Driver>) -> Result<(), RuntimeError> {
             let Some((_, pod)) = labels::kind_and_pod(&labels) else { continue };
             if running {
                 driver.ends.expect(&id, kind, &pod);
+                driver.ends.limited(&id);
             }
             // The log of what was not started yet begins with its start.
             if let Some(container) = labels::Container::read(&labels).filter(|_| begun) {
@@ -75,7 +80,7 @@ async fn listen(driver: &Arc<Driver>, since: SystemTime) -> Result<(), bollard::
         since.checked_sub(OVERLAP).unwrap_or(UNIX_EPOCH).duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut filters = labels::filter(&driver.root, &[]);
     filters.insert("type".to_owned(), vec!["container".to_owned()]);
-    filters.insert("event".to_owned(), vec!["die".to_owned()]);
+    filters.insert("event".to_owned(), [DIE, OOM].map(str::to_owned).into());
     let options =
         EventsOptions { since: Some(since.as_secs().to_string()), until: None, filters: Some(filters) };
     let mut events = Box::pin(driver.docker.events(Some(options)));
@@ -85,7 +90,11 @@ async fn listen(driver: &Arc<Driver>, since: SystemTime) -> Result<(), bollard::
     while let Some(event) = events.next().await {
         let event = event?;
         let Some(id) = event.actor.as_ref().and_then(|actor| actor.id.clone()) else { continue };
-        end(driver, &id, Some(event));
+        if event.action.as_deref() == Some(OOM) {
+            driver.ends.exhausted(&id);
+        } else {
+            end(driver, &id, Some(event));
+        }
     }
     Ok(())
 }
@@ -116,17 +125,28 @@ fn end(driver: &Arc<Driver>, id: &str, event: Option<EventMessage>) {
     tokio::spawn(async move {
         match telling.kind {
             Kind::Container => container_ended(&driver, &id, telling, event).await,
-            Kind::Sandbox => sandbox_ended(&driver, telling).await,
+            Kind::Sandbox => sandbox_ended(&driver, &id, telling).await,
         }
         driver.ends.forget(&id);
     });
 }
 
 async fn container_ended(driver: &Driver, id: &str, mut telling: Telling, event: Option<EventMessage>) {
-    // Side by side: what comes next in the pod waits for both.
-    let ((), found) = tokio::join!(telling.log_ended(), driver.inspect(id));
     let state = |found: Result<Option<_>, _>| Some(status::container(found.ok()?.as_ref()?)?.state);
-    let exit = match state(found) {
+    let memory = telling.memory;
+    // The engine answers for a container when it has taken it apart, and what comes next in the pod would wait for that: it is
+    // asked only for what its event does not tell.
+    let asked = async {
+        match &event {
+            Some(event) if memory != Memory::Limited => {
+                Some(ContainerState::Exited(of_event(Some(event), memory)))
+            }
+            _ => state(driver.inspect(id).await),
+        }
+    };
+    // Side by side: both are waited for.
+    let ((), told) = tokio::join!(telling.log_ended(), asked);
+    let exit = match told {
         // An engine may tell an end before it has noted it.
         Some(ContainerState::Running) => state(driver.inspect(id).await),
         noted => noted,
@@ -134,30 +154,40 @@ async fn container_ended(driver: &Driver, id: &str, mut telling: Telling, event:
     let exit = match exit {
         Some(ContainerState::Exited(exit)) => exit,
         // Removed meanwhile.
-        None => of_event(event.as_ref()),
+        None => of_event(event.as_ref(), memory),
         // It never ran: who started it is told.
         Some(ContainerState::Created | ContainerState::Running) => return,
     };
+    driver.ends.exits().insert(id.to_owned(), Some(exit.clone()));
     // Sending fails only when nobody listens.
     let _ =
         driver.events.send(RuntimeEvent::Exited { pod: telling.pod, id: ContainerId(id.to_owned()), exit });
 }
 
 /// What the event itself tells; what is gone without one was killed.
-fn of_event(event: Option<&EventMessage>) -> Exit {
+fn of_event(event: Option<&EventMessage>, memory: Memory) -> Exit {
     const KILLED: i64 = 137;
     let attributes = event.and_then(|event| event.actor.as_ref()?.attributes.as_ref());
     let code = attributes.and_then(|attributes| attributes.get("exitCode")?.parse().ok()).unwrap_or(KILLED);
     let nanos = event.and_then(|event| event.time_nano).unwrap_or(0);
-    status::exit(code, false, if nanos > 0 { nanos / 1_000_000 } else { super::now_ms() })
+    status::exit(
+        code,
+        memory == Memory::Exhausted,
+        if nanos > 0 { nanos / 1_000_000 } else { super::now_ms() },
+    )
 }
 
 /// Nothing can run in a pod whose namespaces are nobody's: its containers end, too.
-async fn sandbox_ended(driver: &Arc<Driver>, telling: Telling) {
+async fn sandbox_ended(driver: &Arc<Driver>, id: &str, telling: Telling) {
+    driver.ends.exits().insert(id.to_owned(), None);
+    if driver.has_other_sandbox(&telling.pod, id) {
+        return;
+    }
+    // First, lest somebody starts the next life of a container in it when that is told to have ended.
+    let _ = driver.events.send(RuntimeEvent::SandboxLost { pod: telling.pod.clone() });
     if let Err(error) = driver.end_containers(&telling.pod).await {
         tracing::warn!(pod = %telling.pod, %error, "containers of a lost sandbox may still run");
     }
-    let _ = driver.events.send(RuntimeEvent::SandboxLost { pod: telling.pod });
 }
 
 #[cfg(test)]
@@ -174,8 +204,9 @@ mod tests {
             time_nano: Some(5_000_000),
             ..EventMessage::default()
         };
-        let exit = of_event(Some(&event));
-        assert_eq!((exit.code, exit.signal, exit.finished_ms), (3, None, 5));
-        assert_eq!(of_event(None).signal, Some(9), "it vanished");
+        let exit = of_event(Some(&event), Memory::Unlimited);
+        assert_eq!((exit.code, exit.signal, exit.oom_killed, exit.finished_ms), (3, None, false, 5));
+        assert!(of_event(Some(&event), Memory::Exhausted).oom_killed);
+        assert_eq!(of_event(None, Memory::Limited).signal, Some(9), "it vanished");
     }
 }

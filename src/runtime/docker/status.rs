@@ -65,6 +65,14 @@ pub(super) fn container(found: &ContainerInspectResponse) -> Option<ContainerSta
     })
 }
 
+/// A container of which more is known: how it ended.
+pub(super) fn ended(status: ContainerStatus, exit: Option<Exit>) -> ContainerStatus {
+    match exit {
+        Some(exit) => ContainerStatus { state: ContainerState::Exited(exit), pid: None, ..status },
+        None => status,
+    }
+}
+
 /// A sandbox with what is known of its container.
 pub(super) fn sandbox(sandbox: &labels::Sandbox, running: bool, address: Option<&str>) -> SandboxStatus {
     SandboxStatus {
