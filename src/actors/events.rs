@@ -199,7 +199,7 @@ mod tests {
         let mut manager = Evictions::default();
         manager.anew(&snapshot, now);
         let causes = |happened: Vec<Happening>| happened.iter().map(cause_of).collect::<Vec<_>>();
-        assert_eq!(causes(manager.happenings(&[pod.clone()], now)), [Some("taint")]);
+        assert_eq!(causes(manager.happenings(std::slice::from_ref(&pod), now)), [Some("taint")]);
         snapshot.insert(well.clone());
         manager.apply(Some(&tainted), Some(&well), &snapshot, now);
         assert_eq!(causes(manager.happenings(&[], now)), [None], "it may stay");

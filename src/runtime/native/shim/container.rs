@@ -293,13 +293,8 @@ impl Pod<'_> {
         }
         let group = self.hierarchies.group(&self.record.cgroup.join(&id.0));
         let (code, signal) = code_of(status);
-        let exit = Exit {
-            code,
-            signal,
-            oom_killed: code != 0 && group.oom_kills() > 0,
-            finished_ms: state::now_ms(),
-            unseen: false,
-        };
+        let oom_killed = code != 0 && group.oom_kills() > 0;
+        let exit = Exit { code, signal, oom_killed, finished_ms: state::now_ms(), unseen: false };
         if let Err(error) = state::write(&self.dir.container(id).exit(), &exit) {
             tracing::error!(container = %id, %error, "cannot record an exit; it is lost if this shim ends too");
         }
