@@ -144,7 +144,7 @@ async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
     };
     let record = remember(options, &files, record, proven)?;
     forget_token(&options.data_dir);
-    serve(options, files, &record, &ready_file).await
+    serve(options, files, &record, &ready_file, joined).await
 }
 
 /// Why the address beside a token in a file is left alone: a service has both at each start, and the master may have moved since.
@@ -380,6 +380,7 @@ async fn serve(
     files: Files,
     record: &Record,
     ready_file: &Path,
+    joined: bool,
 ) -> Result<ExitCode, Ended> {
     let login = files.login(record)?;
     let name = login.name.clone();
@@ -427,6 +428,10 @@ async fn serve(
     }
     let mut asked = Asked::listen()?;
     let node = Node::start_as(config, Some(Arc::new(member))).await?;
+    if joined {
+        // It does its work without the master, which may be away for long: nothing is to wait for that, such as the machine's boot.
+        notify::ready(&apart(record));
+    }
     let code = tokio::select! {
         () = asked.wait() => ExitCode::SUCCESS,
         Some(escalation) = escalation.recv() => {
@@ -466,7 +471,8 @@ async fn attend(
                 keep_master(data, record);
                 announce(record, ready_file);
             }
-            Standing::Linked | Standing::Apart => {}
+            Standing::Linked => notify::status(&linked(record)),
+            Standing::Apart => notify::status(&apart(record)),
         }
         let looking = async {
             if let Some(of_master) = whereabouts.filter(|_| is_linked)
@@ -488,15 +494,26 @@ async fn attend(
     }
 }
 
+/// What a node says of its link while there is one.
+fn linked(record: &Record) -> String {
+    let Record { name, cluster, master, .. } = record;
+    format!("ready: node {name} of cluster {cluster}, linked to the master at {master}")
+}
+
+/// And while there is none.
+fn apart(record: &Record) -> String {
+    let Record { name, cluster, master, .. } = record;
+    format!(
+        "node {name} of cluster {cluster}: no link to the master at {master}; what ran runs on, and it is tried on"
+    )
+}
+
 fn announce(record: &Record, ready_file: &Path) {
     if let Err(error) = std::fs::write(ready_file, format!("{}\n", record.master)) {
         tracing::warn!(path = %ready_file.display(), %error, "cannot be written");
     }
     let mut out = std::io::stdout();
-    let said = format!(
-        "ready: node {} of cluster {}, linked to the master at {}",
-        record.name, record.cluster, record.master
-    );
+    let said = linked(record);
     // Nobody may read standard output; the file says the same.
     let _ = writeln!(out, "{said}");
     let _ = out.flush();

@@ -20,6 +20,11 @@ pub(super) fn ready(status: &str) {
     tell(&format!("READY=1\nSTATUS={}", status.replace('\n', " ")));
 }
 
+/// What has become of it since.
+pub(super) fn status(status: &str) {
+    tell(&format!("STATUS={}", status.replace('\n', " ")));
+}
+
 /// The process is about to end.
 pub(super) fn stopping() {
     tell("STOPPING=1");
