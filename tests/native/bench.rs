@@ -25,6 +25,12 @@ use troupe::{
 /// A whole test is stuck when one step takes longer.
 const STEP: Duration = Duration::from_secs(60);
 
+/// Whose child a process is: of a container's program, its pod's shim.
+pub fn parent(pid: i32) -> i32 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 /// A runtime of its own.
 pub struct Bench {
     runtime: Option<Arc<NativeRuntime>>,

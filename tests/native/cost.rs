@@ -10,7 +10,7 @@ use std::{
 
 use troupe::runtime::ContainerRuntime;
 
-use super::bench::{Bench, config};
+use super::bench::{Bench, config, parent};
 
 /// A page of the executable that all shims use counts a share in each, so more than a few are measured.
 const PODS: usize = 20;
@@ -27,10 +27,7 @@ async fn a_shim_takes_little_memory() {
     for number in 0..PODS {
         let pod = bench.sandbox(&format!("p{number}")).await;
         let id = bench.start(&pod, config(&format!("c{number}"), &["sleep", "1000"])).await;
-        let program = bench.status(&id).await.pid.unwrap();
-        let stat = fs::read_to_string(format!("/proc/{program}/stat")).unwrap();
-        let shim = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().to_owned();
-        shims.push(shim);
+        shims.push(parent(bench.status(&id).await.pid.unwrap()));
     }
     let of = |what: &str| -> u64 {
         let each = shims.iter().map(|shim| {

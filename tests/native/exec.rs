@@ -10,7 +10,7 @@ use troupe::{
     },
 };
 
-use super::bench::{Bench, config, sandbox_config};
+use super::bench::{Bench, config, parent, sandbox_config};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -123,8 +123,7 @@ async fn nothing_is_left_of_programs_in_the_containers_files_nor_among_processes
         names.iter().filter(|n| n.starts_with("exec-") || n.starts_with("tenant-")).collect();
     assert!(left.is_empty(), "{left:?}");
     let container = bench.runtime().list_containers().await.unwrap().remove(0);
-    let stat = fs::read_to_string(format!("/proc/{}/stat", container.pid.unwrap())).unwrap();
-    let shim = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().to_owned();
+    let shim = parent(container.pid.unwrap());
     // The last helper ends right after the answer that it brought.
     let children = || fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
     let begun = std::time::Instant::now();

@@ -13,7 +13,7 @@ use nix::{
 };
 use troupe::runtime::{ContainerRuntime, SandboxConfig};
 
-use super::bench::{Bench, config, sandbox_config};
+use super::bench::{Bench, config, parent, sandbox_config};
 
 const PODS: usize = 60;
 
@@ -154,11 +154,6 @@ fn look(bench: &Bench, pods: &[Seen]) -> Vec<String> {
     left.extend(names(&format!("{root}/writable")));
     left.extend(names(&bench.path().join("images/pins").to_string_lossy()));
     left
-}
-
-fn parent(pid: i32) -> i32 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn netns(pid: i32) -> String {

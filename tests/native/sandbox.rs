@@ -1,6 +1,6 @@
 //! What a pod's sandbox can be told: shared processes, the node's namespaces, names and sysctls.
 
-use super::bench::{Bench, config, sandbox_config};
+use super::bench::{Bench, config, parent, sandbox_config};
 use troupe::runtime::{
     ContainerConfig, ContainerRuntime as _, Dns, IdRange, Mount, RuntimeError, RuntimeEvent, SandboxConfig,
 };
@@ -156,11 +156,6 @@ async fn a_killed_shim_takes_the_pids_it_shared_along() {
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(shim), nix::sys::signal::Signal::SIGKILL).unwrap();
     bench.event(|event| matches!(event, RuntimeEvent::SandboxLost { .. })).await;
     assert_eq!(bench.leftovers().await, [""; 0]);
-}
-
-fn parent(pid: i32) -> i32 {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn children(pid: i32) -> Vec<i32> {

@@ -17,7 +17,7 @@ use troupe::{
     runtime::{ContainerRuntime, ContainerState, RuntimeEvent, SandboxConfig, native::NativeRuntime},
 };
 
-use super::bench::{Bench, config, sandbox_config};
+use super::bench::{Bench, config, parent, sandbox_config};
 
 /// Set for the process that drives containers until it is killed.
 const DRIVE: &str = "TROUPE_TEST_DRIVE";
@@ -124,8 +124,7 @@ async fn a_killed_shim_is_a_lost_sandbox_whose_containers_can_be_ended() {
     let pod = bench.sandbox("p").await;
     let id = bench.start(&pod, config("c", &["sleep", "1000"])).await;
     let pid = bench.status(&id).await.pid.unwrap();
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let shim: i32 = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+    let shim = parent(pid);
     kill(Pid::from_raw(shim), Signal::SIGKILL).unwrap();
     bench.event(|event| *event == RuntimeEvent::SandboxLost { pod: pod.clone() }).await;
     assert!(!bench.runtime().list_pod_sandboxes().await.unwrap()[0].ready);
@@ -145,8 +144,7 @@ async fn what_is_found_dead_ended_when_that_was_noticed_and_not_anew_with_each_s
     let pod = bench.sandbox("p").await;
     let id = bench.start(&pod, config("c", &["sleep", "1000"])).await;
     let pid = bench.status(&id).await.pid.unwrap();
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    let shim: i32 = stat.rsplit(')').next().unwrap().split_whitespace().nth(1).unwrap().parse().unwrap();
+    let shim = parent(pid);
     let now_ms = || i64::try_from(std::time::UNIX_EPOCH.elapsed().unwrap().as_millis()).unwrap();
     // As when the power fails: nobody is left to record the end.
     for pid in [shim, pid] {
