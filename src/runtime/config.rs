@@ -8,7 +8,19 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ContainerId, logs::LogLimits};
+use super::{ContainerId, RuntimeError, logs::LogLimits};
+
+/// Uids name files, and are not longer than their names may be with what belongs to them.
+const MAX_UID: usize = 128;
+
+/// Refuses a uid that leads elsewhere as the name of a directory, a cgroup or a link.
+pub(super) fn check_uid(uid: &str) -> Result<(), RuntimeError> {
+    let plain = uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
+    if plain && !uid.is_empty() && uid.len() <= MAX_UID {
+        return Ok(());
+    }
+    Err(RuntimeError::Config(format!("pod uid {uid:?}: must be 1 to {MAX_UID} letters, digits, '-' or '_'")))
+}
 
 /// What a sandbox is to be like.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -1,8 +1,16 @@
 //! A pod's `/etc/hosts` and `/etc/resolv.conf`, as Kubernetes writes them.
 
-use std::net::IpAddr;
+use std::{fs::Permissions, io, net::IpAddr, os::unix::fs::PermissionsExt as _, path::Path};
 
 use super::{SandboxConfig, config::Dns};
+
+/// Writes one of a pod's files, and the directory it is in. Whoever a container runs as can read it, whatever mask of modes
+/// this process was started with.
+pub(super) async fn write(file: &Path, text: String) -> io::Result<()> {
+    tokio::fs::create_dir_all(file.parent().unwrap_or(file)).await?;
+    tokio::fs::write(file, text).await?;
+    tokio::fs::set_permissions(file, Permissions::from_mode(0o644)).await
+}
 
 /// A `resolv.conf`.
 pub(super) fn resolv_conf(dns: &Dns) -> String {

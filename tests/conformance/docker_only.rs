@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use bollard::{
     container::LogOutput,
-    query_parameters::{ListNetworksOptions, LogsOptions, RemoveImageOptions},
+    models::ContainerCreateBody,
+    query_parameters::{
+        CreateContainerOptions, InspectContainerOptions, ListNetworksOptions, LogsOptions,
+        RemoveContainerOptions, RemoveImageOptions, StartContainerOptions,
+    },
 };
 use futures_util::TryStreamExt as _;
 use troupe::runtime::{
@@ -89,6 +93,62 @@ async fn two_runtimes_on_one_engine_do_not_see_each_other() {
     other.destroy().await.unwrap();
     assert_eq!(bench.state(&id).await, ContainerState::Running);
     assert!(bench.find_sandbox("a").await.unwrap().ready);
+}
+
+#[tokio::test]
+async fn a_container_is_not_ours_for_what_its_image_says() {
+    if !engine::at_hand() {
+        return;
+    }
+    let mut bench = Bench::<OnDocker>::new().await;
+    let ours = bench.running("a").await.0;
+    let dir = bench.shared_dir("victim");
+    let (victim, log) = (dir.join("file"), dir.join("log"));
+    std::fs::write(&victim, "kept").unwrap();
+    std::fs::write(&log, "half a line").unwrap();
+    // Whatever ours are told by: a container has the labels of its image.
+    let (of, named) = (dir.clone(), log.clone());
+    let made = bench.harness.engine.engine().ask(move |docker| async move {
+        let found = docker
+            .inspect_container(&ours, None::<InspectContainerOptions>)
+            .await?
+            .config
+            .expect("its configuration");
+        let labels = found.labels.expect("ours has labels");
+        for (kind, name) in [("sandbox", "one"), ("container", "two")] {
+            let mut labels = labels.clone();
+            labels.insert("local.troupe.type".into(), kind.into());
+            labels.insert("local.troupe.pod.uid".into(), of.to_string_lossy().into_owned());
+            labels.insert("local.troupe.container.log".into(), named.to_string_lossy().into_owned());
+            let body = ContainerCreateBody {
+                image: found.image.clone(),
+                cmd: Some(["--print", "mine", "--once"].map(str::to_owned).into()),
+                labels: Some(labels),
+                ..ContainerCreateBody::default()
+            };
+            let options = CreateContainerOptions { name: Some(name.to_owned()), ..Default::default() };
+            docker.create_container(Some(options), body).await?;
+            docker.start_container(name, None::<StartContainerOptions>).await?;
+        }
+        Ok(())
+    });
+    made.expect("two containers of somebody else");
+    bench.restart(async {}).await;
+    assert_eq!(bench.runtime().list_pod_sandboxes().await.unwrap().len(), 1);
+    assert_eq!(bench.runtime().list_containers().await.unwrap().len(), 1);
+    let strange = bench.runtime().remove_pod_sandbox(&dir.to_string_lossy().as_ref().into()).await;
+    assert!(matches!(strange, Err(RuntimeError::Config(_))), "{strange:?}");
+    assert_eq!(std::fs::read_to_string(&victim).unwrap(), "kept");
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "half a line");
+    let removed = bench.harness.engine.engine().ask(|docker| async move {
+        for name in ["one", "two"] {
+            docker
+                .remove_container(name, Some(RemoveContainerOptions { force: true, ..Default::default() }))
+                .await?;
+        }
+        Ok(())
+    });
+    removed.expect("they are there still");
 }
 
 #[tokio::test]

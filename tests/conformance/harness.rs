@@ -148,11 +148,12 @@ impl<H: Harness> Bench<H> {
         self.find(id).await.unwrap().state
     }
 
-    /// Waits for the end of a container's program and says how the listing tells it.
+    /// Waits for the end of a container's program, and for the whole of its log, and says how the listing tells it.
     pub async fn exit(&mut self, id: &ContainerId) -> Exit {
         // The receiver was there before the container, so an exit is either listed already or will be told.
         loop {
             if let ContainerState::Exited(exit) = self.state(id).await {
+                self.runtime().log_written(id).await;
                 return exit;
             }
             tokio::time::timeout(STEP, self.events.recv()).await.expect("no exit is told").unwrap();

@@ -27,6 +27,7 @@ use crate::{
     model::Uid,
     runtime::{
         RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
+        config::check_uid,
         exchange::Exchange,
         hosts,
         native::{cgroup::Hierarchies, steady::Steady},
@@ -260,12 +261,8 @@ impl Driver {
             }
             false => hosts::of_pod(config, address),
         };
-        let (dir, file) = (self.pod_dir(&uid), self.hosts_file(&uid));
-        let written = async {
-            tokio::fs::create_dir_all(&dir).await?;
-            tokio::fs::write(&file, text).await
-        };
-        written.await.map_err(super::system(format!("write {}", file.display())))
+        let file = self.hosts_file(&uid);
+        hosts::write(&file, text).await.map_err(super::system(format!("write {}", file.display())))
     }
 
     /// Removes what a pod has on the node beside the runtime.
@@ -401,17 +398,6 @@ pub(super) async fn blocking<T: Send + 'static>(
         Err(RuntimeError::System { operation: "work on the node".into(), cause: error.to_string() })
     })
 }
-
-/// A uid becomes part of paths.
-fn check_uid(uid: &str) -> Result<(), RuntimeError> {
-    let plain = uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-    if plain && !uid.is_empty() && uid.len() <= MAX_UID {
-        return Ok(());
-    }
-    Err(RuntimeError::Config(format!("pod uid {uid:?}: must be 1 to {MAX_UID} letters, digits, '-' or '_'")))
-}
-
-const MAX_UID: usize = 128;
 
 /// Another thing has the same name: names are made of pod, container and attempt, and another root may have those.
 pub(super) fn is_reserved(fault: &Fault) -> bool {

@@ -11,7 +11,7 @@ use bollard::{
 };
 
 use super::{
-    driver::{Driver, Unstarted, refusal},
+    driver::{Driver, END_TURN, Unstarted, refusal},
     engine::{self, ended, fault, start_error},
     images::engine_image,
     labels::{self, Kind},
@@ -91,7 +91,15 @@ impl Driver {
         );
         let options = CreateContainerOptions { name: Some(name), ..CreateContainerOptions::default() };
         let limited = body.host_config.as_ref().and_then(|host| host.memory).is_some_and(|bytes| bytes > 0);
-        match self.docker.create_container(Some(options), body).await {
+        self.pods.asked(pod);
+        let made = self.docker.create_container(Some(options), body).await;
+        match &made {
+            Ok(made) => self.pods.answered(pod, Some(&made.id)),
+            // Without its word there may be a container.
+            Err(error) if engine::status(error).is_some() => self.pods.answered(pod, None),
+            Err(_) => {}
+        }
+        match made {
             Ok(made) => {
                 if let Some(labels) =
                     labels::Container::read(&labels::of_container(&self.root, &sandbox.sandbox, &config))
@@ -105,7 +113,7 @@ impl Driver {
                 Err(match engine::status(&error) {
                     Some(404) if text.to_lowercase().contains("no such image") => absent(),
                     Some(404) => RuntimeError::NotFound(format!("sandbox of pod {pod}")),
-                    _ if text.contains("non running container") => RuntimeError::SandboxNotReady(pod.clone()),
+                    _ if engine::is_without_sandbox(&error) => RuntimeError::SandboxNotReady(pod.clone()),
                     _ if text.to_lowercase().contains("no command specified") => {
                         RuntimeError::Create("no command specified".to_owned())
                     }
@@ -130,6 +138,8 @@ impl Driver {
             self.ends.forget(&id.0);
             return Err(if engine::is_absent(&error) && self.inspect(&id.0).await?.is_none() {
                 RuntimeError::NotFound(format!("container {id}"))
+            } else if engine::is_without_sandbox(&error) {
+                RuntimeError::SandboxNotReady(labels.pod)
             } else {
                 start_error(&error)
             });
@@ -161,7 +171,14 @@ impl Driver {
         if !self.ends.is_expected(&id.0) && self.inspect(&id.0).await?.is_none() {
             return Ok(());
         }
-        let ended = !grace.is_zero() && self.ended_within(id, grace).await?;
+        let stopping = async {
+            tokio::select! {
+                // The engine answers when it has taken the container apart.
+                () = self.ends.end(&id.0) => Ok(true),
+                ended = self.ended_within(id, grace) => ended,
+            }
+        };
+        let ended = !grace.is_zero() && self.turns.within(END_TURN, stopping).await?;
         if !ended {
             self.kill_and_wait(&id.0).await?;
         }

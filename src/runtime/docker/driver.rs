@@ -19,7 +19,7 @@ use bollard::{
     },
 };
 use futures_util::{StreamExt as _, TryStreamExt as _, stream};
-use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, Semaphore, broadcast};
+use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard, broadcast};
 
 use super::{
     DockerConfig,
@@ -29,16 +29,18 @@ use super::{
     images::Images,
     labels::{self, Kind},
     network::Network,
+    pods::{Found, Pods, Whole},
     share::Exported,
     spec,
     stats::Layers,
     status,
+    turns::Turns,
 };
 use crate::{
     model::Uid,
     runtime::{
         ContainerId, ContainerStatus, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus,
-        exchange::Exchange,
+        config::check_uid, exchange::Exchange,
     },
 };
 
@@ -48,8 +50,10 @@ const EVENTS: usize = 1024;
 pub(super) const DEATH_WAIT: Duration = Duration::from_secs(30);
 /// Requests to the engine at the same time on behalf of one call: it works on a few at a time anyway.
 pub(super) const AT_ONCE: usize = 8;
-/// How long a removal waits for its turn: one that hangs in the engine holds up the others no longer.
-const TURN: Duration = Duration::from_secs(2);
+/// How long a removal waits for its turn: nobody waits for it.
+const REMOVAL_TURN: Duration = Duration::from_secs(10);
+/// How long a container that is to end waits for its turn to hear of it.
+pub(super) const END_TURN: Duration = Duration::from_secs(1);
 
 pub(super) struct Driver {
     pub config: DockerConfig,
@@ -68,14 +72,13 @@ pub(super) struct Driver {
     locks: Mutex<HashMap<Uid, Arc<AsyncMutex<()>>>>,
     /// What is known of containers, so that a listing asks only for what changed.
     known: Mutex<HashMap<String, (Option<ContainerSummaryStateEnum>, ContainerStatus)>>,
-    /// Sandboxes that were seen to run. Of those whose end is awaited nothing has changed since.
-    seen: Mutex<HashMap<Uid, Found>>,
+    pub pods: Pods,
     /// Containers that this process made and has not started yet.
     made: Mutex<HashMap<String, Unstarted>>,
     /// Sizes of writable layers.
     pub layers: AsyncMutex<Layers>,
-    /// Removals, of all pods: with more at once an engine takes longer for all of them.
-    removals: Semaphore,
+    /// For ends and removals, of all pods.
+    pub turns: Turns,
 }
 
 /// A container that was made.
@@ -85,21 +88,24 @@ pub(super) struct Unstarted {
     pub limited: bool,
 }
 
-/// A sandbox and the engine's id of its container.
-#[derive(Clone)]
-pub(super) struct Found {
-    pub id: String,
-    pub sandbox: labels::Sandbox,
-    pub running: bool,
-    address: Option<String>,
-}
-
 /// A sandbox that was asked for.
 enum Made {
     /// Its id; it does not run yet.
     Now(String),
     /// It ran already.
     Before(Found),
+}
+
+/// What there is of a pod.
+struct OfPod {
+    containers: Vec<Part>,
+    sandboxes: Vec<Part>,
+}
+
+/// A container, or that of a sandbox.
+struct Part {
+    id: String,
+    running: bool,
 }
 
 impl Driver {
@@ -118,10 +124,10 @@ impl Driver {
             network: AsyncMutex::default(),
             locks: Mutex::default(),
             known: Mutex::default(),
-            seen: Mutex::default(),
+            pods: Pods::default(),
             made: Mutex::default(),
             layers: AsyncMutex::default(),
-            removals: Semaphore::new(AT_ONCE),
+            turns: Turns::default(),
         })
     }
 
@@ -138,11 +144,7 @@ impl Driver {
 
     /// Whether a pod has a sandbox that runs, other than this one.
     pub(super) fn has_other_sandbox(&self, pod: &Uid, id: &str) -> bool {
-        self.seen().get(pod).is_some_and(|found| found.id != id && self.ends.is_expected(&found.id))
-    }
-
-    fn seen(&self) -> MutexGuard<'_, HashMap<Uid, Found>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pods.seen(pod).is_some_and(|found| found.id != id && self.ends.is_expected(&found.id))
     }
 
     pub(super) fn made(&self) -> MutexGuard<'_, HashMap<String, Unstarted>> {
@@ -171,6 +173,7 @@ impl Driver {
     }
 
     pub(super) async fn run_sandbox(&self, config: SandboxConfig) -> Result<SandboxStatus, RuntimeError> {
+        check_uid(&config.uid)?;
         let uid = Uid::from(config.uid.as_str());
         if config.user_namespace.is_some() {
             // The engine knows one range for all of its containers, and that only if it is started with it.
@@ -190,7 +193,7 @@ impl Driver {
         match begun.map(|found| found.and_then(Found::inspected).filter(|found| found.running)) {
             Ok(Some(found)) => {
                 let status = found.status();
-                self.seen().insert(uid, found);
+                self.pods.saw(&uid, &found);
                 Ok(status)
             }
             failed => {
@@ -224,21 +227,24 @@ impl Driver {
         let files = files::write(&self.config.root, config).await?;
         let network = network.as_ref().map(|n| n.name.as_str());
         let body = spec::sandbox(&self.root, config, network, &files, created_ms);
-        let mut attempt = 1;
+        let (mut attempt, mut first) = (1, true);
         loop {
             let options =
                 CreateContainerOptions { name: Some(name.clone()), ..CreateContainerOptions::default() };
             let error = match self.docker.create_container(Some(options), body.clone()).await {
-                Ok(made) => return Ok(Made::Now(made.id)),
+                Ok(made) => {
+                    self.pods.sandbox_made(&uid, &made.id, first);
+                    return Ok(Made::Now(made.id));
+                }
                 Err(error) => error,
             };
             match engine::status(&error) {
                 _ if attempt == ATTEMPTS => return Err(refusal("create a sandbox", error)),
                 // It has one.
                 Some(409) => {
+                    first = false;
                     for found in self.sandboxes(Some(&uid)).await? {
-                        if found.running {
-                            self.seen().insert(uid, found.clone());
+                        if found.running && self.still_runs(&uid, &found).await? {
                             return Ok(Made::Before(found));
                         }
                         self.remove(&found.id).await?;
@@ -252,18 +258,31 @@ impl Driver {
         }
     }
 
+    /// Awaits the end of a sandbox that was found; tells whether it has not ended by then.
+    async fn still_runs(&self, uid: &Uid, found: &Found) -> Result<bool, RuntimeError> {
+        if !self.ends.is_expected(&found.id) {
+            self.ends.expect(&found.id, Kind::Sandbox, uid);
+            let now = self.inspect(&found.id).await?.and_then(Found::inspected);
+            if !now.is_some_and(|now| now.running) {
+                self.ends.forget(&found.id);
+                return Ok(false);
+            }
+        }
+        self.pods.saw(uid, found);
+        Ok(true)
+    }
+
     /// A pod's sandbox, the running one first.
     pub(super) async fn sandbox_of(&self, pod: &Uid) -> Result<Option<Found>, RuntimeError> {
-        let seen = self.seen().get(pod).cloned();
         // One that has ended meanwhile is expected to run no more.
-        if let Some(found) = seen.filter(|found| self.ends.is_expected(&found.id)) {
+        if let Some(found) = self.pods.seen(pod).filter(|found| self.ends.is_expected(&found.id)) {
             return Ok(Some(found));
         }
         let mut all = self.sandboxes(Some(pod)).await?;
         all.sort_by_key(|found| !found.running);
         let found = all.into_iter().next();
         if let Some(running) = found.as_ref().filter(|found| found.running) {
-            self.seen().insert(pod.clone(), running.clone());
+            self.pods.saw(pod, running);
         }
         Ok(found)
     }
@@ -274,10 +293,10 @@ impl Driver {
     }
 
     async fn stop_locked(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
-        self.seen().remove(uid);
-        let (containers, sandboxes) = self.of_pod(uid).await?;
-        self.end_all(&containers).await?;
-        for id in sandboxes.into_iter().filter(is_running).filter_map(|found| found.id) {
+        self.pods.unsee(uid);
+        let OfPod { containers, sandboxes } = self.of_pod(uid).await?;
+        self.end_all(containers).await?;
+        for Part { id, .. } in sandboxes.into_iter().filter(|part| part.running) {
             // From here on its end is no loss.
             self.ends.forget(&id);
             self.kill_and_wait(&id).await?;
@@ -287,17 +306,14 @@ impl Driver {
 
     /// Kills all containers of a pod and waits until their ends are told.
     pub(super) async fn end_containers(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
-        self.end_all(&self.summaries(Kind::Container, Some(uid)).await?).await
+        self.end_all(self.of_pod(uid).await?.containers).await.map(drop)
     }
 
-    async fn end_all(self: &Arc<Self>, containers: &[ContainerSummary]) -> Result<(), RuntimeError> {
-        let running: Vec<String> = containers
-            .iter()
-            .filter(|found| is_running(found))
-            .filter_map(|found| found.id.clone())
-            // It may be listed as running for a moment when its end was told.
-            .filter(|id| !self.ends.has_ended(id))
-            .collect();
+    /// Ends those that run, and gives all their ids.
+    async fn end_all(self: &Arc<Self>, containers: Vec<Part>) -> Result<Vec<String>, RuntimeError> {
+        // It may be listed as running for a moment when its end was told.
+        let runs = |part: &&Part| part.running && !self.ends.has_ended(&part.id);
+        let running: Vec<String> = containers.iter().filter(runs).map(|part| part.id.clone()).collect();
         stream::iter(running.into_iter().map(|id| {
             let driver = Arc::clone(self);
             async move {
@@ -308,24 +324,28 @@ impl Driver {
         }))
         .buffer_unordered(AT_ONCE)
         .try_collect::<()>()
-        .await
+        .await?;
+        Ok(containers.into_iter().map(|part| part.id).collect())
     }
 
     /// A sandbox that runs still is killed by its removal: nobody waits for its end, since containers have ended before.
     pub(super) async fn remove_sandbox(self: &Arc<Self>, uid: &Uid) -> Result<(), RuntimeError> {
+        check_uid(uid.as_str())?;
         let _turn = self.lock(uid).await;
-        self.seen().remove(uid);
-        let (containers, sandboxes) = self.of_pod(uid).await?;
-        self.end_all(&containers).await?;
+        self.pods.unsee(uid);
+        let OfPod { containers, sandboxes } = self.of_pod(uid).await?;
+        let containers = self.end_all(containers).await?;
         // From here on its end is no loss.
-        sandboxes.iter().flat_map(|found| &found.id).for_each(|id| self.ends.forget(id));
-        stream::iter(containers.into_iter().chain(sandboxes).filter_map(|found| found.id).map(|id| {
+        sandboxes.iter().for_each(|part| self.ends.forget(&part.id));
+        // Sandboxes first: containers may be being taken apart.
+        stream::iter(sandboxes.into_iter().map(|part| part.id).chain(containers).map(|id| {
             let driver = Arc::clone(self);
             async move { driver.remove(&id).await }
         }))
         .buffer_unordered(AT_ONCE)
         .try_collect::<()>()
         .await?;
+        self.pods.forget(uid);
         files::remove(&self.config.root, uid).await;
         Ok(())
     }
@@ -333,14 +353,23 @@ impl Driver {
     /// Sandboxes, of one pod or all.
     pub(super) async fn sandboxes(&self, pod: Option<&Uid>) -> Result<Vec<Found>, RuntimeError> {
         let all = self.summaries(Kind::Sandbox, pod).await?;
-        let all = all.into_iter().filter_map(Found::read);
-        Ok(all
-            .map(|found| Found { running: found.running && !self.ends.has_ended(&found.id), ..found })
-            .collect())
+        let mut all: Vec<Found> = all.into_iter().filter_map(Found::read).collect();
+        for found in &mut all {
+            found.running &= !self.ends.has_ended(&found.id);
+        }
+        Ok(all)
     }
 
     pub(super) async fn list_sandboxes(&self) -> Result<Vec<SandboxStatus>, RuntimeError> {
-        Ok(self.sandboxes(None).await?.iter().map(Found::status).collect())
+        // In this order: what is made meanwhile is not taken for gone.
+        let (known, ended) = (self.pods.known(), self.ends.ended_sandboxes());
+        let all = self.sandboxes(None).await?;
+        // Somebody else may have removed them.
+        let there: HashSet<&Uid> = all.iter().map(|found| &found.sandbox.uid).collect();
+        known.iter().filter(|uid| !there.contains(uid)).for_each(|uid| self.pods.forget(uid));
+        let there: HashSet<&String> = all.iter().map(|found| &found.id).collect();
+        ended.iter().filter(|id| !there.contains(id)).for_each(|id| self.ends.removed(id));
+        Ok(all.iter().map(Found::status).collect())
     }
 
     pub(super) async fn summaries(
@@ -351,14 +380,22 @@ impl Driver {
         self.listed(labels::filter_kind(&self.root, kind, pod)).await
     }
 
-    /// A pod's containers and its sandboxes.
-    async fn of_pod(
-        &self,
-        pod: &Uid,
-    ) -> Result<(Vec<ContainerSummary>, Vec<ContainerSummary>), RuntimeError> {
+    /// What there is of a pod.
+    async fn of_pod(&self, pod: &Uid) -> Result<OfPod, RuntimeError> {
+        if let Some(Whole { containers, sandboxes }) = self.pods.whole(pod) {
+            let part = |id: String| Part { running: self.ends.is_expected(&id), id };
+            let parts = |ids: Vec<String>| ids.into_iter().map(part).collect();
+            return Ok(OfPod { containers: parts(containers), sandboxes: parts(sandboxes) });
+        }
         let all = self.listed(labels::filter_pod(&self.root, pod)).await?;
-        let kind = |found: &ContainerSummary| Some(labels::kind_and_pod(found.labels.as_ref()?)?.0);
-        Ok(all.into_iter().partition(|found| kind(found) == Some(Kind::Container)))
+        let (mut containers, mut sandboxes) = (Vec::new(), Vec::new());
+        for found in all {
+            let running = is_running(&found);
+            let kind = found.labels.as_ref().and_then(labels::kind_and_pod).map(|(kind, _)| kind);
+            let of = if kind == Some(Kind::Container) { &mut containers } else { &mut sandboxes };
+            of.extend(found.id.map(|id| Part { id, running }));
+        }
+        Ok(OfPod { containers, sandboxes })
     }
 
     async fn listed(
@@ -367,7 +404,13 @@ impl Driver {
     ) -> Result<Vec<ContainerSummary>, RuntimeError> {
         let options =
             ListContainersOptions { all: true, filters: Some(filters), ..ListContainersOptions::default() };
-        self.docker.list_containers(Some(options)).await.map_err(fault("list the engine's containers"))
+        let mut all = self
+            .docker
+            .list_containers(Some(options))
+            .await
+            .map_err(fault("list the engine's containers"))?;
+        all.retain(|found| labels::is_ours(&self.root, found.names.iter().flatten()));
+        Ok(all)
     }
 
     /// Every container, of one pod or all, and none as ended before its end was told.
@@ -418,7 +461,8 @@ impl Driver {
         match self.docker.inspect_container(id, None::<InspectContainerOptions>).await {
             Ok(found) => {
                 let labels = found.config.as_ref().and_then(|config| config.labels.as_ref());
-                let ours = labels.and_then(|labels| labels.get(labels::ROOT)) == Some(&self.root);
+                let ours = labels.and_then(|labels| labels.get(labels::ROOT)) == Some(&self.root)
+                    && labels::is_ours(&self.root, found.name.iter());
                 Ok(Some(found).filter(|_| ours))
             }
             Err(error) if is_absent(&error) => Ok(None),
@@ -433,8 +477,11 @@ impl Driver {
 
     /// Kills what runs, and returns once it is dead.
     pub(super) async fn kill_and_wait(&self, id: &str) -> Result<(), RuntimeError> {
-        self.signal(id, "SIGKILL").await?;
-        match tokio::time::timeout(DEATH_WAIT, self.wait_dead(id)).await {
+        let work = async {
+            self.signal(id, "SIGKILL").await?;
+            self.wait_dead(id).await
+        };
+        match tokio::time::timeout(END_TURN + DEATH_WAIT, self.turns.within(END_TURN, work)).await {
             Ok(dead) => dead,
             Err(_) => Err(RuntimeError::System {
                 operation: format!("kill container {id}"),
@@ -465,23 +512,20 @@ impl Driver {
     /// Removes a container that has ended, with the volumes that its image declares.
     pub(super) async fn remove(&self, id: &str) -> Result<(), RuntimeError> {
         let options = RemoveContainerOptions { v: true, force: true, ..RemoveContainerOptions::default() };
-        let removed = {
-            let _turn = tokio::time::timeout(TURN, self.removals.acquire()).await;
-            self.docker.remove_container(id, Some(options)).await
-        };
-        self.ends.forget(id);
-        self.ends.exits().remove(id);
-        self.made().remove(id);
+        let removed = self.turns.within(REMOVAL_TURN, self.docker.remove_container(id, Some(options))).await;
         match removed {
             // Somebody else is at it: that ends when it does.
             Err(error) if engine::status(&error) == Some(409) => {
                 let options = WaitContainerOptions { condition: "removed".to_owned() };
                 let mut gone = std::pin::pin!(self.docker.wait_container(id, Some(options)));
                 let _ = tokio::time::timeout(DEATH_WAIT, gone.next()).await;
-                Ok(())
             }
-            other => ended(other).map_err(fault(format!("remove container {id}"))),
+            other => ended(other).map_err(fault(format!("remove container {id}")))?,
         }
+        self.ends.removed(id);
+        self.made().remove(id);
+        self.pods.removed(id);
+        Ok(())
     }
 
     /// Removes everything of this root from the engine but images.
@@ -498,27 +542,6 @@ impl Driver {
         }
         *self.network.lock().await = None;
         Network::remove_unused(self, None).await
-    }
-}
-
-impl Found {
-    fn read(found: ContainerSummary) -> Option<Found> {
-        let running = is_running(&found);
-        let mut networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
-        let address = networks.drain().find_map(|(_, network)| network.ip_address);
-        Some(Found { id: found.id?, sandbox: labels::Sandbox::read(&found.labels?)?, running, address })
-    }
-
-    fn inspected(found: ContainerInspectResponse) -> Option<Found> {
-        let running = found.state.as_ref().and_then(|state| state.running) == Some(true);
-        let mut networks = found.network_settings.and_then(|settings| settings.networks).unwrap_or_default();
-        let address = networks.drain().find_map(|(_, network)| network.ip_address);
-        let sandbox = labels::Sandbox::read(&found.config?.labels?)?;
-        Some(Found { id: found.id?, sandbox, running, address })
-    }
-
-    pub(super) fn status(&self) -> SandboxStatus {
-        status::sandbox(&self.sandbox, self.running, self.address.as_deref())
     }
 }
 

@@ -1,9 +1,7 @@
 //! What runs and whose end is still to be told.
 //!
-//! Owns: the table of running containers, that of logs which are being copied, and what was told. Invariants: an end is told once, and a
-//! moment late, if that completes its log: whoever hears of the end then finds what the engine's stream gave. Limit: a last line
-//! without an end comes after it, and one that left a long backlog is told to have ended while that is copied; who needs the whole
-//! log waits for [`Ends::log_written`].
+//! Owns: the table of running containers, that of logs which are being copied, and what was told. Invariants: an end is told once, and
+//! at once: its log may be behind, and who needs the whole of it waits for [`Ends::log_written`].
 
 use std::{
     collections::HashMap,
@@ -16,17 +14,16 @@ use tokio::{sync::watch, time::timeout};
 use super::labels::Kind;
 use crate::{model::Uid, runtime::Exit};
 
-/// How long a listing, or an end, waits for the other: beyond it something is wrong with the engine, and an end without
-/// the last lines is better than none.
+/// How long a listing waits for the telling of an end: beyond it something is wrong with the engine.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long an end waits for a log that goes on: the tail is there in a moment, or much is to be copied yet.
-const TAIL_PATIENCE: Duration = Duration::from_secs(1);
+/// When an ended container's output is looked at for the last time, if nobody asks for it before: most are removed by then.
+const LAST_LOOK: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 pub(super) struct Ends {
     table: Mutex<HashMap<String, Running>>,
     /// Logs that are being copied. Dropped: one is complete.
-    logs: Mutex<HashMap<String, watch::Sender<()>>>,
+    logs: Mutex<HashMap<String, watch::Sender<Look>>>,
     /// What has ended and is not removed yet, and how, if it is a container.
     exits: Mutex<HashMap<String, Option<Exit>>>,
 }
@@ -34,15 +31,11 @@ pub(super) struct Ends {
 struct Running {
     kind: Kind,
     pod: Uid,
-    /// Nothing more comes into its log.
-    log: watch::Sender<Log>,
     /// Its end was told, once this is dropped.
     told: watch::Sender<()>,
     telling: bool,
     /// What is known of its memory.
     memory: Memory,
-    /// It ended before this process came, and only its log is waited for.
-    past: bool,
 }
 
 /// An end about to be told; [`Ends::forget`] says that it was.
@@ -50,7 +43,6 @@ pub(super) struct Telling {
     pub kind: Kind,
     pub pod: Uid,
     pub memory: Memory,
-    log: watch::Receiver<Log>,
 }
 
 /// What is known of a container's memory before the engine is asked how it ended.
@@ -65,24 +57,16 @@ pub(super) enum Memory {
     Exhausted,
 }
 
-/// How far a log is written.
-#[derive(Clone, Copy, Default)]
-struct Log {
-    ended: bool,
-}
-
-impl Telling {
-    /// Waits until the log is written to the end, or goes on for a while.
-    pub(super) async fn log_ended(&mut self) {
-        if self.log.borrow_and_update().ended
-            || !matches!(timeout(PATIENCE, self.log.changed()).await, Ok(Ok(())))
-        {
-            return;
-        }
-        let written =
-            async { while !self.log.borrow_and_update().ended && self.log.changed().await.is_ok() {} };
-        let _ = timeout(TAIL_PATIENCE, written).await;
-    }
+/// When what an ended container left is to be looked at.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Look {
+    /// When there is time for it.
+    #[default]
+    Later,
+    /// Somebody waits for the whole.
+    Now,
+    /// It is removed: nothing of it is left.
+    Never,
 }
 
 impl Ends {
@@ -96,21 +80,11 @@ impl Ends {
         let running = Running {
             kind,
             pod: pod.clone(),
-            log: watch::Sender::new(Log::default()),
             told: watch::Sender::new(()),
             telling: false,
             memory: Memory::default(),
-            past: false,
         };
         self.table().insert(id.to_owned(), running);
-    }
-
-    /// It ended while nobody drove: its end is not told any more, but who looks at it waits until its log is complete.
-    pub(super) fn expect_log(&self, id: &str, kind: Kind, pod: &Uid) {
-        self.expect(id, kind, pod);
-        if let Some(running) = self.table().get_mut(id) {
-            (running.telling, running.past) = (true, true);
-        }
     }
 
     /// Its memory has a limit, or that is not known.
@@ -148,6 +122,11 @@ impl Ends {
         self.exits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Sandboxes that have ended and are not removed yet.
+    pub(super) fn ended_sandboxes(&self) -> Vec<String> {
+        self.exits().iter().filter(|(_, exit)| exit.is_none()).map(|(id, _)| id.clone()).collect()
+    }
+
     /// How a container ended, if that was told.
     pub(super) fn exit(&self, id: &str) -> Option<Exit> {
         self.exits().get(id).cloned().flatten()
@@ -158,44 +137,46 @@ impl Ends {
         self.exits().contains_key(id)
     }
 
-    fn logs(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
+    fn logs(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<Look>>> {
         self.logs.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Its log is being copied from now on.
     pub(super) fn log_begins(&self, id: &str) {
-        self.logs().insert(id.to_owned(), watch::Sender::new(()));
+        self.logs().insert(id.to_owned(), watch::Sender::new(Look::Later));
     }
 
     /// Waits until its log is complete, if that is being copied.
     pub(super) async fn log_written(&self, id: &str) {
-        let Some(mut copied) = self.logs().get(id).map(watch::Sender::subscribe) else { return };
+        let Some(mut copied) = self.hasten(id, Look::Now) else { return };
         while copied.changed().await.is_ok() {}
     }
 
-    /// Something more is in its log.
-    pub(super) fn log_goes_on(&self, id: &str) {
-        if let Some(running) = self.table().get(id) {
-            running.log.send_modify(|_| ());
-        }
+    /// Says when what it left is to be looked at.
+    fn hasten(&self, id: &str, look: Look) -> Option<watch::Receiver<Look>> {
+        let logs = self.logs();
+        let log = logs.get(id)?;
+        log.send_replace(look);
+        Some(log.subscribe())
     }
 
-    /// Its log has all that the stream gave to who followed it; a last line without an end may be to come.
-    pub(super) fn log_followed(&self, id: &str) {
-        if let Some(running) = self.table().get(id) {
-            running.log.send_modify(|log| log.ended = true);
-        }
+    /// Waits until what it left is to be looked at for the last time; tells whether it is to be.
+    pub(super) async fn last_look(&self, id: &str) -> bool {
+        let Some(mut wanted) = self.logs().get(id).map(watch::Sender::subscribe) else { return true };
+        let hastened = timeout(LAST_LOOK, wanted.wait_for(|look| *look != Look::Later)).await;
+        !matches!(hastened, Ok(Ok(look)) if *look == Look::Never)
+    }
+
+    /// It is removed, and nothing of it is there to be looked at.
+    pub(super) fn removed(&self, id: &str) {
+        self.forget(id);
+        self.exits().remove(id);
+        self.hasten(id, Look::Never);
     }
 
     /// Its log is complete.
     pub(super) fn log_ended(&self, id: &str) {
         self.logs().remove(id);
-        let mut table = self.table();
-        if table.get(id).is_some_and(|running| running.past) {
-            table.remove(id);
-        } else if let Some(running) = table.get(id) {
-            running.log.send_modify(|log| log.ended = true);
-        }
     }
 
     /// Takes over the telling of an end; `None` when nobody waits for it, or another tells it.
@@ -203,107 +184,92 @@ impl Ends {
         let mut table = self.table();
         let running = table.get_mut(id).filter(|running| !running.telling)?;
         running.telling = true;
-        let log = running.log.subscribe();
-        Some(Telling { kind: running.kind, pod: running.pod.clone(), memory: running.memory, log })
+        Some(Telling { kind: running.kind, pod: running.pod.clone(), memory: running.memory })
+    }
+
+    /// Completes when the end of what runs was told; never, if it does not run as far as is known.
+    pub(super) async fn end(&self, id: &str) {
+        let told = self.table().get(id).map(|running| running.told.subscribe());
+        match told {
+            Some(mut told) => while told.changed().await.is_ok() {},
+            None => std::future::pending().await,
+        }
     }
 
     /// Waits until the end of what has ended was told.
     pub(super) async fn told(&self, id: &str) {
+        self.told_within(id, PATIENCE).await;
+    }
+
+    /// Waits so long for the end of what may have ended.
+    pub(super) async fn told_within(&self, id: &str, patience: Duration) {
         let Some(mut told) = self.table().get(id).map(|running| running.told.subscribe()) else { return };
-        let _ = tokio::time::timeout(PATIENCE, async { while told.changed().await.is_ok() {} }).await;
+        let _ = timeout(patience, async { while told.changed().await.is_ok() {} }).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::time::{Instant, sleep};
+
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn who_looks_at_what_ended_while_nobody_drove_waits_for_its_log() {
-        let ends = Ends::default();
-        ends.expect_log("c", Kind::Container, &"pod".into());
-        assert!(ends.expected().is_empty() && ends.begin_telling("c").is_none(), "its end is no news");
-        let begun = tokio::time::Instant::now();
-        tokio::join!(ends.told("c"), async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            ends.log_ended("c");
-        });
-        assert_eq!(begun.elapsed(), Duration::from_secs(1));
-        ends.told("c").await;
-        assert_eq!(begun.elapsed(), Duration::from_secs(1));
-    }
+    const SECOND: Duration = Duration::from_secs(1);
 
     #[tokio::test(start_paused = true)]
-    async fn an_end_is_told_once_and_after_its_log() {
+    async fn an_end_is_told_once_and_who_asks_meanwhile_waits() {
         let ends = Ends::default();
         ends.expect("c", Kind::Container, &"pod".into());
         assert_eq!(ends.expected(), ["c"]);
-        let mut telling = ends.begin_telling("c").unwrap();
+        assert!(ends.begin_telling("c").is_some());
         assert!(ends.begin_telling("c").is_none(), "only once");
         assert!(ends.expected().is_empty());
-        let begun = tokio::time::Instant::now();
-        tokio::join!(telling.log_ended(), async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
-            ends.log_ended("c");
-        });
-        assert_eq!(begun.elapsed(), Duration::from_secs(1));
-        // Who asks meanwhile waits for the telling.
-        tokio::join!(ends.told("c"), async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        let begun = Instant::now();
+        tokio::join!(ends.told("c"), ends.end("c"), async {
+            sleep(SECOND).await;
             ends.forget("c");
         });
-        assert_eq!(begun.elapsed(), Duration::from_secs(2));
+        assert_eq!(begun.elapsed(), SECOND);
         ends.told("c").await;
-        assert_eq!(begun.elapsed(), Duration::from_secs(2), "what is not expected is not waited for");
+        assert_eq!(begun.elapsed(), SECOND, "what is not expected is not waited for");
+        assert!(timeout(SECOND, ends.end("c")).await.is_err(), "it cannot end again");
+        // One that is never told holds up nobody for ever.
+        ends.expect("d", Kind::Container, &"pod".into());
+        ends.told("d").await;
+        assert_eq!(begun.elapsed(), 2 * SECOND + PATIENCE);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_end_does_not_wait_for_the_last_look_at_a_log_that_was_followed_but_who_reads_it_does() {
+    async fn who_reads_a_log_waits_for_the_whole_and_has_it_looked_at_now() {
         let ends = Ends::default();
-        ends.expect("c", Kind::Container, &"pod".into());
         ends.log_begins("c");
-        let begun = tokio::time::Instant::now();
-        ends.log_followed("c");
-        ends.begin_telling("c").unwrap().log_ended().await;
-        assert_eq!(begun.elapsed(), Duration::ZERO);
-        tokio::join!(ends.log_written("c"), async {
-            tokio::time::sleep(Duration::from_secs(1)).await;
+        let begun = Instant::now();
+        let copy = async {
+            sleep(SECOND).await;
+            assert!(ends.last_look("c").await);
+            assert_eq!(begun.elapsed(), SECOND, "it is waited for");
+            sleep(SECOND).await;
             ends.log_ended("c");
-        });
-        assert_eq!(begun.elapsed(), Duration::from_secs(1));
+        };
+        tokio::join!(ends.log_written("c"), copy);
+        assert_eq!(begun.elapsed(), 2 * SECOND);
+        ends.log_written("c").await;
+        assert_eq!(begun.elapsed(), 2 * SECOND, "it is complete");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_log_that_never_ends_does_not_hold_back_an_end_for_ever() {
+    async fn what_nobody_waits_for_is_looked_at_later_and_not_when_it_is_removed() {
         let ends = Ends::default();
-        ends.expect("c", Kind::Container, &"pod".into());
-        let begun = tokio::time::Instant::now();
-        ends.begin_telling("c").unwrap().log_ended().await;
-        assert_eq!(begun.elapsed(), PATIENCE);
-        // One that goes on is a backlog, which takes its time.
-        ends.expect("flood", Kind::Container, &"pod".into());
-        ends.log_begins("flood");
-        let (begun, mut telling) = (tokio::time::Instant::now(), ends.begin_telling("flood").unwrap());
-        let flood = async {
-            for _ in 0..100 {
-                tokio::time::sleep(Duration::from_millis(250)).await;
-                ends.log_goes_on("flood");
-            }
+        ends.log_begins("c");
+        let begun = Instant::now();
+        assert!(ends.last_look("c").await);
+        assert_eq!(begun.elapsed(), LAST_LOOK);
+        let removed = async {
+            sleep(SECOND).await;
+            ends.removed("c");
         };
-        let told = async {
-            telling.log_ended().await;
-            assert!(begun.elapsed() <= Duration::from_secs(2), "{:?}", begun.elapsed());
-            ends.forget("flood");
-            // Who reads it to its end waits for that all the same.
-            ends.log_written("flood").await;
-            assert_eq!(begun.elapsed(), Duration::from_secs(25));
-        };
-        let copied = async {
-            flood.await;
-            ends.log_ended("flood");
-        };
-        tokio::join!(copied, told);
-        ends.log_written("flood").await;
-        assert_eq!(begun.elapsed(), Duration::from_secs(25), "it is complete");
+        let (looked, ()) = tokio::join!(ends.last_look("c"), removed);
+        assert!(!looked);
+        assert_eq!(begun.elapsed(), LAST_LOOK + SECOND);
     }
 }

@@ -119,6 +119,11 @@ pub(super) fn ended(result: Result<(), Error>) -> Result<(), Error> {
     result.or_else(|error| if is_over(&error) { Ok(()) } else { Err(error) })
 }
 
+/// The sandbox that a container is to be in does not run any more. Told when it is made or, most often, when it is started.
+pub(super) fn is_without_sandbox(error: &Error) -> bool {
+    message(error).contains("non running container")
+}
+
 /// Why a program does not start: the engine's text from where it speaks of the program.
 pub(super) fn start_error(error: &Error) -> RuntimeError {
     let text = message(error);

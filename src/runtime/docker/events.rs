@@ -42,15 +42,13 @@ pub(super) async fn adopt(driver: &Arc<Driver>) -> Result<(), RuntimeError> {
                 (is_running(&found), found.state != Some(ContainerSummaryStateEnum::CREATED));
             let (Some(id), Some(labels)) = (found.id, found.labels) else { continue };
             let Some((_, pod)) = labels::kind_and_pod(&labels) else { continue };
+            driver.pods.inherited(&pod);
             if running {
                 driver.ends.expect(&id, kind, &pod);
                 driver.ends.limited(&id);
             }
             // The log of what was not started yet begins with its start.
             if let Some(container) = labels::Container::read(&labels).filter(|_| begun) {
-                if !running {
-                    driver.ends.expect_log(&id, kind, &pod);
-                }
                 super::logs::resume(driver, id, container);
             }
         }
@@ -131,21 +129,17 @@ fn end(driver: &Arc<Driver>, id: &str, event: Option<EventMessage>) {
     });
 }
 
-async fn container_ended(driver: &Driver, id: &str, mut telling: Telling, event: Option<EventMessage>) {
+async fn container_ended(driver: &Driver, id: &str, telling: Telling, event: Option<EventMessage>) {
     let state = |found: Result<Option<_>, _>| Some(status::container(found.ok()?.as_ref()?)?.state);
     let memory = telling.memory;
     // The engine answers for a container when it has taken it apart, and what comes next in the pod would wait for that: it is
     // asked only for what its event does not tell.
-    let asked = async {
-        match &event {
-            Some(event) if memory != Memory::Limited => {
-                Some(ContainerState::Exited(of_event(Some(event), memory)))
-            }
-            _ => state(driver.inspect(id).await),
+    let told = match &event {
+        Some(event) if memory != Memory::Limited => {
+            Some(ContainerState::Exited(of_event(Some(event), memory)))
         }
+        _ => state(driver.inspect(id).await),
     };
-    // Side by side: both are waited for.
-    let ((), told) = tokio::join!(telling.log_ended(), asked);
     let exit = match told {
         // An engine may tell an end before it has noted it.
         Some(ContainerState::Running) => state(driver.inspect(id).await),

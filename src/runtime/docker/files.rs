@@ -35,11 +35,7 @@ pub(super) async fn write(root: &Path, config: &SandboxConfig) -> Result<Files, 
     let mut written = Files::new();
     for (name, inside, text) in files {
         let file = dir.join(name);
-        let write = async {
-            tokio::fs::create_dir_all(&dir).await?;
-            tokio::fs::write(&file, text).await
-        };
-        write.await.map_err(super::system(format!("write {}", file.display())))?;
+        hosts::write(&file, text).await.map_err(super::system(format!("write {}", file.display())))?;
         written.push((file, inside));
     }
     Ok(written)

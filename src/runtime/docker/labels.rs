@@ -191,14 +191,27 @@ fn log_limits(text: &str) -> Option<LogLimits> {
 
 /// The name of something of this root: unique in the engine, and to be recognised by a person.
 pub(super) fn name(root: &str, parts: &[&str]) -> String {
-    let digest = Sha256::digest(root);
-    let mut name = format!("troupe-{:02x}{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2], digest[3]);
+    let mut name = name_prefix(root);
+    name.pop();
     for part in parts {
         name.push('-');
         // What the engine takes in names.
         name.extend(part.chars().filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')));
     }
     name
+}
+
+/// What names of this root's begin with.
+fn name_prefix(root: &str) -> String {
+    let digest = Sha256::digest(root);
+    format!("troupe-{:02x}{:02x}{:02x}{:02x}-", digest[0], digest[1], digest[2], digest[3])
+}
+
+/// Whether what has these labels is this root's. The labels alone do not tell: a container has those of its image, too, and
+/// whoever made that could name any pod and any file there. Names come from whoever makes the container.
+pub(super) fn is_ours<'a>(root: &str, mut names: impl Iterator<Item = &'a String>) -> bool {
+    let prefix = name_prefix(root);
+    names.any(|name| name.trim_start_matches('/').starts_with(&prefix))
 }
 
 #[cfg(test)]
@@ -236,6 +249,10 @@ mod tests {
 
     #[test]
     fn names_of_two_roots_differ_and_hold_no_strange_letters() {
+        let ours = |name: String| is_ours("/a", [name].iter());
+        assert!(ours(name("/a", &["x"])) && ours(format!("/{}", name("/a", &["x"]))), "as engines tell it");
+        assert!(!ours(name("/b", &["x"])) && !ours("evil".into()) && !is_ours("/a", [].iter()));
+
         assert_ne!(name("/a", &["x"]), name("/b", &["x"]));
         assert!(name("/a", &["a b/ü:c"]).ends_with("-abc"));
     }

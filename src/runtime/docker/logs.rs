@@ -68,9 +68,9 @@ async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) 
     // is gone, and hangs up at that. So what an ended container left is asked for once more, by then being there.
     let mut ended = false;
     loop {
-        if ended {
-            // The engine lets nobody read while it takes the container apart: who waits for its end does not wait for that.
-            driver.ends.log_followed(id);
+        // That is not much, most often nothing, and the engine has better to do when containers end.
+        if ended && !driver.ends.last_look(id).await {
+            return Ok(());
         }
         let since = if ended { place.since_all() } else { place.since() };
         let options = LogsOptions {
@@ -107,9 +107,11 @@ async fn follow(driver: &Driver, id: &str, container: &Container, resume: bool) 
                 Ok(log)
             })
             .await?;
-            driver.ends.log_goes_on(id);
         }
-        // Its next container waits for this: nothing is asked that is known.
+        if broken.is_none() && !ended {
+            // The engine tells the end in a moment: nothing is asked that is told.
+            driver.ends.told_within(id, PAUSE).await;
+        }
         match broken {
             Some(error) if engine::is_absent(&error) => return Ok(()),
             // Told to the end of a container that has ended.

@@ -20,11 +20,13 @@ mod images;
 mod labels;
 mod logs;
 mod network;
+mod pods;
 mod share;
 mod spec;
 mod stats;
 mod status;
 mod streams;
+mod turns;
 
 use std::{
     fs,

@@ -196,7 +196,9 @@ mod tests {
                     &ContainerConfig::default(),
                 ),
             };
-            json!({"Id": format!("{}{pod}", kind.as_str()), "State": "running", "Labels": labels})
+            let id = format!("{}{pod}", kind.as_str());
+            let name = format!("/{}", labels::name("/r", &[&id]));
+            json!({"Id": id, "Names": [name], "State": "running", "Labels": labels})
         };
         (0..PODS).map(of).collect()
     }

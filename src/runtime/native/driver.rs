@@ -28,7 +28,9 @@ use super::{
 };
 use crate::{
     model::Uid,
-    runtime::{ContainerId, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus, disk},
+    runtime::{
+        ContainerId, RuntimeError, RuntimeEvent, SandboxConfig, SandboxStatus, config::check_uid, disk,
+    },
 };
 
 /// A receiver that is further behind has to list again anyway.
@@ -492,20 +494,6 @@ const KILL_PAUSE: Duration = Duration::from_millis(5);
 /// The kernel ends a namespace within some 10 to 100 ms; after a second something else holds it.
 const LINK_LOOKS: u32 = 200;
 const LINK_PAUSE: Duration = Duration::from_millis(5);
-
-/// A uid names directories, cgroups and links.
-fn check_uid(uid: &str) -> Result<(), RuntimeError> {
-    let plain = uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
-    if plain && !uid.is_empty() && uid.len() <= MAX_UID {
-        Ok(())
-    } else {
-        Err(RuntimeError::Config(format!(
-            "pod uid {uid:?}: must be 1 to {MAX_UID} letters, digits, '-' or '_'"
-        )))
-    }
-}
-
-const MAX_UID: usize = 128;
 
 /// An id for a container.
 pub(super) fn new_id() -> String {
