@@ -23,7 +23,7 @@ use troupe::{
 };
 
 /// A whole test is stuck when one step takes longer.
-const STEP: Duration = Duration::from_secs(60);
+pub const STEP: Duration = Duration::from_secs(60);
 
 /// Whose child a process is: of a container's program, its pod's shim.
 pub fn parent(pid: i32) -> i32 {

@@ -17,7 +17,7 @@ use troupe::{
     runtime::{ContainerRuntime, ContainerState, RuntimeEvent, SandboxConfig, native::NativeRuntime},
 };
 
-use super::bench::{Bench, config, parent, sandbox_config};
+use super::bench::{Bench, STEP, config, parent, sandbox_config};
 
 /// Set for the process that drives containers until it is killed.
 const DRIVE: &str = "TROUPE_TEST_DRIVE";
@@ -130,9 +130,11 @@ async fn a_killed_shim_is_a_lost_sandbox_whose_containers_can_be_ended() {
     assert!(!bench.runtime().list_pod_sandboxes().await.unwrap()[0].ready);
     assert_eq!(bench.status(&id).await.state, ContainerState::Running);
     bench.runtime().stop_container(&id, Duration::from_secs(5)).await.unwrap();
-    assert!(matches!(bench.status(&id).await.state, ContainerState::Exited(exit) if exit.code == 137));
+    let ended = bench.status(&id).await.state;
+    assert!(matches!(&ended, ContainerState::Exited(exit) if exit.code == 137));
     bench.reopen();
     assert!(!bench.runtime().list_pod_sandboxes().await.unwrap()[0].ready);
+    assert_eq!(bench.status(&id).await.state, ended, "it does not end anew");
     bench.runtime().remove_pod_sandbox(&pod).await.unwrap();
     assert!(bench.runtime().list_pod_sandboxes().await.unwrap().is_empty());
     assert_eq!(bench.leftovers().await, [""; 0]);
@@ -157,9 +159,12 @@ async fn what_is_found_dead_ended_when_that_was_noticed_and_not_anew_with_each_s
             stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'))
         })
     };
-    while !gone() {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let waiting = async {
+        while !gone() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(STEP, waiting).await.expect("it is gone");
     let begun_ms = now_ms();
     bench.reopen();
     let ContainerState::Exited(exit) = bench.status(&id).await.state else { panic!("it runs") };

@@ -136,10 +136,8 @@ impl Pod {
     /// The way to the shim, or why there is none.
     pub(super) fn client(&self) -> Result<Client, RuntimeError> {
         let inner = self.inner();
-        inner.client.clone().filter(|_| !inner.stopping).ok_or_else(|| RuntimeError::System {
-            operation: format!("use the sandbox of pod {}", self.uid),
-            cause: "it is not ready".to_owned(),
-        })
+        let client = inner.client.clone().filter(|_| !inner.stopping);
+        client.ok_or_else(|| RuntimeError::SandboxNotReady(self.uid.clone()))
     }
 
     pub(super) fn ready(&self) -> bool {
@@ -234,12 +232,7 @@ impl Pod {
         let mut inner = self.inner();
         let orphaned = inner.client.is_none();
         if let (true, None, Some(dead)) = (orphaned, &exit, started.as_ref().filter(|of| !of.alive())) {
-            let unseen = unseen(dead);
-            // So that it does not end anew with every start of this process.
-            if let Err(error) = state::write(&dir.exit(), &unseen) {
-                tracing::warn!(container = %id, %error, "cannot record when a container was found dead");
-            }
-            exit = Some(unseen);
+            exit = Some(unseen(dead, dir));
         }
         inner.containers.insert(
             id.clone(),
@@ -281,7 +274,7 @@ impl Pod {
 
     pub(super) fn state_of(&self, id: &ContainerId) -> Option<ContainerState> {
         let inner = self.inner();
-        inner.containers.get(id).map(|container| container.state(inner.client.is_none()))
+        inner.containers.get(id).map(|container| container.state(inner.client.is_none(), &self.dir))
     }
 
     pub(super) fn status(&self) -> SandboxStatus {
@@ -302,7 +295,7 @@ impl Pod {
             .containers
             .values()
             .map(|container| {
-                let state = container.state(orphaned);
+                let state = container.state(orphaned, &self.dir);
                 let record = &container.record;
                 ContainerStatus {
                     id: record.id.clone(),
@@ -339,28 +332,33 @@ impl Pod {
 
 impl Container {
     /// `orphaned`: the shim is gone, so nobody reports this container's exit.
-    fn state(&self, orphaned: bool) -> ContainerState {
+    fn state(&self, orphaned: bool, pod: &SandboxDir) -> ContainerState {
         match (&self.exit, &self.started) {
             (Some(exit), _) => ContainerState::Exited(exit.clone()),
             (None, None) => ContainerState::Created,
             (None, Some(started)) if !orphaned || started.alive() => ContainerState::Running,
             (None, Some(started)) => {
-                ContainerState::Exited(self.unseen.get_or_init(|| unseen(started)).clone())
+                let found = || unseen(started, &pod.container(&self.record.id));
+                ContainerState::Exited(self.unseen.get_or_init(found).clone())
             }
         }
     }
 }
 
-/// The end of what is dead, and was not seen to die.
-fn unseen(started: &Started) -> Exit {
-    Exit {
+/// The end of what is dead, and was not seen to die. Recorded, so that it does not end anew with every start of this process.
+fn unseen(started: &Started, dir: &ContainerDir) -> Exit {
+    let exit = Exit {
         code: UNSEEN_EXIT,
         signal: Some(libc::SIGKILL),
         oom_killed: false,
         // The clock may have been set back.
         finished_ms: state::now_ms().max(started.started_ms),
         unseen: true,
+    };
+    if let Err(error) = state::write(&dir.exit(), &exit) {
+        tracing::warn!(container = %dir.0.display(), %error, "cannot record when a container was found dead");
     }
+    exit
 }
 
 /// An ending shim needs milliseconds.
