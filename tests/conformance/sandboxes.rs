@@ -112,10 +112,13 @@ pub async fn ending_sandboxes_is_idempotent_also_for_unknown_ones<H: Harness>(be
 
 pub async fn a_lost_sandbox_is_told_and_its_containers_can_be_ended<H: Harness>(bench: &mut Bench<H>) {
     let id = bench.running("a").await;
+    let made = bench.create("a", bench.hello("made", &[])).await.unwrap();
     bench.harness.lose_sandbox(&bench.find(&id).await.unwrap());
     bench.event(|event| *event == RuntimeEvent::SandboxLost { pod: Uid::from("a") }).await;
     assert!(!bench.find_sandbox("a").await.unwrap().ready);
     assert!(bench.create("a", bench.hello("late", &[])).await.is_err());
+    let refused = bench.runtime().start_container(&made).await.unwrap_err();
+    assert!(matches!(refused, RuntimeError::SandboxNotReady(_)), "{refused:?}");
     bench.runtime().stop_container(&id, LONG).await.unwrap();
     assert!(matches!(bench.state(&id).await, ContainerState::Exited(exit) if exit.code == 137));
     bench.runtime().remove_pod_sandbox(&"a".into()).await.unwrap();

@@ -99,6 +99,8 @@ pub struct PodActor {
     teller: Teller,
     wake: Option<SpawnHandle>,
     pub(super) sizing: resize::Sizing,
+    /// A sandbox of the pod ended while one was being made: it may have been that.
+    suspects_sandbox: bool,
     /// Its volumes are written by one at a time.
     volumes: Arc<tokio::sync::Mutex<()>>,
     ports: PodPorts,
@@ -137,6 +139,7 @@ impl PodActor {
             teller,
             wake: None,
             sizing: resize::Sizing::default(),
+            suspects_sandbox: false,
             volumes: Arc::default(),
             ports: PodPorts::default(),
             seed,
@@ -260,6 +263,9 @@ impl PodActor {
                         Ok(Ok(status)) => {
                             pod.sizing.made(&wanted);
                             pod.machine.sandbox_ready(pod.address(status.ip));
+                            if std::mem::take(&mut pod.suspects_sandbox) {
+                                ctx.notify(LookAgain);
+                            }
                             pod.tell_refused_ports();
                             pod.watch_ports(ctx);
                         }
@@ -305,6 +311,7 @@ impl PodActor {
                     .into_actor(self),
                 );
             }
+            Action::EndSandbox => self.end_sandbox(ctx),
             Action::StopSandbox => {
                 let (places, evicted) = (self.places(), self.machine.is_evicted());
                 let ports = self.ports.clone();
@@ -340,7 +347,7 @@ impl PodActor {
         }
     }
 
-    fn settled(
+    pub(super) fn settled(
         &mut self,
         outcome: Result<(), RuntimeError>,
         done: fn(&mut Machine),
@@ -402,7 +409,7 @@ impl PodActor {
         ctx.spawn(work.into_actor(self).map(move |outcome, pod, ctx| {
             match outcome {
                 Ok(started) => pod.started_one(index, started, ctx),
-                Err(failure) => pod.failed_one(index, failure),
+                Err(failure) => pod.failed_one(index, failure, ctx),
             }
             pod.catch_up(&known);
             pod.advance(ctx);
@@ -422,7 +429,10 @@ impl PodActor {
         self.check_exits(ctx);
     }
 
-    fn failed_one(&mut self, index: usize, failure: StartFailure) {
+    fn failed_one(&mut self, index: usize, failure: StartFailure, ctx: &mut Context<Self>) {
+        if matches!(failure, StartFailure::Sandbox(_)) {
+            ctx.notify(LookAgain);
+        }
         self.machine.container_failed(index, failure, now_ms());
     }
 
@@ -528,7 +538,7 @@ impl Handler<LookAgain> for PodActor {
         let look = async move { find(&node, &uid).await };
         ctx.wait(look.into_actor(self).map(|found, pod, ctx| {
             if found.is_ok_and(|f| f.is_some_and(|f| !f.sandbox.ready)) {
-                pod.machine.sandbox_lost(now_ms());
+                pod.machine.sandbox_lost();
             }
             pod.check_exits(ctx);
         }));
@@ -559,7 +569,11 @@ impl Handler<RuntimeSaw> for PodActor {
     fn handle(&mut self, message: RuntimeSaw, ctx: &mut Self::Context) {
         match message.0 {
             RuntimeEvent::Exited { id, exit, .. } => self.exited(id, exit, ctx),
-            RuntimeEvent::SandboxLost { .. } => self.machine.sandbox_lost(now_ms()),
+            RuntimeEvent::SandboxLost { .. } => {
+                // The word of its end may come before that of its beginning.
+                self.suspects_sandbox = !self.machine.has_sandbox();
+                self.machine.sandbox_lost();
+            }
         }
         self.advance(ctx);
     }

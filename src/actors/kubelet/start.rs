@@ -163,6 +163,7 @@ fn failure(error: RuntimeError, image: &str) -> StartFailure {
             StartFailure::Image { never: false, message: format!("image {image:?} was removed meanwhile") }
         }
         RuntimeError::Config(message) => StartFailure::Config(message),
+        RuntimeError::SandboxNotReady(_) => StartFailure::Sandbox(error.to_string()),
         other => StartFailure::Create(other.to_string()),
     }
 }

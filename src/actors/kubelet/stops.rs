@@ -9,6 +9,10 @@ use actix::{ActorFutureExt as _, AsyncContext as _, Context, WrapFuture as _};
 use tokio::sync::watch;
 
 use super::pod::{PodActor, RETRY};
+use crate::runtime::ContainerId;
+
+/// How long after a container was stopped its end is to be told, before the runtime is asked for it.
+const TOLD_WITHIN: Duration = Duration::from_millis(50);
 
 impl PodActor {
     /// Runs a container's preStop hook, if that has not begun, and ends the container, all within the grace.
@@ -31,11 +35,23 @@ impl PodActor {
                 tracing::warn!(pod = %pod.uid, %error, "a preStop hook failed");
                 pod.machine.pre_stop_failed(index);
             }
-            let Err(error) = outcome else { return pod.check_exits(ctx) };
+            let Err(error) = outcome else { return pod.expect_exit(id, ctx) };
             tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
             pod.machine.container_stuck(&id);
             ctx.run_later(RETRY, |pod, ctx| pod.check_exits(ctx));
         }));
+    }
+
+    /// The end of what was stopped is told most often, and asked for if it was not.
+    fn expect_exit(&mut self, id: String, ctx: &mut Context<Self>) {
+        let id = ContainerId(id);
+        if self.runs(&id) {
+            ctx.run_later(TOLD_WITHIN, move |pod, ctx| {
+                if pod.runs(&id) {
+                    pod.check_exits(ctx);
+                }
+            });
+        }
     }
 
     /// Begins the preStop hook of a container whose turn to end is still to come.

@@ -389,6 +389,36 @@ fn exits_that_the_runtime_could_not_tell_are_found() {
 }
 
 #[test]
+fn a_sandbox_that_dies_before_it_is_told_to_run_is_made_again() {
+    system(async {
+        let answer = Duration::from_secs(1);
+        let mut bench = Bench::start(SimConfig { sandbox_answer_delay: answer, ..SimConfig::default() });
+        bench.assign(&[pod(&["c"], "one")]).await;
+        let runtime = SimRuntime::open(bench.machine.clone());
+        while runtime.list_pod_sandboxes().await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        bench.machine.lose_sandbox(&"u".into());
+        bench.until("it runs in another one", |b| b.runs(0)).await;
+        assert!(runtime.list_pod_sandboxes().await.unwrap()[0].ready);
+    });
+}
+
+#[test]
+fn a_pod_whose_sandbox_died_goes_on_and_its_containers_were_ended_once() {
+    system(async {
+        let mut bench = Bench::start(SimConfig::default());
+        bench.assign(&[pod(&["a", "b"], "one")]).await;
+        bench.until("all run", |b| b.runs(0)).await;
+        bench.machine.lose_sandbox(&"u".into());
+        bench.until("all run again", |b| b.containers().len() == 2 && b.runs(1)).await;
+        let last = bench.containers().iter().map(|c| c.last_state.clone().unwrap().terminated.unwrap());
+        let last: Vec<_> = last.map(|ended| (ended.exit_code, ended.message)).collect();
+        assert_eq!(last, [(137, None), (137, None)], "as the runtime tells it");
+    });
+}
+
+#[test]
 fn a_pod_that_cannot_be_ended_at_first_is_ended_later() {
     system(async {
         let mut bench = Bench::start(SimConfig::default());

@@ -32,10 +32,11 @@ impl Machine {
     }
 
     fn note_failure(&mut self, index: usize, failure: StartFailure, now_ms: i64) {
+        use StartFailure::{Create, Run, Sandbox};
         let over = self.ending.is_some() || self.is_over();
         let (lost, creating) = (!over && self.has_lost_sandbox(), self.creating());
         let Some(container) = self.containers.get_mut(index) else { return };
-        if lost && matches!(failure, StartFailure::Create(_) | StartFailure::Run { .. }) {
+        if lost && matches!(failure, Create(_) | Sandbox(_) | Run { .. }) {
             // The sandbox died under the start, and what was made goes with it: the next one is another matter.
             container.phase = ContainerPhase::Waiting { not_before_ms: 0, why: creating };
             return;
@@ -85,6 +86,8 @@ impl Machine {
                 wait(CREATE_ERROR, &message, CREATE_RETRY_MS);
                 self.notice(Some(&name), true, "Failed", format!("Error: {message}"));
             }
+            // Whether it is there is looked at now: if it is not, this is no news.
+            StartFailure::Sandbox(message) => wait(CREATE_ERROR, &message, CREATE_RETRY_MS),
             StartFailure::Run { id, message } => {
                 self.notice(Some(&name), true, "Failed", format!("Error: {message}"));
                 let ended = Ended {

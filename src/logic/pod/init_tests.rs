@@ -286,7 +286,9 @@ fn a_lost_sandbox_runs_the_init_containers_again() {
     started(&mut m, 0);
     exit(&mut m, "a", 0, 0);
     assert_eq!((started(&mut m, 0), started(&mut m, 0)), (vec!["side".into()], vec!["main".into()]));
-    m.sandbox_lost(1);
+    m.sandbox_lost();
+    assert_eq!(m.step(1).actions, [Action::EndSandbox]);
+    m.sandbox_ended(1);
     assert_eq!(m.step(1).actions, [Action::RemoveSandbox]);
     m.sandbox_removed();
     assert_eq!(m.step(1).actions, [Action::RunSandbox]);
@@ -307,7 +309,7 @@ fn a_start_that_was_under_way_when_the_sandbox_was_lost_is_awaited() {
     exit(&mut m, "a", 0, 0);
     let b = index(&m, "b");
     assert_eq!(m.step(0).actions, [Action::Start(b)]);
-    m.sandbox_lost(1);
+    m.sandbox_lost();
     assert_eq!(m.step(1).actions, [Action::RemoveSandbox]);
     m.sandbox_removed();
     assert_eq!(m.step(1).actions, [], "its outcome would count in the next sandbox");
@@ -637,6 +639,7 @@ proptest! {
             now += wait;
             match (kind, &m.sandbox) {
                 (0, SandboxPhase::Starting) => m.sandbox_ready(None),
+                (0, SandboxPhase::Ending) => m.sandbox_ended(now),
                 (0, SandboxPhase::Removing { .. }) => m.sandbox_removed(),
                 (1..4, _) if starting.remove(&index) => {
                     let id = format!("{index}-{now}-{}", m.containers[index].attempt);
@@ -649,7 +652,7 @@ proptest! {
                         m.container_exited(ended);
                     }
                 }
-                (7, _) if code == 0 && wait < 1_000 => m.sandbox_lost(now),
+                (7, _) if code == 0 && wait < 1_000 => m.sandbox_lost(),
                 _ => {}
             }
             check(&mut m, now, &mut starting);
@@ -660,6 +663,7 @@ proptest! {
             check(&mut m, now, &mut starting);
             match m.sandbox {
                 SandboxPhase::Starting => m.sandbox_ready(None),
+                SandboxPhase::Ending => m.sandbox_ended(now),
                 SandboxPhase::Stopping => m.sandbox_stopped(),
                 SandboxPhase::Removing { .. } => m.sandbox_removed(),
                 _ => {}

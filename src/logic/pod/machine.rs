@@ -15,10 +15,11 @@ use std::{net::IpAddr, sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1;
 
 use super::{
-    failure::{CREATE_ERROR, CREATE_RETRY_MS},
+    failure::CREATE_RETRY_MS,
     init,
     refusal::PodFailure,
     resize::Verdict,
+    sandbox::lost,
     state::{Action, Container, ContainerPhase, Ended, Notice, Role, SandboxPhase, Step, WaitingReason},
 };
 use crate::logic::supervision::{Backoff, Decision, End, History, Intensity, Policy, Restart, Run, decide};
@@ -207,8 +208,13 @@ impl Machine {
         match self.sandbox {
             SandboxPhase::Removed
             | SandboxPhase::Starting
+            | SandboxPhase::Ending
             | SandboxPhase::Stopping
             | SandboxPhase::Removing { .. } => {}
+            SandboxPhase::Lost if self.runs() => {
+                self.sandbox = SandboxPhase::Ending;
+                step.actions.push(Action::EndSandbox);
+            }
             // Nothing starts in it again, but what it ran may still be alive; its containers are kept for their logs.
             SandboxPhase::Lost if self.ending.is_none() && self.is_finished() => {
                 self.sandbox = SandboxPhase::Stopping;
@@ -304,105 +310,6 @@ impl Machine {
         self.close_waiting();
         self.sandbox = SandboxPhase::Removing { again: false };
         step.actions.push(Action::RemoveSandbox);
-    }
-
-    /// Outcome of [`Action::RunSandbox`].
-    pub fn sandbox_ready(&mut self, ip: Option<IpAddr>) {
-        self.sandbox = SandboxPhase::Ready { ip };
-        self.ip = ip;
-        self.sandbox_failures = 0;
-    }
-
-    /// A sandbox that was found without its address has this one.
-    pub fn address_told(&mut self, ip: IpAddr) {
-        if matches!(self.sandbox, SandboxPhase::Ready { ip: None }) {
-            self.sandbox = SandboxPhase::Ready { ip: Some(ip) };
-            self.ip = Some(ip);
-        }
-    }
-
-    /// The machine has that address now, which is also that of a pod on its network.
-    pub fn host_moved(&mut self, address: Option<IpAddr>) {
-        if let SandboxPhase::Ready { ip } = &mut self.sandbox
-            && shares_network(&self.pod)
-        {
-            *ip = address;
-            self.ip = address;
-        }
-    }
-
-    /// Outcome of [`Action::RunSandbox`].
-    pub fn sandbox_failed(&mut self, error: &str, now_ms: i64) {
-        self.sandbox_failures = self.sandbox_failures.saturating_add(1);
-        let wait = SANDBOX_BACKOFF.delay(self.sandbox_failures, 0.0);
-        self.sandbox = SandboxPhase::Absent { not_before_ms: now_ms + millis(wait) };
-        self.notice(None, true, "FailedCreatePodSandBox", format!("Failed to create pod sandbox: {error}"));
-    }
-
-    /// The sandbox died under its containers.
-    pub fn sandbox_lost(&mut self, now_ms: i64) {
-        if !matches!(self.sandbox, SandboxPhase::Ready { .. }) {
-            return;
-        }
-        self.sandbox = SandboxPhase::Lost;
-        self.tell_sandbox_changed();
-        let creating = self.creating();
-        for index in 0..self.containers.len() {
-            match &mut self.containers[index].phase {
-                ContainerPhase::Running { id, started_ms, .. } => {
-                    let ended = lost(id.clone(), *started_ms, now_ms);
-                    self.ended(index, ended);
-                }
-                // It may have been for the sandbox that it could not be made.
-                ContainerPhase::Waiting { not_before_ms, why } if why.reason == CREATE_ERROR => {
-                    (*not_before_ms, *why) = (0, creating.clone());
-                }
-                _ => {}
-            }
-        }
-        self.begin_anew();
-    }
-
-    /// Whether there is none for containers to run in, as there was one.
-    pub(super) fn has_lost_sandbox(&self) -> bool {
-        use SandboxPhase::{Absent, Lost, Removing};
-        matches!(self.sandbox, Lost | Removing { .. } | Absent { .. })
-    }
-
-    /// Outcome of [`Action::StopSandbox`].
-    pub fn sandbox_stopped(&mut self) {
-        if self.sandbox == SandboxPhase::Stopping {
-            self.sandbox = SandboxPhase::Stopped;
-            if self.is_evicted() {
-                // What its containers wrote is what the node needs the room for; their logs stay.
-                let ended = self.containers.iter().filter_map(|c| match &c.phase {
-                    ContainerPhase::Exited(ended) => ended.id.clone(),
-                    _ => None,
-                });
-                let all = ended.chain(self.containers.iter().filter_map(|c| c.last.as_ref()?.id.clone()));
-                self.forget.extend(all);
-            }
-        }
-    }
-
-    /// Outcome of [`Action::RemoveSandbox`].
-    pub fn sandbox_removed(&mut self) {
-        self.sandbox = match self.sandbox {
-            SandboxPhase::Removing { again: true } if self.ending.is_none() => {
-                SandboxPhase::Absent { not_before_ms: 0 }
-            }
-            _ => SandboxPhase::Removed,
-        };
-    }
-
-    /// [`Action::StopSandbox`] or [`Action::RemoveSandbox`] failed: to be tried again.
-    pub fn sandbox_stuck(&mut self, error: &str) {
-        self.sandbox = match self.sandbox {
-            SandboxPhase::Stopping => SandboxPhase::Ready { ip: self.ip },
-            SandboxPhase::Removing { .. } => SandboxPhase::Lost,
-            ref other => other.clone(),
-        };
-        self.notice(None, true, "FailedKillPod", format!("error killing pod: {error}"));
     }
 
     /// Outcome of [`Action::Start`]: the program runs.
@@ -547,19 +454,6 @@ pub(super) const CRASH_LOOP: &str = "CrashLoopBackOff";
 fn creating(pod: &v1::Pod) -> WaitingReason {
     let init = pod.spec.as_ref().is_some_and(|s| s.init_containers.iter().flatten().next().is_some());
     WaitingReason { reason: if init { "PodInitializing" } else { "ContainerCreating" }, message: None }
-}
-
-/// The end of a container whose sandbox died under it.
-pub(super) fn lost(id: String, started_ms: i64, finished_ms: i64) -> Ended {
-    Ended {
-        id: Some(id),
-        code: 137,
-        signal: Some(9),
-        reason: "Error".into(),
-        message: Some("the pod's sandbox was lost".into()),
-        started_ms,
-        finished_ms,
-    }
 }
 
 pub(super) fn millis(d: Duration) -> i64 {

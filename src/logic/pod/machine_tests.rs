@@ -132,13 +132,60 @@ fn a_pod_deleted_while_it_starts_ends_what_it_started() {
 fn a_lost_sandbox_is_made_again_with_its_containers() {
     let mut m = machine("Always", 1);
     up(&mut m);
-    m.sandbox_lost(9);
+    m.sandbox_lost();
+    assert_eq!(m.step(9).actions, [Action::EndSandbox]);
+    assert_eq!(m.step(9).actions, [], "once");
+    m.sandbox_stuck("the engine is away");
+    assert_eq!(m.step(9).actions, [Action::EndSandbox]);
+    m.sandbox_ended(9);
     assert_eq!(m.step(9).actions, [Action::RemoveSandbox]);
     m.sandbox_removed();
     assert_eq!(m.step(9).actions, [Action::RunSandbox]);
     m.sandbox_ready(None);
     assert_eq!(m.step(9).actions, [Action::Start(0)]);
     assert_eq!(m.containers[0].attempt, 1);
+}
+
+/// A sandbox dies, and nothing is known of how its containers ended.
+fn lose(m: &mut Machine, now_ms: i64) {
+    m.sandbox_lost();
+    assert_eq!(m.step(now_ms).actions, [Action::EndSandbox]);
+    m.sandbox_ended(now_ms);
+}
+
+#[test]
+fn what_had_done_its_work_when_its_sandbox_died_does_not_run_again() {
+    for (policy, phase) in
+        [("OnFailure", Phase::Succeeded), ("Never", Phase::Succeeded), ("Always", Phase::Running)]
+    {
+        let mut m = machine(policy, 1);
+        up(&mut m);
+        m.sandbox_lost();
+        assert_eq!(m.step(9).actions, [Action::EndSandbox]);
+        // Its end is told by the engine, before or with the outcome.
+        m.container_exited(exit("0-0", 0, 9));
+        assert_eq!(m.step(9).actions, [], "nothing begins in a dead sandbox");
+        m.sandbox_ended(10);
+        assert_eq!(status::phase(&m), phase, "{policy}");
+        let expected = if policy == "Always" { Action::RemoveSandbox } else { Action::StopSandbox };
+        assert_eq!(m.step(10).actions, [expected], "{policy}");
+        let last = |m: &Machine| m.containers[0].last.as_ref().map(|last| last.code);
+        assert_eq!(last(&m), (policy == "Always").then_some(0));
+    }
+}
+
+#[test]
+fn a_pod_deleted_while_its_lost_sandbox_is_ended_is_removed() {
+    let mut m = machine("Always", 1);
+    up(&mut m);
+    m.sandbox_lost();
+    assert_eq!(m.step(9).actions, [Action::EndSandbox]);
+    m.assign(deleting(&m, 30));
+    assert_eq!(m.step(9).actions, []);
+    m.sandbox_ended(10);
+    assert_eq!(m.step(10).actions, [Action::RemoveSandbox]);
+    m.sandbox_removed();
+    assert!(m.is_removed());
 }
 
 #[test]
@@ -325,8 +372,9 @@ proptest! {
                         m.container_exited(exit(&id, code, now));
                     }
                 }
-                7 => m.sandbox_lost(now),
+                7 => m.sandbox_lost(),
                 8 => match m.sandbox {
+                    SandboxPhase::Ending => m.sandbox_ended(now),
                     SandboxPhase::Removing { .. } => m.sandbox_removed(),
                     SandboxPhase::Stopping => m.sandbox_stopped(),
                     _ => {}
@@ -341,6 +389,7 @@ proptest! {
             check(&mut m, &mut starting, now);
             match m.sandbox {
                 SandboxPhase::Starting => m.sandbox_ready(None),
+                SandboxPhase::Ending => m.sandbox_ended(now),
                 SandboxPhase::Stopping => m.sandbox_stopped(),
                 SandboxPhase::Removing { .. } => m.sandbox_removed(),
                 _ => {}
@@ -456,7 +505,7 @@ fn a_stop_that_failed_is_asked_for_again() {
 fn a_pod_that_is_over_when_its_sandbox_is_lost_is_stopped_and_kept() {
     let mut m = machine("Never", 1);
     up(&mut m);
-    m.sandbox_lost(9);
+    lose(&mut m, 9);
     assert_eq!(status::phase(&m), Phase::Failed);
     assert_eq!(m.step(9).actions, [Action::StopSandbox]);
     m.sandbox_stopped();
@@ -744,7 +793,7 @@ fn what_ended_for_good_in_an_earlier_sandbox_is_not_run_again() {
     up(&mut before);
     before.container_exited(exit("0-0", 0, 5_000));
     before.step(5_000);
-    before.sandbox_lost(6_000);
+    lose(&mut before, 6_000);
     before.step(6_000);
     before.sandbox_removed();
     before.step(6_000);
@@ -877,7 +926,7 @@ fn an_ephemeral_container_runs_once_whatever_became_of_its_sandbox() {
     let main = Adopted { started_ms: 7_000, ..made("0-1", 1, None) };
     for lost in [false, true] {
         if lost {
-            before.sandbox_lost(6_000);
+            lose(&mut before, 6_000);
         }
         let mut m = Machine::new(told(&before), Backoff::CRASH_LOOP, 9_000);
         m.adopt(true, None, std::slice::from_ref(&main));
@@ -888,8 +937,9 @@ fn an_ephemeral_container_runs_once_whatever_became_of_its_sandbox() {
 
 #[test]
 fn a_start_that_fails_because_the_sandbox_died_under_it_is_no_failure_of_the_container() {
-    let error = || StartFailure::Create("the sandbox of pod u1 is not ready".into());
-    for told_first in [true, false] {
+    let text = || "the sandbox of pod u1 is not ready".to_owned();
+    for (told_first, said) in [(true, true), (false, true), (true, false), (false, false)] {
+        let error = || if said { StartFailure::Sandbox(text()) } else { StartFailure::Create(text()) };
         let mut m = machine("Always", 1);
         up(&mut m);
         // Its end is told before its sandbox'.
@@ -897,8 +947,9 @@ fn a_start_that_fails_because_the_sandbox_died_under_it_is_no_failure_of_the_con
         assert_eq!(m.step(1_000).actions, [Action::Start(0)]);
         if !told_first {
             m.container_failed(0, error(), 1_000);
+            assert_eq!(m.step(1_000).notices.is_empty(), said);
         }
-        m.sandbox_lost(1_000);
+        m.sandbox_lost();
         assert_eq!(m.step(1_000).actions, [Action::RemoveSandbox]);
         if told_first {
             m.container_failed(0, error(), 1_001);

@@ -23,6 +23,7 @@ pub mod qos;
 mod read_only;
 pub mod refusal;
 pub mod resize;
+mod sandbox;
 pub mod sources;
 mod state;
 pub mod status;

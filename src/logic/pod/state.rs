@@ -26,8 +26,10 @@ pub enum SandboxPhase {
     Stopping,
     /// Stopped; what is left serves logs until the pod is deleted.
     Stopped,
-    /// It died under its containers: to be removed, then made again.
+    /// It died under its containers: what runs is to be ended, then it is to be removed and made again.
     Lost,
+    /// It died, and what ran in it is being ended.
+    Ending,
     /// Being removed; `again` tells whether it is to be made again.
     Removing {
         /// Whether the pod goes on afterwards.
@@ -159,6 +161,8 @@ pub struct Container {
 pub enum Action {
     /// Make the sandbox.
     RunSandbox,
+    /// End what outlived the sandbox, and learn how each container ended.
+    EndSandbox,
     /// Make and start this container (index into [`containers`](super::machine::Machine::containers)).
     Start(usize),
     /// Run this container's preStop hook, then end it, all within the grace.
@@ -253,6 +257,8 @@ pub enum StartFailure {
     Config(String),
     /// It cannot be made (`CreateContainerError`).
     Create(String),
+    /// There is no sandbox to make it in, the runtime says.
+    Sandbox(String),
     /// It was made, but its program cannot be started (`RunContainerError`).
     Run {
         /// The runtime's id.

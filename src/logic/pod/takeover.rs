@@ -11,7 +11,7 @@ use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::Time};
 use super::{
     Machine,
     failure::START_ERROR,
-    machine::lost,
+    sandbox::lost,
     state::{Adopted, ContainerPhase, Ended, Role, STATUS_UNKNOWN, SandboxPhase},
 };
 

@@ -115,10 +115,13 @@ impl Driver {
             self.client.runtime("StartContainer", &request, LONG).await;
         started.map(drop).map_err(|fault| {
             self.watch.forget_container(&id.0);
+            let text = fault.text();
             if fault.is_absent() {
                 RuntimeError::NotFound(format!("container {id}"))
+            } else if is_without_sandbox(&text) {
+                RuntimeError::SandboxNotReady(container.pod)
             } else {
-                start_error(&fault.text())
+                start_error(&text)
             }
         })
     }
@@ -290,6 +293,11 @@ fn create_error(text: String) -> RuntimeError {
         true => RuntimeError::Config(text),
         false => RuntimeError::Create(text),
     }
+}
+
+/// The sandbox that a container is to run in does not run any more.
+fn is_without_sandbox(text: &str) -> bool {
+    text.contains("sandbox container") && text.contains("is not running")
 }
 
 /// Why a program does not start: the runtime's text from where it speaks of the program.

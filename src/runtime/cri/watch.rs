@@ -221,7 +221,8 @@ fn lost(driver: Arc<Driver>, pod: Uid) -> Pin<Box<dyn Future<Output = ()> + Send
     // Boxed: it lists again, and it is a listing that begins it.
     Box::pin(async move {
         let ended = async {
-            for container in driver.relist().await?.into_iter().filter(|of| of.pod == pod) {
+            let runs = |of: &ContainerStatus| of.pod == pod && of.state == ContainerState::Running;
+            for container in driver.relist().await?.into_iter().filter(runs) {
                 driver.kill(&container.id).await?;
             }
             driver.relist().await

@@ -186,7 +186,9 @@ impl ContainerRuntime for SimRuntime {
         drop(self.ready_for(Operation::RunPodSandbox)?);
         let of_machine = &self.machine().config;
         pass(seeded(of_machine.seed, &config.uid, &of_machine.sandbox_delay)).await;
-        self.machine().look().run_sandbox(&config)
+        let told = self.machine().look().run_sandbox(&config)?;
+        pass(of_machine.sandbox_answer_delay).await;
+        Ok(told)
     }
 
     async fn stop_pod_sandbox(&self, pod: &Uid) -> Result<(), RuntimeError> {

@@ -180,9 +180,10 @@ impl State {
     }
 
     pub(super) fn lose_sandbox(&mut self, uid: &Uid) {
-        if self.sandboxes.get(uid).is_some_and(|sandbox| sandbox.ready) {
-            self.stop_sandbox(uid);
+        if let Some(sandbox) = self.sandboxes.get_mut(uid).filter(|sandbox| sandbox.ready) {
+            sandbox.ready = false;
             self.tell(RuntimeEvent::SandboxLost { pod: uid.clone() });
+            self.stop_sandbox(uid);
         }
     }
 
@@ -193,11 +194,11 @@ impl State {
         image_id: String,
         behaviour: Behaviour,
     ) -> Result<ContainerId, RuntimeError> {
-        let sandbox = self
-            .sandboxes
-            .get_mut(pod)
-            .filter(|sandbox| sandbox.ready)
-            .ok_or_else(|| RuntimeError::NotFound(format!("ready sandbox of pod {pod}")))?;
+        let sandbox = self.sandboxes.get_mut(pod);
+        let sandbox = sandbox.ok_or_else(|| RuntimeError::NotFound(format!("sandbox of pod {pod}")))?;
+        if !sandbox.ready {
+            return Err(RuntimeError::SandboxNotReady(pod.clone()));
+        }
         self.made += 1;
         let id = ContainerId(format!("sim-{pod}-{}-{}-{}", config.name, config.attempt, self.made));
         sandbox.containers.push(id.clone());
@@ -220,6 +221,10 @@ impl State {
 
     pub(super) fn start(&mut self, id: &ContainerId) -> Result<(), RuntimeError> {
         let (now, now_ms) = (Instant::now(), self.now_ms());
+        let pod = self.container_mut(id)?.pod.clone();
+        if !self.sandboxes.get(&pod).is_some_and(|sandbox| sandbox.ready) {
+            return Err(RuntimeError::SandboxNotReady(pod));
+        }
         let pid = i32::try_from(self.made).unwrap_or(i32::MAX);
         let container = self.container_mut(id)?;
         if container.state != ContainerState::Created {

@@ -39,6 +39,8 @@ pub struct SimConfig {
     pub seed: u64,
     /// How long a sandbox takes to be made.
     pub sandbox_delay: RangeInclusive<Duration>,
+    /// How long after that it is told to run: it may have died by then.
+    pub sandbox_answer_delay: Duration,
     /// How long a container takes to start.
     pub start_delay: RangeInclusive<Duration>,
     /// How many of a thousand starts fail.
@@ -59,6 +61,7 @@ impl Default for SimConfig {
         SimConfig {
             seed: 0,
             sandbox_delay: Duration::ZERO..=Duration::ZERO,
+            sandbox_answer_delay: Duration::ZERO,
             start_delay: Duration::ZERO..=Duration::ZERO,
             start_failures_per_mille: 0,
             images: BTreeMap::new(),

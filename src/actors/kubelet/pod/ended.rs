@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1;
 use super::PodActor;
 use crate::{
     actors::kubelet::{
-        context::NodeContext,
+        context::{NodeContext, now_ms},
         last_words::{last_words, speaks_by_log},
         streams::COPIED_WITHIN,
     },
@@ -43,6 +43,33 @@ impl PodActor {
             }
             _ => None,
         })
+    }
+
+    /// Ends what outlived the sandbox, and tells how each container ended.
+    pub(in crate::actors::kubelet) fn end_sandbox(&self, ctx: &mut Context<Self>) {
+        let (node, uid) = (self.seed.node.clone(), self.uid.clone());
+        let (spec, places) = (self.machine.pod.clone(), self.places());
+        let work = async move {
+            node.runtime.stop_pod_sandbox(&uid).await?;
+            let lives = node.runtime.pod_containers(&uid).await?;
+            spoken(&node, &spec, &places, &lives).await;
+            Ok(lives)
+        };
+        ctx.spawn(work.into_actor(self).map(|lives, pod, ctx| {
+            let outcome = lives.map(|lives: Vec<ContainerStatus>| {
+                for life in lives {
+                    if let ContainerState::Exited(exit) = &life.state {
+                        pod.has_ended(life.id, exit);
+                    }
+                }
+            });
+            pod.settled(outcome, |machine| machine.sandbox_ended(now_ms()), ctx);
+        }));
+    }
+
+    /// Whether a container runs, as far as is known here.
+    pub(in crate::actors::kubelet) fn runs(&self, id: &ContainerId) -> bool {
+        self.running_as(id).is_some()
     }
 
     fn has_ended(&mut self, id: ContainerId, exit: &Exit) {
