@@ -269,7 +269,7 @@ fn unit(role: Role, program: &str, words: &[String], data: &Path) -> String {
          [Service]\n\
          Type=notify\n\
          ExecStart={command}\n\
-         # It may wait for a disk, or a node for its master, as long as that takes.\n\
+         # It may wait for a disk, or a node that joins for its master, as long as that takes.\n\
          TimeoutStartSec=infinity\n\
          Restart=always\n\
          RestartSec=2\n\
@@ -400,7 +400,7 @@ StartLimitIntervalSec=0
 [Service]
 Type=notify
 ExecStart=/usr/local/bin/troupe master --data-dir /var/lib/troupe
-# It may wait for a disk, or a node for its master, as long as that takes.
+# It may wait for a disk, or a node that joins for its master, as long as that takes.
 TimeoutStartSec=infinity
 Restart=always
 RestartSec=2

@@ -129,9 +129,9 @@ impl Files {
 /// How the link of a node that joined fares.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// There was none yet.
+    /// There is none: not yet, or not any more.
     Apart,
-    /// There is one, or was lately.
+    /// There is one.
     Linked,
     /// The master does not want it any more, and why.
     TurnedAway(String),
@@ -302,6 +302,17 @@ impl Member for Membership {
 
     fn linked(&self) {
         self.standing.send_replace(Standing::Linked);
+    }
+
+    fn apart(&self) {
+        // Who was sent away stays that.
+        self.standing.send_if_modified(|standing| {
+            let was_linked = *standing == Standing::Linked;
+            if was_linked {
+                *standing = Standing::Apart;
+            }
+            was_linked
+        });
     }
 
     fn turned_away(&self, why: &str) {

@@ -33,6 +33,8 @@ const OPEN_WITHIN: Duration = Duration::from_secs(15);
 pub trait Member: Send + Sync {
     /// There is a link, and the master has welcomed the node.
     fn linked(&self);
+    /// The link is gone, and another one is sought.
+    fn apart(&self) {}
     /// The master does not want this node any more, and why.
     fn turned_away(&self, why: &str);
     /// At which address the machine is at present; `None`: nothing else is known than what it began with.
@@ -183,8 +185,10 @@ impl StreamHandler<Heard> for Uplink {
             Heard::Event(LinkEvent::Closed(_)) => Ok(()),
             Heard::Ended(dialer, reason) => {
                 self.link = None;
-                if let (CloseReason::Unwelcome(why), Some(member)) = (&reason, &self.seed.member) {
-                    member.turned_away(why);
+                match (&reason, &self.seed.member) {
+                    (CloseReason::Unwelcome(why), Some(member)) => member.turned_away(why),
+                    (_, Some(member)) => member.apart(),
+                    (_, None) => {}
                 }
                 if !self.left {
                     self.dial(*dialer, ctx);
