@@ -247,6 +247,8 @@ suite! {
             sim exempt: "simulated programs are run by nobody";
         sysctls_of_a_pod_with_users_of_its_own_are_its_roots,
             sim exempt: "simulated programs are run by nobody";
+        the_user_of_an_image_has_the_groups_that_the_image_says,
+            sim exempt: "simulated programs are run by nobody";
     }
     images {
         a_docker_archive_is_loaded_listed_and_removed;

@@ -76,11 +76,17 @@ const SIGNALLED: &[u8] = b"\xb8\x0e\0\0\0\x31\xff\x48\x8d\x35\x2b\0\0\0\x31\xd2\
 /// What `docker save` writes of an image whose program ends with the number of the first signal it gets; `signal` is its
 /// `STOPSIGNAL`.
 pub fn signalled(name: &str, signal: Option<&str>) -> Vec<u8> {
-    signalled_with(name, signal, &[])
+    signalled_with(name, &json!({"StopSignal": signal}), &[], &[])
 }
 
-/// The same, of an image with these symlinks: their places and what they say.
-pub fn signalled_with(name: &str, signal: Option<&str>, links: &[(&str, &str)]) -> Vec<u8> {
+/// The same, of an image with this configuration beside its entry point, these symlinks (their places and what they say) and
+/// these files.
+pub fn signalled_with(
+    name: &str,
+    configured: &serde_json::Value,
+    links: &[(&str, &str)],
+    files: &[(&str, &str)],
+) -> Vec<u8> {
     const BASE: u64 = 0x40_0000;
     const HEADERS: u64 = 64 + 56;
     let mut elf = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
@@ -101,18 +107,24 @@ pub fn signalled_with(name: &str, signal: Option<&str>, links: &[(&str, &str)]) 
     header.set_gid(0);
     header.set_mtime(0);
     layer.append_data(&mut header, "app", elf.as_slice()).unwrap();
+    header.set_mode(0o644);
+    for (place, content) in files {
+        header.set_size(content.len() as u64);
+        layer.append_data(&mut header, place, content.as_bytes()).unwrap();
+    }
     for (place, target) in links {
         header.set_entry_type(tar::EntryType::Symlink);
         header.set_size(0);
         layer.append_link(&mut header, place, target).unwrap();
     }
     let layer = layer.into_inner().unwrap();
-    let config = json!({
+    let mut config = json!({
         "os": "linux",
         "architecture": "amd64",
-        "config": {"Entrypoint": ["/app"], "StopSignal": signal},
+        "config": configured,
         "rootfs": {"type": "layers", "diff_ids": [digest(&layer)]},
     });
+    config["config"]["Entrypoint"] = json!(["/app"]);
     let manifest = json!([{"Config": "config.json", "RepoTags": [name], "Layers": ["0/layer.tar"]}]);
     let (config, manifest) = (config.to_string(), manifest.to_string());
     tar(&[
@@ -120,6 +132,12 @@ pub fn signalled_with(name: &str, signal: Option<&str>, links: &[(&str, &str)]) 
         ("0/layer.tar", &layer),
         ("manifest.json", manifest.as_bytes()),
     ])
+}
+
+/// Whether that program waits for its signal; before that it would miss it.
+pub fn signal_awaited(pid: i32) -> bool {
+    const RT_SIGTIMEDWAIT: &str = "128 ";
+    std::fs::read_to_string(format!("/proc/{pid}/syscall")).unwrap_or_default().starts_with(RT_SIGTIMEDWAIT)
 }
 
 /// An OCI image layout.

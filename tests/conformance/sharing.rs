@@ -215,7 +215,7 @@ pub async fn the_pods_files_are_where_links_of_the_image_lead<H: Harness>(bench:
         ("etc/hosts", "/run/names/hosts"),
         ("etc/hostname", "../../../../../../run/up/hostname"),
     ];
-    let archive = signalled_with("linked:1", None, &links);
+    let archive = signalled_with("linked:1", &serde_json::json!({}), &links, &[]);
     bench.runtime().load_image(reader(archive), None).await.unwrap();
     bench.sandbox("a").await;
     let config = ContainerConfig { image: "linked:1".into(), args: Vec::new(), ..bench.hello("c", &[]) };

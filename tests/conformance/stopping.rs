@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use troupe::runtime::{ContainerConfig, ContainerId, ContainerState, Exit};
 
 use super::{
-    archives::{reader, signalled},
+    archives::{reader, signal_awaited, signalled},
     harness::{Bench, Harness, LONG, until},
 };
 
@@ -123,10 +123,8 @@ pub async fn a_program_is_asked_to_end_by_the_signal_of_its_container_or_image<H
             ..bench.hello(name, &[])
         };
         let id = bench.start("a", config).await;
-        let call = format!("/proc/{}/syscall", bench.find(&id).await.unwrap().pid.unwrap());
-        // `rt_sigtimedwait`: before that it would miss the signal.
-        let waits = || std::fs::read_to_string(&call).unwrap_or_default().starts_with("128 ");
-        until(waits).await.unwrap();
+        let pid = bench.find(&id).await.unwrap().pid.unwrap();
+        until(|| signal_awaited(pid)).await.unwrap();
         bench.runtime().stop_container(&id, LONG).await.unwrap();
         let ContainerState::Exited(exit) = bench.state(&id).await else { panic!("{name}: still running") };
         assert_eq!((exit.code, exit.signal), (number, None), "{name}");

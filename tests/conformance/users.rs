@@ -2,10 +2,13 @@
 
 use std::{fs, os::unix::fs::MetadataExt as _, time::Duration};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use troupe::runtime::{ContainerConfig, ContainerId, IdRange, Mount, RuntimeError, SandboxConfig};
 
-use super::harness::{Bench, Harness, sandbox};
+use super::{
+    archives::{reader, signal_awaited, signalled_with},
+    harness::{Bench, Harness, LONG, sandbox, until},
+};
 
 const RANGE: IdRange = IdRange { first: 65_536 * 1_234, count: 65_536 };
 
@@ -39,6 +42,13 @@ async fn on_node<H: Harness>(bench: &Bench<H>, id: &ContainerId) -> (u32, u32) {
         line.split_whitespace().next().unwrap().parse().unwrap()
     };
     (id("Uid:"), id("Gid:"))
+}
+
+/// Further groups of a process as the node has them.
+fn groups_on_node(pid: i32) -> Vec<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap();
+    line.split_whitespace().map(|group| group.parse().unwrap()).collect()
 }
 
 async fn run<H: Harness>(bench: &Bench<H>, id: &ContainerId, args: &[&str]) -> String {
@@ -159,5 +169,44 @@ pub async fn sysctls_of_a_pod_with_users_of_its_own_are_its_roots<H: Harness>(be
     for (name, value) in wanted {
         assert_eq!(run(bench, &id, &["--read", &path(name)]).await.trim(), value, "{name}");
         assert_ne!(fs::read_to_string(path(name)).unwrap().trim(), value, "{name} of the node");
+    }
+}
+
+pub async fn the_user_of_an_image_has_the_groups_that_the_image_says<H: Harness>(bench: &mut Bench<H>) {
+    if !cfg!(target_arch = "x86_64") {
+        eprintln!("skipped: the image's program is for another processor");
+        return;
+    }
+    let files = [
+        ("etc/passwd", "root:x:0:0::/:/app\nweb:x:33:34::/:/app\n"),
+        ("etc/group", "root:x:0:\ndisk:x:6:root\naudio:x:29:web\nweb:x:34:\nstaff:x:50:\n"),
+    ];
+    bench.sandbox("p").await;
+    // With a group said beside, a runtime may leave out the others; none may give root's.
+    for (number, (user, group, wanted, rest)) in [
+        ("web", None, (33, 34), Some(29)),
+        ("33", None, (33, 34), Some(29)),
+        ("web", Some(5), (33, 5), None),
+        ("web:50", None, (33, 50), None),
+        ("web:staff", None, (33, 50), None),
+        ("33:staff", None, (33, 50), None),
+        ("1000:2000", None, (1000, 2000), None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let name = format!("users:{number}");
+        let archive = signalled_with(&name, &json!({"User": user}), &[], &files);
+        bench.runtime().load_image(reader(archive), None).await.unwrap();
+        let mut config = ContainerConfig { image: name, ..bench.hello(&format!("c{number}"), &[]) };
+        (config.security.group, config.security.supplemental_groups) = (group, vec![7]);
+        let id = bench.start("p", config).await;
+        let pid = bench.find(&id).await.unwrap().pid.unwrap();
+        until(|| signal_awaited(pid)).await.unwrap();
+        assert_eq!(on_node(bench, &id).await, wanted, "{user} {group:?}");
+        let groups = groups_on_node(pid);
+        assert!(groups.contains(&7) && !groups.contains(&6), "{user} {group:?}: {groups:?}");
+        assert!(rest.is_none_or(|rest| groups.contains(&rest)), "{user} {group:?}: {groups:?}");
+        bench.runtime().stop_container(&id, LONG).await.unwrap();
     }
 }

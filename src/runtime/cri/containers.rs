@@ -58,6 +58,7 @@ impl Driver {
         let absent = || RuntimeError::ImageNotFound(config.image.clone());
         let image = self.find_image(&config.image).await?.ok_or_else(absent)?;
         check_non_root(&config.security, &image.user).map_err(RuntimeError::Config)?;
+        let image = if config.security.user.is_none() { self.with_group(image).await? } else { image };
         let hosts = self.hosts_file(pod);
         let (mut attempt, mut again) = (config.attempt, true);
         loop {

@@ -340,11 +340,23 @@ impl Driver {
         self.hand_over(packed).await.map(drop)
     }
 
+    /// An image with its user's group, too, where the runtime tells that.
+    pub(super) async fn with_group(&self, image: Image) -> Result<Image, RuntimeError> {
+        let told = self.image_info(&image.id).await?;
+        let user = told.pointer("/imageSpec/config/User").and_then(|user| user.as_str());
+        Ok(Image { user: user.map_or_else(|| image.user.clone(), str::to_owned), ..image })
+    }
+
+    /// What the runtime tells of an image beyond the interface.
+    async fn image_info(&self, id: &str) -> Result<serde_json::Value, RuntimeError> {
+        let info = self.inspect_image(id, true).await?.info.remove("info").unwrap_or_default();
+        Ok(serde_json::from_str(&info).unwrap_or_default())
+    }
+
     /// Of which file an image of our own program is, as far as the runtime tells.
     async fn label_of(&self, name: &str) -> Result<Option<String>, RuntimeError> {
         let Some(id) = self.find_image(name).await?.map(|found| found.id) else { return Ok(None) };
-        let info = self.inspect_image(&id, true).await?.info.remove("info").unwrap_or_default();
-        let info: serde_json::Value = serde_json::from_str(&info).unwrap_or_default();
+        let info = self.image_info(&id).await?;
         let labels = ["/imageSpec/config/Labels", "/labels"].iter().find_map(|at| info.pointer(at));
         Ok(labels.and_then(|labels| labels.get(PROGRAM_LABEL)?.as_str()).map(str::to_owned))
     }

@@ -109,7 +109,7 @@ pub(super) fn container(
     attempt: u32,
 ) -> Container {
     let (security, image_id) = (&config.security, image.id.as_str());
-    let (user, user_name) = user(security, &image.user);
+    let user = user(security, &image.user);
     let target = config.join_pids.as_ref().map_or("", |other| other.0.as_str());
     let record = ContainerRecord {
         attempt: config.attempt,
@@ -154,12 +154,12 @@ pub(super) fn container(
                 }),
                 privileged: security.privileged,
                 namespace_options: Some(namespaces(&sandbox.record, target)),
-                run_as_user: user.map(|id| Int64Value { value: id.into() }),
-                run_as_username: user_name,
+                run_as_user: user.id.map(|id| Int64Value { value: id.into() }),
+                run_as_username: user.name,
                 readonly_rootfs: security.read_only_root,
                 supplemental_groups: security.supplemental_groups.iter().map(|id| i64::from(*id)).collect(),
                 no_new_privs: !security.privileged && !security.allow_privilege_escalation,
-                run_as_group: security.group.map(|id| Int64Value { value: id.into() }),
+                run_as_group: user.group.map(|id| Int64Value { value: id.into() }),
                 masked_paths: paths(MASKED, security),
                 readonly_paths: paths(READ_ONLY, security),
                 seccomp: Some(seccomp(security)),
@@ -168,15 +168,35 @@ pub(super) fn container(
     }
 }
 
-/// The user as a number or a name; neither leaves it to the image. A runtime takes no group without one, which is then the image's.
-fn user(security: &Security, image_user: &str) -> (Option<u32>, String) {
-    match (security.user, security.group) {
-        (None, Some(_)) if image_user.is_empty() => (Some(0), String::new()),
-        (None, Some(_)) => match image_user.parse() {
-            Ok(id) => (Some(id), String::new()),
-            Err(_) => (None, image_user.to_owned()),
-        },
-        (user, _) => (user, String::new()),
+/// Who a container runs as, as a runtime is told.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct User {
+    id: Option<u32>,
+    /// With a group by name, as an image may have it, that comes after a colon.
+    name: String,
+    group: Option<u32>,
+}
+
+/// The user that was asked for, else the image's, as Kubernetes tells it: a runtime that was told none may give root's
+/// groups. Unlike Kubernetes with the group that the image says. Nothing is told where the image says no user.
+fn user(security: &Security, image_user: &str) -> User {
+    let group = security.group;
+    if security.user.is_some() {
+        return User { id: security.user, group, ..User::default() };
+    }
+    let (user, of_image) = image_user.split_once(':').unwrap_or((image_user, ""));
+    let named = |name: &str| match name.parse() {
+        Ok(id) => User { id: Some(id), ..User::default() },
+        Err(_) => User { name: name.to_owned(), ..User::default() },
+    };
+    match (user, group.or_else(|| of_image.parse().ok())) {
+        // A runtime takes no group without a user.
+        ("", None) => User::default(),
+        ("", group) => User { id: Some(0), group, ..User::default() },
+        (user, None) if !of_image.is_empty() => {
+            User { name: format!("{user}:{of_image}"), ..User::default() }
+        }
+        (user, group) => User { group, ..named(user) },
     }
 }
 
@@ -302,17 +322,25 @@ mod tests {
     }
 
     #[test]
-    fn a_group_goes_with_the_images_user_and_without_one_the_image_is_asked() {
+    fn the_user_that_was_asked_for_or_the_images_is_told_with_its_group() {
         let security = |user, group| Security { user, group, ..Security::default() };
-        for (asked, of_image, told) in [
-            ((None, None), "app", (None, "")),
-            ((Some(7), Some(8)), "app", (Some(7), "")),
-            ((None, Some(8)), "", (Some(0), "")),
-            ((None, Some(8)), "1000", (Some(1000), "")),
-            ((None, Some(8)), "app", (None, "app")),
+        for (asked, of_image, (id, name, group)) in [
+            ((None, None), "", (None, "", None)),
+            ((None, None), ":5", (Some(0), "", Some(5))),
+            ((None, None), "app", (None, "app", None)),
+            ((None, None), "1000", (Some(1000), "", None)),
+            ((None, None), "1000:5", (Some(1000), "", Some(5))),
+            ((None, None), "app:5", (None, "app", Some(5))),
+            ((None, None), "app:staff", (None, "app:staff", None)),
+            ((None, None), "7:staff", (None, "7:staff", None)),
+            ((Some(7), None), "app:5", (Some(7), "", None)),
+            ((Some(7), Some(8)), "app", (Some(7), "", Some(8))),
+            ((None, Some(8)), "", (Some(0), "", Some(8))),
+            ((None, Some(8)), "1000:staff", (Some(1000), "", Some(8))),
+            ((None, Some(8)), "app:5", (None, "app", Some(8))),
         ] {
-            let (user, name) = user(&security(asked.0, asked.1), of_image);
-            assert_eq!((user, name.as_str()), told, "{asked:?} {of_image}");
+            let told = user(&security(asked.0, asked.1), of_image);
+            assert_eq!(told, User { id, name: name.into(), group }, "{asked:?} {of_image}");
         }
     }
 
