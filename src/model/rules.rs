@@ -197,14 +197,14 @@ impl Rules for ReplicationController {
 
     fn validate(&self, faults: &mut Faults) {
         validate::replication_controller(self, faults);
-        validate::replication_controller_sysctls(self, None, faults);
+        validate::replication_controller_of_late(self, None, faults);
     }
 
     fn validate_update(&self, old: &Self, part: Part, faults: &mut Faults) {
         match part {
             Part::Main | Part::EphemeralContainers | Part::Resize => {
                 validate::replication_controller(self, faults);
-                validate::replication_controller_sysctls(self, Some(old), faults);
+                validate::replication_controller_of_late(self, Some(old), faults);
             }
             Part::Status => validate::replication_controller_status(self, faults),
         }

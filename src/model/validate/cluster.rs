@@ -64,9 +64,8 @@ pub(crate) fn replication_controller(rc: &ReplicationController, faults: &mut Fa
     }
 }
 
-/// Sysctls in a replication controller's template that none of its pods may have. One whose template had such before this was
-/// looked at may keep them.
-pub(crate) fn replication_controller_sysctls(
+/// What is refused of late in a replication controller's template. One whose template had such before may keep it.
+pub(crate) fn replication_controller_of_late(
     rc: &ReplicationController,
     old: Option<&ReplicationController>,
     faults: &mut Faults,
@@ -77,7 +76,7 @@ pub(crate) fn replication_controller_sysctls(
     let check = |rc: &ReplicationController, faults: &mut Faults| {
         let template = rc.spec.as_ref().and_then(|spec| spec.template.as_ref()?.spec.as_ref());
         if let Some(spec) = template {
-            pod::host_sysctls(spec, &at, faults);
+            pod::of_late(spec, &at, faults);
         }
     };
     let mut before = Faults::default();

@@ -10,6 +10,7 @@ mod data;
 mod ephemeral;
 mod huge_pages;
 mod meta;
+mod os;
 mod pod;
 mod probe;
 mod resize;
@@ -22,7 +23,7 @@ mod volume;
 
 pub(crate) use cluster::{
     event, namespace, namespace_status, node, node_update, replication_controller,
-    replication_controller_status, replication_controller_sysctls,
+    replication_controller_of_late, replication_controller_status,
 };
 pub(crate) use data::{config_map, config_map_update, secret, secret_update};
 pub(crate) use ephemeral::ephemeral_update;

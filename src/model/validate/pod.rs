@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use k8s_openapi::api::core::v1::{HostAlias, Pod, PodDNSConfig, PodSecurityContext, PodSpec, Volume};
 
-use super::{container, meta, scheduling, volume};
+use super::{container, meta, os, scheduling, volume};
 use crate::model::{
     defaults,
     fault::{Faults, Path, Raw, one_of, one_of_if_set},
@@ -61,7 +61,7 @@ pub(crate) fn pod(pod: &Pod, faults: &mut Faults) {
         return faults.required(&at, "");
     };
     any_pod(spec, &at, faults);
-    host_sysctls(spec, &at, faults);
+    of_late(spec, &at, faults);
     if spec.ephemeral_containers.iter().flatten().next().is_some() {
         faults.forbidden(&at.field("ephemeralContainers"), "cannot be set on create");
     }
@@ -286,8 +286,14 @@ fn security_context(context: &PodSecurityContext, spec: &PodSpec, at: &Path<'_>,
     }
 }
 
-/// Sysctls of namespaces that the pod shares with its node. Objects of before this was looked at may stay as they are.
-pub(super) fn host_sysctls(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
+/// What was not always looked at: objects of before may stay as they are.
+pub(super) fn of_late(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
+    host_sysctls(spec, at, faults);
+    os::fields(spec, at, faults);
+}
+
+/// Sysctls of namespaces that the pod shares with its node.
+fn host_sysctls(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
     let at = at.field("securityContext");
     let at = at.field("sysctls");
     let sysctls = spec.security_context.iter().flat_map(|context| context.sysctls.iter().flatten());

@@ -346,6 +346,48 @@ fn what_pods_ask_of_their_node_is_validated_as_kubernetes_does() {
 }
 
 #[test]
+fn a_pod_has_no_fields_that_its_system_does_not_have() {
+    let fields = json!({
+        "hostPID": true, "hostIPC": false, "shareProcessNamespace": false,
+        "securityContext": {"runAsUser": 1, "supplementalGroups": [], "sysctls": [], "runAsNonRoot": true},
+        "containers": [{"name": "c", "image": "i", "securityContext": {"privileged": false, "capabilities": {}}}],
+        "initContainers": [{"name": "d", "image": "i", "securityContext": {"runAsGroup": 1, "windowsOptions": {}}}],
+    });
+    let of = |system: Option<&str>| {
+        let mut pod = pod(fields.clone());
+        if let Some(name) = system {
+            pod["spec"]["os"] = json!({"name": name});
+        }
+        pod
+    };
+    let windows: Vec<String> = [
+        "hostPID",
+        "shareProcessNamespace",
+        "securityContext.runAsUser",
+        "securityContext.supplementalGroups",
+        "initContainers[0].securityContext.runAsGroup",
+        "containers[0].securityContext.capabilities",
+        "containers[0].securityContext.privileged",
+    ]
+    .map(|field| format!("spec.{field}: Forbidden: cannot be set for a windows pod"))
+    .into();
+    let linux = "spec.initContainers[0].securityContext.windowsOptions: Forbidden: windows options cannot be set for a \
+                 linux pod";
+    check(
+        Kind::Pod,
+        vec![
+            (of(None), vec![]),
+            (of(Some("linux")), vec![linux]),
+            (of(Some("windows")), windows.iter().map(String::as_str).collect()),
+            (pod(json!({"os": {"name": "windows"}})), vec![]),
+        ],
+    );
+    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": of(Some("linux"))["spec"]});
+    let linux = format!("spec.template.{linux}");
+    check(Kind::ReplicationController, vec![(controller(json!({"template": template})), vec![&linux])]);
+}
+
+#[test]
 fn bad_quantities_are_told_once_where_they_are() {
     let got = create(Kind::Pod, &container(json!({"resources": {"requests": {"cpu": "lots"}}})));
     assert_eq!(got.len(), 1);
