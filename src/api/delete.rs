@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     messages::{CommitError, Expected, Write},
-    model::{Key, Kind, KindFacet, Object, seal_json},
+    model::{Key, Kind, KindFacet, Object, admit::effective_grace, seal_json},
 };
 
 /// Kubernetes' `terminationGracePeriodSeconds` for pods that have none.
@@ -211,8 +211,7 @@ fn grace(object: &Object, options: &Options) -> Result<i64, ApiError> {
         (None, Some(deleting)) => deleting.grace_seconds,
         (None, None) => own()?,
     };
-    // Kubernetes reads a negative grace as the shortest that is still graceful.
-    Ok(if grace < 0 { 1 } else { grace.min(MAX_GRACE_SECONDS) })
+    Ok(effective_grace(grace).min(MAX_GRACE_SECONDS))
 }
 
 fn namespace(object: &Object, now: Timestamp) -> Result<Decision, ApiError> {

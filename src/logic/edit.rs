@@ -14,7 +14,7 @@ use k8s_openapi::{
 
 use crate::model::{
     Key, Kind, KindFacet, Object, SealError, Sealed, Stored,
-    admit::{mark_deleting, remove_finalizer},
+    admit::{effective_grace, mark_deleting, remove_finalizer},
     seal,
 };
 
@@ -135,7 +135,8 @@ pub fn delete(object: &Arc<Object>, now: Timestamp) -> Result<Option<Edit>, Edit
 
 fn grace_of(pod: &Arc<Object>) -> Result<i64, EditError> {
     let typed: v1::Pod = pod.parse().map_err(|source| EditError::Read { key: pod.key.clone(), source })?;
-    Ok(typed.spec.and_then(|s| s.termination_grace_period_seconds).unwrap_or(DEFAULT_GRACE_SECONDS))
+    let said = typed.spec.and_then(|s| s.termination_grace_period_seconds);
+    Ok(effective_grace(said.unwrap_or(DEFAULT_GRACE_SECONDS)))
 }
 
 fn mark(object: &Arc<Object>, now: Timestamp, grace_seconds: i64) -> Result<Edit, EditError> {
@@ -208,6 +209,10 @@ mod tests {
             (
                 json!({"metadata": {}, "spec": {"containers": [], "nodeName": "a", "terminationGracePeriodSeconds": 0}}),
                 None,
+            ),
+            (
+                json!({"metadata": {}, "spec": {"containers": [], "nodeName": "a", "terminationGracePeriodSeconds": -1}}),
+                Some(1),
             ),
             (json!({"metadata": {}, "spec": {"containers": []}}), None),
             (

@@ -14,7 +14,7 @@ use super::{
     Kind, Object, Sealed, Uid, decode::decode, fault::Faults, object::seal_owned, rules::Rules, validate,
 };
 pub use super::{
-    deletion::{mark_deleting, remove_finalizer},
+    deletion::{effective_grace, mark_deleting, remove_finalizer},
     unsupported::unsupported,
 };
 

@@ -11,6 +11,12 @@ use k8s_openapi::{
 
 use super::{Kind, Object, SealError, Sealed, Stored, object::seal_owned};
 
+/// The seconds that a pod has to end, of those that were asked for: less than none is the least that is still a grace, as in
+/// Kubernetes.
+pub fn effective_grace(asked_seconds: i64) -> i64 {
+    if asked_seconds < 0 { 1 } else { asked_seconds }
+}
+
 /// Marks an object for deletion: `at` is when its grace of `grace_seconds` ends; `finalizers_extra` are added (such as
 /// `foregroundDeletion`). A mark that is there already is only ever brought forward. A namespace becomes `Terminating`.
 ///

@@ -23,7 +23,7 @@ use super::{
     state::{Action, Container, ContainerPhase, Ended, Notice, Role, SandboxPhase, Step, WaitingReason},
 };
 use crate::logic::supervision::{Backoff, Decision, End, History, Intensity, Policy, Restart, Run, decide};
-use crate::model::Phase;
+use crate::model::{Phase, admit::effective_grace};
 
 /// A sandbox that failed is tried again after 1, 2, 4 … s, at most every minute.
 pub(super) const SANDBOX_BACKOFF: Backoff = Backoff {
@@ -445,7 +445,7 @@ pub(super) fn image_in<'a>(pod: &'a v1::Pod, container: &str) -> &'a str {
 
 /// Seconds between SIGTERM and SIGKILL when nothing else is said.
 pub(super) fn grace_of(pod: &v1::Pod) -> i64 {
-    pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30).max(0)
+    effective_grace(pod.spec.as_ref().and_then(|s| s.termination_grace_period_seconds).unwrap_or(30))
 }
 
 pub(super) const CRASH_LOOP: &str = "CrashLoopBackOff";

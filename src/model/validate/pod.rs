@@ -46,7 +46,7 @@ impl<'a> Around<'a> {
                 &at.field("volumes"),
                 faults,
             ),
-            grace_seconds: spec.termination_grace_period_seconds.unwrap_or(0).max(0),
+            grace_seconds: spec.termination_grace_period_seconds.unwrap_or(0),
             never_restarts: spec.restart_policy.as_deref() == Some("Never"),
             os: spec.os.as_ref().map(|os| os.name.as_str()),
             host_users: spec.host_users != Some(false),
@@ -169,10 +169,6 @@ pub(crate) fn pod_spec(spec: &PodSpec, at: &Path<'_>, faults: &mut Faults) {
     if let Some(seconds) = spec.active_deadline_seconds.filter(|s| !(1..=i64::from(i32::MAX)).contains(s)) {
         let detail = "must be between 1 and 2147483647, inclusive";
         faults.invalid(&at.field("activeDeadlineSeconds"), &seconds, detail);
-    }
-    if let Some(seconds) = spec.termination_grace_period_seconds.filter(|s| *s < 0) {
-        let detail = "must be greater than or equal to 0";
-        faults.invalid(&at.field("terminationGracePeriodSeconds"), &seconds, detail);
     }
     one_of_if_set(
         faults,

@@ -161,12 +161,7 @@ fn pods_are_validated_as_kubernetes_does() {
                     "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1",
                 ],
             ),
-            (
-                pod(json!({"terminationGracePeriodSeconds": -1})),
-                vec![
-                    "spec.terminationGracePeriodSeconds: Invalid value: -1: must be greater than or equal to 0",
-                ],
-            ),
+            (pod(json!({"terminationGracePeriodSeconds": -1})), vec![]),
             (
                 pod(
                     json!({"initContainers": [{"name": "c", "image": "i", "livenessProbe": {"exec": {"command": ["a"]}}}]}),
