@@ -37,7 +37,7 @@ impl PodActor {
             }
             let Err(error) = outcome else { return pod.expect_exit(id, ctx) };
             tracing::warn!(pod = %pod.uid, %error, "a container could not be stopped");
-            pod.machine.container_stuck(&id);
+            pod.machine.container_stuck(&id, &error.to_string());
             ctx.run_later(RETRY, |pod, ctx| pod.check_exits(ctx));
         }));
     }

@@ -106,7 +106,7 @@ fn a_failed_liveness_probe_ends_the_container_and_it_is_started_again() {
         let grace = Duration::from_secs(3);
         assert_eq!(step.actions, [Action::Stop { index: 0, id: "0-0".into(), grace }]);
         assert_eq!(m.step(60_000).actions, [], "once, and no probe while it ends");
-        m.container_stuck("0-0");
+        m.container_stuck("0-0", "busy");
         let step = m.step(60_000);
         assert_eq!((step.actions.len(), step.notices.len()), (1, 0), "tried again, told once");
         m.container_exited(ended("0-0", code, 61_000));

@@ -329,13 +329,19 @@ impl Machine {
     }
 
     /// [`Action::Stop`] failed: to be tried again.
-    pub fn container_stuck(&mut self, id: &str) {
+    pub fn container_stuck(&mut self, id: &str, error: &str) {
+        let mut stuck = None;
         for container in &mut self.containers {
             if let ContainerPhase::Running { id: own, stopping, .. } = &mut container.phase
                 && own == id
             {
                 *stopping = None;
+                stuck = Some(container.name.clone());
             }
+        }
+        // One that is to be started anew is no matter of its pod's end.
+        if let Some(name) = stuck.filter(|_| self.ending.is_some() || self.is_over()) {
+            self.not_killed("KillContainer", &name, error);
         }
     }
 

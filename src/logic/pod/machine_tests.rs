@@ -497,8 +497,31 @@ fn a_stop_that_failed_is_asked_for_again() {
     up(&mut m);
     m.assign(deleting(&m, 3));
     assert!(matches!(m.step(0).actions[..], [Action::Stop { .. }]));
-    m.container_stuck("0-0");
-    assert!(matches!(m.step(1).actions[..], [Action::Stop { .. }]));
+    m.container_stuck("0-0", "no \"answer\"");
+    let step = m.step(1);
+    assert!(matches!(step.actions[..], [Action::Stop { .. }]));
+    let told = |step: &Step| {
+        let failed = step.notices.iter().filter(|notice| notice.reason == "FailedKillPod");
+        failed.map(|notice| notice.message.clone()).collect::<Vec<_>>()
+    };
+    let message =
+        r#"error killing pod: failed to "KillContainer" for "c0" with KillContainerError: "no \"answer\"""#;
+    assert_eq!(told(&step), [message]);
+    m.container_exited(exit("0-0", 0, 2));
+    assert!(matches!(m.step(2).actions[..], [Action::StopSandbox | Action::RemoveSandbox]));
+    m.sandbox_stuck("busy");
+    let message =
+        r#"error killing pod: failed to "KillPodSandbox" for "u1" with KillPodSandboxError: "busy""#;
+    assert_eq!(told(&m.step(3)), [message]);
+}
+
+#[test]
+fn a_grace_below_none_is_the_least() {
+    for (asked, seconds) in [(-1, 1), (0, 0), (5, 5)] {
+        let mut pod = (*pod("Always", 1)).clone();
+        pod.spec.as_mut().unwrap().termination_grace_period_seconds = Some(asked);
+        assert_eq!(grace_of(&pod), seconds);
+    }
 }
 
 #[test]

@@ -132,7 +132,14 @@ impl Machine {
             SandboxPhase::Ending | SandboxPhase::Removing { .. } => SandboxPhase::Lost,
             ref other => other.clone(),
         };
-        self.notice(None, true, "FailedKillPod", format!("error killing pod: {error}"));
+        let uid = self.pod.metadata.uid.clone().unwrap_or_default();
+        self.not_killed("KillPodSandbox", &uid, error);
+    }
+
+    /// Tells of what could not be ended, in Kubernetes' words.
+    pub(super) fn not_killed(&mut self, action: &str, target: &str, error: &str) {
+        let why = format!("failed to {action:?} for {target:?} with {action}Error: {error:?}");
+        self.notice(None, true, "FailedKillPod", format!("error killing pod: {why}"));
     }
 }
 
