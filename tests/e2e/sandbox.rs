@@ -150,6 +150,8 @@ fn safe_sysctls_are_set_and_others_refused() {
     assert_eq!(said, "forbidden sysctl: \"kernel.msgmax\" not allowlisted");
     let row = cluster.kubectl(&["get", "pod", "-n", ns, "unsafe", "--no-headers"]).ok();
     assert!(row.contains("SysctlForbidden"), "{row}");
+    let no_log = cluster.kubectl(&["logs", "-n", ns, "unsafe"]).fails();
+    assert!(no_log.contains("in pod \"unsafe\" is not available"), "{no_log}");
 }
 
 #[test]

@@ -30,6 +30,8 @@ pub(super) struct Entry {
     pub report: Option<wire::PodReport>,
     /// The containers as last reported: which log is which.
     pub containers: Vec<v1::ContainerStatus>,
+    /// Nothing was made of it: there is nothing to tell of its containers.
+    pub refused: bool,
     /// Tells those who follow a container's log whether it runs.
     pub running: HashMap<String, watch::Sender<bool>>,
     /// When it was told to go, since it or the node used up too much: milliseconds since the epoch.
@@ -66,6 +68,7 @@ impl Entry {
         let all = status.container_statuses.iter().chain(&status.init_container_statuses);
         let all = all.chain(&status.ephemeral_container_statuses);
         self.containers = all.flatten().cloned().collect();
+        self.refused = status.container_statuses.is_none();
         for container in &self.containers {
             let runs = container.state.as_ref().is_some_and(|s| s.running.is_some());
             let sender =

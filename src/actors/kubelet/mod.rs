@@ -371,6 +371,7 @@ impl Kubelet {
                 refers,
                 report: None,
                 containers: Vec::new(),
+                refused: false,
                 running: HashMap::new(),
                 evicted_ms: None,
             },

@@ -166,7 +166,7 @@ impl Kubelet {
         let entry =
             self.pods.get(&uid).ok_or_else(|| (404, format!("pod {} is not on this node", request.pod)))?;
         let places = self.seed.node.places(&request.namespace, &request.pod, uid.as_str());
-        let Life { attempt, running, id } = which_life(&entry.containers, request)?;
+        let Life { attempt, running, id } = which_life(&entry.containers, entry.refused, request)?;
         let id = id.and_then(|id| Some(ContainerId(id.split_once("://")?.1.to_owned())));
         let file = LogFile { path: places.log(&request.container, attempt), running, id };
         // What another life does is no matter to one that has ended.
@@ -189,15 +189,19 @@ struct Life<'a> {
     id: Option<&'a str>,
 }
 
-/// Which of a container's lives a request means.
+/// Which of a container's lives a request means. Of a pod that the node `refused` nothing was made.
 fn which_life<'a>(
     statuses: &'a [v1::ContainerStatus],
+    refused: bool,
     request: &LogRequest,
 ) -> Result<Life<'a>, (u16, String)> {
     let (name, pod) = (&request.container, &request.pod);
     let waiting =
         |reason: &str| (400, format!("container \"{name}\" in pod \"{pod}\" is waiting to start: {reason}"));
-    let status = statuses.iter().find(|s| s.name == *name).ok_or_else(|| waiting("ContainerCreating"))?;
+    let status = statuses.iter().find(|s| s.name == *name).ok_or_else(|| match refused {
+        true => (400, format!("container \"{name}\" in pod \"{pod}\" is not available")),
+        false => waiting("ContainerCreating"),
+    })?;
     let attempt = u32::try_from(status.restart_count).unwrap_or(0);
     let state = status.state.clone().unwrap_or_default();
     // While it waits for its next life, it is told to be the last one, whose number restarts are counted up to. In its
@@ -213,7 +217,11 @@ fn which_life<'a>(
     }
     match (state.waiting, last) {
         (Some(_), Some(last)) => Ok(last),
-        (Some(w), None) => Err(waiting(w.reason.as_deref().unwrap_or("ContainerCreating"))),
+        (Some(w), None) => Err(waiting(match w.reason.as_deref().unwrap_or("ContainerCreating") {
+            "ErrImagePull" => "image can't be pulled",
+            "ImagePullBackOff" => "trying and failing to pull image",
+            other => other,
+        })),
         // It was to begin when its pod ended.
         (None, _) if state.terminated.is_some() && status.container_id.is_none() => {
             Err((400, format!("container \"{name}\" in pod \"{pod}\" is terminated")))
@@ -499,12 +507,32 @@ mod tests {
             let request =
                 LogRequest { container: "web".into(), pod: "p".into(), previous, ..LogRequest::default() };
             let statuses = [status(restarts, state, had_last)];
-            let life = which_life(&statuses, &request).map_err(|(code, _)| code);
+            let life = which_life(&statuses, false, &request).map_err(|(code, _)| code);
             // The id is always that of the life whose file it is.
             let is_last = previous || ["waiting", "in its hook"].contains(&state);
             let id = Some(if is_last { "r://last" } else { "r://now" });
             let expected = expected.map(|(attempt, running)| Life { attempt, running, id });
             assert_eq!(life, expected, "{restarts} {state} {previous}");
+        }
+    }
+
+    #[test]
+    fn why_there_is_no_log_is_said_in_kubernetes_words() {
+        let request = LogRequest { container: "web".into(), pod: "p".into(), ..LogRequest::default() };
+        let waits = |reason: &str| {
+            let mut status = status(0, "waiting", false);
+            status.state.as_mut().unwrap().waiting.as_mut().unwrap().reason = Some(reason.into());
+            vec![status]
+        };
+        for (statuses, refused, words) in [
+            (Vec::new(), true, "not available"),
+            (Vec::new(), false, "waiting to start: ContainerCreating"),
+            (waits("PodInitializing"), false, "waiting to start: PodInitializing"),
+            (waits("ErrImagePull"), false, "waiting to start: image can't be pulled"),
+            (waits("ImagePullBackOff"), false, "waiting to start: trying and failing to pull image"),
+        ] {
+            let (code, text) = which_life(&statuses, refused, &request).unwrap_err();
+            assert_eq!((code, text), (400, format!("container \"web\" in pod \"p\" is {words}")));
         }
     }
 
