@@ -18,6 +18,7 @@ pub mod namespaces;
 pub mod node_events;
 pub mod node_labels;
 pub mod nodes;
+pub mod outward;
 pub mod placement;
 pub mod pod;
 pub mod pulse;

@@ -73,6 +73,7 @@ use crate::{
         disks::Disks,
         image_gc::PERIOD,
         nodes::MachineFacts,
+        outward::Outward,
         pod::sources::references,
         supervision::Intensity,
         usage::{PERIOD_MS, Readings},
@@ -192,6 +193,8 @@ pub struct Kubelet {
     eviction: eviction::Eviction,
     measured: Arc<tokio::sync::Mutex<summary::Measured>>,
     disks: Disks,
+    /// What the machine received and sent.
+    outward: Outward,
     /// What the master was told of this node's images last, over this link.
     images_told: Option<(Vec<wire::HeldImage>, Vec<wire::RemovedImage>)>,
 }
@@ -220,6 +223,7 @@ impl Kubelet {
             eviction: eviction::Eviction::default(),
             measured: Arc::default(),
             disks: Disks::default(),
+            outward: Outward::default(),
             images_told: None,
         }
     }

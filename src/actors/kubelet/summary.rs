@@ -28,6 +28,7 @@ use crate::{
     logic::{
         disks::{Disks, Io},
         exposition,
+        outward::Outward,
         pod::config::{Places, sizes},
         summary::{Amounts, Disk, OfContainer, OfNode, OfPod, summary},
         usage::{NodeUsage, Reading},
@@ -93,7 +94,8 @@ impl Kubelet {
                 Ok(gathered) => gathered,
                 Err(error) => return refuse(responder, 503, error.to_string()),
             };
-            let (at_ms, mut of_machine) = (reading.at_ms, of_node(&node, &reading, &mut kubelet.disks));
+            let (at_ms, mut of_machine) =
+                (reading.at_ms, of_node(&node, &reading, &mut kubelet.disks, &mut kubelet.outward));
             kubelet.keep_reading(Ok(reading));
             let rates = kubelet.readings.usage();
             let pods = all.iter().filter_map(|pod| {
@@ -211,7 +213,7 @@ fn of_pod(
     }
 }
 
-fn of_node(node: &NodeContext, reading: &Reading, disks: &mut Disks) -> OfNode {
+fn of_node(node: &NodeContext, reading: &Reading, disks: &mut Disks, outward: &mut Outward) -> OfNode {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let left = machine::left(node);
     let (pids_left, pids) = left.pids;
@@ -231,7 +233,12 @@ fn of_node(node: &NodeContext, reading: &Reading, disks: &mut Disks) -> OfNode {
             io_bytes: io.map(|io| io.bytes),
             io_operations: io.map(|io| io.operations),
         },
-        network: default_device(&read("/proc/net/route"), &read("/proc/net/dev")),
+        network: default_device(&read("/proc/net/route"), &read("/proc/net/dev")).map(
+            |(name, received, sent)| {
+                let (received, sent) = outward.sum(&name, (received, sent));
+                (name, received, sent)
+            },
+        ),
         disk: disk(left.disk, left.inodes),
         image_disk: disk(left.image_disk, left.image_inodes),
         layers_with_images: left.layout.layers == left.layout.images,
