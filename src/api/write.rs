@@ -25,7 +25,7 @@ use super::{
 };
 pub use crate::logic::edit::CONFLICT_RETRIES;
 use crate::{
-    logic::service_accounts::{Says, with_token},
+    logic::service_accounts::{Given, Says},
     messages::{Commit, CommitError, Durability, Expected, Write},
     model::{
         Key, Kind, Object, Revision, Sealed, Snapshot, Uid,
@@ -100,7 +100,7 @@ struct Peek {
     metadata: PeekMeta,
 }
 
-/// The few fields of a pod's body that decide what it mounts.
+/// The few fields of a pod's body that decide what it gets of its account.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct PeekPod {
@@ -165,7 +165,7 @@ fn check_namespace(snapshot: &Snapshot, resource: &Resource, name: &str) -> Resu
     })
 }
 
-/// A pod with the volume that it gets unasked, if it does; 403 when the account is not there that it names.
+/// A pod with what it gets of its account unasked; 403 when the account is not there that it names.
 fn with_account(call: &Call, namespace: &str, name: String, body: Bytes) -> Result<Bytes, ApiError> {
     // What cannot be read is refused later.
     let pod: PeekPod = serde_json::from_slice(&body).unwrap_or_default();
@@ -173,8 +173,8 @@ fn with_account(call: &Call, namespace: &str, name: String, body: Bytes) -> Resu
     if let Some(why) = pod.spec.forbids(namespace, &snapshot) {
         return Err(ApiError::Forbidden { resource: Kind::Pod.plural().into(), name, why, cause: None });
     }
-    let mounts = pod.spec.mounts(namespace, &snapshot);
-    Ok(mounts.then(|| with_token(&body, &suffix())).flatten().map_or(body, Bytes::from))
+    let given = pod.spec.given(namespace, &snapshot);
+    Ok(if given == Given::default() { body } else { given.add_to(body.into(), &suffix()).into() })
 }
 
 /// POST to a collection.

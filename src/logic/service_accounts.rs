@@ -1,11 +1,13 @@
-//! The volume with a service account's token that pods get unasked, as Kubernetes' admission of that name adds it.
+//! What pods get of their service account unasked, as Kubernetes' admission of that name adds it: a volume with a token, and
+//! the account's `imagePullSecrets`.
 //!
-//! Owns: whether a new pod may run as the account that it names, whether it gets the volume, and what is in that: token, the
+//! Owns: whether a new pod may run as the account that it names, what it gets, and what is in the volume: token, the
 //! cluster's CA, the namespace. Pure, over documents as
 //! they come. Invariant: what a pod mounts at that place by itself stays. Limit: Kubernetes adds it unless somebody says
 //! no; here somebody has to say yes (`automountServiceAccountToken: true`, of the pod, else of the account): every other pod
 //! is spared a mount, and its document the third that it would grow by.
 
+use k8s_openapi::api::core::v1;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -24,22 +26,33 @@ const UNSAID: bool = false;
 const DEFAULT: &str = "default";
 
 /// What a pod says of the account that it runs as.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Says {
     automount_service_account_token: Option<bool>,
     service_account_name: Option<String>,
     /// The older name of the field.
     service_account: Option<String>,
+    image_pull_secrets: Option<Vec<v1::LocalObjectReference>>,
+}
+
+/// What a pod gets of its account.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Given {
+    /// The volume with a token.
+    pub token: bool,
+    /// `imagePullSecrets`, of a pod that names none.
+    pub pull_secrets: Vec<v1::LocalObjectReference>,
 }
 
 impl Says {
     /// What a pod's spec says.
-    pub fn of(automount: Option<bool>, account: Option<&str>) -> Says {
+    pub fn of(spec: &v1::PodSpec) -> Says {
         Says {
-            automount_service_account_token: automount,
-            service_account_name: account.map(str::to_owned),
+            automount_service_account_token: spec.automount_service_account_token,
+            service_account_name: spec.service_account_name.clone(),
             service_account: None,
+            image_pull_secrets: spec.image_pull_secrets.clone(),
         }
     }
 
@@ -59,19 +72,43 @@ impl Says {
         })
     }
 
-    /// Whether a pod in this namespace gets the volume.
-    pub fn mounts(&self, namespace: &str, snapshot: &Snapshot) -> bool {
-        self.automount_service_account_token.unwrap_or_else(|| {
-            let account = snapshot.find(&Key::new(Kind::ServiceAccount, namespace, self.account()));
-            let says = account.and_then(|account| account.parse::<Says>().ok());
-            says.and_then(|says| says.automount_service_account_token).unwrap_or(UNSAID)
-        })
+    /// What a pod in this namespace gets.
+    pub fn given(&self, namespace: &str, snapshot: &Snapshot) -> Given {
+        let account = snapshot.find(&Key::new(Kind::ServiceAccount, namespace, self.account()));
+        // It says the same in the same words.
+        let account = account.and_then(|account| account.parse::<Says>().ok()).unwrap_or_default();
+        let token = self.automount_service_account_token.or(account.automount_service_account_token);
+        let names_none = self.image_pull_secrets.as_ref().is_none_or(Vec::is_empty);
+        let pull_secrets = account.image_pull_secrets.filter(|_| names_none).unwrap_or_default();
+        Given { token: token.unwrap_or(UNSAID), pull_secrets }
+    }
+}
+
+impl Given {
+    /// The pod's document with all of it; `suffix` is the end of the volume's name.
+    pub fn add_to(&self, document: Vec<u8>, suffix: &str) -> Vec<u8> {
+        let document = if self.token { with_token(&document, suffix).unwrap_or(document) } else { document };
+        self.with_pull_secrets(&document).unwrap_or(document)
+    }
+
+    fn with_pull_secrets(&self, document: &[u8]) -> Option<Vec<u8>> {
+        if self.pull_secrets.is_empty() {
+            return None;
+        }
+        let mut pod: Value = serde_json::from_slice(document).ok()?;
+        let secrets = serde_json::to_value(&self.pull_secrets).ok()?;
+        let named = pod.get_mut("spec")?.as_object_mut()?.entry("imagePullSecrets").or_insert(Value::Null);
+        // What is not even a list is refused later.
+        if named.is_null() || named.as_array().is_some_and(Vec::is_empty) {
+            *named = secrets;
+        }
+        serde_json::to_vec(&pod).ok()
     }
 }
 
 /// The pod's document with the volume, mounted into each of its containers that mounts nothing at that place; `None` when
 /// there is no such container, or the document is no pod's, which others tell.
-pub fn with_token(document: &[u8], suffix: &str) -> Option<Vec<u8>> {
+fn with_token(document: &[u8], suffix: &str) -> Option<Vec<u8>> {
     let mut pod: Value = serde_json::from_slice(document).ok()?;
     let spec = pod.get_mut("spec")?.as_object_mut()?;
     let name = format!("{VOLUME}{suffix}");
@@ -131,13 +168,49 @@ mod tests {
             (Some(true), None, true),
             (None, None, false),
         ] {
-            let says = Says::of(pod, Some("robot"));
-            assert_eq!(says.mounts("ns", &cluster(account)), mounts, "{pod:?} {account:?}");
+            let spec = v1::PodSpec {
+                automount_service_account_token: pod,
+                service_account_name: Some("robot".into()),
+                ..v1::PodSpec::default()
+            };
+            assert_eq!(Says::of(&spec).given("ns", &cluster(account)).token, mounts, "{pod:?} {account:?}");
         }
         let older: Says = serde_json::from_value(json!({"serviceAccount": "robot"})).unwrap();
-        assert!(older.mounts("ns", &cluster(Some(true))));
-        assert!(!Says::default().mounts("ns", &cluster(Some(true))), "the account is another");
-        assert!(!older.mounts("elsewhere", &cluster(Some(true))));
+        assert!(older.given("ns", &cluster(Some(true))).token);
+        assert!(!Says::default().given("ns", &cluster(Some(true))).token, "the account is another");
+        assert!(!older.given("elsewhere", &cluster(Some(true))).token);
+    }
+
+    #[test]
+    fn a_pod_that_names_no_pull_secrets_gets_its_accounts() {
+        let mut snapshot = Snapshot::default();
+        let account = json!({"metadata": {"name": "robot", "namespace": "ns", "uid": "u"},
+            "imagePullSecrets": [{"name": "a"}, {"name": "b"}]});
+        snapshot.insert(stored(Kind::ServiceAccount, &account, Revision(1)));
+        let made = |spec: Value| -> Value {
+            let says: Says = serde_json::from_value(spec.clone()).unwrap();
+            let pod = json!({"spec": spec}).to_string().into_bytes();
+            let made = says.given("ns", &snapshot).add_to(pod, "abcde");
+            serde_json::from_slice::<Value>(&made).unwrap()["spec"].clone()
+        };
+        let of_account = &account["imagePullSecrets"];
+        for none in [json!({}), json!({"imagePullSecrets": []}), json!({"imagePullSecrets": null})] {
+            let mut spec = none.clone();
+            spec["serviceAccountName"] = "robot".into();
+            assert_eq!(made(spec)["imagePullSecrets"], *of_account, "{none}");
+        }
+        let own = json!({"serviceAccountName": "robot", "imagePullSecrets": [{"name": "own"}]});
+        assert_eq!(made(own.clone()), own);
+        assert_eq!(made(json!({})), json!({}), "the account is another");
+        let given = Says::default().given("ns", &snapshot);
+        assert_eq!(given, Given::default());
+        let given = Given { pull_secrets: vec![v1::LocalObjectReference { name: "a".into() }], ..given };
+        let nonsense = br#"{"spec":{"imagePullSecrets":7}}"#.to_vec();
+        assert_eq!(given.add_to(nonsense.clone(), ""), nonsense);
+        let both = json!({"serviceAccountName": "robot", "automountServiceAccountToken": true, "containers": [{"name": "c"}]});
+        let both = made(both);
+        assert_eq!(both["imagePullSecrets"], *of_account);
+        assert_eq!(both["volumes"][0]["name"], "kube-api-access-abcde");
     }
 
     #[test]

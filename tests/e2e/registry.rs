@@ -269,6 +269,8 @@ fn a_registry_with_tls_and_passwords_is_used_with_the_nodes_credentials() {
     let mut of_account = pod("of-account", &image, "Always");
     of_account["spec"]["serviceAccountName"] = "puller".into();
     cluster.apply("default", &of_account);
+    let given = cluster.until_pod("default", "of-account", "there", |_| true);
+    assert_eq!(given["spec"]["imagePullSecrets"], account["imagePullSecrets"], "when it is made");
     until_says(&cluster, "of-account", "closed\nclosed\ndone\n");
     cluster.apply("default", &pod("neither", &image, "Always"));
     cluster.until_pod("default", "neither", "not pulled", |pod| waiting(pod).contains("ImagePull"));

@@ -146,11 +146,10 @@ impl ReplicationController {
             };
             let snapshot = self.wiring.view.snapshot();
             let cannot = |e: TemplateError| failed("FailedCreate", &format_args!("Error creating: {e}"));
-            let pods =
-                template::mounts_token(&parsed.controller, &parsed.typed, &snapshot).and_then(|with_token| {
-                    let batch = Batch { count: plan.create, now, with_token, taken: &taken };
-                    template::pods(&parsed.controller, &parsed.typed, &batch, &mut chance)
-                });
+            let pods = template::given(&parsed.controller, &parsed.typed, &snapshot).and_then(|given| {
+                let batch = Batch { count: plan.create, now, given, taken: &taken };
+                template::pods(&parsed.controller, &parsed.typed, &batch, &mut chance)
+            });
             match pods {
                 Ok(pods) => all.extend(pods.into_iter().map(Edit::Create)),
                 Err(_) if !all.is_empty() => {}

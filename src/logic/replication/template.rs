@@ -13,7 +13,7 @@ use k8s_openapi::{
 
 use super::{Controller, owner_reference};
 use crate::{
-    logic::service_accounts::{Says, with_token},
+    logic::service_accounts::{Given, Says},
     model::{
         Kind, SealError, Sealed, Snapshot, Uid,
         admit::{Admission, FieldValidation, Rejection, admit_create},
@@ -70,28 +70,28 @@ pub struct Batch<'a> {
     pub count: usize,
     /// Now.
     pub now: Timestamp,
-    /// Whether they get the volume with their account's token.
-    pub with_token: bool,
+    /// What they get of their account.
+    pub given: Given,
     /// Names that are taken.
     pub taken: &'a dyn Fn(&str) -> bool,
 }
 
-/// Whether the pods of a template get the volume with their account's token.
+/// What the pods of a template get of their account.
 ///
 /// # Errors
 /// When that account is not there.
-pub fn mounts_token(
+pub fn given(
     controller: &Controller,
     typed: &ReplicationController,
     snapshot: &Snapshot,
-) -> Result<bool, TemplateError> {
+) -> Result<Given, TemplateError> {
     let spec = typed.spec.as_ref().and_then(|s| s.template.as_ref()).and_then(|t| t.spec.as_ref());
-    let Some(spec) = spec else { return Ok(false) };
-    let says = Says::of(spec.automount_service_account_token, spec.service_account_name.as_deref());
+    let Some(spec) = spec else { return Ok(Given::default()) };
+    let says = Says::of(spec);
     let namespace = &controller.key.namespace;
     match says.forbids(namespace, snapshot) {
         Some(message) => Err(TemplateError::Forbidden { name: base_name(&controller.key.name), message }),
-        None => Ok(says.mounts(namespace, snapshot)),
+        None => Ok(says.given(namespace, snapshot)),
     }
 }
 
@@ -114,8 +114,8 @@ pub fn pods(
             .ok_or_else(|| TemplateError::NoName(controller.key.to_string()))
     };
     let first = name(chance)?;
-    let volume = batch.with_token.then(|| (chance.suffix)());
-    let mut pod = admitted(controller, typed, &first, &base, volume.as_deref(), batch.now, (chance.uid)())?;
+    let volume = if batch.given.token { (chance.suffix)() } else { String::new() };
+    let mut pod = admitted(controller, typed, &first, &base, (batch, &volume), (chance.uid)())?;
     let mut pods = Vec::with_capacity(batch.count);
     pods.push(seal(&pod)?);
     for _ in 1..batch.count {
@@ -137,8 +137,7 @@ fn admitted(
     typed: &ReplicationController,
     name: &str,
     base: &str,
-    volume: Option<&str>,
-    now: Timestamp,
+    (batch, volume): (&Batch<'_>, &str),
     uid: Uid,
 ) -> Result<Pod, TemplateError> {
     let template = typed.spec.as_ref().and_then(|s| s.template.as_ref()).ok_or(TemplateError::Missing)?;
@@ -159,11 +158,11 @@ fn admitted(
     };
     let refused = |message: String| TemplateError::Refused { name: name.to_owned(), message };
     let json = serde_json::to_vec(&pod).map_err(|e| refused(e.to_string()))?;
-    let json = volume.and_then(|suffix| with_token(&json, suffix)).unwrap_or(json);
+    let json = batch.given.add_to(json, volume);
     let how = Admission {
         namespace: &controller.key.namespace,
         name: None,
-        now,
+        now: batch.now,
         uid,
         suffix: "",
         fields: FieldValidation::Ignore,

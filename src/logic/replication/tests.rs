@@ -6,7 +6,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    logic::testing::{Pods, controller, pod},
+    logic::{
+        service_accounts::Given,
+        testing::{Pods, controller, pod},
+    },
     model::Kind,
 };
 
@@ -195,12 +198,18 @@ fn pods_of_one_batch_have_free_names_and_uids_of_their_own() {
     };
     let rc = read(&object);
     let taken = |n: &str| n == "web-taken";
-    let batch = template::Batch { count: 2, now: now(), with_token: false, taken: &taken };
+    let secret = v1::LocalObjectReference { name: "pull".into() };
+    let given = Given { pull_secrets: vec![secret], ..Given::default() };
+    let batch = template::Batch { count: 2, now: now(), given, taken: &taken };
     let pods = template::pods(&rc, &object.parse().unwrap(), &batch, &mut chance).unwrap();
     let made: Vec<_> = pods.iter().map(|p| (p.key.to_string(), p.facet.meta.uid.to_string())).collect();
     let expected = [("pods/default/web-aaaaa", "u1"), ("pods/default/web-bbbbb", "u2")];
     assert_eq!(made, expected.map(|(k, u)| (k.to_owned(), u.to_owned())));
     assert!(pods.iter().all(|p| p.facet.meta.controller().is_some_and(|o| o.uid == rc.uid)));
+    for pod in &pods {
+        let pod: serde_json::Value = serde_json::from_slice(pod.document()).unwrap();
+        assert_eq!(pod["spec"]["imagePullSecrets"], serde_json::json!([{"name": "pull"}]), "its account's");
+    }
 }
 
 /// A store, its past, and a controller that sees it late.
@@ -308,8 +317,12 @@ impl World {
                 Uid::from(format!("{seed}-{n}"))
             };
             let mut chance = template::Chance { suffix: &mut suffix, uid: &mut uid };
-            let batch =
-                template::Batch { count: plan.create, now: now(), with_token: false, taken: &|_| false };
+            let batch = template::Batch {
+                count: plan.create,
+                now: now(),
+                given: Given::default(),
+                taken: &|_| false,
+            };
             let pods = template::pods(&controller, &rc.parse().unwrap(), &batch, &mut chance);
             edits.extend(pods.unwrap().into_iter().map(Edit::Create));
         }
