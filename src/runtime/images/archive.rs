@@ -18,8 +18,8 @@ use tar::{Archive, EntryType};
 use super::{
     Limits,
     manifest::{Descriptor, MAX_DEPTH, MAX_DOCUMENT, OciManifest, choose},
+    sparse::Sparse,
     stream::{BUFFER, HeaderGuard, Limited, bad, digest_of, system},
-    unpack::refuse_sparse,
 };
 use crate::runtime::RuntimeError;
 
@@ -64,6 +64,8 @@ impl Spread {
         let mut archive = Archive::new(tar);
         let mut parts = HashMap::new();
         let mut buf = vec![0; BUFFER];
+        // Holes of sparse files are not in the archive.
+        let mut left = limits.archive_bytes;
         let mut entries = archive.entries().map_err(bad)?;
         loop {
             allowance.headers();
@@ -74,17 +76,22 @@ impl Spread {
                 )),
                 _ => bad(error),
             })?;
-            refuse_sparse(&mut entry)?;
+            let sparse = Sparse::of(&mut entry)?;
             allowance.contents();
             if parts.len() as u64 >= limits.entries {
                 return Err(bad(format!("more than {} entries", limits.entries)));
             }
-            let name = clean("", &String::from_utf8_lossy(&entry.path_bytes()));
+            let name = sparse.as_ref().and_then(|sparse| sparse.name.clone());
+            let name = name.unwrap_or_else(|| entry.path_bytes().into_owned());
+            let name = clean("", &String::from_utf8_lossy(&name));
             let link = entry.link_name_bytes().map(|link| String::from_utf8_lossy(&link).into_owned());
             let part = match (entry.header().entry_type(), link) {
                 (EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse, _) => {
                     let path = dir.join(parts.len().to_string());
-                    write(&mut entry, &path, &mut buf)?;
+                    left -= match sparse {
+                        Some(sparse) => write(&mut sparse.whole(&mut entry)?, &path, left, &mut buf)?,
+                        None => write(&mut entry, &path, left, &mut buf)?,
+                    };
                     Part::File(path)
                 }
                 (EntryType::Symlink, Some(link)) => {
@@ -224,14 +231,21 @@ fn clean(dir: &str, name: &str) -> String {
     parts.join("/")
 }
 
-fn write(from: &mut impl Read, path: &Path, buf: &mut [u8]) -> Result<(), RuntimeError> {
+/// Writes a file of at most so many bytes, and tells how many they are.
+fn write(from: &mut impl Read, path: &Path, most: u64, buf: &mut [u8]) -> Result<u64, RuntimeError> {
     let failed = || system(format!("write {}", path.display()));
     let mut file = File::create(path).map_err(failed())?;
+    let mut bytes = 0;
     loop {
-        match from.read(buf).map_err(bad)? {
-            0 => return Ok(()),
-            n => file.write_all(&buf[..n]).map_err(failed())?,
+        let n = match from.read(buf).map_err(bad)? {
+            0 => return Ok(bytes),
+            n => n,
+        };
+        bytes += n as u64;
+        if bytes > most {
+            return Err(bad("the archive is larger than the image store's limit"));
         }
+        file.write_all(&buf[..n]).map_err(failed())?;
     }
 }
 

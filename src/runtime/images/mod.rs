@@ -20,6 +20,7 @@ mod registry;
 mod save;
 mod share;
 mod skeleton;
+mod sparse;
 mod stream;
 #[cfg(test)]
 mod tests;

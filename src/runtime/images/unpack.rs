@@ -29,6 +29,7 @@ use xattr::FileExt;
 use super::{
     Limits,
     skeleton::Tape,
+    sparse::Sparse,
     stream::{BUFFER, HeaderGuard, bad},
 };
 use crate::runtime::{RuntimeError, native::userns};
@@ -45,8 +46,7 @@ const ATTRIBUTES: [&str; 4] =
 /// What overlayfs obeys where an ordinary user mounts it.
 const OVERLAY: &str = "user.overlay.";
 const PAX_ATTRIBUTE: &str = "SCHILY.xattr.";
-/// What GNU tar says of sparse files in the pax format: the bytes that follow are not the file's.
-const PAX_SPARSE: &[u8] = b"GNU.sparse.";
+const TOO_LARGE: &str = "unpacked, the layers are larger than the image store's limit";
 
 /// What a layer took.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,7 +87,7 @@ pub(super) fn unpack(
         done.bytes += root.put(&mut entry, &meta, left, &mut buf)?;
         tape.bytes();
         // What an entry that is not a file carries is skipped here, where it is not held against the headers.
-        while entry.read(&mut buf).map_err(bad)? > 0 {}
+        count(&mut entry, left, &mut buf)?;
     }
     root.finish()?;
     Ok(done)
@@ -108,16 +108,27 @@ pub(super) fn check(tar: impl Read, limits: &Limits) -> Result<Unpacked, Runtime
         if done.entries > limits.entries {
             return Err(bad(format!("more than {} entries in a layer", limits.entries)));
         }
-        Meta::of(&mut entry)?;
+        let meta = Meta::of(&mut entry)?;
         allowance.contents();
-        loop {
-            match entry.read(&mut buf).map_err(bad)? {
-                0 => break,
-                n => done.bytes += n as u64,
-            }
+        let left = limits.unpacked_bytes.saturating_sub(done.bytes);
+        done.bytes += match &meta.sparse {
+            Some(sparse) => count(&mut sparse.whole(&mut entry)?, left, &mut buf)?,
+            None => 0,
+        };
+        done.bytes += count(&mut entry, left, &mut buf)?;
+    }
+}
+
+/// How many bytes are still to be read; a sparse file's holes are as many as it says.
+fn count(from: &mut impl Read, left: u64, buf: &mut [u8]) -> Result<u64, RuntimeError> {
+    let mut bytes = 0;
+    loop {
+        match from.read(buf).map_err(bad)? {
+            0 => return Ok(bytes),
+            n => bytes += n as u64,
         }
-        if done.bytes > limits.unpacked_bytes {
-            return Err(bad(format!("more than {} bytes unpacked", limits.unpacked_bytes)));
+        if bytes > left {
+            return Err(bad(TOO_LARGE));
         }
     }
 }
@@ -134,50 +145,41 @@ struct Meta {
     /// Seconds since the epoch.
     mtime: i64,
     attributes: Vec<(OsString, Vec<u8>)>,
+    /// How its file is packed, if the bytes that follow are not the file's.
+    sparse: Option<Sparse>,
 }
 
 impl Meta {
     /// Whether the bytes that follow become a file as they are.
     fn is_kept_file(&self) -> bool {
         let hides = self.path.file_name().is_some_and(|name| name.as_bytes().starts_with(WHITEOUT));
-        matches!(self.kind, EntryType::Regular | EntryType::Continuous) && !hides
+        matches!(self.kind, EntryType::Regular | EntryType::Continuous) && !hides && self.sparse.is_none()
     }
 
     fn of<R: Read>(entry: &mut Entry<'_, R>) -> Result<Meta, RuntimeError> {
-        let path = inside(&PathBuf::from(OsString::from_vec(entry.path_bytes().into_owned())))?;
+        let sparse = Sparse::of(entry)?;
+        let name = sparse.as_ref().and_then(|sparse| sparse.name.clone());
+        let name = name.unwrap_or_else(|| entry.path_bytes().into_owned());
+        let path = inside(&PathBuf::from(OsString::from_vec(name)))?;
         let at = |e: std::io::Error| bad(format!("{}: {e}", path.display()));
-        refuse_sparse(entry)?;
         let attributes = attributes(entry).map_err(at)?;
         let header = entry.header();
+        let kind = header.entry_type();
         let id = |n: std::io::Result<u64>| {
             u32::try_from(n.map_err(at)?).map_err(|_| bad(format!("{}: owner out of range", path.display())))
         };
         Ok(Meta {
-            kind: header.entry_type(),
+            kind,
             link: entry.link_name_bytes().map(|l| PathBuf::from(OsString::from_vec(l.into_owned()))),
             mode: Mode::from_bits_truncate(header.mode().map_err(at)? & 0o7777),
             uid: id(header.uid())?,
             gid: id(header.gid())?,
             mtime: i64::try_from(header.mtime().map_err(at)?).unwrap_or(0),
             attributes,
+            sparse: sparse.filter(|_| matches!(kind, EntryType::Regular | EntryType::Continuous)),
             path,
         })
     }
-}
-
-/// Refuses a sparse file whose map is not in its header, where it is read, but among the pax records or before the data.
-pub(super) fn refuse_sparse<R: Read>(entry: &mut Entry<'_, R>) -> Result<(), RuntimeError> {
-    let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-    let Some(extensions) = entry.pax_extensions().map_err(bad)? else { return Ok(()) };
-    for extension in extensions {
-        if extension.map_err(bad)?.key_bytes().starts_with(PAX_SPARSE) {
-            return Err(bad(format!(
-                "{path}: a sparse file in the pax format, which is not read; make the archive with `tar --format=gnu`, or \
-                 without --sparse"
-            )));
-        }
-    }
-    Ok(())
 }
 
 /// A path as it counts in the root; one that names something above is refused.
@@ -266,7 +268,15 @@ impl Root {
             EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
                 self.clear(&parent, name, meta, self.kind_of(&parent, name))?;
                 let mut file = create(&parent, name).map_err(at)?;
-                let bytes = copy(entry, &mut file, meta, left, buf)?;
+                let bytes = match &meta.sparse {
+                    Some(sparse) => {
+                        copy((&mut sparse.whole(entry)?, sparse.size), &mut file, meta, left, buf)?
+                    }
+                    None => {
+                        let size = entry.size();
+                        copy((entry, size), &mut file, meta, left, buf)?
+                    }
+                };
                 self.dress(name, meta, &parent)?;
                 return Ok(bytes);
             }
@@ -461,8 +471,8 @@ fn times(seconds: i64) -> Timestamps {
     Timestamps { last_access: time, last_modification: time }
 }
 
-fn copy<R: Read>(
-    entry: &mut Entry<'_, R>,
+fn copy(
+    (from, size): (&mut impl Read, u64),
     file: &mut File,
     meta: &Meta,
     left: u64,
@@ -470,17 +480,17 @@ fn copy<R: Read>(
 ) -> Result<u64, RuntimeError> {
     let mut bytes = 0;
     loop {
-        let n = entry.read(buf).map_err(bad)?;
+        let n = from.read(buf).map_err(bad)?;
         if n == 0 {
             break;
         }
         bytes += n as u64;
         if bytes > left {
-            return Err(bad("unpacked, the layers are larger than the image store's limit"));
+            return Err(bad(TOO_LARGE));
         }
         file.write_all(&buf[..n]).map_err(|e| failed(&meta.path, e))?;
     }
-    if bytes < entry.size() {
+    if bytes < size {
         return Err(bad(format!("{}: the archive ends within the file", meta.path.display())));
     }
     Ok(bytes)
