@@ -327,6 +327,19 @@ fn what_an_ordinary_user_cannot_have_is_said_once_and_shown_in_the_node() {
     assert!(lacks.contains("no other machine"), "{lacks}");
     let log = fs::read_to_string(user.log()).unwrap();
     assert_eq!(log.matches(lacks).count(), 1, "{log}");
+    // What the kernel calls invalid is named.
+    let pinging = |groups: &str| {
+        let sysctl = json!({"name": "net.ipv4.ping_group_range", "value": groups});
+        json!({"securityContext": {"sysctls": [sysctl]}})
+    };
+    user.create(&pod("own", pinging("0 0"), json!({})));
+    user.create(&pod("all", pinging("0 2147483647"), json!({})));
+    user.until_ready("own");
+    let of_all = "involvedObject.name=all,reason=FailedCreatePodSandBox";
+    until("it is said why there is no sandbox", || {
+        said(&user.kubectl(&["get", "events", "--field-selector", of_all])).contains("other groups than 0")
+    });
+    user.ok(&["delete", "pod", "own", "all", "--wait"]);
     // Another process finds the directory in use, and says so before it makes anything.
     let second = user.troupe(&["up", "--api", "127.0.0.1:0", "--runtime", "native"]).output().unwrap();
     assert!(!second.status.success() && said(&second).contains("in use"), "{}", said(&second));

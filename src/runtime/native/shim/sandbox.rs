@@ -28,7 +28,7 @@ use super::{
     },
     users::Users,
 };
-use crate::runtime::hosts;
+use crate::runtime::{hosts, native::userns};
 
 /// The pod's end of its veth pair.
 const INTERFACE: &str = "eth0";
@@ -97,7 +97,27 @@ fn set_sysctl(name: &str, value: &str, users: Option<&Users>) -> Result<(), Faul
         Some(users) => users.as_root(write),
         None => write(),
     }
-    .map_err(Fault::system(format!("set sysctl {name}")))
+    .map_err(|error| {
+        let of_pod = users.map(Users::last);
+        not_set(name, value, of_pod.or(userns::inside().then_some(0)), &error)
+    })
+}
+
+/// Why a sysctl was not set. Of groups that there are not the kernel only says that they are invalid; `last_group` is the
+/// last one that there is, where they are not all those of the node.
+fn not_set(name: &str, value: &str, last_group: Option<u32>, error: &std::io::Error) -> Fault {
+    let of_groups = name.replace('/', ".") == "net.ipv4.ping_group_range";
+    let refused = error.raw_os_error() == Some(libc::EINVAL);
+    let why = match last_group.filter(|_| of_groups && refused) {
+        Some(0) => {
+            format!("{error}: {value:?} has other groups than 0, the only one of an ordinary user's pods")
+        }
+        Some(last) => format!(
+            "{error}: {value:?} has other groups than those of a pod with hostUsers false, 0 to {last}"
+        ),
+        None => error.to_string(),
+    };
+    Fault::system(format!("set sysctl {name}"))(why)
 }
 
 fn share_memory(dir: &SandboxDir, host_ipc: bool) -> Result<(), Fault> {
@@ -221,6 +241,27 @@ mod tests {
         make_dir_in_root(&root, Path::new("/a/b/c")).unwrap();
         make_dir_in_root(&root, Path::new("/")).unwrap();
         assert!(root.join("a/b/c").is_dir());
+    }
+
+    #[test]
+    fn groups_that_there_are_not_are_named_where_the_kernel_names_none() {
+        let why = |name: &str, last, number| {
+            let error = std::io::Error::from_raw_os_error(number);
+            match not_set(name, "0 9", last, &error) {
+                Fault::System { operation, cause } if operation == format!("set sysctl {name}") => cause,
+                other => panic!("{other:?}"),
+            }
+        };
+        let (name, plain) = ("net.ipv4.ping_group_range", "Invalid argument (os error 22)");
+        assert_eq!(why(name, None, libc::EINVAL), plain);
+        assert_eq!(why("net.ipv4.tcp_rmem", Some(0), libc::EINVAL), plain);
+        assert!(!why(name, Some(0), libc::EACCES).contains("groups"));
+        for (last, words) in [(0, "than 0, the only one"), (65_535, "hostUsers false, 0 to 65535")] {
+            for name in [name, "net/ipv4/ping_group_range"] {
+                let why = why(name, Some(last), libc::EINVAL);
+                assert!(why.starts_with(plain) && why.contains("\"0 9\"") && why.contains(words), "{why}");
+            }
+        }
     }
 
     #[test]

@@ -138,13 +138,18 @@ impl Users {
         }
     }
 
+    /// The last number of a user or a group.
+    pub(super) fn last(&self) -> u32 {
+        self.range.count.saturating_sub(1)
+    }
+
     /// Refuses who is not among the pod's users.
     pub(super) fn check(&self, identity: &Identity) -> Result<(), Fault> {
         let ids = [identity.uid, identity.gid].into_iter().chain(identity.groups.iter().copied());
         match ids.into_iter().find(|id| *id >= self.range.count) {
             Some(id) => Err(Fault::Create(format!(
                 "user or group {id}: a pod with hostUsers false has those from 0 to {}",
-                self.range.count.saturating_sub(1)
+                self.last()
             ))),
             None => Ok(()),
         }
