@@ -211,6 +211,19 @@ pub async fn a_pulled_image_goes_by_its_registrys_digest<H: Harness>(bench: &mut
     let listed = listed.into_iter().find(|image| image.names.contains(&name)).expect("it is listed");
     assert_eq!(listed.digests, std::slice::from_ref(&wanted));
 
+    // Another tag of the same repository is the same.
+    let other = registry.name("team/app:2");
+    assert_eq!(bench.runtime().pull_image(&other, None).await.unwrap().reference(&other), wanted);
+    for name in [&name, &other] {
+        let found = bench.runtime().image(name).await.unwrap().unwrap();
+        assert_eq!(
+            (found.digests.as_slice(), found.reference(name)),
+            (&[wanted.clone()][..], wanted.clone())
+        );
+    }
+    bench.runtime().remove_image(&other).await.unwrap();
+    assert_eq!(bench.runtime().image(&name).await.unwrap().unwrap().reference(&name), wanted);
+
     bench.runtime().load_image(reader(docker(&["app:1"], &[layer("bin", "brought")])), None).await.unwrap();
     let brought = bench.runtime().image("app:1").await.unwrap().unwrap();
     assert!(brought.digests.is_empty(), "no registry has it: {brought:?}");
