@@ -100,8 +100,9 @@ impl EventRecorder {
     }
 
     fn sweep(&mut self, ctx: &mut Context<Self>) {
-        let snapshot = self.wiring.view.snapshot();
-        let gone = expired(snapshot.list(Kind::Event, None), outside::now());
+        let (snapshot, now) = (self.wiring.view.snapshot(), outside::now());
+        self.recorder.let_go(now);
+        let gone = expired(snapshot.list(Kind::Event, None), now);
         let wiring = self.wiring.clone();
         let work = async move {
             for batch in gone.chunks(BATCH) {

@@ -6,7 +6,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     hash::Hash,
     sync::Arc,
 };
@@ -16,6 +16,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
     jiff::Timestamp,
 };
+use sha2::{Digest as _, Sha256};
 
 use super::edit::Edit;
 use crate::model::{Key, Kind, KindFacet, NodeName, Object, SealError, Uid, seal};
@@ -119,17 +120,52 @@ impl Bucket {
 /// Otherwise equal events with different texts.
 #[derive(Debug)]
 struct Similar {
-    texts: HashSet<String>,
+    texts: Vec<Mark>,
     since: i64,
 }
 
-/// What makes two events the same.
-type Mark = String;
+/// What makes two events, sources or texts the same: a digest of it, since thousands are remembered and what they say is long.
+type Mark = [u8; 16];
 
-/// An event as it is to be, and the state of it that is stored.
-#[derive(Clone, Debug)]
+/// Beside its object there is so much of an event for an hour.
+const _: () = assert!(size_of::<(Mark, Told)>() <= 48);
+
+fn mark(text: &str) -> Mark {
+    let digest = Sha256::digest(text);
+    std::array::from_fn(|at| digest.get(at).copied().unwrap_or_default())
+}
+
+/// An event that was told lately.
+#[derive(Debug, Default)]
 struct Told {
-    event: Event,
+    /// As it is to be; `None` once that is what is stored.
+    event: Option<Arc<Event>>,
+    /// The state of it that is stored.
+    stored: Option<Arc<Object>>,
+    /// `None` when its next repetition is to be a new event.
+    last_seen: Option<i64>,
+}
+
+impl Told {
+    fn is_fresh(&self, now: i64) -> bool {
+        self.last_seen.is_some_and(|last| now.saturating_sub(last) < TTL_SECONDS)
+    }
+
+    /// The event as it is to be so far.
+    fn event(&mut self) -> Option<Event> {
+        match self.event.take() {
+            Some(event) => Some(Arc::unwrap_or_clone(event)),
+            None => self.stored.as_ref().and_then(|stored| stored.parse().ok()),
+        }
+    }
+}
+
+/// An event that waits to be written.
+#[derive(Debug)]
+struct Pending {
+    mark: Mark,
+    event: Arc<Event>,
+    /// The state that this replaces.
     stored: Option<Arc<Object>>,
 }
 
@@ -137,13 +173,14 @@ struct Told {
 #[derive(Debug, Default)]
 pub struct Recorder {
     known: Recent<Mark, Told>,
-    marks: Recent<Key, Mark>,
-    sources: Recent<(String, Key), Bucket>,
+    sources: Recent<Mark, Bucket>,
     similar: Recent<Mark, Similar>,
     new: Option<Bucket>,
     /// How many different events there were.
     order: u32,
-    pending: BTreeMap<Key, Told>,
+    pending: BTreeMap<Key, Pending>,
+    /// What was taken last, which is being written.
+    taken: HashMap<Key, Mark>,
 }
 
 impl Recorder {
@@ -151,36 +188,34 @@ impl Recorder {
     pub fn record(&mut self, mut happening: Happening, uid: impl FnOnce() -> Uid) -> bool {
         let now = happening.at.as_second();
         let room = if happening.warning { 2 * MAX_PENDING } else { MAX_PENDING };
-        let source = (
-            format!("{}/{:?}/{}", happening.component, happening.host, happening.uid),
-            happening.about.clone(),
-        );
+        let h = &happening;
+        let source = mark(&format!("{}/{:?}/{}/{}", h.component, h.host, h.uid, h.about));
         let bucket = self.sources.entry(source, || Bucket { tokens: SOURCE_BURST, at: now });
         if !bucket.take(SOURCE_BURST, 1.0 / SOURCE_SECONDS_PER_EVENT, now) || self.pending.len() >= room {
             return false;
         }
         truncate(&mut happening.message);
         let mark = self.mark_of(&mut happening, now);
-        let fresh = |k: &Told| last_seen(&k.event).is_some_and(|l| now.saturating_sub(l) < TTL_SECONDS);
-        let known = self.known.entries.get_mut(&mark).filter(|k| fresh(k));
-        let told = if let Some(known) = known {
-            known.event.count = Some(known.event.count.unwrap_or(1).saturating_add(1));
-            known.event.last_timestamp = Some(Time(happening.at));
-            known.event.message = Some(happening.message);
-            known.clone()
+        let known = self.known.entries.get_mut(&mark).filter(|k| k.is_fresh(now));
+        let repeated = known.and_then(|known| Some((known.event()?, known.stored.clone())));
+        let (event, stored) = if let Some((mut event, stored)) = repeated {
+            event.count = Some(event.count.unwrap_or(1).saturating_add(1));
+            event.last_timestamp = Some(Time(happening.at));
+            event.message = Some(happening.message);
+            (event, stored)
         } else {
             let all = self.new.get_or_insert(Bucket { tokens: NEW_BURST, at: now });
             if !all.take(NEW_BURST, NEW_PER_SECOND, now) {
                 return false;
             }
-            let told = Told { event: event(happening, self.order, &uid()), stored: None };
+            let event = event(happening, self.order, &uid());
             self.order = self.order.wrapping_add(1);
-            *self.known.entry(mark.clone(), || told.clone()) = told.clone();
-            told
+            (event, None)
         };
-        let key = key(&told.event);
-        *self.marks.entry(key.clone(), Mark::new) = mark;
-        self.pending.insert(key, told);
+        let (key, event) = (key(&event), Arc::new(event));
+        *self.known.entry(mark, Told::default) =
+            Told { event: Some(event.clone()), stored: stored.clone(), last_seen: Some(now) };
+        self.pending.insert(key, Pending { mark, event, stored });
         true
     }
 
@@ -189,16 +224,19 @@ impl Recorder {
         !self.pending.is_empty()
     }
 
-    /// The edits that write at most `max` waiting events.
+    /// The edits that write at most `max` waiting events. What becomes of each is to be told, with [`Recorder::stored`] or
+    /// [`Recorder::forget`], before more are taken.
     ///
     /// # Errors
     /// When an event cannot be sealed: a defect.
     pub fn take(&mut self, max: usize) -> Result<Vec<Edit>, SealError> {
         let mut edits = Vec::new();
+        self.taken = HashMap::new();
         while edits.len() < max
-            && let Some((_, pending)) = self.pending.pop_first()
+            && let Some((key, pending)) = self.pending.pop_first()
         {
-            let sealed = seal(&pending.event)?;
+            let sealed = seal(&*pending.event)?;
+            self.taken.insert(key, pending.mark);
             edits.push(match pending.stored {
                 Some(stored) => Edit::Replace(sealed, stored),
                 None => Edit::Create(sealed),
@@ -209,22 +247,32 @@ impl Recorder {
 
     /// An event is stored now: its next repetition replaces this state.
     pub fn stored(&mut self, object: &Arc<Object>) {
-        if let Some(pending) = self.pending.get_mut(&object.key) {
-            pending.stored = Some(object.clone());
-        }
-        if let Some(known) = self.marks.entries.get(&object.key).and_then(|m| self.known.entries.get_mut(m)) {
+        let Some(mark) = self.taken.get(&object.key) else { return };
+        let pending = self.pending.get_mut(&object.key);
+        if let Some(known) = self.known.entries.get_mut(mark) {
             known.stored = Some(object.clone());
+            if pending.is_none() {
+                known.event = None;
+            }
+        }
+        if let Some(pending) = pending {
+            pending.stored = Some(object.clone());
         }
     }
 
     /// An event could not be written, or is no longer what we wrote: its next repetition is a new one.
     pub fn forget(&mut self, key: &Key) {
         self.pending.remove(key);
-        if let Some(mark) = self.marks.entries.get(key)
-            && let Some(known) = self.known.entries.get_mut(mark)
-        {
-            known.event.last_timestamp = None;
+        if let Some(known) = self.taken.get(key).and_then(|mark| self.known.entries.get_mut(mark)) {
+            *known = Told::default();
         }
+    }
+
+    /// Lets go of what is kept no longer: its next repetition is a new event anyway.
+    pub fn let_go(&mut self, now: Timestamp) {
+        let now = now.as_second();
+        let all = self.known.entries.values_mut();
+        all.filter(|told| !told.is_fresh(now)).for_each(|told| *told = Told::default());
     }
 
     /// What makes the event the same as others; combines it with similar ones when those are many.
@@ -234,20 +282,23 @@ impl Recorder {
             "{}|{:?}|{}|{}|{:?}|{}|{}",
             h.component, h.host, h.about, h.uid, h.field_path, h.warning, h.reason
         );
-        let similar = self.similar.entry(group.clone(), || Similar { texts: HashSet::new(), since: now });
+        let (group, text) = (mark(&group), mark(&format!("{group}|{}", h.message)));
+        let similar = self.similar.entry(group, || Similar { texts: Vec::new(), since: now });
         if now.saturating_sub(similar.since) > SIMILAR_SECONDS {
             similar.texts.clear();
         }
         similar.since = now;
-        if !similar.texts.contains(&happening.message) {
+        if !similar.texts.contains(&text) {
             if similar.texts.len() >= MAX_SIMILAR {
                 happening.message.insert_str(0, "(combined from similar events): ");
                 truncate(&mut happening.message);
                 return group;
             }
-            similar.texts.insert(happening.message.clone());
+            // Almost all have one.
+            similar.texts.reserve_exact(1);
+            similar.texts.push(text);
         }
-        format!("{group}|{}", happening.message)
+        text
     }
 }
 
@@ -259,10 +310,6 @@ fn truncate(message: &mut String) {
         }
         message.truncate(end);
     }
-}
-
-fn last_seen(event: &Event) -> Option<i64> {
-    event.last_timestamp.as_ref().map(|t| t.0.as_second())
 }
 
 fn key(event: &Event) -> Key {
@@ -426,6 +473,41 @@ mod tests {
         let first = tell(&mut recorder, happening("no", 0), 1).unwrap();
         recorder.forget(&Key::new(Kind::Event, "default", first.0.as_str()));
         assert_eq!(tell(&mut recorder, happening("no", 1), 2).unwrap().1, 1);
+    }
+
+    #[test]
+    fn a_repetition_while_the_event_is_being_written_is_counted_and_replaces_it() {
+        let mut recorder = Recorder::default();
+        let record =
+            |recorder: &mut Recorder, second| recorder.record(happening("no", second), || "u".into());
+        assert!(record(&mut recorder, 0));
+        let Some(Edit::Create(first)) = recorder.take(10).unwrap().pop() else { panic!() };
+        assert!(record(&mut recorder, 1));
+        let first = Arc::new(first.at(Revision(1)));
+        recorder.stored(&first);
+        let Some(Edit::Replace(second, replaced)) = recorder.take(10).unwrap().pop() else { panic!() };
+        assert_eq!((&second.key, replaced.revision), (&first.key, Revision(1)));
+        assert!(record(&mut recorder, 2), "and once more, while that is on its way");
+        recorder.stored(&Arc::new(second.at(Revision(2))));
+        let Some(Edit::Replace(third, replaced)) = recorder.take(10).unwrap().pop() else { panic!() };
+        let KindFacet::Event(facet) = &third.facet.of else { panic!() };
+        assert_eq!((facet.count, replaced.revision), (3, Revision(2)));
+    }
+
+    #[test]
+    fn of_an_event_that_is_stored_nothing_else_is_kept_and_of_one_that_is_over_not_even_that() {
+        let mut recorder = Recorder::default();
+        assert!(recorder.record(happening("no", 0), || "u".into()));
+        let Some(Edit::Create(sealed)) = recorder.take(10).unwrap().pop() else { panic!() };
+        let object = Arc::new(sealed.at(Revision(1)));
+        recorder.stored(&object);
+        let told =
+            || recorder.known.entries.values().map(|told| (told.event.is_some(), told.stored.is_some()));
+        assert_eq!(told().collect::<Vec<_>>(), [(false, true)]);
+        recorder.let_go(at(TTL_SECONDS - 1));
+        assert_eq!(Arc::strong_count(&object), 2);
+        recorder.let_go(at(TTL_SECONDS));
+        assert_eq!(Arc::strong_count(&object), 1);
     }
 
     #[test]
