@@ -6,7 +6,7 @@
 use actix_web::web;
 
 use super::error::ApiError;
-use crate::model::{Kind, Labels, Object, admit::FieldValidation, selector};
+use crate::model::{Kind, Object, admit::FieldValidation, selector};
 
 /// Every option of every verb.
 #[derive(Debug, Default)]
@@ -164,7 +164,7 @@ impl Filter {
 
     /// Whether the object is meant.
     pub fn matches(&self, object: &Object) -> bool {
-        let labels: &Labels = &object.facet.meta.labels;
+        let labels = &*object.facet.meta.labels;
         self.name.as_deref().is_none_or(|n| n == &*object.key.name)
             && self.labels.as_ref().is_none_or(|s| s.matches(labels))
             && self.fields.as_ref().is_none_or(|s| s.matches(object))

@@ -99,7 +99,7 @@ impl Slices {
                 object.parse().map_err(|e| ApiError::Internal(format!("{}: {e}", object.key)))?;
             for (index, subset) in endpoints.subsets.into_iter().flatten().enumerate() {
                 let suffix = if index == 0 { String::new() } else { format!("-{}", index + 1) };
-                let mut labels = Labels::clone(&object.facet.meta.labels);
+                let mut labels = object.facet.meta.labels.to_map();
                 labels.insert(SERVICE.into(), object.key.name.to_string());
                 labels.insert(MANAGED_BY.into(), "troupe".into());
                 slices.push(Slice {

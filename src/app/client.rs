@@ -191,7 +191,7 @@ impl Client {
     pub fn list<K: Stored>(&self, namespace: Option<&str>, selector: &str) -> Result<Vec<K>, ClientError> {
         let selector = LabelSelector::parse(selector).map_err(ClientError::Refused)?;
         let snapshot = self.view.snapshot();
-        let matching = snapshot.list(K::KIND, namespace).filter(|o| selector.matches(&o.facet.meta.labels));
+        let matching = snapshot.list(K::KIND, namespace).filter(|o| selector.matches(&*o.facet.meta.labels));
         matching.map(|o| typed(o)).collect()
     }
 

@@ -89,7 +89,7 @@ impl Reconcile for Services {
                 let members = self.members.get(item).into_iter().flatten();
                 let pods = members
                     .filter_map(|k| means.snapshot.find(k))
-                    .filter(|p| matches(selector, &p.facet.meta.labels));
+                    .filter(|p| matches(selector, &*p.facet.meta.labels));
                 write(service, &subsets(service, pods), present, means)?
             }
         };
@@ -112,7 +112,7 @@ impl Services {
         }
         if let Some(new) = new {
             let pods = snapshot.list(Kind::Pod, Some(&key.namespace));
-            let members = pods.filter(|p| matches(&new, &p.facet.meta.labels)).map(|p| p.key.clone());
+            let members = pods.filter(|p| matches(&new, &*p.facet.meta.labels)).map(|p| p.key.clone());
             self.members.insert(key.clone(), members.collect());
             self.selectors.insert(&key.namespace, &new, key.clone());
         }
@@ -254,7 +254,7 @@ fn write(
     present: Option<&Arc<Object>>,
     means: &mut Means<'_>,
 ) -> Result<Option<Edit>, EditError> {
-    let mut labels = Labels::clone(&service.facet.meta.labels);
+    let mut labels = service.facet.meta.labels.to_map();
     if facet(service).is_some_and(|f| f.cluster_ip.as_deref() == Some("None")) {
         labels.insert(HEADLESS.into(), String::new());
     }
@@ -384,7 +384,7 @@ mod tests {
         world.put(Kind::Service, &service(json!({"ports": [{"port": 80}]})));
         world.settle();
         let labels = &world.snapshot.find(&key(Kind::Endpoints, "web")).unwrap().facet.meta.labels;
-        assert_eq!(labels.get("team").map(String::as_str), Some("a"));
+        assert_eq!(labels.get("team"), Some("a"));
         let broken = json!({"metadata": {"name": "web", "namespace": "default", "uid": "e"}, "subsets": []});
         world.put(Kind::Endpoints, &broken);
         world.settle();

@@ -6,11 +6,11 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::model::Labels;
+use crate::model::{LabelSet, Labelled, Labels};
 
 /// Whether labels satisfy every equality of a selector. An empty selector matches nothing.
-pub fn matches(selector: &Labels, labels: &Labels) -> bool {
-    !selector.is_empty() && selector.iter().all(|(k, v)| labels.get(k) == Some(v))
+pub fn matches(selector: &Labels, labels: &impl Labelled) -> bool {
+    !selector.is_empty() && selector.iter().all(|(k, v)| labels.label(k) == Some(v.as_str()))
 }
 
 type Filed<T> = Vec<(T, Labels)>;
@@ -60,7 +60,7 @@ impl<T: PartialEq> SelectorIndex<T> {
     }
 
     /// The owners whose selectors match these labels.
-    pub fn matching<'a>(&'a self, namespace: &str, labels: &'a Labels) -> impl Iterator<Item = &'a T> {
+    pub fn matching<'a>(&'a self, namespace: &str, labels: &'a LabelSet) -> impl Iterator<Item = &'a T> {
         let keys = self.namespaces.get(namespace);
         labels
             .iter()
@@ -96,6 +96,7 @@ mod tests {
             if let Some(selector) = selectors.get(removed) {
                 index.remove(&namespace, selector, &removed);
             }
+            let asked = LabelSet::from(&asked);
             let mut found: Vec<usize> = index.matching("default", &asked).copied().collect();
             found.sort_unstable();
             let expected: Vec<usize> = (0..selectors.len())

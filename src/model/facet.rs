@@ -14,7 +14,9 @@ use k8s_openapi::{
 use super::{
     Kind, Labels, NodeName, Stored,
     extended::{self, Extended},
-    huge_pages, quantity,
+    huge_pages,
+    object::shared,
+    quantity,
 };
 
 /// The part of a facet that depends on the kind.
@@ -181,21 +183,53 @@ pub struct ServiceFacet {
     pub publish_not_ready: bool,
 }
 
-/// What actors and field selectors read of an event.
+/// What actors and field selectors read of an event. There are many of them, so their short texts lie in one.
 #[derive(Clone, Debug, Default)]
 pub struct EventFacet {
-    /// What it speaks of.
-    pub involved: v1::ObjectReference,
-    /// Why, in one word.
-    pub reason: String,
-    /// `Normal` or `Warning`.
-    pub kind: String,
-    /// Who saw it.
-    pub component: String,
+    texts: Box<str>,
+    /// Where each text ends, in the order of [`EventText`].
+    ends: [u32; EVENT_TEXTS],
     /// How often.
     pub count: i32,
     /// Seconds since the epoch when it was last seen.
     pub last_seen: i64,
+}
+
+/// A text that an event has; empty when it does not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EventText {
+    /// What it speaks of: `involvedObject.apiVersion`.
+    ApiVersion,
+    /// `involvedObject.kind`.
+    Kind,
+    /// `involvedObject.namespace`.
+    Namespace,
+    /// `involvedObject.name`.
+    Name,
+    /// `involvedObject.uid`.
+    Uid,
+    /// `involvedObject.resourceVersion`.
+    ResourceVersion,
+    /// `involvedObject.fieldPath`.
+    FieldPath,
+    /// Why, in one word.
+    Reason,
+    /// `Normal` or `Warning`.
+    Type,
+    /// Who saw it.
+    Component,
+}
+
+const EVENT_TEXTS: usize = EventText::Component as usize + 1;
+
+impl EventFacet {
+    /// One of its texts.
+    pub fn text(&self, text: EventText) -> &str {
+        let at = text as usize;
+        let end = |at: usize| self.ends.get(at).map_or(0, |end| *end as usize);
+        let begin = at.checked_sub(1).map_or(0, end);
+        self.texts.get(begin..end(at)).unwrap_or_default()
+    }
 }
 
 fn milli(q: Option<&Quantity>) -> i64 {
@@ -400,17 +434,17 @@ fn pod_facet(pod: &v1::Pod) -> PodFacet {
     facet.requests = pod_requests(spec, status);
     facet.extended = extended::requests_of(spec);
     facet.node_selector = spec.node_selector.clone().unwrap_or_default();
-    facet.tolerations = spec.tolerations.iter().flatten().cloned().collect();
+    facet.tolerations = shared(spec.tolerations.iter().flatten().cloned());
     facet.affinity = spec.affinity.clone().map(Arc::new);
     // A sidecar's are taken as long as the pod lives, an init container's for a while only.
     let sidecars = spec.init_containers.iter().flatten();
     let sidecars = sidecars.filter(|c| c.restart_policy.as_deref() == Some("Always"));
-    facet.host_ports = ports()
-        .chain(sidecars.flat_map(|c| c.ports.iter().flatten()))
-        .filter_map(|p| p.host_port.filter(|p| *p > 0).map(|n| (host_ip(p), protocol(p), n)))
-        .collect();
-    facet.ports =
-        ports().filter_map(|p| p.name.clone().map(|n| (n, protocol(p), p.container_port))).collect();
+    facet.host_ports = shared(
+        ports()
+            .chain(sidecars.flat_map(|c| c.ports.iter().flatten()))
+            .filter_map(|p| p.host_port.filter(|p| *p > 0).map(|n| (host_ip(p), protocol(p), n))),
+    );
+    facet.ports = shared(ports().filter_map(|p| p.name.clone().map(|n| (n, protocol(p), p.container_port))));
     facet.scheduler = spec.scheduler_name.clone().filter(|s| !s.is_empty() && s != "default-scheduler");
     facet.gated = spec.scheduling_gates.iter().flatten().next().is_some();
     facet.priority = spec.priority.unwrap_or(0);
@@ -426,7 +460,7 @@ fn node_facet(node: &v1::Node) -> NodeFacet {
         ready: status
             .and_then(|s| s.conditions.as_ref())
             .is_some_and(|c| c.iter().any(|c| c.type_ == "Ready" && c.status == "True")),
-        taints: spec.and_then(|s| s.taints.as_ref()).into_iter().flatten().cloned().collect(),
+        taints: shared(spec.and_then(|s| s.taints.as_ref()).into_iter().flatten().cloned()),
         pod_cidr: spec.and_then(|s| s.pod_cidr.clone()),
         internal_ip: status
             .and_then(|s| s.addresses.as_ref())
@@ -455,18 +489,37 @@ fn service_facet(service: &v1::Service) -> ServiceFacet {
     let Some(spec) = service.spec.as_ref() else { return ServiceFacet::default() };
     ServiceFacet {
         selector: spec.selector.clone().filter(|s| !s.is_empty()),
-        ports: spec.ports.iter().flatten().cloned().collect(),
+        ports: shared(spec.ports.iter().flatten().cloned()),
         cluster_ip: spec.cluster_ip.clone(),
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
     }
 }
 
 fn event_facet(event: &v1::Event) -> EventFacet {
+    let about = &event.involved_object;
+    // As in `EventText`.
+    let texts: [&Option<String>; EVENT_TEXTS] = [
+        &about.api_version,
+        &about.kind,
+        &about.namespace,
+        &about.name,
+        &about.uid,
+        &about.resource_version,
+        &about.field_path,
+        &event.reason,
+        &event.type_,
+        event.source.as_ref().map_or(&None, |source| &source.component),
+    ];
+    let texts = texts.map(|text| text.as_deref().unwrap_or_default());
+    let mut length = 0;
+    let ends = texts.map(|text| {
+        length += text.len();
+        // No request is that long.
+        u32::try_from(length).unwrap_or(u32::MAX)
+    });
     EventFacet {
-        involved: event.involved_object.clone(),
-        reason: event.reason.clone().unwrap_or_default(),
-        kind: event.type_.clone().unwrap_or_default(),
-        component: event.source.as_ref().and_then(|s| s.component.clone()).unwrap_or_default(),
+        texts: texts.concat().into(),
+        ends,
         count: event.count.unwrap_or(1),
         last_seen: event.last_timestamp.as_ref().map_or(0, |t| t.0.as_second()),
     }

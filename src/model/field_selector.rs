@@ -7,7 +7,7 @@ use std::{cell::OnceCell, fmt};
 
 use serde_json::Value;
 
-use super::{Kind, KindFacet, Object};
+use super::{EventText, Kind, KindFacet, Object};
 
 /// A parsed field selector: all terms must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,19 +123,22 @@ fn value(object: &Object, field: &str, document: &OnceCell<Value>) -> String {
         }
         (KindFacet::Pod(_), "spec.hostNetwork") => (read(field) == "true").to_string(),
         (KindFacet::Node(node), "spec.unschedulable") => node.cordoned.to_string(),
-        (KindFacet::Event(event), field) => match field {
-            "involvedObject.kind" => owned(&event.involved.kind),
-            "involvedObject.namespace" => owned(&event.involved.namespace),
-            "involvedObject.name" => owned(&event.involved.name),
-            "involvedObject.uid" => owned(&event.involved.uid),
-            "involvedObject.apiVersion" => owned(&event.involved.api_version),
-            "involvedObject.resourceVersion" => owned(&event.involved.resource_version),
-            "involvedObject.fieldPath" => owned(&event.involved.field_path),
-            "reason" => event.reason.clone(),
-            "type" => event.kind.clone(),
-            "source" if !event.component.is_empty() => event.component.clone(),
-            _ => read("reportingComponent"),
-        },
+        (KindFacet::Event(event), field) => {
+            let text = |text| event.text(text).to_owned();
+            match field {
+                "involvedObject.kind" => text(EventText::Kind),
+                "involvedObject.namespace" => text(EventText::Namespace),
+                "involvedObject.name" => text(EventText::Name),
+                "involvedObject.uid" => text(EventText::Uid),
+                "involvedObject.apiVersion" => text(EventText::ApiVersion),
+                "involvedObject.resourceVersion" => text(EventText::ResourceVersion),
+                "involvedObject.fieldPath" => text(EventText::FieldPath),
+                "reason" => text(EventText::Reason),
+                "type" => text(EventText::Type),
+                "source" if !event.text(EventText::Component).is_empty() => text(EventText::Component),
+                _ => read("reportingComponent"),
+            }
+        }
         (KindFacet::ReplicationController(_), "status.replicas") => match read(field) {
             none if none.is_empty() => "0".to_owned(),
             replicas => replicas,
@@ -234,6 +237,10 @@ mod tests {
             json!({"involvedObject": {"kind": "Pod", "name": "web1", "uid": "x"}, "reason": "Started",
                    "type": "Normal", "reportingComponent": "kubelet"}),
         );
+        let about = json!({"apiVersion": "v1", "kind": "Pod", "namespace": "a", "name": "p", "uid": "u",
+            "resourceVersion": "7", "fieldPath": "spec.containers{c}"});
+        let whole = json!({"involvedObject": about, "reason": "Why", "type": "Warning", "source": {"component": "who"}});
+        let whole = object(Kind::Event, whole);
         let node = object(Kind::Node, json!({"spec": {"unschedulable": true}}));
         let secret = object(Kind::Secret, json!({"type": "Opaque"}));
         let rc = object(Kind::ReplicationController, json!({"spec": {}, "status": {"replicas": 3}}));
@@ -247,6 +254,10 @@ mod tests {
             (&event, "involvedObject.name=web1,involvedObject.namespace=,involvedObject.kind=Pod", true),
             (&event, "involvedObject.uid==y", false),
             (&event, "source=kubelet,reportingComponent=kubelet,reason=Started,type!=Warning", true),
+            (&whole, "involvedObject.apiVersion=v1,involvedObject.kind=Pod,involvedObject.namespace=a", true),
+            (&whole, "involvedObject.name=p,involvedObject.uid=u,involvedObject.resourceVersion=7", true),
+            (&whole, "involvedObject.fieldPath=spec.containers{c},reason=Why,type=Warning,source=who", true),
+            (&whole, "reason=", false),
             (&node, "spec.unschedulable=true", true),
             (&secret, "type=Opaque", true),
             (&rc, "status.replicas=3", true),

@@ -15,6 +15,7 @@ pub mod host_port;
 pub mod huge_pages;
 mod key;
 mod kind;
+mod labels;
 mod merge;
 pub(crate) mod names;
 mod object;
@@ -32,9 +33,11 @@ mod validate;
 
 pub(crate) use defaults::qos_class;
 pub use facet::{
-    ControllerFacet, EventFacet, KindFacet, NodeFacet, Phase, PodFacet, Resources, ServiceFacet, requests_of,
+    ControllerFacet, EventFacet, EventText, KindFacet, NodeFacet, Phase, PodFacet, Resources, ServiceFacet,
+    requests_of,
 };
 pub use key::{Key, NodeName, Revision, Uid};
 pub use kind::Kind;
+pub use labels::{LabelSet, Labelled};
 pub use object::{Deleting, Facet, Labels, Meta, Object, Owner, SealError, Sealed, Stored, seal, seal_json};
 pub use snapshot::Snapshot;

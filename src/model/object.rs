@@ -5,7 +5,10 @@
 //! Invariant: `facet` and `json` of one object say the same; `json` is a whole document with `apiVersion`, `kind` and
 //! `metadata.resourceVersion`, ready to be sent. Validation and defaulting happen before, in [`crate::model::admit`].
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, LazyLock},
+};
 
 use bytes::Bytes;
 use k8s_openapi::{
@@ -15,10 +18,19 @@ use k8s_openapi::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Key, Kind, KindFacet, Revision, Uid};
+use super::{Key, Kind, KindFacet, LabelSet, Revision, Uid};
 
 /// Labels, or a selector's equalities.
 pub type Labels = BTreeMap<String, String>;
+
+/// Most objects have none.
+static NO_LABELS: LazyLock<Arc<LabelSet>> = LazyLock::new(Arc::default);
+
+/// A list as facets keep it. All that are empty, as most are, are one: the standard library's own.
+pub(super) fn shared<T>(items: impl Iterator<Item = T>) -> Arc<[T]> {
+    let mut items = items.peekable();
+    if items.peek().is_none() { Arc::default() } else { items.collect() }
+}
 
 /// Bytes of a revision before a record's document.
 const REVISION_BYTES: usize = 8;
@@ -229,7 +241,7 @@ pub struct Meta {
     /// The uid.
     pub uid: Uid,
     /// The labels.
-    pub labels: Arc<Labels>,
+    pub labels: Arc<LabelSet>,
     /// Owner references, in the document's order.
     pub owners: Arc<[Owner]>,
     /// When it was created.
@@ -270,14 +282,14 @@ impl Meta {
     fn draw(meta: &ObjectMeta, uid: &str) -> Meta {
         Meta {
             uid: uid.into(),
-            labels: meta.labels.clone().unwrap_or_default().into(),
-            owners: meta.owner_references.iter().flatten().map(Owner::draw).collect(),
+            labels: meta.labels.as_ref().map_or_else(|| NO_LABELS.clone(), |labels| Arc::new(labels.into())),
+            owners: shared(meta.owner_references.iter().flatten().map(Owner::draw)),
             created: meta.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |t| t.0),
             deleting: meta.deletion_timestamp.as_ref().map(|t| Deleting {
                 at: t.0,
                 grace_seconds: meta.deletion_grace_period_seconds.unwrap_or(0),
             }),
-            finalizers: meta.finalizers.iter().flatten().cloned().collect(),
+            finalizers: shared(meta.finalizers.iter().flatten().cloned()),
             generation: meta.generation.unwrap_or(0),
         }
     }
@@ -313,5 +325,21 @@ impl Owner {
             controller: owner.controller.unwrap_or(false),
             block_owner_deletion: owner.block_owner_deletion.unwrap_or(false),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_objects_do_not_have_takes_no_memory_of_each() {
+        let seal = |name: &str| {
+            let json = format!(r#"{{"metadata":{{"name":"{name}","namespace":"a","uid":"{name}"}}}}"#);
+            seal_json(Kind::ConfigMap, json.as_bytes()).unwrap().facet.meta
+        };
+        let (one, other) = (seal("one"), seal("other"));
+        assert!(Arc::ptr_eq(&one.labels, &other.labels) && Arc::ptr_eq(&one.owners, &other.owners));
+        assert!(Arc::ptr_eq(&one.finalizers, &other.finalizers));
     }
 }

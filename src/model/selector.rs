@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, fmt};
 
 pub use super::field_selector::FieldSelector;
-use super::{Labels, names};
+use super::{Labelled, Labels, names};
 
 /// A parsed label selector: all requirements must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,8 +63,8 @@ impl LabelSelector {
     }
 
     /// Whether these labels are selected.
-    pub fn matches(&self, labels: &Labels) -> bool {
-        self.requirements.iter().all(|r| r.matches(labels.get(&r.key).map(String::as_str)))
+    pub fn matches(&self, labels: &impl Labelled) -> bool {
+        self.requirements.iter().all(|r| r.matches(labels.label(&r.key)))
     }
 }
 

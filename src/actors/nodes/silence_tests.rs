@@ -287,7 +287,7 @@ fn labels_that_are_not_for_a_node_to_set_are_left_out_and_told_of_once() {
             handle.send(Class::Control, &ToMaster::Hello(hello.clone())).unwrap();
             assert!(matches!(message(&mut events).await, ToNode::Welcome(_)));
             let node = master.bench.until(&node_key("n1"), |o| is_ready(o) == Some(true)).await;
-            let labels = &node.facet.meta.labels;
+            let labels = node.facet.meta.labels.to_map();
             assert!(labels.contains_key("zone") && labels.contains_key("topology.kubernetes.io/zone"));
             assert!(
                 !labels.contains_key("node-restriction.kubernetes.io/secure")

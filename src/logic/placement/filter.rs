@@ -8,7 +8,7 @@ use std::{borrow::Cow, collections::HashSet};
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
 
 use super::Node;
-use crate::model::{Labels, NodeFacet, PodFacet, Resources};
+use crate::model::{LabelSet, NodeFacet, PodFacet, Resources};
 
 /// The taint that a cordoned node bears.
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
@@ -90,8 +90,8 @@ pub(in crate::logic) fn tolerates(toleration: &Toleration, key: &str, value: &st
 }
 
 /// Whether the pod's node selector and required node affinity choose the node.
-fn chosen(pod: &PodFacet, name: &str, labels: &Labels) -> bool {
-    if !pod.node_selector.iter().all(|(k, v)| labels.get(k) == Some(v)) {
+fn chosen(pod: &PodFacet, name: &str, labels: &LabelSet) -> bool {
+    if !pod.node_selector.iter().all(|(k, v)| labels.get(k) == Some(v.as_str())) {
         return false;
     }
     let required = pod
@@ -103,11 +103,11 @@ fn chosen(pod: &PodFacet, name: &str, labels: &Labels) -> bool {
 }
 
 /// Every requirement of a term must hold; a term without any matches nothing.
-fn term_matches(term: &NodeSelectorTerm, name: &str, labels: &Labels) -> bool {
+fn term_matches(term: &NodeSelectorTerm, name: &str, labels: &LabelSet) -> bool {
     let expressions = term.match_expressions.as_deref().unwrap_or_default();
     let fields = term.match_fields.as_deref().unwrap_or_default();
     !(expressions.is_empty() && fields.is_empty())
-        && expressions.iter().all(|r| holds(r, labels.get(&r.key).map(String::as_str)))
+        && expressions.iter().all(|r| holds(r, labels.get(&r.key)))
         && fields.iter().all(|r| r.key == NAME_FIELD && holds(r, Some(name)))
 }
 

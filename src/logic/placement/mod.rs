@@ -17,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-use crate::model::{Labels, NodeFacet, NodeName, PodFacet, Resources, Uid};
+use crate::model::{LabelSet, NodeFacet, NodeName, PodFacet, Resources, Uid};
 
 /// Nodes compared when every one of them already runs the owner's pods: enough to spread, few enough to cost nothing.
 const CANDIDATES: usize = 64;
@@ -34,7 +34,7 @@ const ASSUMED_MEMORY_BYTES: i64 = 200 << 20;
 #[derive(Debug)]
 struct Known {
     facet: Arc<NodeFacet>,
-    labels: Arc<Labels>,
+    labels: Arc<LabelSet>,
 }
 
 /// A node, or a name on which pods are booked before their node is known.
@@ -120,7 +120,7 @@ pub struct Placer {
 
 impl Placer {
     /// A node is new or has changed.
-    pub fn node_changed(&mut self, name: &NodeName, labels: &Arc<Labels>, facet: &Arc<NodeFacet>) {
+    pub fn node_changed(&mut self, name: &NodeName, labels: &Arc<LabelSet>, facet: &Arc<NodeFacet>) {
         let id = self.slot(name);
         self.nodes[id].known = Some(Known { facet: facet.clone(), labels: labels.clone() });
         self.note(id);

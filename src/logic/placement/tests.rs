@@ -374,7 +374,7 @@ proptest! {
                                 .sum();
                             let zone = wants.node_selector.get("zone");
                             let fits = !facet.cordoned
-                                && zone.is_none_or(|z| n.facet.meta.labels.get("zone") == Some(z))
+                                && zone.is_none_or(|z| n.facet.meta.labels.get("zone") == Some(z.as_str()))
                                 && memory(&pod) <= memory(n) - taken;
                             prop_assert!(!fits, "{} fits {}", pod.key, n.key);
                         }

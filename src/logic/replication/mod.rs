@@ -135,7 +135,7 @@ pub fn decide<'a>(
     let mut own: Vec<(&Arc<Object>, &PodFacet)> = Vec::new();
     for pod in candidates {
         let Some(facet) = active(pod) else { continue };
-        let matches = select::matches(&controller.selector, &pod.facet.meta.labels);
+        let matches = select::matches(&controller.selector, &*pod.facet.meta.labels);
         match (pod.facet.meta.controller(), matches) {
             (Some(owner), true) if owner.uid == controller.uid => own.push((pod, facet)),
             (Some(owner), false) if owner.uid == controller.uid && !controller.deleting => {
@@ -176,7 +176,7 @@ fn count(controller: &Controller, own: &[(&Arc<Object>, &PodFacet)], now: Timest
     for (pod, facet) in own {
         plan.counts.replicas += 1;
         let labels = &pod.facet.meta.labels;
-        if controller.template_labels.iter().all(|(k, v)| labels.get(k) == Some(v)) {
+        if controller.template_labels.iter().all(|(k, v)| labels.get(k) == Some(v.as_str())) {
             plan.counts.fully_labeled += 1;
         }
         if !facet.ready {

@@ -153,7 +153,7 @@ impl Rosters {
         self.selectors.insert(&after.key.namespace, selector(after), after.uid().clone());
         let (first, namespace) = (Key::new(Kind::Pod, after.key.namespace.clone(), ""), &after.key.namespace);
         for (key, orphan) in self.orphans.range(first..).take_while(|(k, _)| k.namespace == *namespace) {
-            if select::matches(selector(after), &orphan.facet.meta.labels) {
+            if select::matches(selector(after), &*orphan.facet.meta.labels) {
                 owned.insert(key.clone(), orphan.clone());
             }
         }
@@ -188,7 +188,7 @@ mod tests {
                     Some(owner) => owner.uid == *rc.uid(),
                     None => {
                         p.key.namespace == rc.key.namespace
-                            && select::matches(selector(rc), &p.facet.meta.labels)
+                            && select::matches(selector(rc), &*p.facet.meta.labels)
                     }
                 };
                 (rc.uid().clone(), of(Kind::Pod).filter(candidate).map(|p| p.key.clone()).collect())

@@ -298,7 +298,7 @@ impl World {
             return false;
         }
         let counts = |p: &&Arc<Object>| {
-            active(p).is_some() && select::matches(&controller.selector, &p.facet.meta.labels)
+            active(p).is_some() && select::matches(&controller.selector, &*p.facet.meta.labels)
         };
         let (had, wanted) = (picture.values().filter(counts).count(), controller.replicas);
         assert!(plan.delete.len() <= had.saturating_sub(wanted), "deletes more than the surplus");
