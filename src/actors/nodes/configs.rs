@@ -5,7 +5,7 @@
 //! a picture is of bounded size, and the next one brings the rest.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
@@ -27,13 +27,13 @@ const DOCUMENT_BYTES: usize = 8 << 20;
 #[derive(Default)]
 pub(super) struct Told {
     /// What each pod refers to, as of its mark.
-    pods: HashMap<Uid, (u64, BTreeSet<Key>)>,
+    pods: BTreeMap<Uid, (u64, BTreeSet<Key>)>,
     /// How many pods refer to each object.
     counts: BTreeMap<Key, usize>,
     /// What this connection has been told last: objects with the revisions that the node has or awaits.
     picture: Option<BTreeMap<Key, Option<Revision>>>,
     /// The documents that this connection has carried.
-    sent: HashMap<Key, Revision>,
+    sent: BTreeMap<Key, Revision>,
 }
 
 /// A picture to be sent.

@@ -5,7 +5,7 @@
 //! on one pod only the newest is written; a node speaks of the pods bound to it and of itself, nothing else.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, atomic::AtomicU64},
     time::Duration,
 };
@@ -105,9 +105,9 @@ pub(super) struct NodeHandle {
     revision: Revision,
     pub(super) pods: BTreeMap<Uid, Arc<Object>>,
     /// The documents sent on this connection, by their marks.
-    sent: HashMap<Uid, u64>,
+    sent: BTreeMap<Uid, u64>,
     /// Each pod's [`wanted_mark`] as of a revision.
-    marks: HashMap<Uid, (Revision, u64)>,
+    marks: BTreeMap<Uid, (Revision, u64)>,
     configs: configs::Told,
     tokens: tokens::Given,
     /// More of them is to be sent soon.
@@ -118,9 +118,9 @@ pub(super) struct NodeHandle {
     /// Whose reports are being written.
     in_flight: BTreeSet<Uid>,
     /// The states of pods that it was sent, or that its reports have led to.
-    own: HashMap<Uid, Revision>,
+    own: BTreeMap<Uid, Revision>,
     /// Pods that it knows to be over.
-    over: HashSet<Uid>,
+    over: BTreeSet<Uid>,
     /// How often its pods are being said not to be ready: what it reports of them is decided on after that.
     pub(super) unreadying: u32,
     /// The node's static pods as last told, while they are not all written.
@@ -166,16 +166,16 @@ impl NodeHandle {
             greeted: false,
             revision: Revision::default(),
             pods: BTreeMap::new(),
-            sent: HashMap::new(),
-            marks: HashMap::new(),
+            sent: BTreeMap::new(),
+            marks: BTreeMap::new(),
             configs: configs::Told::default(),
             tokens: tokens::Given::default(),
             configs_wait: false,
             pending: BTreeMap::new(),
             writing: false,
             in_flight: BTreeSet::new(),
-            own: HashMap::new(),
-            over: HashSet::new(),
+            own: BTreeMap::new(),
+            over: BTreeSet::new(),
             unreadying: 0,
             mirrors: None,
             mirroring: false,
@@ -470,7 +470,7 @@ impl NodeHandle {
 
 /// Whether somebody else than the node has changed its pod: it may have been the status, which is the node's to say. It is
 /// sent the document, and tells the pod's status again.
-pub(super) fn is_others(pod: &Object, own: &HashMap<Uid, Revision>, in_flight: &BTreeSet<Uid>) -> bool {
+pub(super) fn is_others(pod: &Object, own: &BTreeMap<Uid, Revision>, in_flight: &BTreeSet<Uid>) -> bool {
     own.get(pod.uid()).is_some_and(|own| pod.revision > *own)
         && !in_flight.contains(pod.uid())
         // Of static pods the node tells in another way.

@@ -7,7 +7,7 @@
 //! the others a look into a set: no pod is read for it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet},
     hash::{DefaultHasher, Hash as _, Hasher as _},
     sync::Arc,
     time::Duration,
@@ -226,8 +226,8 @@ impl Default for Images {
 #[derive(Default)]
 pub(super) struct Named {
     /// Those of each pod as of a revision.
-    pods: HashMap<Uid, (Revision, Vec<String>)>,
-    all: HashSet<String>,
+    pods: BTreeMap<Uid, (Revision, Vec<String>)>,
+    all: BTreeSet<String>,
 }
 
 impl Named {

@@ -663,7 +663,7 @@ fn only_newer_states_than_its_own_are_others_and_those_of_mirrors_are_not() {
         seal_json(Kind::Pod, pod.to_string().as_bytes()).unwrap().at(Revision(revision))
     };
     let mirror = json!({"kubernetes.io/config.mirror": "hash"});
-    let own = HashMap::from([(Uid::from("u"), Revision(7))]);
+    let own = BTreeMap::from([(Uid::from("u"), Revision(7))]);
     // A picture of before its last report was written is behind.
     for (revision, annotations, others) in
         [(5, json!({}), false), (7, json!({}), false), (8, json!({}), true), (8, mirror, false)]

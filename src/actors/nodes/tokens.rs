@@ -5,7 +5,7 @@
 //! bound to the pod's uid; it is signed in memory and kept nowhere here.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
 };
@@ -26,9 +26,9 @@ pub(super) const AT_ONCE: usize = 1000;
 #[derive(Default)]
 pub(super) struct Given {
     /// What each pod asks for, as of its mark.
-    pods: HashMap<Uid, Pod>,
+    pods: BTreeMap<Uid, Pod>,
     /// What this connection has carried.
-    sent: HashMap<(Uid, Want), Sent>,
+    sent: BTreeMap<(Uid, Want), Sent>,
 }
 
 struct Pod {
