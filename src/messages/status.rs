@@ -48,7 +48,7 @@ pub struct LinkState {
     pub lost_packets: u64,
     /// Packets sent, since it began.
     pub sent_packets: u64,
-    /// Byte streams in use: logs, exec, images…
+    /// Byte streams in use, whichever side opened them: logs, exec, images…
     pub streams: usize,
     /// Messages that wait to be sent.
     pub queued_messages: usize,

@@ -283,7 +283,7 @@ impl<Out> LinkHandle<Out> {
         waiting.into_iter().fold((0, 0), |sum, (messages, bytes)| (sum.0 + messages, sum.1 + bytes))
     }
 
-    /// How many byte streams that were opened here are in use.
+    /// How many byte streams are in use, whichever side opened them.
     pub fn streams(&self) -> usize {
         Arc::strong_count(&self.shared().streams) - 1
     }
@@ -367,6 +367,7 @@ impl<In: DeserializeOwned> LinkEvents<In> {
                     self.introductions.push(Box::pin(stream::receive_open(halves)));
                 }
                 Step::Introduced(Some((open, responder))) => {
+                    let responder = responder.counted(self.shared.streams.clone());
                     return Poll::Ready(LinkEvent::Opened(open, responder));
                 }
                 Step::Introduced(None) => {}

@@ -125,12 +125,12 @@ pub(crate) async fn receive_open((writer, mut reader): (Writer, Reader)) -> Opti
         }
     };
     match tokio::time::timeout(INTRODUCTION, read).await {
-        Ok(Ok(open)) => Some((open, Responder { writer, reader })),
+        Ok(Ok(asked)) => Some((asked, Responder { writer, reader, open: None })),
         Ok(Err(NetError::Decode(_))) => {
             metrics::counter!(super::metrics::FRAMES_SKIPPED, "class" => "open").increment(1);
             let text = "the peer is older and does not know this kind of stream";
             // The other side hears a reset instead if this fails.
-            let _ = Responder { writer, reader }.refuse(501, text).await;
+            let _ = Responder { writer, reader, open: None }.refuse(501, text).await;
             None
         }
         Ok(Err(_)) | Err(_) => None,
@@ -144,9 +144,16 @@ pub type Gone = Pin<Box<dyn Future<Output = ()> + Send>>;
 pub struct Responder {
     writer: Writer,
     reader: Reader,
+    /// Counts as one that is open.
+    open: Option<Arc<()>>,
 }
 
 impl Responder {
+    /// Has it count as open from now on, and the flow that comes of it.
+    pub(crate) fn counted(self, open: Arc<()>) -> Responder {
+        Responder { open: Some(open), ..self }
+    }
+
     /// Ends when the other side has let go of the stream, whether or not what it sent has been read. An orderly end of
     /// what either side writes is none.
     pub fn gone(&self) -> Gone {
@@ -159,7 +166,11 @@ impl Responder {
     /// When the other side has gone meanwhile.
     pub async fn accept(mut self) -> Result<ByteStream, NetError> {
         self.answer(&Opened::Ok).await?;
-        Ok(ByteStream { read: Box::pin(self.reader), write: Box::pin(self.writer) })
+        let stream = ByteStream { read: Box::pin(self.reader), write: Box::pin(self.writer) };
+        Ok(match self.open {
+            Some(open) => counted(stream, open),
+            None => stream,
+        })
     }
 
     /// Says no: an HTTP status code and a sentence.

@@ -224,6 +224,28 @@ async fn a_node_that_opens_a_stream_may_open_all_that_a_node_may() {
     assert!(matches!(more, Err(NetError::TimedOut(_))), "{:?}", more.err());
 }
 
+#[tokio::test]
+async fn a_flow_counts_on_both_sides_whoever_opened_it_until_it_is_let_go() {
+    let mut cluster = Cluster::new();
+    let ((to_node, mut from_node), (to_master, from_master), ours, theirs) = flow(&mut cluster).await;
+    let count = || (to_node.streams(), to_master.streams());
+    assert_eq!(count(), (1, 1), "opened by the master");
+    let (asked, responder) = tokio::join!(to_master.open(Open::ImageList, PATIENCE), async {
+        let responder = opened(&mut from_node).await.1;
+        assert_eq!(to_node.streams(), 2, "one that is being decided on is there");
+        responder.accept().await.unwrap()
+    });
+    assert_eq!(count(), (2, 2), "opened by the node");
+    // A half is enough.
+    let ByteStream { read, write } = responder;
+    drop(read);
+    assert_eq!(count(), (2, 2));
+    drop((write, asked));
+    assert_eq!(count(), (1, 1));
+    drop((ours, theirs, from_master));
+    assert_eq!(count(), (0, 0));
+}
+
 type MasterEnds = (LinkHandle<ToNode>, LinkEvents<ToMaster>);
 type NodeEnds = (LinkHandle<ToMaster>, LinkEvents<ToNode>);
 

@@ -126,6 +126,7 @@ impl Uplink {
 }
 
 /// What happens on one connection; the last item hands the dialer back.
+#[expect(clippy::large_enum_variant, reason = "one lives at a time, for as long as it is being handled")]
 enum Heard {
     Event(LinkEvent<wire::ToNode>),
     Ended(Box<Dialer>, CloseReason),
