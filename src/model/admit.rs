@@ -142,7 +142,7 @@ pub fn admit_update(
 fn create<K: Rules>(json: &[u8], how: &Admission<'_>) -> Result<Admitted, Rejection> {
     let (mut object, mut warnings) = decode::<K>(json, how.fields)?;
     // Documents carry whole seconds; the facet must say the same.
-    let now = Time(Timestamp::from_second(how.now.as_second()).unwrap_or(how.now));
+    let now = whole_seconds(how.now);
     let meta = object.meta_mut();
     home(K::KIND, meta, how)?;
     if meta.name.as_deref().is_none_or(str::is_empty) {
@@ -156,6 +156,7 @@ fn create<K: Rules>(json: &[u8], how: &Admission<'_>) -> Result<Admitted, Reject
     forget_bookkeeping(meta);
     object.prepare_create(&now);
     object.fill_in();
+    object.settle(&now);
     let mut faults = Faults::default();
     validate::meta(K::KIND, object.meta(), &mut faults);
     object.validate(&mut faults);
@@ -191,6 +192,7 @@ fn update<K: Rules>(
     forget_bookkeeping(meta);
     object.fill_in();
     object.prepare_update(&old, part);
+    object.settle(&whole_seconds(how.now));
     let mut faults = Faults::default();
     validate::meta(K::KIND, object.meta(), &mut faults);
     validate::meta_update(object.meta(), old.meta(), &mut faults);
@@ -202,6 +204,11 @@ fn update<K: Rules>(
     let sealed = seal_owned(object).map_err(|e| Rejection::BadRequest(e.to_string()))?;
     let unchanged = sealed.same_as(current);
     Ok(Admitted { sealed, warnings, unchanged })
+}
+
+/// As documents carry times.
+fn whole_seconds(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
 /// The object lives where the URL says.

@@ -50,6 +50,30 @@ fn what_a_master_notes_on_a_node_is_its_own_whatever_clients_write() {
     );
 }
 
+#[test]
+fn a_cordoned_nodes_taint_comes_and_goes_with_the_cordon_and_others_stay() {
+    let mine = json!({"key": "mine", "effect": "NoSchedule"});
+    let spec = |cordoned: Value, taints: Value| json!({"metadata": {"name": "a"}, "spec": {"unschedulable": cordoned, "taints": taints}});
+    let node = stored(Kind::Node, &spec(Value::Null, json!([mine])));
+    let cordoned = update(&node, Part::Main, |node| node["spec"]["unschedulable"] = true.into()).unwrap();
+    let taint = document(&cordoned)["spec"]["taints"][1].clone();
+    assert_eq!(
+        (&taint["key"], &taint["effect"], taint["timeAdded"].is_string()),
+        (&json!("node.kubernetes.io/unschedulable"), &json!("NoSchedule"), true)
+    );
+    // Written over by somebody who does not know of it, and by its own word.
+    let cordoned = stored(Kind::Node, &document(&cordoned));
+    let over = update(&cordoned, Part::Main, |node| node["spec"]["taints"] = json!([mine])).unwrap();
+    assert_eq!(document(&over)["spec"]["taints"].as_array().unwrap().len(), 2);
+    assert!(update(&cordoned, Part::Main, |_| {}).unwrap().unchanged);
+    for free in [Value::Null, false.into()] {
+        let free = update(&cordoned, Part::Main, |node| node["spec"]["unschedulable"] = free).unwrap();
+        assert_eq!(document(&free)["spec"]["taints"], json!([mine]));
+    }
+    let made = document(&create(Kind::Node, &spec(true.into(), Value::Null)));
+    assert_eq!(made["spec"]["taints"].as_array().unwrap().len(), 1);
+}
+
 fn pod() -> Value {
     json!({"metadata": {"name": "web", "labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "a:1"}]}})
 }

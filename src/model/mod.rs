@@ -40,4 +40,5 @@ pub use key::{Key, NodeName, Revision, Uid};
 pub use kind::Kind;
 pub use labels::{LabelSet, Labelled};
 pub use object::{Deleting, Facet, Labels, Meta, Object, Owner, SealError, Sealed, Stored, seal, seal_json};
+pub use rules::{UNSCHEDULABLE, taint_by_cordon};
 pub use snapshot::Snapshot;

@@ -7,8 +7,8 @@
 use k8s_openapi::{
     ByteString,
     api::core::v1::{
-        ConfigMap, Container, Endpoints, Event, Namespace, Node, Pod, PodCondition, PodSpec, PodStatus,
-        ReplicationController, ReplicationControllerStatus, Secret, ServiceAccount,
+        ConfigMap, Container, Endpoints, Event, Namespace, Node, NodeSpec, Pod, PodCondition, PodSpec,
+        PodStatus, ReplicationController, ReplicationControllerStatus, Secret, ServiceAccount, Taint,
     },
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
@@ -40,6 +40,11 @@ pub(crate) trait Rules: Stored {
     /// Takes over from `old` what this part of an update does not own.
     fn prepare_update(&mut self, old: &Self, part: Part) {
         let _ = (old, part);
+    }
+
+    /// Has what follows from other fields agree with them, whoever changed which. `now` is the change's time.
+    fn settle(&mut self, now: &Time) {
+        let _ = now;
     }
 
     /// Finds what is wrong (metadata excepted).
@@ -253,6 +258,29 @@ impl Rules for Namespace {
     }
 }
 
+/// The taint that a cordoned node bears.
+pub const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+
+/// Makes a node's taints say whether it is cordoned, as Kubernetes' node controller does; others stay.
+pub fn taint_by_cordon(spec: &mut NodeSpec, now: &Time) {
+    let is_it = |taint: &Taint| taint.key == UNSCHEDULABLE && taint.effect == "NoSchedule";
+    let tainted = spec.taints.iter().flatten().any(is_it);
+    match (spec.unschedulable == Some(true), tainted) {
+        (true, false) => spec.taints.get_or_insert_default().push(Taint {
+            key: UNSCHEDULABLE.into(),
+            effect: "NoSchedule".into(),
+            time_added: Some(now.clone()),
+            value: None,
+        }),
+        (false, true) => {
+            let mut taints = spec.taints.take().unwrap_or_default();
+            taints.retain(|taint| !is_it(taint));
+            spec.taints = Some(taints).filter(|taints| !taints.is_empty());
+        }
+        _ => {}
+    }
+}
+
 impl Rules for Node {
     fn fill_in(&mut self) {
         self.spec.get_or_insert_default();
@@ -271,6 +299,10 @@ impl Rules for Node {
             Part::Main | Part::EphemeralContainers | Part::Resize => self.status.clone_from(&old.status),
             Part::Status => self.spec.clone_from(&old.spec),
         }
+    }
+
+    fn settle(&mut self, now: &Time) {
+        taint_by_cordon(self.spec.get_or_insert_default(), now);
     }
 
     fn validate(&self, faults: &mut Faults) {

@@ -33,8 +33,18 @@ fn a_pod_that_fits_nowhere_says_why_and_is_placed_when_there_is_room() {
     assert!(why.starts_with("0/2 nodes are available"), "{why}");
     assert!(cluster.until_event("default", "pinned", "FailedScheduling").starts_with("0/2 nodes"));
     assert_eq!(pod["status"]["phase"], "Pending");
+    // As in Kubernetes that is a taint, too, and who tolerates it comes.
+    let taints = || cluster.get(&["node", "n1"])["spec"]["taints"].clone();
+    assert_eq!(taints()[0]["key"], "node.kubernetes.io/unschedulable");
+    assert!(cluster.kubectl(&["describe", "node", "n1"]).ok().contains("unschedulable:NoSchedule"));
+    let mut tolerant = bare_pod("tolerant", "Always", &[hello("c", &[])]);
+    tolerant["spec"]["tolerations"] =
+        json!([{"key": "node.kubernetes.io/unschedulable", "operator": "Exists", "effect": "NoSchedule"}]);
+    cluster.apply("default", &tolerant);
+    cluster.until_pod("default", "tolerant", "running", |pod| pod["status"]["phase"] == "Running");
     // Room on the wrong node is no room.
     cluster.kubectl(&["uncordon", "n1"]).ok();
+    assert_eq!(cluster.get(&["node", "n1"])["spec"]["taints"], Value::Null);
     let mut free = bare_pod("free", "Always", &[hello("c", &[])]);
     cluster.apply("default", &free);
     let placed = cluster.until_pod("default", "free", "running", |pod| pod["status"]["phase"] == "Running");

@@ -12,7 +12,7 @@ use std::{
 };
 
 use actix::{ActorFutureExt as _, AsyncContext as _, Context, Handler, Message, WrapFuture as _};
-use k8s_openapi::api::core::v1;
+use k8s_openapi::{api::core::v1, apimachinery::pkg::apis::meta::v1::Time};
 use tokio::time::Instant;
 
 use super::{
@@ -36,7 +36,7 @@ use crate::{
         taints::{Readiness, is_silent, readiness, taint_by_readiness},
     },
     messages::{Durability, RecordEvent, wire},
-    model::{Key, KindFacet, NodeName, Object, extended, seal},
+    model::{Key, KindFacet, NodeName, Object, extended, seal, taint_by_cordon},
     net::LinkHandle,
 };
 
@@ -209,6 +209,7 @@ impl NodeHandle {
                 }
                 let spec = node.spec.get_or_insert_default();
                 taint_by_condition(spec, &status);
+                taint_by_cordon(spec, &Time(outside::now()));
                 taint_by_readiness(spec, readiness(&status), outside::now());
                 if spec.pod_cidr.is_none() {
                     spec.pod_cidr = Some(subnet.clone());

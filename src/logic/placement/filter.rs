@@ -8,10 +8,8 @@ use std::{borrow::Cow, collections::HashSet};
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
 
 use super::Node;
-use crate::model::{LabelSet, NodeFacet, PodFacet, Resources};
+use crate::model::{LabelSet, NodeFacet, PodFacet, Resources, UNSCHEDULABLE};
 
-/// The taint that a cordoned node bears.
-const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
 /// The taint that a node that is not ready bears.
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 /// The taint that a node low on memory bears.

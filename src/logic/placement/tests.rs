@@ -84,6 +84,16 @@ fn refusals_explain_themselves_in_kubernetes_words() {
             Err("0/1 nodes are available: 1 node(s) were unschedulable."),
         ),
         (
+            vec![node(
+                "a",
+                json!({"unschedulable": true, "taints": [
+                    {"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"}]}),
+                json!({}),
+            )],
+            json!({"tolerations": [{"key": "node.kubernetes.io/unschedulable", "operator": "Exists"}]}),
+            Ok("a"),
+        ),
+        (
             vec![node("a", tainted.clone(), json!({}))],
             json!({}),
             Err("0/1 nodes are available: 1 node(s) had untolerated taint {gpu: yes}."),
