@@ -156,11 +156,23 @@ pub fn decide(
     }
     let Some(node) = node else { return Ok(()) };
     let name = asked.name;
-    if !belongs_to(node, asked.key) {
-        let text = format!(
-            "there is a node {name} already, with another key: give this one another --name, or remove that one first \
-             (kubectl delete node {name})"
-        );
+    let whose = whose(node, asked.key);
+    if whose != Whose::Asker {
+        let text = match whose {
+            Whose::Nobody => format!(
+                "there is an object of a node {name} already, which was made by hand (kubectl create, apply) and not by a machine that \
+                 joined: remove it (kubectl delete node {name}) and join again, which makes it; its labels and taints can be set after \
+                 that. Or give this machine another --name"
+            ),
+            _ if linked => format!(
+                "there is a node {name} already, with another key: another machine, which is linked at this moment; give this one \
+                 another --name, or end that one and remove it first (kubectl delete node {name})"
+            ),
+            _ => format!(
+                "there is a node {name} already, with another key: another machine, or this one with an earlier data directory; give \
+                 this one another --name, or remove that one first if it does not come back (kubectl delete node {name})"
+            ),
+        };
         return Err((Refusal::NameTaken, text));
     }
     if linked {
@@ -170,11 +182,33 @@ pub fn decide(
     Ok(())
 }
 
+/// Who is meant by a node's object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whose {
+    /// Who has this key.
+    Asker,
+    /// Another machine, or a node of the master's own process.
+    Other,
+    /// No machine: somebody wrote the object.
+    Nobody,
+}
+
+fn whose(node: &Object, key: [u8; 32]) -> Whose {
+    let Ok(node) = node.parse::<v1::Node>() else { return Whose::Other };
+    match node.metadata.annotations.unwrap_or_default().get(NODE_KEY) {
+        Some(of) if *of == hex(&key) => Whose::Asker,
+        Some(_) => Whose::Other,
+        // What runs has told its version.
+        None => match node.status.and_then(|status| status.node_info).map(|info| info.kubelet_version) {
+            Some(version) if !version.is_empty() => Whose::Other,
+            _ => Whose::Nobody,
+        },
+    }
+}
+
 /// Whether a node's object is that of the node with this key.
 pub fn belongs_to(node: &Object, key: [u8; 32]) -> bool {
-    let Ok(node) = node.parse::<v1::Node>() else { return false };
-    let annotations = node.metadata.annotations.unwrap_or_default();
-    annotations.get(NODE_KEY).is_some_and(|of| *of == hex(&key))
+    whose(node, key) == Whose::Asker
 }
 
 /// The annotations of a new node with this key.
@@ -193,9 +227,20 @@ pub fn linked_from(node: &Object) -> Option<IpAddr> {
     node.metadata.annotations?.get(LINKED_FROM)?.parse().ok()
 }
 
-/// A master's answer to who is no node any more.
-pub fn not_a_node(name: &str) -> String {
-    format!("the cluster has no node {name} with this key: it was deleted")
+/// A master's answer to who is no node any more; `node` is what there is under the name instead. It is cut to 256 bytes on its way.
+pub fn not_a_node(name: &str, node: Option<&Object>, key: [u8; 32]) -> String {
+    match node.map(|node| whose(node, key)) {
+        None | Some(Whose::Asker) => {
+            format!("the cluster has no node {name} with this key: it was deleted")
+        }
+        Some(Whose::Other) => format!(
+            "the node {name} is another machine by now, with another key: kubectl delete node {name} first if that one is gone, or \
+             have this one join under another --name with an empty --data-dir"
+        ),
+        Some(Whose::Nobody) => format!(
+            "the node {name} was deleted, and its object made by hand, without a key: kubectl delete node {name} first"
+        ),
+    }
 }
 
 /// Refused joins from one address before it has to wait: a person mistypes less often, and a guess has 2^82 to go.
@@ -296,7 +341,7 @@ mod tests {
             ("a replay while it lives", asked, Some(&good), Some(&mine), true, Some(Refusal::NodeAlive)),
             ("another key", asked, Some(&good), Some(&others), false, Some(Refusal::NameTaken)),
             ("another key, alive", asked, Some(&good), Some(&others), true, Some(Refusal::NameTaken)),
-            ("a node of the master's own", asked, Some(&good), Some(&old), false, Some(Refusal::NameTaken)),
+            ("one made by hand", asked, Some(&good), Some(&old), false, Some(Refusal::NameTaken)),
             ("no token", asked, None, None, false, Some(Refusal::TokenUnknown)),
             (
                 "a wrong secret",
@@ -314,6 +359,25 @@ mod tests {
             let told = decide(asked, token, node, linked, at(50)).err().map(|(refusal, _)| refusal);
             assert_eq!(told, refusal, "{what}");
         }
+        // What to do is said, and fits.
+        let of_master =
+            json!({"metadata": {"name": "n1", "uid": "u"}, "status": {"nodeInfo": {"kubeletVersion": "v1"}}});
+        let of_master =
+            Arc::new(seal_json(Kind::Node, of_master.to_string().as_bytes()).unwrap().at(Revision(1)));
+        for (node, linked, says, sent_away) in [
+            (&others, true, "another machine, which is linked at this moment", "is another machine by now"),
+            (&others, false, "or this one with an earlier data directory", "is another machine by now"),
+            (&old, false, "was made by hand", "made by hand"),
+            (&of_master, false, "with another key", "is another machine by now"),
+        ] {
+            let (_, text) = decide(asked, Some(&good), Some(node), linked, at(50)).unwrap_err();
+            let to_do = text.contains("--name") && text.contains("kubectl delete node n1");
+            assert!(to_do && text.contains("already") && text.contains(says), "{text}");
+            let text = not_a_node("n1", Some(node), asked.key);
+            assert!(text.contains(sent_away) && text.contains("kubectl delete node n1"), "{text}");
+            assert!(text.len() < 256, "{text}");
+        }
+        assert!(not_a_node("n1", None, asked.key).ends_with("it was deleted"));
         let late = decide(asked, Some(&good), None, false, at(100)).unwrap_err();
         assert_eq!(late.0, Refusal::TokenExpired);
         assert!(late.1.contains("1970-01-01T00:01:40Z"), "{}", late.1);

@@ -285,3 +285,45 @@ fn a_machine_whose_address_changes_keeps_its_pods_whether_its_process_ran_on_or_
     assert_eq!(node["status"]["addresses"][0]["address"], "10.77.0.202");
     assert!(!master.said().contains("several machines are linked as one node"), "it is one");
 }
+
+#[test]
+fn who_finds_its_name_taken_is_told_by_whom_and_what_to_do() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one, mut two) = (bed.host("m"), bed.host("one"), bed.host("two"));
+    master.master(&[]);
+    let (token, address) = (master.token(&[]), master.address.clone());
+    let join = ["--runtime", "sim", "--join", &address, "--token", &token, "--name", "one"];
+    let refused = |host: &Host, code: i32, says: &[&str]| {
+        let ran = host.run(&[&["node"], &join[..]].concat());
+        assert_eq!(ran.code(), Some(code), "{}", ran.err());
+        for word in says {
+            assert!(ran.err().contains(word), "{word:?}: {}", ran.err());
+        }
+    };
+    // Somebody thought that a node begins with its object.
+    master.apply(
+        &json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "one", "labels": {"a": "b"}}}),
+    );
+    refused(&one, 1, &["was made by hand", "kubectl delete node one", "--name"]);
+    master.kubectl(&["delete", "node", "one"]).ok();
+    one.node(&join);
+    master.until_node("one", "True");
+    refused(&two, 1, &["another machine, which is linked at this moment", "kubectl delete node one"]);
+    // It was deleted, and its name given to another machine, or to none, meanwhile.
+    one.kill();
+    master.kubectl(&["delete", "node", "one"]).ok();
+    two.node(&join);
+    master.until_node("one", "True");
+    refused(&one, 3, &["is another machine by now", "kubectl delete node one", "--data-dir"]);
+    two.kill();
+    master.kubectl(&["delete", "node", "one"]).ok();
+    master.apply(&json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "one"}}));
+    refused(&one, 3, &["made by hand, without a key", "kubectl delete node one"]);
+    // What they say helps.
+    master.kubectl(&["delete", "node", "one"]).ok();
+    one.node(&join);
+    master.until_node("one", "True");
+}

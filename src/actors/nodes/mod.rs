@@ -259,11 +259,13 @@ impl NodeRegistry {
     fn send_strangers_away(&self, snapshot: &crate::model::Snapshot) {
         self.links.retain(|name, link| {
             let object = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
-            let known = link.joined_key().is_none_or(|key| object.is_some_and(|node| belongs_to(node, key)));
-            if !known {
-                link.expel(&not_a_node(name.as_str()));
-            }
-            known
+            let Some(key) =
+                link.joined_key().filter(|key| !object.is_some_and(|node| belongs_to(node, *key)))
+            else {
+                return true;
+            };
+            link.expel(&not_a_node(name.as_str(), object.map(|node| &**node), key));
+            false
         });
     }
 
@@ -330,10 +332,9 @@ impl NodeRegistry {
         self.subnets.remove(name);
         self.shelves.forget(name);
         self.rivals.forget(name);
-        match self.links.remove(name) {
-            Some((_, link)) if link.joined_key().is_some() => link.expel(&not_a_node(name.as_str())),
-            Some((_, link)) => return link.close("the node was deleted"),
-            None => {}
+        if let Some((_, link)) = self.links.remove(name) {
+            let Some(key) = link.joined_key() else { return link.close("the node was deleted") };
+            link.expel(&not_a_node(name.as_str(), None, key));
         }
         self.forget_if_gone(name, ctx);
     }
@@ -377,7 +378,7 @@ impl NodeRegistry {
         let link = link.split();
         let (from, now_ms) = (origin(&link.0), outside::now().as_millisecond());
         // One with another key is no copy of the node's machine.
-        if self.is_stranger(&name, &link.0) {
+        if self.stranger(&name, &link.0).is_some() {
             return self.admit(&name, link);
         }
         match self.living_link(&name) {
@@ -395,19 +396,20 @@ impl NodeRegistry {
         self.admit(&name, link);
     }
 
-    /// Whether a machine that joined once is not that node, or is it no more.
-    fn is_stranger(&self, name: &NodeName, link: &LinkHandle<wire::ToNode>) -> bool {
+    /// What a machine that joined once is told when it is not that node, or is it no more.
+    fn stranger(&self, name: &NodeName, link: &LinkHandle<wire::ToNode>) -> Option<String> {
         let snapshot = self.seed.wiring.view.snapshot();
         let object = snapshot.find(&Key::new(Kind::Node, "", name.0.clone()));
-        link.joined_key().is_some_and(|key| !object.is_some_and(|node| belongs_to(node, key)))
+        let key = link.joined_key().filter(|key| !object.is_some_and(|node| belongs_to(node, *key)))?;
+        Some(not_a_node(name.as_str(), object.map(|node| &**node), key))
     }
 
     fn admit(&mut self, name: &NodeName, link: ToNodeLink) {
-        if self.is_stranger(name, &link.0) {
+        if let Some(why) = self.stranger(name, &link.0) {
             if let Some(unsaid) = self.sent_away.says(name, outside::now().as_millisecond()) {
-                tracing::warn!(node = %name, unsaid, "a node that was deleted, or never joined, was sent away");
+                tracing::warn!(node = %name, unsaid, why, "a node that was deleted, or never joined, was sent away");
             }
-            return link.0.expel(&not_a_node(name.as_str()));
+            return link.0.expel(&why);
         }
         let subnet = match self.subnet_for(name) {
             Ok(subnet) => subnet,

@@ -451,7 +451,7 @@ fn is_admitted(
     let Some((key, link)) = joined else { return true };
     let admitted = node.is_some_and(|node| belongs_to(node, *key));
     if !admitted {
-        link.expel(&not_a_node(name.as_str()));
+        link.expel(&not_a_node(name.as_str(), node.map(|node| &**node), *key));
     }
     admitted
 }
