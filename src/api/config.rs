@@ -156,7 +156,7 @@ pub struct ApiState {
     pub token_key: Arc<SigningKey>,
     /// Renders `/metrics`, when metrics are recorded.
     pub metrics: Option<Arc<dyn Fn() -> String + Send + Sync>>,
-    /// Whom `/troupe/v1/status` asks; without, there is no such path.
+    /// Whom `/troupe/v1/status` and `/troupe/v1/links` ask; without, there are no such paths.
     pub inspect: Option<Inspect>,
     /// What `/troupe/v1/backup` adds to the objects; without, there is no such path.
     pub backup: Option<Files>,

@@ -24,7 +24,7 @@ use super::{
     config::{ApiState, Limits, ServiceCidr},
     delete, discovery,
     error::ApiError,
-    exec, health, images, log, metrics, openapi,
+    exec, health, images, links, log, metrics, openapi,
     patch::{Format, Patch},
     payload::{Drains, Payload, Whose},
     port_forward,
@@ -142,7 +142,9 @@ impl Shared {
         let mut paths: Vec<String> = self.discovery.paths().chain(health::paths()).collect();
         paths.extend(tokens::paths());
         paths.extend(["/metrics", "/openapi/v2", "/openapi/v3"].map(str::to_owned));
-        paths.extend(self.state.inspect.is_some().then(|| format!("/{}", status::PATH.join("/"))));
+        for path in [status::PATH, links::PATH] {
+            paths.extend(self.state.inspect.is_some().then(|| format!("/{}", path.join("/"))));
+        }
         paths.extend(self.state.backup.is_some().then(|| format!("/{}", backup::PATH.join("/"))));
         paths.sort_unstable();
         paths
@@ -392,6 +394,10 @@ async fn other(
     if segments == status::PATH {
         only_reads(request)?;
         return status::status(shared).await.ok_or(ApiError::UnknownPath);
+    }
+    if segments == links::PATH {
+        only_reads(request)?;
+        return links::links(shared).ok_or(ApiError::UnknownPath);
     }
     if segments == backup::PATH {
         only_reads(request)?;

@@ -15,6 +15,7 @@ use super::{
     actors::{self, Untold},
     clock,
     door::Shared,
+    links::Links,
     metrics::waits,
     read::json_response,
 };
@@ -45,6 +46,8 @@ pub struct Inspect {
     pub actors: Arc<dyn Fn() -> BoxFuture<'static, OwnActors> + Send + Sync>,
     /// The authority's certificate and the master's own.
     pub certificates: Arc<dyn Fn() -> Vec<CertificateState> + Send + Sync>,
+    /// Where machines join at this moment.
+    pub links: Arc<dyn Fn() -> Links + Send + Sync>,
 }
 
 /// What they said; an error is why one did not.

@@ -38,25 +38,63 @@ pub fn towards(peer: SocketAddr) -> Option<IpAddr> {
     Some(socket.local_addr().ok()?.ip()).filter(|ip| !ip.is_unspecified())
 }
 
-/// The address that other machines are told of a listener: its own, or, when it listens on every address, that of the
-/// default route, or the first that is not loopback.
-pub fn advertised(listen: SocketAddr) -> SocketAddr {
-    if !listen.ip().is_unspecified() {
-        return listen;
+/// Where other machines reach a listener of this one as it is now, which may change while it runs: its own address, or,
+/// when it listens on every one, that of the default route, or the first that is not loopback.
+///
+/// # Errors
+/// When they do not reach it: why, and what to do.
+pub fn reachable_at(listen: SocketAddr) -> Result<SocketAddr, String> {
+    let (ip, port) = (listen.ip(), listen.port());
+    if ip.is_loopback() {
+        return Err(format!(
+            "other machines cannot join: nodes link to {listen}, which is this machine alone; start it with --listen 0.0.0.0:{port}, \
+             or an address of this machine, to have others"
+        ));
     }
-    // A documentation address (RFC 5737): anything beyond the default route.
-    let outward = towards(SocketAddr::from(([192, 0, 2, 1], 9)));
-    let ip = outward.or_else(first_address).unwrap_or(Ipv4Addr::LOCALHOST.into());
-    SocketAddr::new(ip, listen.port())
+    if !ip.is_unspecified() {
+        let mut any_port = listen;
+        any_port.set_port(0);
+        return UdpSocket::bind(any_port).map(|_| listen).map_err(|_| {
+            format!(
+                "other machines cannot join: nodes link to {listen}, which is no address of this machine any more; start it with \
+                 --listen 0.0.0.0:{port} for every address that it has or gets"
+            )
+        });
+    }
+    // Documentation addresses (RFC 5737, RFC 3849): anything beyond the default route.
+    let outward = || towards(SocketAddr::from(([192, 0, 2, 1], 9)));
+    let outward_v6 = || towards(SocketAddr::from(([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 9)));
+    let found = outward().or_else(|| first_address(IpAddr::is_ipv4));
+    let found = found.or_else(|| match listen.is_ipv6() {
+        true => outward_v6().or_else(|| first_address(IpAddr::is_ipv6)),
+        false => None,
+    });
+    found.filter(|ip| !ip.is_loopback()).map(|ip| SocketAddr::new(ip, port)).ok_or_else(|| {
+        "other machines cannot join yet: this machine has no address but loopback; give it one, and `troupe token create` names it"
+            .into()
+    })
 }
 
-fn first_address() -> Option<IpAddr> {
+/// That an address is no use to other machines, which are told of it as a node's.
+pub fn of_itself_alone(address: IpAddr) -> Option<String> {
+    address.is_loopback().then(|| {
+        format!(
+            "--address {address}: other machines are told to reach this node there, and each of them is itself at that address; \
+             leave it out, or name one that they reach"
+        )
+    })
+}
+
+/// The first address that others could use, of this kind.
+fn first_address(kind: fn(&IpAddr) -> bool) -> Option<IpAddr> {
     let interfaces = nix::ifaddrs::getifaddrs().ok()?;
     let addresses = interfaces.filter_map(|interface| {
         let address = interface.address?;
-        Some(IpAddr::V4(address.as_sockaddr_in()?.ip()))
+        let v4 = address.as_sockaddr_in().map(|of| IpAddr::V4(of.ip()));
+        v4.or_else(|| Some(IpAddr::V6(address.as_sockaddr_in6()?.ip())))
     });
-    addresses.into_iter().find(|ip| !ip.is_loopback())
+    let local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
+    addresses.into_iter().find(|ip| kind(ip) && !ip.is_loopback() && !local(ip))
 }
 
 #[cfg(test)]
@@ -85,10 +123,21 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_on_one_address_is_told_as_it_is() {
-        let one = SocketAddr::from(([10, 0, 0, 1], 6443));
-        assert_eq!(advertised(one), one);
-        let all = advertised(SocketAddr::from(([0, 0, 0, 0], 6443)));
-        assert!(!all.ip().is_unspecified() && all.port() == 6443);
+    fn a_listener_is_told_as_it_is_reached_by_others_if_it_is() {
+        let on = |ip: [u8; 4]| SocketAddr::from((ip, 6443));
+        // 192.0.2.0/24 is for documentation: no machine's.
+        for (listen, says) in
+            [([127, 0, 0, 1], "this machine alone"), ([192, 0, 2, 7], "no address of this machine")]
+        {
+            let why = reachable_at(on(listen)).unwrap_err();
+            assert!(why.contains(says) && why.contains("--listen 0.0.0.0:6443"), "{why}");
+        }
+        match reachable_at(on([0, 0, 0, 0])) {
+            Ok(all) => {
+                assert!(!all.ip().is_unspecified() && !all.ip().is_loopback() && all.port() == 6443);
+                assert_eq!(reachable_at(all), Ok(all), "it is one of this machine");
+            }
+            Err(why) => assert!(why.contains("no address but loopback"), "{why}"),
+        }
     }
 }

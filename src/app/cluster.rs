@@ -187,6 +187,9 @@ impl Cluster {
             told(escalation);
         });
         master.on_escalate = on_escalate.clone();
+        if let Some(outside) = &outside {
+            master.reached = outside.reached();
+        }
         let runtime = if runtimes.len() < names.len() {
             choose(runtime, &directory, &names, cri_socket.as_deref())?
         } else {

@@ -20,7 +20,7 @@ use tokio::{sync::watch, time::Instant};
 
 use super::{
     Node, NodeConfig, RegistryOptions, RuntimeChoice, StartError,
-    address::{towards, with_port},
+    address::{of_itself_alone, towards, with_port},
     cluster::this_machine,
     install::{TOKEN_FILE, not_used},
     kubeconfig::no_room,
@@ -131,6 +131,9 @@ async fn run(options: &NodeOptions) -> Result<ExitCode, Ended> {
     }
     if let Some(text) = misuse(options, joined, address.is_some(), token.is_some()) {
         return Err(Ended::Usage(text));
+    }
+    if let Some(text) = options.address.and_then(of_itself_alone) {
+        eprintln!("troupe: {text}");
     }
     let ready_file = options.data_dir.join("ready");
     // Held until the process ends: nobody else may use the directory.

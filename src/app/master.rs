@@ -26,11 +26,8 @@ use crate::{
         store::StoreActor,
         supervisor::{ChildSpec, Escalation, SupervisorHandle, SupervisorSpec},
     },
-    api::{ApiConfig, ApiState, Inspect, Server, Tls, serve},
-    logic::{
-        namespaces::{Bootstrap, Links},
-        tokens::SigningKey,
-    },
+    api::{ApiConfig, ApiState, Inspect, Links, Server, Tls, serve},
+    logic::{namespaces::Bootstrap, tokens::SigningKey},
     messages::{Commit, OpenStream, Port, Slot, View},
     model::{NodeName, token::hex},
     net::{Authority, CaCertificate, LinkConfig, Listener, TokenKey},
@@ -69,9 +66,14 @@ pub struct MasterConfig {
     pub metrics: Option<super::Render>,
     /// Bound already: the API's and the links'.
     pub sockets: Option<(TcpListener, UdpSocket)>,
+    /// Where other machines reach a port of this one, as it is when asked.
+    pub reached: Reached,
     /// Called when the root supervisor gives up. The master is of no use after that.
     pub on_escalate: Arc<dyn Fn(Escalation) + Send + Sync>,
 }
+
+/// Where other machines reach a port of this one, or why they do not.
+pub type Reached = Arc<dyn Fn(SocketAddr) -> Result<SocketAddr, String> + Send + Sync>;
 
 /// A tenth of a second short of the two within which a node's end is to be told: that is for writing it down.
 const LOST_AFTER: Duration = Duration::from_millis(1_900);
@@ -93,6 +95,7 @@ impl MasterConfig {
             no_image_sharing: false,
             metrics: None,
             sockets: None,
+            reached: Arc::new(address::reachable_at),
             on_escalate: Arc::new(|_| {}),
         }
     }
@@ -106,6 +109,7 @@ pub struct Master {
     authority: Arc<Authority>,
     certificates: Arc<Certificates>,
     links: SocketAddr,
+    reached: Reached,
     listener: Arc<tokio::sync::Mutex<Listener>>,
     root: Root,
     server: Server,
@@ -150,6 +154,7 @@ impl Master {
             no_image_sharing: config.no_image_sharing,
         };
         let (commits, streams) = (actors.wiring.commits.clone(), actors.registry.port());
+        let (reached, pin) = (config.reached.clone(), hex(&authority.certificate().public_key_pin()?));
         let state = ApiState {
             view: view.clone(),
             commit: commits.clone(),
@@ -164,6 +169,11 @@ impl Master {
                 certificates: Arc::new(move || {
                     let certificates = looked_at.get().and_then(Weak::upgrade);
                     certificates.map(|certificates| certificates.states()).unwrap_or_default()
+                }),
+                links: Arc::new(move || Links {
+                    listen: links,
+                    reached: reached(links),
+                    authority: pin.clone(),
                 }),
             }),
             backup: match &config.persistence {
@@ -186,10 +196,6 @@ impl Master {
             api_address: server.address().ip().to_string(),
             api_port: server.address().port(),
             service_address: Some(SERVICE_ADDRESS.to_string()),
-            links: Some(Links {
-                address: address::advertised(links).to_string(),
-                authority: hex(&authority.certificate().public_key_pin()?),
-            }),
         };
         let root = actors.complete(bootstrap, seed);
         let directory = match &config.persistence {
@@ -214,6 +220,7 @@ impl Master {
             authority,
             certificates,
             links,
+            reached: config.reached,
             listener,
             root,
             server,
@@ -238,6 +245,14 @@ impl Master {
     /// Where nodes link to.
     pub fn links(&self) -> SocketAddr {
         self.links
+    }
+
+    /// Where other machines link to at this moment.
+    ///
+    /// # Errors
+    /// When they cannot: why, and what to do.
+    pub fn links_reached(&self) -> Result<SocketAddr, String> {
+        (self.reached)(self.links)
     }
 
     /// The store's read side: snapshots and watches.

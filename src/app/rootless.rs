@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use crate::runtime::native::userns::lacks;
 
-use super::{RuntimeChoice, StartError, docker};
+use super::{RuntimeChoice, StartError, address::reachable_at, docker, master::Reached};
 use crate::{
     api::ServeError,
     net::{NetError, Sockets, relay},
@@ -267,6 +267,14 @@ impl Outside {
     pub(super) fn sockets(&self) -> Sockets {
         let outside = self.clone();
         Arc::new(move |address| outside.run(move || UdpSocket::bind(address)))
+    }
+
+    /// Where others reach a port of the machine that is out there.
+    pub(super) fn reached(&self) -> Reached {
+        let outside = self.clone();
+        Arc::new(move |listen| {
+            outside.run(move || Ok(reachable_at(listen))).unwrap_or_else(|error| Err(error.to_string()))
+        })
     }
 
     /// Ports of the machine for pods, opened out there.

@@ -108,7 +108,6 @@ impl SimulatedMaster {
             api_address: Ipv4Addr::LOCALHOST.to_string(),
             api_port: 0,
             service_address: None,
-            links: None,
         };
         let client = Client::new(view, actors.wiring.commits.clone(), actors.registry.port());
         Ok(SimulatedMaster { client, asks, address, listener, root: actors.complete(bootstrap, seed) })

@@ -15,7 +15,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{
     CERTIFICATES, Cluster, ClusterConfig, RegistryOptions, RuntimeChoice, StartError,
-    address::{LINKS_PORT, advertised},
+    address::LINKS_PORT,
     cluster::this_machine,
     network::{pod_network, route_within},
     node::MAX_PODS,
@@ -173,6 +173,9 @@ async fn run(options: UpOptions, rootless: Option<Rootless>) -> Result<ExitCode,
     if let Err(error) = cluster.ready(READY_WITHIN).await {
         tracing::warn!(%error, "not every node is ready; see: kubectl describe nodes");
     }
+    if let (Some(_), Err(why)) = (options.links, cluster.master().links_reached()) {
+        eprintln!("troupe: {why}");
+    }
     notify::ready(&announce(&cluster, &options.data_dir, &ready_file)?);
     let code = tokio::select! {
         () = asked.wait() => ExitCode::SUCCESS,
@@ -261,7 +264,7 @@ fn announce(cluster: &Cluster, data_dir: &Path, ready_file: &Path) -> Result<Str
     let (kubeconfig, master) = (kubeconfig.display(), cluster.master());
     let (what, next) = match cluster.nodes().len() {
         0 => (
-            format!("links {} (UDP)", advertised(master.links())),
+            format!("links {} (UDP)", master.links_reached().unwrap_or(master.links())),
             format!("add a machine: troupe token create --kubeconfig {kubeconfig}"),
         ),
         nodes => (format!("{nodes} node(s)"), format!("try: kubectl --kubeconfig {kubeconfig} get nodes")),

@@ -3,7 +3,7 @@
 //! Owns: the making, listing and revoking of join tokens, as an ordinary client of the API: a token is a secret of
 //! `kube-system` that has the digest of its secret only, so what `create` prints can be read nowhere again.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use clap::{Args, Subcommand, ValueEnum};
 use k8s_openapi::{
@@ -19,15 +19,15 @@ use super::{
     session::{Session, line, now, raw},
 };
 use crate::{
-    logic::join::{
-        LINKS, LINKS_ADDRESS, LINKS_AUTHORITY, NAMESPACE, TOKEN_TYPE, TokenInfo, token_info, token_name,
-        token_object,
-    },
+    logic::join::{NAMESPACE, TOKEN_TYPE, TokenInfo, token_info, token_name, token_object},
     model::{
         table::human_duration,
         token::{JoinToken, is_id, pin_of},
     },
 };
+
+/// Where machines join.
+const LINKS: &str = "/troupe/v1/links";
 
 /// Options of `token`.
 #[derive(Debug, Clone, Args)]
@@ -105,41 +105,36 @@ fn ttl(text: &str) -> Result<Duration, String> {
     }
 }
 
-const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
-const LOOK_EVERY: Duration = Duration::from_millis(50);
-
 async fn create(session: &Session, ttl: Duration, description: Option<&str>) -> Outcome {
-    let map = format!("/api/v1/namespaces/{NAMESPACE}/configmaps/{LINKS}");
-    // A master that was started for the first time a moment ago may not have written it yet.
-    let begun = tokio::time::Instant::now();
-    let links = loop {
-        match session.client.get(&map).await {
-            Err(error) if error.is_not_found() && begun.elapsed() < WRITTEN_WITHIN => {
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-            answer => break answer?,
-        }
-    };
-    let (address, pin) = (links["data"][LINKS_ADDRESS].as_str(), links["data"][LINKS_AUTHORITY].as_str());
-    let (Some(address), Some(pin)) = (address, pin.and_then(pin_of)) else {
-        return Err(CliError::failed(format!(
-            "the config map {NAMESPACE}/{LINKS} does not say where machines join"
-        )));
+    let links = session.client.get(LINKS).await?;
+    let text = |name: &str| links[name].as_str();
+    let Some(pin) = text("authority").and_then(pin_of) else {
+        return Err(CliError::failed("the master does not say where machines join"));
     };
     let token = JoinToken::generate(pin, rand::random);
     let ttl = SignedDuration::try_from(ttl).map_err(|error| CliError::usage(format!("--ttl: {error}")))?;
     let expires = now().saturating_add(ttl).map_err(|error| CliError::usage(format!("--ttl: {error}")))?;
     session.client.post(&secrets(), &token_object(&token, expires, description)).await?;
-    if address.starts_with("127.") || address.starts_with("[::1]") {
-        eprintln!(
-            "note: this master listens for machines on {address} only, where no other reaches it; start it with --listen ADDR"
-        );
+    if let Some(problem) = text("problem") {
+        eprintln!("note: {problem}");
     }
     line(token.to_string())?;
     // Standard output is what `--token-file` reads.
     eprintln!("\n# on the machine that is to join, as root, before {expires}:");
-    eprintln!("troupe node --join {address} --token {token}");
+    eprintln!("troupe node --join {} --token {token}", join_address(&links));
     Ok(())
+}
+
+/// Where a machine is to join; a word to be replaced when no other machine could.
+fn join_address(links: &Value) -> String {
+    let text = |name: &str| links[name].as_str();
+    let listen = text("listen").and_then(|listen| listen.parse::<SocketAddr>().ok());
+    match (text("address"), listen) {
+        (Some(address), _) => address.to_owned(),
+        // One on the same machine can.
+        (None, Some(listen)) if listen.ip().is_loopback() => listen.to_string(),
+        (None, listen) => format!("ADDRESS:{}", listen.map_or(0, |listen| listen.port())),
+    }
 }
 
 async fn list(session: &Session, form: Option<Form>) -> Outcome {
@@ -234,6 +229,18 @@ mod tests {
         ] {
             let refused = ttl(text).unwrap_err();
             assert!(refused.contains("between 1s and 1y"), "{text}: {refused}");
+        }
+    }
+
+    #[test]
+    fn the_command_names_an_address_that_can_be_joined_at_or_a_gap_to_be_filled() {
+        for (listen, address, expected) in [
+            ("0.0.0.0:6443", json!("10.77.0.1:6443"), "10.77.0.1:6443"),
+            ("127.0.0.1:7000", Value::Null, "127.0.0.1:7000"),
+            ("0.0.0.0:6443", Value::Null, "ADDRESS:6443"),
+            ("10.77.0.9:7000", Value::Null, "ADDRESS:7000"),
+        ] {
+            assert_eq!(join_address(&json!({"listen": listen, "address": address})), expected);
         }
     }
 

@@ -23,12 +23,6 @@ use crate::model::{
 pub const NAMESPACE: &str = "kube-system";
 /// Their type, as kubeadm's.
 pub const TOKEN_TYPE: &str = "bootstrap.kubernetes.io/token";
-/// The config map of `kube-system` that says where machines join.
-pub const LINKS: &str = "troupe-links";
-/// Its key: the master's address for links.
-pub const LINKS_ADDRESS: &str = "address";
-/// Another: SHA-256 of the authority's public key, the pin of tokens.
-pub const LINKS_AUTHORITY: &str = "authority";
 /// The annotation of a node that joined: SHA-256 of its public key.
 pub const NODE_KEY: &str = "troupe.internal/node-key";
 /// Another: the address from which it is linked, or was last.

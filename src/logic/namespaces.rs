@@ -16,7 +16,6 @@ use serde_json::{Value, json};
 
 use super::{
     edit::{self, Edit, EditError},
-    join,
     reconcile::{Means, Reconcile},
 };
 use crate::model::{
@@ -46,17 +45,6 @@ pub struct Bootstrap {
     pub api_port: u16,
     /// The cluster address of the `kubernetes` service; `None` when there are none.
     pub service_address: Option<String>,
-    /// Where machines join, as [`join::LINKS`] of `kube-system` is to say; `None` when they cannot.
-    pub links: Option<Links>,
-}
-
-/// What a joining machine must be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Links {
-    /// The master's address for links.
-    pub address: String,
-    /// SHA-256 of the authority's public key, in hexadecimal.
-    pub authority: String,
 }
 
 /// Which namespaces are to be looked at.
@@ -96,7 +84,7 @@ impl Reconcile for Namespaces {
         let Some(key) = before.or(after).map(|o| &o.key) else { return };
         let ours = match key.kind {
             Kind::ServiceAccount => &*key.name == ACCOUNT,
-            Kind::ConfigMap => &*key.name == ROOT_CA || &*key.name == join::LINKS,
+            Kind::ConfigMap => &*key.name == ROOT_CA,
             Kind::Service | Kind::Endpoints => &*key.name == API && &*key.namespace == INITIAL[0],
             _ => false,
         };
@@ -190,14 +178,6 @@ impl Namespaces {
         }
         let ca = [("ca.crt", self.bootstrap.ca_pem.as_str())];
         edits.extend(config_map(Key::new(Kind::ConfigMap, namespace.clone(), ROOT_CA), &ca, means)?);
-        if let Some(links) = self.bootstrap.links.as_ref().filter(|_| &**namespace == join::NAMESPACE) {
-            let data = [(join::LINKS_ADDRESS, &*links.address), (join::LINKS_AUTHORITY, &*links.authority)];
-            edits.extend(config_map(
-                Key::new(Kind::ConfigMap, namespace.clone(), join::LINKS),
-                &data,
-                means,
-            )?);
-        }
         if &**namespace == INITIAL[0] {
             edits.extend(self.api_service(means)?);
         }
@@ -299,7 +279,6 @@ mod tests {
             api_address: api_address.into(),
             api_port: 6443,
             service_address: Some("10.96.0.1".into()),
-            links: None,
         };
         let mut world = World::new(Namespaces::new(bootstrap));
         world.controller.anew(&Snapshot::default(), Timestamp::UNIX_EPOCH);

@@ -21,7 +21,7 @@ use rcgen::{
 };
 use tokio::sync::oneshot;
 use troupe::{
-    api::{ApiConfig, ApiState, Inspect, Limits, Tls, User, serve},
+    api::{ApiConfig, ApiState, Inspect, Limits, Links, Tls, User, serve},
     logic::tokens::SigningKey,
     messages::{
         ByteStream, Change, ChangeKind, Commit, CommitError, Committed, Expected, OpenError, OpenStream,
@@ -296,6 +296,11 @@ impl Cluster {
                         store: Port::fixed("store", Failing.start().recipient()),
                         actors: Arc::new(|| Box::pin(async { OwnActors::default() })),
                         certificates: Arc::new(Vec::new),
+                        links: Arc::new(|| Links {
+                            listen: SocketAddr::from(([0, 0, 0, 0], 1)),
+                            reached: Err(String::new()),
+                            authority: String::new(),
+                        }),
                     }),
                     backup: None,
                 };

@@ -26,10 +26,6 @@ fn objects(cluster: &Cluster) -> BTreeMap<String, Value> {
             // The node tells anew how much disk is free, and when.
             object["status"] = Value::Null;
         }
-        if name == "ConfigMap kube-system/troupe-links" {
-            // The same goes for the links' port.
-            object["data"] = Value::Null;
-        }
         if name == "Endpoints default/kubernetes" {
             // The API's port is a free one, so another each time.
             object["subsets"] = Value::Null;

@@ -483,9 +483,14 @@ impl Host {
         })
     }
 
+    /// Takes its address away: it has loopback alone.
+    pub fn unaddress(&self) {
+        ip(&["-n", &self.space, "address", "flush", "dev", "eth0"]);
+    }
+
     /// Gives the host another address.
     pub fn readdress(&mut self, address: &str) {
-        ip(&["-n", &self.space, "address", "flush", "dev", "eth0"]);
+        self.unaddress();
         ip(&["-n", &self.space, "address", "add", &format!("{address}/24"), "dev", "eth0"]);
         self.address = address.into();
     }

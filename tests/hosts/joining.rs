@@ -286,6 +286,55 @@ fn a_machine_whose_address_changes_keeps_its_pods_whether_its_process_ran_on_or_
     assert!(!master.said().contains("several machines are linked as one node"), "it is one");
 }
 
+/// The command for the machine that is to join, as `token create` prints it.
+fn command_to_join(master: &Host) -> (String, Vec<String>) {
+    let ran = master.run(&["token", "create"]);
+    assert_eq!(ran.code(), Some(0), "{}", ran.err());
+    let line = ran.err().lines().rfind(|line| line.starts_with("troupe node ")).unwrap().to_owned();
+    (ran.err().to_owned(), line.split(' ').skip(2).map(str::to_owned).collect())
+}
+
+#[test]
+fn the_command_to_join_names_the_address_that_the_master_has_then() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one) = (bed.host("m"), bed.host("one"));
+    // Its address comes after its start, as with a slow DHCP server.
+    master.unaddress();
+    master.start(&["master"]);
+    assert!(master.said().contains("no address but loopback"), "{}", master.said());
+    let (said, command) = command_to_join(&master);
+    assert!(said.contains("no address but loopback") && command[1] == "ADDRESS:6443", "{said}");
+    for address in ["10.77.0.50", "10.77.0.51"] {
+        master.readdress(address);
+        let (said, command) = command_to_join(&master);
+        assert_eq!(command[1], format!("{address}:6443"), "{said}");
+        assert!(!said.contains("note:"), "{said}");
+    }
+    let command = command_to_join(&master).1;
+    let words: Vec<&str> = command.iter().map(String::as_str).collect();
+    one.node(&[&words[..], &["--runtime", "sim", "--name", "one"]].concat());
+    master.until_node("one", "True");
+    one.kill();
+    let loopback = "--address 127.0.0.1: other machines are told";
+    assert!(!one.said().contains(loopback), "{}", one.said());
+    one.node(&["--address", "127.0.0.1"]);
+    assert!(one.said().contains(loopback), "{}", one.said());
+    // One that listens on an address which it no longer has, and one that is for this machine alone.
+    for (listen, says) in
+        [("10.77.0.51:6443", "no address of this machine"), ("127.0.0.1:6443", "this machine alone")]
+    {
+        master.kill();
+        master.start(&["master", "--listen", listen]);
+        master.readdress("10.77.0.52");
+        let (said, _) = command_to_join(&master);
+        assert!(said.contains(says) && said.contains("--listen 0.0.0.0:6443"), "{said}");
+    }
+    assert!(master.said().contains("this machine alone"), "it is said at the start, too");
+}
+
 #[test]
 fn who_finds_its_name_taken_is_told_by_whom_and_what_to_do() {
     if !ready() {

@@ -58,7 +58,6 @@ fn a_new_cluster_is_furnished_and_a_terminating_namespace_vanishes() {
             api_address: "192.0.2.1".into(),
             api_port: 6443,
             service_address: None,
-            links: None,
         };
         let root = start(namespaces(&bench.wiring(), bootstrap)).await;
         bench.quiet().await;
