@@ -146,8 +146,8 @@ pub(super) struct Membership {
     showing: Showing,
     standing: watch::Sender<Standing>,
     master: Whereabouts,
-    /// The certificate that is shown, while there is no room for it on the disk.
-    unkept: Mutex<Option<String>>,
+    /// The certificate that is shown, while there is no room for it on the disk, and what the disk says.
+    unkept: Mutex<Option<(String, String)>>,
 }
 
 impl Membership {
@@ -165,7 +165,7 @@ impl Membership {
     /// The certificate that is shown.
     fn certificate(&self) -> Result<String, StartError> {
         let unkept = locked(&self.unkept).clone();
-        unkept.map_or_else(|| self.files.read("node.crt"), Ok)
+        unkept.map_or_else(|| self.files.read("node.crt"), |(certificate, _)| Ok(certificate))
     }
 
     fn life(&self) -> Option<(i64, i64)> {
@@ -174,14 +174,14 @@ impl Membership {
 
     fn keep(&self, certificate: &str) -> Result<(), StartError> {
         let kept = write_private(&self.files.pki("node.crt"), certificate);
-        *locked(&self.unkept) = kept.is_err().then(|| certificate.to_owned());
+        *locked(&self.unkept) = kept.as_ref().err().map(|why| (certificate.to_owned(), why.to_string()));
         kept
     }
 
     /// Keeps what could not be kept when it came, if that works by now.
     fn keep_again(&self) {
         let unkept = locked(&self.unkept).clone();
-        if unkept.is_some_and(|certificate| self.keep(&certificate).is_ok()) {
+        if unkept.is_some_and(|(certificate, _)| self.keep(&certificate).is_ok()) {
             tracing::info!("the node's new certificate is kept now");
         }
     }
@@ -334,6 +334,10 @@ impl Member for Membership {
             || Ok((self.files.key()?.with(certificate)?, self.certificate()?, self.files.ca()?)),
             || self.keep(certificate),
         )
+    }
+
+    fn unkept(&self) -> Option<String> {
+        locked(&self.unkept).as_ref().map(|(_, why)| why.clone())
     }
 }
 

@@ -77,6 +77,32 @@ fn certificates_are_renewed_over_the_link_and_pods_do_not_notice() {
 }
 
 #[test]
+fn a_certificate_that_a_full_disk_does_not_keep_is_told_of_at_the_master_until_it_is_kept() {
+    if !ready() {
+        return;
+    }
+    let mut bed = Bed::new();
+    let (mut master, mut one) = (bed.host("m"), bed.host("one"));
+    master.master(&["--node-certificate-life", "12s"]);
+    one.small_disk(64);
+    let token = master.token(&[]);
+    one.node(&["--runtime", "sim", "--join", &master.address, "--token", &token, "--name", "one"]);
+    master.until_node("one", "True");
+    let event = |reason: &str| {
+        until(&format!("describe shows {reason}"), || {
+            let shown = master.kubectl(&["describe", "node", "one"]).result()?;
+            let line = shown.lines().find(|line| line.split_whitespace().nth(1) == Some(reason));
+            line.map(str::to_owned).ok_or(shown)
+        })
+    };
+    one.fill(0);
+    let line = event("CertificateNotKept");
+    assert!(line.contains("Warning") && line.contains("No space left on device"), "{line}");
+    one.empty();
+    event("CertificateKept");
+}
+
+#[test]
 fn a_deleted_node_is_sent_away_for_good_until_it_joins_again() {
     if !ready() {
         return;

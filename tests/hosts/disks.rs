@@ -56,6 +56,12 @@ fn a_node_with_a_full_disk_says_so_takes_no_pods_and_takes_them_when_there_is_ro
         });
     };
     pressure("True");
+    // Whoever looks at the node reads so, too.
+    until("the node's events tell it", || {
+        let shown = master.kubectl(&["describe", "node", "one"]).result()?;
+        let told = ["NodeHasDiskPressure", "EvictionThresholdMet", "KubeletHasDiskPressure"];
+        check(told.iter().all(|reason| shown.contains(reason)), || shown)
+    });
     master.apply(&controller("web", 2, &[]));
     until("the pods say why they have no node", || {
         let pods = master.pods();

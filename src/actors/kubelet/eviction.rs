@@ -165,9 +165,10 @@ impl Kubelet {
         }
     }
 
-    /// Notes how the node is, and records what has become of its conditions.
+    /// Notes how the node is, and records what has become of its conditions. What holds already at the start has come, too.
     pub(super) fn note_status(&mut self, now: &v1::NodeStatus) {
-        for reason in self.status.iter().flat_map(|before| pressure_changes(before, now)) {
+        let before = self.status.take().unwrap_or_default();
+        for reason in pressure_changes(&before, now) {
             let message = format!("Node {} status is now: {reason}", self.seed.node.name);
             self.tell_of_node(false, reason, message);
         }

@@ -134,6 +134,7 @@ pub fn child(
         let slot = Slot::new("kubelet");
         let pods = SupervisorHandle::new("pods");
         let made = seed(&slot, &pods, uplink.port());
+        let name = made.node.name.clone();
         node.start_child(ChildSpec::new("kubelet", &slot, move |life| Ok(Kubelet::new(life, made.clone()))))
             .detach();
         // Pods are many and independent: one that keeps failing is no reason to end the others.
@@ -151,6 +152,7 @@ pub fn child(
             messages: slot.port(),
             streams: slot.port(),
             member: member.clone(),
+            node: name,
             tree: tree.clone(),
         });
         node.start_child(ChildSpec::new("uplink", &uplink, move |life| Ok(Uplink::new(life, seed.clone()))))

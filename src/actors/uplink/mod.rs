@@ -16,8 +16,11 @@ use actix::{
 use futures_util::stream;
 
 use crate::{
-    actors::kubelet::StreamAsked,
-    actors::supervisor::{Life, SupervisorHandle},
+    actors::{
+        kubelet::StreamAsked,
+        outside,
+        supervisor::{Life, SupervisorHandle},
+    },
     messages::{
         AskMaster, FromMaster, LinkUp, OpenError, Port, TellMaster,
         wire::{self, Open},
@@ -47,6 +50,10 @@ pub trait Member: Send + Sync {
     fn renewal(&self) -> Option<Vec<u8>>;
     /// Takes a new certificate. Whether it is to be shown, on a new connection.
     fn renewed(&self, certificate: &str) -> bool;
+    /// What is wrong with the keeping of it, for those who look at the master; asked as often as [`Member::renewal`].
+    fn unkept(&self) -> Option<String> {
+        None
+    }
 }
 
 /// node's process → uplink: the node goes and comes back. Answered when the master has heard it, or there is no link.
@@ -66,6 +73,8 @@ pub struct UplinkSeed {
     pub streams: Port<StreamAsked>,
     /// Who the node is, when it joined.
     pub member: Option<Arc<dyn Member>>,
+    /// The node's name.
+    pub node: String,
     /// The root of the node's supervision tree, to be shown.
     pub tree: SupervisorHandle,
 }
@@ -77,12 +86,14 @@ pub struct Uplink {
     link: Option<LinkHandle<wire::ToMaster>>,
     /// It has said goodbye and dials no more.
     left: bool,
+    /// The master was told that the certificate is not kept.
+    unkept: bool,
 }
 
 impl Uplink {
     /// An uplink that is about to dial.
     pub fn new(life: Life, seed: Arc<UplinkSeed>) -> Uplink {
-        Uplink { life, seed, link: None, left: false }
+        Uplink { life, seed, link: None, left: false, unkept: false }
     }
 
     fn dial(&mut self, mut dialer: Dialer, ctx: &mut Context<Self>) {
@@ -109,6 +120,36 @@ impl Uplink {
         let Some(request) = member.renewal() else { return };
         if let Err(error) = link.send(Class::Control, &wire::ToMaster::Renew(request.into())) {
             tracing::warn!(%error, "no new certificate asked for");
+        }
+    }
+
+    /// Has the master show for as long as it is so, and no longer, that the certificate is not kept.
+    fn tell_unkept(&mut self, member: &dyn Member) {
+        let Some(link) = &self.link else { return };
+        let (reason, message) = match member.unkept() {
+            Some(why) => (
+                "CertificateNotKept",
+                format!("The node's new certificate is shown, but cannot be kept for the next start: {why}"),
+            ),
+            None if self.unkept => {
+                ("CertificateKept", "The node's new certificate is kept by now".to_owned())
+            }
+            None => return,
+        };
+        let warning = reason == "CertificateNotKept";
+        let event = wire::EventReport {
+            namespace: String::new(),
+            name: self.seed.node.clone(),
+            uid: self.seed.node.as_str().into(),
+            field_path: None,
+            warning,
+            reason: reason.into(),
+            message,
+            at_ms: outside::now().as_millisecond(),
+        };
+        // What is not told now is with the next look.
+        if link.send(Class::State, &wire::ToMaster::Events(vec![event])).is_ok() {
+            self.unkept = warning;
         }
     }
 
@@ -154,7 +195,10 @@ impl Actor for Uplink {
             let every = member.look_every();
             let told = member.clone();
             dialer = dialer.on_turned_away(Arc::new(move |why| told.turned_away(why)));
-            ctx.run_interval(every, move |uplink, _| uplink.renew(member.as_ref()));
+            ctx.run_interval(every, move |uplink, _| {
+                uplink.renew(member.as_ref());
+                uplink.tell_unkept(member.as_ref());
+            });
         }
         self.dial(dialer, ctx);
     }
