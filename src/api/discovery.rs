@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use actix_web::{HttpRequest, HttpResponse};
 use serde_json::{Value, json};
 
-use super::{fixed::Document, review::Review, slices, usage};
+use super::{fixed::Document, leases, review::Review, slices, usage};
 use crate::model::{
     Kind,
     registry::{self, Subresource},
@@ -206,13 +206,15 @@ fn unstored() -> impl Iterator<Item = (&'static str, &'static str, Resource)> {
         .into_iter()
         .map(move |review| (review.group(), "v1", plain(review.plural(), review.kind(), false, &["create"])));
     let slices = plain(slices::PLURAL.to_owned(), slices::KIND, true, &["get", "list"]);
+    let leases = plain(leases::PLURAL.to_owned(), leases::KIND, true, &["get", "list"]);
     // As the metrics server, which gives them no singular.
     let metrics =
         [("nodes", "NodeMetrics", false), ("pods", "PodMetrics", true)].map(|(plural, kind, namespaced)| {
             let resource = plain(plural.to_owned(), kind, namespaced, &["get", "list"]);
             (usage::GROUP, usage::VERSION, Resource { singular: String::new(), ..resource })
         });
-    reviews.chain([(slices::GROUP, slices::VERSION, slices)]).chain(metrics)
+    let made = [(leases::GROUP, leases::VERSION, leases), (slices::GROUP, slices::VERSION, slices)];
+    reviews.chain(made).chain(metrics)
 }
 
 fn plain_resources(of: &Resource) -> Vec<Value> {

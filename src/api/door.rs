@@ -24,7 +24,7 @@ use super::{
     config::{ApiState, Limits, ServiceCidr},
     delete, discovery,
     error::ApiError,
-    exec, health, images, links, log, metrics, openapi,
+    exec, health, images, leases, links, log, metrics, openapi,
     patch::{Format, Patch},
     payload::{Drains, Payload, Whose},
     port_forward,
@@ -37,7 +37,7 @@ use super::{
     write::{self, Call},
 };
 use crate::{
-    messages::ShowNodes,
+    messages::{NodeState, ShowNodes},
     model::{Kind, admit::Part},
 };
 
@@ -135,6 +135,11 @@ impl Shared {
         tokio::time::timeout(self.limits.request_timeout, serving)
             .await
             .map_err(|_| ApiError::Timeout("the request did not complete in time".into()))?
+    }
+
+    /// How the nodes are, if that can be told.
+    pub(super) async fn nodes(&self) -> Option<Vec<NodeState>> {
+        self.state.inspect.as_ref()?.nodes.ask(ShowNodes, NODES_WITHIN).await.ok()
     }
 
     /// Every path that is no object's.
@@ -255,7 +260,9 @@ async fn serve(
 fn is_everyones(request: &HttpRequest, target: &Target) -> bool {
     let Target::Other(segments) = target else { return false };
     let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
-    let objects = slices::Slices::of(&segments).is_some() || usage::Metrics::of(&segments).is_some();
+    let objects = slices::Slices::of(&segments).is_some()
+        || leases::Leases::of(&segments).is_some()
+        || usage::Metrics::of(&segments).is_some();
     let open = match segments.as_slice() {
         ["api" | "apis" | "openapi" | "version", ..] => !objects,
         other => health::is_ours(other) || tokens::is_ours(other),
@@ -383,6 +390,10 @@ async fn other(
     if let Some(slices) = slices::Slices::of(&segments) {
         return only_reads(request).and_then(|()| slices.answer(request, &shared.state.view.snapshot()));
     }
+    if let Some(leases) = leases::Leases::of(&segments) {
+        only_reads(request)?;
+        return shared.bounded(leases.answer(request, shared)).await;
+    }
     if let Some(metrics) = usage::Metrics::of(&segments) {
         only_reads(request)?;
         return shared.bounded(metrics.answer(request, shared)).await;
@@ -418,10 +429,7 @@ async fn other(
 
 /// What was recorded, and what is there now.
 async fn scrape(shared: &Shared) -> HttpResponse {
-    let nodes = match &shared.state.inspect {
-        Some(inspect) => inspect.nodes.ask(ShowNodes, NODES_WITHIN).await.ok(),
-        None => None,
-    };
+    let nodes = shared.nodes().await;
     let mut text = shared.state.metrics.as_ref().map(|render| render()).unwrap_or_default();
     let now = metrics::Now {
         snapshot: &shared.state.view.snapshot(),

@@ -21,6 +21,7 @@ mod exec;
 mod fixed;
 mod health;
 mod images;
+mod leases;
 mod links;
 mod log;
 mod metrics;

@@ -7,11 +7,11 @@
 use std::{collections::BTreeMap, sync::OnceLock};
 
 use actix_web::{HttpRequest, HttpResponse};
-use k8s_openapi::api::{core::v1, discovery};
+use k8s_openapi::api::{coordination, core::v1, discovery};
 use schemars::{SchemaGenerator, generate::SchemaSettings};
 use serde_json::{Map, Value, json};
 
-use super::{discovery::KUBERNETES_VERSION, error::ApiError, fixed::Document, openapi_v2, slices};
+use super::{discovery::KUBERNETES_VERSION, error::ApiError, fixed::Document, leases, openapi_v2, slices};
 use crate::model::Kind;
 
 /// Every OpenAPI document.
@@ -108,7 +108,14 @@ fn described() -> Vec<Described> {
         namespaced: true,
         stored: None,
     };
-    Kind::ALL.into_iter().map(stored).chain([slice]).collect()
+    let lease = Described {
+        group: leases::GROUP,
+        version: leases::VERSION,
+        name: leases::KIND,
+        plural: leases::PLURAL,
+        ..slice
+    };
+    Kind::ALL.into_iter().map(stored).chain([lease, slice]).collect()
 }
 
 impl Described {
@@ -134,6 +141,9 @@ impl Described {
     fn generate(&self, generator: &mut SchemaGenerator) {
         match self.stored {
             Some(kind) => generate(kind, generator),
+            None if self.name == leases::KIND => {
+                drop(generator.subschema_for::<coordination::v1::Lease>());
+            }
             None => drop(generator.subschema_for::<discovery::v1::EndpointSlice>()),
         }
     }

@@ -196,6 +196,7 @@ fn kubectl_lists_resources_and_explains_them() {
             [
                 "authentication.k8s.io/v1",
                 "authorization.k8s.io/v1",
+                "coordination.k8s.io/v1",
                 "discovery.k8s.io/v1",
                 "metrics.k8s.io/v1beta1",
                 "v1"
@@ -211,7 +212,11 @@ fn kubectl_lists_resources_and_explains_them() {
         assert!(kubectl(&["get", "--raw", "/healthz"]).ok().contains("ok"));
         assert!(kubectl(&["cluster-info"]).ok().contains("is running at"));
         assert!(kubectl(&["get", "nodes"]).ok().contains("n1"));
-        assert!(kubectl(&["describe", "node", "n1"]).ok().contains("n1"));
+        let described = kubectl(&["describe", "node", "n1"]).ok();
+        assert!(described.contains("HolderIdentity:  n1") && described.contains("RenewTime:"), "{described}");
+        let leases = kubectl(&["get", "leases", "-A"]).ok();
+        assert!(leases.contains("kube-node-lease") && leases.contains("HOLDER"), "{leases}");
+        assert!(kubectl(&["get", "lease", "n1"]).fails().contains("not found"), "it is in another namespace");
         assert!(kubectl(&["get", "events"]).fails_or_empty().contains("No resources found"));
     });
 }

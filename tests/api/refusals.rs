@@ -330,6 +330,7 @@ fn only_the_known_are_served_and_only_administrators_everything() {
     }
     for path in [
         "/apis/metrics.k8s.io/v1beta1/nodes",
+        "/apis/coordination.k8s.io/v1/leases",
         "/apis/discovery.k8s.io/v1/endpointslices",
         "/troupe/v1/links",
         "/troupe/v1/status",
