@@ -83,6 +83,25 @@ pub async fn status(shared: &Shared) -> Option<HttpResponse> {
 /// Why nothing happens although nodes are down.
 const BRAKE: &str = "most nodes fell silent at once, or none is well: no pod is deleted because of that until some are back or are deleted";
 
+const DISK: &str =
+    "the master's disk is full or broken: writes are refused until there is room (its log says more)";
+/// Nodes that are named; the others are counted.
+const MOST_NAMED: usize = 5;
+
+/// Nodes that are not ready although nobody meant them to be: not those that said goodbye, nor those that are cordoned.
+fn unready(nodes: &[Value]) -> Option<String> {
+    let meant = |node: &Value| node["saidGoodbye"] == true || node["schedulable"] == false;
+    let unready = nodes.iter().filter(|node| node["ready"] != "True" && !meant(node));
+    let names: Vec<&str> = unready.filter_map(|node| node["name"].as_str()).collect();
+    let named = names.iter().take(MOST_NAMED).copied().collect::<Vec<_>>().join(", ");
+    match names.len() {
+        0 => None,
+        1 => Some(format!("node {named} is not ready")),
+        all @ ..=MOST_NAMED => Some(format!("{all} nodes are not ready: {named}")),
+        all => Some(format!("{all} nodes are not ready: {named} and {} more", all - MOST_NAMED)),
+    }
+}
+
 /// The nodes that can be asked, and whose actors are not in this process.
 fn elsewhere(nodes: &[NodeState], own: Option<&OwnActors>) -> Vec<NodeName> {
     let is_own = |name: &NodeName| own.is_some_and(|own| own.nodes.iter().any(|(node, _)| node == name));
@@ -107,6 +126,9 @@ fn document(snapshot: &Snapshot, heard: &Heard) -> Value {
         // Nothing is wrong with a version that is older.
         Err(Untold::Older) | Ok(_) => None,
     }));
+    if heard.store.as_ref().is_ok_and(|store| store.failing) {
+        problems.push(DISK);
+    }
     if is_brake_on(snapshot) {
         problems.push(BRAKE);
     }
@@ -148,6 +170,8 @@ fn document(snapshot: &Snapshot, heard: &Heard) -> Value {
             |actor: &ActorState| ActorState { name: format!("node {node}: {}", actor.name), ..actor.clone() };
         master.extend(actors.unwrap_or_default().iter().map(named));
     }
+    let unready = unready(&nodes);
+    problems.extend(unready.as_deref());
     let (objects, bytes) = sizes(snapshot);
     let mut store = json!({ "revision": snapshot.revision.0, "objects": objects, "bytes": bytes });
     if let Ok(state) = &heard.store {
@@ -308,7 +332,8 @@ mod tests {
                 told: Vec::new(),
             };
             let shown = document(&snapshot, &heard);
-            assert_eq!(shown["problems"].as_array().unwrap().len(), problems, "{silent}: {shown}");
+            let braked = shown["problems"].as_array().unwrap().iter().filter(|problem| **problem == BRAKE);
+            assert_eq!(braked.count(), problems, "{silent}: {shown}");
         }
     }
 
@@ -354,7 +379,10 @@ mod tests {
         let (one, two) = (&shown["nodes"][0], &shown["nodes"][1]);
         assert_eq!(one["link"]["roundTripSeconds"], 0.002);
         assert_eq!(one["rivals"], json!(["10.0.0.3", "10.0.0.4"]));
-        let problem = shown["problems"][0].as_str().unwrap();
+        let problems = shown["problems"].as_array().unwrap();
+        assert!(problems.contains(&json!(DISK)), "{problems:?}");
+        assert_eq!(problems.last().unwrap(), "node n1 is not ready", "somebody cordoned the other");
+        let problem = problems[1].as_str().unwrap();
         let expected = "node n1 is 3 machines with one key: 10.0.0.2 is linked, 10.0.0.3 and 10.0.0.4 are not (linked first: \
                         10.0.0.2): end all but one";
         assert!(problem.starts_with(expected), "{problem}");
@@ -421,6 +449,26 @@ mod tests {
     }
 
     #[test]
+    fn nodes_that_are_not_ready_are_a_problem_unless_somebody_meant_it() {
+        let node = |name: &str, ready: &str, away: bool, cordoned: bool| json!({"name": name, "ready": ready, "saidGoodbye": away, "schedulable": !cordoned});
+        let well = [
+            node("a", "True", false, false),
+            node("b", "Unknown", true, false),
+            node("c", "False", false, true),
+        ];
+        assert_eq!(unready(&well), None);
+        let mut nodes = well.to_vec();
+        let mut said = Vec::new();
+        for name in ["d", "e", "f", "g", "h", "i"] {
+            nodes.push(node(name, "Unknown", false, false));
+            said.push(unready(&nodes).unwrap());
+        }
+        assert_eq!(said[0], "node d is not ready");
+        assert_eq!(said[4], "5 nodes are not ready: d, e, f, g, h");
+        assert_eq!(said[5], "6 nodes are not ready: d, e, f, g, h and 1 more");
+    }
+
+    #[test]
     fn away_is_a_node_that_said_so_and_no_other_silent_one() {
         let shown = |reason: &str, goodbye| {
             let taint = json!([{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}]);
@@ -456,7 +504,7 @@ mod tests {
             told: vec![("n1".into(), Err(Untold::Silent("d".into())))],
         };
         let shown = document(&snapshot(), &heard);
-        assert_eq!(shown["problems"], json!(["a", "b", "c", "d"]));
+        assert_eq!(shown["problems"], json!(["a", "b", "c", "d", "node n1 is not ready"]));
         assert_eq!(shown["nodes"].as_array().unwrap().len(), 2);
         assert_eq!(shown["store"]["objects"], 3);
     }
@@ -506,7 +554,8 @@ mod tests {
             let other = &shown["nodes"][1];
             assert_eq!(other["actors"].as_array().map_or(0, Vec::len), actors, "{other}");
             assert_eq!(other["actorsUnknown"], unknown);
-            assert_eq!(shown["problems"].as_array().unwrap().len(), problems);
+            // And one that is not ready.
+            assert_eq!(shown["problems"].as_array().unwrap().len(), problems + 1);
             let expected = json!([
                 {"name": "store", "state": "running", "restarts": 1, "lastError": "panicked"},
                 {"name": "node n9: uplink", "state": "running", "restarts": 1, "lastError": "panicked"},

@@ -9,7 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use serde_json::Value;
 
 use super::{
-    error::Outcome,
+    error::{CliError, Outcome},
     output::tabs::Tabs,
     session::{Session, raw},
 };
@@ -28,7 +28,11 @@ pub struct ClusterArgs {
 
 #[derive(Debug, Clone, Subcommand)]
 enum Action {
-    /// Show nodes, their links, the actors and the store
+    /// Show nodes, their links, the actors and the store; exit code 1 with any PROBLEM
+    ///
+    /// The exit code is 0 when all is well, and 1 when there is a line PROBLEM (`problems` in the other forms): a node that is
+    /// not ready, unless it is cordoned or said goodbye; a disk that fails; what does not answer. It is 1, too, with an error,
+    /// when the master cannot be asked.
     Status {
         /// Every actor by itself
         #[arg(long)]
@@ -56,6 +60,16 @@ pub async fn run(session: &Session, args: &ClusterArgs) -> Outcome {
         Some(Form::Json) => raw(serde_json::to_string_pretty(&status).unwrap_or_default() + "\n"),
         Some(Form::Yaml) => raw(serde_yaml_ng::to_string(&status).unwrap_or_default()),
         None => raw(text(&status, *actors)),
+    }?;
+    verdict(&status)
+}
+
+/// That something is wrong has an exit code of its own for scripts, in every form, as with `systemctl is-system-running`,
+/// `cilium status` and `etcdctl endpoint health`; what that is has been shown.
+fn verdict(status: &Value) -> Outcome {
+    match status["problems"].as_array().is_none_or(Vec::is_empty) {
+        true => Ok(()),
+        false => Err(CliError::Silent),
     }
 }
 
@@ -324,6 +338,20 @@ pods/x       waiting   2          panicked: a b
         assert_eq!(text(&status, false), expected);
         assert_eq!(text(&status, true).matches("pods/").count(), 7);
     }
+
+    #[test]
+    fn problems_have_an_exit_code_and_nothing_else_does() {
+        for (status, well) in [
+            (json!({"problems": []}), true),
+            (json!({}), true),
+            (json!({"problems": [], "certificates": [{"endsSoon": true}]}), true),
+            (json!({"problems": ["the node registry did not answer in time"]}), false),
+        ] {
+            assert_eq!(verdict(&status).is_ok(), well, "{status}");
+            assert!(well || verdict(&status).unwrap_err().exit_code() == 1);
+        }
+    }
+
     #[test]
     fn actors_of_nodes_stand_with_their_node_and_many_nodes_take_a_line_each() {
         let node = |name: &str, restarts: u64| {

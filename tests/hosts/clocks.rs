@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     bed::{Bed, Host, node_of, ready, restarts},
     harness::{bare_pod, check, controller, hello, is_deleting, is_ready, kill9, text, until},
+    status::status,
     variants::clocks_ready,
 };
 
@@ -178,8 +179,7 @@ fn machines_whose_clocks_are_hours_apart_make_a_cluster_like_any_other() {
     // The next master has not heard it yet, and shows no age: the times that it has are of changes.
     master.kill();
     master.master(&[]);
-    let status = master.run(&["cluster", "status", "-o", "json"]).ok();
-    let status: Value = serde_json::from_str(&status).unwrap();
+    let status = status(&master);
     let lost = &status["nodes"][0];
     assert!(lost["link"].is_null() && lost["silentSeconds"].is_null(), "{lost}");
     fast.heal();

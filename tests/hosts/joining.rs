@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     bed::{Bed, Host, node_of, ready, restarts},
     harness::{check, controller, text, until},
+    status::status,
 };
 
 #[test]
@@ -252,9 +253,7 @@ fn a_machine_whose_address_changes_keeps_its_pods_whether_its_process_ran_on_or_
     let containers = one.containers();
     let until_linked_from = |master: &Host, address: &str| {
         until(&format!("the link comes from {address}"), || {
-            let status = master.run(&["cluster", "status", "-o", "json"]).result()?;
-            let status: Value = serde_json::from_str(&status).map_err(|error| error.to_string())?;
-            let link = status["nodes"][0]["link"]["address"].clone();
+            let link = status(master)["nodes"][0]["link"]["address"].clone();
             check(text(&link).starts_with(&format!("{address}:")), || link.to_string())
         });
     };

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use crate::{
     bed::{Bed, Host, node_of, ready, restarts},
     harness::{check, controller, until},
+    status::status,
 };
 
 /// Makes a host's data directory a copy of another's.
@@ -21,15 +22,10 @@ fn copy(of: &Host, to: &Host) {
     let _ = std::fs::remove_file(to.data.join("ready"));
 }
 
-fn status(master: &Host) -> Result<Value, String> {
-    let status = master.run(&["cluster", "status", "-o", "json"]).result()?;
-    serde_json::from_str(&status).map_err(|error| error.to_string())
-}
-
 /// Waits until the status names these rivals of the node.
 fn until_rivals(master: &Host, expected: &[&str]) {
     until(&format!("the status names {expected:?}"), || {
-        let status = status(master)?;
+        let status = status(master);
         let rivals = status["nodes"][0]["rivals"].clone();
         check(rivals == json!(expected), || rivals.to_string())
     });
@@ -37,7 +33,7 @@ fn until_rivals(master: &Host, expected: &[&str]) {
 
 /// From where the node is linked at this moment.
 fn linked_from(master: &Host) -> Result<Option<String>, String> {
-    let status = status(master)?;
+    let status = status(master);
     let address = status["nodes"][0]["link"]["address"].as_str();
     Ok(address.and_then(|address| address.rsplit_once(':')).map(|(ip, _)| ip.to_owned()))
 }
@@ -70,7 +66,9 @@ fn of_three_machines_with_one_key_the_linked_one_stays_and_its_copies_run_nothin
     until_rivals(&master, &[&copy_a.address, &copy_b.address]);
 
     // Who operates the cluster is told, at a glance and in events; so is who started the copies.
-    let glance = master.run(&["cluster", "status"]).ok();
+    let glance = master.run(&["cluster", "status"]);
+    assert_eq!(glance.code(), Some(1));
+    let glance = glance.out();
     let problem =
         glance.lines().find(|line| line.starts_with("PROBLEM: node one is 3 machines with one key")).unwrap();
     for host in [&one, &copy_a, &copy_b] {

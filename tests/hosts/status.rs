@@ -9,10 +9,15 @@ use crate::{
     harness::{check, controller, text, until},
 };
 
-/// What it says as JSON.
+/// What it says as JSON. Its exit code says whether there are problems.
+#[track_caller]
 pub fn status(master: &Host) -> Value {
-    let text = master.run(&["cluster", "status", "-o", "json"]).ok();
-    serde_json::from_str(&text).unwrap()
+    let ran = master.run(&["cluster", "status", "-o", "json"]);
+    let status: Value =
+        serde_json::from_str(&ran.out()).unwrap_or_else(|error| panic!("{error}: {}", ran.err()));
+    let code = if status["problems"] == json!([]) { 0 } else { 1 };
+    assert_eq!(ran.code(), Some(code), "{status}");
+    status
 }
 
 #[test]
@@ -46,7 +51,14 @@ fn a_node_that_is_cut_off_is_shown_as_silent_and_since_when() {
     let silent = shown["nodes"][1]["silentSeconds"].as_f64().unwrap();
     assert!(silent > 0.5 && silent < gone.as_secs_f64() + 1.0, "{silent} s of {gone:?}");
     assert!(shown["nodes"][0]["link"].is_object(), "{shown}");
-    let text = master.run(&["cluster", "status"]).ok();
+    let ran = master.run(&["cluster", "status"]);
+    let text = ran.out();
+    assert_eq!(ran.code(), Some(1), "scripts need no more than that: {text}");
+    assert!(
+        text.starts_with("PROBLEM: node two is not ready\n") && ran.err().is_empty(),
+        "{text} {}",
+        ran.err()
+    );
     assert!(text.contains("Nodes: 1 of 2 ready"), "{text}");
     assert!(text.lines().any(|line| line.starts_with("two") && line.contains("silent ")), "{text}");
     // What such a node has of images is not known, which is said.
@@ -66,13 +78,25 @@ fn a_node_that_is_cut_off_is_shown_as_silent_and_since_when() {
     master.master(&[]);
     let node = status(&master)["nodes"][1].clone();
     assert!(node["link"].is_null() && node["silentSeconds"].is_null(), "{node}");
-    let text = master.run(&["cluster", "status"]).ok();
+    let text = master.run(&["cluster", "status"]).out();
     assert!(text.lines().any(|line| line.starts_with("two") && line.contains("silent  ")), "{text}");
+    // That somebody knows of it can be said.
+    master.kubectl(&["cordon", "two"]).ok();
+    until("no problem is left", || {
+        let ran = master.run(&["cluster", "status"]);
+        check(ran.code() == Some(0), || ran.out())
+    });
     two.heal();
     until("the node is linked again", || {
         let node = status(&master)["nodes"][1].clone();
         check(node["link"].is_object(), || node.to_string())
     });
+    // When it was heard last is shown where kubectl looks for it.
+    let described = master.kubectl(&["describe", "node", "two"]).ok();
+    assert!(
+        described.contains("HolderIdentity:  two") && !described.contains("RenewTime:       <unset>"),
+        "{described}"
+    );
 }
 
 /// Whether a node's actors as shown have one of this name, running.
