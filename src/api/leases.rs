@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     messages::NodeState,
-    model::{Kind, Object, Snapshot, selector::LabelSelector, table},
+    model::{Kind, Labels, Object, Snapshot, selector::LabelSelector, table},
 };
 
 /// Its group.
@@ -88,7 +88,7 @@ impl Leases {
         let (snapshot, now) = (shared.state.view.snapshot(), clock::now());
         let mut leases = self.read(&snapshot, &states, now);
         // They have no labels.
-        leases.retain(|_| labels.as_ref().is_none_or(|labels| labels.matches(&Default::default())));
+        leases.retain(|_| labels.as_ref().is_none_or(|labels| labels.matches(&Labels::default())));
         let body = match (&self.name, leases.first()) {
             (Some(name), None) => {
                 return Err(ApiError::NotFound { resource: format!("{PLURAL}.{GROUP}"), name: name.clone() });

@@ -412,7 +412,7 @@ fn a_pod_whose_sandbox_died_goes_on_and_its_containers_were_ended_once() {
         bench.until("all run", |b| b.runs(0)).await;
         bench.machine.lose_sandbox(&"u".into());
         bench.until("all run again", |b| b.containers().len() == 2 && b.runs(1)).await;
-        let last = bench.containers().iter().map(|c| c.last_state.clone().unwrap().terminated.unwrap());
+        let last = bench.containers().into_iter().map(|c| c.last_state.unwrap().terminated.unwrap());
         let last: Vec<_> = last.map(|ended| (ended.exit_code, ended.message)).collect();
         assert_eq!(last, [(137, None), (137, None)], "as the runtime tells it");
     });
