@@ -17,13 +17,11 @@ use super::{
     clock,
     door::Shared,
     error::ApiError,
-    query::Query,
-    read::json_response,
-    render::{self, Form},
+    made::{Made, Resource},
 };
 use crate::{
     messages::NodeState,
-    model::{Kind, Labels, Object, Snapshot, selector::LabelSelector, table},
+    model::{Kind, Labels, Object, Snapshot, table},
 };
 
 /// Its group.
@@ -34,6 +32,13 @@ pub const VERSION: &str = "v1";
 pub const PLURAL: &str = "leases";
 /// Its kind.
 pub const KIND: &str = "Lease";
+const RESOURCE: Resource = Resource {
+    kind: KIND,
+    group: GROUP,
+    version: VERSION,
+    plural: PLURAL,
+    columns: &["Name", "Holder", "Age"],
+};
 /// Where they are, as in Kubernetes.
 const NAMESPACE: &str = "kube-node-lease";
 /// A node that is silent for so long is not ready.
@@ -74,30 +79,11 @@ impl Leases {
         request: &HttpRequest,
         shared: &Arc<Shared>,
     ) -> Result<HttpResponse, ApiError> {
-        let query = Query::parse(request.query_string())?;
-        if query.watch {
-            return Err(ApiError::MethodNotAllowed);
-        }
-        if query.fields.is_some() {
-            return Err(ApiError::BadRequest(format!("{PLURAL} have no field selectors: name one")));
-        }
-        let labels = query.labels.as_deref().map(LabelSelector::parse).transpose();
-        let labels = labels.map_err(|e| ApiError::BadRequest(format!("labelSelector: {e}")))?;
-        let form = render::negotiate(request, query.include_object.as_deref())?;
+        let asked = RESOURCE.asked(request)?;
         let states = shared.nodes().await.unwrap_or_default();
         let (snapshot, now) = (shared.state.view.snapshot(), clock::now());
-        let mut leases = self.read(&snapshot, &states, now);
-        // They have no labels.
-        leases.retain(|_| labels.as_ref().is_none_or(|labels| labels.matches(&Labels::default())));
-        let body = match (&self.name, leases.first()) {
-            (Some(name), None) => {
-                return Err(ApiError::NotFound { resource: format!("{PLURAL}.{GROUP}"), name: name.clone() });
-            }
-            (Some(_), Some(lease)) if form == Form::Whole => lease.document(),
-            (Some(_), Some(lease)) if form == Form::Metadata => lease.partial(),
-            _ => list(&leases, form, snapshot.revision.0, now),
-        };
-        Ok(json_response(200, body.to_string()))
+        let leases = self.read(&snapshot, &states, now);
+        RESOURCE.answer(&asked, self.name.as_deref(), leases, snapshot.revision.0, now)
     }
 
     fn read<'s>(&self, snapshot: &'s Snapshot, states: &[NodeState], now: Timestamp) -> Vec<Lease<'s>> {
@@ -128,7 +114,13 @@ fn heard(node: &Object, state: Option<&NodeState>, now: Timestamp) -> Option<Tim
     }
 }
 
-impl Lease<'_> {
+impl Made for Lease<'_> {
+    fn labels(&self) -> &Labels {
+        // They have none.
+        static NONE: Labels = Labels::new();
+        &NONE
+    }
+
     fn metadata(&self) -> Value {
         let (name, uid) = (&self.node.key.name, self.node.uid().as_str());
         json!({
@@ -139,41 +131,18 @@ impl Lease<'_> {
         })
     }
 
-    fn document(&self) -> Value {
+    fn content(&self) -> Value {
         let heard = self.heard.and_then(|heard| heard.round(Unit::Microsecond).ok());
-        json!({
-            "kind": KIND, "apiVersion": format!("{GROUP}/{VERSION}"), "metadata": self.metadata(),
-            "spec": {
-                "holderIdentity": self.node.key.name,
-                "leaseDurationSeconds": SECONDS,
-                "renewTime": heard.map(|heard| format!("{heard:.6}")),
-            },
-        })
+        json!({ "spec": {
+            "holderIdentity": self.node.key.name,
+            "leaseDurationSeconds": SECONDS,
+            "renewTime": heard.map(|heard| format!("{heard:.6}")),
+        } })
     }
 
-    fn partial(&self) -> Value {
-        json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": self.metadata() })
-    }
-
-    fn row(&self, now: Timestamp) -> Value {
+    fn cells(&self, now: Timestamp) -> Value {
         let age = table::since(Some(self.node.facet.meta.created), now);
-        json!({ "cells": [self.node.key.name, self.node.key.name, age], "object": self.partial() })
-    }
-}
-
-fn list(leases: &[Lease<'_>], form: Form, revision: u64, now: Timestamp) -> Value {
-    let metadata = json!({ "resourceVersion": revision.to_string() });
-    match form {
-        Form::Whole => json!({ "kind": format!("{KIND}List"), "apiVersion": format!("{GROUP}/{VERSION}"),
-            "metadata": metadata, "items": leases.iter().map(Lease::document).collect::<Vec<_>>() }),
-        Form::Metadata => json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-            "metadata": metadata, "items": leases.iter().map(Lease::partial).collect::<Vec<_>>() }),
-        Form::Table { version, .. } => {
-            let column = |(name, format): (&str, &str)| json!({ "name": name, "type": "string", "format": format, "description": "", "priority": 0 });
-            let columns: Vec<Value> = [("Name", "name"), ("Holder", ""), ("Age", "")].map(column).into();
-            json!({ "kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata,
-                "columnDefinitions": columns, "rows": leases.iter().map(|l| l.row(now)).collect::<Vec<_>>() })
-        }
+        json!([self.node.key.name, self.node.key.name, age])
     }
 }
 
@@ -206,7 +175,7 @@ mod tests {
         let read = |path: &str| {
             let segments: Vec<&str> = path.split('/').collect();
             let leases = Leases::of(&segments).unwrap().read(&snapshot, std::slice::from_ref(&silent), now);
-            leases.iter().map(Lease::document).collect::<Vec<_>>()
+            leases.iter().map(|lease| RESOURCE.whole(lease)).collect::<Vec<_>>()
         };
         let base = "apis/coordination.k8s.io/v1";
         assert_eq!(read(&format!("{base}/leases")).len(), 3);

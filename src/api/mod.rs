@@ -24,6 +24,7 @@ mod images;
 mod leases;
 mod links;
 mod log;
+mod made;
 mod metrics;
 mod openapi;
 mod openapi_v2;

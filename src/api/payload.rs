@@ -1,9 +1,10 @@
 //! A request's body, shared by the handler that reads it and the door that sees to its end.
 //!
-//! Owns two things that HTTP/2 leaves to us. A request whose body has not ended with its answer is reset, and some clients
-//! (curl) take the reset for the answer: so the door reads the body and drops it first, and if it is too long for that
-//! ([`DRAINED_BYTES`], [`DRAIN_TIME`]), behind the answer. And a client that resets its request is not heard of while its answer is
-//! silent (a log, a watch): so it is looked for now and then, and the answer ends with it. HTTP/1.1 sees to both by itself.
+//! Owns two things. An answer may come before the body has ended. Over HTTP/2 the request is reset then, and some clients
+//! (curl) take the reset for the answer; over HTTP/1.1 some (`troupe` itself) look for the answer when all is sent, and wait for ever
+//! when nobody reads that. So the door reads the body and drops it first, and if it is too long for that
+//! ([`DRAINED_BYTES`], [`DRAIN_TIME`]), behind the answer. And over HTTP/2 a client that resets its request is not heard of while its answer is
+//! silent (a log, a watch): so it is looked for now and then, and the answer ends with it.
 
 use std::{
     cell::RefCell,
@@ -18,7 +19,7 @@ use actix_web::{
     HttpRequest, HttpResponse,
     body::{BodySize, BoxBody, MessageBody},
     error::PayloadError,
-    http::Version,
+    http::{Version, header},
     web,
 };
 use bytes::Bytes;
@@ -87,7 +88,7 @@ impl Payload {
     /// Reads what is left of it and drops it, where that matters to the client and there is room. Of much more, the rest is read
     /// behind the answer: that tells the client to stop.
     pub async fn drain(&mut self, request: &HttpRequest, whose: Whose, room: &Drains) {
-        if request.version() != Version::HTTP_2 {
+        if !has_end(request) {
             return;
         }
         let Ok(held) = room.0.clone().try_acquire_owned() else { return };
@@ -119,6 +120,13 @@ impl Payload {
         // Too slow is as good as too much.
         tokio::time::timeout(within, all).await.unwrap_or(false)
     }
+}
+
+/// Whether a request has a body that ends: what is said over HTTP/1.1 after an upgrade has no end of its own.
+fn has_end(request: &HttpRequest) -> bool {
+    let has = |name| request.headers().contains_key(name);
+    request.version() == Version::HTTP_2
+        || !has(header::UPGRADE) && (has(header::CONTENT_LENGTH) || has(header::TRANSFER_ENCODING))
 }
 
 impl Stream for Payload {
@@ -179,6 +187,22 @@ mod tests {
         let room = Drains(Arc::new(Semaphore::new(room)));
         body.drain(&request, whose, &room).await;
         PIECES - body.count().await
+    }
+
+    #[test]
+    fn what_follows_an_upgrade_is_no_body_that_ends() {
+        let request = |version, headers: &[(&str, &str)]| {
+            let request = TestRequest::default().version(version);
+            headers.iter().fold(request, |request, header| request.insert_header(*header)).to_http_request()
+        };
+        let (length, chunked) = (("content-length", "5"), ("transfer-encoding", "chunked"));
+        assert!(has_end(&request(Version::HTTP_2, &[])));
+        assert!(
+            has_end(&request(Version::HTTP_11, &[length])) && has_end(&request(Version::HTTP_11, &[chunked]))
+        );
+        assert!(!has_end(&request(Version::HTTP_11, &[])));
+        assert!(!has_end(&request(Version::HTTP_11, &[("upgrade", "SPDY/3.1"), ("connection", "upgrade")])));
+        assert!(!has_end(&request(Version::HTTP_11, &[("upgrade", "SPDY/3.1"), length])));
     }
 
     #[actix::test]

@@ -11,11 +11,9 @@ use serde_json::{Value, json};
 use super::{
     clock,
     error::ApiError,
-    query::Query,
-    read::json_response,
-    render::{self, Form},
+    made::{Made, Resource},
 };
-use crate::model::{Key, Kind, Labels, Object, Snapshot, selector::LabelSelector, table};
+use crate::model::{Key, Kind, Labels, Object, Snapshot, table};
 
 /// Its group.
 pub const GROUP: &str = "discovery.k8s.io";
@@ -25,6 +23,13 @@ pub const VERSION: &str = "v1";
 pub const PLURAL: &str = "endpointslices";
 /// Its kind.
 pub const KIND: &str = "EndpointSlice";
+const RESOURCE: Resource = Resource {
+    kind: KIND,
+    group: GROUP,
+    version: VERSION,
+    plural: PLURAL,
+    columns: &["Name", "AddressType", "Ports", "Endpoints", "Age"],
+};
 /// The label by which a service's slices are found.
 const SERVICE: &str = "kubernetes.io/service-name";
 /// The label that says who made a slice.
@@ -68,28 +73,9 @@ impl Slices {
     /// # Errors
     /// 404, 405 for watches, 406, 400 for selectors that are malformed or not supported.
     pub fn answer(&self, request: &HttpRequest, snapshot: &Snapshot) -> Result<HttpResponse, ApiError> {
-        let query = Query::parse(request.query_string())?;
-        if query.watch {
-            return Err(ApiError::MethodNotAllowed);
-        }
-        if query.fields.is_some() {
-            return Err(ApiError::BadRequest(format!("{PLURAL} have no field selectors: use labels")));
-        }
-        let labels = query.labels.as_deref().map(LabelSelector::parse).transpose();
-        let labels = labels.map_err(|e| ApiError::BadRequest(format!("labelSelector: {e}")))?;
-        let form = render::negotiate(request, query.include_object.as_deref())?;
-        let mut slices = self.read(snapshot)?;
-        slices.retain(|s| labels.as_ref().is_none_or(|l| l.matches(&s.labels)));
-        let now = clock::now();
-        let body = match (&self.name, slices.first()) {
-            (Some(name), None) => {
-                return Err(ApiError::NotFound { resource: format!("{PLURAL}.{GROUP}"), name: name.clone() });
-            }
-            (Some(_), Some(slice)) if form == Form::Whole => slice.document(),
-            (Some(_), Some(slice)) if form == Form::Metadata => slice.partial(),
-            _ => list(&slices, form, snapshot.revision.0, now),
-        };
-        Ok(json_response(200, body.to_string()))
+        let asked = RESOURCE.asked(request)?;
+        let slices = self.read(snapshot)?;
+        RESOURCE.answer(&asked, self.name.as_deref(), slices, snapshot.revision.0, clock::now())
     }
 
     fn read<'s>(&'s self, snapshot: &'s Snapshot) -> Result<Vec<Slice<'s>>, ApiError> {
@@ -129,6 +115,12 @@ impl Slice<'_> {
         let v6 = self.addresses().next().is_some_and(|(a, _)| a.ip.contains(':'));
         if v6 { "IPv6" } else { "IPv4" }
     }
+}
+
+impl Made for Slice<'_> {
+    fn labels(&self) -> &Labels {
+        &self.labels
+    }
 
     fn metadata(&self) -> Value {
         json!({
@@ -141,7 +133,7 @@ impl Slice<'_> {
         })
     }
 
-    fn document(&self) -> Value {
+    fn content(&self) -> Value {
         let endpoints: Vec<Value> = self
             .addresses()
             .map(|(address, ready)| {
@@ -173,22 +165,14 @@ impl Slice<'_> {
                 out
             })
             .collect();
-        json!({
-            "kind": KIND, "apiVersion": format!("{GROUP}/{VERSION}"), "metadata": self.metadata(),
-            "addressType": self.address_type(), "endpoints": endpoints, "ports": ports,
-        })
+        json!({ "addressType": self.address_type(), "endpoints": endpoints, "ports": ports })
     }
 
-    fn partial(&self) -> Value {
-        json!({ "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": self.metadata() })
-    }
-
-    fn row(&self, now: Timestamp) -> Value {
+    fn cells(&self, now: Timestamp) -> Value {
         let ports = self.subset.ports.iter().flatten().map(|p| p.port.to_string());
         let addresses = self.addresses().map(|(a, _)| a.ip.clone());
         let age = table::since(Some(self.of.facet.meta.created), now);
-        json!({ "cells": [self.name, self.address_type(), shown(ports), shown(addresses), age],
-            "object": self.partial() })
+        json!([self.name, self.address_type(), shown(ports), shown(addresses), age])
     }
 }
 
@@ -203,28 +187,6 @@ fn shown(all: impl Iterator<Item = String>) -> String {
         text.push_str(&format!(" + {} more...", all.len() - SHOWN));
     }
     text
-}
-
-fn list(slices: &[Slice<'_>], form: Form, revision: u64, now: Timestamp) -> Value {
-    let metadata = json!({ "resourceVersion": revision.to_string() });
-    match form {
-        Form::Whole => json!({ "kind": format!("{KIND}List"), "apiVersion": format!("{GROUP}/{VERSION}"),
-            "metadata": metadata, "items": slices.iter().map(Slice::document).collect::<Vec<_>>() }),
-        Form::Metadata => json!({ "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1",
-            "metadata": metadata, "items": slices.iter().map(Slice::partial).collect::<Vec<_>>() }),
-        Form::Table { version, .. } => {
-            let columns: Vec<Value> = ["Name", "AddressType", "Ports", "Endpoints", "Age"]
-                .iter()
-                .map(|name| {
-                    let format = if *name == "Name" { "name" } else { "" };
-                    json!({ "name": name, "type": "string", "format": format, "description": "",
-                        "priority": 0 })
-                })
-                .collect();
-            json!({ "kind": "Table", "apiVersion": format!("meta.k8s.io/{version}"), "metadata": metadata,
-                "columnDefinitions": columns, "rows": slices.iter().map(|s| s.row(now)).collect::<Vec<_>>() })
-        }
-    }
 }
 
 #[cfg(test)]
@@ -272,13 +234,13 @@ mod tests {
     fn a_slice_tells_addresses_ports_and_readiness() {
         let snapshot = snapshot();
         let slices = Slices { namespace: None, name: None }.read(&snapshot).unwrap();
-        let first = slices[0].document();
+        let first = RESOURCE.whole(&slices[0]);
         assert_eq!(first["endpoints"][0]["nodeName"], "n");
         assert_eq!(first["endpoints"][3]["conditions"]["ready"], false);
         assert_eq!(first["ports"][0], json!({"name": "", "port": 80, "protocol": "TCP"}));
         assert_eq!(first["metadata"]["labels"][SERVICE], "web");
-        assert_eq!(slices[1].document()["addressType"], "IPv6");
-        let cells = slices[0].row(Timestamp::UNIX_EPOCH)["cells"].clone();
+        assert_eq!(RESOURCE.whole(&slices[1])["addressType"], "IPv6");
+        let cells = slices[0].cells(Timestamp::UNIX_EPOCH);
         assert_eq!(cells[3], "10.0.0.1,10.0.0.2,10.0.0.3 + 1 more...");
     }
 }

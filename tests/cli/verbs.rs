@@ -137,8 +137,12 @@ fn images_are_loaded_listed_and_removed() {
     assert!(directory.fails(1).contains("/: it is a directory"), "{directory:?}");
     // More than is on its way before the node has looked at the name.
     let tar = cluster.write("root.tar", &"x".repeat(4 << 20));
-    for name in ["BAD NAME", "a:b:c/d", "Bad//x"] {
-        let bad = cluster.troupe(&["image", "import", &tar, name]);
+    // And more than lies between the two, who looks for an answer when it has sent all.
+    let much = cluster.write("much.tar", &"x".repeat(60 << 20));
+    let names =
+        [("BAD NAME", &tar), ("a:b:c/d", &tar), ("Bad//x", &tar), ("Bad//x", &much), ("Bad//y", &much)];
+    for (name, tar) in names {
+        let bad = cluster.troupe(&["image", "import", tar, name]);
         let said = bad.fails(1);
         assert!(said.contains("BadRequest") && said.contains(name) && !said.contains("stopped"), "{bad:?}");
     }
