@@ -136,6 +136,10 @@ impl Driver {
         }
         if let Err(error) = self.docker.start_container(&id.0, None::<StartContainerOptions>).await {
             self.ends.forget(&id.0);
+            if engine::status(&error).is_none() {
+                // Without the engine's word it may run.
+                self.pods.inherited(&labels.pod);
+            }
             return Err(if engine::is_absent(&error) && self.inspect(&id.0).await?.is_none() {
                 RuntimeError::NotFound(format!("container {id}"))
             } else if engine::is_without_sandbox(&error) {

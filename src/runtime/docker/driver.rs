@@ -299,7 +299,11 @@ impl Driver {
         for Part { id, .. } in sandboxes.into_iter().filter(|part| part.running) {
             // From here on its end is no loss.
             self.ends.forget(&id);
-            self.kill_and_wait(&id).await?;
+            if let Err(error) = self.kill_and_wait(&id).await {
+                // Somebody tries again.
+                self.pods.inherited(uid);
+                return Err(error);
+            }
         }
         Ok(())
     }
@@ -337,8 +341,7 @@ impl Driver {
         let containers = self.end_all(containers).await?;
         // From here on its end is no loss.
         sandboxes.iter().for_each(|part| self.ends.forget(&part.id));
-        // Sandboxes first: containers may be being taken apart.
-        stream::iter(sandboxes.into_iter().map(|part| part.id).chain(containers).map(|id| {
+        stream::iter(containers.into_iter().chain(sandboxes.into_iter().map(|part| part.id)).map(|id| {
             let driver = Arc::clone(self);
             async move { driver.remove(&id).await }
         }))
@@ -366,7 +369,7 @@ impl Driver {
         let all = self.sandboxes(None).await?;
         // Somebody else may have removed them.
         let there: HashSet<&Uid> = all.iter().map(|found| &found.sandbox.uid).collect();
-        known.iter().filter(|uid| !there.contains(uid)).for_each(|uid| self.pods.forget(uid));
+        known.iter().filter(|uid| !there.contains(uid)).for_each(|uid| self.pods.lost(uid));
         let there: HashSet<&String> = all.iter().map(|found| &found.id).collect();
         ended.iter().filter(|id| !there.contains(id)).for_each(|id| self.ends.removed(id));
         Ok(all.iter().map(Found::status).collect())
@@ -383,7 +386,8 @@ impl Driver {
     /// What there is of a pod.
     async fn of_pod(&self, pod: &Uid) -> Result<OfPod, RuntimeError> {
         if let Some(Whole { containers, sandboxes }) = self.pods.whole(pod) {
-            let part = |id: String| Part { running: self.ends.is_expected(&id), id };
+            // What is known of its start may be wrong. That none of it runs the engine says at once.
+            let part = |id: String| Part { running: !self.ends.has_ended(&id), id };
             let parts = |ids: Vec<String>| ids.into_iter().map(part).collect();
             return Ok(OfPod { containers: parts(containers), sandboxes: parts(sandboxes) });
         }
@@ -524,6 +528,7 @@ impl Driver {
         }
         self.ends.removed(id);
         self.made().remove(id);
+        self.known().remove(id);
         self.pods.removed(id);
         Ok(())
     }

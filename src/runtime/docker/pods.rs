@@ -111,6 +111,15 @@ impl Pods {
         Some(Whole { containers: pod.containers.clone(), sandboxes: pod.sandboxes.clone() })
     }
 
+    /// The engine has no sandbox of it any more; there may be containers still, and then it is not known as a whole.
+    pub(super) fn lost(&self, pod: &Uid) {
+        let mut pods = self.pods();
+        if let Some(known) = pods.get_mut(pod) {
+            (known.seen, known.own) = (None, false);
+            known.sandboxes.clear();
+        }
+    }
+
     /// Of which something is known.
     pub(super) fn known(&self) -> Vec<Uid> {
         self.pods().keys().cloned().collect()
@@ -195,5 +204,10 @@ mod tests {
         assert!(whole(&pods, "a").is_some());
         pods.inherited(&pod);
         assert!(whole(&pods, "a").is_none());
+        pods.forget(&pod);
+        pods.sandbox_made(&pod, "s", true);
+        pods.lost(&pod);
+        pods.sandbox_made(&pod, "t", true);
+        assert!(whole(&pods, "a").is_none(), "containers of the first may be there");
     }
 }

@@ -40,7 +40,7 @@ impl Turns {
 mod tests {
     use std::cell::Cell;
 
-    use futures_util::future::join_all;
+    use futures_util::future::{join_all, join3};
     use tokio::time::Instant;
 
     use super::*;
@@ -70,7 +70,8 @@ mod tests {
             turns.within(MOMENT, sleep(MOMENT)).await;
             assert_eq!(begun.elapsed(), 2 * MOMENT);
         };
-        tokio::join!(long, next, hasty);
+        // In this order.
+        join3(long, next, hasty).await;
         assert_eq!(begun.elapsed(), 10 * HELD);
     }
 }

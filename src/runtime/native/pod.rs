@@ -338,7 +338,9 @@ impl Container {
             (None, None) => ContainerState::Created,
             (None, Some(started)) if !orphaned || started.alive() => ContainerState::Running,
             (None, Some(started)) => {
-                let found = || unseen(started, &pod.container(&self.record.id));
+                let dir = pod.container(&self.record.id);
+                // The shim may have recorded it before it died.
+                let found = || dir.read_exit().unwrap_or_else(|| unseen(started, &dir));
                 ContainerState::Exited(self.unseen.get_or_init(found).clone())
             }
         }
