@@ -7,7 +7,11 @@
 
 mod actors;
 
-use std::{net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use actix::{
     Actor, ActorFutureExt as _, AsyncContext as _, Context, Handler, ResponseFuture, StreamHandler,
@@ -31,6 +35,9 @@ use crate::{
 /// How long the master may take to open a byte stream: it may have to open one to another node first, for which it takes
 /// ten seconds.
 const OPEN_WITHIN: Duration = Duration::from_secs(15);
+
+/// How often the master is told that a certificate is not kept: so many events of a node are taken only.
+const TELL_UNKEPT_AGAIN: Duration = Duration::from_secs(600);
 
 /// A node that joined from another machine, as its link needs to know it.
 pub trait Member: Send + Sync {
@@ -86,14 +93,14 @@ pub struct Uplink {
     link: Option<LinkHandle<wire::ToMaster>>,
     /// It has said goodbye and dials no more.
     left: bool,
-    /// The master was told that the certificate is not kept.
-    unkept: bool,
+    /// When the master was told that the certificate is not kept.
+    unkept: Option<Instant>,
 }
 
 impl Uplink {
     /// An uplink that is about to dial.
     pub fn new(life: Life, seed: Arc<UplinkSeed>) -> Uplink {
-        Uplink { life, seed, link: None, left: false, unkept: false }
+        Uplink { life, seed, link: None, left: false, unkept: None }
     }
 
     fn dial(&mut self, mut dialer: Dialer, ctx: &mut Context<Self>) {
@@ -131,12 +138,15 @@ impl Uplink {
                 "CertificateNotKept",
                 format!("The node's new certificate is shown, but cannot be kept for the next start: {why}"),
             ),
-            None if self.unkept => {
+            None if self.unkept.is_some() => {
                 ("CertificateKept", "The node's new certificate is kept by now".to_owned())
             }
             None => return,
         };
         let warning = reason == "CertificateNotKept";
+        if warning && self.unkept.is_some_and(|told| told.elapsed() < TELL_UNKEPT_AGAIN) {
+            return;
+        }
         let event = wire::EventReport {
             namespace: String::new(),
             name: self.seed.node.clone(),
@@ -149,7 +159,7 @@ impl Uplink {
         };
         // What is not told now is with the next look.
         if link.send(Class::State, &wire::ToMaster::Events(vec![event])).is_ok() {
-            self.unkept = warning;
+            self.unkept = warning.then(Instant::now);
         }
     }
 

@@ -252,7 +252,9 @@ fn container_status(machine: &Machine, container: &Container, runtime: &str) -> 
     let checks = &container.checks;
     let running = matches!(container.phase, ContainerPhase::Running { .. }) && !checks.in_post_start();
     let done = matches!(&container.phase, ContainerPhase::Exited(ended) if ended.code == 0);
-    let ready = if container.role == Role::Init { done } else { running && checks.ready() };
+    // Nothing reaches it in a sandbox that has died.
+    let reached = !matches!(machine.sandbox, SandboxPhase::Lost | SandboxPhase::Ending);
+    let ready = if container.role == Role::Init { done } else { running && reached && checks.ready() };
     let (state, id) = match &container.phase {
         // As in Kubernetes: what it last was, until there is something to say of its next life.
         ContainerPhase::Waiting { why, .. } | ContainerPhase::Starting { why }
