@@ -298,10 +298,10 @@ fn the_service_manager_hears_of_a_master_and_of_a_node_that_joined_by_a_token_in
     assert!(again.fails(3).contains("the token is not used"), "{again:?}");
     assert!(!file.exists());
     // One that had a link says when it has none any more.
-    let other = at("other");
-    let words =
-        ["node", "--runtime", "sim", "--name", "n2", "--join", address, "--token", token, "--data-dir"];
-    let (left, _) = Managed::start(dir.path(), "left", &[&words[..], &[other.to_str().unwrap()]].concat());
+    let second = at("second");
+    let of_second = ["--name", "n2", "--token", token, "--data-dir", second.to_str().unwrap()];
+    let of_second = [&["node", "--runtime", "sim", "--join", address][..], &of_second].concat();
+    let (left, _) = Managed::start(dir.path(), "left", &of_second);
     master.stop();
     let told = left.told_until("no link to the master");
     assert!(told.contains("STATUS=node n2 of cluster"), "{told}");

@@ -65,11 +65,13 @@ impl Harness for OnContainerd {
 
     fn lose_sandbox(&self, container: &ContainerStatus) {
         let daemon = self.containerd.daemon();
-        let mine = format!(r#"labels."io.kubernetes.pod.uid"=={}"#, container.pod.as_str());
-        let all = daemon.ctr(&["containers", "list", "--quiet", &mine]);
-        let sandbox: Vec<_> = all.iter().filter(|id| **id != container.id.0).collect();
-        assert_eq!(sandbox.len(), 1, "{all:?}");
-        daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", sandbox[0]]);
+        let mine = format!(
+            r#"labels."io.kubernetes.pod.uid"=={},labels."io.cri-containerd.kind"==sandbox"#,
+            container.pod.as_str()
+        );
+        let sandbox = daemon.ctr(&["containers", "list", "--quiet", &mine]);
+        assert_eq!(sandbox.len(), 1, "{sandbox:?}");
+        daemon.ctr(&["tasks", "kill", "--signal", "SIGKILL", &sandbox[0]]);
     }
 }
 
