@@ -13,7 +13,7 @@ use super::{
 };
 
 impl Machine {
-    /// Outcome of [`Action::RunSandbox`].
+    /// Outcome of [`Action::RunSandbox`](super::Action::RunSandbox).
     pub fn sandbox_ready(&mut self, ip: Option<IpAddr>) {
         self.sandbox = SandboxPhase::Ready { ip };
         self.ip = ip;
@@ -38,7 +38,7 @@ impl Machine {
         }
     }
 
-    /// Outcome of [`Action::RunSandbox`].
+    /// Outcome of [`Action::RunSandbox`](super::Action::RunSandbox).
     pub fn sandbox_failed(&mut self, error: &str, now_ms: i64) {
         self.sandbox_failures = self.sandbox_failures.saturating_add(1);
         let wait = SANDBOX_BACKOFF.delay(self.sandbox_failures, 0.0);
@@ -68,7 +68,7 @@ impl Machine {
         }
     }
 
-    /// Outcome of [`Action::EndSandbox`]: nothing of the lost sandbox runs, and what is known of ends was told.
+    /// Outcome of [`Action::EndSandbox`](super::Action::EndSandbox): nothing of the lost sandbox runs, and what is known of ends was told.
     pub fn sandbox_ended(&mut self, now_ms: i64) {
         if self.sandbox != SandboxPhase::Ending {
             return;
@@ -99,7 +99,7 @@ impl Machine {
         matches!(self.sandbox, Lost | Ending | Removing { .. } | Absent { .. })
     }
 
-    /// Outcome of [`Action::StopSandbox`].
+    /// Outcome of [`Action::StopSandbox`](super::Action::StopSandbox).
     pub fn sandbox_stopped(&mut self) {
         if self.sandbox == SandboxPhase::Stopping {
             self.sandbox = SandboxPhase::Stopped;
@@ -115,7 +115,7 @@ impl Machine {
         }
     }
 
-    /// Outcome of [`Action::RemoveSandbox`].
+    /// Outcome of [`Action::RemoveSandbox`](super::Action::RemoveSandbox).
     pub fn sandbox_removed(&mut self) {
         self.sandbox = match self.sandbox {
             SandboxPhase::Removing { again: true } if self.ending.is_none() => {
@@ -125,7 +125,7 @@ impl Machine {
         };
     }
 
-    /// [`Action::EndSandbox`], [`Action::StopSandbox`] or [`Action::RemoveSandbox`] failed: to be tried again.
+    /// [`Action::EndSandbox`](super::Action::EndSandbox), [`Action::StopSandbox`](super::Action::StopSandbox) or [`Action::RemoveSandbox`](super::Action::RemoveSandbox) failed: to be tried again.
     pub fn sandbox_stuck(&mut self, error: &str) {
         self.sandbox = match self.sandbox {
             SandboxPhase::Stopping => SandboxPhase::Ready { ip: self.ip },
