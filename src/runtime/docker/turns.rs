@@ -63,11 +63,11 @@ mod tests {
         let begun = Instant::now();
         let long = join_all((0..AT_ONCE).map(|_| turns.within(HELD, sleep(10 * HELD))));
         let next = async {
-            turns.within(2 * HELD, sleep(MOMENT)).await;
+            turns.within(2 * HELD, async { sleep(MOMENT).await }).await;
             assert_eq!(begun.elapsed(), HELD + MOMENT);
         };
         let hasty = async {
-            turns.within(MOMENT, sleep(MOMENT)).await;
+            turns.within(MOMENT, async { sleep(MOMENT).await }).await;
             assert_eq!(begun.elapsed(), 2 * MOMENT);
         };
         // In this order.
