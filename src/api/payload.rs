@@ -3,7 +3,7 @@
 //! Owns two things. An answer may come before the body has ended. Over HTTP/2 the request is reset then, and some clients
 //! (curl) take the reset for the answer; over HTTP/1.1 some (`troupe` itself) look for the answer when all is sent, and wait for ever
 //! when nobody reads that. So the door reads the body and drops it first, and if it is too long for that
-//! ([`DRAINED_BYTES`], [`DRAIN_TIME`]), behind the answer. And over HTTP/2 a client that resets its request is not heard of while its answer is
+//! ([`DRAINED_BYTES`], [`DRAIN_TIME`]), behind the answer over HTTP/2, where there is such a thing. And over HTTP/2 a client that resets its request is not heard of while its answer is
 //! silent (a log, a watch): so it is looked for now and then, and the answer ends with it.
 
 use std::{
@@ -34,7 +34,7 @@ const DRAINED_BYTES: usize = 16 << 20;
 /// How long: most of such bodies are on their way already. Nobody needs the answer that waits meanwhile more than the client
 /// that sends instead of reading it.
 const DRAIN_TIME: Duration = Duration::from_secs(2);
-/// What is read behind the answer: what may be on its way until the client has read that.
+/// What is read behind the answer, where that can be: what may be on its way until the client has read that.
 const LINGER_BYTES: usize = 256 << 20;
 /// How long the client may take to do so.
 const LINGER_TIME: Duration = Duration::from_secs(10);
@@ -94,6 +94,11 @@ impl Payload {
         let Ok(held) = room.0.clone().try_acquire_owned() else { return };
         if whose == Whose::Anybody {
             self.dropped(STRANGERS_BYTES, STRANGERS_TIME).await;
+            return;
+        }
+        if request.version() != Version::HTTP_2 {
+            // Whatever is left then ends the connection, and the client may not come to read why.
+            self.dropped(LINGER_BYTES, LINGER_TIME).await;
             return;
         }
         if self.dropped(DRAINED_BYTES, DRAIN_TIME).await {
