@@ -133,20 +133,8 @@ impl Uplink {
     /// Has the master show for as long as it is so, and no longer, that the certificate is not kept.
     fn tell_unkept(&mut self, member: &dyn Member) {
         let Some(link) = &self.link else { return };
-        let (reason, message) = match member.unkept() {
-            Some(why) => (
-                "CertificateNotKept",
-                format!("The node's new certificate is shown, but cannot be kept for the next start: {why}"),
-            ),
-            None if self.unkept.is_some() => {
-                ("CertificateKept", "The node's new certificate is kept by now".to_owned())
-            }
-            None => return,
-        };
-        let warning = reason == "CertificateNotKept";
-        if warning && self.unkept.is_some_and(|told| told.elapsed() < TELL_UNKEPT_AGAIN) {
-            return;
-        }
+        let told_ago = self.unkept.map(|told| told.elapsed());
+        let Some((warning, reason, message)) = of_unkept(member.unkept(), told_ago) else { return };
         let event = wire::EventReport {
             namespace: String::new(),
             name: self.seed.node.clone(),
@@ -315,5 +303,38 @@ impl Handler<TellMaster> for Uplink {
                 self.hang_up("outbox full");
             }
         }
+    }
+}
+
+/// What is to be told of a certificate that is not kept, and whether that is a warning; `told_ago`: when it was told last.
+fn of_unkept(why: Option<String>, told_ago: Option<Duration>) -> Option<(bool, &'static str, String)> {
+    match (why, told_ago) {
+        (Some(_), Some(ago)) if ago < TELL_UNKEPT_AGAIN => None,
+        (Some(why), _) => {
+            let text = "The node's new certificate is shown, but cannot be kept for the next start";
+            Some((true, "CertificateNotKept", format!("{text}: {why}")))
+        }
+        (None, Some(_)) => {
+            Some((false, "CertificateKept", "The node's new certificate is kept by now".to_owned()))
+        }
+        (None, None) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn that_a_certificate_is_not_kept_is_told_now_and_then_and_its_end_once() {
+        let told = |why: Option<&str>, ago| {
+            of_unkept(why.map(str::to_owned), ago).map(|(warning, reason, _)| (warning, reason))
+        };
+        let (soon, late) = (Some(Duration::from_secs(60)), Some(TELL_UNKEPT_AGAIN));
+        assert_eq!(told(Some("full"), None), Some((true, "CertificateNotKept")));
+        assert_eq!(told(Some("full"), soon), None, "each event of a node counts");
+        assert_eq!(told(Some("full"), late), Some((true, "CertificateNotKept")));
+        assert_eq!(told(None, soon), Some((false, "CertificateKept")));
+        assert_eq!(told(None, None), None);
     }
 }

@@ -132,8 +132,13 @@ fn a_pod_deleted_while_it_starts_ends_what_it_started() {
 fn a_lost_sandbox_is_made_again_with_its_containers() {
     let mut m = machine("Always", 1);
     up(&mut m);
+    let ready =
+        |m: &Machine| status::pod_status(m, None, "sim", None, 9).container_statuses.unwrap()[0].ready;
+    assert!(ready(&m));
     m.sandbox_lost();
+    assert!(!ready(&m), "nothing reaches it");
     assert_eq!(m.step(9).actions, [Action::EndSandbox]);
+    assert!(!ready(&m));
     assert_eq!(m.step(9).actions, [], "once");
     m.sandbox_stuck("the engine is away");
     assert_eq!(m.step(9).actions, [Action::EndSandbox]);

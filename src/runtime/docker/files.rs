@@ -57,6 +57,20 @@ mod tests {
     use crate::runtime::Dns;
 
     #[tokio::test]
+    async fn a_pods_files_can_be_read_by_all_its_users() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let root = tempfile::tempdir().unwrap();
+        let config = SandboxConfig { uid: "u".into(), dns: Some(Dns::default()), ..SandboxConfig::default() };
+        let file = dir(root.path(), "u").join("resolv.conf");
+        // As a strict mask makes it.
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "").unwrap();
+        std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+        write(root.path(), &config).await.unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o644);
+    }
+
+    #[tokio::test]
     async fn a_pod_has_files_of_its_own_only_where_it_says_what_is_in_them() {
         let root = tempfile::tempdir().unwrap();
         let ask = async |change: fn(&mut SandboxConfig)| {

@@ -114,7 +114,10 @@ impl Pods {
     /// The engine has no sandbox of it any more; there may be containers still, and then it is not known as a whole.
     pub(super) fn lost(&self, pod: &Uid) {
         let mut pods = self.pods();
-        if let Some(known) = pods.get_mut(pod) {
+        let Some(known) = pods.get_mut(pod) else { return };
+        if known.own && known.containers.is_empty() && known.unanswered == 0 {
+            pods.remove(pod);
+        } else {
             (known.seen, known.own) = (None, false);
             known.sandboxes.clear();
         }
@@ -206,6 +209,11 @@ mod tests {
         assert!(whole(&pods, "a").is_none());
         pods.forget(&pod);
         pods.sandbox_made(&pod, "s", true);
+        pods.lost(&pod);
+        assert!(pods.known().is_empty(), "nothing else was made");
+        pods.sandbox_made(&pod, "s", true);
+        pods.asked(&pod);
+        pods.answered(&pod, Some("c"));
         pods.lost(&pod);
         pods.sandbox_made(&pod, "t", true);
         assert!(whole(&pods, "a").is_none(), "containers of the first may be there");

@@ -376,3 +376,41 @@ impl Started {
         state::start_ticks(self.pid) == Some(self.ticks)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::{ContainerConfig, SandboxConfig};
+
+    #[test]
+    fn an_end_that_was_recorded_is_told_and_what_was_not_is_made_up_once() {
+        let root = tempfile::tempdir().unwrap();
+        let record = SandboxRecord {
+            config: SandboxConfig { uid: "u".into(), ..SandboxConfig::default() },
+            network: None,
+            cgroup: "/none".into(),
+            created_ms: 1,
+        };
+        let dir = SandboxDir::new(root.path(), "u");
+        let pod = Pod::new(dir.clone(), record, broadcast::channel(1).0);
+        let mut dead = std::process::Command::new("true").spawn().unwrap();
+        let pid = i32::try_from(dead.id()).unwrap();
+        dead.wait().unwrap();
+        // Its shim has recorded how one of them ended, and was killed before it told.
+        let recorded = Exit { code: 0, signal: None, oom_killed: false, finished_ms: 7, unseen: false };
+        for (id, exit) in [("told", Some(&recorded)), ("untold", None)] {
+            let id = ContainerId(id.into());
+            let (config, image) = (ContainerConfig::default(), state::ImageRecord::default());
+            pod.add(ContainerRecord { id: id.clone(), config, image, created_ms: 1 });
+            pod.started(&id, pid, 5);
+            let of_container = dir.container(&id);
+            std::fs::create_dir_all(&of_container.0).unwrap();
+            if let Some(exit) = exit {
+                state::write(&of_container.exit(), exit).unwrap();
+            }
+            let Some(ContainerState::Exited(found)) = pod.state_of(&id) else { panic!("{id} runs") };
+            assert_eq!(found.unseen, exit.is_none());
+            assert_eq!(of_container.read_exit(), Some(found), "so it is told again by the next process");
+        }
+    }
+}
