@@ -99,8 +99,6 @@ pub struct PodActor {
     teller: Teller,
     wake: Option<SpawnHandle>,
     pub(super) sizing: resize::Sizing,
-    /// A sandbox of the pod ended while one was being made: it may have been that.
-    suspects_sandbox: bool,
     /// Its volumes are written by one at a time.
     volumes: Arc<tokio::sync::Mutex<()>>,
     ports: PodPorts,
@@ -139,7 +137,6 @@ impl PodActor {
             teller,
             wake: None,
             sizing: resize::Sizing::default(),
-            suspects_sandbox: false,
             volumes: Arc::default(),
             ports: PodPorts::default(),
             seed,
@@ -263,9 +260,6 @@ impl PodActor {
                         Ok(Ok(status)) => {
                             pod.sizing.made(&wanted);
                             pod.machine.sandbox_ready(pod.address(status.ip));
-                            if std::mem::take(&mut pod.suspects_sandbox) {
-                                ctx.notify(LookAgain);
-                            }
                             pod.tell_refused_ports();
                             pod.watch_ports(ctx);
                         }
@@ -569,11 +563,8 @@ impl Handler<RuntimeSaw> for PodActor {
     fn handle(&mut self, message: RuntimeSaw, ctx: &mut Self::Context) {
         match message.0 {
             RuntimeEvent::Exited { id, exit, .. } => self.exited(id, exit, ctx),
-            RuntimeEvent::SandboxLost { .. } => {
-                // The word of its end may come before that of its beginning.
-                self.suspects_sandbox = !self.machine.has_sandbox();
-                self.machine.sandbox_lost();
-            }
+            // When the word of its end comes before that of its beginning, the first start in it finds that out.
+            RuntimeEvent::SandboxLost { .. } => self.machine.sandbox_lost(),
         }
         self.advance(ctx);
     }

@@ -319,7 +319,7 @@ impl Machine {
         container.image_failures = 0;
         container.phase = ContainerPhase::Running { id: id.clone(), started_ms, stopping: None };
         let name = container.name.clone();
-        if !matches!(self.sandbox, SandboxPhase::Ready { .. }) {
+        if !self.has_sandbox() {
             // The sandbox was lost while this start was under way, and the program with it.
             self.ended(index, lost(id, started_ms, started_ms));
             return;

@@ -84,7 +84,7 @@ impl Machine {
     }
 
     /// Whether containers can run in its sandbox.
-    pub fn has_sandbox(&self) -> bool {
+    pub(super) fn has_sandbox(&self) -> bool {
         matches!(self.sandbox, SandboxPhase::Ready { .. })
     }
 
